@@ -1,0 +1,34 @@
+"""The ``quorumfs`` command: parsing and printing, nothing else. One file a subcommand."""
+
+import sys
+
+import click
+
+from quorumfs import __version__
+from quorumfs.cli.mount import mount
+from quorumfs.cli.umount import umount
+from quorumfs.errors import ExitCode, UserError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="quorumfs")
+def quorumfs() -> None:
+    """One virtual disk kept as N full copies, with the semantics of QEMU's quorum driver."""
+
+
+quorumfs.add_command(mount)
+quorumfs.add_command(umount)
+
+
+def main() -> None:
+    """Run the command line; every failure is one line on stderr and an exit code of ours."""
+    try:
+        sys.exit(quorumfs(standalone_mode=False) or ExitCode.OK)
+    except UserError as error:
+        exit_code, message = error.exit_code, str(error)
+    except click.UsageError as error:
+        exit_code, message = ExitCode.USAGE, error.format_message()
+    except click.Abort:
+        exit_code, message = ExitCode.INTERRUPTED, "interrupted"
+    print(f"quorumfs: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(exit_code)

@@ -1,0 +1,38 @@
+"""``quorumfs umount``."""
+
+import os
+import select
+
+import click
+
+from quorumfs.control import runtime
+from quorumfs.errors import UsageError, UserError
+from quorumfs.fuse import mounts
+
+PATIENCE_S = 10.0
+"""How long to wait for the daemon in silence."""
+
+
+@click.command()
+@click.argument("mountpoint")
+def umount(mountpoint: str) -> None:
+    """Unmount MOUNTPOINT, and wait until the replicas are synced and the daemon is gone."""
+    mountpoint = os.path.realpath(mountpoint)
+    mounted = mounts.mount_at(mountpoint)
+    if mounted is None or mounted.fs_type != mounts.FS_TYPE:
+        raise UsageError(f"{mountpoint} is not a quorumfs mount")
+    pid = runtime.daemon_pid(mountpoint, mounted.owner)
+    # Before unmounting, so that the number cannot be that of another process by then.
+    daemon = os.pidfd_open(pid) if pid else None
+    try:
+        mounts.unmount(mountpoint)
+    except UserError as error:
+        users = ", ".join(f"pid {pid} ({name})" for pid, name in mounts.users_of(mountpoint))
+        hint = f"; in use by {users}" if users else ""
+        raise UserError(f"{error}{hint}") from None
+    if daemon is not None:
+        waiting = select.poll()
+        waiting.register(daemon, select.POLLIN)
+        if not waiting.poll(PATIENCE_S * 1000):
+            click.echo(f"waiting for pid {pid} to sync the replicas of {mountpoint}", err=True)
+            waiting.poll()

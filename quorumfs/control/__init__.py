@@ -1,0 +1,4 @@
+"""What an operator sees of a mount: events, the log, the runtime directory.
+
+Nothing here waits for data I/O, and nothing on the way of a request waits for it.
+"""

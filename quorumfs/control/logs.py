@@ -1,0 +1,119 @@
+"""Where the log goes, and in what form.
+
+Records are handed to a thread through a bounded queue: a log daemon or a disk that hangs must not
+hold up requests. What does not fit in the queue is counted and the number is logged.
+"""
+
+import json
+import logging
+import logging.handlers
+import queue
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from quorumfs.control.events import Event
+from quorumfs.errors import UserError
+
+SYSLOG_SOCKET = "/dev/log"
+QUEUE_MAX = 10_000
+"""Records waiting for a slow log before further ones are left out."""
+
+events_log = logging.getLogger("quorumfs.events")
+
+
+def tell(event: Event) -> None:
+    """Put *event* into the log."""
+    events_log.log(event.level, "%s", event.text, extra={"event": event})
+
+
+class ReadableFormatter(logging.Formatter):
+    """One line for a reader; tracebacks follow on lines of their own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        event: Event | None = getattr(record, "event", None)
+        if event is None:
+            return line
+        dropped = f" ({event.dropped} more left out)" if event.dropped else ""
+        return f"{line}{dropped} [{event.name}]"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: events with their members, other records as ``LOG``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        stamp = f"{seconds}.{int(record.msecs):03d}Z"
+        event: Event | None = getattr(record, "event", None)
+        if event is not None:
+            content: dict[str, Any] = {"event": event.name, "time": stamp, **event.members}
+            if event.dropped:
+                content["dropped"] = event.dropped
+        else:
+            content = {
+                "event": "LOG",
+                "time": stamp,
+                "level": record.levelname.lower(),
+                "message": record.getMessage(),
+            }
+            if record.exc_info:
+                content["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(content)
+
+
+class _BoundedQueueHandler(logging.handlers.QueueHandler):
+    """Leaves records out, and says how many, instead of waiting or growing."""
+
+    def __init__(self, records: "queue.Queue[Any]") -> None:
+        super().__init__(records)
+        self._left_out = 0
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record  # the listener is a thread of this process: nothing needs flattening
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+            if self._left_out:
+                count, self._left_out = self._left_out, 0
+                logging.getLogger(__name__).warning("%d log records were left out", count)
+        except queue.Full:
+            self._left_out += 1
+
+
+def start(destination: logging.Handler, *, as_json: bool) -> logging.handlers.QueueListener:
+    """Send every record to *destination* from a thread of its own; stop it to flush the rest."""
+    readable = "%(asctime)s %(levelname)s: %(message)s"
+    if isinstance(destination, logging.handlers.SysLogHandler):
+        readable = "%(levelname)s: %(message)s"  # syslog has its own idea of the time
+    destination.setFormatter(JsonFormatter() if as_json else ReadableFormatter(readable))
+    records: queue.Queue[Any] = queue.Queue(QUEUE_MAX)
+    root = logging.getLogger()
+    root.handlers[:] = [_BoundedQueueHandler(records)]
+    root.setLevel(logging.INFO)
+    listener = logging.handlers.QueueListener(records, destination)
+    listener.start()
+    return listener
+
+
+def destination(log_file: Path | None, *, detached: bool, fallback: Path) -> logging.Handler:
+    """The log's handler: the file asked for, else stderr in the foreground, else syslog.
+
+    Where there is no syslog (a container), a detached mount logs to *fallback*. Raises
+    `UserError` when the file cannot be written.
+    """
+    if log_file is None and not detached:
+        return logging.StreamHandler(sys.stderr)
+    if log_file is None and Path(SYSLOG_SOCKET).is_socket():
+        handler = logging.handlers.SysLogHandler(
+            SYSLOG_SOCKET, logging.handlers.SysLogHandler.LOG_DAEMON
+        )
+        handler.ident = "quorumfs: "
+        return handler
+    log_file = log_file or fallback
+    try:
+        return logging.handlers.WatchedFileHandler(log_file)  # survives logrotate
+    except OSError as error:
+        raise UserError(f"cannot write the log file {log_file}: {error.strerror}") from None

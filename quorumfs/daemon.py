@@ -1,0 +1,92 @@
+"""Going to the background, with the caller waiting until the work is really up.
+
+The fork comes first: before any thread, before trio, before anything is opened. The parent waits
+on a pipe for the child's word, so that the command's exit code and message are those of the
+mount, and scripts may open the file when it returns 0.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from quorumfs.errors import ExitCode, UserError
+
+Ready = Callable[[], None]
+"""To be called once, when the service is up."""
+
+
+def run_detached(serve: Callable[[Ready], None]) -> None:
+    """Run *serve* in a process of its own; return when it is ready.
+
+    Raises `UserError` with the reason if it ends before. After that the service has no terminal,
+    and its standard streams are ``/dev/null``.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _be_the_daemon(serve, writer)
+    os.close(writer)
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            word = pipe.read()
+    except KeyboardInterrupt:
+        # The child has left the terminal's group: a hung replica must not keep the caller.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        raise
+    if not word:
+        _, status = os.waitpid(child, 0)
+        raise UserError(f"the daemon ended unexpectedly ({_how(status)}); see the log")
+    outcome = json.loads(word)
+    if outcome["exit_code"] != ExitCode.OK:
+        error = UserError(outcome["message"])
+        error.exit_code = ExitCode(outcome["exit_code"])
+        raise error
+
+
+def _how(status: int) -> str:
+    if os.WIFSIGNALED(status):
+        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+    return f"exit status {os.WEXITSTATUS(status)}"
+
+
+def _be_the_daemon(serve: Callable[[Ready], None], writer: int) -> NoReturn:
+    """The child's whole life; ends the process without running the parent's exit handlers."""
+
+    def say(exit_code: ExitCode, message: str = "") -> None:
+        os.write(writer, json.dumps({"exit_code": exit_code, "message": message}).encode())
+        os.close(writer)
+
+    said = False
+
+    def ready() -> None:
+        nonlocal said
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        os.close(null)
+        said = True
+        say(ExitCode.OK)
+
+    exit_code = ExitCode.OK
+    try:
+        os.setsid()
+        os.chdir("/")
+        serve(ready)
+    except UserError as error:
+        exit_code = error.exit_code
+        if not said:
+            say(exit_code, str(error))
+    except BaseException:
+        exit_code = ExitCode.FAILED
+        if not said:
+            sys.excepthook(*sys.exc_info())
+            say(exit_code, "internal error, see above")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

@@ -1,0 +1,283 @@
+"""The replicated disk: the one place that orders a request.
+
+A request takes its range lock, goes to the replicas, and gets its verdict; what a replica missed
+is on record before the guest hears of success. Nothing reaches a replica on another way.
+"""
+
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import NamedTuple, cast
+
+import trio
+
+from quorumfs.control.events import EventLog
+from quorumfs.patterns import ReadPattern
+from quorumfs.rangelock import RangeLock
+from quorumfs.ranges import least_coverage, segments
+from quorumfs.replica import Gathering, Replica, State
+from quorumfs.storage import Kind, Operation, TruncatedError
+from quorumfs.voting import BLOCK, vote_errno
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+"""How often deadlines and held-back events are looked at: how late a timeout may be noticed."""
+
+
+class Outcome(NamedTuple):
+    """What one replica made of one operation."""
+
+    replica: Replica
+    operation: Operation
+
+    @property
+    def error(self) -> OSError | None:
+        return self.operation.error
+
+    @property
+    def data(self) -> bytes:
+        """What a successful read gave."""
+        return cast("bytes", self.operation.value)
+
+
+class Reading(NamedTuple):
+    """Bytes read under a lock, and whether reading them showed something to repair."""
+
+    data: bytes
+    repairable: bool
+
+
+Repair = Callable[["Disk", int, int], Awaitable[bytes]]
+"""Reads ``(offset, length)`` again, under the exclusive lock, and repairs what it can."""
+
+
+class Disk:
+    """*size* bytes kept on every one of *replicas*.
+
+    A read that shows a replica to be wrong is left to *repair*, if there is one.
+
+    All methods raise `OSError` with the errno for the guest. Offsets and lengths are bytes.
+    """
+
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        size: int,
+        *,
+        threshold: int,
+        pattern: ReadPattern,
+        repair: Repair | None,
+        events: EventLog,
+    ) -> None:
+        self.replicas = tuple(replicas)
+        self.size = size
+        self.threshold = threshold
+        self.events = events
+        self.locks = RangeLock()
+        self._pattern = pattern
+        self._repair = repair
+        self._announced = dict.fromkeys(self.replicas, State.CURRENT)
+
+    async def run(self) -> None:
+        """Watch over deadlines and held-back events until cancelled."""
+        while True:
+            await trio.sleep(TICK_S)
+            now = trio.current_time()
+            for replica in self.replicas:
+                replica.abandon_overdue(now)
+            self.announce_states()
+            self.events.tick(now)
+
+    # Requests of the guest
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Read *length* bytes at *offset*: fewer at the end of the disk, none behind it."""
+        length = min(length, self.size - offset)
+        if length <= 0:
+            return b""
+        claim = await self.locks.acquire(offset, offset + length, exclusive=False)
+        try:
+            reading = await self.read_locked(offset, length)
+        finally:
+            self.locks.release(claim)
+        if reading.repairable and self._repair is not None:
+            # Not with what was just read: a write may have come since the lock was given back.
+            return await self._repair(self, offset, length)
+        return reading.data
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Write *data* at *offset*; returns the bytes written: fewer if the disk ends before.
+
+        Raises ENOSPC at or behind the end.
+        """
+        length = min(len(data), self.size - offset)
+        if length <= 0:
+            raise OSError(errno.ENOSPC, "the disk ends before")
+        if length < len(data):
+            data = data[:length]
+        claim = await self.locks.acquire(offset, offset + length, exclusive=True)
+        try:
+            outcomes = await self.ask(
+                self.replicas, Kind.WRITE, self.threshold, offset, length, data
+            )
+            failed = [outcome for outcome in outcomes if outcome.error is not None]
+            if failed:
+                self._report(failed)
+                if len(outcomes) - len(failed) < self.threshold:
+                    self.events.failure(offset, length)
+                    raise self._voted_error(failed)
+            # Both on record before the guest hears of success: whom a read must not ask for
+            # this range from now on, and who may be asked again.
+            for replica, operation in outcomes:
+                if operation.error is not None:
+                    replica.miss(offset, offset + length)
+                elif replica.missed:
+                    replica.missed.remove(offset, offset + length)
+            if failed:
+                self.announce_states()
+        finally:
+            self.locks.release(claim)
+        return length
+
+    async def flush(self) -> None:
+        """Make every acknowledged write durable on at least the threshold of replicas.
+
+        A replica's success counts only for the bytes that it holds.
+        """
+        outcomes = await self.ask(self.replicas, Kind.SYNC, self.threshold)
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        self._report(failed)
+        synced = [outcome.replica for outcome in outcomes if outcome.error is None]
+        if sum(not replica.missed for replica in synced) >= self.threshold:
+            return
+        if least_coverage(self.size, [replica.missed for replica in synced]) < self.threshold:
+            raise self._voted_error(failed)
+
+    async def allocated_blocks(self) -> int:
+        """512-byte blocks allocated on one replica's file system, as ``du`` would say of it."""
+        in_use = sorted(self.replicas, key=lambda replica: replica.state is not State.CURRENT)
+        failed: list[Outcome] = []
+        for replica in in_use:
+            (outcome,) = await self.ask([replica], Kind.STAT, needed=0)
+            if outcome.error is None:
+                return cast("int", outcome.operation.value)
+            failed.append(outcome)
+        raise self._voted_error(failed)
+
+    async def close(self) -> None:
+        """Make everything durable and let the replicas go. No request may be in flight."""
+        try:
+            await self.flush()
+        except OSError as error:
+            log.error("the last flush failed: %s", error)
+        for replica in self.replicas:
+            replica.close()
+
+    # For the guest's requests and for those who repair
+
+    async def ask(
+        self,
+        replicas: Iterable[Replica],
+        kind: Kind,
+        needed: int,
+        offset: int = 0,
+        length: int = 0,
+        data: bytes = b"",
+    ) -> list[Outcome]:
+        """Put one operation to all *replicas* at once and wait for every outcome.
+
+        After the replica timeout those that have not answered are given up, if *needed* others
+        have succeeded; else after twice that.
+        """
+        gathering = Gathering(needed)
+        outcomes = []
+        for replica in replicas:
+            operation = Operation(kind, offset, length, data)
+            outcomes.append(Outcome(replica, operation))
+            gathering.submit(replica, operation)
+        await gathering.complete()
+        for replica, operation in outcomes:
+            if isinstance(operation.error, TruncatedError):
+                replica.miss(0, self.size)  # nothing in it can be told from a hole any more
+        return outcomes
+
+    def choices(self, offset: int, length: int) -> Iterable[tuple[int, int, list[Replica]]]:
+        """Cut a range where the replicas that hold it change: ``(offset, length, holders)``."""
+        if not any(replica.missed for replica in self.replicas):
+            return [(offset, length, list(self.replicas))]
+        missed = [replica.missed for replica in self.replicas]
+        return [
+            (start, end - start, [self.replicas[index] for index in holders])
+            for start, end, holders in segments(offset, offset + length, missed)
+        ]
+
+    async def read_locked(self, offset: int, length: int) -> Reading:
+        """Read a range by the read pattern; the caller holds its lock."""
+        parts = [await self._read_part(*choice) for choice in self.choices(offset, length)]
+        if len(parts) == 1:
+            return parts[0]
+        return Reading(b"".join(part.data for part in parts), any(p.repairable for p in parts))
+
+    def announce_states(self) -> None:
+        """Tell the log of every replica whose state changed since the last time."""
+        for replica, announced in self._announced.items():
+            if replica.state is not announced:
+                self._announced[replica] = replica.state
+                self.events.state_changed(replica.path, announced, replica.state)
+
+    async def _read_part(self, offset: int, length: int, holders: list[Replica]) -> Reading:
+        """Read a range that *holders*, and nobody else, hold."""
+        outcomes: list[Outcome] = []
+        succeeded = 0
+        waiting = holders
+        while count := self._pattern.ask_now(len(waiting), succeeded):
+            wave, waiting = waiting[:count], waiting[count:]
+            outcomes += await self.ask(
+                wave, Kind.READ, self._pattern.needed(len(waiting)), offset, length
+            )
+            succeeded = sum(outcome.error is None for outcome in outcomes)
+
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        verdict = self._pattern.judge(
+            offset,
+            [(outcome.replica.index, outcome.data) for outcome in outcomes if not outcome.error],
+            [_errno(outcome) for outcome in failed],
+        )
+        self._report(failed)
+        for loss in verdict.outvoted:
+            replica = self.replicas[loss.voter]
+            self.events.bad(Kind.READ, replica.path, offset + loss.start, loss.end - loss.start)
+        if verdict.difference is not None:
+            log.error("blkverify: the replicas differ at offset %d", offset + verdict.difference)
+        if verdict.data is not None:
+            wrong = {outcome.replica for outcome in failed}
+            wrong.update(self.replicas[loss.voter] for loss in verdict.outvoted if loss.strict)
+            wrong.update(replica for replica in self.replicas if replica not in holders)
+            repairable = any(replica.state is not State.MISSING for replica in wrong)
+            return Reading(verdict.data, repairable)
+
+        middle = max((offset + length // 2) // BLOCK, offset // BLOCK + 1) * BLOCK
+        if failed and middle < offset + length:
+            # One unreadable sector fails a whole request. Where replicas are bad at different
+            # places, each half may still have enough good ones.
+            left = await self._read_part(offset, middle - offset, holders)
+            right = await self._read_part(middle, offset + length - middle, holders)
+            return Reading(left.data + right.data, True)
+        self.events.failure(offset, length)
+        raise OSError(verdict.errno, os.strerror(verdict.errno))
+
+    def _report(self, failed: Iterable[Outcome]) -> None:
+        for replica, operation in failed:
+            self.events.bad(
+                operation.kind, replica.path, operation.offset, operation.length, operation.error
+            )
+
+    def _voted_error(self, failed: Sequence[Outcome]) -> OSError:
+        voted = vote_errno(map(_errno, failed)) if failed else errno.EIO
+        return OSError(voted, os.strerror(voted))
+
+
+def _errno(outcome: Outcome) -> int:
+    return (outcome.error and outcome.error.errno) or errno.EIO

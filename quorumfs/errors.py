@@ -1,0 +1,26 @@
+"""Errors that a person can mend, and the exit codes that scripts rely on."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What ``quorumfs`` exits with; one table for every command."""
+
+    OK = 0
+    FAILED = 1
+    UNUSABLE = 2
+    NEEDS_OPERATOR = 3
+    USAGE = 4
+    INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
+
+
+class UserError(Exception):
+    """Refused or failed for a reason that the message names; shown as one line, no traceback."""
+
+    exit_code = ExitCode.FAILED
+
+
+class UsageError(UserError):
+    """The command line or an option cannot be meant like this."""
+
+    exit_code = ExitCode.USAGE

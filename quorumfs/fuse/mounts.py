@@ -1,0 +1,77 @@
+"""The kernel's table of mounts, and the commands that change it."""
+
+import os
+import re
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from quorumfs.errors import UserError
+
+SUBTYPE = "quorumfs"
+FS_TYPE = f"fuse.{SUBTYPE}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of the table."""
+
+    mountpoint: str
+    fs_type: str
+    owner: int
+    """User id of who mounted a FUSE file system; 0 for others."""
+
+
+def mount_at(mountpoint: str) -> Mount | None:
+    """The topmost mount at *mountpoint* (absolute, without symbolic links), if there is one.
+
+    Asks the table only, never the mounted file system: that one may be dead or hung.
+    """
+    found = None
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        fields, _, rest = line.partition(b" - ")
+        target = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields.split()[4])
+        if target == os.fsencode(mountpoint):
+            owner = re.search(rb"\buser_id=(\d+)", rest)
+            fs_type = rest.split()[0].decode("ascii")
+            found = Mount(mountpoint, fs_type, int(owner[1]) if owner else 0)
+    return found
+
+
+def unmount(mountpoint: str, *, lazy: bool = False) -> None:
+    """Take away what is mounted at *mountpoint*, even if it is in use when *lazy*.
+
+    Raises `UserError` with the tool's reason.
+    """
+    if os.geteuid() == 0:
+        command = ["umount", *(["-l"] if lazy else []), mountpoint]
+    else:
+        command = ["fusermount3", "-u", *(["-z"] if lazy else []), mountpoint]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserError(f"cannot run {command[0]}: {error.strerror}") from None
+    if done.returncode:
+        reason = " ".join(done.stderr.split()) or f"{command[0]} exited with {done.returncode}"
+        raise UserError(f"cannot unmount: {reason}")
+
+
+def users_of(mountpoint: str) -> list[tuple[int, str]]:
+    """Processes with a file open below *mountpoint*, or standing in it: pairs of id and name.
+
+    Those of other users are not visible to an ordinary user; the kernel's own (a loop device,
+    swap) never are.
+    """
+    below = mountpoint.rstrip("/") + "/"
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # gone meanwhile, or not ours to see
+            paths = {os.readlink(f"/proc/{pid}/cwd")}
+            for entry in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(FileNotFoundError):  # closed meanwhile
+                    paths.add(os.readlink(f"/proc/{pid}/fd/{entry}"))
+            if any(path == mountpoint or path.startswith(below) for path in paths):
+                name = Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").strip()
+                found.append((int(pid), name))
+    return found

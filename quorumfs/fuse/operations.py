@@ -1,0 +1,197 @@
+"""One directory with one file in it: requests in, disk calls out, errnos back.
+
+An adapter only: what a request means to the replicas is the disk's business. What is not here
+answers ENOSYS, which the kernel remembers and turns into what a file system without the feature
+says (extended attributes: EOPNOTSUPP; file locks: kept by the kernel itself, which is what QEMU
+needs; close: no request at all, since close is no flush).
+"""
+
+import errno
+import functools
+import inspect
+import itertools
+import logging
+import stat
+import time
+from collections.abc import Awaitable, Callable
+from typing import NoReturn, ParamSpec, TypeVar
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+)
+
+from quorumfs.disk import Disk
+from quorumfs.options import MountOptions
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = b"disk.img"
+FILE_INODE = InodeT(pyfuse3.ROOT_INODE + 1)
+BLOCK_SIZE = 4096
+
+CACHE_S = 300.0
+"""How long the kernel may keep names and attributes: nobody but the kernel's own requests
+changes them, and it forgets attributes by itself after each of its writes."""
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_Class = TypeVar("_Class", bound=type)
+
+
+def _answered(handler: Callable[_P, Awaitable[_R]]) -> Callable[_P, Awaitable[_R]]:
+    """*handler*, ending in a reply whatever happens.
+
+    pyfuse3 ends the whole mount at any exception but `FUSEError`. Here an `OSError` is the
+    disk's answer, and anything else is our own error: it costs this request EIO and leaves its
+    traceback in the log.
+    """
+
+    @functools.wraps(handler)
+    async def answered(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return await handler(*args, **kwargs)
+        except FUSEError:
+            raise
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from None
+        except Exception:
+            log.exception("internal error in %s: the request fails", handler.__name__)
+            raise FUSEError(errno.EIO) from None
+
+    return answered
+
+
+def _all_answered(cls: _Class) -> _Class:
+    for name, member in list(vars(cls).items()):
+        if inspect.iscoroutinefunction(member):
+            setattr(cls, name, _answered(member))
+    return cls
+
+
+@_all_answered
+class DiskOperations(pyfuse3.Operations):
+    """The file system of one disk."""
+
+    def __init__(self, disk: Disk, options: MountOptions, mtime_ns: int) -> None:
+        """*mtime_ns* is the time of the last change before this mount (ns since the epoch)."""
+        super().__init__()
+        self._disk = disk
+        self._options = options
+        self._mtime_ns = mtime_ns
+        self._handles = itertools.count(1)
+        self._wrote: set[FileHandleT] = set()
+
+    # Names and attributes
+
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        if parent_inode == pyfuse3.ROOT_INODE:
+            if name == FILE_NAME:
+                return await self._attributes(FILE_INODE)
+            if name in (b".", b".."):
+                return await self._attributes(pyfuse3.ROOT_INODE)
+        raise FUSEError(errno.ENOENT)
+
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        return await self._attributes(inode)
+
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        if fields.update_mode or fields.update_uid or fields.update_gid:
+            raise FUSEError(errno.EPERM)
+        if fields.update_size and attr.st_size != self._disk.size:
+            raise FUSEError(errno.EPERM)
+        if fields.update_mtime:
+            self._mtime_ns = attr.st_mtime_ns
+        return await self._attributes(inode)
+
+    async def _attributes(self, inode: InodeT) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = inode
+        entry.generation = 0
+        entry.entry_timeout = CACHE_S
+        entry.attr_timeout = CACHE_S
+        entry.st_uid = self._options.uid
+        entry.st_gid = self._options.gid
+        entry.st_rdev = 0
+        entry.st_blksize = BLOCK_SIZE
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._mtime_ns
+        if inode == FILE_INODE:
+            entry.st_mode = ModeT(stat.S_IFREG | self._options.mode)
+            entry.st_nlink = 1
+            entry.st_size = self._disk.size
+            entry.st_blocks = await self._disk.allocated_blocks()
+        else:
+            entry.st_mode = ModeT(stat.S_IFDIR | 0o755)
+            entry.st_nlink = 2
+            entry.st_size = 0
+            entry.st_blocks = 0
+        return entry
+
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        return FileHandleT(0)
+
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        if start_id == 0:
+            pyfuse3.readdir_reply(token, FILE_NAME, await self._attributes(FILE_INODE), 1)
+
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        answer = StatvfsData()
+        answer.f_bsize = answer.f_frsize = BLOCK_SIZE
+        answer.f_blocks = -(-self._disk.size // BLOCK_SIZE)
+        used = -(-await self._disk.allocated_blocks() * 512 // BLOCK_SIZE)
+        answer.f_bfree = answer.f_bavail = max(answer.f_blocks - used, 0)
+        answer.f_files = 1
+        answer.f_ffree = answer.f_favail = 0
+        answer.f_namemax = 255
+        return answer
+
+    # The file
+
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        # O_TRUNC arrives here, not as a setattr, and is ignored as by a block device. Pages
+        # cached before this open are dropped: they must not hide a repair.
+        return FileInfo(fh=FileHandleT(next(self._handles)), keep_cache=False)
+
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        return await self._disk.read(off, size)
+
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        self._wrote.add(fh)
+        return await self._disk.write(off, buf)
+
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        await self._disk.flush()
+
+    async def release(self, fh: FileHandleT) -> None:
+        # The time of change moves when a writer closes, not at each write: the kernel drops the
+        # file's cached pages whenever it sees another time.
+        if fh in self._wrote:
+            self._wrote.remove(fh)
+            self._mtime_ns = time.time_ns()
+
+    # What a file system of one file does not do
+
+    async def _refuse(self, *_: object) -> NoReturn:
+        raise FUSEError(errno.EPERM)
+
+    create = mknod = mkdir = symlink = link = unlink = rmdir = rename = _refuse  # type: ignore[assignment]

@@ -1,0 +1,220 @@
+"""The life of one mount: open, lock, mount, serve, unmount.
+
+Everything that can be refused is refused before the mount point changes. Whatever was acquired
+is given back in reverse order by one exit stack, except after a crash: then the mount point stays
+dead (ENOTCONN), because clients must not find the empty directory below it and write there.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from quorumfs.control import logs, runtime
+from quorumfs.control.events import EventLog
+from quorumfs.disk import Disk
+from quorumfs.errors import UserError
+from quorumfs.fuse import mounts
+from quorumfs.fuse.operations import DiskOperations
+from quorumfs.images import Image, open_images
+from quorumfs.options import MountOptions
+from quorumfs.patterns import Blkverify, Fifo, Quorum, ReadPattern
+from quorumfs.repair.rewrite import read_and_rewrite
+from quorumfs.replica import Replica
+from quorumfs.storage import FileStorage
+
+log = logging.getLogger(__name__)
+
+REQUESTS_MAX = 1024
+"""Requests handled at a time. The kernel limits asynchronous ones by itself, but every thread
+that does synchronous I/O brings one more; those of a hung replica must leave room for others."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountPlan:
+    """What to mount, where and how."""
+
+    replicas: Sequence[str]
+    mountpoint: str
+    """Absolute, without symbolic links."""
+    options: MountOptions
+    log_file: Path | None = None
+    log_json: bool = False
+
+
+def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None:
+    """Mount and serve until unmounted or told to stop; *ready* is called when it can be used.
+
+    Raises `UserError` if it cannot be mounted.
+    """
+    with ExitStack() as stack:
+        images = open_images(plan.replicas, plan.mountpoint, read_only=plan.options.read_only)
+        _check_mountpoint(plan.mountpoint)
+        lock = runtime.claim(plan.mountpoint)
+        stack.callback(runtime.give_up, plan.mountpoint, lock)
+        destination = logs.destination(
+            plan.log_file, detached=detached, fallback=runtime.path_for(plan.mountpoint, "log")
+        )
+        stack.callback(logs.start(destination, as_json=plan.log_json).stop)
+        trio.run(_serve, plan, images, ready)
+
+
+async def _serve(plan: MountPlan, images: Sequence[Image], ready: Callable[[], None]) -> None:
+    disk = _make_disk(plan, images)
+    mtime_ns = max(image.mtime_ns for image in images)
+    operations = DiskOperations(disk, plan.options, mtime_ns)
+    _clear_stale_mount(plan.mountpoint)
+    _mount(operations, plan)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_stop_on_signal, plan.mountpoint)
+            nursery.start_soon(disk.run)
+            log.info(
+                "mounted %s at %s: %s, threshold %d",
+                ", ".join(image.path for image in images),
+                plan.mountpoint,
+                plan.options.read_pattern,
+                plan.options.vote_threshold,
+            )
+            nursery.start_soon(_say_when_serving, ready)
+            await pyfuse3.main(min_tasks=1, max_tasks=REQUESTS_MAX)
+            nursery.cancel_scope.cancel()
+    except BaseException:
+        log.critical("the mount at %s died and stays dead", plan.mountpoint, exc_info=True)
+        pyfuse3.close(unmount=False)
+        raise
+    await disk.close()
+    pyfuse3.close(unmount=True)
+    log.info("unmounted %s", plan.mountpoint)
+
+
+def _make_disk(plan: MountPlan, images: Sequence[Image]) -> Disk:
+    options = plan.options
+    pattern: ReadPattern
+    if options.blkverify:
+        pattern = Blkverify(options.vote_threshold)
+    elif options.read_pattern == "fifo":
+        pattern = Fifo()
+    else:
+        pattern = Quorum(options.vote_threshold)
+    replicas = [
+        Replica(
+            index,
+            image.path,
+            FileStorage(image.fd, image.size, os.path.basename(image.path)),
+            options.replica_timeout_s,
+        )
+        for index, image in enumerate(images)
+    ]
+    return Disk(
+        replicas,
+        images[0].size,
+        threshold=options.vote_threshold,
+        pattern=pattern,
+        repair=read_and_rewrite if options.rewrite_corrupted else None,
+        events=EventLog(plan.mountpoint, logs.tell),
+    )
+
+
+def _check_mountpoint(mountpoint: str) -> None:
+    mounted = mounts.mount_at(mountpoint)
+    if mounted and mounted.fs_type == mounts.FS_TYPE:
+        if _is_dead(mountpoint):
+            return
+        raise UserError(f"{mountpoint} is already a quorumfs mount; unmount it first")
+    try:
+        if not stat.S_ISDIR(os.stat(mountpoint).st_mode):
+            raise UserError(f"the mount point {mountpoint} is not a directory")
+    except OSError as error:
+        raise UserError(f"the mount point {mountpoint}: {error.strerror}") from None
+
+
+def _is_dead(mountpoint: str) -> bool:
+    """Whether the daemon behind a FUSE mount is gone."""
+    try:
+        os.stat(mountpoint)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
+
+
+def _clear_stale_mount(mountpoint: str) -> None:
+    """Take away what a killed daemon of ours left mounted."""
+    while (mounted := mounts.mount_at(mountpoint)) and mounted.fs_type == mounts.FS_TYPE:
+        log.warning("%s: clearing the mount of a daemon that died", mountpoint)
+        mounts.unmount(mountpoint, lazy=True)
+
+
+def _mount(operations: DiskOperations, plan: MountPlan) -> None:
+    options = {"default_permissions", f"subtype={mounts.SUBTYPE}", f"fsname={_source(plan)}"}
+    options |= plan.options.kernel_flags
+    if plan.options.read_only:
+        options.add("ro")
+    with _captured_stderr() as said:
+        try:
+            pyfuse3.init(operations, plan.mountpoint, options)
+        except RuntimeError as error:
+            # libfuse gives its reason to stderr only.
+            raise UserError(f"cannot mount at {plan.mountpoint}: {said() or error}") from None
+
+
+def _source(plan: MountPlan) -> str:
+    """What ``findmnt`` and ``df`` show as the source."""
+    if plan.options.fsname is not None:
+        return plan.options.fsname
+    source = ":".join(plan.replicas)
+    # libfuse splits at commas and pyfuse3 takes ASCII; a mount's options must fit in one page.
+    plain = source.isascii() and source.isprintable() and not set(source) & set(",\\ ")
+    return source if plain and len(source) <= 1024 else mounts.SUBTYPE
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """Catch what C code writes to stderr; yields a function that gives it as one line."""
+    with tempfile.TemporaryFile() as caught:
+        saved = os.dup(2)
+        os.dup2(caught.fileno(), 2)
+
+        def said() -> str:
+            caught.seek(0)
+            return " ".join(caught.read().decode(errors="replace").split())
+
+        try:
+            yield said
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+async def _say_when_serving(ready: Callable[[], None]) -> None:
+    await trio.lowlevel.checkpoint()  # the session loop, started just before, now waits
+    ready()
+
+
+async def _stop_on_signal(
+    mountpoint: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Unmount in good order at SIGTERM or SIGINT, even if the disk is in use."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
+        async for signum in signals:
+            log.info("%s: unmounting %s", signal.Signals(signum).name, mountpoint)
+            try:
+                # The kernel writes back dirty pages of mapped files meanwhile, so the session
+                # loop must go on.
+                await trio.to_thread.run_sync(mounts.unmount, mountpoint)
+            except UserError as error:
+                log.warning("%s; whoever uses it now loses it", error)
+                await trio.run_process(["sync", "-f", mountpoint], check=False)
+                pyfuse3.terminate()

@@ -1,0 +1,272 @@
+"""The mount options: from ``-o`` texts to one frozen dataclass, and every message about a bad one.
+
+An option is a row in one table: its name, its help and its parser stand together, so that the
+help cannot drift from what is accepted.
+"""
+
+import difflib
+import grp
+import os
+import pwd
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from quorumfs.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """What the user asked of a mount; every combination that exists is possible."""
+
+    read_pattern: str
+    vote_threshold: int
+    rewrite_corrupted: bool = False
+    blkverify: bool = False
+    read_only: bool = False
+    replica_timeout_s: float = 8.0
+    uid: int = field(default_factory=os.geteuid)
+    gid: int = field(default_factory=os.getegid)
+    mode: int = 0o600
+    fsname: str | None = None
+    kernel_flags: frozenset[str] = frozenset()
+    """Options that go to the kernel or libfuse as they are."""
+
+
+class _RefusedError(Exception):
+    """A parser's way to say what is allowed."""
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise _RefusedError(" or ".join(allowed))
+        return text
+
+    return parse
+
+
+def _switch(text: str) -> bool:
+    values = {"": True, "on": True, "true": True, "off": False, "false": False}
+    if text not in values:
+        raise _RefusedError("on or off")
+    return values[text]
+
+
+def _flag(text: str) -> bool:
+    if text:
+        raise _RefusedError("the option alone, without a value")
+    return True
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
+        raise _RefusedError("a whole number from 1")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|m|)", text)
+    seconds = float(match[1]) * {"ms": 0.001, "s": 1, "": 1, "m": 60}[match[2]] if match else 0
+    if not 0.1 <= seconds <= 3600:
+        raise _RefusedError("a time from 100ms to 60m, like 8s")
+    return seconds
+
+
+def _mode(text: str) -> int:
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise _RefusedError("an octal mode from 000 to 777, like 0660")
+    return int(text, 8)
+
+
+def _uid(text: str) -> int:
+    return _id(text, lambda name: pwd.getpwnam(name).pw_uid, "a user's name or number")
+
+
+def _gid(text: str) -> int:
+    return _id(text, lambda name: grp.getgrnam(name).gr_gid, "a group's name or number")
+
+
+def _id(text: str, look_up: Callable[[str], int], allowed: str) -> int:
+    if re.fullmatch(r"[0-9]{1,10}", text) and int(text) < 2**32 - 1:
+        return int(text)
+    try:
+        return look_up(text)
+    except (KeyError, ValueError):
+        raise _RefusedError(allowed) from None
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]{1,200}", text):
+        raise _RefusedError("1 to 200 printable ASCII characters")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One row of the table."""
+
+    name: str
+    value: str
+    """What the help shows after the ``=``; empty for a flag."""
+    parse: Callable[[str], Any]
+    field: str
+    """The `MountOptions` field it sets; ``kernel_flags`` collects names."""
+    help: str
+
+
+def _kernel(name: str, text: str) -> Option:
+    return Option(name, "", _flag, "kernel_flags", text)
+
+
+OPTIONS: Mapping[str, Option] = {
+    option.name: option
+    for option in [
+        Option(
+            "read-pattern",
+            "quorum|fifo",
+            _choice("quorum", "fifo"),
+            "read_pattern",
+            "quorum: read all replicas and vote (default); fifo: read the first that answers, "
+            "in the order given",
+        ),
+        Option(
+            "vote-threshold",
+            "N",
+            _count,
+            "vote_threshold",
+            "replicas that must agree on a read, and succeed in a write or flush "
+            "(default: a majority)",
+        ),
+        Option(
+            "rewrite-corrupted",
+            "on|off",
+            _switch,
+            "rewrite_corrupted",
+            "rewrite what a strict majority outvoted or a replica could not read",
+        ),
+        Option(
+            "blkverify",
+            "on|off",
+            _switch,
+            "blkverify",
+            "two replicas, threshold 2: any difference is an error, and is logged",
+        ),
+        Option(
+            "metadata",
+            "none",
+            _choice("none"),
+            "",
+            "none: nothing is kept beside the images; what a replica missed is remembered until "
+            "unmount (default)",
+        ),
+        Option(
+            "replica-timeout",
+            "TIME",
+            _duration,
+            "replica_timeout_s",
+            "how long to wait for a replica that others can stand in for; twice as long for one "
+            "that none can, four times for a flush (default: 8s)",
+        ),
+        Option("ro", "", _flag, "read_only", "write nothing anywhere"),
+        Option("rw", "", _flag, "", "read and write (default)"),
+        Option("uid", "USER", _uid, "uid", "owner of disk.img (default: who mounts)"),
+        Option("gid", "GROUP", _gid, "gid", "group of disk.img (default: who mounts)"),
+        Option("mode", "OCTAL", _mode, "mode", "mode of disk.img (default: 0600)"),
+        Option(
+            "fsname", "NAME", _name, "fsname", "source that findmnt shows (default: the replicas)"
+        ),
+        _kernel("allow_other", "let other users in, as far as uid, gid and mode do"),
+        _kernel("allow_root", "let root in"),
+        _kernel("default_permissions", "let the kernel check permissions (always on)"),
+        *(
+            _kernel(name, "as in mount(8)")
+            for name in ("atime", "noatime", "dev", "nodev", "exec", "noexec", "suid", "nosuid")
+        ),
+    ]
+}
+
+
+def parse_options(texts: Sequence[str], replicas: int) -> MountOptions:
+    """The options in *texts* (each a comma-separated list, as given to one ``-o``).
+
+    *replicas* is their number, which some options depend on. Of an option given twice the last
+    one counts, as with mount(8). Raises `UsageError` naming the option, what was given and what
+    is allowed.
+    """
+    fields: dict[str, Any] = {"read_pattern": "quorum", "vote_threshold": replicas // 2 + 1}
+    kernel_flags: set[str] = set()
+    for item in (item for text in texts for item in text.split(",") if item):
+        given, _, value = item.partition("=")
+        option = _find(given)
+        try:
+            parsed = option.parse(value)
+        except _RefusedError as refused:
+            raise UsageError(f"option {option.name}: got {value!r}, allowed: {refused}") from None
+        if option.field == "kernel_flags":
+            opposite = option.name[2:] if option.name.startswith("no") else f"no{option.name}"
+            kernel_flags.discard(opposite)
+            kernel_flags.add(option.name)
+        elif option.name == "rw":
+            fields["read_only"] = False
+        elif option.field:
+            fields[option.field] = parsed
+    options = MountOptions(**fields, kernel_flags=frozenset(kernel_flags))
+    _check_together(options, replicas)
+    return options
+
+
+def _check_together(options: MountOptions, replicas: int) -> None:
+    """Refuse what each option alone allows but the whole does not."""
+    if options.vote_threshold > replicas:
+        raise UsageError(
+            f"option vote-threshold: got {options.vote_threshold}, "
+            f"allowed: 1 to {replicas}, the number of replicas"
+        )
+    if options.blkverify:
+        if options.read_pattern != "quorum":
+            raise UsageError(
+                "option blkverify: got read-pattern=fifo, allowed: read-pattern=quorum, "
+                "because it compares what all replicas answer"
+            )
+        if replicas != 2 or options.vote_threshold != 2:
+            raise UsageError(
+                f"option blkverify: got {replicas} replicas and vote-threshold="
+                f"{options.vote_threshold}, allowed: 2 replicas and vote-threshold=2"
+            )
+        if options.rewrite_corrupted:
+            raise UsageError(
+                "option blkverify: got rewrite-corrupted too, allowed: one of them, because a "
+                "difference between two has no winner to rewrite from"
+            )
+    if options.rewrite_corrupted and options.read_only:
+        raise UsageError(
+            "option rewrite-corrupted: got ro too, allowed: one of them, because ro writes nothing"
+        )
+    if options.rewrite_corrupted and replicas == 1:
+        raise UsageError(
+            "option rewrite-corrupted: got 1 replica, allowed: 2 or more, because a replica is "
+            "rewritten from the others"
+        )
+    if {"allow_other", "allow_root"} <= options.kernel_flags:
+        raise UsageError("option allow_root: got allow_other too, allowed: one of them")
+
+
+def _find(given: str) -> Option:
+    """The option meant by *given*; hyphen and underscore are the same."""
+    spelled = {name.replace("_", "-"): option for name, option in OPTIONS.items()}
+    option = spelled.get(given.replace("_", "-"))
+    if option is None:
+        close = difflib.get_close_matches(given, OPTIONS, 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise UsageError(f"unknown option {given!r}{hint}; there are: {', '.join(OPTIONS)}")
+    return option
+
+
+def options_help() -> str:
+    """The table for ``mount --help``: a paragraph per option."""
+    return "\n".join(
+        f"{option.name}{'=' + option.value if option.value else ''}\n    {option.help}"
+        for option in OPTIONS.values()
+    )

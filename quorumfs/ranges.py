@@ -1,0 +1,78 @@
+"""Sets of byte ranges, and the questions the disk asks of them. Pure: no I/O, no clock."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+
+class RangeSet:
+    """Disjoint half-open byte ranges ``[start, end)``.
+
+    Kept as one flat sorted list of bounds, start and end in turn: a position with an odd index
+    lies inside a range. That makes adding and removing two bisections and one slice.
+    """
+
+    __slots__ = ("_bounds",)
+
+    def __init__(self) -> None:
+        self._bounds: list[int] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._bounds)
+
+    def __len__(self) -> int:
+        """The number of separate ranges."""
+        return len(self._bounds) // 2
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self._bounds[::2], self._bounds[1::2], strict=True)
+
+    def add(self, start: int, end: int) -> None:
+        """Put ``[start, end)`` in; ranges that touch become one."""
+        first = bisect_left(self._bounds, start)
+        last = bisect_right(self._bounds, end)
+        replacement = [start] * (first % 2 == 0) + [end] * (last % 2 == 0)
+        self._bounds[first:last] = replacement
+
+    def remove(self, start: int, end: int) -> None:
+        """Take ``[start, end)`` out, of whatever ranges it touches."""
+        first = bisect_left(self._bounds, start)
+        last = bisect_right(self._bounds, end)
+        replacement = [start] * (first % 2 == 1) + [end] * (last % 2 == 1)
+        self._bounds[first:last] = replacement
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether any byte of ``[start, end)`` is in the set."""
+        position = bisect_right(self._bounds, start)
+        return position % 2 == 1 or (position < len(self._bounds) and self._bounds[position] < end)
+
+    def hull(self) -> tuple[int, int]:
+        """The smallest single range around all of a set that is not empty."""
+        return self._bounds[0], self._bounds[-1]
+
+    def bounds_between(self, start: int, end: int) -> list[int]:
+        """The places strictly inside ``(start, end)`` where membership changes."""
+        first = bisect_right(self._bounds, start)
+        return self._bounds[first : bisect_left(self._bounds, end)]
+
+
+def segments(
+    start: int, end: int, excluded: Sequence[RangeSet]
+) -> Iterator[tuple[int, int, list[int]]]:
+    """Cut ``[start, end)`` where the choice of replicas changes.
+
+    *excluded* has one set per replica: the bytes for which it must not be used. Yields
+    ``(start, end, usable)`` in order, without gaps; *usable* lists the indexes of the replicas
+    that may be used for the whole segment.
+    """
+    cuts = {start, end}
+    for ranges in excluded:
+        cuts.update(ranges.bounds_between(start, end))
+    ordered = sorted(cuts)
+    for low, high in pairwise(ordered):
+        yield low, high, [i for i, ranges in enumerate(excluded) if not ranges.overlaps(low, high)]
+
+
+def least_coverage(size: int, missed: Sequence[RangeSet]) -> int:
+    """How many replicas hold the byte of ``[0, size)`` that fewest hold, given what each missed."""
+    return min(len(holders) for _, _, holders in segments(0, size, missed))

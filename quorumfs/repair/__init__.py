@@ -1,0 +1,1 @@
+"""Repairs: clients of the disk's locks, never around them."""

@@ -1,0 +1,153 @@
+"""One replica: what is in flight on it, whether it answers, and where it is behind."""
+
+import errno
+from enum import Enum
+from typing import NamedTuple
+
+import trio
+
+from quorumfs.ranges import RangeSet
+from quorumfs.storage import Kind, Operation, Storage, Value
+
+SYNC_PATIENCE = 4
+"""A flush may take this many times the replica timeout: it waits for everything written before
+to reach the medium, where a read or a write waits only for itself."""
+
+MISSED_MAX = 65_536
+"""Separate missed ranges remembered per replica (a few MiB); beyond that they become one."""
+
+
+class State(Enum):
+    """What a replica is to the set at this moment."""
+
+    CURRENT = "current"
+    """Holds every acknowledged write."""
+    STALE = "stale"
+    """Known to be behind; not used where it is."""
+    MISSING = "missing"
+    """Does not answer; not used at all until everything asked of it before has returned."""
+
+
+class Replica:
+    """Requests to one replica's storage, each of which ends within a deadline.
+
+    An operation that takes too long is answered with ETIMEDOUT and *abandoned*: it may still
+    happen, minutes later. Until all abandoned ones have returned the replica is `MISSING` and is
+    asked nothing more, so a late write can never overwrite a newer one, and one sick replica
+    costs one timeout, once.
+    """
+
+    def __init__(self, index: int, path: str, storage: Storage, timeout_s: float) -> None:
+        """*index* is the replica's place on the command line, *timeout_s* its patience."""
+        self.index = index
+        self.path = path
+        self.missed = RangeSet()
+        """Bytes for which a write was acknowledged that this replica does not hold."""
+        self._storage = storage
+        self._timeout_s = timeout_s
+        self._in_flight: dict[Operation, _Waiting] = {}
+        self._abandoned: set[Operation] = set()
+
+    @property
+    def state(self) -> State:
+        if self._abandoned:
+            return State.MISSING
+        return State.STALE if self.missed else State.CURRENT
+
+    def miss(self, start: int, end: int) -> None:
+        """Remember that the replica lacks what was written to ``[start, end)``."""
+        self.missed.add(start, end)
+        if len(self.missed) > MISSED_MAX:
+            self.missed.add(*self.missed.hull())
+
+    def submit(self, operation: Operation, gathering: "Gathering") -> None:
+        """Start *operation*; *gathering* gets its outcome, perhaps before this returns."""
+        if self._abandoned:
+            operation.error = OSError(errno.ETIMEDOUT, "it still does not answer")
+            gathering.answered(operation)
+            return
+        self._in_flight[operation] = _Waiting(gathering, trio.current_time())
+        self._storage.submit(operation, self._returned)
+
+    def _returned(self, operation: Operation, value: Value, error: OSError | None) -> None:
+        waiting = self._in_flight.pop(operation, None)
+        if waiting is None:
+            self._abandoned.discard(operation)
+            return
+        operation.value = value
+        operation.error = error
+        waiting.gathering.answered(operation)
+
+    def abandon_overdue(self, now: float) -> None:
+        """Answer with ETIMEDOUT what has waited too long at *now* (trio's clock, seconds).
+
+        A request that can do without this replica waits for it once the timeout, one that
+        cannot (the others failed, or there are none) twice as long. And once one request has
+        found the replica hung, the others that can do without it do not wait on.
+        """
+        for operation, (gathering, since) in list(self._in_flight.items()):
+            patience_s = self._timeout_s
+            if operation.kind is Kind.SYNC:
+                patience_s *= SYNC_PATIENCE
+            if not gathering.enough:
+                patience_s *= 2
+            if now - since >= patience_s or (self._abandoned and gathering.enough):
+                del self._in_flight[operation]
+                self._abandoned.add(operation)
+                operation.error = OSError(
+                    errno.ETIMEDOUT, f"no answer to a {operation.kind.value} in {patience_s:g} s"
+                )
+                gathering.answered(operation)
+
+    def close(self) -> None:
+        """Give the file back; the caller has seen everything answered or abandoned."""
+        self._storage.close()
+
+
+class _Waiting(NamedTuple):
+    gathering: "Gathering"
+    since: float
+
+
+class Gathering:
+    """The outcomes of operations on several replicas for one request, awaited together.
+
+    Made for the path of every request: no nursery, no event, one reschedule when the last
+    outcome is in, and no scheduler turn at all when every replica answered at once.
+    """
+
+    __slots__ = ("_needed", "_pending", "_task")
+
+    def __init__(self, needed: int) -> None:
+        """*needed* successes make the request succeed without the rest."""
+        self._needed = needed
+        self._pending = 0
+        self._task: trio.lowlevel.Task | None = None
+
+    @property
+    def enough(self) -> bool:
+        """Whether those that have succeeded so far suffice."""
+        return self._needed <= 0
+
+    def submit(self, replica: Replica, operation: Operation) -> None:
+        """Start *operation* on *replica*."""
+        self._pending += 1
+        replica.submit(operation, self)
+
+    def answered(self, operation: Operation) -> None:
+        """Take the outcome of *operation*."""
+        self._pending -= 1
+        if operation.error is None:
+            self._needed -= 1
+        if not self._pending and self._task is not None:
+            trio.lowlevel.reschedule(self._task)
+
+    async def complete(self) -> None:
+        """Wait until every operation has an outcome.
+
+        **Cancellation** is not honoured here: what was submitted happens anyway, and whoever
+        asked must see the outcome to keep its records. The replicas' deadlines bound the wait.
+        """
+        if self._pending:
+            self._task = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)

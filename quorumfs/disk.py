@@ -174,6 +174,7 @@ class Disk:
             log.error("the last flush failed: %s", error)
         for replica in self.replicas:
             replica.close()
+        self.events.close()
 
     # For the guest's requests and for those who repair
 

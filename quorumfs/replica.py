@@ -145,9 +145,13 @@ class Gathering:
     async def complete(self) -> None:
         """Wait until every operation has an outcome.
 
-        **Cancellation** is not honoured here: what was submitted happens anyway, and whoever
-        asked must see the outcome to keep its records. The replicas' deadlines bound the wait.
+        **Cancellation**: what was submitted happens anyway, unseen. Only the end of the whole
+        mount cancels requests: a disk must not be used on after one was.
         """
         if self._pending:
             self._task = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._task = None
+        return trio.lowlevel.Abort.SUCCEEDED

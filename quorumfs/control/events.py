@@ -7,6 +7,7 @@ with the number left out before it: nothing about corruption is ever silent.
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -68,7 +69,7 @@ class RateLimiter:
         return self._release(kept, now)
 
     def due(self, now: float) -> list[Event]:
-        """The events kept back that may be told now."""
+        """The events kept back that may be told now; all of them when *now* is infinite."""
         released = (self._release(kept, now) for kept in self._kept.values())
         return [event for event in released if event is not None]
 
@@ -93,6 +94,10 @@ class EventLog:
         """Tell what was held back and is due at *now* (trio's clock, seconds)."""
         for event in self._limiter.due(now):
             self._tell(event)
+
+    def close(self) -> None:
+        """Tell everything that is still held back."""
+        self.tick(math.inf)
 
     def bad(
         self, kind: Kind, replica: str, offset: int, length: int, error: OSError | None = None

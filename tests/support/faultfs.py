@@ -522,7 +522,7 @@ class Passthrough(pyfuse3.Operations):
         os.unlink(name, dir_fd=self.root_fd)
 
     @guarded
-    async def rename(  # noqa: PLR0917 - the signature is pyfuse3's
+    async def rename(
         self,
         parent_inode_old: pyfuse3.InodeT,
         name_old: bytes,

@@ -127,6 +127,8 @@ class QuorumExport(Export):
     """QEMU's quorum driver over raw files, named replica0, replica1, … in its events.
 
     The options are those of the driver. `events=False` leaves events unrecorded, for long runs.
+    With `direct` the replicas are opened with O_DIRECT; without, QEMU does not trust a file again
+    once its fsync has failed, and lets every later flush of it fail as well.
     """
 
     def __init__(
@@ -139,12 +141,17 @@ class QuorumExport(Export):
         rewrite_corrupted: bool = False,
         blkverify: bool = False,
         events: bool = True,
+        direct: bool = False,
     ) -> None:
         nodes: list[JSON] = [
             {
                 "driver": "raw",
                 "node-name": f"replica{index}",
-                "file": {"driver": "file", "filename": str(replica)},
+                "file": {
+                    "driver": "file",
+                    "filename": str(replica),
+                    "cache": {"direct": direct},
+                },
             }
             for index, replica in enumerate(replicas)
         ]

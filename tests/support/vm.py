@@ -1,6 +1,6 @@
 """Boot a small Linux guest under QEMU with one file attached as its virtio disk.
 
-The guest is the host's Debian cloud kernel and an initramfs made of busybox, the few kernel
+The guest is Debian's cloud kernel, unpacked by tests/run.sh, and an initramfs made of busybox, the few kernel
 modules a virtio disk needs, and the host's real ext4 and discard tools. It runs one shell script
 that sees the disk as /dev/vda, reports the script's exit status on its serial console, and powers
 off. Everything is emulated (no KVM), so a boot takes seconds.
@@ -24,6 +24,9 @@ CacheMode = Literal["none", "writeback", "writethrough", "directsync", "unsafe"]
 AioMode = Literal["native", "threads", "io_uring"]
 DiscardMode = Literal["unmap", "ignore"]
 DetectZeroes = Literal["off", "on", "unmap"]
+
+GUEST_ROOT: Final = Path(__file__).parents[2] / ".guest"
+"""Where tests/run.sh unpacks the kernel package."""
 
 KILL_WAIT_S: Final = 10.0
 """How long a killed QEMU may take to vanish; longer means it hangs in a system call."""
@@ -267,19 +270,15 @@ def _output(*command: str) -> str:
 
 def _newest_kernel() -> tuple[Path, str]:
     """Return the image and the release of the newest cloud kernel; VmError if there is none."""
-    releases = [
-        path.name.removeprefix("vmlinuz-") for path in Path("/boot").glob("vmlinuz-*-cloud-amd64")
-    ]
-    usable = [name for name in releases if Path("/lib/modules", name, "modules.dep").exists()]
-    if not usable:
-        raise VmError("no cloud kernel with modules found: install linux-image-cloud-amd64")
-    release = max(usable, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
-    return Path("/boot", f"vmlinuz-{release}"), release
+    images = sorted(GUEST_ROOT.glob("boot/vmlinuz-*"))
+    if not images:
+        raise VmError(f"no kernel for the guest in {GUEST_ROOT}: tests/run.sh puts it there")
+    return images[-1], images[-1].name.removeprefix("vmlinuz-")
 
 
 def _guest_modules(release: str) -> list[Path]:
     """Return the module files of _GUEST_MODULES and their dependencies, in loading order."""
-    root = Path("/lib/modules", release)
+    root = GUEST_ROOT / "lib/modules" / release
     builtin = {_module_name(line) for line in (root / "modules.builtin").read_text().splitlines()}
     depends: dict[str, list[str]] = {}
     for line in (root / "modules.dep").read_text().splitlines():

@@ -1,0 +1,34 @@
+"""What every test may use, and what every test must leave behind: nothing."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+MakeImages = Callable[..., list[Path]]
+
+
+@pytest.fixture
+def make_images(tmp_path: Path) -> MakeImages:
+    """Makes replica files: ``make_images(2)`` gives ``[a.img, b.img]``, equal and all zeros."""
+
+    def make(count: int, size: int = 1 << 20, directory: Path = tmp_path) -> list[Path]:
+        paths = [directory / f"{letter}.img" for letter in "abcdefgh"[:count]]
+        for path in paths:
+            with path.open("wb") as file:
+                file.truncate(size)
+        return paths
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """Fails a test that leaves a mount or a loop device on its own directory."""
+    yield
+    table = Path("/proc/self/mountinfo").read_text()
+    left = [line for line in table.splitlines() if str(tmp_path) in line]
+    loops = subprocess.run(["losetup", "-a"], capture_output=True, text=True, check=True).stdout
+    left += [line for line in loops.splitlines() if str(tmp_path) in line]
+    assert not left, f"left behind: {left}"

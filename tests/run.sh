@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change lands, on a bare Debian machine: installs what the
+# tests need, then lints, type-checks and tests. Mounts and loop devices need root (or sudo).
+# Arguments go to pytest: tests/run.sh tests/unit -k voting
+set -euo pipefail
+. "$(dirname "$0")/../examples/setup.sh"
+
+if [ "$(id -u)" != 0 ]; then
+    say "The tests mount file systems: going on with sudo"
+    exec sudo -- "$checkout/tests/run.sh" "$@"
+fi
+
+cd "$checkout"
+PATH="$PATH:/sbin:/usr/sbin"
+install_packages attr busybox-static diffutils e2fsprogs fio kmod mount procps qemu-system-x86 \
+    qemu-utils util-linux xfsprogs
+install_quorumfs --editable "$checkout[test]"
+
+# The guest's kernel is unpacked, not installed: installing would make the machine boot it.
+if ! ls .guest/boot/vmlinuz-* >/dev/null 2>&1; then
+    say "Fetching the kernel of the test VM"
+    apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || apt-get update -q
+    kernel=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: *//p' | head -n 1)
+    rm -rf .guest && mkdir .guest
+    (cd .guest && apt-get download -q -o APT::Sandbox::User=root "$kernel" && dpkg -x ./*.deb . && rm ./*.deb)
+    depmod -b .guest "${kernel#linux-image-}"
+fi
+
+say "Lint, format, types"
+ruff check .
+ruff format --check .
+mypy
+
+say "Tests"
+exec python -m pytest "$@"

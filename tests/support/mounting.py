@@ -1,0 +1,93 @@
+"""A real mount through the real command, for use as a context manager."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+QUORUMFS = [sys.executable, "-m", "quorumfs"]
+"""The command, as the Python that runs the tests has it installed."""
+
+
+def quorumfs(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end; with *check*, a failure raises with what it said."""
+    done = subprocess.run(
+        [*QUORUMFS, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60
+    )
+    if check and done.returncode:
+        raise AssertionError(f"exit code {done.returncode} of {arguments}: {done.stderr}")
+    return done
+
+
+class Mounted:
+    """*replicas* mounted in the background; unmounted and waited for at the end.
+
+    A record of level error or above in the log that is no event fails the test, unless the test
+    says in `expected_errors` which text it expects.
+    """
+
+    def __init__(self, replicas: Sequence[Path], directory: Path, options: str = "") -> None:
+        """*directory* gets the mount point ``mnt`` and the log; it must exist."""
+        self.replicas = replicas
+        self.mountpoint = directory / "mnt"
+        self.file = self.mountpoint / "disk.img"
+        self.log_file = directory / "log.jsonl"
+        self.expected_errors: list[str] = []
+        self._options = options
+
+    def __enter__(self) -> Self:
+        self.mountpoint.mkdir(exist_ok=True)
+        options = ["-o", self._options] if self._options else []
+        logging: list[str | Path] = ["--log-json", "--log-file", self.log_file]
+        quorumfs("mount", *options, *logging, *self.replicas, self.mountpoint)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if os.path.ismount(self.mountpoint):
+            quorumfs("umount", self.mountpoint)
+        if error is None:
+            unexpected = [
+                record
+                for record in self.log()
+                if record.get("level") in ("error", "critical")
+                and not any(text in record["message"] for text in self.expected_errors)
+            ]
+            assert not unexpected, unexpected
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id, from the file in its runtime directory."""
+        from quorumfs.control import runtime
+
+        pid = runtime.daemon_pid(str(self.mountpoint.resolve()))
+        assert pid is not None
+        return pid
+
+    def log(self) -> list[dict[str, Any]]:
+        """Every record so far."""
+        return [json.loads(line) for line in self.log_file.read_text().splitlines()]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The events of this *name* so far; the last ones may still be on their way."""
+        return [record for record in self.log() if record["event"] == name]
+
+    def wait_for_events(
+        self, name: str, enough: Callable[[list[dict[str, Any]]], bool] = bool, timeout: float = 10
+    ) -> list[dict[str, Any]]:
+        """The events of this *name* once they are *enough* (default: any)."""
+        deadline = time.monotonic() + timeout
+        while not enough(events := self.events(name)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{name} after {timeout} s: {self.log()}")
+            time.sleep(0.01)
+        return events

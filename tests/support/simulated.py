@@ -1,0 +1,140 @@
+"""A simulated file under the real disk: faults on command, time from trio's clock.
+
+With `trio.testing.MockClock` an hour of hanging takes no time, and everything that happens
+follows from one seed.
+"""
+
+import errno
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from quorumfs.control.events import Event, EventLog
+from quorumfs.disk import Disk, Repair
+from quorumfs.patterns import ReadPattern
+from quorumfs.replica import Replica
+from quorumfs.storage import Done, Kind, Operation, TruncatedError, Value
+
+
+@dataclass
+class Fault:
+    """What happens to one operation: it takes a time, and then perhaps fails."""
+
+    delay_s: float = 0.0
+    error: int = 0
+
+
+NO_FAULT = Fault()
+Chooser = Callable[[Operation], Fault]
+
+
+@dataclass
+class SimulatedStorage:
+    """A file in memory. Writes take effect at the end of their delay, in 512-byte sectors.
+
+    *choose* decides what happens to each operation; `log` keeps what was asked, in order.
+    """
+
+    nursery: trio.Nursery
+    size: int
+    choose: Chooser = lambda _: NO_FAULT
+    content: bytearray = field(default_factory=bytearray)
+    log: list[Operation] = field(default_factory=list)
+    truncated: bool = False
+    in_flight: int = 0
+    in_flight_max: int = 0
+
+    def __post_init__(self) -> None:
+        self.content = self.content or bytearray(self.size)
+
+    def submit(self, operation: Operation, done: Done) -> None:
+        self.log.append(operation)
+        self.in_flight += 1
+        self.in_flight_max = max(self.in_flight, self.in_flight_max)
+        self.nursery.start_soon(self._perform, operation, done, self.choose(operation))
+
+    def count(self, kind: Kind) -> int:
+        """How many operations of *kind* were asked for."""
+        return sum(operation.kind is kind for operation in self.log)
+
+    async def _perform(self, operation: Operation, done: Done, fault: Fault) -> None:
+        await trio.sleep(fault.delay_s)
+        self.in_flight -= 1
+        if fault.error:
+            done(operation, 0, OSError(fault.error, "simulated"))
+            return
+        if self.truncated:
+            done(operation, 0, TruncatedError(0))
+            return
+        value: Value = 0
+        start, end = operation.offset, operation.offset + operation.length
+        match operation.kind:
+            case Kind.READ:
+                value = bytes(self.content[start:end])
+            case Kind.WRITE:
+                self.content[start:end] = operation.data
+        done(operation, value, None)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+def fails(error: int, *kinds: Kind) -> Chooser:
+    """Every operation of one of *kinds* fails with *error* at once."""
+    return lambda operation: Fault(error=error) if operation.kind in kinds else NO_FAULT
+
+
+def takes(delay_s: float, *kinds: Kind) -> Chooser:
+    """Every operation of one of *kinds* takes *delay_s* seconds and then succeeds."""
+    return lambda operation: Fault(delay_s) if operation.kind in kinds else NO_FAULT
+
+
+def at_random(seed: int, timeout_s: float) -> Chooser:
+    """Mostly well, sometimes slow, sometimes failing, now and then hanging past *timeout_s*."""
+    dice = random.Random(seed)
+
+    def choose(operation: Operation) -> Fault:
+        number = dice.random()
+        if number < 0.005:
+            return Fault(dice.uniform(1, 10) * timeout_s, dice.choice([0, 0, errno.EIO]))
+        if number < 0.05:
+            return Fault(dice.uniform(0, 0.1), dice.choice([errno.EIO, errno.ENOSPC]))
+        return Fault(dice.uniform(0, 0.01))
+
+    return choose
+
+
+@dataclass
+class Bench:
+    """A disk on simulated files, and what it told."""
+
+    disk: Disk
+    files: list[SimulatedStorage]
+    told: list[Event]
+
+
+def make_bench(
+    nursery: trio.Nursery,
+    count: int,
+    *,
+    pattern: ReadPattern,
+    threshold: int = 1,
+    size: int = 1 << 16,
+    timeout_s: float = 8.0,
+    repair: Repair | None = None,
+) -> Bench:
+    """A running disk of *size* bytes on *count* simulated files, all zeros."""
+    files = [SimulatedStorage(nursery, size) for _ in range(count)]
+    told: list[Event] = []
+    disk = Disk(
+        [Replica(i, f"r{i}", file, timeout_s) for i, file in enumerate(files)],
+        size,
+        threshold=threshold,
+        pattern=pattern,
+        repair=repair,
+        events=EventLog("disk", told.append),
+    )
+    nursery.start_soon(disk.run)
+    return Bench(disk, files, told)

@@ -1,0 +1,536 @@
+"""What quorumfs promises beyond QEMU's driver, each promise broken on purpose by faulty replicas."""
+
+import errno
+import os
+import random
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeImages
+from support.faultfs import FaultFS, Operation
+from support.faultydisk import DirectFile, FaultyDisk, answer
+from support.mounting import Mounted
+
+BLOCK = 4096
+SIZE = 64 * BLOCK
+OLD, NEW, NEWER = (letter * BLOCK for letter in (b"o", b"n", b"N"))
+GOOD = b"".join(b"%015d\n" % number for number in range(SIZE // 16))
+
+FIFO = "read-pattern=fifo,vote-threshold=1"
+QUORUM = "read-pattern=quorum,vote-threshold=2"
+REWRITE = ",rewrite-corrupted"
+
+Start = Callable[..., FaultyDisk]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Mounts a disk: ``start(options, 3)`` on equal replicas, or on a list of contents."""
+    with ExitStack() as stack:
+
+        def start(options: str, replicas: int | list[bytes]) -> FaultyDisk:
+            contents = [GOOD] * replicas if isinstance(replicas, int) else replicas
+            return stack.enter_context(FaultyDisk(tmp_path, contents, options))
+
+        yield start
+
+
+@contextmanager
+def in_background(disk: FaultyDisk) -> Iterator[ThreadPoolExecutor]:
+    """Threads for requests that hang; at the end faults are cleared, so that they return."""
+    with ThreadPoolExecutor() as pool:
+        try:
+            yield pool
+        finally:
+            disk.fs.clear()
+
+
+def changed(content: bytes, *blocks: int) -> bytes:
+    """*content* with other data in some blocks."""
+    result = bytearray(content)
+    for block in blocks:
+        result[block * BLOCK : (block + 1) * BLOCK] = bytes([block]) * BLOCK
+    return bytes(result)
+
+
+def fail_block(disk: FaultyDisk, name: str, op: Operation, block: int, **how: Any) -> None:
+    how = how or {"errno": errno.EIO}
+    disk.fs.inject(name, op, start=block * BLOCK, end=(block + 1) * BLOCK, **how)
+
+
+# Bad blocks
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, SIZE), (100, SIZE - 200)])
+@pytest.mark.parametrize(
+    ("options", "corrupt", "unreadable"),
+    [
+        (QUORUM, {"a.img": 1, "b.img": 5, "c.img": 9}, {}),
+        (QUORUM, {}, {"a.img": 1, "b.img": 5, "c.img": 9}),
+        (QUORUM, {"a.img": 1, "c.img": 9}, {"b.img": 5}),
+        (FIFO, {}, {"a.img": 1, "b.img": 5, "c.img": 9}),
+    ],
+    ids=["corrupt", "unreadable", "mixed", "fifo"],
+)
+def test_disjoint_bad_blocks_stay_readable(
+    start: Start,
+    options: str,
+    corrupt: dict[str, int],
+    unreadable: dict[str, int],
+    offset: int,
+    length: int,
+) -> None:
+    """Replicas that are bad at different places make one good disk, in one request."""
+    names = ("a.img", "b.img", "c.img")
+    contents = [changed(GOOD, *[corrupt[name]] if name in corrupt else []) for name in names]
+    disk = start(options, contents)
+    for name, block in unreadable.items():
+        fail_block(disk, name, "read", block)
+    assert disk.file.read(offset, length) == GOOD[offset : offset + length]
+
+
+def test_short_transfers_of_a_replica_are_no_error_and_no_loss(start: Start) -> None:
+    """A replica may move less than asked at a time; nobody votes on, or keeps, the rest as is."""
+    disk = start("read-pattern=quorum,vote-threshold=3", 3)
+    disk.fs.inject("a.img", "any", short=1000)
+    disk.fs.inject("b.img", "any", short=BLOCK)
+    assert disk.file.read(1, SIZE) == GOOD[1:]
+    assert disk.file.write(5, NEW * 4) == 4 * BLOCK
+    expected = GOOD[:5] + NEW * 4 + GOOD[5 + 4 * BLOCK :]
+    assert disk.replicas() == [expected] * 3
+
+
+# Requests at the same time
+
+
+@pytest.mark.parametrize(("replicas", "options"), [(2, QUORUM), (3, QUORUM)])
+def test_a_read_during_a_slow_write_is_before_or_after_it(
+    start: Start, replicas: int, options: str
+) -> None:
+    """Never an error, because replicas differ meanwhile, and never half of each."""
+    disk = start(options, [OLD * 4] * replicas)
+    disk.fs.inject("b.img", "write", delay=0.01)
+    acknowledged = -1
+    done = threading.Event()
+
+    def read_on() -> None:
+        while not done.is_set():
+            before = acknowledged
+            seen = set(disk.file.read(0, 4 * BLOCK))
+            assert len(seen) == 1
+            assert before <= int(seen.pop()) % 256 <= before + 2 or before < 0
+
+    with ThreadPoolExecutor() as pool:
+        readers = [pool.submit(read_on) for _ in range(2)]
+        try:
+            for number in range(60):
+                disk.file.write(0, bytes([number]) * 4 * BLOCK)
+                acknowledged = number
+        finally:
+            done.set()
+        for reader in readers:
+            reader.result()
+
+
+@pytest.mark.parametrize(
+    ("op", "request_"),
+    [
+        ("fsync", lambda file: file.flush()),
+        ("write", lambda file: file.write(0, NEW)),
+        ("read", lambda file: file.read(0, BLOCK)),
+    ],
+    ids=["flush", "write", "read"],
+)
+def test_replicas_are_asked_at_the_same_time(
+    start: Start, op: Operation, request_: Callable[[DirectFile], object]
+) -> None:
+    """Three slow replicas cost the time of one: all have the request before any has answered."""
+    disk = start("read-pattern=quorum,vote-threshold=3", 3)
+    with in_background(disk) as pool:
+        for name in disk.names:
+            disk.fs.hang(name, op)
+        request = pool.submit(request_, disk.file)
+        for name in disk.names:
+            disk.fs.wait_for(lambda counters: counters.in_flight == 1, name)
+        assert not request.done()
+        disk.fs.clear()
+        request.result(10)
+
+
+def test_a_flush_takes_as_long_as_the_slowest(start: Start) -> None:
+    """0.3 s on each of three replicas are 0.3 s, where QEMU takes 0.9 s."""
+    disk = start("read-pattern=quorum,vote-threshold=3", 3)
+    disk.file.write(0, NEW)
+    for name in disk.names:
+        disk.fs.inject(name, "fsync", delay=0.3)
+    began = time.monotonic()
+    disk.file.flush()
+    assert 0.3 <= time.monotonic() - began < 0.6
+    assert [disk.fs.counters(name).fsyncs for name in disk.names] == [1, 1, 1]
+
+
+def test_overlapping_writes_leave_replicas_equal(start: Start) -> None:
+    """Whatever the delays, every replica applies overlapping writes in the same order.
+
+    qemu-io's native AIO is what brings many writes to a FUSE file at once; writes of threads are
+    sent one after the other by the kernel.
+    """
+    disk = start(QUORUM, 3)
+    dice = random.Random(1)
+    for index, name in enumerate(disk.names):
+        for delay in (0.002, 0.0005):
+            disk.fs.inject(name, "write", delay=delay, probability=0.3, seed=index)
+    script = []
+    for number in range(400):
+        offset, length = dice.randrange(8) * 512, dice.randrange(1, 17) * 512
+        script.append(f"aio_write -q -P {number % 255 + 1} {offset} {length}\n")
+    said = subprocess.run(
+        ["qemu-io", "-f", "raw", "-n", "-i", "native", str(disk.mounted.file)],
+        input="".join(script) + "aio_flush\n",
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "failed" not in said.stdout + said.stderr
+    first, second, third = disk.replicas()
+    assert first == second == third
+    assert first != GOOD
+    assert disk.file.read(0, SIZE) == first
+
+
+# Repairs
+
+
+@pytest.mark.parametrize(
+    ("options", "replicas", "how"),
+    [
+        (FIFO + REWRITE, 2, {"errno": errno.EIO}),
+        (QUORUM + REWRITE, 3, {"corrupt": True}),
+        (QUORUM + REWRITE, 3, {"errno": errno.EIO}),
+    ],
+    ids=["fifo-unreadable", "quorum-corrupt", "quorum-unreadable"],
+)
+def test_a_repair_never_undoes_a_write(
+    start: Start, options: str, replicas: int, how: dict[str, Any]
+) -> None:
+    """Reads that repair race with writes to the same blocks: the last acknowledged write wins."""
+    disk = start(options, replicas)
+    disk.fs.inject("a.img", "read", probability=0.5, seed=1, **how)
+    disk.fs.inject("b.img", "write", delay=0.0005, probability=0.5, seed=2)
+    done = threading.Event()
+
+    def read_on() -> None:
+        while not done.is_set():
+            disk.file.read(0, 2 * BLOCK)
+
+    with ThreadPoolExecutor() as pool:
+        readers = [pool.submit(read_on) for _ in range(3)]
+        try:
+            for number in range(300):
+                data = bytes([number % 255 + 1]) * 2 * BLOCK
+                disk.file.write(0, data)
+                assert disk.file.read(0, 2 * BLOCK) == data, number
+                if number % 10 == 0:
+                    assert all(held.startswith(data) for held in disk.replicas()), number
+        finally:
+            done.set()
+        for reader in readers:
+            reader.result()
+    assert len(set(disk.replicas())) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "contents", "unreadable"),
+    [
+        (f"vote-threshold=1{REWRITE}", [GOOD, changed(GOOD, 3)], None),
+        (f"vote-threshold=2{REWRITE}", [GOOD, GOOD, changed(GOOD, 3), changed(GOOD, 3)], None),
+        (f"vote-threshold=1{REWRITE}", [GOOD, GOOD, changed(GOOD, 3)], "a.img"),
+        (f"vote-threshold=2{REWRITE}", [GOOD, changed(GOOD, 3)], None),
+    ],
+    ids=["1:1", "2:2", "1:1-and-unreadable", "1:1-below-threshold"],
+)
+def test_a_tie_rewrites_nothing(
+    start: Start, options: str, contents: list[bytes], unreadable: str | None
+) -> None:
+    """P4: without a strict winner nobody knows who is right, so no replica is touched."""
+    disk = start(options, contents)
+    if unreadable:
+        fail_block(disk, unreadable, "read", 3)
+    for offset, length in ((3 * BLOCK, BLOCK), (3 * BLOCK + 5, 10), (0, SIZE)):
+        answer(disk.file.read, offset, length)
+    assert disk.replicas() == contents
+    assert [disk.fs.counters(name).writes for name in disk.names] == [0] * len(contents)
+
+
+@pytest.mark.parametrize(
+    ("options", "replicas", "unreadable", "repaired"),
+    [
+        (FIFO, 2, {"a.img": [7]}, True),
+        (QUORUM, 3, {"a.img": [7]}, True),
+        (QUORUM, 3, {"c.img": [7, 9]}, True),
+        (QUORUM, 3, {"a.img": [1], "b.img": [5], "c.img": [9]}, True),
+        (FIFO, 2, {"a.img": [1], "b.img": [5]}, True),
+        ("read-pattern=fifo,vote-threshold=2", 2, {"a.img": [7]}, False),
+        (QUORUM, 3, {"a.img": [7], "b.img": [7]}, False),
+    ],
+)
+def test_an_unreadable_range_is_rewritten(
+    start: Start, options: str, replicas: int, unreadable: dict[str, list[int]], repaired: bool
+) -> None:
+    """One read with rewrite-corrupted mends every bad sector for which enough others agree.
+
+    A write makes a disk replace a bad sector. Below the threshold nothing is written.
+    """
+    disk = start(options + REWRITE, replicas)
+    for name, blocks in unreadable.items():
+        for block in blocks:
+            fail_block(disk, name, "read", block)
+    answer(disk.file.read, 0, 16 * BLOCK)
+    written = {name: disk.fs.counters(name).bytes_written > 0 for name in disk.names}
+    assert written == {name: repaired and name in unreadable for name in disk.names}
+    assert disk.replicas() == [GOOD] * replicas
+
+
+def test_a_repair_costs_no_reader_its_data(start: Start) -> None:
+    """What could be read is answered, even if reading it again for the repair fails."""
+    disk = start(QUORUM + REWRITE, [changed(GOOD, 0), GOOD, GOOD])
+    disk.fs.inject("b.img", "read", delay=0.001, count=1)  # lets the first read pass
+    disk.fs.inject("b.img", "read", errno=errno.EIO)
+    assert disk.file.read(0, BLOCK) == GOOD[:BLOCK]
+
+
+# Replicas that missed writes
+
+
+@pytest.mark.parametrize("pattern", ["fifo", "quorum"])
+@pytest.mark.parametrize("rewrite", [False, True])
+def test_a_replica_that_missed_a_write_is_not_read(
+    start: Start, pattern: str, rewrite: bool
+) -> None:
+    """P1: QEMU's fifo answers with the old data for ever.
+
+    With rewrite-corrupted the replica gets the data at the next read, else at the next write.
+    """
+    options = f"read-pattern={pattern},vote-threshold=1"
+    disk = start(options + REWRITE * rewrite, [OLD * 4] * 2)
+    disk.fs.inject("a.img", "write", errno=errno.EIO, count=1)
+    disk.file.write(BLOCK + 10, b"n" * BLOCK)
+    expected = OLD + b"o" * 10 + NEW + b"o" * (2 * BLOCK - 10)
+    for offset, length in ((0, 4 * BLOCK), (BLOCK + 10, 1), (2 * BLOCK + 9, 1), (0, 4 * BLOCK)):
+        assert disk.file.read(offset, length) == expected[offset : offset + length]
+    assert disk.replicas() == [expected if rewrite else OLD * 4, expected]
+    if not rewrite:
+        disk.file.write(BLOCK, NEWER * 2)
+        expected = OLD + NEWER * 2 + OLD
+        assert disk.replicas() == [expected] * 2
+    disk.fs.inject("b.img", "read", errno=errno.EIO)
+    assert disk.file.read(0, 4 * BLOCK) == expected
+
+
+def test_the_last_holder_of_a_write_stays_the_last(start: Start) -> None:
+    """A replica that missed a write is no stand-in for the one that holds it: rather an error."""
+    disk = start(FIFO, [OLD] * 2)
+    disk.fs.inject("a.img", "write", errno=errno.EIO, count=1)
+    disk.file.write(0, NEW)
+    disk.fs.inject("b.img", "any", errno=errno.EIO)
+    assert answer(disk.file.read, 0, BLOCK) == "EIO"
+    assert answer(disk.file.flush) == "EIO"
+    disk.fs.clear()
+    assert disk.file.read(0, BLOCK) == NEW
+
+
+@pytest.mark.parametrize("options", [FIFO, FIFO + REWRITE, QUORUM, QUORUM + REWRITE])
+def test_random_faults_never_show_old_data(start: Start, options: str) -> None:
+    """P1 for overlapping writes of any offset and length, while all three replicas fail at random.
+
+    What is answered is what was last acknowledged, or an error. After the faults nothing is lost,
+    and repairs have made the replicas equal.
+    """
+    disk = start(options, 3)
+    for index, name in enumerate(disk.names):
+        disk.fs.inject(name, "write", errno=errno.EIO, probability=0.15, seed=index)
+        disk.fs.inject(name, "read", errno=errno.EIO, probability=0.04, seed=index)
+    dice = random.Random(2)
+    content = bytearray(GOOD)
+    answered = 0
+    for number in range(300):
+        offset, length = dice.randrange(SIZE), dice.randrange(1, 5 * BLOCK)
+        end = min(offset + length, SIZE)
+        if number % 3 == 0:
+            content[offset:end] = bytes([number % 256]) * (end - offset)
+            while answer(disk.file.write, offset, bytes(content[offset:end])) == "EIO":
+                pass  # a guest that wants it written writes it again
+        else:
+            seen = answer(disk.file.read, offset, end - offset)
+            assert seen in ("EIO", content[offset:end]), number
+            answered += seen != "EIO"
+    assert answered > 100
+
+    disk.fs.clear()
+    assert disk.file.read(0, SIZE) == content
+    disk.file.flush()
+    assert (disk.replicas() == [content] * 3) == (REWRITE in options)
+
+
+def test_a_failed_flush_is_not_forgotten(start: Start) -> None:
+    """P2, R4: the kernel reports a writeback error once and drops the pages.
+
+    So the next flush of such a file succeeds though the data are nowhere. (QEMU remembers, and
+    fails all later flushes of it.)
+    """
+    disk = start(QUORUM, [OLD] * 3)
+    for name in disk.names[:2]:
+        disk.fs.inject(name, "write", drop=True, count=1)
+        disk.fs.inject(name, "fsync", errno=errno.EIO, count=1)
+    disk.file.write(0, NEW)
+    assert answer(disk.file.flush) == "EIO"
+    assert answer(disk.file.flush) == "EIO", "on one replica only: below the threshold"
+    disk.file.write(0, NEW)
+    disk.file.flush()
+    assert disk.replicas() == [NEW] * 3
+
+
+def test_what_a_failed_flush_may_have_lost_is_not_read(start: Start) -> None:
+    """P1, R4: the page that could not be written is dropped, and a read finds what was there."""
+    disk = start(FIFO, [OLD] * 2)
+    disk.fs.inject("a.img", "write", drop=True, count=1)
+    disk.fs.inject("a.img", "fsync", errno=errno.EIO, count=1)
+    disk.file.write(0, NEW)
+    disk.file.flush()
+    assert disk.file.read(0, BLOCK) == NEW
+
+
+def test_an_unacknowledged_write_does_not_come_and_go(start: Start) -> None:
+    """R2: after a failed write either version may be read, but not one and then the other back."""
+    disk = start("read-pattern=fifo,vote-threshold=2", [OLD] * 2)
+    disk.fs.inject("a.img", "write", errno=errno.EIO, count=1)
+    assert answer(disk.file.write, 0, NEW) == "EIO"
+    seen = [disk.file.read(0, BLOCK)]
+    disk.fs.inject("a.img", "read", errno=errno.EIO, count=1)
+    seen += [disk.file.read(0, BLOCK) for _ in range(2)]
+    turns = [one != other for one, other in zip(seen, seen[1:], strict=False)]
+    assert turns.count(True) <= 1, [version[:1] for version in seen]
+
+
+# Truncated and hung replicas
+
+
+@pytest.mark.parametrize("pattern", ["fifo", "quorum"])
+@pytest.mark.parametrize("length", [SIZE // 2, 0])
+def test_a_truncated_replica_is_never_zeros(
+    make_images: MakeImages, tmp_path: Path, pattern: str, length: int
+) -> None:
+    """R10: not when read, not when a write would make it long again, not when a person has."""
+    images = make_images(2, SIZE)
+    for image in images:
+        image.write_bytes(GOOD)
+    options = f"read-pattern={pattern},vote-threshold=1"
+    with Mounted(images, tmp_path, options) as mounted, DirectFile(mounted.file) as file:
+        os.truncate(images[0], length)
+        assert file.read(0, SIZE) == GOOD
+        file.write(SIZE - BLOCK, NEW)
+        assert images[0].stat().st_size == length
+        expected = GOOD[:-BLOCK] + NEW
+        assert file.read(0, SIZE) == expected
+        file.flush()
+        os.truncate(images[0], SIZE)
+        assert file.read(0, SIZE) == expected
+        assert file.read(SIZE // 2, BLOCK) == expected[SIZE // 2 :][:BLOCK]
+
+
+HANG_TIMEOUT_S = 1.0
+
+
+@pytest.mark.parametrize("hung", ["read", "write", "fsync", "everything"])
+def test_a_hung_replica_costs_one_timeout_once(tmp_path: Path, hung: str) -> None:
+    """P5: the first request waits for it, no later one does; a late write changes nothing."""
+    timeout_s = HANG_TIMEOUT_S / 4 if hung == "fsync" else HANG_TIMEOUT_S  # flushes may take 4
+    options = f"{FIFO},replica-timeout={timeout_s}s"
+    (tmp_path / "sick").mkdir()
+    (tmp_path / "well").mkdir()
+    with (
+        FaultFS(tmp_path / "sick") as sick,
+        FaultFS(tmp_path / "well") as well,
+        ExitStack() as last,
+    ):
+        replicas = [sick.path("a.img"), well.path("b.img")]
+        for fs, path in zip((sick, well), replicas, strict=True):
+            fs.backing(path.name).write_bytes(OLD * 4)
+        mounted = last.enter_context(Mounted(replicas, tmp_path, options))
+        file = last.enter_context(DirectFile(mounted.file))
+        if hung == "everything":
+            sick.stop()
+            last.callback(sick.cont)
+        else:
+            sick.hang("a.img", hung)  # type: ignore[arg-type]
+            last.callback(sick.clear)
+
+        def use(data: bytes) -> float:
+            """Do one of everything; returns the seconds it took."""
+            began = time.monotonic()
+            file.write(0, data)
+            file.flush()
+            assert file.read(0, BLOCK) == data
+            assert file.read(BLOCK, BLOCK) == OLD
+            return time.monotonic() - began
+
+        assert HANG_TIMEOUT_S <= use(NEW) < 2 * HANG_TIMEOUT_S
+        assert sum(use(NEWER) for _ in range(5)) < HANG_TIMEOUT_S
+        missing = mounted.wait_for_events("REPLICA_STATE_CHANGED")
+        assert [(each["replica"], each["new"]) for each in missing] == [
+            (str(replicas[0]), "missing")
+        ]
+
+        if hung == "everything":
+            sick.cont()
+        else:
+            sick.clear()
+        mounted.wait_for_events("REPLICA_STATE_CHANGED", lambda events: len(events) == 2)
+        assert sick.backing("a.img").read_bytes()[:BLOCK] == NEW  # the late write, or the first
+        assert file.read(0, BLOCK) == NEWER
+        assert use(OLD) < HANG_TIMEOUT_S
+        assert sick.backing("a.img").read_bytes() == well.backing("b.img").read_bytes()
+
+
+# Verdicts
+
+
+@pytest.mark.parametrize("threshold", [1, 2, 3])
+@pytest.mark.parametrize("failing", [0, 1, 2, 3])
+def test_success_from_the_threshold_on(start: Start, threshold: int, failing: int) -> None:
+    """With enough successes a failure is none; without, the common errno reaches the client."""
+    disk = start(f"vote-threshold={threshold}", 3)
+    for name in disk.names[:failing]:
+        disk.fs.inject(name, "write", errno=errno.ENOSPC)
+        disk.fs.inject(name, "fsync", errno=errno.EDQUOT)
+        disk.fs.inject(name, "read", errno=errno.EREMOTEIO)
+    enough = 3 - failing >= threshold
+    assert answer(disk.file.flush) == (None if enough else "EDQUOT")
+    assert answer(disk.file.read, 0, 8 * BLOCK) == (GOOD[: 8 * BLOCK] if enough else "EREMOTEIO")
+    assert answer(disk.file.write, 0, NEW) == (BLOCK if enough else "ENOSPC")
+
+
+def test_blkverify_names_the_first_difference(start: Start) -> None:
+    """Any difference is EIO, its place is in the log, and the process lives (QEMU's exits)."""
+    place = 9 * BLOCK + 77
+    other = GOOD[:place] + b"\xff" + GOOD[place + 1 : -1] + b"\xff"
+    disk = start("vote-threshold=2,blkverify", [GOOD, other])
+    disk.mounted.expected_errors.append(f"blkverify: the replicas differ at offset {place}")
+    assert answer(disk.file.read, 0, SIZE) == "EIO"
+    assert answer(disk.file.read, place - 7, 8) == "EIO"
+    assert disk.file.read(0, 9 * BLOCK) == GOOD[: 9 * BLOCK]
+    assert disk.file.read(place + 1, 100) == GOOD[place + 1 :][:100]
+
+    def named(records: Sequence[dict[str, Any]]) -> bool:
+        return sum(f"offset {place}" in record["message"] for record in records) == 2
+
+    disk.mounted.wait_for_events("LOG", named)
+    assert disk.replicas() == [GOOD, other]

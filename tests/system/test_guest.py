@@ -1,0 +1,83 @@
+"""A virtual machine on the disk: what the whole thing is for."""
+
+import errno
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import MakeImages
+from support import vm
+from support.faultfs import FaultFS
+from support.mounting import Mounted
+
+MIB = 1 << 20
+DISK_SIZE = 128 * MIB
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One directory for all boots, so that the initramfs is built once."""
+    return tmp_path_factory.mktemp("vm")
+
+
+def assert_holds_the_guests_files(replica: Path) -> None:
+    """The guest's ext4 is clean, and its big file is the one that it wrote."""
+    check = ["/usr/sbin/e2fsck", "-fn", str(replica)]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    show = ["/usr/sbin/debugfs", "-R", "cat /big", str(replica)]
+    big = subprocess.run(show, capture_output=True, check=True).stdout
+    lines = "".join(f"{n}\n" for n in range(1, 20_001)).encode()
+    assert big == (lines * 200)[:20_000_000]
+
+
+@pytest.mark.parametrize(
+    ("options", "aio"),
+    [("", "native"), ("read-pattern=fifo,vote-threshold=1", "io_uring")],
+    ids=["quorum native", "fifo io_uring"],
+)
+def test_a_guest_lives_on_the_disk(
+    options: str, aio: vm.AioMode, make_images: MakeImages, tmp_path: Path, workdir: Path
+) -> None:
+    """A Linux guest makes, fills and verifies a file system, which every replica then holds."""
+    replicas = make_images(2, DISK_SIZE)
+    with Mounted(replicas, tmp_path, options) as disk:
+        result = vm.boot(disk.file, vm.EXT4_SCRIPT, workdir, cache="none", aio=aio)
+        print(f"guest: {result.seconds:.1f} s")
+        assert result.exit_status == 0, result.console
+        assert disk.events("QUORUM_REPORT_BAD") == []
+    subprocess.run(["cmp", *replicas], check=True)
+    assert_holds_the_guests_files(replicas[0])
+
+
+@pytest.mark.parametrize("sick", ["a.img", "b.img"], ids=["first", "last"])
+def test_a_replica_fails_under_a_guest(sick: str, tmp_path: Path, workdir: Path) -> None:
+    """When one of two replicas stops taking writes in the middle of the guest's life, the guest
+    notices nothing: it reads all it wrote, before and after, though one replica lacks half of it.
+    """
+    with FaultFS(tmp_path) as faulty:
+        names = ["a.img", "b.img"]
+        for name in names:
+            with faulty.backing(name).open("wb") as file:
+                file.truncate(DISK_SIZE)
+        replicas = [faulty.path(name) for name in names]
+        options = "read-pattern=fifo,vote-threshold=1"
+        with Mounted(replicas, tmp_path, options) as disk, ThreadPoolExecutor(1) as pool:
+            guest = pool.submit(vm.boot, disk.file, vm.EXT4_SCRIPT, workdir)
+            try:
+                faulty.wait_for(lambda c: c.bytes_written > 4 * MIB, sick, timeout=60)
+                faulty.inject(sick, "write", errno=errno.EIO)
+            finally:
+                result = guest.result()
+            assert result.exit_status == 0, result.console
+            # So the fault did come in the middle: there were files to write after it.
+            bad = disk.wait_for_events("QUORUM_REPORT_BAD")
+            assert {(event["node-name"], event["type"]) for event in bad} == {
+                (str(faulty.path(sick)), "write")
+            }
+            (healthy,) = set(names) - {sick}
+            subprocess.run(["cmp", disk.file, faulty.backing(healthy)], check=True)
+            missed = subprocess.run(["cmp", "-s", *map(faulty.backing, names)], check=False)
+            assert missed.returncode == 1
+        assert_holds_the_guests_files(faulty.backing(healthy))

@@ -1,0 +1,451 @@
+"""How a mount begins and ends: nothing acknowledged is lost, and nothing is left behind."""
+
+import contextlib
+import errno
+import importlib
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import MakeImages
+from support.command import (
+    filesystem_at,
+    is_alive,
+    one_line,
+    ordinary_user,
+    processes_of,
+    quorumfs_in_background,
+    require_root,
+    wait_until,
+)
+from support.faultfs import FaultFS
+from support.mounting import Mounted, quorumfs
+
+SIZE = 1 << 20
+BLOCK = 4096
+
+
+@pytest.fixture(autouse=True)
+def _root() -> None:
+    require_root()
+
+
+@pytest.fixture
+def mountpoint(tmp_path: Path) -> Iterator[Path]:
+    """An empty directory; whatever a failed test leaves there is taken away."""
+    path = tmp_path / "mnt"
+    path.mkdir()
+    yield path
+    for pid in processes_of(path):
+        os.kill(pid, signal.SIGKILL)
+    while filesystem_at(path):
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+@pytest.fixture
+def slow(tmp_path: Path, make_images: MakeImages) -> Iterator[FaultFS]:
+    """Replicas a.img and b.img on a disk that can be slow, or hang."""
+    with FaultFS(tmp_path) as slow:
+        make_images(2, SIZE, slow.backing_directory)
+        yield slow
+
+
+@contextlib.contextmanager
+def mounted_on(slow: FaultFS, directory: Path) -> Iterator[Mounted]:
+    with Mounted([slow.path("a.img"), slow.path("b.img")], directory) as mounted:
+        try:
+            yield mounted
+        except BaseException:
+            slow.clear()  # else the unmounting waits for what the test has left hanging
+            raise
+
+
+def on_both_replicas(slow: FaultFS, offset: int, data: bytes) -> bool:
+    contents = [slow.backing(name).read_bytes() for name in ("a.img", "b.img")]
+    return all(content[offset : offset + len(data)] == data for content in contents)
+
+
+def overwrite(path: Path, data: bytes) -> None:
+    with path.open("r+b", buffering=0) as file:
+        assert file.write(data) == len(data)
+
+
+def close_whatever(fd: int) -> None:
+    """Close a file whose file system may be gone, which close(2) tells although it closes."""
+    with contextlib.suppress(OSError):
+        os.close(fd)
+
+
+def tell(signum: signal.Signals) -> Callable[[Mounted], None]:
+    return lambda mounted: os.kill(mounted.pid, signum)
+
+
+def run(*command: str) -> Callable[[Mounted], None]:
+    def unmount(mounted: Mounted) -> None:
+        subprocess.run([*command, mounted.mountpoint], check=True)
+
+    return unmount
+
+
+def waits_for_fuse(pid: int) -> bool:
+    """Whether *pid* is inside the kernel for a request to a FUSE server."""
+    try:
+        return "fuse_" in Path(f"/proc/{pid}/stack").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+GENTLE_ENDS = {
+    "quorumfs umount": lambda mounted: quorumfs("umount", mounted.mountpoint),
+    "umount": run("umount"),
+    "fusermount3 -u": run("fusermount3", "-u"),
+    "SIGTERM": tell(signal.SIGTERM),
+    "SIGINT": tell(signal.SIGINT),
+}
+HARD_ENDS = {
+    "SIGTERM": tell(signal.SIGTERM),
+    "SIGINT": tell(signal.SIGINT),
+    "umount -l": run("umount", "-l"),
+}
+
+
+# Unmounting
+
+
+@pytest.mark.parametrize("end", GENTLE_ENDS.values(), ids=GENTLE_ENDS)
+def test_every_end_syncs_the_replicas(
+    slow: FaultFS, tmp_path: Path, end: Callable[[Mounted], object]
+) -> None:
+    """However a mount ends, its data is durable on every replica when the daemon is gone."""
+    with mounted_on(slow, tmp_path) as mounted:
+        pid = mounted.pid
+        overwrite(mounted.file, b"data")
+        synced = [slow.counters(name).fsyncs for name in ("a.img", "b.img")]
+        end(mounted)
+        wait_until(lambda: not is_alive(pid), "the daemon's end")
+        assert filesystem_at(mounted.mountpoint) is None
+        for name, before in zip(("a.img", "b.img"), synced, strict=True):
+            assert slow.counters(name).fsyncs > before
+        assert on_both_replicas(slow, 0, b"data")
+        assert mounted.log()[-1]["message"] == f"unmounted {mounted.mountpoint}"
+
+
+def waits_for(daemon: int, umount: Callable[[], subprocess.Popen[str]]) -> bool:
+    """Whether the command that *umount* starts ends after *daemon*, and well.
+
+    The daemon is frozen meanwhile: the kernel unmounts without it.
+    """
+    os.kill(daemon, signal.SIGSTOP)
+    process = umount()
+    try:
+        process.communicate(timeout=1)
+        return False
+    except subprocess.TimeoutExpired:
+        os.kill(daemon, signal.SIGCONT)
+        process.communicate(timeout=10)
+        return process.returncode == 0 and not is_alive(daemon)
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+        wait_until(lambda: not is_alive(daemon), "the daemon's end")
+
+
+@pytest.mark.parametrize("fsname", ["disk", "user_id=7"])
+def test_umount_returns_when_the_daemon_is_gone(
+    make_images: MakeImages, mountpoint: Path, fsname: str
+) -> None:
+    """After ``quorumfs umount`` the replicas are synced, free, and can be copied.
+
+    No name of the mount makes it look for another daemon.
+    """
+    quorumfs("mount", "-o", f"fsname={fsname}", *make_images(2), mountpoint)
+    (pid,) = processes_of(mountpoint)
+    assert waits_for(pid, lambda: quorumfs_in_background("umount", mountpoint))
+
+
+@pytest.mark.parametrize("who", ["root", "user", "user without session"])
+@pytest.mark.parametrize("session", [False, True], ids=["mounted without session", "with session"])
+def test_umount_finds_a_users_daemon(session: bool, who: str) -> None:
+    """Waiting works for root as well, and from cron or sudo, where no login session is set."""
+    with ordinary_user() as user:
+        run_dir = user.make_directory("run")
+        environment = {"XDG_RUNTIME_DIR": str(run_dir)} if session else {}
+        mountpoint = user.make_directory("mnt")
+        done = user.quorumfs("mount", *user.make_images(2), mountpoint, **environment)
+        assert done.returncode == 0, done.stderr
+        (pid,) = processes_of(mountpoint)
+
+        def umount() -> subprocess.Popen[str]:
+            if who == "root":
+                return quorumfs_in_background("umount", mountpoint)
+            return user.start("umount", mountpoint, **(environment if who == "user" else {}))
+
+        assert waits_for(pid, umount)
+
+
+def test_umount_tells_of_a_long_wait(
+    slow: FaultFS, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits longer than some seconds is told for what, and is let go when it is done."""
+    module = importlib.import_module("quorumfs.cli.umount")
+    monkeypatch.setattr(module, "PATIENCE_S", 0.1)
+    quorumfs("mount", slow.path("a.img"), mountpoint)
+    (pid,) = processes_of(mountpoint)
+    slow.inject("a.img", "fsync", delay=0.5)
+    done = CliRunner().invoke(module.umount, [str(mountpoint)])
+    assert done.exit_code == 0
+    assert done.stderr == f"waiting for pid {pid} to sync the replicas of {mountpoint}\n"
+    assert not is_alive(pid)
+
+
+@pytest.mark.parametrize("use", ["open file", "working directory", "mapping"])
+def test_a_busy_mount_names_its_user_and_works_on(
+    make_images: MakeImages, tmp_path: Path, use: str
+) -> None:
+    """Unmounting what is in use is refused with the user's pid; nothing is lost or changed."""
+    script = {
+        "open file": "f = open('disk.img', 'r+b'); os.chdir('/')",
+        "working directory": "pass",
+        "mapping": "f = open('disk.img', 'r+b'); m = mmap.mmap(f.fileno(), 4096); "
+        "os.closerange(3, 100); os.chdir('/')",
+    }[use]
+    with Mounted(make_images(2), tmp_path) as mounted:
+        code = f"import mmap, os, sys; {script}; print(flush=True); sys.stdin.read()"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=mounted.mountpoint,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            line = one_line(quorumfs("umount", mounted.mountpoint, check=False), 1)
+            assert "busy" in line
+            assert f"pid {process.pid} (python" in line
+            assert is_alive(mounted.pid)
+            overwrite(mounted.file, b"still works")
+        finally:
+            process.communicate(timeout=10)
+    assert all(path.read_bytes().startswith(b"still works") for path in mounted.replicas)
+
+
+def test_umount_takes_quorumfs_mounts_only(tmp_path: Path) -> None:
+    """Another file system is not unmounted by mistake: exit code 4, and it stays."""
+    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path], check=True)
+    try:
+        done = quorumfs("umount", tmp_path, check=False)
+        assert f"{tmp_path} is not a quorumfs mount" in one_line(done, 4)
+        assert filesystem_at(tmp_path) == "tmpfs"
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+# Requests under way
+
+
+@pytest.mark.parametrize("end", HARD_ENDS.values(), ids=HARD_ENDS)
+def test_a_write_in_flight_is_finished(
+    slow: FaultFS, tmp_path: Path, end: Callable[[Mounted], object]
+) -> None:
+    """A daemon told to end while a slow write is under way ends it first, with success."""
+    with mounted_on(slow, tmp_path) as mounted, ThreadPoolExecutor() as pool:
+        pid = mounted.pid
+        for name in ("a.img", "b.img"):
+            slow.inject(name, "write", delay=0.5)
+        fd = os.open(mounted.file, os.O_RDWR)
+        try:
+            write = pool.submit(os.pwrite, fd, b"late" * 1024, BLOCK)
+            for name in ("a.img", "b.img"):
+                slow.wait_for(lambda seen: seen.in_flight > 0, name)
+            end(mounted)
+            assert write.result(timeout=10) == BLOCK
+        finally:
+            close_whatever(fd)
+        wait_until(lambda: not is_alive(pid), "the daemon's end")
+        assert on_both_replicas(slow, BLOCK, b"late" * 1024)
+        assert min(slow.counters(name).fsyncs for name in ("a.img", "b.img")) > 0
+        assert filesystem_at(mounted.mountpoint) is None
+
+
+@pytest.mark.parametrize("command", ["quorumfs umount", "umount", "fusermount3 -u"])
+def test_unmounting_under_a_write_is_refused_and_harms_nothing(
+    slow: FaultFS, tmp_path: Path, command: str
+) -> None:
+    """Whoever writes has the file open, so a gentle unmount fails, and the write does not."""
+    with mounted_on(slow, tmp_path) as mounted, ThreadPoolExecutor() as pool:
+        slow.inject("a.img", "write", delay=0.5, count=1)
+        fd = os.open(mounted.file, os.O_RDWR)
+        try:
+            write = pool.submit(os.pwrite, fd, b"late" * 1024, BLOCK)
+            slow.wait_for(lambda seen: seen.in_flight > 0, "a.img")
+            with pytest.raises((subprocess.CalledProcessError, AssertionError)):
+                GENTLE_ENDS[command](mounted)
+            assert write.result(timeout=10) == BLOCK
+            assert os.pwrite(fd, b"more", 0) == 4
+        finally:
+            os.close(fd)
+    assert on_both_replicas(slow, 0, b"more" + bytes(BLOCK - 4) + b"late" * 1024)
+
+
+@pytest.mark.parametrize("end", HARD_ENDS.values(), ids=HARD_ENDS)
+def test_what_a_mapping_wrote_is_not_lost(
+    slow: FaultFS, tmp_path: Path, end: Callable[[Mounted], object]
+) -> None:
+    """Pages dirtied through a mapping reach the replicas, although the file is still open.
+
+    The replicas are slow, so that a daemon which does not wait for the kernel is found out.
+    """
+    data = os.urandom(64 * BLOCK)
+    with mounted_on(slow, tmp_path) as mounted:
+        pid = mounted.pid
+        for name in ("a.img", "b.img"):
+            slow.inject(name, "write", delay=0.2)
+        fd = os.open(mounted.file, os.O_RDWR)
+        with mmap.mmap(fd, len(data)) as mapping:
+            mapping[:] = data
+            end(mounted)
+            if end is not HARD_ENDS["umount -l"]:  # which waits for the last user
+                wait_until(lambda: not is_alive(pid), "the daemon's end")
+        close_whatever(fd)
+        wait_until(lambda: not is_alive(pid), "the daemon's end")
+        assert on_both_replicas(slow, 0, data)
+
+
+def test_readers_and_writers_at_the_end_get_data_or_an_error(slow: FaultFS, tmp_path: Path) -> None:
+    """SIGTERM under load: every write that was acknowledged is on the replicas."""
+    with mounted_on(slow, tmp_path) as mounted:
+        pid = mounted.pid
+        acknowledged: list[int] = []
+        fd = os.open(mounted.file, os.O_RDWR)
+        busy = threading.Event()
+
+        def write() -> OSError | None:
+            try:
+                for block in range(SIZE // BLOCK):
+                    os.pwrite(fd, b"%04d" % block * 1024, block * BLOCK)
+                    acknowledged.append(block)
+                    if block == 10:
+                        busy.set()
+            except OSError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor() as pool:
+            slow.inject("a.img", "write", delay=0.005)
+            writer = pool.submit(write)
+            assert busy.wait(10)
+            os.kill(pid, signal.SIGTERM)
+            error = writer.result(timeout=20)
+        close_whatever(fd)
+        wait_until(lambda: not is_alive(pid), "the daemon's end")
+        assert error is None or error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+        assert len(acknowledged) > 10
+        for block in acknowledged:
+            assert on_both_replicas(slow, block * BLOCK, b"%04d" % block * 1024)
+
+
+# After a crash
+
+
+@pytest.fixture
+def crashed(make_images: MakeImages, tmp_path: Path) -> Iterator[Mounted]:
+    """A mount whose daemon was killed."""
+    with Mounted(make_images(2), tmp_path) as mounted:
+        pid = mounted.pid
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_alive(pid), "the daemon's end")
+        try:
+            yield mounted
+        finally:
+            while filesystem_at(mounted.mountpoint):
+                subprocess.run(["umount", "-l", mounted.mountpoint], check=True)
+
+
+def test_a_dead_mount_point_stays_dead(crashed: Mounted) -> None:
+    """After a crash clients get ENOTCONN, and never find the empty directory below."""
+    for call in (
+        lambda: os.listdir(crashed.mountpoint),
+        lambda: os.open(crashed.file, os.O_RDWR | os.O_CREAT),
+        lambda: os.open(crashed.mountpoint / "new", os.O_RDWR | os.O_CREAT),
+    ):
+        with pytest.raises(OSError, match="Transport endpoint") as caught:
+            call()
+        assert caught.value.errno == errno.ENOTCONN
+    assert filesystem_at(crashed.mountpoint) == "fuse.quorumfs"
+
+
+def test_a_dead_mount_is_cleared_by_the_next_one(crashed: Mounted) -> None:
+    """After a crash the same mount command works again, and leaves no dead mount below."""
+    quorumfs("mount", *crashed.replicas, crashed.mountpoint)
+    overwrite(crashed.file, b"again")
+    quorumfs("umount", crashed.mountpoint)
+    assert filesystem_at(crashed.mountpoint) is None
+    assert all(path.read_bytes().startswith(b"again") for path in crashed.replicas)
+
+
+def test_a_dead_mount_is_cleared_under_a_client(make_images: MakeImages, tmp_path: Path) -> None:
+    """A client that still clings to the dead mount does not keep the next one from working."""
+    with Mounted(make_images(2), tmp_path) as mounted:
+        pid = mounted.pid
+        fd = os.open(mounted.file, os.O_RDWR)
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_alive(pid), "the daemon's end")
+        try:
+            quorumfs("mount", *mounted.replicas, mounted.mountpoint)
+            with pytest.raises(OSError, match="Transport endpoint"):
+                os.pwrite(fd, b"old", 0)
+            overwrite(mounted.file, b"new")
+        finally:
+            close_whatever(fd)
+    assert all(path.read_bytes().startswith(b"new") for path in mounted.replicas)
+
+
+def test_a_dead_mount_can_be_unmounted(crashed: Mounted) -> None:
+    """``quorumfs umount`` takes a dead mount away, and the command is done at once."""
+    quorumfs("umount", crashed.mountpoint)
+    assert filesystem_at(crashed.mountpoint) is None
+    assert os.listdir(crashed.mountpoint) == []
+
+
+def test_a_refused_mount_leaves_a_dead_mount_point_dead(crashed: Mounted) -> None:
+    """A mistake in the next mount command does not open the empty directory to clients."""
+    done = quorumfs("mount", "/no/such.img", crashed.mountpoint, check=False)
+    assert "/no/such.img" in one_line(done, 1)
+    assert filesystem_at(crashed.mountpoint) == "fuse.quorumfs"
+
+
+# A mount that cannot begin
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("option", [[], ["-f"]], ids=["background", "foreground"])
+def test_a_mount_that_waits_for_a_hung_replica_can_be_stopped(
+    slow: FaultFS, mountpoint: Path, signum: signal.Signals, option: list[str]
+) -> None:
+    """Ctrl-C (or timeout(1)) ends the command promptly; no process and no mount comes of it."""
+    slow.path("a.img").stat()  # the kernel has greeted the server: what hangs now is the request
+    slow.stop()
+    try:
+        process = quorumfs_in_background("mount", *option, slow.path("a.img"), mountpoint)
+        wait_until(lambda: any(map(waits_for_fuse, processes_of(mountpoint))), "the hanging")
+        process.send_signal(signum)
+        try:
+            _, stderr = process.communicate(timeout=3)
+        except subprocess.TimeoutExpired:
+            slow.cont()
+            process.communicate()
+            raise
+        assert process.returncode != 0
+        assert "Traceback" not in stderr
+        wait_until(lambda: not processes_of(mountpoint), "the end of all processes", 2)
+    finally:
+        slow.cont()
+    assert filesystem_at(mountpoint) is None

@@ -1,0 +1,438 @@
+"""The disk on simulated files: order of requests, verdicts, deadlines. Time is trio's."""
+
+import errno
+import math
+import random
+from contextlib import nullcontext
+from itertools import pairwise
+
+import pytest
+import trio
+from support.simulated import (
+    Bench,
+    Chooser,
+    Fault,
+    at_random,
+    fails,
+    make_bench,
+    takes,
+)
+from trio.testing import MockClock
+
+from quorumfs.disk import TICK_S
+from quorumfs.patterns import Blkverify, Fifo, Quorum, ReadPattern
+from quorumfs.repair.rewrite import read_and_rewrite
+from quorumfs.replica import State
+from quorumfs.storage import Kind, Operation
+
+BLOCK = 4096
+X, Y = b"x" * BLOCK, b"y" * BLOCK
+
+
+def states(bench: Bench) -> list[State]:
+    """What each replica is to the set at this moment."""
+    return [replica.state for replica in bench.disk.replicas]
+
+
+async def raises(number: int, call: object) -> None:
+    """Await *call*, which must fail with errno *number*."""
+    with pytest.raises(OSError) as info:  # noqa: PT011
+        await call  # type: ignore[misc]
+    assert info.value.errno == number
+
+
+async def test_overlapping_writes_are_applied_in_the_same_order_everywhere(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """R6: whatever each replica's delays, all end up equal."""
+    bench = make_bench(nursery, 3, pattern=Quorum(2), threshold=2)
+    dice = random.Random(6)
+    for file in bench.files:
+        file.choose = lambda _: Fault(dice.uniform(0, 1))
+    async with trio.open_nursery() as writers:
+        for _ in range(100):
+            offset = dice.randrange(0, 3 * BLOCK)
+            writers.start_soon(bench.disk.write, offset, dice.randbytes(BLOCK))
+    assert bench.files[0].content == bench.files[1].content == bench.files[2].content
+
+
+async def test_a_vote_read_never_sees_half_a_write(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """R6: a read that comes during a slow write waits for it, instead of failing its vote."""
+    bench = make_bench(nursery, 2, pattern=Quorum(2), threshold=2)
+    bench.files[1].choose = takes(5, Kind.WRITE)
+    nursery.start_soon(bench.disk.write, 0, X)
+    await trio.testing.wait_all_tasks_blocked()
+    assert await bench.disk.read(0, BLOCK) == X
+    assert trio.current_time() >= 5
+
+
+async def test_reads_do_not_wait_for_each_other_or_for_writes_elsewhere(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    bench = make_bench(nursery, 1, pattern=Fifo())
+    bench.files[0].choose = takes(1, Kind.READ, Kind.WRITE)
+    async with trio.open_nursery() as requests:
+        requests.start_soon(bench.disk.write, BLOCK, X)
+        requests.start_soon(bench.disk.read, 0, BLOCK)
+        requests.start_soon(bench.disk.read, 0, BLOCK)
+    assert trio.current_time() < 1 + TICK_S
+
+
+async def test_a_stream_of_readers_does_not_starve_a_writer(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    bench = make_bench(nursery, 1, pattern=Fifo())
+    bench.files[0].choose = takes(1, Kind.READ)
+
+    async def keep_reading(start_s: float) -> None:
+        await trio.sleep(start_s)
+        while True:
+            await bench.disk.read(0, BLOCK)
+
+    for start_s in (0, 0.5):
+        nursery.start_soon(keep_reading, start_s)
+    await trio.sleep(3)
+    with trio.fail_after(2):
+        await bench.disk.write(0, X)
+    nursery.cancel_scope.cancel()
+
+
+async def test_all_replicas_are_asked_at_once(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Writes, flushes and vote reads take as long as the slowest replica, not as their sum."""
+    bench = make_bench(nursery, 3, pattern=Quorum(2), threshold=2)
+    for file in bench.files:
+        file.choose = takes(0.3, Kind.READ, Kind.WRITE, Kind.SYNC)
+    await bench.disk.write(0, X)
+    await bench.disk.flush()
+    await bench.disk.read(0, BLOCK)
+    assert math.isclose(trio.current_time(), 0.9)
+
+
+@pytest.mark.parametrize("kind", [Kind.WRITE, Kind.SYNC])
+@pytest.mark.parametrize(
+    ("errnos", "threshold", "expected"),
+    [
+        ([0, 0, 5], 2, 0),
+        ([0, 5, 5], 1, 0),
+        ([0, 5, 5], 2, errno.EIO),
+        ([0, 28, 5], 2, errno.ENOSPC),
+        ([0, 5, 28], 2, errno.EIO),
+        ([28, 5, 28], 1, errno.ENOSPC),
+        ([28, 28, 28], 1, errno.ENOSPC),
+    ],
+)
+async def test_verdicts(
+    nursery: trio.Nursery,
+    autojump_clock: MockClock,
+    kind: Kind,
+    errnos: list[int],
+    threshold: int,
+    expected: int,
+) -> None:
+    """Success from the threshold on; else the commonest errno, of equals the first-listed's."""
+    bench = make_bench(nursery, 3, pattern=Quorum(2), threshold=threshold)
+    for file, number in zip(bench.files, errnos, strict=True):
+        file.choose = fails(number, kind) if number else file.choose
+    call = bench.disk.write(0, X) if kind is Kind.WRITE else bench.disk.flush()
+    if expected:
+        await raises(expected, call)
+    else:
+        await call
+
+
+@pytest.mark.parametrize("pattern", [Fifo(), Quorum(1)])
+async def test_an_acknowledged_write_is_never_unread(
+    nursery: trio.Nursery, autojump_clock: MockClock, pattern: ReadPattern
+) -> None:
+    """P1: the first replica missed it; the read comes from the one that has it."""
+    bench = make_bench(nursery, 2, pattern=pattern)
+    bench.files[0].choose = fails(errno.EIO, Kind.WRITE)
+    await bench.disk.write(100, b"new")
+    bench.files[0].choose = takes(0)
+    assert await bench.disk.read(99, 5) == b"\0new\0"
+    assert states(bench)[0] is State.STALE
+
+    await bench.disk.write(100, b"NEW")
+    assert states(bench)[0] is State.CURRENT
+    bench.files[1].choose = fails(errno.EIO, Kind.READ)
+    assert await bench.disk.read(99, 5) == b"\0NEW\0"
+
+
+async def test_a_failed_write_blames_nobody(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """R2: below the threshold the guest hears of it, and nobody missed what is acknowledged."""
+    bench = make_bench(nursery, 3, pattern=Quorum(2), threshold=2)
+    for file in bench.files[1:]:
+        file.choose = fails(errno.ENOSPC, Kind.WRITE)
+    await raises(errno.ENOSPC, bench.disk.write(0, X))
+    assert set(states(bench)) == {State.CURRENT}
+
+
+async def test_a_flush_counts_a_replica_only_for_what_it_holds(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """P2: the write is on one replica alone; when that one cannot flush it, nobody has."""
+    bench = make_bench(nursery, 2, pattern=Fifo())
+    bench.files[1].choose = fails(errno.EIO, Kind.WRITE)
+    await bench.disk.write(0, X)
+    await bench.disk.flush()
+    bench.files[0].choose = fails(errno.EIO, Kind.SYNC)
+    await raises(errno.EIO, bench.disk.flush())
+
+
+async def test_ranges_that_different_replicas_missed_are_read_piece_by_piece(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    bench = make_bench(nursery, 2, pattern=Fifo())
+    for failing, offset in ((0, 0), (1, 10)):
+        bench.files[failing].choose = fails(errno.EIO, Kind.WRITE)
+        await bench.disk.write(offset, b"x" * 10)
+        bench.files[failing].choose = takes(0)
+    assert await bench.disk.read(0, 20) == b"x" * 20
+    await bench.disk.flush()
+
+
+async def test_a_hung_replica_costs_one_timeout_once(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """P5, and R7: it is asked nothing until its old request has returned, however late."""
+    bench = make_bench(nursery, 2, pattern=Fifo(), timeout_s=8)
+    bench.files[0].choose = takes(3600, Kind.WRITE)
+    await bench.disk.write(0, X)
+    assert 8 <= trio.current_time() <= 8 + TICK_S
+    asked = len(bench.files[0].log)
+    for _ in range(10):
+        await bench.disk.write(0, Y)
+        assert await bench.disk.read(0, BLOCK) == Y
+        await bench.disk.flush()
+    assert trio.current_time() <= 8 + TICK_S
+    assert len(bench.files[0].log) == asked
+    assert states(bench)[0] is State.MISSING
+
+    bench.files[0].choose = takes(0)
+    await trio.sleep(3600)
+    assert bench.files[0].content[:BLOCK] == X  # the zombie came after the newer writes
+    assert states(bench)[0] is State.STALE
+    assert await bench.disk.read(0, BLOCK) == Y
+
+
+@pytest.mark.parametrize(("pattern", "expected_s"), [(Fifo(), 8), (Quorum(1), 8), (Quorum(2), 16)])
+async def test_a_replica_that_nobody_stands_in_for_gets_twice_the_time(
+    nursery: trio.Nursery, autojump_clock: MockClock, pattern: ReadPattern, expected_s: float
+) -> None:
+    bench = make_bench(nursery, 2, pattern=pattern, threshold=getattr(pattern, "threshold", 1))
+    bench.files[0].choose = takes(3600, Kind.READ)
+    with pytest.raises(OSError) if pattern == Quorum(2) else nullcontext():  # noqa: PT011
+        await bench.disk.read(0, BLOCK)
+    assert expected_s <= trio.current_time() <= expected_s + TICK_S
+
+
+async def test_every_request_ends_when_no_replica_answers(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    bench = make_bench(nursery, 2, pattern=Quorum(1))
+    for file in bench.files:
+        file.choose = takes(math.inf, Kind.READ, Kind.WRITE, Kind.SYNC)
+    async with trio.open_nursery() as requests:
+        requests.start_soon(raises, errno.ETIMEDOUT, bench.disk.read(0, BLOCK))
+        requests.start_soon(raises, errno.ETIMEDOUT, bench.disk.write(BLOCK, X))
+        requests.start_soon(raises, errno.ETIMEDOUT, bench.disk.flush())
+    assert trio.current_time() <= 64 + TICK_S
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_slow_flush_is_no_hang(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    """A flush waits for all that was written before, so it may take much longer than a write."""
+    bench = make_bench(nursery, 2, pattern=Fifo(), timeout_s=8)
+    bench.files[0].choose = takes(30, Kind.SYNC)
+    await bench.disk.flush()
+    assert set(states(bench)) == {State.CURRENT}
+
+
+@pytest.mark.parametrize("pattern", [Fifo(), Quorum(2)])
+async def test_unreadable_places_that_differ_leave_the_request_readable(
+    nursery: trio.Nursery, autojump_clock: MockClock, pattern: ReadPattern
+) -> None:
+    """Every replica has one bad sector; no two have the same one (R11)."""
+    bench = make_bench(nursery, 3, pattern=pattern, threshold=2)
+    content = random.Random(1).randbytes(8 * BLOCK)
+    await bench.disk.write(0, content)
+    for bad, file in zip((1, 3, 6), bench.files, strict=True):
+        file.choose = _bad_sector(bad * BLOCK + 700)
+    assert await bench.disk.read(10, 8 * BLOCK - 10) == content[10:]
+
+
+async def test_a_dead_disk_fails_soon(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    """The search for readable blocks ends at the first one that nobody can read."""
+    bench = make_bench(nursery, 2, pattern=Fifo(), size=1 << 20)
+    for file in bench.files:
+        file.choose = fails(errno.EIO, Kind.READ)
+    await raises(errno.EIO, bench.disk.read(0, 1 << 20))
+    assert bench.files[0].count(Kind.READ) <= 10
+
+
+async def test_a_truncated_replica_is_never_zeros(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """R10: once found short, nothing in it can be told from a hole, even when it is long again."""
+    bench = make_bench(nursery, 2, pattern=Fifo())
+    await bench.disk.write(0, X)
+    bench.files[0].truncated = True
+    assert await bench.disk.read(0, BLOCK) == X
+    bench.files[0].truncated = False
+    bench.files[0].content[:] = bytes(len(bench.files[0].content))
+    assert await bench.disk.read(0, BLOCK) == X
+
+
+async def test_a_tie_is_answered_by_the_first_listed_and_rewrites_nothing(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """P4."""
+    bench = make_bench(nursery, 4, pattern=Quorum(2), threshold=2, repair=read_and_rewrite)
+    for file, data in zip(bench.files, (X, Y, Y, X), strict=True):
+        file.content[:BLOCK] = data
+    assert await bench.disk.read(0, BLOCK) == X
+    assert not any(file.count(Kind.WRITE) for file in bench.files)
+
+
+@pytest.mark.parametrize("pattern", [Fifo(), Quorum(2)])
+async def test_rewrite_repairs_what_could_not_be_read(
+    nursery: trio.Nursery, autojump_clock: MockClock, pattern: ReadPattern
+) -> None:
+    bench = make_bench(nursery, 3, pattern=pattern, threshold=2, repair=read_and_rewrite)
+    for file in bench.files[1:]:
+        file.content[:BLOCK] = X
+    bench.files[0].choose = fails(errno.EIO, Kind.READ)
+    assert await bench.disk.read(0, BLOCK) == X
+    assert bench.files[0].content[:BLOCK] == X
+    assert [event.name for event in bench.told] == ["QUORUM_REPORT_BAD", "MISMATCH_REPAIRED"]
+
+
+async def test_rewrite_gives_back_a_missed_write(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    bench = make_bench(nursery, 2, pattern=Fifo(), repair=read_and_rewrite)
+    bench.files[0].choose = fails(errno.EIO, Kind.WRITE)
+    await bench.disk.write(0, X)
+    bench.files[0].choose = takes(0)
+    assert await bench.disk.read(0, BLOCK) == X
+    assert bench.files[0].content[:BLOCK] == X
+    assert states(bench)[0] is State.CURRENT
+
+
+async def test_a_repair_never_writes_back_what_a_guest_has_replaced(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """R6: a write comes between the read that found the damage and the repair."""
+    bench = make_bench(nursery, 3, pattern=Quorum(2), threshold=2, repair=read_and_rewrite)
+    for file in bench.files:
+        file.choose = lambda operation: Fault(1.5 if operation.kind is Kind.WRITE else 1)
+    bench.files[2].content[:BLOCK] = b"rot" + bytes(BLOCK - 3)
+
+    async with trio.open_nursery() as requests:
+        requests.start_soon(bench.disk.read, 0, BLOCK)
+        await trio.testing.wait_all_tasks_blocked()
+        requests.start_soon(bench.disk.write, 0, X)
+    assert [bytes(file.content[:BLOCK]) for file in bench.files] == [X, X, X]
+
+
+async def test_blkverify_fails_at_any_difference(
+    nursery: trio.Nursery, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = make_bench(nursery, 2, pattern=Blkverify(2), threshold=2)
+    bench.files[1].content[5000] = 1
+    assert await bench.disk.read(0, BLOCK) == bytes(BLOCK)
+    await raises(errno.EIO, bench.disk.read(BLOCK, BLOCK))
+    assert "differ at offset 5000" in caplog.text
+
+
+async def test_the_end_of_the_disk(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    """Reads and writes across the end are short; behind it there is nothing and no space."""
+    bench = make_bench(nursery, 1, pattern=Fifo(), size=1000)
+    assert await bench.disk.write(990, b"x" * 20) == 10
+    assert await bench.disk.read(980, 100) == bytes(10) + b"x" * 10
+    assert await bench.disk.read(1000, 1) == b""
+    assert await bench.disk.read(5000, 1) == b""
+    await raises(errno.ENOSPC, bench.disk.write(1000, b"x"))
+    assert len(bench.files[0].content) == 1000
+
+
+@pytest.mark.parametrize("seed", range(15))
+@pytest.mark.parametrize(
+    ("count", "threshold", "pattern"), [(2, 1, Fifo()), (3, 2, Quorum(2)), (3, 1, Fifo())]
+)
+@pytest.mark.parametrize("repair", [None, read_and_rewrite])
+async def test_no_read_is_ever_older_than_what_was_acknowledged(
+    autojump_clock: MockClock,
+    seed: int,
+    count: int,
+    threshold: int,
+    pattern: ReadPattern,
+    repair: object,
+) -> None:
+    """P1 under slow, failing and hanging replicas, with clients on overlapping neighbour blocks.
+
+    Each client owns a few bytes across a block bound and knows what it may see there: the last
+    value acknowledged, or one of those whose write failed after it.
+    """
+    async with trio.open_nursery() as nursery:
+        bench = make_bench(
+            nursery,
+            count,
+            pattern=pattern,
+            threshold=threshold,
+            repair=repair,  # type: ignore[arg-type]
+            timeout_s=1,
+        )
+        for index, file in enumerate(bench.files):
+            file.choose = at_random(1000 * seed + index, timeout_s=1)
+        async with trio.open_nursery() as clients:
+            for number in range(6):
+                clients.start_soon(_client, bench, number, random.Random(f"{seed} {number}"))
+        nursery.cancel_scope.cancel()
+
+
+async def _client(bench: Bench, number: int, dice: random.Random) -> None:
+    width = BLOCK + 2 * number
+    offset = number * width
+    possible = {bytes(width)}
+    for _ in range(60):
+        if dice.random() < 0.5:
+            value = dice.randbytes(16) * (width // 16) + bytes(width % 16)
+            try:
+                await bench.disk.write(offset, value)
+            except OSError:
+                possible.add(value)
+            else:
+                possible = {value}
+        else:
+            try:
+                seen = await bench.disk.read(offset, width)
+            except OSError:
+                continue
+            assert seen in possible or (len(possible) > 1 and _mixed(seen, possible, offset))
+        await trio.sleep(dice.uniform(0, 0.02))
+
+
+def _mixed(seen: bytes, possible: set[bytes], offset: int) -> bool:
+    """After a failed write each block may be old or new by itself."""
+    bounds = sorted({0, len(seen), *range(-offset % BLOCK, len(seen), BLOCK)})
+    return all(
+        any(seen[start:end] == value[start:end] for value in possible)
+        for start, end in pairwise(bounds)
+    )
+
+
+def _bad_sector(place: int) -> Chooser:
+    def choose(operation: Operation) -> Fault:
+        hit = operation.kind is Kind.READ and (
+            operation.offset <= place < operation.offset + operation.length
+        )
+        return Fault(error=errno.EIO if hit else 0)
+
+    return choose

@@ -1,0 +1,89 @@
+"""Options: one place that knows them all, and says what is wrong with one."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quorumfs.errors import UsageError
+from quorumfs.options import OPTIONS, MountOptions, options_help, parse_options
+
+
+@pytest.mark.parametrize(("replicas", "majority"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3)])
+def test_the_defaults_are_a_vote_by_majority(replicas: int, majority: int) -> None:
+    assert parse_options([], replicas) == MountOptions("quorum", majority)
+
+
+def test_the_card_s_own_command() -> None:
+    options = parse_options(["read-pattern=fifo,vote-threshold=1"], 2)
+    assert (options.read_pattern, options.vote_threshold) == ("fifo", 1)
+
+
+def test_repeated_o_is_one_list_and_the_last_one_counts() -> None:
+    options = parse_options(["vote-threshold=1,ro", "vote-threshold=2", "rw"], 3)
+    assert (options.vote_threshold, options.read_only) == (2, False)
+
+
+def test_hyphen_and_underscore_are_the_same() -> None:
+    assert parse_options(["read_pattern=fifo,allow-other"], 2) == dataclasses.replace(
+        parse_options(["read-pattern=fifo"], 2), kernel_flags=frozenset({"allow_other"})
+    )
+
+
+def test_of_opposite_flags_the_last_one_counts() -> None:
+    assert parse_options(["noexec,exec,dev,nodev"], 2).kernel_flags == {"exec", "nodev"}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("8", 8), ("8s", 8), ("250ms", 0.25), ("1.5s", 1.5), ("2m", 120)]
+)
+def test_times(text: str, seconds: float) -> None:
+    assert parse_options([f"replica-timeout={text}"], 2).replica_timeout_s == seconds
+
+
+@pytest.mark.parametrize("text", ["on", "true", ""])
+def test_switches(text: str) -> None:
+    assert parse_options([f"rewrite-corrupted={text}"], 3).rewrite_corrupted
+    assert parse_options(["rewrite-corrupted"], 3).rewrite_corrupted
+    assert not parse_options(["rewrite-corrupted,rewrite-corrupted=off"], 3).rewrite_corrupted
+
+
+@given(st.sampled_from(sorted(OPTIONS)), st.text(st.characters(exclude_characters=","), max_size=9))
+def test_any_text_is_parsed_or_refused_by_name(name: str, value: str) -> None:
+    """No value crashes, and a refusal says which option, what was given and what is allowed."""
+    message = f"option {name}: got , allowed: "
+    try:
+        parse_options([f"{name}={value}"], 2)
+    except UsageError as error:
+        message = str(error)
+    assert message.startswith(f"option {name}: got ")
+    assert "allowed: " in message
+
+
+def test_an_unknown_option_is_refused_with_the_list_and_a_guess() -> None:
+    with pytest.raises(UsageError, match=r"unknown option 'vote-treshold'.*did you mean") as info:
+        parse_options(["vote-treshold=1"], 2)
+    assert all(name in str(info.value) for name in OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "replicas"),
+    [
+        ("vote-threshold=3", 2),
+        ("blkverify,read-pattern=fifo,vote-threshold=2", 2),
+        ("blkverify", 3),
+        ("blkverify,vote-threshold=1", 2),
+        ("blkverify,rewrite-corrupted", 2),
+        ("rewrite-corrupted,ro", 3),
+        ("rewrite-corrupted", 1),
+        ("allow_other,allow_root", 2),
+    ],
+)
+def test_what_means_nothing_together_is_refused(text: str, replicas: int) -> None:
+    with pytest.raises(UsageError, match=r"option .*: got .*, allowed: "):
+        parse_options([text], replicas)
+
+
+def test_the_help_shows_every_option() -> None:
+    assert all(f"\n{name}" in "\n" + options_help() for name in OPTIONS)

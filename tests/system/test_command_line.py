@@ -120,7 +120,7 @@ def test_relative_paths_count_from_where_the_command_is_run(
     assert filesystem_at(mountpoint) is None
 
 
-@pytest.mark.parametrize("name", ["a b", "komma,x", "new\nline", "back\\slash", "ümlaut", "a%2Cb"])
+@pytest.mark.parametrize("name", ["a b", "x,y=z\n\\134ü%2C"])
 def test_any_path_can_be_a_replica_and_a_mount_point(
     make_images: MakeImages, tmp_path: Path, name: str
 ) -> None:
@@ -210,55 +210,29 @@ def test_in_the_foreground_a_refusal_is_one_line_too(
 
 # Options
 
-A_WHOLE_NUMBER = "a whole number from 1"
-A_TIME = "a time from 100ms to 60m"
-A_MODE = "an octal mode from 000 to 777"
-A_USER = "a user's name or number"
-A_GROUP = "a group's name or number"
-
 
 @pytest.mark.parametrize(
     ("option", "given", "allowed"),
     [
-        ("read-pattern", "", "quorum or fifo"),
         ("read-pattern", "random", "quorum or fifo"),
-        ("vote-threshold", "", A_WHOLE_NUMBER),
-        ("vote-threshold", "0", A_WHOLE_NUMBER),
-        ("vote-threshold", "-1", A_WHOLE_NUMBER),
-        ("vote-threshold", "1.5", A_WHOLE_NUMBER),
-        ("vote-threshold", "0x1", A_WHOLE_NUMBER),
-        ("vote-threshold", "two", A_WHOLE_NUMBER),
-        ("vote-threshold", "²", A_WHOLE_NUMBER),
+        ("vote-threshold", "0", "a whole number from 1"),
+        ("vote-threshold", "²", "a whole number from 1"),
         ("vote-threshold", "3", "1 to 2, the number of replicas"),
-        ("vote-threshold", "9" * 30, A_WHOLE_NUMBER),
         ("rewrite-corrupted", "maybe", "on or off"),
         ("blkverify", "2", "on or off"),
-        ("metadata", "", "none"),
         ("metadata", "elsewhere", "none"),
-        ("replica-timeout", "", A_TIME),
-        ("replica-timeout", "0", A_TIME),
-        ("replica-timeout", "99ms", A_TIME),
-        ("replica-timeout", "61m", A_TIME),
-        ("replica-timeout", "-8s", A_TIME),
-        ("replica-timeout", "8h", A_TIME),
-        ("replica-timeout", "nan", A_TIME),
-        ("replica-timeout", "inf", A_TIME),
+        ("replica-timeout", "", "a time from 100ms to 60m"),
+        ("replica-timeout", "-8s", "a time from 100ms to 60m"),
         ("ro", "1", "without a value"),
         ("rw", "yes", "without a value"),
-        ("uid", "", A_USER),
-        ("uid", "-1", A_USER),
-        ("uid", "4294967295", A_USER),
-        ("uid", "no such user", A_USER),
-        ("gid", "4294967295", A_GROUP),
-        ("gid", "no such group", A_GROUP),
-        ("mode", "", A_MODE),
-        ("mode", "0888", A_MODE),
-        ("mode", "4755", A_MODE),
-        ("mode", "rw", A_MODE),
-        ("fsname", "", "1 to 200 printable ASCII"),
+        ("uid", "no such user", "a user's name or number"),
+        ("uid", "4294967295", "a user's name or number"),  # (uid_t)-1 means "unchanged"
+        ("gid", "no such group", "a group's name or number"),
+        ("mode", "4755", "an octal mode from 000 to 777"),
         ("fsname", "two words", "1 to 200 printable ASCII"),
-        ("fsname", "x" * 201, "1 to 200 printable ASCII"),
         ("allow_other", "yes", "without a value"),
+        ("allow_root", "yes", "without a value"),
+        ("default_permissions", "no", "without a value"),
         ("noatime", "on", "without a value"),
     ],
 )
@@ -377,7 +351,7 @@ def test_ro_writes_nothing_anywhere(make_images: MakeImages, tmp_path: Path) -> 
     assert [path.stat().st_mtime for path in replicas] == [1, 1]
 
 
-@pytest.mark.parametrize("fsname", ["backup", "nas:/vol#1", "a=b", "back\\slash"])
+@pytest.mark.parametrize("fsname", ["nas:/vol#a=b", "back\\slash"])
 def test_fsname_and_type_are_what_findmnt_shows(
     make_images: MakeImages, tmp_path: Path, fsname: str
 ) -> None:

@@ -138,14 +138,15 @@ def test_every_end_syncs_the_replicas(
         assert mounted.log()[-1]["message"] == f"unmounted {mounted.mountpoint}"
 
 
-def waits_for(daemon: int, umount: Callable[[], subprocess.Popen[str]]) -> bool:
-    """Whether the command that *umount* starts ends after *daemon*, and well.
+def waits_for(daemon: int, mountpoint: Path, umount: Callable[..., subprocess.Popen[str]]) -> bool:
+    """Whether the command ``umount mountpoint`` ends after *daemon*, and well.
 
     The daemon is frozen meanwhile: the kernel unmounts without it.
     """
     os.kill(daemon, signal.SIGSTOP)
-    process = umount()
+    process = umount("umount", mountpoint)
     try:
+        wait_until(lambda: not filesystem_at(mountpoint), "the kernel's unmounting")
         process.communicate(timeout=1)
         return False
     except subprocess.TimeoutExpired:
@@ -167,27 +168,21 @@ def test_umount_returns_when_the_daemon_is_gone(
     """
     quorumfs("mount", "-o", f"fsname={fsname}", *make_images(2), mountpoint)
     (pid,) = processes_of(mountpoint)
-    assert waits_for(pid, lambda: quorumfs_in_background("umount", mountpoint))
+    assert waits_for(pid, mountpoint, quorumfs_in_background)
 
 
-@pytest.mark.parametrize("who", ["root", "user", "user without session"])
-@pytest.mark.parametrize("session", [False, True], ids=["mounted without session", "with session"])
-def test_umount_finds_a_users_daemon(session: bool, who: str) -> None:
-    """Waiting works for root as well, and from cron or sudo, where no login session is set."""
+@pytest.mark.parametrize("by_root", [False, True], ids=["by the user", "by root"])
+@pytest.mark.parametrize("session", [False, True], ids=["no session", "session"])
+def test_umount_finds_a_users_daemon(session: bool, by_root: bool) -> None:
+    """Waiting works for root, and where the mount was made in a login session but umount runs
+    in none, as from cron or sudo."""
     with ordinary_user() as user:
-        run_dir = user.make_directory("run")
-        environment = {"XDG_RUNTIME_DIR": str(run_dir)} if session else {}
+        environment = {"XDG_RUNTIME_DIR": str(user.make_directory("run"))} if session else {}
         mountpoint = user.make_directory("mnt")
         done = user.quorumfs("mount", *user.make_images(2), mountpoint, **environment)
         assert done.returncode == 0, done.stderr
         (pid,) = processes_of(mountpoint)
-
-        def umount() -> subprocess.Popen[str]:
-            if who == "root":
-                return quorumfs_in_background("umount", mountpoint)
-            return user.start("umount", mountpoint, **(environment if who == "user" else {}))
-
-        assert waits_for(pid, umount)
+        assert waits_for(pid, mountpoint, quorumfs_in_background if by_root else user.start)
 
 
 def test_umount_tells_of_a_long_wait(

@@ -59,7 +59,8 @@ def _be_the_daemon(serve: Callable[[Ready], None], writer: int) -> NoReturn:
     """The child's whole life; ends the process without running the parent's exit handlers."""
 
     def say(exit_code: ExitCode, message: str = "") -> None:
-        os.write(writer, json.dumps({"exit_code": exit_code, "message": message}).encode())
+        with contextlib.suppress(BrokenPipeError):  # the caller was killed: the mount goes on
+            os.write(writer, json.dumps({"exit_code": exit_code, "message": message}).encode())
         os.close(writer)
 
     said = False

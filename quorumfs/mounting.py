@@ -129,9 +129,11 @@ def _make_disk(plan: MountPlan, images: Sequence[Image]) -> Disk:
 def _check_mountpoint(mountpoint: str) -> None:
     mounted = mounts.mount_at(mountpoint)
     if mounted and mounted.fs_type == mounts.FS_TYPE:
-        if _is_dead(mountpoint):
-            return
-        raise UserError(f"{mountpoint} is already a quorumfs mount; unmount it first")
+        pid = runtime.daemon_pid(mountpoint, mounted.owner)
+        if pid is not None or not _is_dead(mountpoint):
+            served = f"served by quorumfs, pid {pid}" if pid else "a quorumfs mount"
+            raise UserError(f"{mountpoint} is already {served}; unmount it first")
+        return
     try:
         if not stat.S_ISDIR(os.stat(mountpoint).st_mode):
             raise UserError(f"the mount point {mountpoint} is not a directory")

@@ -6,6 +6,7 @@ says (extended attributes: EOPNOTSUPP; file locks: kept by the kernel itself, wh
 needs; close: no request at all, since close is no flush).
 """
 
+import contextlib
 import errno
 import functools
 import inspect
@@ -90,6 +91,7 @@ class DiskOperations(pyfuse3.Operations):
         self._disk = disk
         self._options = options
         self._mtime_ns = mtime_ns
+        self._blocks = 0
         self._handles = itertools.count(1)
         self._wrote: set[FileHandleT] = set()
 
@@ -139,13 +141,22 @@ class DiskOperations(pyfuse3.Operations):
             entry.st_mode = ModeT(stat.S_IFREG | self._options.mode)
             entry.st_nlink = 1
             entry.st_size = self._disk.size
-            entry.st_blocks = await self._disk.allocated_blocks()
+            entry.st_blocks = await self._allocated_blocks()
         else:
             entry.st_mode = ModeT(stat.S_IFDIR | 0o755)
             entry.st_nlink = 2
             entry.st_size = 0
             entry.st_blocks = 0
         return entry
+
+    async def _allocated_blocks(self) -> int:
+        """As the disk has it; the last known number when no replica answers.
+
+        A disk in trouble must still be found and opened, and this number is for readers only.
+        """
+        with contextlib.suppress(OSError):
+            self._blocks = await self._disk.allocated_blocks()
+        return self._blocks
 
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         return FileHandleT(0)
@@ -158,7 +169,7 @@ class DiskOperations(pyfuse3.Operations):
         answer = StatvfsData()
         answer.f_bsize = answer.f_frsize = BLOCK_SIZE
         answer.f_blocks = -(-self._disk.size // BLOCK_SIZE)
-        used = -(-await self._disk.allocated_blocks() * 512 // BLOCK_SIZE)
+        used = -(-await self._allocated_blocks() * 512 // BLOCK_SIZE)
         answer.f_bfree = answer.f_bavail = max(answer.f_blocks - used, 0)
         answer.f_files = 1
         answer.f_ffree = answer.f_favail = 0

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import quorumfs as package
+from quorumfs.control import runtime
 from support.faultfs import unmount
 from support.mounting import QUORUMFS, quorumfs
 
@@ -33,17 +35,16 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float = PA
         time.sleep(0.005)
 
 
-def process_state(pid: int) -> str:
-    """The kernel's letter for the state of *pid*; Z (dead, not yet waited for) if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "Z"
-
-
 def is_alive(pid: int) -> bool:
-    """Whether *pid* can still do anything: a zombie only waits for its parent."""
-    return process_state(pid) != "Z"
+    """Whether *pid* can still do anything, or holds anything: a zombie only waits for its parent.
+
+    Its first thread may be a zombie while others still have its files open.
+    """
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        return state != "Z" or len(os.listdir(f"/proc/{pid}/task")) > 1
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def processes_of(path: Path) -> list[int]:
@@ -65,6 +66,20 @@ def filesystem_at(mountpoint: Path) -> str | None:
         if fields.split()[4] == str(mountpoint):  # tests that ask use plain paths
             found = rest.split()[0]
     return found
+
+
+@contextlib.contextmanager
+def empty_mountpoint(path: Path) -> Iterator[Path]:
+    """A new directory; what a failed test leaves mounted or running there is taken away."""
+    path.mkdir(parents=True)
+    try:
+        yield path
+    finally:
+        for pid in processes_of(path):
+            os.kill(pid, signal.SIGKILL)
+        while filesystem_at(path):
+            subprocess.run(["umount", "-l", path], check=True)
+        runtime.path_for(str(path), "log").unlink(missing_ok=True)  # without --log-file or syslog
 
 
 def one_line(done: subprocess.CompletedProcess[str], exit_code: int) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import MakeImages
 from support.command import (
+    empty_mountpoint,
     file_replaced,
     filesystem_at,
     is_alive,
@@ -39,12 +40,8 @@ def _root() -> None:
 
 @pytest.fixture
 def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    """An empty directory; whatever a failed test leaves mounted there is taken away."""
-    path = tmp_path / "mnt"
-    path.mkdir()
-    yield path
-    while filesystem_at(path):
-        subprocess.run(["umount", "-l", path], check=True)
+    with empty_mountpoint(tmp_path / "mnt") as path:
+        yield path
 
 
 def daemon_of(mountpoint: Path) -> int:
@@ -72,7 +69,8 @@ def test_help_shows_every_command_and_every_option() -> None:
     overview = quorumfs("--help").stdout
     assert re.search(r"^ +mount ", overview, re.MULTILINE)
     assert re.search(r"^ +umount ", overview, re.MULTILINE)
-    shown = re.findall(r"^  ([a-z_-]+)(?:=\S+)?\n {6}\S", quorumfs("mount", "--help").stdout, re.M)
+    options = quorumfs("mount", "--help").stdout
+    shown = re.findall(r"^  ([a-z_-]+)(?:=\S+)?\n {6}\S", options, re.MULTILINE)
     assert shown == list(OPTIONS)
 
 
@@ -400,7 +398,7 @@ def test_log_json_is_one_object_a_line(make_images: MakeImages, tmp_path: Path) 
 def test_logrotate_may_rename_the_log(make_images: MakeImages, tmp_path: Path) -> None:
     """After a rename the next record goes to a new file of the old name; no signal is needed."""
     with Mounted(make_images(2), tmp_path) as mounted:
-        wait_until(lambda: mounted.log_file.read_text(), "the first record")
+        wait_until(mounted.log_file.read_text, "the first record")
         old = mounted.log_file.rename(tmp_path / "log.1")
     assert "unmounted" in mounted.log()[-1]["message"]
     assert "unmounted" not in old.read_text()

@@ -175,30 +175,53 @@ def test_a_flush_takes_as_long_as_the_slowest(start: Start) -> None:
     assert [disk.fs.counters(name).fsyncs for name in disk.names] == [1, 1, 1]
 
 
-def test_overlapping_writes_leave_replicas_equal(start: Start) -> None:
-    """Whatever the delays, every replica applies overlapping writes in the same order.
+def qemu_io(disk: FaultyDisk, commands: Sequence[str]) -> None:
+    """Have qemu-io issue writes at once, with native AIO, and wait for all of them.
 
-    qemu-io's native AIO is what brings many writes to a FUSE file at once; writes of threads are
-    sent one after the other by the kernel.
+    The kernel sends the writes of threads to one FUSE file one after the other.
     """
-    disk = start(QUORUM, 3)
-    dice = random.Random(1)
-    for index, name in enumerate(disk.names):
-        for delay in (0.002, 0.0005):
-            disk.fs.inject(name, "write", delay=delay, probability=0.3, seed=index)
-    script = []
-    for number in range(400):
-        offset, length = dice.randrange(8) * 512, dice.randrange(1, 17) * 512
-        script.append(f"aio_write -q -P {number % 255 + 1} {offset} {length}\n")
-    said = subprocess.run(
+    done = subprocess.run(
         ["qemu-io", "-f", "raw", "-n", "-i", "native", str(disk.mounted.file)],
-        input="".join(script) + "aio_flush\n",
+        input="\n".join([*commands, "aio_flush\n"]),
         capture_output=True,
         text=True,
         check=True,
         timeout=60,
     )
-    assert "failed" not in said.stdout + said.stderr
+    assert "failed" not in done.stdout + done.stderr
+
+
+def test_overlapping_writes_take_turns(start: Start) -> None:
+    """R6: no replica has the second while another may still have to apply the first.
+
+    A write elsewhere does not wait.
+    """
+    disk = start(QUORUM, [OLD * 16] * 3)
+    with in_background(disk) as pool:
+        disk.fs.hang("a.img", "write", count=1)
+        writes = ["aio_write -P 1 0 8k", "aio_write -P 2 4k 8k", "aio_write -P 3 32k 4k"]
+        client = pool.submit(qemu_io, disk, writes)
+        for name in ("b.img", "c.img"):
+            disk.fs.wait_for(lambda counters: counters.writes == 2, name)
+            assert disk.fs.backing(name).read_bytes()[2 * BLOCK : 3 * BLOCK] == OLD
+        disk.fs.clear()
+        client.result(10)
+    expected = b"\1" * BLOCK + b"\2" * 2 * BLOCK + OLD * 5 + b"\3" * BLOCK + OLD * 7
+    assert disk.replicas() == [expected] * 3
+
+
+def test_overlapping_writes_leave_replicas_equal(start: Start) -> None:
+    """Whatever the delays, every replica ends up with the same bytes, and they are what is read."""
+    disk = start(QUORUM, 3)
+    dice = random.Random(1)
+    for index, name in enumerate(disk.names):
+        for delay in (0.002, 0.0005):
+            disk.fs.inject(name, "write", delay=delay, probability=0.3, seed=index)
+    writes = []
+    for number in range(300):
+        offset, length = dice.randrange(8) * 512, dice.randrange(1, 17) * 512
+        writes.append(f"aio_write -q -P {number % 255 + 1} {offset} {length}")
+    qemu_io(disk, writes)
     first, second, third = disk.replicas()
     assert first == second == third
     assert first != GOOD
@@ -236,9 +259,8 @@ def test_a_repair_never_undoes_a_write(
             for number in range(200):
                 data = bytes([number % 255 + 1]) * 2 * BLOCK
                 disk.file.write(0, data)
+                assert all(held.startswith(data) for held in disk.replicas()), number
                 assert disk.file.read(0, 2 * BLOCK) == data, number
-                if number % 10 == 0:
-                    assert all(held.startswith(data) for held in disk.replicas()), number
         finally:
             done.set()
         for reader in readers:

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import MakeImages
 from support.command import (
+    empty_mountpoint,
     filesystem_at,
     is_alive,
     one_line,
@@ -40,14 +41,8 @@ def _root() -> None:
 
 @pytest.fixture
 def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    """An empty directory; whatever a failed test leaves there is taken away."""
-    path = tmp_path / "mnt"
-    path.mkdir()
-    yield path
-    for pid in processes_of(path):
-        os.kill(pid, signal.SIGKILL)
-    while filesystem_at(path):
-        subprocess.run(["umount", "-l", path], check=True)
+    with empty_mountpoint(tmp_path / "mnt") as path:
+        yield path
 
 
 @pytest.fixture
@@ -138,51 +133,47 @@ def test_every_end_syncs_the_replicas(
         assert mounted.log()[-1]["message"] == f"unmounted {mounted.mountpoint}"
 
 
-def waits_for(daemon: int, mountpoint: Path, umount: Callable[..., subprocess.Popen[str]]) -> bool:
-    """Whether the command ``umount mountpoint`` ends after *daemon*, and well.
-
-    The daemon is frozen meanwhile: the kernel unmounts without it.
-    """
-    os.kill(daemon, signal.SIGSTOP)
-    process = umount("umount", mountpoint)
-    try:
-        wait_until(lambda: not filesystem_at(mountpoint), "the kernel's unmounting")
-        process.communicate(timeout=1)
-        return False
-    except subprocess.TimeoutExpired:
-        os.kill(daemon, signal.SIGCONT)
-        process.communicate(timeout=10)
-        return process.returncode == 0 and not is_alive(daemon)
-    finally:
-        os.kill(daemon, signal.SIGCONT)
-        wait_until(lambda: not is_alive(daemon), "the daemon's end")
-
-
 @pytest.mark.parametrize("fsname", ["disk", "user_id=7"])
 def test_umount_returns_when_the_daemon_is_gone(
-    make_images: MakeImages, mountpoint: Path, fsname: str
+    slow: FaultFS, mountpoint: Path, fsname: str
 ) -> None:
     """After ``quorumfs umount`` the replicas are synced, free, and can be copied.
 
-    No name of the mount makes it look for another daemon.
+    The kernel's unmounting is done long before; no name makes it look for another daemon.
     """
-    quorumfs("mount", "-o", f"fsname={fsname}", *make_images(2), mountpoint)
-    (pid,) = processes_of(mountpoint)
-    assert waits_for(pid, mountpoint, quorumfs_in_background)
+    replicas = [slow.path("a.img"), slow.path("b.img")]
+    quorumfs("mount", "-o", f"fsname={fsname}", *replicas, mountpoint)
+    slow.inject("b.img", "fsync", delay=0.7)
+    quorumfs("umount", mountpoint)
+    assert processes_of(mountpoint) == []
+    assert slow.counters("b.img").in_flight == 0
 
 
 @pytest.mark.parametrize("by_root", [False, True], ids=["by the user", "by root"])
 @pytest.mark.parametrize("session", [False, True], ids=["no session", "session"])
 def test_umount_finds_a_users_daemon(session: bool, by_root: bool) -> None:
     """Waiting works for root, and where the mount was made in a login session but umount runs
-    in none, as from cron or sudo."""
+    in none, as from cron or sudo.
+
+    The daemon is frozen meanwhile: here the kernel unmounts without it.
+    """
     with ordinary_user() as user:
         environment = {"XDG_RUNTIME_DIR": str(user.make_directory("run"))} if session else {}
         mountpoint = user.make_directory("mnt")
         done = user.quorumfs("mount", *user.make_images(2), mountpoint, **environment)
         assert done.returncode == 0, done.stderr
         (pid,) = processes_of(mountpoint)
-        assert waits_for(pid, mountpoint, quorumfs_in_background if by_root else user.start)
+        os.kill(pid, signal.SIGSTOP)
+        umount = (quorumfs_in_background if by_root else user.start)("umount", mountpoint)
+        try:
+            wait_until(lambda: not filesystem_at(mountpoint), "the kernel's unmounting")
+            with pytest.raises(subprocess.TimeoutExpired):
+                umount.communicate(timeout=0.5)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            umount.communicate(timeout=10)
+        assert umount.returncode == 0
+        assert not is_alive(pid)
 
 
 def test_umount_tells_of_a_long_wait(
@@ -296,16 +287,18 @@ def test_what_a_mapping_wrote_is_not_lost(
 ) -> None:
     """Pages dirtied through a mapping reach the replicas, although the file is still open.
 
-    The replicas are slow, so that a daemon which does not wait for the kernel is found out.
+    The replicas are slow, and the pages apart, which the kernel writes back a dozen at a time:
+    a daemon that does not wait for all of them is found out.
     """
-    data = os.urandom(64 * BLOCK)
+    data = b"".join(os.urandom(BLOCK) + bytes(BLOCK) for _ in range(SIZE // BLOCK // 2))
     with mounted_on(slow, tmp_path) as mounted:
         pid = mounted.pid
         for name in ("a.img", "b.img"):
-            slow.inject(name, "write", delay=0.2)
+            slow.inject(name, "write", delay=0.01)
         fd = os.open(mounted.file, os.O_RDWR)
-        with mmap.mmap(fd, len(data)) as mapping:
-            mapping[:] = data
+        with mmap.mmap(fd, SIZE) as mapping:
+            for start in range(0, SIZE, 2 * BLOCK):
+                mapping[start : start + BLOCK] = data[start : start + BLOCK]
             end(mounted)
             if end is not HARD_ENDS["umount -l"]:  # which waits for the last user
                 wait_until(lambda: not is_alive(pid), "the daemon's end")
@@ -428,19 +421,18 @@ def test_a_mount_that_waits_for_a_hung_replica_can_be_stopped(
     """Ctrl-C (or timeout(1)) ends the command promptly; no process and no mount comes of it."""
     slow.path("a.img").stat()  # the kernel has greeted the server: what hangs now is the request
     slow.stop()
+    process = quorumfs_in_background("mount", *option, slow.path("a.img"), mountpoint)
     try:
-        process = quorumfs_in_background("mount", *option, slow.path("a.img"), mountpoint)
         wait_until(lambda: any(map(waits_for_fuse, processes_of(mountpoint))), "the hanging")
         process.send_signal(signum)
-        try:
-            _, stderr = process.communicate(timeout=3)
-        except subprocess.TimeoutExpired:
-            slow.cont()
-            process.communicate()
-            raise
+        # To the end of its stderr: whatever the command started has ended as well.
+        _, stderr = process.communicate(timeout=3)
         assert process.returncode != 0
         assert "Traceback" not in stderr
         wait_until(lambda: not processes_of(mountpoint), "the end of all processes", 2)
     finally:
+        for pid in processes_of(mountpoint):
+            os.kill(pid, signal.SIGKILL)
+        process.communicate()
         slow.cont()
     assert filesystem_at(mountpoint) is None

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import MakeImages
 from support.command import (
+    empty_mountpoint,
     filesystem_at,
     is_alive,
     one_line,
@@ -31,11 +32,8 @@ def _root() -> None:
 @pytest.fixture
 def mountpoint(tmp_path: Path) -> Iterator[Path]:
     """Another mount point than that of `Mounted`."""
-    path = tmp_path / "other" / "mnt"
-    path.mkdir(parents=True)
-    yield path
-    while filesystem_at(path):
-        subprocess.run(["umount", "-l", path], check=True)
+    with empty_mountpoint(tmp_path / "other" / "mnt") as path:
+        yield path
 
 
 def qemu_io(image: Path, command: str = "write 0 512", *options: str) -> str:
@@ -112,8 +110,7 @@ def test_qemu_keeps_off_a_mounted_replica(make_images: MakeImages, tmp_path: Pat
         for path in replicas:
             assert 'Failed to get "write" lock' in qemu_io(path)
             # Without -U it depends on QEMU's version, as it does beside a virtual machine.
-            info = ["qemu-img", "info", "-U", path]
-            subprocess.run(info, stdout=subprocess.DEVNULL, check=True)
+            subprocess.run(["qemu-img", "info", "-U", path], stdout=subprocess.DEVNULL, check=True)
     assert "wrote 512/512" in qemu_io(replicas[0])
 
 
@@ -219,7 +216,7 @@ def test_two_mounts_started_at_once_do_not_share(
         process.communicate(timeout=20)
     won = [each for each in mountpoints if filesystem_at(each)]
     assert len(won) <= 1
-    assert sorted(process.returncode for process in started)[-1] == 1
+    assert max(process.returncode for process in started) == 1
     assert sum(len(processes_of(each)) for each in mountpoints) == len(won)
     for each in won:
         quorumfs("umount", each)

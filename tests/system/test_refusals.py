@@ -12,6 +12,7 @@ import pytest
 from conftest import MakeImages
 from support.command import (
     OrdinaryUser,
+    empty_mountpoint,
     file_replaced,
     filesystem_at,
     is_alive,
@@ -31,12 +32,8 @@ def _root() -> None:
 
 @pytest.fixture
 def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    """An empty directory; whatever a failed test leaves mounted there is taken away."""
-    path = tmp_path / "mnt"
-    path.mkdir()
-    yield path
-    while filesystem_at(path):
-        subprocess.run(["umount", "-l", path], check=True)
+    with empty_mountpoint(tmp_path / "mnt") as path:
+        yield path
 
 
 @pytest.fixture
@@ -72,7 +69,7 @@ def make_device(kind: int) -> Callable[[Path], None]:
         (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
         (lambda path: path.write_bytes(bytes(511)), "511"),  # a.img has 512
     ],
-    ids="missing directory fifo socket char block empty dangling loop size".split(),
+    ids=["missing", "dir", "fifo", "socket", "char", "block", "empty", "dangling", "loop", "size"],
 )
 def test_what_is_no_replica_is_refused(
     tmp_path: Path,

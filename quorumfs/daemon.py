@@ -31,11 +31,13 @@ def run_detached(serve: Callable[[Ready], None]) -> None:
         os.close(reader)
         _be_the_daemon(serve, writer)
     os.close(writer)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.default_int_handler)
     try:
         with os.fdopen(reader, "rb") as pipe:
             word = pipe.read()
     except KeyboardInterrupt:
-        # The child has left the terminal's group: a hung replica must not keep the caller.
+        # The child has left the terminal's group, and may wait for a hung replica for ever.
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         raise
@@ -59,8 +61,7 @@ def _be_the_daemon(serve: Callable[[Ready], None], writer: int) -> NoReturn:
     """The child's whole life; ends the process without running the parent's exit handlers."""
 
     def say(exit_code: ExitCode, message: str = "") -> None:
-        with contextlib.suppress(BrokenPipeError):  # the caller was killed: the mount goes on
-            os.write(writer, json.dumps({"exit_code": exit_code, "message": message}).encode())
+        os.write(writer, json.dumps({"exit_code": exit_code, "message": message}).encode())
         os.close(writer)
 
     said = False
@@ -72,12 +73,18 @@ def _be_the_daemon(serve: Callable[[Ready], None], writer: int) -> NoReturn:
             os.dup2(null, stream)
         os.close(null)
         said = True
-        say(ExitCode.OK)
+        try:
+            say(ExitCode.OK)
+        except BrokenPipeError:  # the caller was killed while it waited: undo its work
+            os.kill(os.getpid(), signal.SIGTERM)
 
     exit_code = ExitCode.OK
     try:
         os.setsid()
         os.chdir("/")
+        # Whatever else the caller had open (a lock, a pipe that somebody reads) is not ours.
+        os.closerange(3, writer)
+        os.closerange(writer + 1, os.sysconf("SC_OPEN_MAX"))
         serve(ready)
     except UserError as error:
         exit_code = error.exit_code

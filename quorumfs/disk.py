@@ -76,6 +76,8 @@ class Disk:
         self.threshold = threshold
         self.events = events
         self.locks = RangeLock()
+        self.requests = 0
+        """Reads and writes of the guest so far."""
         self._pattern = pattern
         self._repair = repair
         self._announced = dict.fromkeys(self.replicas, State.CURRENT)
@@ -97,6 +99,7 @@ class Disk:
         length = min(length, self.size - offset)
         if length <= 0:
             return b""
+        self.requests += 1
         claim = await self.locks.acquire(offset, offset + length, exclusive=False)
         try:
             reading = await self.read_locked(offset, length)
@@ -117,6 +120,7 @@ class Disk:
             raise OSError(errno.ENOSPC, "the disk ends before")
         if length < len(data):
             data = data[:length]
+        self.requests += 1
         claim = await self.locks.acquire(offset, offset + length, exclusive=True)
         try:
             outcomes = await self.ask(
@@ -172,9 +176,10 @@ class Disk:
             await self.flush()
         except OSError as error:
             log.error("the last flush failed: %s", error)
-        for replica in self.replicas:
-            replica.close()
-        self.events.close()
+        finally:
+            for replica in self.replicas:
+                replica.close()
+            self.events.close()
 
     # For the guest's requests and for those who repair
 

@@ -6,17 +6,15 @@ its own bytes and then tests, as if for an exclusive lock, that nobody holds the
 """
 
 import errno
-import fcntl
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import suppress
+
+from quorumfs.ofdlock import could_lock, try_lock
 
 _PERMISSION_BASE = 100
 _UNSHARED_BASE = 200
 _CONSISTENT_READ, _WRITE, _RESIZE = 0, 1, 3  # the numbers of QEMU's BLK_PERM_* bits
-
-_FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, pid
 
 
 class ImageLockedError(Exception):
@@ -35,23 +33,14 @@ def lock_image(fd: int, *, read_only: bool) -> bool:
     ours = [_PERMISSION_BASE + bit for bit in used] + [_UNSHARED_BASE + bit for bit in unshared]
     opposite = [_UNSHARED_BASE + bit for bit in used] + [_PERMISSION_BASE + bit for bit in unshared]
     try:
-        for byte in ours:
-            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_RDLCK, byte))
-        for byte in opposite:
-            answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, byte))
-            if struct.unpack(_FLOCK, answer)[0] != fcntl.F_UNLCK:
-                raise ImageLockedError
+        granted = all(try_lock(fd, byte, 1, exclusive=False) for byte in ours)
+        if not granted or not all(could_lock(fd, byte, 1, exclusive=True) for byte in opposite):
+            raise ImageLockedError
     except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):  # an exclusive lock, not QEMU's way
-            raise ImageLockedError from None
         if error.errno in (errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS):
             return False
         raise
     return True
-
-
-def _flock(kind: int, byte: int) -> bytes:
-    return struct.pack(_FLOCK, kind, os.SEEK_SET, byte, 1, 0)
 
 
 def holders(fd: int) -> list[tuple[int, str]]:

@@ -6,6 +6,7 @@ dead (ENOTCONN), because clients must not find the empty directory below it and 
 """
 
 import contextlib
+import ctypes
 import errno
 import logging
 import os
@@ -25,7 +26,7 @@ from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.fuse import mounts
-from quorumfs.fuse.operations import DiskOperations
+from quorumfs.fuse.operations import FILE_INODE, DiskOperations
 from quorumfs.images import Image, open_images
 from quorumfs.options import MountOptions
 from quorumfs.patterns import Blkverify, Fifo, Quorum, ReadPattern
@@ -34,6 +35,11 @@ from quorumfs.replica import Replica
 from quorumfs.storage import FileStorage
 
 log = logging.getLogger(__name__)
+
+IDLE_S = 2.0
+"""Without a request for this long (up to twice as long), a mount is idle."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 REQUESTS_MAX = 1024
 """Requests handled at a time. The kernel limits asynchronous ones by itself, but every thread
@@ -58,14 +64,18 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
     Raises `UserError` if it cannot be mounted.
     """
     with ExitStack() as stack:
-        images = open_images(plan.replicas, plan.mountpoint, read_only=plan.options.read_only)
         _check_mountpoint(plan.mountpoint)
+        # A replica may hang. Python would note a Ctrl-C and go on waiting in the system call.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        images = open_images(plan.replicas, plan.mountpoint, read_only=plan.options.read_only)
         lock = runtime.claim(plan.mountpoint)
         stack.callback(runtime.give_up, plan.mountpoint, lock)
         destination = logs.destination(
             plan.log_file, detached=detached, fallback=runtime.path_for(plan.mountpoint, "log")
         )
         stack.callback(logs.start(destination, as_json=plan.log_json).stop)
+        # Until somebody listens for them, lest a signal leaves a mount without a daemon.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         trio.run(_serve, plan, images, ready)
 
 
@@ -79,6 +89,7 @@ async def _serve(plan: MountPlan, images: Sequence[Image], ready: Callable[[], N
         async with trio.open_nursery() as nursery:
             await nursery.start(_stop_on_signal, plan.mountpoint)
             nursery.start_soon(disk.run)
+            nursery.start_soon(_return_memory, disk)
             log.info(
                 "mounted %s at %s: %s, threshold %d",
                 ", ".join(image.path for image in images),
@@ -144,7 +155,7 @@ def _check_mountpoint(mountpoint: str) -> None:
 def _is_dead(mountpoint: str) -> bool:
     """Whether the daemon behind a FUSE mount is gone."""
     try:
-        os.stat(mountpoint)
+        os.statvfs(mountpoint)  # not stat: the kernel would answer that from its cache
     except OSError as error:
         return error.errno == errno.ENOTCONN
     return False
@@ -198,6 +209,22 @@ def _captured_stderr() -> Iterator[Callable[[], str]]:
             os.close(saved)
 
 
+async def _return_memory(disk: Disk) -> None:
+    """Give the buffers of a burst of requests back to the system when it is over.
+
+    The C library keeps freed blocks of up to a few MiB: tens of MiB after parallel requests of
+    1 MiB. Returning each at once instead would cost a page fault per page of every request.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    seen = returned = disk.requests
+    while malloc_trim is not None:
+        await trio.sleep(IDLE_S)
+        if disk.requests == seen != returned:
+            malloc_trim(0)
+            returned = seen
+        seen = disk.requests
+
+
 async def _say_when_serving(ready: Callable[[], None]) -> None:
     await trio.lowlevel.checkpoint()  # the session loop, started just before, now waits
     ready()
@@ -208,7 +235,8 @@ async def _stop_on_signal(
 ) -> None:
     """Unmount in good order at SIGTERM or SIGINT, even if the disk is in use."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         task_status.started()
         async for signum in signals:
             log.info("%s: unmounting %s", signal.Signals(signum).name, mountpoint)
@@ -218,5 +246,6 @@ async def _stop_on_signal(
                 await trio.to_thread.run_sync(mounts.unmount, mountpoint)
             except UserError as error:
                 log.warning("%s; whoever uses it now loses it", error)
-                await trio.run_process(["sync", "-f", mountpoint], check=False)
+                # What was written through a mapping is in the page cache alone until now.
+                await trio.to_thread.run_sync(pyfuse3.invalidate_inode, FILE_INODE)
                 pyfuse3.terminate()

@@ -98,8 +98,8 @@ def _id(text: str, look_up: Callable[[str], int], allowed: str) -> int:
 
 
 def _name(text: str) -> str:
-    if not re.fullmatch(r"[\x21-\x7e]{1,200}", text):
-        raise _RefusedError("1 to 200 printable ASCII characters")
+    if not re.fullmatch(r"[\x21-\x5b\x5d-\x7e]{1,200}", text):  # libfuse drops a backslash
+        raise _RefusedError("1 to 200 printable ASCII characters, no space, no backslash")
     return text
 
 

@@ -129,6 +129,7 @@ class FileStorage:
                 log.exception("unexpected error in a worker of %s", self._name)
                 error = OSError(errno.EIO, "internal error, see the log")
             self._finished.append((operation, done, value, error))
+            del entry, operation, done, value, error  # an idle thread must not hold buffers
             try:
                 self._token.run_sync_soon(self._deliver, idempotent=True)
             except trio.RunFinishedError:

@@ -10,7 +10,7 @@ from quorumfs.cli.umount import umount
 from quorumfs.errors import ExitCode, UserError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
 @click.version_option(__version__, prog_name="quorumfs")
 def quorumfs() -> None:
     """One virtual disk kept as N full copies, with the semantics of QEMU's quorum driver."""
@@ -28,6 +28,8 @@ def main() -> None:
         exit_code, message = error.exit_code, str(error)
     except click.UsageError as error:
         exit_code, message = ExitCode.USAGE, error.format_message()
+        if error.ctx is not None and error.ctx.command is quorumfs:
+            message = f"{message} Commands: {', '.join(quorumfs.commands)}"
     except click.Abort:
         exit_code, message = ExitCode.INTERRUPTED, "interrupted"
     print(f"quorumfs: {' '.join(message.split())}", file=sys.stderr)

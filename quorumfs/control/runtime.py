@@ -4,37 +4,38 @@ Each mount holds a locked file named after its mount point, with the daemon's pr
 The lock, not the file, says that the daemon lives: the kernel drops it however the process ends.
 """
 
-import fcntl
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
 
 from quorumfs.errors import UserError
+from quorumfs.ofdlock import could_lock, try_lock
 
 
-def directory(uid: int | None = None) -> Path:
-    """The runtime directory of user *uid* (default: one's own); it need not exist.
+def directories(uid: int) -> list[Path]:
+    """Where the runtime directory of user *uid* may be; the first is the one to use now.
 
-    ``/run/quorumfs`` for root; else ``$XDG_RUNTIME_DIR/quorumfs``, in its usual place for
-    another user; else one under ``/tmp`` that only its owner can use.
+    ``/run/quorumfs`` for root; else in the user's own ``/run/user/UID`` while the user is logged
+    in; else under ``/tmp``. The environment has no say: who mounts, who unmounts, and root must
+    all look in the same place.
     """
-    own = os.geteuid()
-    if uid is None:
-        uid = own
     if uid == 0:
-        return Path("/run/quorumfs")
-    base = os.environ.get("XDG_RUNTIME_DIR") if uid == own else f"/run/user/{uid}"
-    if base and os.path.isdir(base):
-        return Path(base, "quorumfs")
-    return Path(f"/tmp/quorumfs-{uid}")  # noqa: S108 (checked to be ours before use)
+        return [Path("/run/quorumfs")]
+    session = Path(f"/run/user/{uid}")
+    without_session = Path(f"/tmp/quorumfs-{uid}")  # noqa: S108 (checked to be ours before use)
+    return [session / "quorumfs", without_session] if session.is_dir() else [without_session]
 
 
-def path_for(mountpoint: str, suffix: str, uid: int | None = None) -> Path:
-    """The file for *mountpoint* (absolute, without symbolic links) in the runtime directory."""
+def path_for(mountpoint: str, suffix: str, home: Path | None = None) -> Path:
+    """The file for *mountpoint* (absolute, without symbolic links) in a runtime directory.
+
+    *home* is that directory, by default our own.
+    """
     name = xxhash.xxh3_64_hexdigest(os.fsencode(mountpoint))
-    return directory(uid) / f"{name}.{suffix}"
+    return (home or directories(os.geteuid())[0]) / f"{name}.{suffix}"
 
 
 def claim(mountpoint: str) -> int:
@@ -42,22 +43,19 @@ def claim(mountpoint: str) -> int:
 
     Raises `UserError` if another daemon has it, or the runtime directory is not safe to use.
     """
-    home = directory()
+    path = path_for(mountpoint, "pid")
+    home = path.parent
     try:
         home.mkdir(mode=0o700, exist_ok=True)
         status = home.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
             raise UserError(f"the runtime directory {home} belongs to somebody else")
-        descriptor = os.open(path_for(mountpoint, "pid"), os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        if not try_lock(descriptor, 0, 0, exclusive=True):
+            os.close(descriptor)
+            raise UserError(f"{mountpoint} is being mounted by another quorumfs")
     except OSError as error:
         raise UserError(f"cannot use the runtime directory {home}: {error.strerror}") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(
-            f"{mountpoint} is already served by quorumfs, pid {daemon_pid(mountpoint)}"
-        ) from None
     os.truncate(descriptor, 0)
     os.write(descriptor, b"%d\n" % os.getpid())
     return descriptor
@@ -69,17 +67,18 @@ def give_up(mountpoint: str, descriptor: int) -> None:
     os.close(descriptor)
 
 
-def daemon_pid(mountpoint: str, uid: int | None = None) -> int | None:
+def daemon_pid(mountpoint: str, uid: int) -> int | None:
     """The process id of the daemon that serves *mountpoint* for user *uid*, if it lives."""
-    try:
-        descriptor = os.open(path_for(mountpoint, "pid", uid), os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return int(os.read(descriptor, 32) or b"0") or None
-    else:
-        return None
-    finally:
-        os.close(descriptor)
+    for home in directories(uid):
+        with suppress(OSError):
+            descriptor = os.open(path_for(mountpoint, "pid", home), os.O_RDONLY)
+            try:
+                if could_lock(descriptor, 0, 0, exclusive=False):
+                    continue  # left by a daemon that died
+                pid = int(os.read(descriptor, 32) or b"0")
+            finally:
+                os.close(descriptor)
+            # The file is the user's: it must not make root wait for somebody else's process.
+            if pid and os.stat(f"/proc/{pid}").st_uid == uid:
+                return pid
+    return None

@@ -33,8 +33,9 @@ def mount_at(mountpoint: str) -> Mount | None:
         fields, _, rest = line.partition(b" - ")
         target = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields.split()[4])
         if target == os.fsencode(mountpoint):
-            owner = re.search(rb"\buser_id=(\d+)", rest)
-            fs_type = rest.split()[0].decode("ascii")
+            kind, _, options = rest.split()[:3]
+            owner = re.search(rb"(?:^|,)user_id=(\d+)", options)
+            fs_type = kind.decode("ascii")
             found = Mount(mountpoint, fs_type, int(owner[1]) if owner else 0)
     return found
 
@@ -58,7 +59,7 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
 
 
 def users_of(mountpoint: str) -> list[tuple[int, str]]:
-    """Processes with a file open below *mountpoint*, or standing in it: pairs of id and name.
+    """Processes that use files below *mountpoint*, or stand in it: pairs of id and name.
 
     Those of other users are not visible to an ordinary user; the kernel's own (a loop device,
     swap) never are.
@@ -68,6 +69,8 @@ def users_of(mountpoint: str) -> list[tuple[int, str]]:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):  # gone meanwhile, or not ours to see
             paths = {os.readlink(f"/proc/{pid}/cwd")}
+            mapped = Path(f"/proc/{pid}/maps").read_text("utf-8", "surrogateescape")
+            paths.update(line.split(maxsplit=5)[-1] for line in mapped.splitlines())
             for entry in os.listdir(f"/proc/{pid}/fd"):
                 with suppress(FileNotFoundError):  # closed meanwhile
                     paths.add(os.readlink(f"/proc/{pid}/fd/{entry}"))

@@ -12,9 +12,11 @@ import functools
 import inspect
 import itertools
 import logging
+import os
 import stat
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import NoReturn, ParamSpec, TypeVar
 
 import pyfuse3
@@ -81,6 +83,16 @@ def _all_answered(cls: _Class) -> _Class:
     return cls
 
 
+@dataclass(slots=True)
+class _Handle:
+    """What an opener asked for, and whether it has written."""
+
+    direct: bool
+    durable: bool
+    """Opened with O_DSYNC or O_SYNC, which contains it: a write is durable when it returns."""
+    wrote: bool = False
+
+
 @_all_answered
 class DiskOperations(pyfuse3.Operations):
     """The file system of one disk."""
@@ -92,8 +104,8 @@ class DiskOperations(pyfuse3.Operations):
         self._options = options
         self._mtime_ns = mtime_ns
         self._blocks = 0
-        self._handles = itertools.count(1)
-        self._wrote: set[FileHandleT] = set()
+        self._numbers = itertools.count(1)
+        self._handles: dict[FileHandleT, _Handle] = {}
 
     # Names and attributes
 
@@ -179,16 +191,30 @@ class DiskOperations(pyfuse3.Operations):
     # The file
 
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        # O_TRUNC arrives here, not as a setattr, and is ignored as by a block device. Pages
-        # cached before this open are dropped: they must not hide a repair.
-        return FileInfo(fh=FileHandleT(next(self._handles)), keep_cache=False)
+        # O_TRUNC arrives here, not as a setattr, and is ignored as by a block device. But the
+        # kernel takes the size for 0 until it asks again: whoever has the file open would read
+        # the end of it, and a mapping would be gone.
+        if flags & os.O_TRUNC and self._handles:
+            raise FUSEError(errno.EBUSY)
+        fh = FileHandleT(next(self._numbers))
+        self._handles[fh] = _Handle(bool(flags & os.O_DIRECT), bool(flags & os.O_DSYNC))
+        # Pages cached before this open are dropped: they must not hide a repair.
+        return FileInfo(fh=fh, keep_cache=False)
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         return await self._disk.read(off, size)
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        self._wrote.add(fh)
-        return await self._disk.write(off, buf)
+        handle = self._handles[fh]
+        handle.wrote = True
+        if handle.direct and off + len(buf) > self._disk.size:
+            raise FUSEError(errno.ENOSPC)  # the kernel makes EIO of a direct write that is short
+        written = await self._disk.write(off, buf)
+        if handle.durable:
+            # The kernel sends an fsync after a synchronous write, but none after one through
+            # libaio or io_uring.
+            await self._disk.flush()
+        return written
 
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         await self._disk.flush()
@@ -196,9 +222,10 @@ class DiskOperations(pyfuse3.Operations):
     async def release(self, fh: FileHandleT) -> None:
         # The time of change moves when a writer closes, not at each write: the kernel drops the
         # file's cached pages whenever it sees another time.
-        if fh in self._wrote:
-            self._wrote.remove(fh)
+        if self._handles.pop(fh).wrote:
             self._mtime_ns = time.time_ns()
+            with contextlib.suppress(OSError):  # the kernel has forgotten the file
+                pyfuse3.invalidate_inode(FILE_INODE, attr_only=True)
 
     # What a file system of one file does not do
 

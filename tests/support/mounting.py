@@ -69,7 +69,7 @@ class Mounted:
         """The daemon's process id, from the file in its runtime directory."""
         from quorumfs.control import runtime
 
-        pid = runtime.daemon_pid(str(self.mountpoint.resolve()))
+        pid = runtime.daemon_pid(str(self.mountpoint.resolve()), os.geteuid())
         assert pid is not None
         return pid
 

@@ -1,9 +1,9 @@
 """Boot a small Linux guest under QEMU with one file attached as its virtio disk.
 
-The guest is Debian's cloud kernel, unpacked by tests/run.sh, and an initramfs made of busybox, the few kernel
-modules a virtio disk needs, and the host's real ext4 and discard tools. It runs one shell script
-that sees the disk as /dev/vda, reports the script's exit status on its serial console, and powers
-off. Everything is emulated (no KVM), so a boot takes seconds.
+The guest is Debian's cloud kernel, unpacked by tests/run.sh, and an initramfs made of busybox, the
+few kernel modules a virtio disk needs, and the host's real ext4 and discard tools. It runs one
+shell script that sees the disk as /dev/vda, reports the script's exit status on its serial
+console, and powers off. Everything is emulated (no KVM), so a boot takes seconds.
 """
 
 import gzip

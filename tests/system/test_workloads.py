@@ -127,10 +127,12 @@ def test_heavy_load_is_verified_and_leaves_the_daemon_small(
             ["--bs=1m", "--io_size=256m", "--rw=randrw"],
         ):
             run(*fio, "--ioengine=libaio", "--direct=1", *job, directory=tmp_path)
-        resident, peak = memory_kib(disk.pid, "VmRSS"), memory_kib(disk.pid, "VmHWM")
-        figures = f"resident {resident / 1024:.1f} MiB, at most {peak / 1024:.1f} MiB"
-        print(figures)
-        assert resident < 60 * 1024, figures
+        deadline = time.monotonic() + 10
+        while (resident := memory_kib(disk.pid, "VmRSS")) >= 60 * 1024:  # buffers go when idle
+            peak = memory_kib(disk.pid, "VmHWM")
+            figures = f"resident {resident / 1024:.1f} MiB, at most {peak / 1024:.1f} MiB"
+            assert time.monotonic() < deadline, figures
+            time.sleep(0.1)
         assert disk.events("QUORUM_REPORT_BAD") == []
     assert_equal(replicas)
 

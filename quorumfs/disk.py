@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, cast
 
 import trio
@@ -18,7 +19,7 @@ from quorumfs.rangelock import RangeLock
 from quorumfs.ranges import least_coverage, segments
 from quorumfs.replica import Gathering, Replica, State
 from quorumfs.storage import Kind, Operation, TruncatedError
-from quorumfs.voting import BLOCK, vote_errno
+from quorumfs.voting import middle_block, vote_errno
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,8 @@ class Disk:
             self.locks.release(claim)
         if reading.repairable and self._repair is not None:
             # Not with what was just read: a write may have come since the lock was given back.
-            return await self._repair(self, offset, length)
+            with suppress(OSError):  # what was read stays true: no write since is older than it
+                return await self._repair(self, offset, length)
         return reading.data
 
     async def write(self, offset: int, data: bytes) -> int:
@@ -137,8 +139,8 @@ class Disk:
             for replica, operation in outcomes:
                 if operation.error is not None:
                     replica.miss(offset, offset + length)
-                elif replica.missed:
-                    replica.missed.remove(offset, offset + length)
+                else:
+                    replica.hold(offset, offset + length)
             if failed:
                 self.announce_states()
         finally:
@@ -148,16 +150,21 @@ class Disk:
     async def flush(self) -> None:
         """Make every acknowledged write durable on at least the threshold of replicas.
 
-        A replica's success counts only for the bytes that it holds.
+        A replica's success counts only for the bytes that it holds, and that no earlier flush of
+        it failed to make durable (R4).
         """
         outcomes = await self.ask(self.replicas, Kind.SYNC, self.threshold)
         failed = [outcome for outcome in outcomes if outcome.error is not None]
         self._report(failed)
         synced = [outcome.replica for outcome in outcomes if outcome.error is None]
-        if sum(not replica.missed for replica in synced) >= self.threshold:
-            return
-        if least_coverage(self.size, [replica.missed for replica in synced]) < self.threshold:
-            raise self._voted_error(failed)
+        if sum(not (replica.missed or replica.unsure) for replica in synced) < self.threshold:
+            lacking = [replica.not_durable() for replica in synced]
+            if least_coverage(self.size, lacking) < self.threshold:
+                raise self._voted_error(failed)
+        for replica in self.replicas:
+            if replica.unsure:
+                replica.miss_what_is_unsure()
+        self.announce_states()
 
     async def allocated_blocks(self) -> int:
         """512-byte blocks allocated on one replica's file system, as ``du`` would say of it."""
@@ -264,13 +271,12 @@ class Disk:
             repairable = any(replica.state is not State.MISSING for replica in wrong)
             return Reading(verdict.data, repairable)
 
-        middle = max((offset + length // 2) // BLOCK, offset // BLOCK + 1) * BLOCK
-        if failed and middle < offset + length:
+        if failed and (middle := middle_block(offset, length)):
             # One unreadable sector fails a whole request. Where replicas are bad at different
             # places, each half may still have enough good ones.
             left = await self._read_part(offset, middle - offset, holders)
             right = await self._read_part(middle, offset + length - middle, holders)
-            return Reading(left.data + right.data, True)
+            return Reading(left.data + right.data, left.repairable or right.repairable)
         self.events.failure(offset, length)
         raise OSError(verdict.errno, os.strerror(verdict.errno))
 

@@ -46,9 +46,15 @@ class RangeSet:
         position = bisect_right(self._bounds, start)
         return position % 2 == 1 or (position < len(self._bounds) and self._bounds[position] < end)
 
-    def hull(self) -> tuple[int, int]:
-        """The smallest single range around all of a set that is not empty."""
-        return self._bounds[0], self._bounds[-1]
+    def update(self, other: "RangeSet") -> None:
+        """Put all of *other* in."""
+        for start, end in other:
+            self.add(start, end)
+
+    def limit(self, ranges: int) -> None:
+        """Become the one range around everything, if there are more than *ranges*."""
+        if len(self) > ranges:
+            self._bounds[:] = [self._bounds[0], self._bounds[-1]]
 
     def bounds_between(self, start: int, end: int) -> list[int]:
         """The places strictly inside ``(start, end)`` where membership changes."""

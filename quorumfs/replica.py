@@ -16,6 +16,9 @@ to reach the medium, where a read or a write waits only for itself."""
 MISSED_MAX = 65_536
 """Separate missed ranges remembered per replica (a few MiB); beyond that they become one."""
 
+UNSYNCED_MAX = 4_096
+"""The same for what was written since the last flush: kept for every write, so it must be cheap."""
+
 
 class State(Enum):
     """What a replica is to the set at this moment."""
@@ -43,6 +46,13 @@ class Replica:
         self.path = path
         self.missed = RangeSet()
         """Bytes for which a write was acknowledged that this replica does not hold."""
+        self.unsure = RangeSet()
+        """Bytes that it took and then could not flush. The kernel reports a writeback error once
+        and drops the pages, so that neither a later flush nor a read tells what is there."""
+        self._unsynced = RangeSet()
+        """Bytes written since the last flush began."""
+        self._syncing: dict[Operation, RangeSet] = {}
+        """What each flush in flight is to make durable."""
         self._storage = storage
         self._timeout_s = timeout_s
         self._in_flight: dict[Operation, _Waiting] = {}
@@ -57,8 +67,27 @@ class Replica:
     def miss(self, start: int, end: int) -> None:
         """Remember that the replica lacks what was written to ``[start, end)``."""
         self.missed.add(start, end)
-        if len(self.missed) > MISSED_MAX:
-            self.missed.add(*self.missed.hull())
+        self.missed.limit(MISSED_MAX)
+
+    def hold(self, start: int, end: int) -> None:
+        """Remember that the replica has what was written to ``[start, end)``."""
+        if self.missed:
+            self.missed.remove(start, end)
+        if self.unsure:
+            self.unsure.remove(start, end)
+
+    def miss_what_is_unsure(self) -> None:
+        """Others have made it durable: do not read it here any more."""
+        self.missed.update(self.unsure)
+        self.missed.limit(MISSED_MAX)
+        self.unsure = RangeSet()
+
+    def not_durable(self) -> RangeSet:
+        """The bytes that this replica has not made durable even if its last flush succeeded."""
+        ranges = RangeSet()
+        ranges.update(self.missed)
+        ranges.update(self.unsure)
+        return ranges
 
     def submit(self, operation: Operation, gathering: "Gathering") -> None:
         """Start *operation*; *gathering* gets its outcome, perhaps before this returns."""
@@ -67,6 +96,9 @@ class Replica:
             gathering.answered(operation)
             return
         self._in_flight[operation] = _Waiting(gathering, trio.current_time())
+        if operation.kind is Kind.SYNC:
+            self._syncing[operation] = self._unsynced
+            self._unsynced = RangeSet()
         self._storage.submit(operation, self._returned)
 
     def _returned(self, operation: Operation, value: Value, error: OSError | None) -> None:
@@ -76,7 +108,21 @@ class Replica:
             return
         operation.value = value
         operation.error = error
+        self._settle(operation)
         waiting.gathering.answered(operation)
+
+    def _settle(self, operation: Operation) -> None:
+        """Keep the record of what is durable, now that *operation* has its outcome."""
+        if operation.kind is Kind.WRITE and operation.error is None:
+            self._unsynced.add(operation.offset, operation.offset + operation.length)
+            self._unsynced.limit(UNSYNCED_MAX)
+        elif operation.kind is Kind.SYNC:
+            if operation.error is not None:
+                # The error may be another flush's, or of data written after this one began.
+                for ranges in (self._unsynced, *self._syncing.values()):
+                    self.unsure.update(ranges)
+                self.unsure.limit(MISSED_MAX)
+            del self._syncing[operation]
 
     def abandon_overdue(self, now: float) -> None:
         """Answer with ETIMEDOUT what has waited too long at *now* (trio's clock, seconds).
@@ -97,6 +143,7 @@ class Replica:
                 operation.error = OSError(
                     errno.ETIMEDOUT, f"no answer to a {operation.kind.value} in {patience_s:g} s"
                 )
+                self._settle(operation)
                 gathering.answered(operation)
 
     def close(self) -> None:

@@ -108,6 +108,12 @@ def blocks(offset: int, length: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
+def middle_block(offset: int, length: int) -> int | None:
+    """A block bound near the middle of a request, to divide it at; None within one block."""
+    middle = max((offset + length // 2) // BLOCK, offset // BLOCK + 1) * BLOCK
+    return middle if middle < offset + length else None
+
+
 def _joined(losses: Iterable[Outvoted]) -> list[Outvoted]:
     """Adjacent losses of the same voter, of the same strictness, as one."""
     joined: list[Outvoted] = []

@@ -12,6 +12,7 @@ from quorumfs.disk import Disk
 from quorumfs.patterns import Quorum
 from quorumfs.replica import Replica, State
 from quorumfs.storage import Kind
+from quorumfs.voting import middle_block
 
 
 async def read_and_rewrite(disk: Disk, offset: int, length: int) -> bytes:
@@ -33,6 +34,9 @@ async def _rewrite_part(disk: Disk, offset: int, length: int, holders: list[Repl
         [outcome.error.errno or errno.EIO for outcome in outcomes if outcome.error],
     )
     if verdict.data is None:
+        if any(outcome.error for outcome in outcomes) and (middle := middle_block(offset, length)):
+            left = await _rewrite_part(disk, offset, middle - offset, holders)
+            return left + await _rewrite_part(disk, middle, offset + length - middle, holders)
         return (await disk.read_locked(offset, length)).data
 
     wrong = [
@@ -55,5 +59,5 @@ async def _rewrite(disk: Disk, replica: Replica, offset: int, data: bytes) -> No
     if outcome.error:
         disk.events.bad(Kind.WRITE, replica.path, offset, len(data), outcome.error)
     else:
-        replica.missed.remove(offset, offset + len(data))
+        replica.hold(offset, offset + len(data))
         disk.events.repaired(replica.path, offset, len(data))

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +108,10 @@ def test_short_transfers_of_a_replica_are_no_error_and_no_loss(start: Start) -> 
 # Requests at the same time
 
 
-@pytest.mark.parametrize(("replicas", "options"), [(2, QUORUM), (3, QUORUM)])
-def test_a_read_during_a_slow_write_is_before_or_after_it(
-    start: Start, replicas: int, options: str
-) -> None:
-    """Never an error, because replicas differ meanwhile, and never half of each."""
-    disk = start(options, [OLD * 4] * replicas)
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_a_read_during_a_slow_write_is_before_or_after_it(start: Start, replicas: int) -> None:
+    """Never an error though the replicas differ meanwhile, never half of each, never too old."""
+    disk = start(QUORUM, [OLD * 4] * replicas)
     disk.fs.inject("b.img", "write", delay=0.01)
     acknowledged = -1
     done = threading.Event()
@@ -122,9 +119,8 @@ def test_a_read_during_a_slow_write_is_before_or_after_it(
     def read_on() -> None:
         while not done.is_set():
             before = acknowledged
-            seen = set(disk.file.read(0, 4 * BLOCK))
-            assert len(seen) == 1
-            assert before <= int(seen.pop()) % 256 <= before + 2 or before < 0
+            (seen,) = set(disk.file.read(0, 4 * BLOCK))
+            assert before < 0 or before <= seen <= acknowledged + 1
 
     with ThreadPoolExecutor() as pool:
         readers = [pool.submit(read_on) for _ in range(2)]
@@ -366,6 +362,9 @@ def test_the_last_holder_of_a_write_stays_the_last(start: Start) -> None:
     assert answer(disk.file.flush) == "EIO"
     disk.fs.clear()
     assert disk.file.read(0, BLOCK) == NEW
+    disk.file.write(0, NEWER)
+    disk.file.flush()
+    assert disk.replicas() == [NEWER] * 2
 
 
 @pytest.mark.parametrize("options", [FIFO, FIFO + REWRITE, QUORUM, QUORUM + REWRITE])
@@ -427,18 +426,6 @@ def test_what_a_failed_flush_may_have_lost_is_not_read(start: Start) -> None:
     disk.file.write(0, NEW)
     disk.file.flush()
     assert disk.file.read(0, BLOCK) == NEW
-
-
-def test_an_unacknowledged_write_does_not_come_and_go(start: Start) -> None:
-    """R2: after a failed write either version may be read, but not one and then the other back."""
-    disk = start("read-pattern=fifo,vote-threshold=2", [OLD] * 2)
-    disk.fs.inject("a.img", "write", errno=errno.EIO, count=1)
-    assert answer(disk.file.write, 0, NEW) == "EIO"
-    seen = [disk.file.read(0, BLOCK)]
-    disk.fs.inject("a.img", "read", errno=errno.EIO, count=1)
-    seen += [disk.file.read(0, BLOCK) for _ in range(2)]
-    turns = [one != other for one, other in pairwise(seen)]
-    assert turns.count(True) <= 1, [version[:1] for version in seen]
 
 
 # Truncated and hung replicas
@@ -541,6 +528,7 @@ def test_success_from_the_threshold_on(start: Start, threshold: int) -> None:
         assert answer(disk.file.write, at, NEW) == (BLOCK if enough else "ENOSPC")
         disk.fs.clear()
         disk.file.write(at, NEW)
+        disk.file.flush()
 
 
 def test_blkverify_names_the_first_difference(start: Start) -> None:

@@ -185,6 +185,49 @@ async def test_a_flush_counts_a_replica_only_for_what_it_holds(
     await raises(errno.EIO, bench.disk.flush())
 
 
+async def test_what_a_flush_lost_is_not_read_and_not_forgotten(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """R4: the kernel tells of a lost page once; the next flush succeeds without it."""
+    bench = make_bench(nursery, 3, pattern=Quorum(2), threshold=2)
+    for file in bench.files[:2]:
+        file.choose = fails(errno.EIO, Kind.SYNC)
+    await bench.disk.write(0, X)
+    await raises(errno.EIO, bench.disk.flush())
+    for file in bench.files[:2]:
+        file.choose = takes(0)
+    await raises(errno.EIO, bench.disk.flush())
+    await bench.disk.write(0, X)
+    await bench.disk.flush()
+
+
+async def test_a_flush_s_error_may_reach_another_flush(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """R4: of two flushes in flight either may be told of the page that was lost."""
+    bench = make_bench(nursery, 2, pattern=Fifo())
+    await bench.disk.write(0, X)
+    bench.files[0].choose = takes(1, Kind.SYNC)
+    nursery.start_soon(bench.disk.flush)
+    await trio.testing.wait_all_tasks_blocked()
+    bench.files[0].choose = fails(errno.EIO, Kind.SYNC)
+    await bench.disk.flush()
+    assert states(bench)[0] is State.STALE
+    bench.files[0].content[:BLOCK] = bytes(BLOCK)  # the page is gone, the old one is back
+    assert await bench.disk.read(0, BLOCK) == X
+
+
+async def test_a_repair_that_fails_costs_no_reader_its_data(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    async def failing(*_: object) -> bytes:
+        raise OSError(errno.EIO, "the replicas failed meanwhile")
+
+    bench = make_bench(nursery, 2, pattern=Fifo(), repair=failing)
+    bench.files[0].choose = fails(errno.EIO, Kind.READ)
+    assert await bench.disk.read(0, BLOCK) == bytes(BLOCK)
+
+
 async def test_ranges_that_different_replicas_missed_are_read_piece_by_piece(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

@@ -5,7 +5,6 @@ is on record before the guest hears of success. Nothing reaches a replica on ano
 """
 
 import errno
-import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
@@ -21,10 +20,13 @@ from quorumfs.replica import Gathering, Replica, State
 from quorumfs.storage import Kind, Operation, TruncatedError
 from quorumfs.voting import middle_block, vote_errno
 
-log = logging.getLogger(__name__)
-
 TICK_S = 0.5
 """How often deadlines and held-back events are looked at: how late a timeout may be noticed."""
+
+
+PARTS_MAX = 8
+"""A read of more parts than this, cut where replicas missed writes, goes to replicas that missed
+nothing in it, if they are enough: one request instead of hundreds."""
 
 
 class Outcome(NamedTuple):
@@ -70,8 +72,10 @@ class Disk:
         threshold: int,
         pattern: ReadPattern,
         repair: Repair | None,
+        search_s: float,
         events: EventLog,
     ) -> None:
+        """*search_s*: how long (seconds) one read may look for readable parts of its range."""
         self.replicas = tuple(replicas)
         self.size = size
         self.threshold = threshold
@@ -81,14 +85,23 @@ class Disk:
         """Reads and writes of the guest so far."""
         self._pattern = pattern
         self._repair = repair
+        self.search_s = search_s
+        self._flush_lock = trio.Lock()
+        self._flushes = 0
+        self._flush_error: OSError | None = None
         self._announced = dict.fromkeys(self.replicas, State.CURRENT)
 
     async def run(self) -> None:
         """Watch over deadlines and held-back events until cancelled."""
+        before = trio.current_time()
         while True:
             await trio.sleep(TICK_S)
             now = trio.current_time()
+            late = now - before - TICK_S
+            before = now
             for replica in self.replicas:
+                if late > TICK_S:
+                    replica.pardon(late)  # this process was stopped, or starved: not the replica
                 replica.abandon_overdue(now)
             self.announce_states()
             self.events.tick(now)
@@ -153,14 +166,35 @@ class Disk:
         A replica's success counts only for the bytes that it holds, and that no earlier flush of
         it failed to make durable (R4).
         """
+        asked = self._flushes
+        async with self._flush_lock:
+            if self._flushes == asked:
+                self._flushes += 1
+                try:
+                    await self._flush_replicas()
+                except OSError as error:
+                    self._flush_error = error
+                else:
+                    self._flush_error = None
+            # Else a whole flush has begun and ended since: it covers what was to be flushed.
+            if self._flush_error is not None:
+                raise OSError(self._flush_error.errno, self._flush_error.strerror)
+
+    async def _flush_replicas(self) -> None:
+        # A write or repair may come to a replica after its own flush and before the slowest
+        # one's: such bytes do not count for it, though it holds them by then.
+        before = [replica.not_durable() for replica in self.replicas]
         outcomes = await self.ask(self.replicas, Kind.SYNC, self.threshold)
         failed = [outcome for outcome in outcomes if outcome.error is not None]
         self._report(failed)
-        synced = [outcome.replica for outcome in outcomes if outcome.error is None]
-        if sum(not (replica.missed or replica.unsure) for replica in synced) < self.threshold:
-            lacking = [replica.not_durable() for replica in synced]
-            if least_coverage(self.size, lacking) < self.threshold:
-                raise self._voted_error(failed)
+        lacking = [
+            replica.not_durable().union(earlier)
+            for (replica, operation), earlier in zip(outcomes, before, strict=True)
+            if operation.error is None
+        ]
+        complete = sum(not ranges for ranges in lacking)
+        if complete < self.threshold and least_coverage(self.size, lacking) < self.threshold:
+            raise self._voted_error(failed)
         for replica in self.replicas:
             if replica.unsure:
                 replica.miss_what_is_unsure()
@@ -178,11 +212,12 @@ class Disk:
         raise self._voted_error(failed)
 
     async def close(self) -> None:
-        """Make everything durable and let the replicas go. No request may be in flight."""
+        """Make everything durable and let the replicas go. No request may be in flight.
+
+        Raises `OSError` if the last flush failed; the replicas are let go all the same.
+        """
         try:
             await self.flush()
-        except OSError as error:
-            log.error("the last flush failed: %s", error)
         finally:
             for replica in self.replicas:
                 replica.close()
@@ -221,14 +256,22 @@ class Disk:
         if not any(replica.missed for replica in self.replicas):
             return [(offset, length, list(self.replicas))]
         missed = [replica.missed for replica in self.replicas]
-        return [
+        parts = [
             (start, end - start, [self.replicas[index] for index in holders])
             for start, end, holders in segments(offset, offset + length, missed)
         ]
+        if len(parts) > PARTS_MAX:
+            complete = [r for r in self.replicas if all(r in holders for _, _, holders in parts)]
+            if len(complete) >= self.threshold:
+                return [(offset, length, complete)]
+        return parts
 
     async def read_locked(self, offset: int, length: int) -> Reading:
         """Read a range by the read pattern; the caller holds its lock."""
-        parts = [await self._read_part(*choice) for choice in self.choices(offset, length)]
+        deadline = trio.current_time() + self.search_s
+        parts = [
+            await self._read_part(*choice, deadline) for choice in self.choices(offset, length)
+        ]
         if len(parts) == 1:
             return parts[0]
         return Reading(b"".join(part.data for part in parts), any(p.repairable for p in parts))
@@ -240,8 +283,10 @@ class Disk:
                 self._announced[replica] = replica.state
                 self.events.state_changed(replica.path, announced, replica.state)
 
-    async def _read_part(self, offset: int, length: int, holders: list[Replica]) -> Reading:
-        """Read a range that *holders*, and nobody else, hold."""
+    async def _read_part(
+        self, offset: int, length: int, holders: list[Replica], deadline: float
+    ) -> Reading:
+        """Read a range from *holders*, who hold all of it; look for a way until *deadline*."""
         outcomes: list[Outcome] = []
         succeeded = 0
         waiting = holders
@@ -263,7 +308,7 @@ class Disk:
             replica = self.replicas[loss.voter]
             self.events.bad(Kind.READ, replica.path, offset + loss.start, loss.end - loss.start)
         if verdict.difference is not None:
-            log.error("blkverify: the replicas differ at offset %d", offset + verdict.difference)
+            self.events.difference(offset + verdict.difference)
         if verdict.data is not None:
             wrong = {outcome.replica for outcome in failed}
             wrong.update(self.replicas[loss.voter] for loss in verdict.outvoted if loss.strict)
@@ -271,11 +316,13 @@ class Disk:
             repairable = any(replica.state is not State.MISSING for replica in wrong)
             return Reading(verdict.data, repairable)
 
-        if failed and (middle := middle_block(offset, length)):
+        middle = middle_block(offset, length)
+        if failed and middle and trio.current_time() < deadline:
             # One unreadable sector fails a whole request. Where replicas are bad at different
             # places, each half may still have enough good ones.
-            left = await self._read_part(offset, middle - offset, holders)
-            right = await self._read_part(middle, offset + length - middle, holders)
+            rest = offset + length - middle
+            left = await self._read_part(offset, middle - offset, holders, deadline)
+            right = await self._read_part(middle, rest, holders, deadline)
             return Reading(left.data + right.data, left.repairable or right.repairable)
         self.events.failure(offset, length)
         raise OSError(verdict.errno, os.strerror(verdict.errno))

@@ -31,7 +31,7 @@ from quorumfs.images import Image, open_images
 from quorumfs.options import MountOptions
 from quorumfs.patterns import Blkverify, Fifo, Quorum, ReadPattern
 from quorumfs.repair.rewrite import read_and_rewrite
-from quorumfs.replica import Replica
+from quorumfs.replica import Replica, State
 from quorumfs.storage import FileStorage
 
 log = logging.getLogger(__name__)
@@ -73,9 +73,10 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
         destination = logs.destination(
             plan.log_file, detached=detached, fallback=runtime.path_for(plan.mountpoint, "log")
         )
-        stack.callback(logs.start(destination, as_json=plan.log_json).stop)
-        # Until somebody listens for them, lest a signal leaves a mount without a daemon.
+        # Until somebody listens for them, lest a signal leaves a mount without a daemon; and
+        # before there are threads, which must never be the ones to take them.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        stack.callback(logs.start(destination, as_json=plan.log_json).stop)
         trio.run(_serve, plan, images, ready)
 
 
@@ -99,14 +100,32 @@ async def _serve(plan: MountPlan, images: Sequence[Image], ready: Callable[[], N
             )
             nursery.start_soon(_say_when_serving, ready)
             await pyfuse3.main(min_tasks=1, max_tasks=REQUESTS_MAX)
+            failure = await _close(disk)  # in the nursery, where its deadlines are watched
             nursery.cancel_scope.cancel()
     except BaseException:
+        disk.events.close()
         log.critical("the mount at %s died and stays dead", plan.mountpoint, exc_info=True)
         pyfuse3.close(unmount=False)
         raise
-    await disk.close()
     pyfuse3.close(unmount=True)
     log.info("unmounted %s", plan.mountpoint)
+    if failure:
+        runtime.leave_word(plan.mountpoint, failure)
+        raise UserError(failure)
+
+
+async def _close(disk: Disk) -> str | None:
+    """Sync and close the replicas; returns what went wrong, for the one who unmounts."""
+    for replica in disk.replicas:
+        if replica.state is not State.CURRENT:
+            log.warning("%s is %s: do not use it as it is", replica.path, replica.state.value)
+    try:
+        await disk.close()
+    except OSError as error:
+        failure = f"the last flush failed, recent writes may be lost: {error.strerror}"
+        log.error("%s", failure)
+        return failure
+    return None
 
 
 def _make_disk(plan: MountPlan, images: Sequence[Image]) -> Disk:
@@ -133,6 +152,7 @@ def _make_disk(plan: MountPlan, images: Sequence[Image]) -> Disk:
         threshold=options.vote_threshold,
         pattern=pattern,
         repair=read_and_rewrite if options.rewrite_corrupted else None,
+        search_s=options.replica_timeout_s,
         events=EventLog(plan.mountpoint, logs.tell),
     )
 
@@ -164,6 +184,8 @@ def _is_dead(mountpoint: str) -> bool:
 def _clear_stale_mount(mountpoint: str) -> None:
     """Take away what a killed daemon of ours left mounted."""
     while (mounted := mounts.mount_at(mountpoint)) and mounted.fs_type == mounts.FS_TYPE:
+        if not _is_dead(mountpoint):
+            raise UserError(f"{mountpoint} has just been mounted by another quorumfs")
         log.warning("%s: clearing the mount of a daemon that died", mountpoint)
         mounts.unmount(mountpoint, lazy=True)
 
@@ -247,5 +269,7 @@ async def _stop_on_signal(
             except UserError as error:
                 log.warning("%s; whoever uses it now loses it", error)
                 # What was written through a mapping is in the page cache alone until now.
-                await trio.to_thread.run_sync(pyfuse3.invalidate_inode, FILE_INODE)
+                with contextlib.suppress(OSError):  # the kernel does not know the file: no pages
+                    await trio.to_thread.run_sync(pyfuse3.invalidate_inode, FILE_INODE)
                 pyfuse3.terminate()
+                return

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 
 class RangeSet:
@@ -46,10 +46,15 @@ class RangeSet:
         position = bisect_right(self._bounds, start)
         return position % 2 == 1 or (position < len(self._bounds) and self._bounds[position] < end)
 
-    def update(self, other: "RangeSet") -> None:
-        """Put all of *other* in."""
-        for start, end in other:
-            self.add(start, end)
+    def union(self, other: "RangeSet") -> "RangeSet":
+        """A new set with everything of both."""
+        joined = RangeSet()
+        for start, end in sorted([*self, *other]):
+            if joined._bounds and start <= joined._bounds[-1]:
+                joined._bounds[-1] = max(joined._bounds[-1], end)
+            else:
+                joined._bounds += start, end
+        return joined
 
     def limit(self, ranges: int) -> None:
         """Become the one range around everything, if there are more than *ranges*."""
@@ -81,4 +86,11 @@ def segments(
 
 def least_coverage(size: int, missed: Sequence[RangeSet]) -> int:
     """How many replicas hold the byte of ``[0, size)`` that fewest hold, given what each missed."""
-    return min(len(holders) for _, _, holders in segments(0, size, missed))
+    changes = [(0, 0)]
+    for ranges in missed:
+        for start, end in ranges:
+            changes += (start, -1), (end, 1)
+    # Where one range ends and another begins, the end comes first: no byte lies between.
+    changes.sort(key=lambda change: (change[0], -change[1]))
+    holders = accumulate((change for _, change in changes), initial=len(missed))
+    return min(holders)

@@ -51,8 +51,8 @@ class Replica:
         and drops the pages, so that neither a later flush nor a read tells what is there."""
         self._unsynced = RangeSet()
         """Bytes written since the last flush began."""
-        self._syncing: dict[Operation, RangeSet] = {}
-        """What each flush in flight is to make durable."""
+        self._syncing = RangeSet()
+        """What the flush in flight is to make durable."""
         self._storage = storage
         self._timeout_s = timeout_s
         self._in_flight: dict[Operation, _Waiting] = {}
@@ -78,26 +78,26 @@ class Replica:
 
     def miss_what_is_unsure(self) -> None:
         """Others have made it durable: do not read it here any more."""
-        self.missed.update(self.unsure)
+        self.missed = self.missed.union(self.unsure)
         self.missed.limit(MISSED_MAX)
         self.unsure = RangeSet()
 
     def not_durable(self) -> RangeSet:
-        """The bytes that this replica has not made durable even if its last flush succeeded."""
-        ranges = RangeSet()
-        ranges.update(self.missed)
-        ranges.update(self.unsure)
-        return ranges
+        """The bytes that a flush of this replica that succeeds does not make durable."""
+        return self.missed.union(self.unsure)
 
     def submit(self, operation: Operation, gathering: "Gathering") -> None:
-        """Start *operation*; *gathering* gets its outcome, perhaps before this returns."""
+        """Start *operation*; *gathering* gets its outcome, perhaps before this returns.
+
+        Only one flush may be in flight: of two, either may be told of a page that was lost.
+        """
         if self._abandoned:
             operation.error = OSError(errno.ETIMEDOUT, "it still does not answer")
             gathering.answered(operation)
             return
         self._in_flight[operation] = _Waiting(gathering, trio.current_time())
         if operation.kind is Kind.SYNC:
-            self._syncing[operation] = self._unsynced
+            self._syncing = self._unsynced
             self._unsynced = RangeSet()
         self._storage.submit(operation, self._returned)
 
@@ -118,11 +118,11 @@ class Replica:
             self._unsynced.limit(UNSYNCED_MAX)
         elif operation.kind is Kind.SYNC:
             if operation.error is not None:
-                # The error may be another flush's, or of data written after this one began.
-                for ranges in (self._unsynced, *self._syncing.values()):
-                    self.unsure.update(ranges)
+                # The page that was lost may have been written after the flush began.
+                lost = self._syncing.union(self._unsynced)
+                self.unsure = self.unsure.union(lost)
                 self.unsure.limit(MISSED_MAX)
-            del self._syncing[operation]
+            self._syncing = RangeSet()
 
     def abandon_overdue(self, now: float) -> None:
         """Answer with ETIMEDOUT what has waited too long at *now* (trio's clock, seconds).
@@ -145,6 +145,11 @@ class Replica:
                 )
                 self._settle(operation)
                 gathering.answered(operation)
+
+    def pardon(self, seconds: float) -> None:
+        """Do not count *seconds* during which nobody here could have heard an answer."""
+        for operation, (gathering, since) in self._in_flight.items():
+            self._in_flight[operation] = _Waiting(gathering, since + seconds)
 
     def close(self) -> None:
         """Give the file back; the caller has seen everything answered or abandoned."""

@@ -98,12 +98,18 @@ class FileStorage:
         self._in_flight = 0
 
     def submit(self, operation: Operation, done: Done) -> None:
-        self._in_flight += 1
-        if self._in_flight > len(self._threads) < WORKERS_MAX:
+        if self._in_flight >= len(self._threads) < WORKERS_MAX:
             # Daemon threads: one that hangs in a system call must not keep the process alive.
             thread = Thread(target=self._work, name=f"io {self._name}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no more threads for us
+                if not self._threads:
+                    done(operation, 0, OSError(errno.EAGAIN, "no thread could be started"))
+                    return
+            else:
+                self._threads.append(thread)
+        self._in_flight += 1
         self._queue.put((operation, done))
 
     def close(self) -> None:

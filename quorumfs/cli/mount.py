@@ -46,6 +46,9 @@ def mount(
 
     Returns when the file can be opened, with the daemon in the background.
     """
+    # A descriptor of a standard stream that is closed would go to the next file opened.
+    while os.open(os.devnull, os.O_RDWR) <= 2:
+        pass
     options = parse_options(texts, len(replicas))
     # Only now: a refusal needs no FUSE, and what it imports takes most of the start-up time.
     from quorumfs.daemon import run_detached  # noqa: PLC0415

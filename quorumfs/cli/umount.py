@@ -36,3 +36,5 @@ def umount(mountpoint: str) -> None:
         if not waiting.poll(PATIENCE_S * 1000):
             click.echo(f"waiting for pid {pid} to sync the replicas of {mountpoint}", err=True)
             waiting.poll()
+        if word := runtime.take_word(mountpoint, mounted.owner):
+            raise UserError(f"unmounted {mountpoint}, but {word}")

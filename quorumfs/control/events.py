@@ -113,7 +113,8 @@ class EventLog:
         if length:
             where += f" at {offset}, {length} bytes"
         self._offer(
-            ("bad", kind, replica), Event("QUORUM_REPORT_BAD", members, f"{where}: {reason}")
+            ("bad", kind, replica, error is None),
+            Event("QUORUM_REPORT_BAD", members, f"{where}: {reason}"),
         )
 
     def failure(self, offset: int, length: int) -> None:
@@ -121,6 +122,12 @@ class EventLog:
         members = {"reference": self._reference, **_sectors(offset, length)}
         text = f"no quorum of replicas at {offset}, {length} bytes: the request failed"
         self._offer(("failure",), Event("QUORUM_FAILURE", members, text, logging.ERROR))
+
+    def difference(self, offset: int) -> None:
+        """``blkverify``: the replicas differ at *offset*."""
+        members = {"reference": self._reference, "offset": offset}
+        text = f"blkverify: the replicas differ at offset {offset}"
+        self._offer(("difference",), Event("BLKVERIFY_DIFFERENCE", members, text, logging.ERROR))
 
     def state_changed(self, replica: str, old: Enum, new: Enum) -> None:
         """*replica* is something else to the set than before."""

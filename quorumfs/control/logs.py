@@ -4,6 +4,7 @@ Records are handed to a thread through a bounded queue: a log daemon or a disk t
 hold up requests. What does not fit in the queue is counted and the number is logged.
 """
 
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -20,6 +21,9 @@ SYSLOG_SOCKET = "/dev/log"
 QUEUE_MAX = 10_000
 """Records waiting for a slow log before further ones are left out."""
 
+STOP_S = 2.0
+"""How long the end of a mount waits for the log to take what is left."""
+
 events_log = logging.getLogger("quorumfs.events")
 
 
@@ -32,7 +36,8 @@ class ReadableFormatter(logging.Formatter):
     """One line for a reader; tracebacks follow on lines of their own."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = super().format(record)
+        # A path may hold any bytes; whoever stores the line wants UTF-8.
+        line = super().format(record).encode("utf-8", "backslashreplace").decode("utf-8")
         event: Event | None = getattr(record, "event", None)
         if event is None:
             return line
@@ -83,6 +88,24 @@ class _BoundedQueueHandler(logging.handlers.QueueHandler):
             self._left_out += 1
 
 
+class _PatientListener(logging.handlers.QueueListener):
+    """Ends in a bounded time even if the destination hangs and the queue is full."""
+
+    def __init__(self, records: "queue.Queue[Any]", destination: logging.Handler) -> None:
+        super().__init__(records, destination)
+        self._records = records
+
+    def enqueue_sentinel(self) -> None:
+        with contextlib.suppress(queue.Full):
+            self._records.put(None, timeout=STOP_S)
+
+    def stop(self) -> None:
+        self.enqueue_sentinel()
+        if self._thread is not None:
+            self._thread.join(STOP_S)
+            self._thread = None
+
+
 def start(destination: logging.Handler, *, as_json: bool) -> logging.handlers.QueueListener:
     """Send every record to *destination* from a thread of its own; stop it to flush the rest."""
     readable = "%(asctime)s %(levelname)s: %(message)s"
@@ -93,7 +116,7 @@ def start(destination: logging.Handler, *, as_json: bool) -> logging.handlers.Qu
     root = logging.getLogger()
     root.handlers[:] = [_BoundedQueueHandler(records)]
     root.setLevel(logging.INFO)
-    listener = logging.handlers.QueueListener(records, destination)
+    listener = _PatientListener(records, destination)
     listener.start()
     return listener
 

@@ -67,6 +67,22 @@ def give_up(mountpoint: str, descriptor: int) -> None:
     os.close(descriptor)
 
 
+def leave_word(mountpoint: str, text: str) -> None:
+    """Leave *text* for whoever waits for the daemon of *mountpoint* to end."""
+    path_for(mountpoint, "word").write_text(text)
+
+
+def take_word(mountpoint: str, uid: int) -> str | None:
+    """What the daemon of *mountpoint* left, once; None if it ended well."""
+    for home in directories(uid):
+        path = path_for(mountpoint, "word", home)
+        with suppress(OSError):
+            text = path.read_text(errors="replace")
+            path.unlink()
+            return text
+    return None
+
+
 def daemon_pid(mountpoint: str, uid: int) -> int | None:
     """The process id of the daemon that serves *mountpoint* for user *uid*, if it lives."""
     for home in directories(uid):

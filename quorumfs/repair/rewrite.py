@@ -8,6 +8,8 @@ reading and rewriting. A tie rewrites nothing.
 
 import errno
 
+import trio
+
 from quorumfs.disk import Disk
 from quorumfs.patterns import Quorum
 from quorumfs.replica import Replica, State
@@ -20,13 +22,18 @@ async def read_and_rewrite(disk: Disk, offset: int, length: int) -> bytes:
 
     Raises `OSError` when the range cannot be read; never because a rewrite failed.
     """
+    deadline = trio.current_time() + disk.search_s
     async with disk.locks.held(offset, offset + length, exclusive=True):
-        parts = [await _rewrite_part(disk, *choice) for choice in disk.choices(offset, length)]
+        parts = [
+            await _rewrite_part(disk, *choice, deadline) for choice in disk.choices(offset, length)
+        ]
     disk.announce_states()
     return b"".join(parts)
 
 
-async def _rewrite_part(disk: Disk, offset: int, length: int, holders: list[Replica]) -> bytes:
+async def _rewrite_part(
+    disk: Disk, offset: int, length: int, holders: list[Replica], deadline: float
+) -> bytes:
     outcomes = await disk.ask(holders, Kind.READ, disk.threshold, offset, length)
     verdict = Quorum(disk.threshold).judge(
         offset,
@@ -34,9 +41,12 @@ async def _rewrite_part(disk: Disk, offset: int, length: int, holders: list[Repl
         [outcome.error.errno or errno.EIO for outcome in outcomes if outcome.error],
     )
     if verdict.data is None:
-        if any(outcome.error for outcome in outcomes) and (middle := middle_block(offset, length)):
-            left = await _rewrite_part(disk, offset, middle - offset, holders)
-            return left + await _rewrite_part(disk, middle, offset + length - middle, holders)
+        middle = middle_block(offset, length)
+        unreadable = any(outcome.error for outcome in outcomes)
+        if unreadable and middle and trio.current_time() < deadline:
+            rest = offset + length - middle
+            left = await _rewrite_part(disk, offset, middle - offset, holders, deadline)
+            return left + await _rewrite_part(disk, middle, rest, holders, deadline)
         return (await disk.read_locked(offset, length)).data
 
     wrong = [
@@ -45,9 +55,8 @@ async def _rewrite_part(disk: Disk, offset: int, length: int, holders: list[Repl
         if loss.strict
     ]
     if all(loss.strict for loss in verdict.outvoted):
-        unreadable = [outcome.replica for outcome in outcomes if outcome.error]
-        behind = [replica for replica in disk.replicas if replica not in holders]
-        wrong += [(replica, 0, length) for replica in unreadable + behind]
+        read = [outcome.replica for outcome in outcomes if not outcome.error]
+        wrong += [(replica, 0, length) for replica in disk.replicas if replica not in read]
     for replica, start, end in wrong:
         if replica.state is not State.MISSING:
             await _rewrite(disk, replica, offset + start, verdict.data[start:end])

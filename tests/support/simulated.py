@@ -134,6 +134,7 @@ def make_bench(
         threshold=threshold,
         pattern=pattern,
         repair=repair,
+        search_s=timeout_s,
         events=EventLog("disk", told.append),
     )
     nursery.start_soon(disk.run)

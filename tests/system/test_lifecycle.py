@@ -436,3 +436,70 @@ def test_a_mount_that_waits_for_a_hung_replica_can_be_stopped(
         process.communicate()
         slow.cont()
     assert filesystem_at(mountpoint) is None
+
+
+def test_closed_standard_streams_cost_no_replica(make_images: MakeImages, mountpoint: Path) -> None:
+    """As under some service managers: an image must not become descriptor 0, 1 or 2."""
+    replicas = make_images(2)
+    arguments = ["mount", "-o", "vote-threshold=2", *map(str, replicas), str(mountpoint)]
+    command = [sys.executable, "-m", "quorumfs", *arguments]
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *command]
+    subprocess.run(closed, check=True, timeout=30)
+    with open(mountpoint / "disk.img", "r+b") as file:
+        file.write(b"x" * BLOCK)
+    quorumfs("umount", mountpoint)
+    assert [path.read_bytes()[:BLOCK] for path in replicas] == [b"x" * BLOCK] * 2
+
+
+def test_sigterm_while_only_the_directory_is_in_use(slow: FaultFS, tmp_path: Path) -> None:
+    """Busy, though the kernel has no page of the file, or has forgotten it."""
+    with mounted_on(slow, tmp_path) as mounted:
+        pid = mounted.pid
+        before = slow.counters("a.img").fsyncs
+        with subprocess.Popen(["sleep", "60"], cwd=mounted.mountpoint) as sleeper:
+            Path("/proc/sys/vm/drop_caches").write_text("3")
+            os.kill(pid, signal.SIGTERM)
+            wait_until(lambda: not is_alive(pid), "the end of the daemon")
+            sleeper.kill()
+        assert slow.counters("a.img").fsyncs > before
+        assert filesystem_at(mounted.mountpoint) is None
+
+
+def test_umount_tells_of_a_last_flush_that_failed(slow: FaultFS, tmp_path: Path) -> None:
+    """Whoever unmounts to take the replicas away must hear that they are not all on the disk."""
+    with mounted_on(slow, tmp_path) as mounted:
+        mounted.expected_errors.append("the last flush failed")
+        for name in ("a.img", "b.img"):
+            slow.inject(name, "fsync", errno=errno.EIO)
+        line = one_line(quorumfs("umount", mounted.mountpoint, check=False), 1)
+        assert "flush failed" in line
+        assert filesystem_at(mounted.mountpoint) is None
+
+
+def test_a_replica_that_hangs_in_the_last_flush_is_left_behind(
+    slow: FaultFS, tmp_path: Path
+) -> None:
+    """The end of a mount has a deadline as every request has."""
+    replicas = [slow.path("a.img"), slow.path("b.img")]
+    options = "vote-threshold=1,replica-timeout=100ms"
+    with Mounted(replicas, tmp_path, options) as mounted:
+        slow.hang("b.img", "fsync")
+        pid = mounted.pid
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: filesystem_at(mounted.mountpoint) is None, "the unmount")
+        wait_until(lambda: mounted.events("LOG")[-1]["message"].startswith("unmounted"), "its end")
+        slow.release()
+        wait_until(lambda: not is_alive(pid), "the end of the daemon")
+
+
+def test_a_replica_s_name_may_hold_any_bytes(tmp_path: Path, mountpoint: Path) -> None:
+    """Its events are told all the same."""
+    replicas = [tmp_path / os.fsdecode(name) for name in (b"a\xff.img", b"b.img", b"c.img")]
+    for path in replicas:
+        path.write_bytes(bytes(SIZE))
+    replicas[0].write_bytes(b"rot" + bytes(SIZE - 3))
+    log = tmp_path / "log"
+    quorumfs("mount", "--log-file", log, *replicas, mountpoint)
+    assert (mountpoint / "disk.img").read_bytes() == bytes(SIZE)
+    quorumfs("umount", mountpoint)
+    assert "a\\udcff.img at 0" in log.read_text()

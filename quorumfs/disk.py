@@ -18,15 +18,24 @@ from quorumfs.rangelock import RangeLock
 from quorumfs.ranges import least_coverage, segments
 from quorumfs.replica import Gathering, Replica, State
 from quorumfs.storage import Kind, Operation, TruncatedError
-from quorumfs.voting import middle_block, vote_errno
+from quorumfs.voting import BLOCK, middle_block, vote_errno
 
 TICK_S = 0.5
 """How often deadlines and held-back events are looked at: how late a timeout may be noticed."""
 
 
+ZEROS_MAX = 64 << 20
+"""Bytes zeroed at a time: a replica without holes must write them within its timeout."""
+
+HOLE_ROUNDS_MAX = 64
+"""How often to look for a hole that all replicas share before giving up."""
+
 PARTS_MAX = 8
 """A read of more parts than this, cut where replicas missed writes, goes to replicas that missed
 nothing in it, if they are enough: one request instead of hundreds."""
+
+
+_ZEROS = bytes(1 << 20)  # the largest request
 
 
 class Outcome(NamedTuple):
@@ -73,9 +82,13 @@ class Disk:
         pattern: ReadPattern,
         repair: Repair | None,
         search_s: float,
+        zero_kind: Kind | None = None,
         events: EventLog,
     ) -> None:
-        """*search_s*: how long (seconds) one read may look for readable parts of its range."""
+        """*search_s*: how long (seconds) one read may look for readable parts of its range.
+
+        *zero_kind*: what becomes of an aligned write of zeros; None: a write.
+        """
         self.replicas = tuple(replicas)
         self.size = size
         self.threshold = threshold
@@ -86,6 +99,7 @@ class Disk:
         self._pattern = pattern
         self._repair = repair
         self.search_s = search_s
+        self._zero_kind = zero_kind
         self._flush_lock = trio.Lock()
         self._flushes = 0
         self._flush_error: OSError | None = None
@@ -135,12 +149,40 @@ class Disk:
             raise OSError(errno.ENOSPC, "the disk ends before")
         if length < len(data):
             data = data[:length]
+        if (
+            self._zero_kind is not None
+            and not (offset | length) % BLOCK
+            and data == _ZEROS[:length]
+        ):
+            await self._change(self._zero_kind, offset, length)
+        else:
+            await self._change(Kind.WRITE, offset, length, data)
+        return length
+
+    async def make_zeros(self, offset: int, length: int, *, discard: bool) -> None:
+        """Make zeros of a range inside the disk; with *discard*, give the space back.
+
+        What lies behind the end of the disk is left out.
+        """
+        end = min(offset + length, self.size)
+        for start in range(offset, end, ZEROS_MAX):
+            kind = Kind.DISCARD if discard else Kind.ZERO
+            await self._change(kind, start, min(ZEROS_MAX, end - start))
+
+    async def allocate(self, offset: int, length: int) -> None:
+        """Reserve space for a range inside the disk; replicas that cannot are no failure."""
+        length = min(length, self.size - offset)
+        outcomes = await self.ask(self.replicas, Kind.ALLOCATE, self.threshold, offset, length)
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        if len(outcomes) - len(failed) < self.threshold:
+            raise self._voted_error(failed)
+
+    async def _change(self, kind: Kind, offset: int, length: int, data: bytes = b"") -> None:
+        """Change bytes on all replicas: the way of every write."""
         self.requests += 1
         claim = await self.locks.acquire(offset, offset + length, exclusive=True)
         try:
-            outcomes = await self.ask(
-                self.replicas, Kind.WRITE, self.threshold, offset, length, data
-            )
+            outcomes = await self.ask(self.replicas, kind, self.threshold, offset, length, data)
             failed = [outcome for outcome in outcomes if outcome.error is not None]
             if failed:
                 self._report(failed)
@@ -158,7 +200,6 @@ class Disk:
                 self.announce_states()
         finally:
             self.locks.release(claim)
-        return length
 
     async def flush(self) -> None:
         """Make every acknowledged write durable on at least the threshold of replicas.
@@ -210,6 +251,46 @@ class Disk:
                 return cast("int", outcome.operation.value)
             failed.append(outcome)
         raise self._voted_error(failed)
+
+    async def next_data(self, offset: int) -> int:
+        """The first byte at or after *offset* that some replica has data for; else the size.
+
+        Only what all replicas have as a hole is one. A replica that fails, or knows no holes, has
+        data everywhere; and one that missed writes has them as data.
+        """
+        places = [
+            min(place, replica.missed.next_inside(offset, default=place))
+            for replica, place in await self._seek(Kind.SEEK_DATA, offset, if_unknown=offset)
+        ]
+        return min(places, default=offset)
+
+    async def next_hole(self, offset: int) -> int:
+        """The first byte at or after *offset* that all replicas have as a hole; else the size.
+
+        Where holes of different replicas alternate for long the search ends early, at a byte that
+        is data: whoever goes on from there finds that out, and the time is bounded.
+        """
+        for _ in range(HOLE_ROUNDS_MAX):
+            places = [
+                replica.missed.next_outside(place)
+                for replica, place in await self._seek(Kind.SEEK_HOLE, offset, self.size)
+            ]
+            offset = max(places, default=self.size)
+            if offset >= self.size or await self.next_data(offset) > offset:
+                break
+        return offset
+
+    async def _seek(self, kind: Kind, offset: int, if_unknown: int) -> list[tuple[Replica, int]]:
+        """What each replica answers, those that do not answer at all left out."""
+        outcomes = await self.ask(self.replicas, kind, self.threshold, offset)
+        return [
+            (
+                outcome.replica,
+                if_unknown if outcome.error else cast("int", outcome.operation.value),
+            )
+            for outcome in outcomes
+            if outcome.replica.state is not State.MISSING
+        ]
 
     async def close(self) -> None:
         """Make everything durable and let the replicas go. No request may be in flight.

@@ -5,34 +5,31 @@ is given back in reverse order by one exit stack, except after a crash: then the
 dead (ENOTCONN), because clients must not find the empty directory below it and write there.
 """
 
-import contextlib
 import ctypes
 import errno
 import logging
 import os
 import signal
 import stat
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyfuse3
 import trio
 
 from quorumfs.control import logs, runtime
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
-from quorumfs.fuse import mounts
-from quorumfs.fuse.operations import FILE_INODE, DiskOperations
+from quorumfs.fuse import mounts, session, shim
+from quorumfs.fuse.operations import DiskOperations
 from quorumfs.images import Image, open_images
 from quorumfs.options import MountOptions
 from quorumfs.patterns import Blkverify, Fifo, Quorum, ReadPattern
 from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.replica import Replica, State
-from quorumfs.storage import FileStorage
+from quorumfs.storage import FileStorage, Kind
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +37,6 @@ IDLE_S = 2.0
 """Without a request for this long (up to twice as long), a mount is idle."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-REQUESTS_MAX = 1024
-"""Requests handled at a time. The kernel limits asynchronous ones by itself, but every thread
-that does synchronous I/O brings one more; those of a hung replica must leave room for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +69,7 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
         # Until somebody listens for them, lest a signal leaves a mount without a daemon; and
         # before there are threads, which must never be the ones to take them.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        _become_io_flusher()
         stack.callback(logs.start(destination, as_json=plan.log_json).stop)
         trio.run(_serve, plan, images, ready)
 
@@ -98,16 +92,18 @@ async def _serve(plan: MountPlan, images: Sequence[Image], ready: Callable[[], N
                 plan.options.read_pattern,
                 plan.options.vote_threshold,
             )
+            if missing := shim.missing():
+                log.warning("%s", missing)
             nursery.start_soon(_say_when_serving, ready)
-            await pyfuse3.main(min_tasks=1, max_tasks=REQUESTS_MAX)
+            await session.serve(operations)
             failure = await _close(disk)  # in the nursery, where its deadlines are watched
             nursery.cancel_scope.cancel()
     except BaseException:
         disk.events.close()
         log.critical("the mount at %s died and stays dead", plan.mountpoint, exc_info=True)
-        pyfuse3.close(unmount=False)
+        session.close(unmount=False)
         raise
-    pyfuse3.close(unmount=True)
+    session.close(unmount=True)
     log.info("unmounted %s", plan.mountpoint)
     if failure:
         runtime.leave_word(plan.mountpoint, failure)
@@ -153,8 +149,19 @@ def _make_disk(plan: MountPlan, images: Sequence[Image]) -> Disk:
         pattern=pattern,
         repair=read_and_rewrite if options.rewrite_corrupted else None,
         search_s=options.replica_timeout_s,
+        zero_kind={"off": None, "on": Kind.ZERO, "unmap": Kind.DISCARD}[options.detect_zeroes],
         events=EventLog(plan.mountpoint, logs.tell),
     )
+
+
+def _become_io_flusher() -> None:
+    """Tell the kernel that memory it frees may have to go through us (see prctl(2)).
+
+    Else, short of memory, it may wait in one of our allocations for pages that only we can write.
+    Threads inherit it, so it comes before them. Not permitted to an ordinary user.
+    """
+    pr_set_io_flusher = 57
+    ctypes.CDLL(None).prctl(pr_set_io_flusher, 1, 0, 0, 0)
 
 
 def _check_mountpoint(mountpoint: str) -> None:
@@ -195,12 +202,7 @@ def _mount(operations: DiskOperations, plan: MountPlan) -> None:
     options |= plan.options.kernel_flags
     if plan.options.read_only:
         options.add("ro")
-    with _captured_stderr() as said:
-        try:
-            pyfuse3.init(operations, plan.mountpoint, options)
-        except RuntimeError as error:
-            # libfuse gives its reason to stderr only.
-            raise UserError(f"cannot mount at {plan.mountpoint}: {said() or error}") from None
+    session.mount(operations, plan.mountpoint, options, plan.options.max_background)
 
 
 def _source(plan: MountPlan) -> str:
@@ -211,24 +213,6 @@ def _source(plan: MountPlan) -> str:
     # libfuse splits at commas and pyfuse3 takes ASCII; a mount's options must fit in one page.
     plain = source.isascii() and source.isprintable() and not set(source) & set(",\\ ")
     return source if plain and len(source) <= 1024 else mounts.SUBTYPE
-
-
-@contextlib.contextmanager
-def _captured_stderr() -> Iterator[Callable[[], str]]:
-    """Catch what C code writes to stderr; yields a function that gives it as one line."""
-    with tempfile.TemporaryFile() as caught:
-        saved = os.dup(2)
-        os.dup2(caught.fileno(), 2)
-
-        def said() -> str:
-            caught.seek(0)
-            return " ".join(caught.read().decode(errors="replace").split())
-
-        try:
-            yield said
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
 
 
 async def _return_memory(disk: Disk) -> None:
@@ -268,8 +252,6 @@ async def _stop_on_signal(
                 await trio.to_thread.run_sync(mounts.unmount, mountpoint)
             except UserError as error:
                 log.warning("%s; whoever uses it now loses it", error)
-                # What was written through a mapping is in the page cache alone until now.
-                with contextlib.suppress(OSError):  # the kernel does not know the file: no pages
-                    await trio.to_thread.run_sync(pyfuse3.invalidate_inode, FILE_INODE)
-                pyfuse3.terminate()
+                await session.write_back()
+                session.stop()
                 return

@@ -26,6 +26,9 @@ class MountOptions:
     blkverify: bool = False
     read_only: bool = False
     replica_timeout_s: float = 8.0
+    sync: bool = False
+    detect_zeroes: str = "off"
+    max_background: int = 64
     uid: int = field(default_factory=os.geteuid)
     gid: int = field(default_factory=os.getegid)
     mode: int = 0o600
@@ -63,6 +66,12 @@ def _flag(text: str) -> bool:
 def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise _RefusedError("a whole number from 1")
+    return int(text)
+
+
+def _background(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
+        raise _RefusedError("a whole number from 1 to 65535")
     return int(text)
 
 
@@ -169,6 +178,21 @@ OPTIONS: Mapping[str, Option] = {
             "how long to wait for a replica that others can stand in for; twice as long for one "
             "that none can, four times for a flush (default: 8s)",
         ),
+        Option("sync", "", _flag, "sync", "every write is durable when it returns"),
+        Option(
+            "detect-zeroes",
+            "off|on|unmap",
+            _choice("off", "on", "unmap"),
+            "detect_zeroes",
+            "make an aligned write of zeros a request for zeros, with unmap a hole (default: off)",
+        ),
+        Option(
+            "max-background",
+            "N",
+            _background,
+            "max_background",
+            "asynchronous requests that the kernel sends at a time (default: 64)",
+        ),
         Option("ro", "", _flag, "read_only", "write nothing anywhere"),
         Option("rw", "", _flag, "", "read and write (default)"),
         Option("uid", "USER", _uid, "uid", "owner of disk.img (default: who mounts)"),
@@ -244,6 +268,10 @@ def _check_together(options: MountOptions, replicas: int) -> None:
         raise UsageError(
             "option rewrite-corrupted: got ro too, allowed: one of them, because ro writes nothing"
         )
+    if options.detect_zeroes != "off" and options.read_only:
+        raise UsageError("option detect-zeroes: got ro too, allowed: one of them")
+    if options.sync and options.read_only:
+        raise UsageError("option sync: got ro too, allowed: one of them")
     if options.rewrite_corrupted and replicas == 1:
         raise UsageError(
             "option rewrite-corrupted: got 1 replica, allowed: 2 or more, because a replica is "

@@ -61,6 +61,18 @@ class RangeSet:
         if len(self) > ranges:
             self._bounds[:] = [self._bounds[0], self._bounds[-1]]
 
+    def next_inside(self, position: int, default: int) -> int:
+        """The first byte at or after *position* that is in the set; *default* if there is none."""
+        index = bisect_right(self._bounds, position)
+        if index % 2:
+            return position
+        return self._bounds[index] if index < len(self._bounds) else default
+
+    def next_outside(self, position: int) -> int:
+        """The first byte at or after *position* that is not in the set."""
+        index = bisect_right(self._bounds, position)
+        return self._bounds[index] if index % 2 else position
+
     def bounds_between(self, start: int, end: int) -> list[int]:
         """The places strictly inside ``(start, end)`` where membership changes."""
         first = bisect_right(self._bounds, start)

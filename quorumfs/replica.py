@@ -7,7 +7,7 @@ from typing import NamedTuple
 import trio
 
 from quorumfs.ranges import RangeSet
-from quorumfs.storage import Kind, Operation, Storage, Value
+from quorumfs.storage import CHANGES, Kind, Operation, Storage, Value
 
 SYNC_PATIENCE = 4
 """A flush may take this many times the replica timeout: it waits for everything written before
@@ -113,7 +113,7 @@ class Replica:
 
     def _settle(self, operation: Operation) -> None:
         """Keep the record of what is durable, now that *operation* has its outcome."""
-        if operation.kind is Kind.WRITE and operation.error is None:
+        if operation.kind in CHANGES and operation.error is None:
             self._unsynced.add(operation.offset, operation.offset + operation.length)
             self._unsynced.limit(UNSYNCED_MAX)
         elif operation.kind is Kind.SYNC:

@@ -4,6 +4,7 @@ Everything above speaks to a file by submitting an `Operation` and being called 
 test can put a simulated disk underneath, and so that asking N replicas at once costs no task each.
 """
 
+import ctypes
 import errno
 import logging
 import os
@@ -18,18 +19,34 @@ import trio
 
 log = logging.getLogger(__name__)
 
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # linux/falloc.h
+
 WORKERS_MAX = 16
 """Threads per replica. Each replica has its own, so that a hung one starves nobody; as many as
 a guest commonly keeps requests in flight on a disk."""
 
 
 class Kind(Enum):
-    """What an operation does; the values are QEMU's words for it in events."""
+    """What an operation does; read, write and flush are QEMU's words for it in events."""
 
     READ = "read"
     WRITE = "write"
+    DISCARD = "discard"
+    """Make zeros, and give the space back."""
+    ZERO = "zero"
+    """Make zeros, and keep the space where the file system can."""
+    ALLOCATE = "allocate"
+    """Reserve space for what is a hole, where the file system can; no byte changes."""
     SYNC = "flush"
     STAT = "stat"
+    SEEK_DATA = "seek data"
+    """Find the next byte at or after the offset that is not in a hole."""
+    SEEK_HOLE = "seek hole"
+    """Find the next byte at or after the offset that is in a hole, or the end."""
+
+
+CHANGES = frozenset({Kind.WRITE, Kind.DISCARD, Kind.ZERO})
+"""What changes bytes, which a flush then makes durable."""
 
 
 class Operation:
@@ -44,9 +61,9 @@ class Operation:
     def __init__(self, kind: Kind, offset: int = 0, length: int = 0, data: bytes = b"") -> None:
         self.kind = kind
         self.offset = offset
-        """Bytes from the start of the disk (reads and writes)."""
+        """Bytes from the start of the disk."""
         self.length = length
-        """Bytes (reads and writes)."""
+        """Bytes."""
         self.data = data
         """What to write: exactly `length` bytes."""
         self.value: Value = b""
@@ -56,7 +73,8 @@ class Operation:
 
 
 Value = bytes | int
-"""Of a read: exactly the bytes asked for. Of a stat: the 512-byte blocks allocated. Else 0."""
+"""Of a read: exactly the bytes asked for. Of a stat: the 512-byte blocks allocated. Of a seek: the
+offset, or the size of the disk if there is none. Else 0."""
 
 Done = Callable[[Operation, Value, OSError | None], None]
 """Called once in the trio thread when an operation has returned."""
@@ -79,6 +97,19 @@ class Storage(Protocol):
         """Stop. Nothing may be submitted afterwards; what is in flight may never call back."""
 
 
+_FALLOCATE_MODES = {
+    Kind.DISCARD: (_PUNCH_HOLE,),
+    Kind.ZERO: (_ZERO_RANGE, _PUNCH_HOLE),
+    Kind.ALLOCATE: (0,),
+}
+"""What to try, in this order, before zeros are written."""
+
+_ZEROS = bytes(1 << 20)
+
+_libc = ctypes.CDLL(None, use_errno=True)  # the os module has no fallocate with modes
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
 class FileStorage:
     """A regular file, read and written by the replica's own threads.
 
@@ -96,6 +127,8 @@ class FileStorage:
         self._finished: deque[tuple[Operation, Done, Value, OSError | None]] = deque()
         self._threads: list[Thread] = []
         self._in_flight = 0
+        self._modes_missing: set[int] = set()
+        """Modes of fallocate that this file system has been found not to have."""
 
     def submit(self, operation: Operation, done: Done) -> None:
         if self._in_flight >= len(self._threads) < WORKERS_MAX:
@@ -152,7 +185,13 @@ class FileStorage:
             case Kind.READ:
                 return self._read(operation.offset, operation.length)
             case Kind.WRITE:
+                self._refuse_if_truncated()
                 self._write(operation.offset, operation.data)
+            case Kind.DISCARD | Kind.ZERO | Kind.ALLOCATE:
+                self._refuse_if_truncated()
+                self._fallocate(operation.kind, operation.offset, operation.length)
+            case Kind.SEEK_DATA | Kind.SEEK_HOLE:
+                return self._seek(operation.kind, operation.offset)
             case Kind.SYNC:
                 os.fdatasync(self._fd)
             case Kind.STAT:
@@ -164,19 +203,49 @@ class FileStorage:
         while len(data) < length:
             more = os.pread(self._fd, length - len(data), offset + len(data))
             if not more:
-                raise TruncatedError(os.lseek(self._fd, 0, os.SEEK_END))
+                raise TruncatedError(os.fstat(self._fd).st_size)
             data += more
         return data
 
-    def _write(self, offset: int, data: bytes) -> None:
+    def _refuse_if_truncated(self) -> None:
         # A write behind the end of a truncated file would make it long again, with a hole of
-        # zeros where data was. Only pread and pwrite use this descriptor, so its position is free.
-        size = os.lseek(self._fd, 0, os.SEEK_END)
+        # zeros where data was; and what is behind the end is no hole. (fstat, because seeking to
+        # the end waits for writes in flight on a FUSE file system.)
+        size = os.fstat(self._fd).st_size
         if size < self._size:
             raise TruncatedError(size)
+
+    def _write(self, offset: int, data: bytes) -> None:
         written = os.pwrite(self._fd, data, offset)
         while written < len(data):
             more = os.pwrite(self._fd, memoryview(data)[written:], offset + written)
             if not more:
                 raise OSError(errno.EIO, "a write made no progress")
             written += more
+
+    def _fallocate(self, kind: Kind, offset: int, length: int) -> None:
+        for mode in _FALLOCATE_MODES[kind]:
+            if mode in self._modes_missing:
+                continue
+            if _libc.fallocate(self._fd, mode | _KEEP_SIZE, offset, length) == 0:
+                return
+            number = ctypes.get_errno()
+            if number not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise OSError(number, os.strerror(number))
+            self._modes_missing.add(mode)
+        if kind is not Kind.ALLOCATE:
+            for start in range(offset, offset + length, len(_ZEROS)):
+                self._write(start, _ZEROS[: offset + length - start])
+
+    def _seek(self, kind: Kind, offset: int) -> int:
+        self._refuse_if_truncated()
+        data = kind is Kind.SEEK_DATA
+        try:
+            found = os.lseek(self._fd, offset, os.SEEK_DATA if data else os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return self._size
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                return offset if data else self._size  # it knows no holes: all is data
+            raise
+        return min(found, self._size)

@@ -104,7 +104,9 @@ class EventLog:
     ) -> None:
         """*replica* failed an operation on these bytes, or held other data than the winner."""
         sectors = _sectors(offset, length)
-        members: dict[str, Any] = {"type": kind.value, "node-name": replica, **sectors}
+        # QEMU knows three types: to it, zeros and discards are writes.
+        type_ = kind.value if kind in (Kind.READ, Kind.SYNC) else Kind.WRITE.value
+        members: dict[str, Any] = {"type": type_, "node-name": replica, **sectors}
         reason = "it holds other data than the winner of the vote"
         if error is not None:
             members["error"] = os.strerror(error.errno or 0)

@@ -36,6 +36,7 @@ from pyfuse3 import (
 )
 
 from quorumfs.disk import Disk
+from quorumfs.fuse import shim
 from quorumfs.options import MountOptions
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 FILE_NAME = b"disk.img"
 FILE_INODE = InodeT(pyfuse3.ROOT_INODE + 1)
 BLOCK_SIZE = 4096
+
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 1, 2, 16  # linux/falloc.h
 
 CACHE_S = 300.0
 """How long the kernel may keep names and attributes: nobody but the kernel's own requests
@@ -78,7 +81,7 @@ def _answered(handler: Callable[_P, Awaitable[_R]]) -> Callable[_P, Awaitable[_R
 
 def _all_answered(cls: _Class) -> _Class:
     for name, member in list(vars(cls).items()):
-        if inspect.iscoroutinefunction(member):
+        if inspect.iscoroutinefunction(member) and hasattr(pyfuse3.Operations, name):
             setattr(cls, name, _answered(member))
     return cls
 
@@ -89,7 +92,7 @@ class _Handle:
 
     direct: bool
     durable: bool
-    """Opened with O_DSYNC or O_SYNC, which contains it: a write is durable when it returns."""
+    """Every write must be durable when it returns."""
     wrote: bool = False
 
 
@@ -197,24 +200,59 @@ class DiskOperations(pyfuse3.Operations):
         if flags & os.O_TRUNC and self._handles:
             raise FUSEError(errno.EBUSY)
         fh = FileHandleT(next(self._numbers))
-        self._handles[fh] = _Handle(bool(flags & os.O_DIRECT), bool(flags & os.O_DSYNC))
-        # Pages cached before this open are dropped: they must not hide a repair.
-        return FileInfo(fh=fh, keep_cache=False)
+        direct = bool(flags & os.O_DIRECT)
+        # O_SYNC contains O_DSYNC. The kernel sends an fsync after a buffered write. After a direct
+        # one it often does not; the shim then tells which ones must be durable.
+        durable = bool(flags & os.O_DSYNC) and direct and not shim.in_use()
+        self._handles[fh] = _Handle(direct, durable or self._options.sync)
+        # Pages cached before this open are dropped: they must not hide a repair. With direct_io
+        # (an opener that asked for O_DIRECT loses nothing but shared mappings) the shim adds
+        # parallel writes; without it, the fsync that the kernel does send would be lost.
+        return FileInfo(fh=fh, keep_cache=False, direct_io=direct and shim.in_use())
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         return await self._disk.read(off, size)
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        handle = self._handles[fh]
+        durable = fh & shim.DURABLE_WRITE
+        handle = self._handles[FileHandleT(fh & ~shim.DURABLE_WRITE)]
         handle.wrote = True
         if handle.direct and off + len(buf) > self._disk.size:
             raise FUSEError(errno.ENOSPC)  # the kernel makes EIO of a direct write that is short
         written = await self._disk.write(off, buf)
-        if handle.durable:
-            # The kernel sends an fsync after a synchronous write, but none after one through
-            # libaio or io_uring.
+        if durable or handle.durable:
             await self._disk.flush()
         return written
+
+    async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+        """Zeros, holes and reserved space inside the disk (the modes are those of fallocate(2)).
+
+        Raises `OSError`: EOPNOTSUPP for other modes, ENOSPC for what would make the disk grow.
+        """
+        what = mode & ~FALLOC_FL_KEEP_SIZE
+        if what not in (0, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE):
+            raise OSError(errno.EOPNOTSUPP, "not a change that a disk can make")
+        inside = offset + length <= self._disk.size
+        if not inside and not mode & FALLOC_FL_KEEP_SIZE:
+            raise OSError(errno.ENOSPC, "the size of the disk is fixed")
+        if offset >= self._disk.size:
+            return
+        self._handles[FileHandleT(fh)].wrote = True
+        if what == 0:
+            await self._disk.allocate(offset, length)
+        else:
+            await self._disk.make_zeros(offset, length, discard=what == FALLOC_FL_PUNCH_HOLE)
+        if self._options.sync:
+            await self._disk.flush()
+
+    async def lseek(self, offset: int, whence: int) -> int:
+        """The next data or hole at or after *offset*; raises ENXIO where there is none."""
+        data = whence == os.SEEK_DATA
+        if offset < self._disk.size:
+            found = await (self._disk.next_data(offset) if data else self._disk.next_hole(offset))
+            if not data or found < self._disk.size:
+                return found
+        raise OSError(errno.ENXIO, "no such data or hole")
 
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         await self._disk.flush()

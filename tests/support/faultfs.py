@@ -13,9 +13,9 @@ What it cannot do: see locks (the kernel keeps them), shared mmap (every open is
 that every request reaches the server), or tell a single write with RWF_DSYNC from another.
 
 The kernel sends the plain writes of one file one at a time, and neither an fsync nor a truncate
-while one of them is pending. Asynchronous requests (libaio, io_uring) it sends twelve at a time for
-the whole mount, so twelve that hang keep those to every other file waiting: give each replica a
-FaultFS of its own where that matters.
+while one of them is pending, unless the FaultFS is made `parallel`. Asynchronous requests (libaio,
+io_uring) it sends twelve at a time for the whole mount, so twelve that hang keep those to every
+other file waiting: give each replica a FaultFS of its own where that matters.
 """
 
 import contextlib
@@ -39,8 +39,11 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeVar
+from typing import Any, Literal, NamedTuple, NoReturn, ParamSpec, Self, TypeVar
 
+from quorumfs.fuse import shim  # before pyfuse3, as it says there
+
+# isort: split
 import pyfuse3
 import trio
 
@@ -100,6 +103,16 @@ class Rule:
             raise ValueError(f"this rule would change nothing: {self}")
 
 
+class JournalEntry(NamedTuple):
+    """A write, or the end of an fsync; one that was dropped leaves none."""
+
+    op: Literal["write", "fsync", "failed fsync"]
+    at: int
+    """A write's offset; of an fsync, how many entries of the file there were when it arrived."""
+    data: str = ""
+    """What was written, in hexadecimal digits."""
+
+
 NO_FAULT = Rule("", "any", errno=0)  # what is left to do once a request may go on: all of it
 
 
@@ -111,7 +124,9 @@ class FaultFS:
     removed or replaced while open keeps its last name.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, parallel: bool = False) -> None:
+        """*parallel*: let the kernel send writes of one file together, by quorumfs' own shim."""
+        self._parallel = parallel
         self.backing_directory = directory.resolve() / "backing"
         self.mountpoint = directory.resolve() / "faulty"
         self._lock = threading.Lock()
@@ -128,10 +143,14 @@ class FaultFS:
                     self.backing_directory,
                     self.mountpoint,
                     str(theirs.fileno()),
+                    *(["parallel"] if self._parallel else []),
                 ]
+                environment = {**os.environ}
+                environment.pop("QUORUMFS_NO_SHIM", None)  # that is for the mounts under test
                 self._process = subprocess.Popen(
                     [sys.executable, __file__, *arguments],
                     pass_fds=[theirs.fileno()],
+                    env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=self._stderr,
                     stderr=self._stderr,
@@ -242,6 +261,15 @@ class FaultFS:
             time.sleep(0.002)
         return counters
 
+    def record(self) -> None:
+        """Keep a journal of every file from now on."""
+        self._command("record", None)
+
+    def journals(self) -> dict[str, list[JournalEntry]]:
+        """What was done to each file since `record`, all of it at one moment."""
+        entries = self._command("journals", None)
+        return {name: [JournalEntry(*each) for each in entries[name]] for name in entries}
+
     def stop(self) -> None:
         """Freeze the server: every request to any file hangs, even stat(2)."""
         self._stopped = True
@@ -344,6 +372,8 @@ class Faults:
 
     def __init__(self) -> None:
         self.rules: list[ActiveRule] = []
+        self.recording = False
+        self.journals: defaultdict[str, list[JournalEntry]] = defaultdict(list)
         self.counters: defaultdict[str, Counter[str]] = defaultdict(
             lambda: Counter(dataclasses.asdict(Counters()))
         )
@@ -390,6 +420,10 @@ class Faults:
                 self.forget(argument, only_hanging=True)
             case "clear":
                 self.forget(argument)
+            case "record":
+                self.recording = True
+            case "journals":
+                return self.journals
             case "counters":
                 return self.counters[argument]
             case _:
@@ -582,13 +616,25 @@ class Passthrough(pyfuse3.Operations):
                 return len(data)
             written = os.pwrite(fh, data, off)
             self.faults.counters[name]["bytes_written"] += written
+            if self.faults.recording:
+                entry = JournalEntry("write", off, data[:written].hex())
+                self.faults.journals[name].append(entry)
             return written
 
     @guarded
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
-        async with self.faults.request(self.open_files[fh].name, "fsync", 0, math.inf) as fault:
-            if not fault.drop:
+        name = self.open_files[fh].name
+        journal = self.faults.journals[name]
+        arrived = len(journal)
+        try:
+            async with self.faults.request(name, "fsync", 0, math.inf) as fault:
+                if fault.drop:
+                    return
                 os.fdatasync(fh)
+        except (pyfuse3.FUSEError, OSError):
+            journal.append(JournalEntry("failed fsync", arrived))
+            raise
+        journal.append(JournalEntry("fsync", arrived))
 
     @guarded
     async def opendir(
@@ -646,14 +692,23 @@ async def steer(connection: socket.socket, faults: Faults) -> None:
     pyfuse3.terminate()
 
 
-async def serve(backing: str, mountpoint: str, connection: socket.socket) -> None:
+async def refuse(*_: object) -> NoReturn:
+    raise OSError(errno_codes.ENOSYS, "not here")
+
+
+async def serve(
+    backing: str, mountpoint: str, connection: socket.socket, *, parallel: bool
+) -> None:
     os.umask(0)  # the kernel has applied the caller's
     faults = Faults()
+    if parallel:
+        shim.configure(PENDING_REQUESTS_MAX)
     options = {"allow_other", "fsname=faultfs", "subtype=faultfs"}
     pyfuse3.init(Passthrough(backing, faults), mountpoint, options)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(steer, connection, faults)
+            shim.serve(shim.Handlers(refuse, refuse), nursery)
             await pyfuse3.main(max_tasks=PENDING_REQUESTS_MAX)
             nursery.cancel_scope.cancel()
     finally:
@@ -662,4 +717,10 @@ async def serve(backing: str, mountpoint: str, connection: socket.socket) -> Non
 
 
 if __name__ == "__main__":
-    trio.run(serve, sys.argv[1], sys.argv[2], socket.socket(fileno=int(sys.argv[3])))
+    backing, mountpoint, fd, *options = sys.argv[1:]
+    trio.run(
+        functools.partial(serve, parallel="parallel" in options),
+        backing,
+        mountpoint,
+        socket.socket(fileno=int(fd)),
+    )

@@ -17,6 +17,8 @@ from quorumfs.patterns import ReadPattern
 from quorumfs.replica import Replica
 from quorumfs.storage import Done, Kind, Operation, TruncatedError, Value
 
+BLOCK = 4096
+
 
 @dataclass
 class Fault:
@@ -35,6 +37,7 @@ class SimulatedStorage:
     """A file in memory. Writes take effect at the end of their delay, in 512-byte sectors.
 
     *choose* decides what happens to each operation; `log` keeps what was asked, in order.
+    `data_blocks` are the 4 KiB blocks that are not in a hole; None: it knows no holes.
     """
 
     nursery: trio.Nursery
@@ -42,6 +45,7 @@ class SimulatedStorage:
     choose: Chooser = lambda _: NO_FAULT
     content: bytearray = field(default_factory=bytearray)
     log: list[Operation] = field(default_factory=list)
+    data_blocks: set[int] | None = None
     truncated: bool = False
     in_flight: int = 0
     in_flight_max: int = 0
@@ -75,7 +79,25 @@ class SimulatedStorage:
                 value = bytes(self.content[start:end])
             case Kind.WRITE:
                 self.content[start:end] = operation.data
+                self._blocks_become_data(start, end)
+            case Kind.ZERO | Kind.DISCARD:
+                self.content[start:end] = bytes(end - start)
+                if self.data_blocks is not None and operation.kind is Kind.DISCARD:
+                    self.data_blocks -= set(range(-(-start // BLOCK), end // BLOCK))
+            case Kind.SEEK_DATA | Kind.SEEK_HOLE:
+                value = self._seek(start, data=operation.kind is Kind.SEEK_DATA)
         done(operation, value, None)
+
+    def _blocks_become_data(self, start: int, end: int) -> None:
+        if self.data_blocks is not None:
+            self.data_blocks.update(range(start // BLOCK, -(-end // BLOCK)))
+
+    def _seek(self, offset: int, *, data: bool) -> int:
+        if self.data_blocks is None:
+            return offset if data else self.size
+        while offset < self.size and (offset // BLOCK in self.data_blocks) is not data:
+            offset = (offset // BLOCK + 1) * BLOCK
+        return min(offset, self.size)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -124,6 +146,7 @@ def make_bench(
     size: int = 1 << 16,
     timeout_s: float = 8.0,
     repair: Repair | None = None,
+    zero_kind: Kind | None = None,
 ) -> Bench:
     """A running disk of *size* bytes on *count* simulated files, all zeros."""
     files = [SimulatedStorage(nursery, size) for _ in range(count)]
@@ -135,6 +158,7 @@ def make_bench(
         pattern=pattern,
         repair=repair,
         search_s=timeout_s,
+        zero_kind=zero_kind,
         events=EventLog("disk", told.append),
     )
     nursery.start_soon(disk.run)

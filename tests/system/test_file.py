@@ -461,18 +461,6 @@ def test_fsync_is_a_flush_of_every_replica(counted: Mounted, faulty: FaultFS) ->
     assert fsyncs(faulty) == [3, 3, 3]
 
 
-@pytest.mark.parametrize("direct", [0, 1], ids=["buffered", "O_DIRECT"])
-@pytest.mark.parametrize("engine", ["psync", "libaio", "io_uring"])
-def test_a_synchronous_write_is_durable(
-    engine: str, direct: int, counted: Mounted, faulty: FaultFS, tmp_path: Path
-) -> None:
-    """A write to a file opened with O_DSYNC (O_SYNC contains it) is flushed before it returns."""
-    job = [f"--ioengine={engine}", f"--direct={direct}", "--sync=dsync", "--io_size=16k"]
-    fio(counted.file, tmp_path, "--rw=write", "--bs=4k", "--size=4m", *job)
-    assert faulty.counters("a.img").writes == 4
-    assert min(fsyncs(faulty)) >= 4
-
-
 def fio(file: Path, directory: Path, *job: str) -> None:
     """Run one fio job on *file*; *directory* gets the state files that verifying leaves."""
     command = ["fio", "--name=job", f"--filename={file}", "--allow_file_create=0", *job]

@@ -552,3 +552,123 @@ def _bad_sector(place: int) -> Chooser:
         return Fault(error=errno.EIO if hit else 0)
 
     return choose
+
+
+# Zeros and holes
+
+
+@pytest.mark.parametrize("kind", [Kind.DISCARD, Kind.ZERO])
+async def test_zeros_are_ordered_like_writes(
+    kind: Kind, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """R6: whatever each replica's delays, writes and zeros of one range end in the same order
+    everywhere, the later one wins, and a read between them sees one or the other."""
+    bench = make_bench(nursery, 3, pattern=Quorum(2), threshold=2)
+    dice = random.Random(7)
+    for file in bench.files:
+        file.choose = lambda _: Fault(dice.uniform(0, 1))
+
+    async def make_zeros() -> None:
+        await bench.disk.make_zeros(0, BLOCK, discard=kind is Kind.DISCARD)
+
+    for _ in range(20):
+        async with trio.open_nursery() as requests:
+            requests.start_soon(bench.disk.write, 0, X)
+            await trio.testing.wait_all_tasks_blocked()
+            requests.start_soon(make_zeros)
+            await trio.testing.wait_all_tasks_blocked()
+            assert await bench.disk.read(0, BLOCK) == bytes(BLOCK)
+            requests.start_soon(bench.disk.write, 0, Y)
+        assert all(file.content[:BLOCK] == Y for file in bench.files)
+    assert all(file.count(kind) == 20 for file in bench.files)
+
+
+@pytest.mark.parametrize("kind", [Kind.DISCARD, Kind.ZERO])
+async def test_a_missed_request_for_zeros_is_a_missed_write(
+    kind: Kind, nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """P1, R4: not read where it was missed; a flush of that replica does not count for it."""
+    bench = make_bench(nursery, 2, pattern=Fifo(), threshold=1)
+    await bench.disk.write(0, X * 2)
+    bench.files[0].choose = fails(errno.EIO, kind)
+    await bench.disk.make_zeros(0, BLOCK, discard=kind is Kind.DISCARD)
+    assert states(bench) == [State.STALE, State.CURRENT]
+    assert await bench.disk.read(0, 2 * BLOCK) == bytes(BLOCK) + X
+    bench.files[1].choose = fails(errno.EIO, Kind.SYNC)
+    await raises(errno.EIO, bench.disk.flush())
+
+
+async def test_zeros_are_what_detect_zeroes_makes_of_them(nursery: trio.Nursery) -> None:
+    """A write of zeros over whole sectors becomes *zero_kind*, any other stays a write."""
+    bench = make_bench(nursery, 1, pattern=Fifo(), zero_kind=Kind.DISCARD)
+    (file,) = bench.files
+    await bench.disk.write(0, X * 2)
+    for offset, data in [(BLOCK, X), (1, bytes(BLOCK)), (0, bytes(100)), (0, bytes(BLOCK - 1))]:
+        await bench.disk.write(offset, data)
+    assert file.count(Kind.DISCARD) == 0
+    await bench.disk.write(BLOCK, bytes(BLOCK))
+    assert file.count(Kind.DISCARD) == 1
+    assert file.content[: 2 * BLOCK] == bytes(2 * BLOCK)
+
+
+async def test_holes_are_what_all_replicas_have(nursery: trio.Nursery) -> None:
+    """Random layouts: each byte that SEEK_DATA and SEEK_HOLE pass over is what they say."""
+    dice = random.Random(8)
+    for _ in range(50):
+        bench = make_bench(nursery, 3, pattern=Quorum(2), threshold=2)
+        chance = dice.random()
+        for file in bench.files:
+            file.data_blocks = {n for n in range(16) if dice.random() < chance}
+        union = set().union(*(file.data_blocks or () for file in bench.files))
+        for place in range(16):
+            data = await bench.disk.next_data(place * BLOCK + 9)
+            hole = await bench.disk.next_hole(place * BLOCK + 9)
+            after = range(place, 17)
+            first_data = next((n for n in after if n in union), 16)
+            first_hole = next(n for n in after if n not in union)
+            assert data == min(max(first_data * BLOCK, place * BLOCK + 9), 16 * BLOCK)
+            assert hole == min(max(first_hole * BLOCK, place * BLOCK + 9), 16 * BLOCK)
+
+
+async def test_a_replica_without_holes_or_with_an_error_has_data(nursery: trio.Nursery) -> None:
+    bench = make_bench(nursery, 2, pattern=Fifo(), threshold=1)
+    bench.files[0].data_blocks = set()
+    assert await bench.disk.next_data(5) == 5
+    assert await bench.disk.next_hole(5) == bench.disk.size
+    bench.files[1].data_blocks = set()
+    assert await bench.disk.next_data(5) == bench.disk.size
+    bench.files[1].choose = fails(errno.EIO, Kind.SEEK_DATA, Kind.SEEK_HOLE)
+    assert await bench.disk.next_data(5) == 5
+    assert await bench.disk.next_hole(5) == bench.disk.size
+
+
+async def test_the_hole_of_a_replica_that_missed_the_write_is_none(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """P1: the one that has the data hangs. A read fails; then so must a copy that asks for holes
+    first, instead of taking the other's old hole for zeros."""
+    bench = make_bench(nursery, 2, pattern=Fifo(), threshold=1)
+    for file in bench.files:
+        file.data_blocks = set()
+    bench.files[0].choose = fails(errno.EIO, Kind.WRITE)
+    await bench.disk.write(0, X)
+    bench.files[1].choose = takes(math.inf, *Kind)
+    await raises(errno.ETIMEDOUT, bench.disk.read(0, BLOCK))
+    assert states(bench) == [State.STALE, State.MISSING]
+    assert await bench.disk.next_data(0) == 0
+
+
+async def test_a_seek_with_all_replicas_hung_says_so(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """It fails as a read does, or calls everything data: no internal error."""
+    bench = make_bench(nursery, 2, pattern=Fifo(), threshold=1)
+    for file in bench.files:
+        file.choose = takes(math.inf, *Kind)
+    for seek in (bench.disk.next_data, bench.disk.next_hole):
+        try:
+            found = await seek(BLOCK)
+        except OSError as error:
+            assert error.errno == errno.ETIMEDOUT  # noqa: PT017
+        else:
+            assert found == (BLOCK if seek == bench.disk.next_data else bench.disk.size)

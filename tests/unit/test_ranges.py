@@ -33,6 +33,11 @@ def test_a_range_set_is_the_set_of_its_bytes(
     assert {byte for start, end in ranges for byte in range(start, end)} == model
     assert bool(ranges) == bool(model)
     assert ranges.overlaps(*probe) == bool(model & set(range(*probe)))
+    inside = [byte for byte in model if byte >= probe[0]]
+    assert ranges.next_inside(probe[0], default=-1) == min(inside, default=-1)
+    assert ranges.next_outside(probe[0]) == next(
+        byte for byte in range(probe[0], SIZE + 1) if byte not in model
+    )
     if model:
         ranges.limit(0)
         assert list(ranges) == [(min(model), max(model) + 1)]

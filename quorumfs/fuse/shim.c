@@ -1,0 +1,165 @@
+/*
+ * What libfuse offers and pyfuse3 does not pass on.
+ *
+ * This library is loaded with RTLD_GLOBAL before pyfuse3, so that pyfuse3's calls of two libfuse
+ * functions arrive here first; each does its part and calls the real one. Only public API of
+ * libfuse is used. Every part is independent of the others and can go on the day pyfuse3 has the
+ * same; what pyfuse3 itself implements is never replaced.
+ *
+ *   part                      how
+ *   fallocate, lseek          added to the operations; handed to a callback, which replies later
+ *   durability of one write   the sync flag of a write request, as a high bit of the file handle
+ *   parallel direct writes    set in the reply to open, for files opened with direct_io
+ *   max_background            set while the connection is negotiated
+ */
+
+#define _GNU_SOURCE
+#define FUSE_USE_VERSION 312
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <fuse_lowlevel.h>
+#include <linux/fuse.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifndef FOPEN_PARALLEL_DIRECT_WRITES
+#define FOPEN_PARALLEL_DIRECT_WRITES (1 << 6) /* Linux 6.2 */
+#endif
+
+/* Since then pyfuse3's call of fuse_session_new is compiled to one that names the version. */
+#define VERSIONED_SESSION_NEW (FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17))
+
+#define PUBLIC __attribute__((visibility("default")))
+
+/* Handles given out by open() stay below this bit. */
+#define DURABLE_WRITE (UINT64_C(1) << 63)
+
+enum request_kind { REQUEST_FALLOCATE = 0, REQUEST_LSEEK = 1 };
+
+/* mode: of fallocate; whence: of lseek. The callback sees to it that the request is answered. */
+typedef void (*request_callback)(void *request, int kind, uint64_t handle, int64_t offset,
+                                 int64_t length, int mode_or_whence);
+
+static request_callback callback;
+static unsigned max_background;
+static struct fuse_lowlevel_ops theirs;
+static int in_use;
+
+PUBLIC void quorumfs_shim_configure(request_callback on_request, unsigned background)
+{
+    callback = on_request;
+    max_background = background;
+}
+
+/* Whether pyfuse3's session was made through here, with structures that we know. */
+PUBLIC int quorumfs_shim_in_use(void)
+{
+    return in_use;
+}
+
+PUBLIC int quorumfs_shim_reply_error(void *request, int error)
+{
+    return fuse_reply_err((fuse_req_t)request, error);
+}
+
+PUBLIC int quorumfs_shim_reply_offset(void *request, int64_t offset)
+{
+    return fuse_reply_lseek((fuse_req_t)request, offset);
+}
+
+static void shim_fallocate(fuse_req_t request, fuse_ino_t inode, int mode, off_t offset,
+                           off_t length, struct fuse_file_info *file)
+{
+    (void)inode;
+    callback(request, REQUEST_FALLOCATE, file->fh, offset, length, mode);
+}
+
+static void shim_lseek(fuse_req_t request, fuse_ino_t inode, off_t offset, int whence,
+                       struct fuse_file_info *file)
+{
+    (void)inode;
+    callback(request, REQUEST_LSEEK, file->fh, offset, 0, whence);
+}
+
+static void shim_write_buf(fuse_req_t request, fuse_ino_t inode, struct fuse_bufvec *data,
+                           off_t offset, struct fuse_file_info *file)
+{
+    struct fuse_file_info marked = *file;
+
+    /* After a buffered write the kernel sends the fsync itself; after a direct one it does not
+     * always, and never where the open was answered with direct_io. */
+    if ((file->flags & O_DSYNC) && (file->flags & O_DIRECT))
+        marked.fh |= DURABLE_WRITE;
+    theirs.write_buf(request, inode, data, offset, &marked);
+}
+
+static void shim_init(void *userdata, struct fuse_conn_info *connection)
+{
+    if (theirs.init)
+        theirs.init(userdata, connection);
+    if (max_background)
+        connection->max_background = max_background;
+}
+
+static const struct fuse_lowlevel_ops *extended(const struct fuse_lowlevel_ops *operations,
+                                                size_t size)
+{
+    static struct fuse_lowlevel_ops ours;
+
+    if (callback == NULL || size != sizeof(ours))
+        return operations;
+    theirs = ours = *operations;
+    ours.init = shim_init;
+    if (theirs.write_buf)
+        ours.write_buf = shim_write_buf;
+    if (!theirs.fallocate)
+        ours.fallocate = shim_fallocate;
+    if (!theirs.lseek)
+        ours.lseek = shim_lseek;
+    in_use = 1;
+    return &ours;
+}
+
+#if VERSIONED_SESSION_NEW
+PUBLIC struct fuse_session *fuse_session_new_versioned(struct fuse_args *args,
+                                                       const struct fuse_lowlevel_ops *operations,
+                                                       size_t size,
+                                                       struct libfuse_version *version,
+                                                       void *userdata)
+{
+    struct fuse_session *(*real)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
+                                 struct libfuse_version *, void *);
+
+    *(void **)&real = dlsym(RTLD_NEXT, "fuse_session_new_versioned");
+    return real(args, extended(operations, size), size, version, userdata);
+}
+#else
+PUBLIC struct fuse_session *fuse_session_new(struct fuse_args *args,
+                                             const struct fuse_lowlevel_ops *operations,
+                                             size_t size, void *userdata)
+{
+    struct fuse_session *(*real)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
+                                 void *);
+
+    *(void **)&real = dlsym(RTLD_NEXT, "fuse_session_new");
+    return real(args, extended(operations, size), size, userdata);
+}
+#endif
+
+PUBLIC int fuse_reply_open(fuse_req_t request, const struct fuse_file_info *file)
+{
+    int (*real)(fuse_req_t, const struct fuse_file_info *);
+
+    if (in_use && file->direct_io) {
+        /* libfuse before 3.15 has no field for the flag; the reply is the kernel's structure. */
+        struct fuse_open_out reply = {
+            .fh = file->fh,
+            .open_flags = FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES,
+        };
+        return fuse_reply_buf(request, (const char *)&reply, sizeof(reply));
+    }
+    *(void **)&real = dlsym(RTLD_NEXT, "fuse_reply_open");
+    return real(request, file);
+}

@@ -27,6 +27,9 @@ TICK_S = 0.5
 ZEROS_MAX = 64 << 20
 """Bytes zeroed at a time: a replica without holes must write them within its timeout."""
 
+ALLOCATION_MAX = 1 << 30
+"""Bytes of space reserved at a time, for the same reason."""
+
 HOLE_ROUNDS_MAX = 64
 """How often to look for a hole that all replicas share before giving up."""
 
@@ -171,11 +174,13 @@ class Disk:
 
     async def allocate(self, offset: int, length: int) -> None:
         """Reserve space for a range inside the disk; replicas that cannot are no failure."""
-        length = min(length, self.size - offset)
-        outcomes = await self.ask(self.replicas, Kind.ALLOCATE, self.threshold, offset, length)
-        failed = [outcome for outcome in outcomes if outcome.error is not None]
-        if len(outcomes) - len(failed) < self.threshold:
-            raise self._voted_error(failed)
+        end = min(offset + length, self.size)
+        for start in range(offset, end, ALLOCATION_MAX):
+            piece = min(ALLOCATION_MAX, end - start)
+            outcomes = await self.ask(self.replicas, Kind.ALLOCATE, self.threshold, start, piece)
+            failed = [outcome for outcome in outcomes if outcome.error is not None]
+            if len(outcomes) - len(failed) < self.threshold:
+                raise self._voted_error(failed)
 
     async def _change(self, kind: Kind, offset: int, length: int, data: bytes = b"") -> None:
         """Change bytes on all replicas: the way of every write."""
@@ -211,6 +216,8 @@ class Disk:
         async with self._flush_lock:
             if self._flushes == asked:
                 self._flushes += 1
+                # What those who share this flush see should it end in any other way.
+                self._flush_error = OSError(errno.EIO, "the flush was not finished")
                 try:
                     await self._flush_replicas()
                 except OSError as error:

@@ -227,9 +227,11 @@ class FileStorage:
         for mode in _FALLOCATE_MODES[kind]:
             if mode in self._modes_missing:
                 continue
-            if _libc.fallocate(self._fd, mode | _KEEP_SIZE, offset, length) == 0:
-                return
-            number = ctypes.get_errno()
+            number = errno.EINTR
+            while number == errno.EINTR:
+                if _libc.fallocate(self._fd, mode | _KEEP_SIZE, offset, length) == 0:
+                    return
+                number = ctypes.get_errno()
             if number not in (errno.EOPNOTSUPP, errno.ENOSYS):
                 raise OSError(number, os.strerror(number))
             self._modes_missing.add(mode)

@@ -92,7 +92,7 @@ class _Handle:
 
     direct: bool
     durable: bool
-    """Every write must be durable when it returns."""
+    """Opened with O_DSYNC, or with O_SYNC, which contains it."""
     wrote: bool = False
 
 
@@ -201,26 +201,26 @@ class DiskOperations(pyfuse3.Operations):
             raise FUSEError(errno.EBUSY)
         fh = FileHandleT(next(self._numbers))
         direct = bool(flags & os.O_DIRECT)
-        # O_SYNC contains O_DSYNC. The kernel sends an fsync after a buffered write. After a direct
-        # one it often does not; the shim then tells which ones must be durable.
-        durable = bool(flags & os.O_DSYNC) and direct and not shim.in_use()
-        self._handles[fh] = _Handle(direct, durable or self._options.sync)
+        self._handles[fh] = _Handle(direct, bool(flags & os.O_DSYNC))
         # Pages cached before this open are dropped: they must not hide a repair. With direct_io
         # (an opener that asked for O_DIRECT loses nothing but shared mappings) the shim adds
         # parallel writes; without it, the fsync that the kernel does send would be lost.
-        return FileInfo(fh=fh, keep_cache=False, direct_io=direct and shim.in_use())
+        return FileInfo(fh=fh, keep_cache=False, direct_io=direct and shim.parallel_direct_writes())
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         return await self._disk.read(off, size)
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        durable = fh & shim.DURABLE_WRITE
-        handle = self._handles[FileHandleT(fh & ~shim.DURABLE_WRITE)]
+        handle = self._handles[FileHandleT(fh & ~(shim.DURABLE_WRITE | shim.DIRECT_WRITE))]
         handle.wrote = True
+        # The kernel itself sends an fsync after a buffered write that must be durable. After a
+        # direct one it often does not, and never to a handle that was answered with direct_io.
+        durable = handle.durable or fh & shim.DURABLE_WRITE
+        direct = handle.direct or fh & shim.DIRECT_WRITE
         if handle.direct and off + len(buf) > self._disk.size:
             raise FUSEError(errno.ENOSPC)  # the kernel makes EIO of a direct write that is short
         written = await self._disk.write(off, buf)
-        if durable or handle.durable:
+        if (durable and direct) or self._options.sync:
             await self._disk.flush()
         return written
 
@@ -237,12 +237,13 @@ class DiskOperations(pyfuse3.Operations):
             raise OSError(errno.ENOSPC, "the size of the disk is fixed")
         if offset >= self._disk.size:
             return
-        self._handles[FileHandleT(fh)].wrote = True
+        handle = self._handles[FileHandleT(fh)]
+        handle.wrote = True
         if what == 0:
             await self._disk.allocate(offset, length)
         else:
             await self._disk.make_zeros(offset, length, discard=what == FALLOC_FL_PUNCH_HOLE)
-        if self._options.sync:
+        if handle.durable or self._options.sync:
             await self._disk.flush()
 
     async def lseek(self, offset: int, whence: int) -> int:

@@ -33,8 +33,9 @@
 
 #define PUBLIC __attribute__((visibility("default")))
 
-/* Handles given out by open() stay below this bit. */
+/* Handles given out by open() stay below these bits. */
 #define DURABLE_WRITE (UINT64_C(1) << 63)
+#define DIRECT_WRITE (UINT64_C(1) << 62)
 
 enum request_kind { REQUEST_FALLOCATE = 0, REQUEST_LSEEK = 1 };
 
@@ -88,10 +89,10 @@ static void shim_write_buf(fuse_req_t request, fuse_ino_t inode, struct fuse_buf
 {
     struct fuse_file_info marked = *file;
 
-    /* After a buffered write the kernel sends the fsync itself; after a direct one it does not
-     * always, and never where the open was answered with direct_io. */
-    if ((file->flags & O_DSYNC) && (file->flags & O_DIRECT))
+    if (file->flags & O_DSYNC)
         marked.fh |= DURABLE_WRITE;
+    if (file->flags & O_DIRECT)
+        marked.fh |= DIRECT_WRITE;
     theirs.write_buf(request, inode, data, offset, &marked);
 }
 

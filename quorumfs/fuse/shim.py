@@ -24,7 +24,13 @@ import trio
 log = logging.getLogger(__name__)
 
 DURABLE_WRITE = 1 << 63
-"""Set in the file handle of a direct write that must be durable when it returns."""
+"""Set in the file handle of a write that must be durable when it returns."""
+
+DIRECT_WRITE = 1 << 62
+"""Set in the file handle of a write with O_DIRECT, which may have been set after the open."""
+
+COHERENT_KERNEL = (6, 9)
+"""Before, a direct write to a file answered with direct_io leaves older pages in the cache."""
 
 _LSEEK = 1  # of enum request_kind in shim.c
 
@@ -135,10 +141,20 @@ def in_use() -> bool:
     return isinstance(_library, ctypes.CDLL) and bool(_library.quorumfs_shim_in_use())
 
 
+def parallel_direct_writes() -> bool:
+    """Whether an opener with O_DIRECT may be answered with direct_io, for parallel writes."""
+    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (
+        in_use() and numbers is not None and (int(numbers[1]), int(numbers[2])) >= COHERENT_KERNEL
+    )
+
+
 def missing() -> str | None:
-    """What a mount lacks without the shim, and why it has none; None if it has."""
-    if in_use():
+    """What a mount lacks of what the shim gives, and why; None if nothing."""
+    if parallel_direct_writes():
         return None
+    if in_use():
+        return "no parallel direct writes: they need Linux 6.9"
     reason = _library if isinstance(_library, str) else "pyfuse3 was built for another libfuse"
     return (
         f"no libfuse shim ({reason}): no discard, no SEEK_HOLE, no parallel direct writes, no "

@@ -7,6 +7,7 @@ the flag on, because the kernel does not).
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import os
 import random
@@ -22,6 +23,7 @@ from support.engines import ENGINES, aligned
 from support.faultfs import FaultFS, JournalEntry
 from support.mounting import Mounted, quorumfs
 from support.qemu import RawExport
+from support.sparse import PUNCH, fallocate
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -118,6 +120,33 @@ def test_a_plain_write_is_no_flush(faulty: FaultFS, tmp_path: Path) -> None:
         finally:
             os.close(durable)
         assert costs == {path: [0, 0, 0] for path in PATHS}
+
+
+def test_durable_though_o_direct_was_dropped_after_the_open(
+    faulty: FaultFS, tmp_path: Path
+) -> None:
+    """The kernel goes by the answer to the open, and sends no fsync to such a handle."""
+    with mounted(faulty, tmp_path) as disk:
+        fd = os.open(disk.file, os.O_RDWR | os.O_DIRECT | os.O_DSYNC)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+            before = fsyncs(faulty)
+            os.pwrite(fd, b"w" * BLOCK, 0)
+            assert all(after > one for after, one in zip(fsyncs(faulty), before, strict=True))
+        finally:
+            os.close(fd)
+
+
+def test_a_discard_by_a_synchronous_opener_is_durable(faulty: FaultFS, tmp_path: Path) -> None:
+    """As on ext4 and XFS."""
+    with mounted(faulty, tmp_path) as disk:
+        fd = os.open(disk.file, os.O_RDWR | os.O_SYNC)
+        try:
+            before = fsyncs(faulty)
+            fallocate(fd, PUNCH, 0, BLOCK)
+            assert all(after > one for after, one in zip(fsyncs(faulty), before, strict=True))
+        finally:
+            os.close(fd)
 
 
 def test_with_the_option_sync_every_write_is_flushed(faulty: FaultFS, tmp_path: Path) -> None:

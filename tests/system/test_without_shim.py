@@ -117,8 +117,9 @@ def test_building(
     monkeypatch.delenv("QUORUMFS_NO_SHIM")
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
-    shutil.copytree(ROOT / "quorumfs", source / "quorumfs", ignore=ignored)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("quorumfs", ".build"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w"]
     done = subprocess.run(

@@ -1,0 +1,35 @@
+"""The build backend: setuptools, and the libfuse shim if it can be built.
+
+Without a compiler or libfuse's headers, or with QUORUMFS_NO_SHIM set, the package is installed
+without it and says at run time what is missing.
+"""
+
+import os
+import subprocess
+
+from setuptools import Extension
+from setuptools.build_meta import *  # noqa: F403 (the hooks that pip calls)
+from setuptools.command.build_ext import build_ext
+
+
+class BuildShim(build_ext):
+    """Builds the extension that pyproject.toml lists, for the libfuse that is here."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if os.environ.get("QUORUMFS_NO_SHIM"):
+            self.extensions = []
+
+    def build_extension(self, ext: Extension) -> None:
+        ext.extra_compile_args = ["-fvisibility=hidden", *pkg_config("--cflags")]
+        # Our own reference to libfuse is what the search for the real functions starts from.
+        ext.extra_link_args = ["-Wl,--no-as-needed", *pkg_config("--libs")]
+        super().build_extension(ext)
+
+
+def pkg_config(what: str) -> list[str]:
+    """What pkg-config says of libfuse; nothing where it, or libfuse, is missing."""
+    try:
+        return subprocess.check_output(["pkg-config", what, "fuse3"], text=True).split()
+    except (OSError, subprocess.CalledProcessError):
+        return []

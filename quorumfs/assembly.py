@@ -1,0 +1,524 @@
+"""Assembly: from what was found beside the images to a plan for the set. A pure decision.
+
+Theory
+======
+
+A *record* says who is current. It is committed on every replica that is current in it before
+anything is acknowledged under it (`quorumfs.sidecar` says how), and whenever a replica is left
+behind the others mint a new *generation*, whose ancestors are all earlier ones. From this follows:
+
+* Of two generations the one that has the other among its ancestors is later. If neither has, both
+  went on without each other: split brain, and only a person can say which one is wanted.
+* At least the threshold of replicas hold the latest record. So among more than N - threshold of
+  them there is one that does; fewer may not know that they were left behind.
+* Each current replica of the latest record holds everything that was flushed. They differ at
+  most where one of their maps has `INTENT`, so it is the union of the maps that counts.
+* The members track for each replica left behind what was written since, from the generation in
+  which it last was current. If it comes back with that generation, or a later one of theirs, then
+  what they tracked is all it lacks; with an older one it was put back from a backup, and its own
+  map, too old like itself, is not believed.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from quorumfs.dirtymap import INTENT, REPLICAS_MAX, UNVERIFIED, DirtyMap, chunk_size_for, lacks
+from quorumfs.errors import ExitCode, UserError
+from quorumfs.sidecar import (
+    Identity,
+    Record,
+    Role,
+    RoleState,
+    Sidecar,
+    path_for,
+)
+
+
+class State(Enum):
+    """What a replica is to the set at this moment."""
+
+    CURRENT = "current"
+    """Holds every acknowledged write."""
+    STALE = "stale"
+    """Known to be behind; not used where it is."""
+    RESYNCING = "resyncing"
+    """Stale, being brought up to date; it gets every new write."""
+    SUSPECT = "suspect"
+    """Its image changed behind its sidecar: stale until compared in full."""
+    MISSING = "missing"
+    """Does not answer, or is not there."""
+    FOREIGN = "foreign"
+    """Not of this set, or it cannot prove that it is; never touched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found at one path."""
+
+    path: str
+    image: Identity | None
+    """None: there is no image that can be used."""
+    sidecar: Sidecar | None = None
+    problem: str | None = None
+    """Why there is no image, or why its sidecar cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """What becomes of one path."""
+
+    path: str
+    slot: int | None
+    """Its place in the record's roles; None if it has none."""
+    state: State
+    reason: str | None = None
+    """Why it is not current."""
+    compare: bool = False
+    """Most of what it is said to lack is expected to be equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a set is to be used."""
+
+    rule: str
+    """The name of the rule that decided."""
+    record: Record
+    """The latest one."""
+    map: DirtyMap
+    """All that may differ, and what each replica lacks."""
+    members: tuple[Member, ...]
+    """One for each path, in the order of the command line."""
+    left_behind: tuple[int, ...] = ()
+    """Slots that are current in the record and not in this plan; the first commit says so."""
+    prepared: tuple[int, ...] = ()
+    """Generations that were prepared and led nowhere."""
+    sequence_seen: int = 0
+    """The highest sequence number seen: the next commit's must be higher."""
+    notes: tuple[str, ...] = ()
+    """What the operator should know, for the log."""
+
+
+class AssemblyRefusedError(UserError):
+    """The replicas cannot be used together as they are; the message says what to do."""
+
+    def __init__(self, rule: str, text: str, exit_code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(text)
+        self.rule = rule
+        self.exit_code = exit_code
+
+
+def assemble(
+    found: Sequence[Found],
+    *,
+    threshold: int | None = None,
+    degraded: bool = False,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> Plan:
+    """Decide what the replicas *found*, in the order of the command line, are to each other.
+
+    *threshold*: the vote threshold asked for; None: that of the set, or a majority of a new one.
+    *degraded*: the operator accepts that a missing replica may hold something later.
+    Raises `AssemblyRefusedError`; nothing has been written then.
+    """
+    if len(found) > REPLICAS_MAX:
+        raise AssemblyRefusedError(
+            "too many replicas",
+            f"{len(found)} replicas: a set with sidecars has at most {REPLICAS_MAX}; "
+            "use metadata=none for more",
+        )
+    if not any(f.sidecar or (f.image and f.problem) for f in found):
+        return _adopt(found, threshold, random_bytes)
+    _refuse_strangers(found)
+    return _Assembly(found, threshold, degraded).plan()
+
+
+def new_record(
+    paths: Sequence[str],
+    size: int,
+    threshold: int,
+    *,
+    chunk_size: int | None = None,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> Record:
+    """The first record of a new set: all of *paths* current."""
+    generation = int.from_bytes(random_bytes(8), "little") or 1
+    roles = tuple(Role(random_bytes(16), RoleState.CURRENT, generation, path) for path in paths)
+    return Record(
+        random_bytes(16),
+        size,
+        chunk_size or chunk_size_for(size),
+        threshold,
+        generation,
+        roles,
+    )
+
+
+def covers(record: Record, slot: int, generation: int) -> bool:
+    """Whether *record* tracked all that the replica with *slot* lacks, if it has *generation*."""
+    history = record.history
+    since = record.roles[slot].generation
+    return (
+        generation in history
+        and since in history
+        and history.index(generation) <= history.index(since)
+    )
+
+
+def image_changed(sidecar: Sidecar, image: Identity) -> bool:
+    """Whether the image was changed behind its sidecar, as far as one can tell from outside.
+
+    An image in use has no times on record, because they move.
+    """
+    known = sidecar.identity
+    if known.mtime_ns:
+        return known != image
+    return bool(known.inode) and (known.inode, known.size) != (image.inode, image.size)
+
+
+def _adopt(
+    found: Sequence[Found], threshold: int | None, random_bytes: Callable[[int], bytes]
+) -> Plan:
+    """First use of raw images: usable at once, and compared in the background."""
+    sizes: dict[int, Found] = {}
+    for one in found:
+        if one.image is None:
+            raise AssemblyRefusedError(
+                "adopt", f"cannot open the replica {one.path}: {one.problem}"
+            )
+        sizes.setdefault(one.image.size, one)
+    if len(sizes) > 1:
+        (size, one), (other_size, other) = list(sizes.items())[:2]
+        raise AssemblyRefusedError(
+            "adopt",
+            f"replicas differ in size: {one.path} has {size} bytes, {other.path} has {other_size}",
+        )
+    (size,) = sizes
+    paths = [one.path for one in found]
+    record = new_record(paths, size, threshold or len(found) // 2 + 1, random_bytes=random_bytes)
+    disk_map = DirtyMap(size, record.chunk_size)
+    if len(found) > 1:
+        disk_map.add(UNVERIFIED, range(len(disk_map)))
+    members = tuple(Member(path, slot, State.CURRENT) for slot, path in enumerate(paths))
+    return Plan("adopt: no replica has a sidecar", record, disk_map, members)
+
+
+def _refuse_strangers(found: Sequence[Found]) -> None:
+    """Refuse what was never one set."""
+    members = [f for f in found if f.sidecar]
+    for one in found:
+        if one.image and not one.sidecar and not one.problem:
+            if not members:
+                continue
+            raise AssemblyRefusedError(
+                "stranger",
+                f"{one.path} has no sidecar, but {members[0].path} is a member of a set: to make "
+                f"{one.path} a copy of it, run: quorumfs resolve --keep {members[0].path} "
+                f"{' '.join(f.path for f in found)}",
+            )
+    seen: dict[bytes, Found] = {}
+    for one in members:
+        assert one.sidecar
+        first = members[0]
+        assert first.sidecar
+        ours, theirs = first.sidecar.record.set_id, one.sidecar.record.set_id
+        if ours != theirs:
+            raise AssemblyRefusedError(
+                "foreign",
+                f"{first.path} is of set {ours.hex()}, {one.path} is of set {theirs.hex()}: "
+                "they do not belong together",
+            )
+        other = seen.setdefault(one.sidecar.replica_id, one)
+        if other is not one:
+            raise AssemblyRefusedError(
+                "duplicate",
+                f"{other.path} and {one.path} are the same replica {one.sidecar.replica_id.hex()}: "
+                "one is a copy of the other with its sidecar. Give only one of them; to make the "
+                f"other a replica of its own, remove {path_for(one.path)} and run quorumfs resolve",
+            )
+    if not members:
+        bad = next(f for f in found if f.problem and f.image)
+        raise AssemblyRefusedError(
+            "unreadable",
+            f"the sidecar of {bad.path} cannot be read ({bad.problem}), and no other replica "
+            "knows the set: remove all sidecars to adopt the images anew",
+            ExitCode.UNUSABLE,
+        )
+
+
+class _Assembly:
+    """One decision on replicas of one set, some of which may be missing or unreadable."""
+
+    def __init__(self, found: Sequence[Found], threshold: int | None, degraded: bool) -> None:
+        self._found = found
+        self._degraded = degraded
+        self._notes: list[str] = []
+        self._present: dict[str, Sidecar] = {}
+        """By path: what has a readable sidecar and an image long enough."""
+        self._problems: dict[str, str] = {}
+        """By path: why the others cannot be used."""
+        for one in found:
+            if problem := self._problem(one):
+                self._problems[one.path] = problem
+            elif one.sidecar:
+                self._present[one.path] = self._lifted(one.sidecar)
+                self._notes += [f"{path_for(one.path)}: {text}" for text in one.sidecar.damage]
+        if not self._present:
+            raise AssemblyRefusedError(
+                "unusable",
+                "; ".join(f"{path}: {why}" for path, why in self._problems.items()),
+                ExitCode.UNUSABLE,
+            )
+        self._record = self._latest()
+        self._threshold = self._record.threshold if threshold is None else threshold
+        if self._threshold > len(self._record.roles):
+            raise AssemblyRefusedError(
+                "threshold",
+                f"option vote-threshold: got {self._threshold}, allowed: 1 to "
+                f"{len(self._record.roles)}, the number of replicas in the set",
+                ExitCode.USAGE,
+            )
+
+    def plan(self) -> Plan:
+        images = {one.path: one.image for one in self._found}
+        changed = {
+            path
+            for path, sidecar in self._present.items()
+            if (image := images[path]) and image_changed(sidecar, image)
+        }
+        members = {path: self._judge(path, path in changed) for path in self._present}
+        doubted = {path for path, member in members.items() if member.state is not State.CURRENT}
+        moved = self._moved_together(members, changed)
+        if moved:
+            for path in changed & members.keys():
+                if members[path].state is State.SUSPECT:
+                    members[path] = Member(path, members[path].slot, State.CURRENT)
+        self._refuse_without_current(members)
+        rule = self._absence_rule(
+            members,
+            knowing=sum(
+                path not in changed and (path not in doubted or not members[path].compare)
+                for path in members
+            ),
+        )
+        disk_map = self._joined_map(members)
+        if moved and sum(m.state is State.CURRENT for m in members.values()) > 1:
+            disk_map.add(UNVERIFIED, range(len(disk_map)))
+            self._notes.append("all images were moved or changed together: comparing them")
+        record = self._record
+        if not rule:
+            crashed = any(
+                not self._present[path].record.clean
+                for path, member in members.items()
+                if member.state is State.CURRENT
+            )
+            rule = "crash: not closed in order" if crashed else "clean: closed in order"
+        sidecars = list(self._present.values())
+        prepared = [sidecar.prepared for sidecar in sidecars if sidecar.prepared]
+        sequences = [sidecar.record.sequence for sidecar in sidecars]
+        current = {member.slot for member in members.values() if member.state is State.CURRENT}
+        return Plan(
+            rule,
+            replace(record, threshold=self._threshold),
+            disk_map,
+            tuple(members.get(one.path) or self._absent_member(one) for one in self._found),
+            tuple(
+                slot
+                for slot, role in enumerate(record.roles)
+                if role.state is RoleState.CURRENT and slot not in current
+            ),
+            tuple({one.generation for one in prepared if one.generation not in record.history}),
+            max(sequences + [one.sequence for one in prepared]),
+            tuple(self._notes),
+        )
+
+    def _problem(self, one: Found) -> str | None:
+        """Why what is at this path cannot be a member now; None if it can."""
+        if one.problem:
+            return one.problem
+        assert one.image
+        assert one.sidecar
+        size = one.sidecar.record.size
+        if one.image.size < size:
+            return f"the image was truncated to {one.image.size} bytes, the disk has {size}"
+        if one.image.size > size:
+            self._notes.append(f"{one.path} is longer than the disk: its end is not used")
+        return None
+
+    def _lifted(self, sidecar: Sidecar) -> Sidecar:
+        """A replica that only prepared what another committed was there: it only came last."""
+        prepared = sidecar.prepared
+        for one in self._found:
+            other = one.sidecar
+            if prepared and other and other is not sidecar and _key(other.record) == _key(prepared):
+                return replace(sidecar, record=other.record, prepared=None)
+        return sidecar
+
+    def _latest(self) -> Record:
+        """The record that all others lead to; refuses a split brain."""
+        sides = {
+            path: sidecar
+            for path, sidecar in self._present.items()
+            if sidecar.own_state is not RoleState.RESYNCING  # a mixture is no side
+        }
+        candidates = sides or self._present
+        # Of several with the latest generation, the one with the latest commit.
+        latest_path, latest = max(
+            candidates.items(),
+            key=lambda item: (
+                sum(
+                    other.record.generation in item[1].record.history
+                    for other in candidates.values()
+                ),
+                item[1].record.sequence,
+            ),
+        )
+        for path, sidecar in candidates.items():
+            if sidecar.record.generation not in latest.record.history:
+                raise AssemblyRefusedError(
+                    "split brain",
+                    f"split brain: {latest_path} and {path} were both used without the other. "
+                    f"{_side(latest_path, latest)}; {_side(path, sidecar)}. Nothing was written. "
+                    "Choose whose data to keep: quorumfs resolve --dry-run --keep "
+                    f"{latest_path} {' '.join(one.path for one in self._found)}",
+                    ExitCode.NEEDS_OPERATOR,
+                )
+        return latest.record
+
+    def _judge(self, path: str, changed: bool) -> Member:
+        """What one replica with a readable sidecar is to the latest record."""
+        sidecar, record = self._present[path], self._record
+        slot = record.slot_of(sidecar.replica_id)
+        if slot is None:
+            return Member(path, None, State.FOREIGN, "it was removed from the set")
+        role = record.roles[slot]
+        generation = sidecar.record.generation
+        same = _key(sidecar.record) == _key(record)
+        resyncing = sidecar.own_state is RoleState.RESYNCING
+        if role.state is RoleState.CURRENT and same and not resyncing:
+            if changed:
+                reason = "the image was changed behind its sidecar"
+                return Member(path, slot, State.SUSPECT, reason, compare=True)
+            return Member(path, slot, State.CURRENT)
+        if role.state is RoleState.CURRENT:
+            reason = "an older copy of this replica was put in its place"
+            return Member(path, slot, State.STALE, reason, compare=True)
+        if changed:
+            reason = "left behind, and the image was changed behind its sidecar"
+            return Member(path, slot, State.SUSPECT, reason, compare=True)
+        if covers(record, slot, generation):
+            return Member(
+                path, slot, State.STALE, f"left behind in generation {role.generation:016x}"
+            )
+        reason = "left behind longer ago than the others remember"
+        return Member(path, slot, State.STALE, reason, compare=True)
+
+    def _moved_together(self, members: dict[str, Member], changed: set[str]) -> bool:
+        """Whether nobody is left to say that the changed images are the wrong ones."""
+        return bool(changed) and not any(m.state is State.CURRENT for m in members.values())
+
+    def _refuse_without_current(self, members: dict[str, Member]) -> None:
+        if any(member.state is State.CURRENT for member in members.values()):
+            return
+        record = self._record
+        newer = [role.path for role in record.roles if role.state is RoleState.CURRENT]
+        stale = "; ".join(f"{path} is {m.state.value}: {m.reason}" for path, m in members.items())
+        raise AssemblyRefusedError(
+            "only stale",
+            f"{stale}. Current in generation {record.generation:016x} are: {', '.join(newer)}. "
+            "Bring one of them back, or give up what it holds: quorumfs resolve --keep "
+            f"{next(iter(members))} {' '.join(one.path for one in self._found)}",
+        )
+
+    def _absence_rule(self, members: dict[str, Member], knowing: int) -> str:
+        """Refuse if a missing replica might hold something later; else why it cannot."""
+        record = self._record
+        present = {member.slot for member in members.values()}
+        absent = [role for slot, role in enumerate(record.roles) if slot not in present]
+        unaware = [role for role in absent if role.state is RoleState.CURRENT]
+        current = sum(member.state is State.CURRENT for member in members.values())
+        stale = sum(m.state in (State.STALE, State.SUSPECT) for m in members.values())
+        if current + stale < self._threshold:
+            raise AssemblyRefusedError(
+                "no quorum",
+                f"{current} of {len(record.roles)} replicas can be used, vote-threshold="
+                f"{self._threshold} needs as many: missing {_names(absent)}. Bring one back, or "
+                f"mount with -o degraded,vote-threshold={current}",
+            )
+        if not unaware:
+            return "absent ones are on record as stale" if absent else ""
+        committed = min(sidecar.record.threshold for sidecar in self._present.values())
+        if knowing > len(record.roles) - committed:
+            return "enough are present: nothing acknowledged can be elsewhere"
+        if self._degraded:
+            return "degraded: the operator accepts that absent ones may hold later writes"
+        raise AssemblyRefusedError(
+            "may be newer",
+            f"{_names(unaware)} missing, and nobody recorded it as stale: it may hold later "
+            "writes. Bring it back, or go on without it: mount with -o degraded",
+        )
+
+    def _joined_map(self, members: dict[str, Member]) -> DirtyMap:
+        """All that may differ between current members, and all that each other one lacks."""
+        record = self._record
+        joined = DirtyMap(record.size, record.chunk_size)
+        everything = range(len(joined))
+        for path, member in members.items():
+            if member.state is State.CURRENT:
+                joined.join(self._present[path].map)
+        for slot, role in enumerate(record.roles):
+            state = next((m.state for m in members.values() if m.slot == slot), State.MISSING)
+            if state is State.CURRENT:
+                joined.remove(lacks(slot), everything)
+            elif role.state is not RoleState.CURRENT or state is State.MISSING:
+                joined.add_where(INTENT, lacks(slot))
+        for path, member in members.items():
+            if member.slot is None or member.state is State.CURRENT:
+                continue
+            sidecar = self._present[path]
+            if member.compare:
+                joined.add(lacks(member.slot), everything)
+            elif sidecar.own_state is not RoleState.RESYNCING:
+                own = sidecar.map.copy()
+                own.states[:] = own.states.translate(_intent_as(lacks(member.slot)))
+                joined.join(own)
+        return joined
+
+    def _absent_member(self, one: Found) -> Member:
+        """A path with nothing usable: the role it fills, if the record tells."""
+        taken = {self._record.slot_of(sidecar.replica_id) for sidecar in self._present.values()}
+        slots = [slot for slot in range(len(self._record.roles)) if slot not in taken]
+        by_path = [slot for slot in slots if self._record.roles[slot].path == one.path]
+        others = [f for f in self._found if f.path not in self._present]
+        if not by_path and len(others) == 1 and len(slots) == 1:
+            by_path = slots
+        state = State.FOREIGN if one.image and not one.sidecar else State.MISSING
+        return Member(
+            one.path, by_path[0] if by_path else None, state, self._problems.get(one.path)
+        )
+
+
+def _key(record: Record) -> tuple[int, int]:
+    return record.generation, record.sequence
+
+
+def _intent_as(bit: int) -> bytes:
+    """Turns each state with `INTENT` into *bit*, and every other into 0."""
+    return bytes(bit if state & INTENT else 0 for state in range(256))
+
+
+def _side(path: str, sidecar: Sidecar) -> str:
+    record = sidecar.record
+    history = " < ".join(f"{generation:016x}" for generation in record.history[:4])
+    written = sum(
+        sidecar.map.count(lacks(slot))
+        for slot, role in enumerate(record.roles)
+        if role.state is not RoleState.CURRENT
+    )
+    return f"{path}: history {history}, {written} chunks written without the other"
+
+
+def _names(roles: Sequence[Role]) -> str:
+    return ", ".join(role.path or role.replica_id.hex() for role in roles) or "none"

@@ -1,0 +1,155 @@
+"""The dirty map: what may differ, one byte per chunk of the disk. Pure: no I/O, no clock.
+
+A chunk is a power of two of bytes, chosen so that the map of any disk stays small. Its byte is a
+set of facts, so that joining what several replicas know is one bitwise *or*:
+
+* `INTENT`: a write may be under way, or may have been when the set was last used. The current
+  replicas may differ here.
+* `UNVERIFIED`: nobody has compared this chunk since the images were adopted as they were.
+* ``lacks(slot)``: the replica with that slot is known to lack something written here.
+
+0 is a chunk that all replicas hold alike. A bit set wrongly costs a comparison or a copy; a bit
+cleared wrongly costs data.
+"""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+
+INTENT = 0x01
+UNVERIFIED = 0x80
+REPLICAS_MAX = 6
+"""Slots that fit between these two bits."""
+
+CHUNK_MIN = 64 << 10
+CHUNKS_MAX = 4 << 20
+"""Chunks get larger than the smallest where a disk would have more than these."""
+
+EXTENT = 16 << 20
+"""Bytes that are marked as intended at a time, so that a hot area costs one sync."""
+
+
+def lacks(slot: int) -> int:
+    """The bit that says that the replica with *slot* lacks something."""
+    assert 0 <= slot < REPLICAS_MAX
+    return 2 << slot
+
+
+ALL_LACK = sum(lacks(slot) for slot in range(REPLICAS_MAX))
+UNKNOWN = INTENT | ALL_LACK
+"""What an unreadable part of a map means: anything may differ, anybody may be behind."""
+
+
+def chunk_size_for(size: int) -> int:
+    """The chunk size for a disk of *size* bytes: 64 KiB up to 256 GiB, 4 MiB at 16 TiB."""
+    chunk = CHUNK_MIN
+    while size > chunk * CHUNKS_MAX:
+        chunk *= 2
+    return chunk
+
+
+class DirtyMap:
+    """The map of a disk of *size* bytes in chunks of *chunk_size* bytes."""
+
+    __slots__ = ("chunk_size", "extent", "size", "states")
+
+    def __init__(self, size: int, chunk_size: int, states: bytearray | None = None) -> None:
+        self.size = size
+        self.chunk_size = chunk_size
+        self.extent = max(EXTENT, chunk_size)
+        """Bytes marked as intended at a time: a whole number of chunks."""
+        self.states = bytearray(-(-size // chunk_size)) if states is None else states
+        """A byte per chunk."""
+        assert len(self.states) == -(-size // chunk_size)
+
+    def __len__(self) -> int:
+        """The number of chunks."""
+        return len(self.states)
+
+    def copy(self) -> "DirtyMap":
+        """An independent map with the same facts."""
+        return DirtyMap(self.size, self.chunk_size, bytearray(self.states))
+
+    def chunks(self, offset: int, length: int) -> range:
+        """The chunks that ``[offset, offset + length)`` (bytes) touches."""
+        return range(offset // self.chunk_size, -(-(offset + length) // self.chunk_size))
+
+    def extents(self, offset: int, length: int) -> range:
+        """The extents that ``[offset, offset + length)`` (bytes) touches."""
+        return range(offset // self.extent, -(-(offset + length) // self.extent))
+
+    def extent_chunks(self, extents: range) -> range:
+        """The chunks of some adjacent *extents*."""
+        per_extent = self.extent // self.chunk_size
+        return range(extents.start * per_extent, min(extents.stop * per_extent, len(self)))
+
+    def bounds(self, chunk: int) -> tuple[int, int]:
+        """Where *chunk* begins and ends on the disk (bytes)."""
+        start = chunk * self.chunk_size
+        return start, min(start + self.chunk_size, self.size)
+
+    def add(self, bits: int, chunks: range) -> None:
+        """Set *bits* for *chunks*."""
+        self._translate(_adding(bits), chunks)
+
+    def remove(self, bits: int, chunks: range) -> None:
+        """Clear *bits* for *chunks*."""
+        self._translate(_removing(bits), chunks)
+
+    def add_where(self, condition: int, bits: int) -> None:
+        """Set *bits* wherever any bit of *condition* is set."""
+        table = bytes(state | bits if state & condition else state for state in range(256))
+        self.states[:] = self.states.translate(table)
+
+    def join(self, other: "DirtyMap") -> None:
+        """Add every fact of *other*, a map of the same shape."""
+        assert len(other) == len(self)
+        joined = int.from_bytes(self.states, "little") | int.from_bytes(other.states, "little")
+        self.states[:] = joined.to_bytes(len(self), "little")
+
+    def count(self, bits: int) -> int:
+        """How many chunks have any of *bits*."""
+        return len(self) - self.states.translate(_removing(0xFF & ~bits)).count(0)
+
+    def lacking_bytes(self, slot: int) -> int:
+        """An upper bound for the bytes that the replica with *slot* lacks."""
+        chunks = self.count(lacks(slot))
+        if chunks and self.states[-1] & lacks(slot):  # the last chunk may be a short one
+            return (chunks - 1) * self.chunk_size + self.size - self.bounds(len(self) - 1)[0]
+        return chunks * self.chunk_size
+
+    def any(self, bits: int, chunks: range) -> bool:
+        """Whether any of *chunks* has any of *bits*."""
+        return _having(bits).search(self.states, chunks.start, chunks.stop) is not None
+
+    def runs(self, bits: int, start: int = 0, longest: int = 1) -> Iterator[range]:
+        """Adjacent chunks from *start* on that have any of *bits*, at most *longest* at a time.
+
+        The map may change meanwhile: what is ahead is looked at when it is reached.
+        """
+        while (found := _having(bits).search(self.states, start)) is not None:
+            first = start = found.start()
+            while start < len(self) and start - first < longest and self.states[start] & bits:
+                start += 1
+            yield range(first, start)
+
+    def _translate(self, table: bytes, chunks: range) -> None:
+        part = slice(chunks.start, chunks.stop)
+        self.states[part] = self.states[part].translate(table)
+
+
+@cache
+def _adding(bits: int) -> bytes:
+    return bytes(state | bits for state in range(256))
+
+
+@cache
+def _removing(bits: int) -> bytes:
+    return bytes(state & ~bits for state in range(256))
+
+
+@cache
+def _having(bits: int) -> re.Pattern[bytes]:
+    """Finds the next byte with any of *bits* at the speed of C."""
+    members = b"".join(b"\\x%02x" % state for state in range(256) if state & bits)
+    return re.compile(b"[" + members + b"]", re.DOTALL)

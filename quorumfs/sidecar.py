@@ -1,0 +1,394 @@
+"""The sidecar: what a replica remembers, in ``<replica>.quorumfs`` beside its image.
+
+Format, version 1
+=================
+
+Pages of 4096 bytes; all numbers little endian::
+
+    page 0, 1     two slots, each a record with a checksum
+    page 2        who has the set in use: text, for a reader; no checksum
+    page 3        zeros
+    page 4, 5 …   the dirty map: 4080 chunks and a checksum each
+
+A **slot** holds the *record*, which all members share, and what concerns this replica alone::
+
+    offset  type    content
+    0       8s      "QUORUMFS"
+    8       u32     format version: 1
+    12      u8      phase: 1 prepared, 2 committed
+    13      u8      1 if the set was closed in order
+    14      u8      vote threshold
+    15      u8      number of roles, 1 to 6
+    16      u64     sequence number of the record
+    24      16s     set id
+    40      16s     replica id of this sidecar's own replica
+    56      u64     size of the disk, bytes
+    64      u64     chunk size, bytes
+    72      u64     generation
+    80      32 u64  ancestors, latest first; 0 ends the list
+    336     4 u64   the image as it was left: inode, size (bytes), mtime, ctime (ns); 0 unknown
+    368     6 of 512 bytes: replica id 16s; state u8; path length u16; generation u64; path
+    3440    …       zeros
+    4080    16s     xxh3-128 of bytes 0 to 4079
+
+A **map page** ends in the xxh3-128 of its 4080 chunks, followed by the set id and the page's
+number, so that a page that landed at the wrong place is noticed. An unreadable page means
+`quorumfs.dirtymap.UNKNOWN` for each of its chunks.
+
+Committing a record
+===================
+
+A record becomes valid in two phases. First every member gets it as *prepared*, in the slot that
+the last commit prepared; when that is durable on all, they get it as *committed*, in the other
+slot. So each member always has one good slot; both say the same when nothing is going on; and a
+record that only got as far as *prepared* tells that nothing was acknowledged under it, and on
+which members the others will be found to know it.
+"""
+
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import xxhash
+
+from quorumfs.dirtymap import REPLICAS_MAX, UNKNOWN, DirtyMap
+
+SUFFIX = ".quorumfs"
+MAGIC = b"QUORUMFS"
+VERSION = 1
+PAGE = 4096
+CHUNKS_PER_PAGE = PAGE - 16
+SLOT_OFFSETS = (0, PAGE)
+HOLDER_OFFSET = 2 * PAGE
+MAP_OFFSET = 4 * PAGE
+ANCESTORS_MAX = 32
+PATH_MAX = 485
+"""Bytes; a longer path is left out: it is a hint, the replica id is what counts."""
+
+_HEAD = struct.Struct("<8sIBBBBQ16s16sQQQ32Q4Q")
+_ROLE = struct.Struct(f"<16sBHQ{PATH_MAX}s")
+_ROLE_SIZE = 512
+
+
+class FormatError(Exception):
+    """These bytes are no sidecar that can be used."""
+
+
+class UnknownVersionError(FormatError):
+    """A later quorumfs wrote this; it must not be touched."""
+
+
+class RoleState(IntEnum):
+    """What a replica last was to the set."""
+
+    CURRENT = 1
+    STALE = 2
+    RESYNCING = 3
+    """In a replica's own sidecar: a mixture of old and new, and its own map counts no more."""
+
+
+class Phase(IntEnum):
+    """How far a record got."""
+
+    PREPARED = 1
+    COMMITTED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What the set knows of one of its replicas; its place in the list is the replica's slot."""
+
+    replica_id: bytes
+    state: RoleState
+    generation: int
+    """The generation in which it was last current."""
+    path: str
+    """Where it was last seen; a hint for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What all members agree on."""
+
+    set_id: bytes
+    size: int
+    chunk_size: int
+    threshold: int
+    generation: int
+    roles: tuple[Role, ...]
+    ancestors: tuple[int, ...] = ()
+    """Earlier generations, latest first."""
+    sequence: int = 1
+    """Counts the commits: within one generation a higher one is later."""
+    clean: bool = True
+    """Closed in order: nothing was under way."""
+
+    @property
+    def history(self) -> tuple[int, ...]:
+        """All generations known, the present one first."""
+        return (self.generation, *self.ancestors)
+
+    def slot_of(self, replica_id: bytes) -> int | None:
+        """The slot of a replica; None if it is not in the set."""
+        for slot, role in enumerate(self.roles):
+            if role.replica_id == replica_id:
+                return slot
+        return None
+
+    def with_role(self, slot: int, **changes: object) -> "Record":
+        """The same record with some fields of one role changed."""
+        roles = list(self.roles)
+        roles[slot] = replace(roles[slot], **changes)  # type: ignore[arg-type]
+        return replace(self, roles=tuple(roles))
+
+    def minted(self, also_known: Iterable[int] = ()) -> "Record":
+        """The same record at the start of a new generation.
+
+        *also_known*: generations that were prepared after this one and led nowhere.
+        """
+        passed = tuple(g for g in also_known if g not in self.history)
+        ancestors = (*passed, *self.history)[:ANCESTORS_MAX]
+        return replace(self, generation=random_generation(), ancestors=ancestors)
+
+
+def random_generation() -> int:
+    """A new 64-bit id, never 0."""
+    return int.from_bytes(os.urandom(8), "little") or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What an image file looked like from outside."""
+
+    inode: int = 0
+    size: int = 0
+    """Bytes."""
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+
+
+UNKNOWN_IDENTITY = Identity()
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """One replica's memory, as read from its file."""
+
+    replica_id: bytes
+    record: Record
+    """The last one committed."""
+    map: DirtyMap
+    identity: Identity = UNKNOWN_IDENTITY
+    """Of the image when the record was written; `UNKNOWN_IDENTITY` while it is in use."""
+    prepared: Record | None = None
+    """A later record that was prepared and not committed."""
+    spare_slot: int = 0
+    """Where the next record is to be prepared: not where the only good one is."""
+    damage: tuple[str, ...] = ()
+    """What could not be read, for a reader."""
+
+    @property
+    def slot(self) -> int:
+        """This replica's own slot."""
+        slot = self.record.slot_of(self.replica_id)
+        assert slot is not None  # checked when it was read
+        return slot
+
+    @property
+    def own_state(self) -> RoleState:
+        """What this replica takes itself for."""
+        return self.record.roles[self.slot].state
+
+
+def file_size(disk_map: DirtyMap) -> int:
+    """Bytes of the sidecar for a map of this shape."""
+    return MAP_OFFSET + pages(disk_map) * PAGE
+
+
+def pages(disk_map: DirtyMap) -> int:
+    """The number of pages that hold the map."""
+    return -(-len(disk_map) // CHUNKS_PER_PAGE)
+
+
+def page_of(chunk: int) -> int:
+    """The map page that holds *chunk*."""
+    return chunk // CHUNKS_PER_PAGE
+
+
+def encode_slot(record: Record, replica_id: bytes, identity: Identity, phase: Phase) -> bytes:
+    """One slot of the sidecar of *replica_id*: 4096 bytes."""
+    assert 1 <= len(record.roles) <= REPLICAS_MAX
+    ancestors = list(record.ancestors[:ANCESTORS_MAX])
+    ancestors += [0] * (ANCESTORS_MAX - len(ancestors))
+    head = _HEAD.pack(
+        MAGIC,
+        VERSION,
+        phase,
+        record.clean,
+        record.threshold,
+        len(record.roles),
+        record.sequence,
+        record.set_id,
+        replica_id,
+        record.size,
+        record.chunk_size,
+        record.generation,
+        *ancestors,
+        identity.inode,
+        identity.size,
+        identity.mtime_ns,
+        identity.ctime_ns,
+    )
+    body = bytearray(head)
+    for role in record.roles:
+        path = os.fsencode(role.path)
+        if len(path) > PATH_MAX:
+            path = b""
+        body += _ROLE.pack(role.replica_id, role.state, len(path), role.generation, path)
+    body += bytes(PAGE - 16 - len(body))
+    return bytes(body) + xxhash.xxh3_128_digest(body)
+
+
+def encode_pages(disk_map: DirtyMap, set_id: bytes, first: int, last: int) -> bytes:
+    """The map pages *first* to *last*, inclusive."""
+    encoded = bytearray()
+    for page in range(first, last + 1):
+        start = page * CHUNKS_PER_PAGE
+        body = bytes(disk_map.states[start : start + CHUNKS_PER_PAGE]).ljust(CHUNKS_PER_PAGE, b"\0")
+        encoded += body + _page_checksum(body, set_id, page)
+    return bytes(encoded)
+
+
+def encode(sidecar: Sidecar) -> bytes:
+    """A whole new file, committed in both slots."""
+    slot = encode_slot(sidecar.record, sidecar.replica_id, sidecar.identity, Phase.COMMITTED)
+    map_pages = encode_pages(sidecar.map, sidecar.record.set_id, 0, pages(sidecar.map) - 1)
+    return slot + slot + bytes(MAP_OFFSET - 2 * PAGE) + map_pages
+
+
+def decode(content: bytes) -> Sidecar:
+    """Understand a whole sidecar file, whatever happened to it.
+
+    Raises `FormatError` if neither slot can be read, `UnknownVersionError` if a slot is of a
+    version that is not known here.
+    """
+    slots: list[_Slot] = []
+    damage: list[str] = []
+    for number in range(len(SLOT_OFFSETS)):
+        try:
+            slots.append(_decode_slot(content, number))
+        except UnknownVersionError:
+            raise
+        except FormatError as error:
+            damage.append(f"slot {number}: {error}")
+    if not slots:
+        for offset in SLOT_OFFSETS:
+            magic, version = struct.unpack_from("<8sI", content.ljust(MAP_OFFSET), offset)
+            if magic == MAGIC and version != VERSION:
+                raise UnknownVersionError(f"format version {version}, known here: {VERSION}")
+        raise FormatError("; ".join(damage))
+    latest = max(slots, key=lambda slot: (slot.record.sequence, slot.phase))
+    committed, prepared = latest, None
+    if latest.phase is Phase.PREPARED:
+        others = [slot for slot in slots if slot.phase is Phase.COMMITTED]
+        # Alone, its commit had begun when the other slot was torn: all had prepared it by then.
+        if others:
+            committed, prepared = others[0], latest.record
+    disk_map, unreadable = _decode_map(content, committed.record)
+    if unreadable:
+        damage.append(f"{unreadable} of {pages(disk_map)} map pages")
+    return Sidecar(
+        committed.replica_id,
+        committed.record,
+        disk_map,
+        committed.identity,
+        prepared,
+        1 - committed.number,
+        tuple(damage),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    number: int
+    record: Record
+    replica_id: bytes
+    identity: Identity
+    phase: Phase
+
+
+def _decode_slot(content: bytes, number: int) -> _Slot:
+    offset = SLOT_OFFSETS[number]
+    body = content[offset : offset + PAGE]
+    if len(body) < PAGE:
+        raise FormatError("it is cut off")
+    if body[PAGE - 16 :] != xxhash.xxh3_128_digest(body[: PAGE - 16]):
+        raise FormatError("its checksum does not fit")
+    magic, version, phase, clean, threshold, role_count, *rest = _HEAD.unpack_from(body)
+    if magic != MAGIC:
+        raise FormatError("it does not begin like a sidecar")
+    if version != VERSION:
+        raise UnknownVersionError(f"format version {version}, known here: {VERSION}")
+    sequence, set_id, replica_id, size, chunk_size, generation = rest[:6]
+    ancestors: Sequence[int] = rest[6 : 6 + ANCESTORS_MAX]
+    roles = [_decode_role(body, index) for index in range(min(role_count, REPLICAS_MAX))]
+    record = Record(
+        set_id,
+        size,
+        chunk_size,
+        threshold,
+        generation,
+        tuple(roles),
+        tuple(ancestor for ancestor in ancestors if ancestor),
+        sequence,
+        bool(clean),
+    )
+    if not roles or record.slot_of(replica_id) is None or not size or not chunk_size:
+        raise FormatError("what it says cannot be")
+    return _Slot(number, record, replica_id, Identity(*rest[6 + ANCESTORS_MAX :]), Phase(phase))
+
+
+def _decode_role(body: bytes, index: int) -> Role:
+    offset = _HEAD.size + index * _ROLE_SIZE
+    replica_id, state, path_length, generation, path = _ROLE.unpack_from(body, offset)
+    return Role(replica_id, RoleState(state), generation, os.fsdecode(path[:path_length]))
+
+
+def _decode_map(content: bytes, record: Record) -> tuple[DirtyMap, int]:
+    """The map, and how many of its pages could not be read."""
+    disk_map = DirtyMap(record.size, record.chunk_size)
+    unreadable = 0
+    for page in range(pages(disk_map)):
+        offset = MAP_OFFSET + page * PAGE
+        body = content[offset : offset + CHUNKS_PER_PAGE]
+        start = page * CHUNKS_PER_PAGE
+        count = min(CHUNKS_PER_PAGE, len(disk_map) - start)
+        checksum = content[offset + CHUNKS_PER_PAGE : offset + PAGE]
+        if checksum == _page_checksum(body, record.set_id, page):
+            disk_map.states[start : start + count] = body[:count]
+        else:
+            unreadable += 1
+            disk_map.states[start : start + count] = bytes([UNKNOWN]) * count
+    return disk_map, unreadable
+
+
+def _page_checksum(body: bytes, set_id: bytes, page: int) -> bytes:
+    return xxhash.xxh3_128_digest(b"".join([body, set_id, page.to_bytes(8, "little")]))
+
+
+def path_for(image_path: str) -> str:
+    """Where the sidecar of the image at *image_path* is."""
+    return image_path + SUFFIX
+
+
+def page_runs(page_numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Page numbers as runs of adjacent ones: ``(first, last)``, inclusive."""
+    runs: list[tuple[int, int]] = []
+    for page in sorted(page_numbers):
+        if runs and runs[-1][1] == page - 1:
+            runs[-1] = (runs[-1][0], page)
+        else:
+            runs.append((page, page))
+    return runs

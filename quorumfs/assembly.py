@@ -9,14 +9,18 @@ behind the others mint a new *generation*, whose ancestors are all earlier ones.
 
 * Of two generations the one that has the other among its ancestors is later. If neither has, both
   went on without each other: split brain, and only a person can say which one is wanted.
-* At least the threshold of replicas hold the latest record. So among more than N - threshold of
-  them there is one that does; fewer may not know that they were left behind.
+* At least the threshold of replicas are current in the latest record and hold it. So among more
+  than N - threshold of them there is one that does; fewer may not know that they were left behind.
+  That is why fewer than the threshold never mint, and why fewer than the old threshold cannot
+  lower it without consent. A replica that was put back from a backup counts for nothing here.
 * Each current replica of the latest record holds everything that was flushed. They differ at
   most where one of their maps has `INTENT`, so it is the union of the maps that counts.
-* The members track for each replica left behind what was written since, from the generation in
-  which it last was current. If it comes back with that generation, or a later one of theirs, then
-  what they tracked is all it lacks; with an older one it was put back from a backup, and its own
-  map, too old like itself, is not believed.
+* The members track for each replica left behind what was written since, from the record on that
+  its role names by generation and sequence. If it comes back with that record, or a later one of
+  theirs, then what they tracked is all it lacks; with an older one it was put back from a backup,
+  and its own map, too old like itself, is not believed. So no mark is cleared before a commit has
+  moved on the sequence of all whom it concerns: for `INTENT` that of the members, for ``lacks``
+  that in the role of the replica and on the replica itself.
 """
 
 import os
@@ -99,6 +103,10 @@ class Plan:
     """The highest sequence number seen: the next commit's must be higher."""
     notes: tuple[str, ...] = ()
     """What the operator should know, for the log."""
+    adopted: bool = False
+    """There was no set before: the sidecars are still to be created."""
+    quorum: int = 1
+    """How many current members must hold the first commit: its threshold, or the old one."""
 
 
 class AssemblyRefusedError(UserError):
@@ -156,15 +164,15 @@ def new_record(
     )
 
 
-def covers(record: Record, slot: int, generation: int) -> bool:
-    """Whether *record* tracked all that the replica with *slot* lacks, if it has *generation*."""
-    history = record.history
-    since = record.roles[slot].generation
-    return (
-        generation in history
-        and since in history
-        and history.index(generation) <= history.index(since)
-    )
+def covers(record: Record, slot: int, generation: int, sequence: int = 0) -> bool:
+    """Whether *record* tracked all that the replica with *slot* lacks, if it holds that one."""
+    role = record.roles[slot]
+    if generation == role.generation:
+        return sequence >= role.sequence
+    later = record.history
+    if role.generation in later:  # else it is older than all that are remembered
+        later = later[: later.index(role.generation)]
+    return generation in later
 
 
 def image_changed(sidecar: Sidecar, image: Identity) -> bool:
@@ -173,9 +181,31 @@ def image_changed(sidecar: Sidecar, image: Identity) -> bool:
     An image in use has no times on record, because they move.
     """
     known = sidecar.identity
-    if known.mtime_ns:
+    if known.mtime_ns or known.ctime_ns:
         return known != image
     return bool(known.inode) and (known.inode, known.size) != (image.inode, image.size)
+
+
+def judge_returned(record: Record, slot: int, found: Found) -> Member:
+    """What a replica left behind, that is *found* again, is to those who go by *record*."""
+    path, sidecar = found.path, found.sidecar
+    if found.image is None or sidecar is None:
+        reason = found.problem or "its sidecar is gone"
+        return Member(path, slot, State.MISSING if found.image is None else State.FOREIGN, reason)
+    if sidecar.record.set_id != record.set_id or record.slot_of(sidecar.replica_id) != slot:
+        return Member(path, slot, State.FOREIGN, "another replica is in its place")
+    if found.image.size < record.size:
+        reason = f"the image was truncated to {found.image.size} bytes, the disk has {record.size}"
+        return Member(path, slot, State.MISSING, reason)
+    mixture = sidecar.own_state is RoleState.RESYNCING
+    if sidecar.record.generation not in record.history and not mixture:
+        return Member(path, slot, State.FOREIGN, "split brain: it was used without the others")
+    if image_changed(sidecar, found.image):
+        reason = "the image was changed behind its sidecar"
+        return Member(path, slot, State.SUSPECT, reason, compare=True)
+    return Member(
+        path, slot, State.STALE, compare=not covers(record, slot, sidecar.record.generation)
+    )
 
 
 def _adopt(
@@ -202,7 +232,7 @@ def _adopt(
     if len(found) > 1:
         disk_map.add(UNVERIFIED, range(len(disk_map)))
     members = tuple(Member(path, slot, State.CURRENT) for slot, path in enumerate(paths))
-    return Plan("adopt: no replica has a sidecar", record, disk_map, members)
+    return Plan("adopt: no replica has a sidecar", record, disk_map, members, adopted=True)
 
 
 def _refuse_strangers(found: Sequence[Found]) -> None:
@@ -289,20 +319,16 @@ class _Assembly:
             if (image := images[path]) and image_changed(sidecar, image)
         }
         members = {path: self._judge(path, path in changed) for path in self._present}
-        doubted = {path for path, member in members.items() if member.state is not State.CURRENT}
-        moved = self._moved_together(members, changed)
-        if moved:
-            for path in changed & members.keys():
-                if members[path].state is State.SUSPECT:
-                    members[path] = Member(path, members[path].slot, State.CURRENT)
+        moved = not any(member.state is State.CURRENT for member in members.values())
+        if moved:  # nobody is left to say that the changed images are the wrong ones
+            judged = {path: self._judge(path, changed=False) for path in changed}
+            members |= {path: m for path, m in judged.items() if m.state is State.CURRENT}
         self._refuse_without_current(members)
-        rule = self._absence_rule(
-            members,
-            knowing=sum(
-                path not in changed and (path not in doubted or not members[path].compare)
-                for path in members
-            ),
+        knowing = sum(
+            path not in changed and member.slot is not None and not member.compare
+            for path, member in members.items()
         )
+        rule, quorum = self._absence_rule(members, knowing, moved=moved)
         disk_map = self._joined_map(members)
         if moved and sum(m.state is State.CURRENT for m in members.values()) > 1:
             disk_map.add(UNVERIFIED, range(len(disk_map)))
@@ -315,7 +341,7 @@ class _Assembly:
                 if member.state is State.CURRENT
             )
             rule = "crash: not closed in order" if crashed else "clean: closed in order"
-        sidecars = list(self._present.values())
+        sidecars = [one.sidecar for one in self._found if one.sidecar]
         prepared = [sidecar.prepared for sidecar in sidecars if sidecar.prepared]
         sequences = [sidecar.record.sequence for sidecar in sidecars]
         current = {member.slot for member in members.values() if member.state is State.CURRENT}
@@ -332,6 +358,7 @@ class _Assembly:
             tuple({one.generation for one in prepared if one.generation not in record.history}),
             max(sequences + [one.sequence for one in prepared]),
             tuple(self._notes),
+            quorum=quorum,
         )
 
     def _problem(self, one: Found) -> str | None:
@@ -348,35 +375,43 @@ class _Assembly:
         return None
 
     def _lifted(self, sidecar: Sidecar) -> Sidecar:
-        """A replica that only prepared what another committed was there: it only came last."""
+        """A replica that only prepared what another committed was there: it only came last.
+
+        So it was if it prepared what came after that.
+        """
         prepared = sidecar.prepared
-        for one in self._found:
-            other = one.sidecar
-            if prepared and other and other is not sidecar and _key(other.record) == _key(prepared):
-                return replace(sidecar, record=other.record, prepared=None)
-        return sidecar
+        if not prepared:
+            return sidecar
+        committed = [
+            one.sidecar.record
+            for one in self._found
+            if one.sidecar
+            and one.sidecar.own_state is not RoleState.RESYNCING
+            and one.sidecar.record.generation in prepared.history
+            and sidecar.record.sequence < one.sidecar.record.sequence <= prepared.sequence
+        ]
+        if not committed:
+            return sidecar
+        record = max(committed, key=lambda record: record.sequence)
+        return replace(
+            sidecar, record=record, prepared=prepared if _key(record) != _key(prepared) else None
+        )
 
     def _latest(self) -> Record:
         """The record that all others lead to; refuses a split brain."""
-        sides = {
-            path: sidecar
-            for path, sidecar in self._present.items()
-            if sidecar.own_state is not RoleState.RESYNCING  # a mixture is no side
-        }
-        candidates = sides or self._present
-        # Of several with the latest generation, the one with the latest commit.
+        known = {one.path: one.sidecar for one in self._found if one.sidecar} | self._present
+        # Of several with the latest generation, the one with the latest commit; one that is being
+        # resynced has a number of its own.
         latest_path, latest = max(
-            candidates.items(),
+            known.items(),
             key=lambda item: (
-                sum(
-                    other.record.generation in item[1].record.history
-                    for other in candidates.values()
-                ),
+                sum(_leads_to(other, item[1].record) for other in known.values()),
+                item[1].own_state is not RoleState.RESYNCING,
                 item[1].record.sequence,
             ),
         )
-        for path, sidecar in candidates.items():
-            if sidecar.record.generation not in latest.record.history:
+        for path, sidecar in known.items():
+            if not _leads_to(sidecar, latest.record):
                 raise AssemblyRefusedError(
                     "split brain",
                     f"split brain: {latest_path} and {path} were both used without the other. "
@@ -394,7 +429,6 @@ class _Assembly:
         if slot is None:
             return Member(path, None, State.FOREIGN, "it was removed from the set")
         role = record.roles[slot]
-        generation = sidecar.record.generation
         same = _key(sidecar.record) == _key(record)
         resyncing = sidecar.own_state is RoleState.RESYNCING
         if role.state is RoleState.CURRENT and same and not resyncing:
@@ -408,16 +442,13 @@ class _Assembly:
         if changed:
             reason = "left behind, and the image was changed behind its sidecar"
             return Member(path, slot, State.SUSPECT, reason, compare=True)
-        if covers(record, slot, generation):
+        held = [one for one in (sidecar.record, sidecar.prepared) if one]
+        if any(covers(record, slot, one.generation, one.sequence) for one in held):
             return Member(
                 path, slot, State.STALE, f"left behind in generation {role.generation:016x}"
             )
         reason = "left behind longer ago than the others remember"
         return Member(path, slot, State.STALE, reason, compare=True)
-
-    def _moved_together(self, members: dict[str, Member], changed: set[str]) -> bool:
-        """Whether nobody is left to say that the changed images are the wrong ones."""
-        return bool(changed) and not any(m.state is State.CURRENT for m in members.values())
 
     def _refuse_without_current(self, members: dict[str, Member]) -> None:
         if any(member.state is State.CURRENT for member in members.values()):
@@ -432,31 +463,40 @@ class _Assembly:
             f"{next(iter(members))} {' '.join(one.path for one in self._found)}",
         )
 
-    def _absence_rule(self, members: dict[str, Member], knowing: int) -> str:
-        """Refuse if a missing replica might hold something later; else why it cannot."""
+    def _absence_rule(
+        self, members: dict[str, Member], knowing: int, *, moved: bool
+    ) -> tuple[str, int]:
+        """Refuse if a missing replica might hold something later; else why it cannot.
+
+        Also how many must hold the first commit. *knowing*: how many replicas are here as they
+        were left; *moved*: none of them is current.
+        """
         record = self._record
         present = {member.slot for member in members.values()}
         absent = [role for slot, role in enumerate(record.roles) if slot not in present]
-        unaware = [role for role in absent if role.state is RoleState.CURRENT]
+        unaware = [role for role in absent if moved or role.state is RoleState.CURRENT]
         current = sum(member.state is State.CURRENT for member in members.values())
         stale = sum(m.state in (State.STALE, State.SUSPECT) for m in members.values())
-        if current + stale < self._threshold:
+        usable = current + stale
+        if usable < self._threshold:
             raise AssemblyRefusedError(
                 "no quorum",
-                f"{current} of {len(record.roles)} replicas can be used, vote-threshold="
+                f"{usable} of {len(record.roles)} replicas can be used, vote-threshold="
                 f"{self._threshold} needs as many: missing {_names(absent)}. Bring one back, or "
-                f"mount with -o degraded,vote-threshold={current}",
+                f"mount with -o degraded,vote-threshold={usable}",
             )
+        both = max(self._threshold, record.threshold)
+        quorum = self._threshold if self._degraded else both
         if not unaware:
-            return "absent ones are on record as stale" if absent else ""
-        committed = min(sidecar.record.threshold for sidecar in self._present.values())
-        if knowing > len(record.roles) - committed:
-            return "enough are present: nothing acknowledged can be elsewhere"
+            return "absent ones are on record as stale" if absent else "", quorum
+        if knowing > len(record.roles) - record.threshold and usable >= both:
+            return "enough are present: nothing acknowledged can be elsewhere", quorum
         if self._degraded:
-            return "degraded: the operator accepts that absent ones may hold later writes"
+            return "degraded: the operator accepts that absent ones may hold later writes", quorum
+        why = "nobody can say that it is" if moved else "nobody recorded it as"
         raise AssemblyRefusedError(
             "may be newer",
-            f"{_names(unaware)} missing, and nobody recorded it as stale: it may hold later "
+            f"{_names(unaware)} missing, and {why} stale: it may hold later "
             "writes. Bring it back, or go on without it: mount with -o degraded",
         )
 
@@ -490,18 +530,26 @@ class _Assembly:
         """A path with nothing usable: the role it fills, if the record tells."""
         taken = {self._record.slot_of(sidecar.replica_id) for sidecar in self._present.values()}
         slots = [slot for slot in range(len(self._record.roles)) if slot not in taken]
-        by_path = [slot for slot in slots if self._record.roles[slot].path == one.path]
+        likely = [slot for slot in slots if self._record.roles[slot].path == one.path]
         others = [f for f in self._found if f.path not in self._present]
-        if not by_path and len(others) == 1 and len(slots) == 1:
-            by_path = slots
+        if one.sidecar:
+            own = self._record.slot_of(one.sidecar.replica_id)
+            likely = [slot for slot in slots if slot == own]
+        elif not likely and len(others) == 1 and len(slots) == 1:
+            likely = slots
         state = State.FOREIGN if one.image and not one.sidecar else State.MISSING
-        return Member(
-            one.path, by_path[0] if by_path else None, state, self._problems.get(one.path)
-        )
+        return Member(one.path, likely[0] if likely else None, state, self._problems.get(one.path))
 
 
 def _key(record: Record) -> tuple[int, int]:
     return record.generation, record.sequence
+
+
+def _leads_to(sidecar: Sidecar, record: Record) -> bool:
+    """Whether *record* came after that of *sidecar*, or is the same."""
+    slot = record.slot_of(sidecar.replica_id)
+    left = () if slot is None else (record.roles[slot].generation,)  # maybe long ago
+    return sidecar.record.generation in (*record.history, *left)
 
 
 def _intent_as(bit: int) -> bytes:

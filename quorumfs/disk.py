@@ -12,13 +12,14 @@ from typing import NamedTuple, cast
 
 import trio
 
+from quorumfs.assembly import State
 from quorumfs.control.events import EventLog
-from quorumfs.patterns import ReadPattern
+from quorumfs.metadata import Choice, Metadata, Outcome, succeeded
+from quorumfs.patterns import Fifo, ReadPattern
 from quorumfs.rangelock import RangeLock
-from quorumfs.ranges import least_coverage, segments
-from quorumfs.replica import Gathering, Replica, State
-from quorumfs.storage import Kind, Operation, TruncatedError
-from quorumfs.voting import BLOCK, middle_block, vote_errno
+from quorumfs.replica import Gathering, Replica
+from quorumfs.storage import FileStatus, Kind, Operation, TruncatedError
+from quorumfs.voting import BLOCK, middle_block, voted_error
 
 TICK_S = 0.5
 """How often deadlines and held-back events are looked at: how late a timeout may be noticed."""
@@ -33,28 +34,7 @@ ALLOCATION_MAX = 1 << 30
 HOLE_ROUNDS_MAX = 64
 """How often to look for a hole that all replicas share before giving up."""
 
-PARTS_MAX = 8
-"""A read of more parts than this, cut where replicas missed writes, goes to replicas that missed
-nothing in it, if they are enough: one request instead of hundreds."""
-
-
 _ZEROS = bytes(1 << 20)  # the largest request
-
-
-class Outcome(NamedTuple):
-    """What one replica made of one operation."""
-
-    replica: Replica
-    operation: Operation
-
-    @property
-    def error(self) -> OSError | None:
-        return self.operation.error
-
-    @property
-    def data(self) -> bytes:
-        """What a successful read gave."""
-        return cast("bytes", self.operation.value)
 
 
 class Reading(NamedTuple):
@@ -80,6 +60,7 @@ class Disk:
         self,
         replicas: Sequence[Replica],
         size: int,
+        metadata: Metadata,
         *,
         threshold: int,
         pattern: ReadPattern,
@@ -94,6 +75,7 @@ class Disk:
         """
         self.replicas = tuple(replicas)
         self.size = size
+        self.metadata = metadata
         self.threshold = threshold
         self.events = events
         self.locks = RangeLock()
@@ -106,7 +88,7 @@ class Disk:
         self._flush_lock = trio.Lock()
         self._flushes = 0
         self._flush_error: OSError | None = None
-        self._announced = dict.fromkeys(self.replicas, State.CURRENT)
+        self._announced = {replica: replica.state for replica in self.replicas}
 
     async def run(self) -> None:
         """Watch over deadlines and held-back events until cancelled."""
@@ -177,30 +159,28 @@ class Disk:
         end = min(offset + length, self.size)
         for start in range(offset, end, ALLOCATION_MAX):
             piece = min(ALLOCATION_MAX, end - start)
-            outcomes = await self.ask(self.replicas, Kind.ALLOCATE, self.threshold, start, piece)
-            failed = [outcome for outcome in outcomes if outcome.error is not None]
-            if len(outcomes) - len(failed) < self.threshold:
-                raise self._voted_error(failed)
+            receivers = self.metadata.receivers
+            outcomes = await self.ask(receivers, Kind.ALLOCATE, self.threshold, start, piece)
+            if succeeded(outcomes) < self.threshold:
+                raise voted_error(outcome.error for outcome in outcomes if outcome.error)
 
     async def _change(self, kind: Kind, offset: int, length: int, data: bytes = b"") -> None:
         """Change bytes on all replicas: the way of every write."""
         self.requests += 1
+        metadata = self.metadata
         claim = await self.locks.acquire(offset, offset + length, exclusive=True)
         try:
-            outcomes = await self.ask(self.replicas, kind, self.threshold, offset, length, data)
+            if not metadata.prepared(offset, length):
+                await metadata.prepare(offset, length)
+            receivers = metadata.begin(offset, length)
+            outcomes = await self.ask(receivers, kind, self.threshold, offset, length, data)
             failed = [outcome for outcome in outcomes if outcome.error is not None]
-            if failed:
-                self._report(failed)
-                if len(outcomes) - len(failed) < self.threshold:
-                    self.events.failure(offset, length)
-                    raise self._voted_error(failed)
-            # Both on record before the guest hears of success: whom a read must not ask for
-            # this range from now on, and who may be asked again.
-            for replica, operation in outcomes:
-                if operation.error is not None:
-                    replica.miss(offset, offset + length)
-                else:
-                    replica.hold(offset, offset + length)
+            self._report(failed)
+            try:
+                await metadata.finish(outcomes, offset, length)
+            except OSError:
+                self.events.failure(offset, length)
+                raise
             if failed:
                 self.announce_states()
         finally:
@@ -209,8 +189,7 @@ class Disk:
     async def flush(self) -> None:
         """Make every acknowledged write durable on at least the threshold of replicas.
 
-        A replica's success counts only for the bytes that it holds, and that no earlier flush of
-        it failed to make durable (R4).
+        A replica's success counts only for what it holds and no earlier flush lost (R4).
         """
         asked = self._flushes
         async with self._flush_lock:
@@ -229,35 +208,24 @@ class Disk:
                 raise OSError(self._flush_error.errno, self._flush_error.strerror)
 
     async def _flush_replicas(self) -> None:
-        # A write or repair may come to a replica after its own flush and before the slowest
-        # one's: such bytes do not count for it, though it holds them by then.
-        before = [replica.not_durable() for replica in self.replicas]
-        outcomes = await self.ask(self.replicas, Kind.SYNC, self.threshold)
-        failed = [outcome for outcome in outcomes if outcome.error is not None]
-        self._report(failed)
-        lacking = [
-            replica.not_durable().union(earlier)
-            for (replica, operation), earlier in zip(outcomes, before, strict=True)
-            if operation.error is None
-        ]
-        complete = sum(not ranges for ranges in lacking)
-        if complete < self.threshold and least_coverage(self.size, lacking) < self.threshold:
-            raise self._voted_error(failed)
-        for replica in self.replicas:
-            if replica.unsure:
-                replica.miss_what_is_unsure()
+        self.metadata.begin_flush()
+        outcomes = await self.ask(self.metadata.flushed, Kind.SYNC, self.threshold)
+        self._report(outcome for outcome in outcomes if outcome.error is not None)
+        await self.metadata.finish_flush(outcomes)
         self.announce_states()
 
     async def allocated_blocks(self) -> int:
         """512-byte blocks allocated on one replica's file system, as ``du`` would say of it."""
-        in_use = sorted(self.replicas, key=lambda replica: replica.state is not State.CURRENT)
+        in_use = sorted(
+            self.metadata.readers, key=lambda replica: replica.state is not State.CURRENT
+        )
         failed: list[Outcome] = []
         for replica in in_use:
             (outcome,) = await self.ask([replica], Kind.STAT, needed=0)
             if outcome.error is None:
-                return cast("int", outcome.operation.value)
+                return cast("FileStatus", outcome.operation.value).blocks
             failed.append(outcome)
-        raise self._voted_error(failed)
+        raise voted_error(outcome.error for outcome in failed)
 
     async def next_data(self, offset: int) -> int:
         """The first byte at or after *offset* that some replica has data for; else the size.
@@ -266,7 +234,7 @@ class Disk:
         data everywhere; and one that missed writes has them as data.
         """
         places = [
-            min(place, replica.missed.next_inside(offset, default=place))
+            min(place, self.metadata.missed(replica).next_inside(offset, default=place))
             for replica, place in await self._seek(Kind.SEEK_DATA, offset, if_unknown=offset)
         ]
         return min(places, default=offset)
@@ -279,7 +247,7 @@ class Disk:
         """
         for _ in range(HOLE_ROUNDS_MAX):
             places = [
-                replica.missed.next_outside(place)
+                self.metadata.missed(replica).next_outside(place)
                 for replica, place in await self._seek(Kind.SEEK_HOLE, offset, self.size)
             ]
             offset = max(places, default=self.size)
@@ -289,7 +257,7 @@ class Disk:
 
     async def _seek(self, kind: Kind, offset: int, if_unknown: int) -> list[tuple[Replica, int]]:
         """What each replica answers, those that do not answer at all left out."""
-        outcomes = await self.ask(self.replicas, kind, self.threshold, offset)
+        outcomes = await self.ask(self.metadata.readers, kind, self.threshold, offset)
         return [
             (
                 outcome.replica,
@@ -306,6 +274,7 @@ class Disk:
         """
         try:
             await self.flush()
+            await self.metadata.close()
         finally:
             for replica in self.replicas:
                 replica.close()
@@ -336,29 +305,15 @@ class Disk:
         await gathering.complete()
         for replica, operation in outcomes:
             if isinstance(operation.error, TruncatedError):
-                replica.miss(0, self.size)  # nothing in it can be told from a hole any more
+                self.metadata.truncated(replica)
         return outcomes
-
-    def choices(self, offset: int, length: int) -> Iterable[tuple[int, int, list[Replica]]]:
-        """Cut a range where the replicas that hold it change: ``(offset, length, holders)``."""
-        if not any(replica.missed for replica in self.replicas):
-            return [(offset, length, list(self.replicas))]
-        missed = [replica.missed for replica in self.replicas]
-        parts = [
-            (start, end - start, [self.replicas[index] for index in holders])
-            for start, end, holders in segments(offset, offset + length, missed)
-        ]
-        if len(parts) > PARTS_MAX:
-            complete = [r for r in self.replicas if all(r in holders for _, _, holders in parts)]
-            if len(complete) >= self.threshold:
-                return [(offset, length, complete)]
-        return parts
 
     async def read_locked(self, offset: int, length: int) -> Reading:
         """Read a range by the read pattern; the caller holds its lock."""
         deadline = trio.current_time() + self.search_s
         parts = [
-            await self._read_part(*choice, deadline) for choice in self.choices(offset, length)
+            await self._read_part(choice, deadline)
+            for choice in self.metadata.choices(offset, length)
         ]
         if len(parts) == 1:
             return parts[0]
@@ -371,22 +326,22 @@ class Disk:
                 self._announced[replica] = replica.state
                 self.events.state_changed(replica.path, announced, replica.state)
 
-    async def _read_part(
-        self, offset: int, length: int, holders: list[Replica], deadline: float
-    ) -> Reading:
-        """Read a range from *holders*, who hold all of it; look for a way until *deadline*."""
+    async def _read_part(self, choice: Choice, deadline: float) -> Reading:
+        """Read a range from those who hold all of it; look for a way until *deadline*."""
+        offset, length, holders, pinned, lacking = choice
+        pattern = Fifo() if pinned else self._pattern
         outcomes: list[Outcome] = []
         succeeded = 0
         waiting = holders
-        while count := self._pattern.ask_now(len(waiting), succeeded):
+        while count := pattern.ask_now(len(waiting), succeeded):
             wave, waiting = waiting[:count], waiting[count:]
             outcomes += await self.ask(
-                wave, Kind.READ, self._pattern.needed(len(waiting)), offset, length
+                wave, Kind.READ, pattern.needed(len(waiting)), offset, length
             )
             succeeded = sum(outcome.error is None for outcome in outcomes)
 
         failed = [outcome for outcome in outcomes if outcome.error is not None]
-        verdict = self._pattern.judge(
+        verdict = pattern.judge(
             offset,
             [(outcome.replica.index, outcome.data) for outcome in outcomes if not outcome.error],
             [_errno(outcome) for outcome in failed],
@@ -394,13 +349,19 @@ class Disk:
         self._report(failed)
         for loss in verdict.outvoted:
             replica = self.replicas[loss.voter]
+            replica.counters.mismatches += 1
             self.events.bad(Kind.READ, replica.path, offset + loss.start, loss.end - loss.start)
         if verdict.difference is not None:
             self.events.difference(offset + verdict.difference)
         if verdict.data is not None:
             wrong = {outcome.replica for outcome in failed}
             wrong.update(self.replicas[loss.voter] for loss in verdict.outvoted if loss.strict)
-            wrong.update(replica for replica in self.replicas if replica not in holders)
+            wrong.update(lacking)
+            if pinned:
+                # What may differ is settled in its own time; here it only counts who is right.
+                answering = next(outcome.replica for outcome in outcomes if not outcome.error)
+                self.metadata.answered(choice, answering)
+                return Reading(verdict.data, repairable=False)
             repairable = any(replica.state is not State.MISSING for replica in wrong)
             return Reading(verdict.data, repairable)
 
@@ -409,8 +370,8 @@ class Disk:
             # One unreadable sector fails a whole request. Where replicas are bad at different
             # places, each half may still have enough good ones.
             rest = offset + length - middle
-            left = await self._read_part(offset, middle - offset, holders, deadline)
-            right = await self._read_part(middle, rest, holders, deadline)
+            left = await self._read_part(choice._replace(length=middle - offset), deadline)
+            right = await self._read_part(choice._replace(offset=middle, length=rest), deadline)
             return Reading(left.data + right.data, left.repairable or right.repairable)
         self.events.failure(offset, length)
         raise OSError(verdict.errno, os.strerror(verdict.errno))
@@ -420,10 +381,6 @@ class Disk:
             self.events.bad(
                 operation.kind, replica.path, operation.offset, operation.length, operation.error
             )
-
-    def _voted_error(self, failed: Sequence[Outcome]) -> OSError:
-        voted = vote_errno(map(_errno, failed)) if failed else errno.EIO
-        return OSError(voted, os.strerror(voted))
 
 
 def _errno(outcome: Outcome) -> int:

@@ -1,4 +1,4 @@
-"""Opening the replicas' image files, and every refusal that can be had before mounting."""
+"""Opening the replicas' files, and every refusal that can be had before mounting."""
 
 import fcntl
 import logging
@@ -6,10 +6,20 @@ import os
 import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from quorumfs.assembly import Found
 from quorumfs.errors import UserError
 from quorumfs.imagelock import ImageLockedError, holders, lock_image
+from quorumfs.sidecar import (
+    FormatError,
+    Identity,
+    Sidecar,
+    UnknownVersionError,
+    identity_of,
+    path_for,
+)
+from quorumfs.sidecarfile import SidecarLockedError, open_sidecar, read_sidecar
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +34,7 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One replica's file, open, checked and locked."""
+    """One replica's files, open, checked and locked."""
 
     path: str
     """As the user gave it, made absolute."""
@@ -32,40 +42,106 @@ class Image:
     size: int
     """Bytes."""
     mtime_ns: int
-    identity: tuple[int, int]
+    file: tuple[int, int]
     """Device and inode number: the same for every path to the same file."""
+    identity: Identity
+    """By which a later mount knows whether it was changed."""
+    sidecar_fd: int | None = None
+    sidecar: Sidecar | None = None
+    problem: str | None = None
+    """Why its sidecar cannot be read."""
+
+    @property
+    def found(self) -> Found:
+        """What assembly is to know of it."""
+        return Found(self.path, self.identity, self.sidecar, self.problem)
+
+    def close(self) -> None:
+        """Give the descriptors back, and with them the locks."""
+        os.close(self.fd)
+        if self.sidecar_fd is not None:
+            os.close(self.sidecar_fd)
 
 
 def open_images(paths: Sequence[str], mountpoint: str, *, read_only: bool) -> list[Image]:
-    """Open, check and lock the files at *paths*, to be the replicas of a disk at *mountpoint*.
+    """Open, check and lock the files at *paths*, to be all replicas of a disk at *mountpoint*.
 
-    *mountpoint* is absolute and free of symbolic links. The caller owns the descriptors. Raises
-    `UserError`, naming the path and the reason, if the files cannot be a disk's replicas.
+    *mountpoint* is absolute and free of symbolic links. Raises `UserError`, naming the path and
+    the reason, if the files cannot be a disk's replicas.
+    """
+    opened = open_set(paths, mountpoint, read_only=read_only, sidecars=False)
+    images = []
+    for one in opened:
+        if isinstance(one, Found):
+            for image in opened:
+                if isinstance(image, Image):
+                    image.close()
+            raise UserError(f"cannot open the replica {one.path}: {one.problem}")
+        images.append(one)
+    for image in images[1:]:
+        if image.size != images[0].size:
+            raise UserError(
+                f"replicas differ in size: {images[0].path} has {images[0].size} bytes, "
+                f"{image.path} has {image.size}"
+            )
+    return images
+
+
+def open_set(
+    paths: Sequence[str], mountpoint: str | None, *, read_only: bool, sidecars: bool = True
+) -> list[Image | Found]:
+    """Open, check and lock what there is at *paths*; `Found` for a file that cannot be opened.
+
+    The caller owns the images. Raises `UserError` for what can never be a replica: not a regular
+    file, the same file twice, in use by somebody else, inside *mountpoint*.
     """
     with ExitStack() as stack:
-        images: list[Image] = []
-        for path in paths:
-            image = _open(os.path.abspath(path), mountpoint, read_only)
+        opened: list[Image | Found] = []
+        for path in map(os.path.abspath, paths):
+            if mountpoint is not None and _inside(path, mountpoint):
+                raise UserError(f"{path} is inside the mount point {mountpoint}")
+            try:
+                image = _open(path, read_only=read_only)
+            except OSError as error:
+                opened.append(Found(path, None, problem=error.strerror))
+                continue
             stack.callback(os.close, image.fd)
-            for other in images:
-                _refuse_pair(image, other)
-            images.append(image)
-        for image in images:
-            _lock(image, read_only)
+            for other in opened:
+                if isinstance(other, Image) and other.file == image.file:
+                    raise UserError(f"{other.path} and {image.path} are the same file")
+            opened.append(image)
+        for position, one in enumerate(opened):
+            if isinstance(one, Image):
+                _lock(one, read_only)
+                if sidecars:
+                    opened[position] = _with_sidecar(one, stack, read_only=read_only)
         stack.pop_all()
-        return images
+        return opened
 
 
-def _open(path: str, mountpoint: str, read_only: bool) -> Image:
-    if os.path.realpath(path).startswith(mountpoint.rstrip("/") + "/"):
-        raise UserError(f"{path} is inside the mount point {mountpoint}")
-    try:
-        _require_regular(path, os.stat(path))
-        # Not blocking: between the look and the opening it may have become a FIFO.
-        access = os.O_RDONLY if read_only else os.O_RDWR
-        fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise UserError(f"cannot open the replica {path}: {error.strerror}") from None
+def open_again(path: str, *, read_only: bool = False) -> Image:
+    """Open, check and lock one replica that was left behind.
+
+    Raises `UserError` and `OSError` with the reason.
+    """
+    with ExitStack() as stack:
+        image = _open(path, read_only=read_only)
+        stack.callback(os.close, image.fd)
+        _lock(image, read_only)
+        image = _with_sidecar(image, stack, read_only=read_only)
+        stack.pop_all()
+        return image
+
+
+def _inside(path: str, mountpoint: str) -> bool:
+    return os.path.realpath(path).startswith(mountpoint.rstrip("/") + "/")
+
+
+def _open(path: str, *, read_only: bool) -> Image:
+    _require_regular(path, os.stat(path))
+    # Not blocking: between the look and the opening it may have become a FIFO.
+    access = os.O_RDONLY if read_only else os.O_RDWR
+    fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(fd)
         _require_regular(path, status)
@@ -76,8 +152,34 @@ def _open(path: str, mountpoint: str, read_only: bool) -> Image:
         os.close(fd)
         raise
     return Image(
-        path, fd, status.st_size, status.st_mtime_ns, identity=(status.st_dev, status.st_ino)
+        path,
+        fd,
+        status.st_size,
+        status.st_mtime_ns,
+        (status.st_dev, status.st_ino),
+        identity_of(status),
     )
+
+
+def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
+    """The same image with its sidecar, if it has one; *stack* gets what is to be closed."""
+    try:
+        fd = open_sidecar(image.path, read_only=read_only)
+    except SidecarLockedError as error:
+        raise UserError(f"{image.path} is in use by {error}") from None
+    except OSError as error:
+        return replace(image, problem=f"{path_for(image.path)}: {error.strerror}")
+    if fd is None:
+        return image
+    stack.callback(os.close, fd)
+    try:
+        return replace(image, sidecar_fd=fd, sidecar=read_sidecar(fd))
+    except UnknownVersionError as error:
+        raise UserError(f"{path_for(image.path)}: {error}; it was left as it is") from None
+    except FormatError as error:
+        return replace(image, sidecar_fd=fd, problem=str(error))
+    except OSError as error:
+        return replace(image, sidecar_fd=fd, problem=f"{path_for(image.path)}: {error.strerror}")
 
 
 def _require_regular(path: str, status: os.stat_result) -> None:
@@ -85,16 +187,6 @@ def _require_regular(path: str, status: os.stat_result) -> None:
     if kind != stat.S_IFREG:
         raise UserError(
             f"{path} is {_KINDS.get(kind, 'a special file')}: a replica must be a regular file"
-        )
-
-
-def _refuse_pair(image: Image, other: Image) -> None:
-    if image.identity == other.identity:
-        raise UserError(f"{other.path} and {image.path} are the same file")
-    if image.size != other.size:
-        raise UserError(
-            f"replicas differ in size: {other.path} has {other.size} bytes, "
-            f"{image.path} has {image.size}"
         )
 
 

@@ -18,18 +18,16 @@ from pathlib import Path
 
 import trio
 
+from quorumfs.assembly import State
 from quorumfs.control import logs, runtime
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.fuse import mounts, session, shim
 from quorumfs.fuse.operations import DiskOperations
-from quorumfs.images import Image, open_images
 from quorumfs.options import MountOptions
-from quorumfs.patterns import Blkverify, Fifo, Quorum, ReadPattern
-from quorumfs.repair.rewrite import read_and_rewrite
-from quorumfs.replica import Replica, State
-from quorumfs.storage import FileStorage, Kind
+from quorumfs.repair.resync import Resync
+from quorumfs.replicaset import ReplicaSet, open_replica_set
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +58,7 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
         _check_mountpoint(plan.mountpoint)
         # A replica may hang. Python would note a Ctrl-C and go on waiting in the system call.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        images = open_images(plan.replicas, plan.mountpoint, read_only=plan.options.read_only)
+        replica_set = open_replica_set(plan.replicas, plan.mountpoint, plan.options)
         lock = runtime.claim(plan.mountpoint)
         stack.callback(runtime.give_up, plan.mountpoint, lock)
         destination = logs.destination(
@@ -72,12 +70,13 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
         _become_io_flusher()
         _share_heaps()
         stack.callback(logs.start(destination, as_json=plan.log_json).stop)
-        trio.run(_serve, plan, images, ready)
+        trio.run(_serve, plan, replica_set, ready)
 
 
-async def _serve(plan: MountPlan, images: Sequence[Image], ready: Callable[[], None]) -> None:
-    disk = _make_disk(plan, images)
-    mtime_ns = max(image.mtime_ns for image in images)
+async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], None]) -> None:
+    events = EventLog(plan.mountpoint, logs.tell)
+    disk, resync = replica_set.make_disk(plan.options, events)
+    mtime_ns = max(image.mtime_ns for image in replica_set.images)
     operations = DiskOperations(disk, plan.options, mtime_ns)
     _clear_stale_mount(plan.mountpoint)
     _mount(operations, plan)
@@ -86,17 +85,22 @@ async def _serve(plan: MountPlan, images: Sequence[Image], ready: Callable[[], N
             await nursery.start(_stop_on_signal, plan.mountpoint)
             nursery.start_soon(disk.run)
             nursery.start_soon(_return_memory, disk)
+            repairs = trio.CancelScope()
+            if resync is not None and not plan.options.read_only:
+                nursery.start_soon(_repair, resync, repairs)
             log.info(
                 "mounted %s at %s: %s, threshold %d",
-                ", ".join(image.path for image in images),
+                ", ".join(replica.path for replica in disk.replicas),
                 plan.mountpoint,
                 plan.options.read_pattern,
-                plan.options.vote_threshold,
+                disk.threshold,
             )
+            replica_set.tell_log()
             if missing := shim.missing():
                 log.warning("%s", missing)
             nursery.start_soon(_say_when_serving, ready)
             await session.serve(operations)
+            repairs.cancel()
             failure = await _close(disk)  # in the nursery, where its deadlines are watched
             nursery.cancel_scope.cancel()
     except BaseException:
@@ -125,34 +129,9 @@ async def _close(disk: Disk) -> str | None:
     return None
 
 
-def _make_disk(plan: MountPlan, images: Sequence[Image]) -> Disk:
-    options = plan.options
-    pattern: ReadPattern
-    if options.blkverify:
-        pattern = Blkverify(options.vote_threshold)
-    elif options.read_pattern == "fifo":
-        pattern = Fifo()
-    else:
-        pattern = Quorum(options.vote_threshold)
-    replicas = [
-        Replica(
-            index,
-            image.path,
-            FileStorage(image.fd, image.size, os.path.basename(image.path)),
-            options.replica_timeout_s,
-        )
-        for index, image in enumerate(images)
-    ]
-    return Disk(
-        replicas,
-        images[0].size,
-        threshold=options.vote_threshold,
-        pattern=pattern,
-        repair=read_and_rewrite if options.rewrite_corrupted else None,
-        search_s=options.replica_timeout_s,
-        zero_kind={"off": None, "on": Kind.ZERO, "unmap": Kind.DISCARD}[options.detect_zeroes],
-        events=EventLog(plan.mountpoint, logs.tell),
-    )
+async def _repair(resync: Resync, until: trio.CancelScope) -> None:
+    with until:
+        await resync.run()
 
 
 def _become_io_flusher() -> None:

@@ -22,6 +22,12 @@ class MountOptions:
 
     read_pattern: str
     vote_threshold: int
+    vote_threshold_given: bool = False
+    """Else it is a majority of the replicas given, or what a set was last used with."""
+    metadata: str = "sidecar"
+    degraded: bool = False
+    resync_rate: int | None = None
+    """Bytes a second; None: no limit."""
     rewrite_corrupted: bool = False
     blkverify: bool = False
     read_only: bool = False
@@ -81,6 +87,13 @@ def _duration(text: str) -> float:
     if not 0.1 <= seconds <= 3600:
         raise _RefusedError("a time from 100ms to 60m, like 8s")
     return seconds
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", text.upper())
+    if not match or not int(match[1]):
+        raise _RefusedError("a number of bytes from 1, with K, M, G or T for powers of 1024")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2]]
 
 
 def _mode(text: str) -> int:
@@ -164,11 +177,26 @@ OPTIONS: Mapping[str, Option] = {
         ),
         Option(
             "metadata",
-            "none",
-            _choice("none"),
+            "sidecar|none",
+            _choice("sidecar", "none"),
+            "metadata",
+            "sidecar: remember in REPLICA.quorumfs who is current, and bring who was left behind "
+            "up to date (default); none: what a replica missed is remembered until unmount",
+        ),
+        Option(
+            "degraded",
             "",
-            "none: nothing is kept beside the images; what a replica missed is remembered until "
-            "unmount (default)",
+            _flag,
+            "degraded",
+            "mount although a missing replica may hold later writes",
+        ),
+        Option(
+            "resync-rate",
+            "SIZE",
+            _size,
+            "resync_rate",
+            "bytes a second that a resync copies at most, like 100M (default: no limit; it "
+            "yields to the guest in any case)",
         ),
         Option(
             "replica-timeout",
@@ -234,6 +262,8 @@ def parse_options(texts: Sequence[str], replicas: int) -> MountOptions:
             kernel_flags.add(option.name)
         elif option.name == "rw":
             fields["read_only"] = False
+        elif option.name == "vote-threshold":
+            fields |= {"vote_threshold": parsed, "vote_threshold_given": True}
         elif option.field:
             fields[option.field] = parsed
     options = MountOptions(**fields, kernel_flags=frozenset(kernel_flags))
@@ -264,6 +294,12 @@ def _check_together(options: MountOptions, replicas: int) -> None:
                 "option blkverify: got rewrite-corrupted too, allowed: one of them, because a "
                 "difference between two has no winner to rewrite from"
             )
+    if options.metadata == "none" and (options.degraded or options.resync_rate):
+        name = "degraded" if options.degraded else "resync-rate"
+        raise UsageError(
+            f"option {name}: got metadata=none too, allowed: one of them, because without "
+            "metadata nothing tells who is behind"
+        )
     if options.rewrite_corrupted and options.read_only:
         raise UsageError(
             "option rewrite-corrupted: got ro too, allowed: one of them, because ro writes nothing"

@@ -74,6 +74,12 @@ class RangeLock:
                 if not later.blockers and later.task is not None:
                     trio.lowlevel.reschedule(later.task)
 
+    def exclusively_held(self, start: int, end: int) -> bool:
+        """Whether any byte of ``[start, end)`` is claimed by one who changes it."""
+        return any(
+            claim.exclusive and claim.start < end and start < claim.end for claim in self._claims
+        )
+
     @asynccontextmanager
     async def held(self, start: int, end: int, *, exclusive: bool) -> AsyncIterator[None]:
         """The lock as a context, for callers that are not on the path of every request."""

@@ -1,34 +1,18 @@
-"""One replica: what is in flight on it, whether it answers, and where it is behind."""
+"""One replica: what is in flight on it, and whether it answers."""
 
 import errno
-from enum import Enum
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import trio
 
-from quorumfs.ranges import RangeSet
+from quorumfs.assembly import State
 from quorumfs.storage import CHANGES, Kind, Operation, Storage, Value
 
 SYNC_PATIENCE = 4
 """A flush may take this many times the replica timeout: it waits for everything written before
 to reach the medium, where a read or a write waits only for itself."""
-
-MISSED_MAX = 65_536
-"""Separate missed ranges remembered per replica (a few MiB); beyond that they become one."""
-
-UNSYNCED_MAX = 4_096
-"""The same for what was written since the last flush: kept for every write, so it must be cheap."""
-
-
-class State(Enum):
-    """What a replica is to the set at this moment."""
-
-    CURRENT = "current"
-    """Holds every acknowledged write."""
-    STALE = "stale"
-    """Known to be behind; not used where it is."""
-    MISSING = "missing"
-    """Does not answer; not used at all until everything asked of it before has returned."""
 
 
 class Replica:
@@ -40,66 +24,88 @@ class Replica:
     costs one timeout, once.
     """
 
-    def __init__(self, index: int, path: str, storage: Storage, timeout_s: float) -> None:
-        """*index* is the replica's place on the command line, *timeout_s* its patience."""
+    def __init__(
+        self,
+        index: int,
+        path: str,
+        storage: Storage | None,
+        timeout_s: float,
+        *,
+        sidecar: Storage | None = None,
+        slot: int | None = None,
+    ) -> None:
+        """*index* is the replica's place on the command line, *timeout_s* its patience.
+
+        *storage* is its image, None if it is not there; *slot* its place in the set's record.
+        """
         self.index = index
         self.path = path
-        self.missed = RangeSet()
-        """Bytes for which a write was acknowledged that this replica does not hold."""
-        self.unsure = RangeSet()
-        """Bytes that it took and then could not flush. The kernel reports a writeback error once
-        and drops the pages, so that neither a later flush nor a read tells what is there."""
-        self._unsynced = RangeSet()
-        """Bytes written since the last flush began."""
-        self._syncing = RangeSet()
-        """What the flush in flight is to make durable."""
-        self._storage = storage
+        self.slot = slot
+        self.role = State.CURRENT
+        """What the set takes it for, whether it answers or not."""
+        self.reason: str | None = None
+        """Why it is not current."""
+        self.counters = Counters()
+        self.settled: Callable[[Operation], None] = lambda _: None
+        """Called with each operation on the image that has its outcome, given up or not."""
+        self._image = storage
+        self._sidecar = sidecar
         self._timeout_s = timeout_s
         self._in_flight: dict[Operation, _Waiting] = {}
         self._abandoned: set[Operation] = set()
 
     @property
     def state(self) -> State:
-        if self._abandoned:
-            return State.MISSING
-        return State.STALE if self.missed else State.CURRENT
+        """What it is at this moment."""
+        if self.role is State.FOREIGN:
+            return self.role
+        return State.MISSING if self._abandoned or self._image is None else self.role
 
-    def miss(self, start: int, end: int) -> None:
-        """Remember that the replica lacks what was written to ``[start, end)``."""
-        self.missed.add(start, end)
-        self.missed.limit(MISSED_MAX)
+    @property
+    def hung(self) -> bool:
+        """Whether something asked of it long ago may still happen."""
+        return bool(self._abandoned)
 
-    def hold(self, start: int, end: int) -> None:
-        """Remember that the replica has what was written to ``[start, end)``."""
-        if self.missed:
-            self.missed.remove(start, end)
-        if self.unsure:
-            self.unsure.remove(start, end)
+    @property
+    def in_flight(self) -> int:
+        """Operations that have not returned, given up or not."""
+        return len(self._in_flight) + len(self._abandoned)
 
-    def miss_what_is_unsure(self) -> None:
-        """Others have made it durable: do not read it here any more."""
-        self.missed = self.missed.union(self.unsure)
-        self.missed.limit(MISSED_MAX)
-        self.unsure = RangeSet()
+    @property
+    def attached(self) -> bool:
+        """Whether it has an image open."""
+        return self._image is not None
 
-    def not_durable(self) -> RangeSet:
-        """The bytes that a flush of this replica that succeeds does not make durable."""
-        return self.missed.union(self.unsure)
+    def attach(self, storage: Storage, sidecar: Storage) -> None:
+        """Use these files from now on; there must be none in use."""
+        assert self._image is None
+        self._image = storage
+        self._sidecar = sidecar
 
-    def submit(self, operation: Operation, gathering: "Gathering") -> None:
+    def detach(self) -> None:
+        """Give its files back, if it has any; nothing may be in flight on them."""
+        assert not self.in_flight
+        self.close()
+        self._image = self._sidecar = None
+
+    def submit(
+        self, operation: Operation, gathering: "Gathering", *, to_sidecar: bool = False
+    ) -> None:
         """Start *operation*; *gathering* gets its outcome, perhaps before this returns.
 
-        Only one flush may be in flight: of two, either may be told of a page that was lost.
+        Only one flush of the image may be in flight: of two, either may be told of a page that
+        was lost.
         """
-        if self._abandoned:
-            operation.error = OSError(errno.ETIMEDOUT, "it still does not answer")
+        storage = self._sidecar if to_sidecar else self._image
+        if self._abandoned or storage is None:
+            if self._abandoned:
+                operation.error = OSError(errno.ETIMEDOUT, "it still does not answer")
+            else:
+                operation.error = OSError(errno.ENODEV, "it is not there")
             gathering.answered(operation)
             return
-        self._in_flight[operation] = _Waiting(gathering, trio.current_time())
-        if operation.kind is Kind.SYNC:
-            self._syncing = self._unsynced
-            self._unsynced = RangeSet()
-        self._storage.submit(operation, self._returned)
+        self._in_flight[operation] = _Waiting(gathering, trio.current_time(), to_sidecar)
+        storage.submit(operation, self._returned)
 
     def _returned(self, operation: Operation, value: Value, error: OSError | None) -> None:
         waiting = self._in_flight.pop(operation, None)
@@ -108,21 +114,10 @@ class Replica:
             return
         operation.value = value
         operation.error = error
-        self._settle(operation)
+        if not waiting.to_sidecar:
+            self.counters.count(operation)
+            self.settled(operation)
         waiting.gathering.answered(operation)
-
-    def _settle(self, operation: Operation) -> None:
-        """Keep the record of what is durable, now that *operation* has its outcome."""
-        if operation.kind in CHANGES and operation.error is None:
-            self._unsynced.add(operation.offset, operation.offset + operation.length)
-            self._unsynced.limit(UNSYNCED_MAX)
-        elif operation.kind is Kind.SYNC:
-            if operation.error is not None:
-                # The page that was lost may have been written after the flush began.
-                lost = self._syncing.union(self._unsynced)
-                self.unsure = self.unsure.union(lost)
-                self.unsure.limit(MISSED_MAX)
-            self._syncing = RangeSet()
 
     def abandon_overdue(self, now: float) -> None:
         """Answer with ETIMEDOUT what has waited too long at *now* (trio's clock, seconds).
@@ -131,7 +126,7 @@ class Replica:
         cannot (the others failed, or there are none) twice as long. And once one request has
         found the replica hung, the others that can do without it do not wait on.
         """
-        for operation, (gathering, since) in list(self._in_flight.items()):
+        for operation, (gathering, since, to_sidecar) in list(self._in_flight.items()):
             patience_s = self._timeout_s
             if operation.kind is Kind.SYNC:
                 patience_s *= SYNC_PATIENCE
@@ -143,22 +138,65 @@ class Replica:
                 operation.error = OSError(
                     errno.ETIMEDOUT, f"no answer to a {operation.kind.value} in {patience_s:g} s"
                 )
-                self._settle(operation)
+                if not to_sidecar:
+                    self.counters.count(operation)
+                    self.settled(operation)
                 gathering.answered(operation)
 
     def pardon(self, seconds: float) -> None:
         """Do not count *seconds* during which nobody here could have heard an answer."""
-        for operation, (gathering, since) in self._in_flight.items():
-            self._in_flight[operation] = _Waiting(gathering, since + seconds)
+        for operation, waiting in self._in_flight.items():
+            self._in_flight[operation] = waiting._replace(since=waiting.since + seconds)
 
     def close(self) -> None:
-        """Give the file back; the caller has seen everything answered or abandoned."""
-        self._storage.close()
+        """Give the files back; the caller has seen everything answered or abandoned."""
+        for storage in (self._image, self._sidecar):
+            if storage is not None:
+                storage.close()
 
 
 class _Waiting(NamedTuple):
     gathering: "Gathering"
     since: float
+    to_sidecar: bool
+
+
+@dataclass(slots=True)
+class Counters:
+    """What was done on one replica's image since it was mounted; bytes, or operations."""
+
+    reads: int = 0
+    writes: int = 0
+    flushes: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    copied_bytes: int = 0
+    """Written by resync and repair."""
+    read_errors: int = 0
+    write_errors: int = 0
+    flush_errors: int = 0
+    mismatches: int = 0
+    """Reads in which it held other data than the winner."""
+    timeouts: int = 0
+
+    def count(self, operation: Operation) -> None:
+        """Count *operation*, which has its outcome."""
+        failed = operation.error is not None
+        if operation.kind is Kind.READ:
+            self.reads += 1
+            self.read_errors += failed
+            if not failed:
+                self.bytes_read += operation.length
+        elif operation.kind in CHANGES:
+            self.writes += 1
+            self.write_errors += failed
+            if not failed:
+                self.bytes_written += operation.length
+        elif operation.kind is Kind.SYNC:
+            self.flushes += 1
+            self.flush_errors += failed
+        if operation.error is not None and operation.error.errno == errno.ETIMEDOUT:
+            self.timeouts += 1
 
 
 class Gathering:
@@ -181,15 +219,16 @@ class Gathering:
         """Whether those that have succeeded so far suffice."""
         return self._needed <= 0
 
-    def submit(self, replica: Replica, operation: Operation) -> None:
+    def submit(self, replica: Replica, operation: Operation, *, to_sidecar: bool = False) -> None:
         """Start *operation* on *replica*."""
         self._pending += 1
-        replica.submit(operation, self)
+        operation.counts = replica.role is not State.RESYNCING
+        replica.submit(operation, self, to_sidecar=to_sidecar)
 
     def answered(self, operation: Operation) -> None:
         """Take the outcome of *operation*."""
         self._pending -= 1
-        if operation.error is None:
+        if operation.error is None and operation.counts:
             self._needed -= 1
         if not self._pending and self._task is not None:
             trio.lowlevel.reschedule(self._task)

@@ -26,8 +26,10 @@ A **slot** holds the *record*, which all members share, and what concerns this r
     64      u64     chunk size, bytes
     72      u64     generation
     80      32 u64  ancestors, latest first; 0 ends the list
-    336     4 u64   the image as it was left: inode, size (bytes), mtime, ctime (ns); 0 unknown
-    368     6 of 512 bytes: replica id 16s; state u8; path length u16; generation u64; path
+    336     2 u64   the image as it was left: inode, size (bytes); 0 unknown
+    352     2 i64   its mtime, ctime (ns); 0 unknown
+    368     6 of 512 bytes: replica id 16s; state u8; path length u16; generation u64;
+                    sequence u64; path
     3440    …       zeros
     4080    16s     xxh3-128 of bytes 0 to 4079
 
@@ -64,11 +66,11 @@ SLOT_OFFSETS = (0, PAGE)
 HOLDER_OFFSET = 2 * PAGE
 MAP_OFFSET = 4 * PAGE
 ANCESTORS_MAX = 32
-PATH_MAX = 485
+PATH_MAX = 477
 """Bytes; a longer path is left out: it is a hint, the replica id is what counts."""
 
-_HEAD = struct.Struct("<8sIBBBBQ16s16sQQQ32Q4Q")
-_ROLE = struct.Struct(f"<16sBHQ{PATH_MAX}s")
+_HEAD = struct.Struct("<8sIBBBBQ16s16sQQQ32Q2Q2q")
+_ROLE = struct.Struct(f"<16sBHQQ{PATH_MAX}s")
 _ROLE_SIZE = 512
 
 
@@ -86,7 +88,7 @@ class RoleState(IntEnum):
     CURRENT = 1
     STALE = 2
     RESYNCING = 3
-    """In a replica's own sidecar: a mixture of old and new, and its own map counts no more."""
+    """Being brought up to date: a mixture of old and new, and its own map counts no more."""
 
 
 class Phase(IntEnum):
@@ -103,9 +105,11 @@ class Role:
     replica_id: bytes
     state: RoleState
     generation: int
-    """The generation in which it was last current."""
+    """Of the record from which on the others track what it lacks."""
     path: str
     """Where it was last seen; a hint for people."""
+    sequence: int = 0
+    """Of the same record: with one before it, the replica was rolled back since."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,19 @@ class Record:
         roles[slot] = replace(roles[slot], **changes)  # type: ignore[arg-type]
         return replace(self, roles=tuple(roles))
 
+    def with_state(self, slots: Iterable[int], state: RoleState) -> "Record":
+        """The same record with the replicas in *slots*, which hold it, in another state.
+
+        Eject: this of the record they held, then `minted`. Resync and join: this of the record
+        that is about to be committed on them too.
+        """
+        record = self
+        for slot in slots:
+            record = record.with_role(
+                slot, state=state, generation=self.generation, sequence=self.sequence
+            )
+        return record
+
     def minted(self, also_known: Iterable[int] = ()) -> "Record":
         """The same record at the start of a new generation.
 
@@ -170,6 +187,11 @@ class Identity:
 
 
 UNKNOWN_IDENTITY = Identity()
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """The identity of the image with *status*."""
+    return Identity(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +268,9 @@ def encode_slot(record: Record, replica_id: bytes, identity: Identity, phase: Ph
         path = os.fsencode(role.path)
         if len(path) > PATH_MAX:
             path = b""
-        body += _ROLE.pack(role.replica_id, role.state, len(path), role.generation, path)
+        body += _ROLE.pack(
+            role.replica_id, role.state, len(path), role.generation, role.sequence, path
+        )
     body += bytes(PAGE - 16 - len(body))
     return bytes(body) + xxhash.xxh3_128_digest(body)
 
@@ -292,8 +316,9 @@ def decode(content: bytes) -> Sidecar:
     latest = max(slots, key=lambda slot: (slot.record.sequence, slot.phase))
     committed, prepared = latest, None
     if latest.phase is Phase.PREPARED:
-        others = [slot for slot in slots if slot.phase is Phase.COMMITTED]
+        others = [slot for slot in slots if slot is not latest]
         # Alone, its commit had begun when the other slot was torn: all had prepared it by then.
+        # That is also how another one that says prepared, and is older, came to be valid.
         if others:
             committed, prepared = others[0], latest.record
     disk_map, unreadable = _decode_map(content, committed.record)
@@ -333,7 +358,11 @@ def _decode_slot(content: bytes, number: int) -> _Slot:
         raise UnknownVersionError(f"format version {version}, known here: {VERSION}")
     sequence, set_id, replica_id, size, chunk_size, generation = rest[:6]
     ancestors: Sequence[int] = rest[6 : 6 + ANCESTORS_MAX]
-    roles = [_decode_role(body, index) for index in range(min(role_count, REPLICAS_MAX))]
+    try:
+        roles = [_decode_role(body, index) for index in range(min(role_count, REPLICAS_MAX))]
+        phase = Phase(phase)
+    except ValueError as error:
+        raise FormatError(f"what it says cannot be: {error}") from None
     record = Record(
         set_id,
         size,
@@ -347,13 +376,13 @@ def _decode_slot(content: bytes, number: int) -> _Slot:
     )
     if not roles or record.slot_of(replica_id) is None or not size or not chunk_size:
         raise FormatError("what it says cannot be")
-    return _Slot(number, record, replica_id, Identity(*rest[6 + ANCESTORS_MAX :]), Phase(phase))
+    return _Slot(number, record, replica_id, Identity(*rest[6 + ANCESTORS_MAX :]), phase)
 
 
 def _decode_role(body: bytes, index: int) -> Role:
     offset = _HEAD.size + index * _ROLE_SIZE
-    replica_id, state, path_length, generation, path = _ROLE.unpack_from(body, offset)
-    return Role(replica_id, RoleState(state), generation, os.fsdecode(path[:path_length]))
+    replica_id, state, path_length, generation, sequence, path = _ROLE.unpack_from(body, offset)
+    return Role(replica_id, RoleState(state), generation, os.fsdecode(path[:path_length]), sequence)
 
 
 def _decode_map(content: bytes, record: Record) -> tuple[DirtyMap, int]:

@@ -71,6 +71,8 @@ def create_sidecar(image_path: str, sidecar: Sidecar) -> None:
     path = path_for(image_path)
     temporary = f"{path}.{os.getpid()}.tmp"
     mode = os.stat(image_path).st_mode & 0o666
+    with suppress(FileNotFoundError):  # one that crashed here had the same process id
+        os.unlink(temporary)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:

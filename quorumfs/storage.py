@@ -13,9 +13,11 @@ from collections.abc import Callable
 from enum import Enum
 from queue import SimpleQueue
 from threading import Thread
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
+
+from quorumfs.sidecar import Identity, identity_of
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class Operation:
     operation was not given up before it returned.
     """
 
-    __slots__ = ("data", "error", "kind", "length", "offset", "value")
+    __slots__ = ("counts", "data", "error", "kind", "length", "offset", "value")
 
     def __init__(self, kind: Kind, offset: int = 0, length: int = 0, data: bytes = b"") -> None:
         self.kind = kind
@@ -70,11 +72,21 @@ class Operation:
         """What a successful operation gave."""
         self.error: OSError | None = None
         """Why it failed; None after success."""
+        self.counts = True
+        """Whether its success makes a request more of a success."""
 
 
-Value = bytes | int
-"""Of a read: exactly the bytes asked for. Of a stat: the 512-byte blocks allocated. Of a seek: the
-offset, or the size of the disk if there is none. Else 0."""
+class FileStatus(NamedTuple):
+    """What a stat of a file tells."""
+
+    blocks: int
+    """Of 512 bytes, allocated."""
+    identity: Identity
+
+
+Value = bytes | int | FileStatus
+"""Of a read: exactly the bytes asked for. Of a stat: a `FileStatus`. Of a seek: the offset, or the
+size of the disk if there is none. Else 0."""
 
 Done = Callable[[Operation, Value, OSError | None], None]
 """Called once in the trio thread when an operation has returned."""
@@ -195,7 +207,8 @@ class FileStorage:
             case Kind.SYNC:
                 os.fdatasync(self._fd)
             case Kind.STAT:
-                return os.fstat(self._fd).st_blocks
+                status = os.fstat(self._fd)
+                return FileStatus(status.st_blocks, identity_of(status))
         return 0
 
     def _read(self, offset: int, length: int) -> bytes:

@@ -7,6 +7,8 @@ are equal the vote is held again per block, so that bad blocks at different plac
 replicas still leave every block with a majority.
 """
 
+import errno
+import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -89,6 +91,12 @@ def vote_data(answers: Sequence[tuple[int, bytes]], offset: int, threshold: int)
 def vote_errno(errnos: Iterable[int]) -> int:
     """The errno that most failed replicas gave; of equally many, the first-listed replica's."""
     return plurality(errnos).version
+
+
+def voted_error(errors: Iterable[OSError | None]) -> OSError:
+    """The error for the guest when replicas failed with *errors*; EIO if none did."""
+    voted = vote_errno([(error and error.errno) or errno.EIO for error in errors] or [errno.EIO])
+    return OSError(voted, os.strerror(voted))
 
 
 def first_difference(one: bytes, other: bytes) -> int | None:

@@ -5,7 +5,9 @@ import sys
 import click
 
 from quorumfs import __version__
+from quorumfs.cli.examine import examine
 from quorumfs.cli.mount import mount
+from quorumfs.cli.status import status
 from quorumfs.cli.umount import umount
 from quorumfs.errors import ExitCode, UserError
 
@@ -18,6 +20,8 @@ def quorumfs() -> None:
 
 quorumfs.add_command(mount)
 quorumfs.add_command(umount)
+quorumfs.add_command(status)
+quorumfs.add_command(examine)
 
 
 def main() -> None:

@@ -137,6 +137,26 @@ class EventLog:
         text = f"{replica} is {new.value}, was {old.value}"
         self._tell(Event("REPLICA_STATE_CHANGED", members, text))
 
+    def differs(self, offset: int, length: int) -> None:
+        """Adopted images differ, and no strict majority says which is right."""
+        members = {"reference": self._reference, "offset": offset, "length": length}
+        text = f"the replicas differ at {offset}, {length} bytes, and none has a majority"
+        self._offer(("differs",), Event("MISMATCH_FOUND", members, text, logging.ERROR))
+
+    def resync_started(self, replica: str, length: int) -> None:
+        """*replica* is being brought up to date: at most *length* bytes."""
+        members = {"replica": replica, "bytes": length}
+        text = f"resync of {replica} started: up to {length} bytes"
+        self._tell(Event("RESYNC_STARTED", members, text, logging.INFO))
+
+    def resync_finished(self, replica: str, copied: int, error: str | None) -> None:
+        """The resync of *replica* wrote *copied* bytes, and ended, well if there is no *error*."""
+        members = {"replica": replica, "bytes": copied, "error": error}
+        text = f"resync of {replica} finished: {copied} bytes copied"
+        if error:
+            text = f"resync of {replica} stopped: {error}"
+        self._tell(Event("RESYNC_FINISHED", members, text, logging.INFO))
+
     def repaired(self, replica: str, offset: int, length: int) -> None:
         """*replica* was given the winning data for these bytes."""
         members = {"replica": replica, "offset": offset, "length": length}

@@ -13,6 +13,7 @@ import trio
 
 from quorumfs.control.events import Event, EventLog
 from quorumfs.disk import Disk, Repair
+from quorumfs.metadata.volatile import Volatile
 from quorumfs.patterns import ReadPattern
 from quorumfs.replica import Replica
 from quorumfs.storage import Done, Kind, Operation, TruncatedError, Value
@@ -151,9 +152,11 @@ def make_bench(
     """A running disk of *size* bytes on *count* simulated files, all zeros."""
     files = [SimulatedStorage(nursery, size) for _ in range(count)]
     told: list[Event] = []
+    replicas = [Replica(i, f"r{i}", file, timeout_s) for i, file in enumerate(files)]
     disk = Disk(
-        [Replica(i, f"r{i}", file, timeout_s) for i, file in enumerate(files)],
+        replicas,
         size,
+        Volatile(replicas, size, threshold),
         threshold=threshold,
         pattern=pattern,
         repair=repair,

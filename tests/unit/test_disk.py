@@ -4,6 +4,7 @@ import errno
 import math
 import random
 from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -22,8 +23,10 @@ from trio.testing import MockClock
 from quorumfs.disk import TICK_S
 from quorumfs.patterns import Blkverify, Fifo, Quorum, ReadPattern
 from quorumfs.repair.rewrite import read_and_rewrite
-from quorumfs.replica import State
+from quorumfs.assembly import State
 from quorumfs.storage import Kind, Operation
+
+rewrite = partial(read_and_rewrite, outvoted=True)
 
 BLOCK = 4096
 X, Y = b"x" * BLOCK, b"y" * BLOCK
@@ -409,7 +412,7 @@ async def test_a_tie_is_answered_by_the_first_listed_and_rewrites_nothing(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     """P4."""
-    bench = make_bench(nursery, 4, pattern=Quorum(2), threshold=2, repair=read_and_rewrite)
+    bench = make_bench(nursery, 4, pattern=Quorum(2), threshold=2, repair=rewrite)
     for file, data in zip(bench.files, (X, Y, Y, X), strict=True):
         file.content[:BLOCK] = data
     assert await bench.disk.read(0, BLOCK) == X
@@ -420,10 +423,13 @@ async def test_a_tie_is_answered_by_the_first_listed_and_rewrites_nothing(
 async def test_rewrite_repairs_what_could_not_be_read(
     nursery: trio.Nursery, autojump_clock: MockClock, pattern: ReadPattern
 ) -> None:
-    bench = make_bench(nursery, 3, pattern=pattern, threshold=2, repair=read_and_rewrite)
-    for file in bench.files[1:]:
+    """A bad sector, which the disk remaps when it is written."""
+    bench = make_bench(nursery, 3, pattern=pattern, threshold=2, repair=rewrite)
+    bad, *good = bench.files
+    for file in good:
         file.content[:BLOCK] = X
-    bench.files[0].choose = fails(errno.EIO, Kind.READ)
+    unreadable = fails(errno.EIO, Kind.READ)
+    bad.choose = lambda operation: Fault() if bad.count(Kind.WRITE) else unreadable(operation)
     assert await bench.disk.read(0, BLOCK) == X
     assert bench.files[0].content[:BLOCK] == X
     assert [event.name for event in bench.told] == ["QUORUM_REPORT_BAD", "MISMATCH_REPAIRED"]
@@ -432,7 +438,7 @@ async def test_rewrite_repairs_what_could_not_be_read(
 async def test_rewrite_gives_back_a_missed_write(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    bench = make_bench(nursery, 2, pattern=Fifo(), repair=read_and_rewrite)
+    bench = make_bench(nursery, 2, pattern=Fifo(), repair=rewrite)
     bench.files[0].choose = fails(errno.EIO, Kind.WRITE)
     await bench.disk.write(0, X)
     bench.files[0].choose = takes(0)
@@ -445,7 +451,7 @@ async def test_a_repair_never_writes_back_what_a_guest_has_replaced(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     """R6: a write comes between the read that found the damage and the repair."""
-    bench = make_bench(nursery, 3, pattern=Quorum(2), threshold=2, repair=read_and_rewrite)
+    bench = make_bench(nursery, 3, pattern=Quorum(2), threshold=2, repair=rewrite)
     for file in bench.files:
         file.choose = lambda operation: Fault(1.5 if operation.kind is Kind.WRITE else 1)
     bench.files[2].content[:BLOCK] = b"rot" + bytes(BLOCK - 3)
@@ -482,7 +488,7 @@ async def test_the_end_of_the_disk(nursery: trio.Nursery, autojump_clock: MockCl
 @pytest.mark.parametrize(
     ("count", "threshold", "pattern"), [(2, 1, Fifo()), (3, 2, Quorum(2)), (3, 1, Fifo())]
 )
-@pytest.mark.parametrize("repair", [None, read_and_rewrite])
+@pytest.mark.parametrize("repair", [None, rewrite])
 async def test_no_read_is_ever_older_than_what_was_acknowledged(
     autojump_clock: MockClock,
     seed: int,

@@ -1,0 +1,423 @@
+"""``quorumfs examine``: what the sidecars say, offline.
+
+Reads only, and takes no lock: what a daemon has in use may be looked at too.
+"""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import click
+
+from quorumfs.assembly import AssemblyRefusedError, Found, Plan, assemble, image_changed
+from quorumfs.cli.status import printable
+from quorumfs.control.status import human_bytes
+from quorumfs.dirtymap import INTENT, UNVERIFIED, DirtyMap, lacks
+from quorumfs.errors import ExitCode
+from quorumfs.ofdlock import could_lock
+from quorumfs.sidecar import (
+    SUFFIX,
+    UNKNOWN_IDENTITY,
+    FormatError,
+    Identity,
+    Record,
+    Sidecar,
+    identity_of,
+    path_for,
+)
+from quorumfs.sidecarfile import holder, read_sidecar
+
+SCHEMA = 1
+
+READS_MAX = 3
+"""Attempts at a sidecar that looks damaged while a daemon writes to it."""
+
+ANCESTORS_SHOWN = 4
+"""Of up to 32; JSON has them all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What there is at one path."""
+
+    path: str
+    image: Identity | None
+    device: int = 0
+    """Where the image is: with its inode, the same for every path to the same file."""
+    image_problem: str | None = None
+    """Why there is no image that could be used."""
+    sidecar: Sidecar | None = None
+    sidecar_problem: str | None = None
+    """Why there is no sidecar that could be read."""
+    absent: bool = False
+    """There is no sidecar at all."""
+    in_use: bool = False
+    """A quorumfs holds a lock on the sidecar."""
+    holder: str = ""
+    """Who said last that the set is in use."""
+
+    @property
+    def changed(self) -> bool | None:
+        """Whether the image was changed behind its sidecar; None if that cannot be told."""
+        if self.sidecar is None or self.image is None:
+            return None
+        if self.sidecar.identity == UNKNOWN_IDENTITY:
+            return None
+        return image_changed(self.sidecar, self.image)
+
+    def found(self) -> Found:
+        """The same for `assemble`."""
+        if self.image is None:
+            return Found(self.path, None, None, self.image_problem)
+        problem = None if self.absent else self.sidecar_problem
+        return Found(self.path, self.image, self.sidecar, problem)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a mount of all of them would do."""
+
+    rule: str
+    plan: Plan | None = None
+    refusal: str | None = None
+    exit_code: ExitCode = ExitCode.OK
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.argument("replicas", nargs=-1, required=True, metavar="REPLICA...")
+def examine(as_json: bool, replicas: tuple[str, ...]) -> ExitCode:
+    """Show what the sidecar of each REPLICA says, and what mounting them would do.
+
+    Needs no daemon and changes nothing. Exits with 1 if a sidecar is absent or cannot be read, or
+    if a mount of several would be refused; with 3 if that needs the operator (split brain).
+    """
+    all_examined = [look_at(os.path.abspath(path)) for path in replicas]
+    decision = decide(all_examined) if len(all_examined) > 1 else None
+    if as_json:
+        content = {
+            "schema": SCHEMA,
+            "replicas": [replica_json(examined) for examined in all_examined],
+            "assembly": decision and decision_json(decision),
+        }
+        print(json.dumps(content))
+    else:
+        blocks = ["\n".join(replica_text(examined)) for examined in all_examined]
+        if decision is not None:
+            blocks.append("\n".join(decision_text(decision)))
+        print("\n\n".join(blocks))
+    if decision is not None and decision.exit_code is ExitCode.NEEDS_OPERATOR:
+        return ExitCode.NEEDS_OPERATOR
+    unreadable = any(examined.sidecar is None for examined in all_examined)
+    return ExitCode.FAILED if unreadable or (decision and decision.refusal) else ExitCode.OK
+
+
+def look_at(path: str) -> Examined:
+    """Find out all there is to know of the replica at *path*; its sidecar's path will do too."""
+    if path.endswith(SUFFIX) and not os.path.exists(path_for(path)):
+        path = path.removesuffix(SUFFIX)
+    examined = _look_at_image(path)
+    try:
+        fd = os.open(path_for(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return replace(examined, sidecar_problem="there is none", absent=True)
+    except OSError as error:
+        return replace(examined, sidecar_problem=error.strerror or str(error))
+    try:
+        return _look_at_sidecar(examined, fd)
+    finally:
+        os.close(fd)
+
+
+def _look_at_image(path: str) -> Examined:
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return Examined(path, None, image_problem=error.strerror or str(error))
+    if not stat.S_ISREG(status.st_mode):
+        return Examined(path, None, image_problem="not a regular file")
+    return Examined(path, identity_of(status), status.st_dev)
+
+
+def _look_at_sidecar(examined: Examined, fd: int) -> Examined:
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return replace(examined, sidecar_problem="not a regular file")
+        in_use = _is_locked(fd)
+        examined = replace(examined, in_use=in_use, holder=holder(fd))
+        sidecar = read_sidecar(fd)
+        for _ in range(READS_MAX - 1):
+            if not (in_use and sidecar.damage):
+                break
+            sidecar = read_sidecar(fd)  # a daemon may have been writing just there
+    except FormatError as error:
+        return replace(examined, sidecar_problem=str(error))
+    except OSError as error:
+        return replace(examined, sidecar_problem=error.strerror or str(error))
+    return replace(examined, sidecar=sidecar)
+
+
+def _is_locked(fd: int) -> bool:
+    try:
+        return not could_lock(fd, 0, 0, exclusive=True)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS):
+            return False  # this file system has no locks
+        raise
+
+
+def decide(all_examined: Sequence[Examined]) -> Decision:
+    """What a mount without options would make of these."""
+    places: dict[tuple[int, int], str] = {}
+    for examined in all_examined:
+        if examined.image is not None:
+            place = (examined.device, examined.image.inode)
+            other = places.setdefault(place, examined.path)
+            if other is not examined.path:
+                text = f"{other} and {examined.path} are the same file"
+                return Decision("same file", refusal=text, exit_code=ExitCode.FAILED)
+    try:
+        plan = assemble([examined.found() for examined in all_examined])
+    except AssemblyRefusedError as error:
+        return Decision(error.rule, refusal=str(error), exit_code=error.exit_code)
+    return Decision(plan.rule, plan)
+
+
+# JSON
+
+
+def replica_json(examined: Examined) -> dict[str, Any]:
+    """One member of ``replicas``; what only a sidecar knows is missing where there is none."""
+    content: dict[str, Any] = {
+        "path": examined.path,
+        "sidecar": path_for(examined.path),
+        "problem": examined.sidecar_problem,
+        "image": {
+            "problem": examined.image_problem,
+            "now": examined.image and asdict(examined.image),
+            "recorded": None,
+            "changed": examined.changed,
+        },
+        "in_use": examined.in_use,
+        "holder": examined.holder or None,
+    }
+    sidecar = examined.sidecar
+    if sidecar is None:
+        return content
+    if sidecar.identity != UNKNOWN_IDENTITY:
+        content["image"]["recorded"] = asdict(sidecar.identity)
+    return {
+        **content,
+        "id": sidecar.replica_id.hex(),
+        "slot": sidecar.slot,
+        "state": sidecar.own_state.name.lower(),
+        **record_json(sidecar.record),
+        "map": map_json(sidecar.map, sidecar.record),
+        "prepared": sidecar.prepared and record_json(sidecar.prepared),
+        "damage": list(sidecar.damage),
+    }
+
+
+def record_json(record: Record) -> dict[str, Any]:
+    """A record, with the names that ``status --json`` has for the same things."""
+    return {
+        "set": record.set_id.hex(),
+        "generation": f"{record.generation:016x}",
+        "ancestors": [f"{generation:016x}" for generation in record.ancestors],
+        "sequence": record.sequence,
+        "clean": record.clean,
+        "vote_threshold": record.threshold,
+        "size": record.size,
+        "chunk_size": record.chunk_size,
+        "roles": [
+            {
+                "slot": slot,
+                "id": role.replica_id.hex(),
+                "state": role.state.name.lower(),
+                "generation": f"{role.generation:016x}",
+                "path": role.path,
+            }
+            for slot, role in enumerate(record.roles)
+        ],
+    }
+
+
+def map_json(disk_map: DirtyMap, record: Record) -> dict[str, Any]:
+    """How much of the disk may differ, and how much each replica lacks; bytes at most."""
+    return {
+        "chunks": len(disk_map),
+        "intent": marked(disk_map, INTENT),
+        "unverified": marked(disk_map, UNVERIFIED),
+        "lacking": [
+            {"slot": slot, "path": role.path, **marked(disk_map, lacks(slot))}
+            for slot, role in enumerate(record.roles)
+        ],
+    }
+
+
+def decision_json(decision: Decision) -> dict[str, Any]:
+    """What a mount would do."""
+    plan = decision.plan
+    content: dict[str, Any] = {
+        "rule": decision.rule,
+        "refusal": decision.refusal,
+        "exit_code": int(decision.exit_code),
+    }
+    if plan is None:
+        return content
+    return {
+        **content,
+        "generation": f"{plan.record.generation:016x}",
+        "members": [
+            {
+                "path": member.path,
+                "slot": member.slot,
+                "state": member.state.value,
+                "reason": member.reason,
+                "lacking": None if member.slot is None else marked(plan.map, lacks(member.slot)),
+                "compare": member.compare,
+            }
+            for member in plan.members
+        ],
+        "intent": marked(plan.map, INTENT),
+        "unverified": marked(plan.map, UNVERIFIED),
+        "left_behind": list(plan.left_behind),
+        "notes": list(plan.notes),
+    }
+
+
+def marked(disk_map: DirtyMap, bits: int) -> dict[str, int]:
+    """How many chunks have any of *bits*, and how many bytes of the disk they are."""
+    chunks = disk_map.count(bits)
+    count = chunks * disk_map.chunk_size
+    last = len(disk_map) - 1
+    if chunks and disk_map.states[last] & bits:
+        start, end = disk_map.bounds(last)
+        count += end - start - disk_map.chunk_size
+    return {"chunks": chunks, "bytes": count}
+
+
+# Text
+
+
+def replica_text(examined: Examined) -> Iterator[str]:
+    """One replica, a fact a line."""
+    yield f"{printable(examined.path)}:"
+    if examined.image_problem:
+        yield _line("image", examined.image_problem)
+    if examined.in_use:
+        yield _line(
+            "in use", f"{examined.holder or 'by another quorumfs'}; it may change meanwhile"
+        )
+    sidecar = examined.sidecar
+    if sidecar is None:
+        yield _line("sidecar", f"{path_for(examined.path)}: {examined.sidecar_problem}")
+        return
+    record = sidecar.record
+    yield _line("set", record.set_id.hex())
+    yield _line("replica", f"{sidecar.replica_id.hex()}, slot {sidecar.slot}")
+    yield _line("state", sidecar.own_state.name.lower())
+    yield from _record_text(record, _how_closed(examined, record))
+    yield _line("image", _image_text(examined, sidecar))
+    yield from _map_text(sidecar.map, record)
+    for slot, role in enumerate(record.roles):
+        since = "" if role.state.name == "CURRENT" else f" since generation {role.generation:016x}"
+        own = ", this one" if slot == sidecar.slot else ""
+        path = role.path or role.replica_id.hex()
+        yield _line(f"slot {slot}", f"{role.state.name.lower()}{since}: {path}{own}")
+    if prepared := sidecar.prepared:
+        states = ", ".join(role.state.name.lower() for role in prepared.roles)
+        yield _line(
+            "prepared",
+            f"generation {prepared.generation:016x}, sequence {prepared.sequence} ({states}): "
+            "never committed here",
+        )
+    if not examined.in_use and not record.clean and examined.holder:
+        yield _line("last used", examined.holder)
+    for damage in sidecar.damage:
+        yield _line("damage", damage)
+
+
+def _record_text(record: Record, how_closed: str) -> Iterator[str]:
+    yield _line("generation", f"{record.generation:016x}, sequence {record.sequence}, {how_closed}")
+    if record.ancestors:
+        shown = ", ".join(f"{each:016x}" for each in record.ancestors[:ANCESTORS_SHOWN])
+        more = len(record.ancestors) - ANCESTORS_SHOWN
+        yield _line("ancestors", shown + (f" and {more} more" if more > 0 else ""))
+    yield _line(
+        "disk",
+        f"{human_bytes(record.size)} ({record.size} bytes), chunks of "
+        f"{human_bytes(record.chunk_size)}, vote-threshold {record.threshold}",
+    )
+
+
+def _how_closed(examined: Examined, record: Record) -> str:
+    if record.clean:
+        return "closed in order"
+    return "open" if examined.in_use else "not closed in order"
+
+
+def _image_text(examined: Examined, sidecar: Sidecar) -> str:
+    if examined.image is None:
+        return examined.image_problem or "none"
+    size = examined.image.size
+    if size != sidecar.record.size:
+        return f"{size} bytes, the disk has {sidecar.record.size}"
+    if examined.changed is None:
+        return "nothing on record to tell whether it was changed behind its sidecar"
+    if examined.changed:
+        return "CHANGED behind its sidecar: it will be compared in full"
+    if not sidecar.identity.mtime_ns:
+        return "the same file and size as on record; times are recorded when the set is closed"
+    return "as it was when the set was closed"
+
+
+def _map_text(disk_map: DirtyMap, record: Record) -> Iterator[str]:
+    facts = [
+        (INTENT, "may differ"),
+        (UNVERIFIED, "never compared"),
+        *(
+            (lacks(slot), f"lacked by {role.path or role.replica_id.hex()}")
+            for slot, role in enumerate(record.roles)
+        ),
+    ]
+    told = [
+        f"{marked(disk_map, bits)['chunks']} chunks, {human_bytes(marked(disk_map, bits)['bytes'])}"
+        f", {what}"
+        for bits, what in facts
+        if disk_map.count(bits)
+    ]
+    for text in told or ["clean"]:
+        yield _line("map", text)
+
+
+def decision_text(decision: Decision) -> Iterator[str]:
+    """What a mount would do, a fact a line."""
+    yield "mounted together:"
+    if decision.plan is None:
+        yield _line("refused", f"{decision.refusal} [{decision.rule}]")
+        return
+    plan = decision.plan
+    yield _line("rule", decision.rule)
+    for member in plan.members:
+        text = member.state.value + (f" ({member.reason})" if member.reason else "")
+        if member.slot is not None and (lacking := marked(plan.map, lacks(member.slot))["bytes"]):
+            verb = "compares" if member.compare else "copies"
+            text += f"; a resync {verb} at most {human_bytes(lacking)}"
+        yield _line("member", f"{member.path}: {text}")
+    for slot in plan.left_behind:
+        role = plan.record.roles[slot]
+        yield _line("left behind", role.path or role.replica_id.hex())
+    for bits, what in ((INTENT, "may differ"), (UNVERIFIED, "never compared")):
+        if count := marked(plan.map, bits)["bytes"]:
+            yield _line("to settle", f"{human_bytes(count)}, {what}")
+    for note in plan.notes:
+        yield _line("note", note)
+
+
+def _line(name: str, text: str) -> str:
+    return f"  {name + ':':<13}{printable(text)}"

@@ -1,0 +1,357 @@
+"""The status of a mount: what ``status --json`` shows, and what an operator should make of it.
+
+The daemon fills in a `Status`, the command line prints it; on the way it is one JSON object. Keys
+may be added to schema 1; none is ever renamed or given another meaning. What was added later has
+a default here, so that commands and daemons of different ages understand each other.
+
+Pure: no I/O, no clock.
+"""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+from quorumfs.assembly import State
+from quorumfs.errors import ExitCode
+
+SCHEMA = 1
+
+OFFLINE = "offline"
+"""The state of a replica that the administrator took out of use."""
+
+
+class StatusFormatError(ValueError):
+    """This is not a status that can be understood here."""
+
+
+class DiskState(Enum):
+    """What a disk is to those who use it; also the exit code of ``quorumfs status``."""
+
+    HEALTHY = "healthy"
+    """Every replica holds every acknowledged write, and no two may differ."""
+    DEGRADED = "degraded"
+    """It works, and a replica is not in full use, or something has yet to be compared."""
+    NO_QUORUM = "no-quorum"
+    """Fewer replicas than the vote threshold can serve: requests fail or wait."""
+    NEEDS_OPERATOR = "needs-operator"
+    """It works, and will not become healthy until a person decides something."""
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return _EXIT_CODES[self]
+
+
+_EXIT_CODES = {
+    DiskState.HEALTHY: ExitCode.OK,
+    DiskState.DEGRADED: ExitCode.FAILED,
+    DiskState.NO_QUORUM: ExitCode.UNUSABLE,
+    DiskState.NEEDS_OPERATOR: ExitCode.NEEDS_OPERATOR,
+}
+
+_SEVERITY = (
+    ExitCode.OK,
+    ExitCode.FAILED,
+    ExitCode.USAGE,  # nothing can be said of that mount
+    ExitCode.NEEDS_OPERATOR,
+    ExitCode.UNUSABLE,
+)
+
+
+def worst(exit_codes: Iterable[ExitCode]) -> ExitCode:
+    """The exit code that tells most of several: of a disk that cannot be used before all others."""
+    return max(exit_codes, key=_SEVERITY.index, default=ExitCode.OK)
+
+
+class ResyncKind(Enum):
+    """Why replicas are being compared or copied."""
+
+    RESYNC = "resync"
+    """A replica gets what it lacks."""
+    VERIFY = "verify"
+    """Replicas that nobody ever compared are compared."""
+    SETTLE = "settle"
+    """What was being written when the set was last used is made equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCounts:
+    """What went wrong on one replica since the mount."""
+
+    read: int = 0
+    write: int = 0
+    flush: int = 0
+    mismatch: int = 0
+    """Reads in which it held other data than the winner of the vote."""
+    timeout: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.read + self.write + self.flush + self.mismatch + self.timeout
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """One replica; the counters begin at the mount."""
+
+    path: str
+    replica_id: str | None
+    """32 hex digits; None without metadata. In JSON ``id``."""
+    state: str
+    """A value of `quorumfs.assembly.State`, or `OFFLINE`."""
+    reason: str | None = None
+    """Why it is not current."""
+    reads: int = 0
+    writes: int = 0
+    flushes: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    errors: ErrorCounts = field(default_factory=ErrorCounts)
+    out_of_sync_bytes: int = 0
+    """An upper bound for what it lacks."""
+    in_flight: int = 0
+    """Requests that it has not answered, those given up included."""
+    copied_bytes: int = 0
+    """Written to it by resync and repair."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResyncStatus:
+    """Work on the replicas that is under way; `progress` makes one that adds up."""
+
+    replica: str | None
+    """The path of the one that is written to; None if that may be any."""
+    done_bytes: int
+    total_bytes: int
+    rate_bytes_per_s: int
+    eta_s: int | None
+    """None: nobody knows."""
+    kind: ResyncKind = ResyncKind.RESYNC
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One mount at one moment."""
+
+    mountpoint: str
+    pid: int
+    set_id: str | None
+    """32 hex digits; None without metadata. In JSON ``set``."""
+    generation: str | None
+    """16 hex digits; None without metadata."""
+    size: int
+    """Bytes."""
+    state: DiskState
+    read_pattern: str
+    vote_threshold: int
+    replicas: tuple[ReplicaStatus, ...]
+    """In the order of the command line."""
+    resync: ResyncStatus | None = None
+    scrub: Mapping[str, Any] | None = None
+    """None: there is none."""
+    metadata: str = "sidecar"
+    """What the set remembers when it is not mounted: ``sidecar`` or ``none``."""
+    read_only: bool = False
+    undecided_bytes: int = 0
+    """Where replicas differ, and no rule tells which one is right."""
+    notes: tuple[str, ...] = ()
+    """What the operator should know of this mount whatever its state."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of ``status --json``."""
+        replicas = [
+            {"path": replica.pop("path"), "id": replica.pop("replica_id"), **replica}
+            for replica in map(asdict, self.replicas)
+        ]
+        resync = self.resync and {**asdict(self.resync), "kind": self.resync.kind.value}
+        return {
+            "schema": SCHEMA,
+            "mountpoint": self.mountpoint,
+            "pid": self.pid,
+            "set": self.set_id,
+            "generation": self.generation,
+            "size": self.size,
+            "state": self.state.value,
+            "read_pattern": self.read_pattern,
+            "vote_threshold": self.vote_threshold,
+            "replicas": replicas,
+            "resync": resync,
+            "scrub": self.scrub and dict(self.scrub),
+            "metadata": self.metadata,
+            "read_only": self.read_only,
+            "undecided_bytes": self.undecided_bytes,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Status":
+        """Understand what `to_json` gave, of this version or another with the same schema.
+
+        Raises `StatusFormatError`.
+        """
+        if content.get("schema") != SCHEMA:
+            raise StatusFormatError(f"schema {content.get('schema')!r}, known here: {SCHEMA}")
+        try:
+            values = _known(cls, content, set_id="set")
+            values["state"] = DiskState(content["state"])
+            values["replicas"] = tuple(map(_replica_from_json, content["replicas"]))
+            values["notes"] = tuple(map(str, content.get("notes", ())))
+            if resync := content.get("resync"):
+                kind = ResyncKind(resync.get("kind", ResyncKind.RESYNC.value))
+                values["resync"] = ResyncStatus(**{**_known(ResyncStatus, resync), "kind": kind})
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise StatusFormatError(f"not a status: {error!r}") from None
+
+
+def _replica_from_json(content: Mapping[str, Any]) -> ReplicaStatus:
+    values = _known(ReplicaStatus, content, replica_id="id")
+    values["errors"] = ErrorCounts(**_known(ErrorCounts, content.get("errors", {})))
+    return ReplicaStatus(**values)
+
+
+def _known(kind: type[Any], content: Mapping[str, Any], **renamed: str) -> dict[str, Any]:
+    """The members of *content* that are fields of *kind*; a later version may have more.
+
+    *renamed*: fields with another name in JSON.
+    """
+    names = {name: renamed.get(name, name) for name in kind.__dataclass_fields__}
+    return {name: content[key] for name, key in names.items() if key in content}
+
+
+def progress(
+    kind: ResyncKind,
+    replica: str | None,
+    *,
+    done_bytes: int,
+    total_bytes: int,
+    rate_bytes_per_s: float,
+) -> ResyncStatus:
+    """A `ResyncStatus` never more than complete, with the time it may take at this rate.
+
+    The total may grow and shrink under way, for guests write meanwhile.
+    """
+    total_bytes = max(total_bytes, 0)
+    done_bytes = min(max(done_bytes, 0), total_bytes)
+    rate = max(int(rate_bytes_per_s), 0)
+    left = total_bytes - done_bytes
+    eta_s = -(-left // rate) if rate else None if left else 0
+    return ResyncStatus(replica, done_bytes, total_bytes, rate, eta_s, kind)
+
+
+def overall_state(
+    replica_states: Sequence[str],
+    *,
+    vote_threshold: int,
+    unsettled: bool = False,
+    undecided_bytes: int = 0,
+) -> DiskState:
+    """What a disk is whose replicas are in these states.
+
+    *unsettled*: something is being compared or copied, or waits for it; healthy promises that the
+    replicas are equal. A disk that cannot be used comes before one that needs a decision.
+    """
+    if replica_states.count(State.CURRENT.value) < vote_threshold:
+        return DiskState.NO_QUORUM
+    if undecided_bytes or State.FOREIGN.value in replica_states:
+        return DiskState.NEEDS_OPERATOR
+    if unsettled or any(state != State.CURRENT.value for state in replica_states):
+        return DiskState.DEGRADED
+    return DiskState.HEALTHY
+
+
+def describe(status: Status) -> list[str]:
+    """What happened and what to do next, a sentence or two a line; nothing for a healthy disk."""
+    if status.state is DiskState.HEALTHY:
+        return []
+    lines = []
+    if status.state is DiskState.NO_QUORUM:
+        current = sum(replica.state == State.CURRENT.value for replica in status.replicas)
+        lines.append(
+            f"{current} of {len(status.replicas)} replicas are current, and vote-threshold="
+            f"{status.vote_threshold} needs as many: requests fail or wait until enough are back"
+        )
+    lines += [
+        _advice(status, replica)
+        for replica in status.replicas
+        if replica.state != State.CURRENT.value
+    ]
+    if status.undecided_bytes:
+        lines.append(
+            f"the replicas differ in {human_bytes(status.undecided_bytes)}, and nothing tells "
+            f"which one is right: choose whose data to keep: {_resolve(status, 'REPLICA')}"
+        )
+    if status.resync is None:
+        if len(lines) == 0:
+            lines.append(
+                "replicas may differ, and a read-only mount changes nothing: mount without -o ro"
+                if status.read_only
+                else "replicas may differ in what was last written: they are compared by themselves"
+            )
+    elif status.resync.kind is ResyncKind.VERIFY:
+        lines.append("the replicas are compared for the first time; nothing to do")
+    elif status.resync.kind is ResyncKind.SETTLE:
+        lines.append(
+            "the set was not closed in order: what was being written is made equal; nothing to do"
+        )
+    return lines
+
+
+def _advice(status: Status, replica: ReplicaStatus) -> str:
+    """What became of one replica that is not current, and what to do about it."""
+    happened = f"{replica.path} is {replica.state}"
+    if replica.reason:
+        happened += f" ({replica.reason})"
+    if replica.state == OFFLINE:
+        return f"{happened}: quorumfs online {_quoted(status.mountpoint, replica.path)}"
+    if replica.state == State.FOREIGN.value:
+        current = (r.path for r in status.replicas if r.state == State.CURRENT.value)
+        keep = next(map(shlex.quote, current), "REPLICA")
+        return f"{happened} and is not touched: leave it out, or {_resolve(status, keep)}"
+    if status.metadata == "none":
+        return (
+            f"{happened}: it is not used where it lacks something, which nobody remembers after "
+            f"unmounting: quorumfs umount {_quoted(status.mountpoint)}, then copy a current "
+            "replica over it"
+        )
+    if status.read_only:
+        return f"{happened}: a read-only mount brings nothing up to date: mount without -o ro"
+    advice = {
+        State.MISSING.value: "bring it back, then it is brought up to date by itself",
+        State.STALE.value: "it is brought up to date by itself as soon as that is possible",
+        State.SUSPECT.value: "it is compared in full and repaired by itself; nothing to do",
+        State.RESYNCING.value: "it is being given what it lacks; nothing to do",
+    }
+    return f"{happened}: {advice.get(replica.state, 'see the log')}"
+
+
+def _resolve(status: Status, keep: str) -> str:
+    paths = _quoted(*(replica.path for replica in status.replicas))
+    umount = f"quorumfs umount {_quoted(status.mountpoint)}"
+    return f"{umount} && quorumfs resolve --keep {keep} {paths}"
+
+
+def _quoted(*paths: str) -> str:
+    """Paths for a shell."""
+    return " ".join(map(shlex.quote, paths))
+
+
+def human_bytes(count: int) -> str:
+    """A number of bytes for a reader."""
+    if count < 1024:
+        return f"{count} B"
+    value, units = count / 1024, iter(("KiB", "MiB", "GiB", "TiB", "PiB"))
+    unit = next(units)
+    while value >= 1023.95 and unit != "PiB":  # what would be shown as 1024.0
+        value, unit = value / 1024, next(units)
+    return f"{value:.1f} {unit}"
+
+
+def human_time(seconds: int) -> str:
+    """A time for a reader."""
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -1,0 +1,113 @@
+"""Metadata: who holds what, and how that is remembered.
+
+The disk orders requests; at fixed places it asks and tells one of these, by the mount option
+``metadata=``:
+
+`quorumfs.metadata.volatile`
+    ``none``: QEMU's way. Byte ranges in memory, forgotten at unmount.
+`quorumfs.metadata.sidecars`
+    ``sidecar``: a durable record beside every image, whole replicas left behind and caught up.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from quorumfs.ranges import RangeSet
+from quorumfs.replica import Replica
+from quorumfs.storage import Operation
+
+
+class Outcome(NamedTuple):
+    """What one replica made of one operation."""
+
+    replica: Replica
+    operation: Operation
+
+    @property
+    def error(self) -> OSError | None:
+        return self.operation.error
+
+    @property
+    def data(self) -> bytes:
+        """What a successful read gave."""
+        assert isinstance(self.operation.value, bytes)
+        return self.operation.value
+
+
+class Choice(NamedTuple):
+    """Whom to read a part of a request from."""
+
+    offset: int
+    length: int
+    holders: list[Replica]
+    """Those that hold all of it, in order."""
+    pinned: bool = False
+    """They may differ: the first that can be read is right, and no vote is held."""
+    lacking: tuple[Replica, ...] = ()
+    """Those that may be given what they lack here."""
+
+
+class Metadata(Protocol):
+    """Who holds what of one disk."""
+
+    @property
+    def receivers(self) -> Sequence[Replica]:
+        """Whom every change goes to."""
+
+    @property
+    def readers(self) -> Sequence[Replica]:
+        """Whom a read may go to, somewhere."""
+
+    @property
+    def flushed(self) -> Sequence[Replica]:
+        """Whom every flush goes to."""
+
+    def prepared(self, offset: int, length: int) -> bool:
+        """Whether a change of these bytes may begin at once."""
+
+    async def prepare(self, offset: int, length: int) -> None:
+        """Make sure that a change of these bytes is not forgotten should we die in it (R1).
+
+        Raises `OSError` if fewer than the threshold can remember it.
+        """
+
+    def begin(self, offset: int, length: int) -> Sequence[Replica]:
+        """Note that a change begins now; returns the receivers."""
+
+    async def finish(self, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
+        """Make what a change did known to all that a later read or mount may ask (R2, R3).
+
+        The caller holds the lock of these bytes. Raises `OSError` if it was not enough.
+        """
+
+    def begin_flush(self) -> None:
+        """Note that a flush begins now."""
+
+    async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
+        """Make known what a flush did (R4). Raises `OSError` if it was not enough."""
+
+    def choices(self, offset: int, length: int) -> Iterable[Choice]:
+        """Cut a range where the replicas that hold it change."""
+
+    def missed(self, replica: Replica) -> RangeSet:
+        """What one of the readers is not read for (bytes)."""
+
+    def answered(self, choice: Choice, replica: Replica) -> None:
+        """Note that a read of *choice*, which is pinned, was answered by *replica*."""
+
+    def truncated(self, replica: Replica) -> None:
+        """Note that the image of *replica* lost its end."""
+
+    async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
+        """Note that a range of *replica* was rewritten with what the others hold, or could not be.
+
+        The caller holds the lock of these bytes.
+        """
+
+    async def close(self) -> None:
+        """Note that the disk is closed in order: everything is durable, nothing is under way."""
+
+
+def succeeded(outcomes: Iterable[Outcome]) -> int:
+    """How many outcomes count towards the threshold."""
+    return sum(o.operation.error is None and o.operation.counts for o in outcomes)

@@ -1,0 +1,800 @@
+"""``metadata=sidecar``: a durable record of who holds what, beside every image.
+
+A replica is current, or it is left behind as a whole: then nothing is read from it until it has
+been caught up (`quorumfs.repair.resync`). Three things are kept in memory and in the sidecars of
+all current replicas:
+
+* the *record* says who is current. It changes under one lock, in two phases
+  (`quorumfs.sidecar`), and before anything that depends on it is acknowledged (R3);
+* ``INTENT`` marks: durable before the first write to an extent of the disk (R1), cleared when it
+  has not been written to for long and all replicas are current and synced (R5);
+* the ``lacks`` bits of each replica left behind. In the sidecars they may be old: after a crash a
+  replica lacks whatever has its bit or an ``INTENT`` mark.
+
+Two things are in memory alone, because an ``INTENT`` mark stands for them in the sidecars: which
+chunks are *unsettled* (the current replicas may differ there, and reads have one pinned source),
+and what was written since the last flush (a replica that fails may have lost it).
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import trio
+
+from quorumfs.assembly import Found, Plan, State
+from quorumfs.dirtymap import INTENT, UNVERIFIED, lacks
+from quorumfs.metadata import Choice, Outcome
+from quorumfs.ranges import RangeSet
+from quorumfs.replica import Gathering, Replica
+from quorumfs.sidecar import (
+    MAP_OFFSET,
+    PAGE,
+    SLOT_OFFSETS,
+    Identity,
+    Phase,
+    Record,
+    RoleState,
+    Sidecar,
+    encode_pages,
+    encode_slot,
+    page_of,
+    page_runs,
+    pages,
+)
+from quorumfs.storage import FileStatus, Kind, Operation
+from quorumfs.voting import voted_error
+
+UNFLUSHED_MAX = 65_536
+"""Chunks written since the last flush that are remembered one by one; with more, all that is
+marked counts as unflushed."""
+
+
+class Unflushed:
+    """Chunks that were written and not yet synced; bounded."""
+
+    __slots__ = ("all_marked", "chunks")
+
+    def __init__(self) -> None:
+        self.chunks: set[int] = set()
+        self.all_marked = False
+        """There are too many: whatever is marked counts."""
+
+    def add(self, chunks: range) -> None:
+        """Note a write of *chunks*."""
+        self.chunks.update(chunks)
+        if len(self.chunks) > UNFLUSHED_MAX:
+            self.chunks.clear()
+            self.all_marked = True
+
+    def take(self) -> "Unflushed":
+        """Everything noted until now; from here on it is empty."""
+        taken = Unflushed()
+        taken.chunks, taken.all_marked = self.chunks, self.all_marked
+        self.chunks, self.all_marked = set(), False
+        return taken
+
+    def put_back(self, taken: "Unflushed") -> None:
+        """Note again what a sync that failed was to cover."""
+        self.chunks |= taken.chunks
+        self.all_marked |= taken.all_marked
+
+
+class Sidecars:
+    """`quorumfs.metadata.Metadata` in the sidecars of the replicas."""
+
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        plan: Plan,
+        found: Sequence[Found],
+        *,
+        threshold: int,
+        read_only: bool = False,
+    ) -> None:
+        """*replicas* are the plan's members in the same order, with what was *found* of them."""
+        self.replicas = tuple(replicas)
+        self.record = plan.record
+        self.map = plan.map
+        self.threshold = threshold
+        self._read_only = read_only
+        self.changed = trio.Event()
+        """Set, and replaced, when there may be something to repair; see `notify`."""
+        self.unsettled = RangeSet()
+        """Chunks in which the current replicas may differ."""
+        self.pin: Replica | None = None
+        """The source of all unsettled chunks; None: the first current replica."""
+        self.target: Replica | None = None
+        """The replica being resynced."""
+        self._joining = False
+        """It has everything, and is being made current."""
+        self._quorum = plan.quorum
+        """Fewer members than this start no generation of their own."""
+        self._passed = list(plan.prepared)
+        self._sequence = max(plan.sequence_seen, plan.record.sequence)
+        self._in_use = False
+        """The record in the sidecars says so."""
+        self._recorded = not plan.left_behind
+        """Nobody is current in the sidecars who is not current here."""
+        self._lock = trio.Lock()
+        """Whoever writes to the sidecars holds it."""
+        self._map_rounds = 0
+        self._changed_pages: set[int] = set()
+        self._marked = bytearray(len(self.map.extents(0, self.map.size)))
+        """Per extent: 1 when its marks are durable on all that will get the write."""
+        self._to_mark: set[int] = set()
+        self._touched = bytearray(self._marked)
+        """Per extent: 1 when it was written to since the last look."""
+        self._unflushed = Unflushed()
+        self._flushing = Unflushed()
+        self._target_unsynced = Unflushed()
+        self._caught_up = RangeSet()
+        """Chunks that the target now has, durably, and that are still marked as lacking."""
+        self._lost: dict[Replica, RangeSet] = {}
+        """Chunks that a current replica took and could not flush."""
+        self._truncated: set[Replica] = set()
+        self._images: dict[Replica, Identity] = {}
+        self._spare_slot: dict[Replica, int] = {}
+        self._members: tuple[Replica, ...] = ()
+        self._receivers: tuple[Replica, ...] = ()
+        self._out_bits = 0
+        for replica, member, one in zip(replicas, plan.members, found, strict=True):
+            replica.slot = member.slot
+            replica.role = member.state
+            replica.reason = member.reason
+            if one.image and one.sidecar:
+                self._know(replica, one.image, one.sidecar)
+                joined = replica.role is State.CURRENT and one.sidecar.map.states != self.map.states
+                if joined:
+                    self._changed_pages.update(range(pages(self.map)))
+        self._arrange()
+        self._unsettle_marked()
+
+    # What the disk asks and tells
+
+    @property
+    def receivers(self) -> Sequence[Replica]:
+        return self._receivers
+
+    @property
+    def readers(self) -> Sequence[Replica]:
+        return self._members
+
+    @property
+    def flushed(self) -> Sequence[Replica]:
+        return self._receivers if self._joining else self._members
+
+    def prepared(self, offset: int, length: int) -> bool:
+        extents = self.map.extents(offset, length)
+        return (
+            self._in_use
+            and self._recorded
+            and self._marked.find(0, extents.start, extents.stop) < 0
+        )
+
+    async def prepare(self, offset: int, length: int) -> None:
+        extents = self.map.extents(offset, length)
+        while not self.prepared(offset, length):
+            await self.open()
+            if not self._recorded:
+                raise OSError(errno.EIO, "too few replicas are current")
+            for extent in extents:
+                if not self._marked[extent]:
+                    self._add(INTENT, self.map.extent_chunks(range(extent, extent + 1)))
+                    self._to_mark.add(extent)
+            await self._write_map()
+
+    def begin(self, offset: int, length: int) -> Sequence[Replica]:
+        chunks = self.map.chunks(offset, length)
+        for extent in self.map.extents(offset, length):
+            self._touched[extent] = 1
+        if self._out_bits:
+            self._add(self._out_bits, chunks)
+        self._note_written(chunks)
+        return self._receivers
+
+    async def finish(self, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
+        chunks = self.map.chunks(offset, length)
+        self._note_written(chunks)
+        failed = [replica for replica, operation in outcomes if operation.error is not None]
+        if not failed and self._recorded:
+            return
+        current = [o for o in outcomes if o.replica.role is State.CURRENT]
+        if sum(o.error is None for o in current) < self.threshold:
+            # Nobody is blamed; but who took it and who did not now differ.
+            self._unsettle(chunks, [o.replica for o in current if o.error is None])
+            raise voted_error(o.error for o in current or outcomes if o.error is not None)
+        try:
+            await self._leave_behind(failed, chunks, "a write to it failed")
+        except OSError:
+            self._unsettle(chunks, [o.replica for o in current if o.error is None])
+            raise
+
+    def begin_flush(self) -> None:
+        taken = self._unflushed.take()
+        taken.put_back(self._flushing)
+        self._flushing = taken
+
+    async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
+        failed = [o.replica for o in outcomes if o.error is not None]
+        good = [
+            o
+            for o in outcomes
+            if o.error is None and o.replica.role is State.CURRENT and not self._lost.get(o.replica)
+        ]
+        if len(good) < self.threshold:
+            for replica in failed:
+                self._lose(replica, [o.replica for o in good])
+            raise voted_error(o.error for o in outcomes if o.error is not None)
+        lossy = [replica for replica in self._members if self._lost.get(replica)]
+        await self._leave_behind([*failed, *lossy], range(0), "it could not make writes durable")
+        self._flushing = Unflushed()
+
+    def choices(self, offset: int, length: int) -> Iterable[Choice]:
+        members = list(self._members)
+        if not self.unsettled:
+            return [Choice(offset, length, members)]
+        return self._cut(offset, length, members)
+
+    def missed(self, replica: Replica) -> RangeSet:
+        return _NOTHING
+
+    def answered(self, choice: Choice, replica: Replica) -> None:
+        if replica in self._members:
+            self.pin = replica
+
+    def truncated(self, replica: Replica) -> None:
+        self._truncated.add(replica)
+
+    async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
+        chunks = self.map.chunks(offset, length)
+        self._note_written(chunks)
+        if not well:
+            with suppress(OSError):  # without it the rest would be too few: it stays
+                await self._leave_behind([replica], chunks, "a range of it cannot be repaired")
+
+    async def close(self) -> None:
+        if self._read_only:
+            return
+        async with self._lock:
+            if not self._recorded or (self.record.clean and not self._in_use):
+                await self._write_map_locked()
+                return
+            if self.target is not None:
+                self._drop_target("unmounted meanwhile")
+            if not self.unsettled:
+                self._remove(INTENT, range(len(self.map)))
+            else:
+                for chunk in range(len(self.map)):
+                    if not self.unsettled.overlaps(chunk, chunk + 1):
+                        self._remove(INTENT, range(chunk, chunk + 1))
+            await self._write_map_locked()
+            await self._commit(clean=True)
+            self._in_use = False
+
+    # What repairs ask and tell
+
+    @property
+    def members(self) -> Sequence[Replica]:
+        """The current replicas."""
+        return self._members
+
+    @property
+    def source(self) -> Replica | None:
+        """Whose data is right where the current replicas may differ."""
+        if self.pin is not None and self.pin in self._members and not self.pin.hung:
+            return self.pin
+        sound = [r for r in self._members if not r.hung and not self._lost.get(r)]
+        return next(iter([*sound, *self._members]), None)
+
+    def notify(self) -> None:
+        """Tell the repairs that there may be something to do."""
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def open(self) -> None:
+        """Have the record say that the set is in use, and, given a quorum, who is left behind."""
+        if self._in_use and self._recorded:
+            return
+        async with self._lock:
+            if not self._in_use or (not self._recorded and len(self._members) >= self._quorum):
+                # The map first: who is now said to be stale lacks what it says.
+                await self._write_map_locked()
+                await self._commit(clean=False)
+                self._in_use = True
+
+    def settled(self, chunks: range) -> None:
+        """Note that all current replicas hold the same in *chunks*."""
+        self.unsettled.remove(chunks.start, chunks.stop)
+        for lost in self._lost.values():
+            lost.remove(chunks.start, chunks.stop)
+        self._note_written(chunks)
+        if not self.unsettled:
+            self.pin = None
+
+    def verified(self, chunks: range) -> None:
+        """Note that *chunks* were compared, and are equal on all current replicas."""
+        self._remove(UNVERIFIED, chunks)
+
+    def lossy(self, chunks: range) -> set[Replica]:
+        """Who may not have on its medium what it answers with for *chunks*."""
+        return {
+            replica
+            for replica, lost in self._lost.items()
+            if lost.overlaps(chunks.start, chunks.stop)
+        }
+
+    async def start_resync(
+        self, replica: Replica, image: Identity, own: Sidecar, *, full: bool
+    ) -> None:
+        """Make *replica*, which is stale and answers, the target: it gets all writes from now on.
+
+        *image* and *own* are its image and its sidecar as found; *full*: it is not known what it
+        lacks. Raises `OSError`, and then it is as it was.
+        """
+        assert self.target is None
+        assert replica.slot is not None
+        bit = lacks(replica.slot)
+        await self.open()
+        self._know(replica, image, own)
+        if full:
+            self._add(bit, range(len(self.map)))
+        elif own.own_state is not RoleState.RESYNCING:
+            for run in own.map.runs(INTENT, longest=len(self.map)):
+                self._add(bit, run)
+        await self._write_map()
+        # From its first new byte on it is a mixture that nobody must take for a disk.
+        async with self._lock:
+            await self._commit(clean=False, resyncing=replica)
+        replica.role = State.RESYNCING
+        replica.reason = None
+        self.target = replica
+        self._caught_up = RangeSet()
+        self._truncated.discard(replica)
+        self._arrange()
+
+    async def sync_target(self) -> None:
+        """Make durable what the target was given; raises `OSError`, and then it is no more one."""
+        target = self.target
+        assert target is not None
+        syncing = self._target_unsynced.take()
+        operation = Operation(Kind.SYNC)
+        gathering = Gathering(0)
+        gathering.submit(target, operation)
+        await gathering.complete()
+        if operation.error is not None or self.target is not target:
+            if self.target is target:
+                self._target_unsynced.put_back(syncing)
+                self.drop_target(target, "it could not be synced")
+            elif target.slot is not None:
+                self._lacks_unflushed(target.slot, syncing)
+            raise operation.error or OSError(errno.EIO, "it failed meanwhile")
+
+    def caught_up(self, chunks: Iterable[range]) -> None:
+        """Note that the target has all of *chunks*, durably."""
+        for run in chunks:
+            self._caught_up.add(run.start, run.stop)
+
+    async def save_progress(self) -> None:
+        """Have the sidecars say how far a repair got."""
+        if self.target is None:
+            await self._write_map()
+            return
+        async with self._lock:
+            # By its number, a target put back from before this is known for one that lacks more.
+            caught_up, self._caught_up = self._caught_up, RangeSet()
+            await self._commit(clean=False, resyncing=self.target)
+            for bit in self._target_bit():
+                for start, end in caught_up:
+                    self._remove(bit, range(start, end))
+            await self._write_map_locked()
+
+    def drop_target(self, replica: Replica, reason: str) -> None:
+        """Make *replica* stale again, if it is the target: it keeps what it has."""
+        if self.target is replica and not self._joining:
+            self._drop_target(reason)
+
+    async def join(self) -> None:
+        """Make the target current: it lacks nothing any more.
+
+        Raises `OSError` if it could not be; then it is stale again.
+        """
+        target = self.target
+        assert target is not None
+        assert target.slot is not None
+        self._joining = True  # every flush goes to it from here on, and its failures wait for us
+        try:
+            async with self._lock:
+                # The flush lock of the disk is not held: its writes since the last sync are synced
+                # here, and those that a flush covers from now on, by that.
+                operation = Operation(Kind.SYNC)
+                gathering = Gathering(0)
+                gathering.submit(target, operation)
+                await gathering.complete()
+                if operation.error is not None:
+                    raise operation.error
+                if self.map.count(lacks(target.slot)):
+                    raise OSError(errno.EIO, "a write to it failed meanwhile")
+                last = pages(self.map) - 1
+                content = encode_pages(self.map, self.record.set_id, 0, last)
+                failed = await self._put([target], (MAP_OFFSET, content))
+                if failed:
+                    raise failed[target]
+                target.role = State.CURRENT
+                self._arrange()
+                await self._commit(clean=False)
+                if target.role is not State.CURRENT:
+                    raise OSError(errno.EIO, "its sidecar could not be written")
+                self.target = None
+                self._target_unsynced = Unflushed()
+        finally:
+            self._joining = False
+            if self.target is target:
+                self._drop_target("it failed before it was current")
+            self._arrange()
+            self.notify()
+
+    async def clear_marks(self, still_written: Callable[[int, int], bool]) -> None:
+        """Clear the marks of extents that were not written to since the last call (R5).
+
+        Called after a flush that began after the previous call returned. *still_written* tells
+        whether a change of a range (offset, end; bytes) is under way.
+        """
+        idle = [e for e, marked in enumerate(self._marked) if marked and not self._touched[e]]
+        self._touched = bytearray(len(self._touched))
+        if not idle or not self._all_current():
+            return
+        async with self._lock:
+            if not self._all_current():
+                return
+            # By its number a replica put back from before this is known for one that has no mark
+            # for what it lacks.
+            await self._commit(clean=False)
+            for extent in idle:
+                chunks = self.map.extent_chunks(range(extent, extent + 1))
+                start, end = self.map.bounds(chunks.start)[0], self.map.bounds(chunks[-1])[1]
+                busy = self._touched[extent] or still_written(start, end)
+                if not busy and not self.unsettled.overlaps(chunks.start, chunks.stop):
+                    self._marked[extent] = 0
+                    self._remove(INTENT, chunks)
+            await self._write_map_locked()
+
+    def idle_extents(self) -> bool:
+        """Whether `clear_marks` has something to do."""
+        return self._all_current() and any(
+            marked and not touched
+            for marked, touched in zip(self._marked, self._touched, strict=True)
+        )
+
+    def forget_touched(self) -> None:
+        """Begin to look anew for extents that are not written to."""
+        self._touched = bytearray(len(self._touched))
+
+    # Who is what
+
+    def _unsettle_marked(self) -> None:
+        """After a crash the current replicas may differ wherever there is a mark."""
+        if len(self._members) > 1:
+            for run in self.map.runs(INTENT, longest=len(self.map)):
+                self.unsettled.add(run.start, run.stop)
+
+    def _know(self, replica: Replica, image: Identity, own: Sidecar) -> None:
+        """Take over what was found of a replica's files."""
+        self._images[replica] = image
+        self._spare_slot[replica] = own.spare_slot
+        sequences = [own.record.sequence, own.prepared.sequence if own.prepared else 0]
+        self._sequence = max(self._sequence, *sequences)  # its slots must not seem later than ours
+
+    def _arrange(self) -> None:
+        """Follow the replicas' roles."""
+        self._members = tuple(r for r in self.replicas if r.role is State.CURRENT)
+        receiving = (State.CURRENT, State.RESYNCING)
+        self._receivers = tuple(r for r in self.replicas if r.role in receiving)
+        inside = {replica.slot for replica in self._receivers}
+        slots = range(len(self.record.roles))
+        self._out_bits = sum(lacks(slot) for slot in slots if slot not in inside)
+
+    def _target_bit(self) -> Iterator[int]:
+        """What the target lacks is marked with; nothing while there is none."""
+        if self.target is not None and self.target.slot is not None:
+            yield lacks(self.target.slot)
+
+    def _out_slots(self) -> Iterator[int]:
+        current = {replica.slot for replica in self._members}
+        return (slot for slot in range(len(self.record.roles)) if slot not in current)
+
+    def _all_current(self) -> bool:
+        return self._in_use and self._recorded and not any(self._out_slots())
+
+    def _drop_target(self, reason: str) -> None:
+        target = self.target
+        assert target is not None
+        assert target.slot is not None
+        self.target = None
+        self._lacks_unflushed(target.slot, self._target_unsynced)
+        self._target_unsynced = Unflushed()
+        target.role = State.STALE
+        target.reason = reason
+        self._arrange()
+        self.notify()
+
+    async def _leave_behind(self, failed: Sequence[Replica], chunks: range, reason: str) -> None:
+        """Leave *failed* behind, durably, before anything is acknowledged without them (R3)."""
+        for replica in failed:
+            if replica is self.target and replica.slot is not None:
+                self._add(lacks(replica.slot), chunks)
+                if self._joining:
+                    async with self._lock:
+                        pass  # until it is known what has become of it
+                self.drop_target(replica, reason)
+        async with self._lock:
+            gone = [replica for replica in failed if replica.role is State.CURRENT]
+            if not gone and self._recorded:
+                return
+            if len(self._members) - len(gone) < self.threshold:
+                raise OSError(errno.EIO, "too few replicas would be left")
+            self._drop(gone, reason)
+            if self._truncated.intersection(gone):
+                await self._write_map_locked()  # it lacks more than what is marked
+            await self._commit(clean=False)
+
+    def _drop(self, gone: Iterable[Replica], reason: str) -> None:
+        """Make current replicas stale, in memory."""
+        for replica in gone:
+            assert replica.slot is not None
+            replica.role = State.STALE
+            replica.reason = reason
+            self._recorded = False
+            if replica in self._truncated:
+                self._add(lacks(replica.slot), range(len(self.map)))
+            for unflushed in (self._unflushed, self._flushing):
+                self._lacks_unflushed(replica.slot, unflushed)
+            for start, end in self.unsettled:
+                self._add(lacks(replica.slot), range(start, end))
+            self._lost.pop(replica, None)
+        self._arrange()
+        self.notify()
+
+    def _lacks_unflushed(self, slot: int, unflushed: Unflushed) -> None:
+        """A replica that failed may have lost all it has not synced."""
+        if unflushed.all_marked:
+            self.map.add_where(INTENT, lacks(slot))
+            self._changed_pages.update(range(pages(self.map)))
+        for chunk in unflushed.chunks:
+            self._add(lacks(slot), range(chunk, chunk + 1))
+
+    def _unsettle(self, chunks: range, holders: Sequence[Replica]) -> None:
+        """The current replicas may differ in *chunks*; *holders* have what was written last."""
+        if len(self._members) < 2:
+            return
+        if not self.unsettled:
+            self.pin = next(iter(holders), None)
+        self.unsettled.add(chunks.start, chunks.stop)
+        self.notify()
+
+    def _lose(self, replica: Replica, good: Sequence[Replica]) -> None:
+        """A current replica that cannot be left behind lost what it took since its last flush."""
+        lost = self._lost.setdefault(replica, RangeSet())
+        for unflushed in (self._unflushed, self._flushing):
+            chunks: Iterable[range] = (range(c, c + 1) for c in unflushed.chunks)
+            if unflushed.all_marked:
+                chunks = self.map.runs(INTENT, longest=len(self.map))
+            for run in chunks:
+                lost.add(run.start, run.stop)
+                self._unsettle(run, good)
+
+    def _note_written(self, chunks: range) -> None:
+        self._unflushed.add(chunks)
+        if self.target is not None:
+            self._target_unsynced.add(chunks)
+
+    def _cut(self, offset: int, length: int, members: list[Replica]) -> Iterator[Choice]:
+        """Parts of a range that are settled, and parts that are not."""
+        end = offset + length
+        size = self.map.chunk_size
+        while offset < end:
+            chunk = offset // size
+            unsettled = self.unsettled.overlaps(chunk, chunk + 1)
+            if unsettled:
+                stop = self.unsettled.next_outside(chunk)
+            else:
+                stop = self.unsettled.next_inside(chunk, default=len(self.map))
+            part = min(end, stop * size) - offset
+            if unsettled:
+                source = self.source
+                others = [replica for replica in members if replica is not source]
+                holders = [source, *others] if source else others
+                yield Choice(offset, part, holders, pinned=True)
+            else:
+                yield Choice(offset, part, members)
+            offset += part
+
+    # What is in the sidecars
+
+    def _add(self, bits: int, chunks: range) -> None:
+        if chunks:
+            self.map.add(bits, chunks)
+            self._changed_pages.update(range(page_of(chunks.start), page_of(chunks[-1]) + 1))
+
+    def _remove(self, bits: int, chunks: range) -> None:
+        if chunks:
+            self.map.remove(bits, chunks)
+            self._changed_pages.update(range(page_of(chunks.start), page_of(chunks[-1]) + 1))
+
+    async def _write_map(self) -> None:
+        """Make all changes of the map until now durable; concurrent callers share the work."""
+        rounds = self._map_rounds
+        async with self._lock:
+            if self._map_rounds == rounds:
+                await self._write_map_locked()
+            # Else a whole round has begun and ended since. If it failed the caller sees that what
+            # it wanted is not there, and comes again.
+
+    async def _write_map_locked(self) -> None:
+        self._map_rounds += 1
+        changed, self._changed_pages = self._changed_pages, set()
+        to_mark, self._to_mark = self._to_mark, set()
+        pieces = [
+            (MAP_OFFSET + first * PAGE, encode_pages(self.map, self.record.set_id, first, last))
+            for first, last in page_runs(changed)
+        ]
+        try:
+            for piece in pieces:
+                await self._outlive(await self._put(self._members, piece))
+        except OSError:
+            self._changed_pages |= changed
+            self._to_mark |= to_mark
+            raise
+        for extent in to_mark:
+            self._marked[extent] = 1
+
+    async def _outlive(self, failed: dict[Replica, OSError]) -> None:
+        """Leave behind those whose sidecars cannot be written, if the others are enough."""
+        if not failed:
+            return
+        gone = [replica for replica in failed if replica in self._members]
+        if len(self._members) - len(gone) < self.threshold:
+            raise voted_error(failed.values())
+        if gone:
+            self._drop(gone, f"its sidecar: {failed[gone[0]].strerror}")
+            await self._commit(clean=False)
+
+    async def _commit(self, *, clean: bool, resyncing: Replica | None = None) -> None:
+        """Make a record of the roles as they are now valid on all that are current in it.
+
+        *resyncing*: a replica that it says this of, and that gets it too. Those that fail are left
+        behind, by another record. Raises `OSError` when fewer than the threshold would be left,
+        or when the replica that is resyncing failed; the lock is held.
+        """
+        identities = await self._identities() if clean else {}
+        while True:
+            record = self._composed(clean=clean, resyncing=resyncing)
+            failed: dict[Replica, OSError] = {}
+            for phase in Phase:
+                holders = [*self._members, *([resyncing] if resyncing else [])]
+                failed = await self._write_slots(holders, record, phase, identities)
+                if failed:
+                    break
+            else:
+                self._adopt(record)
+                return
+            if resyncing in failed and resyncing is not None:
+                error = failed.pop(resyncing)
+                self.drop_target(resyncing, f"its sidecar: {error.strerror}")
+                if not failed:
+                    self._recorded = False  # until the others have all the same again
+                    raise error
+            if record.generation != self.record.generation:
+                self._passed.append(record.generation)
+            gone = [replica for replica in failed if replica in self._members]
+            if len(self._members) - len(gone) < self.threshold:
+                self._recorded = False
+                raise voted_error(failed.values())
+            self._drop(gone, f"its sidecar: {next(iter(failed.values())).strerror}")
+
+    def _adopt(self, record: Record) -> None:
+        """Go by *record*, which is valid on all that are current."""
+        self.record = record
+        current = {replica.slot for replica in self._members}
+        self._recorded = all(
+            slot in current
+            for slot, role in enumerate(record.roles)
+            if role.state is RoleState.CURRENT
+        )
+        if self._recorded:
+            self._passed.clear()
+            self._quorum = self.threshold
+
+    def _composed(self, *, clean: bool, resyncing: Replica | None) -> Record:
+        """The next record: a new generation if somebody is left behind (R3: once for all)."""
+        current = {replica.slot for replica in self._members}
+        record = self.record
+        left = [
+            slot
+            for slot, role in enumerate(record.roles)
+            if role.state is RoleState.CURRENT and slot not in current
+        ]
+        if left and len(self._members) >= self._quorum:
+            record = record.with_state(left, RoleState.STALE).minted(self._passed)
+        self._sequence += 1
+        record = replace(record, sequence=self._sequence, clean=clean, threshold=self.threshold)
+        record = record.with_state([s for s in current if s is not None], RoleState.CURRENT)
+        if resyncing is not None and resyncing.slot is not None:
+            record = record.with_state([resyncing.slot], RoleState.RESYNCING)
+        for replica in self._members:
+            if replica.slot is not None:
+                record = record.with_role(replica.slot, path=replica.path)
+        return record
+
+    async def _identities(self) -> dict[Replica, Identity]:
+        """What the images look like now that nothing is written to them any more."""
+        gathering = Gathering(0)
+        asked = {replica: Operation(Kind.STAT) for replica in self._members}
+        for replica, operation in asked.items():
+            gathering.submit(replica, operation)
+        await gathering.complete()
+        return {
+            replica: operation.value.identity
+            for replica, operation in asked.items()
+            if operation.error is None and isinstance(operation.value, FileStatus)
+        }
+
+    async def _write_slots(
+        self,
+        replicas: Sequence[Replica],
+        record: Record,
+        phase: Phase,
+        identities: dict[Replica, Identity] | None = None,
+    ) -> dict[Replica, OSError]:
+        """Write one slot of each; returns who failed."""
+
+        slots = {}
+        for replica in replicas:
+            spare = self._spare_slot[replica]
+            number = spare if phase is Phase.PREPARED else 1 - spare
+            assert replica.slot is not None
+            replica_id = self.record.roles[replica.slot].replica_id
+            image = self._images[replica]
+            in_use = Identity(image.inode, image.size)
+            identity = (identities or {}).get(replica, in_use)
+            content = encode_slot(record, replica_id, identity, phase)
+            slots[replica] = SLOT_OFFSETS[number], content
+        return await self._put(replicas, slots)
+
+    async def _put(
+        self,
+        replicas: Sequence[Replica],
+        pieces: tuple[int, bytes] | Mapping[Replica, tuple[int, bytes]],
+    ) -> dict[Replica, OSError]:
+        """Write a piece (offset in bytes, content) of each sidecar, durably; returns who failed.
+
+        Either the same piece for all, or each its own.
+        """
+        failed: dict[Replica, OSError] = {}
+        for kind in (Kind.WRITE, Kind.SYNC):
+            gathering = Gathering(self.threshold)
+            asked = []
+            for replica in replicas:
+                if replica in failed:
+                    continue
+                operation = Operation(kind)
+                if kind is Kind.WRITE:
+                    offset, data = pieces if isinstance(pieces, tuple) else pieces[replica]
+                    operation = Operation(kind, offset, len(data), data)
+                asked.append((replica, operation))
+                gathering.submit(replica, operation, to_sidecar=True)
+            await gathering.complete()
+            for replica, operation in asked:
+                if operation.error is not None:
+                    failed[replica] = operation.error
+        return failed
+
+
+_NOTHING = RangeSet()
+
+
+def signature() -> str:
+    """Who has a set in use, for a mount that is refused: host and process."""
+    return f"pid {os.getpid()} on {os.uname().nodename}"

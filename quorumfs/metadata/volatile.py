@@ -1,0 +1,173 @@
+"""``metadata=none``: what replicas lack is kept in memory, as byte ranges, until unmount.
+
+As with QEMU every replica is written to for ever and read from wherever it holds everything; a
+new write gives it back what it missed there.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from quorumfs.assembly import State
+from quorumfs.metadata import Choice, Outcome, succeeded
+from quorumfs.ranges import RangeSet, least_coverage, segments
+from quorumfs.replica import Replica
+from quorumfs.storage import CHANGES, Kind, Operation
+from quorumfs.voting import voted_error
+
+MISSED_MAX = 65_536
+"""Separate missed ranges remembered per replica (a few MiB); beyond that they become one."""
+
+UNSYNCED_MAX = 4_096
+"""The same for what was written since the last flush: kept for every write, so it must be cheap."""
+
+PARTS_MAX = 8
+"""A read of more parts than this, cut where replicas missed writes, goes to replicas that missed
+nothing in it, if they are enough: one request instead of hundreds."""
+
+
+class Holdings:
+    """What one replica holds."""
+
+    def __init__(self, replica: Replica) -> None:
+        self.missed = RangeSet()
+        """Bytes for which a write was acknowledged that this replica does not hold."""
+        self.unsure = RangeSet()
+        """Bytes that it took and then could not flush. The kernel reports a writeback error once
+        and drops the pages, so that neither a later flush nor a read tells what is there."""
+        self._replica = replica
+        self._unsynced = RangeSet()
+        """Bytes written since the last flush began."""
+        self._syncing = RangeSet()
+        """What the flush in flight is to make durable."""
+        replica.settled = self._settled
+
+    def miss(self, start: int, end: int) -> None:
+        """Remember that the replica lacks what was written to ``[start, end)``."""
+        self.missed.add(start, end)
+        self.missed.limit(MISSED_MAX)
+        self._replica.role = State.STALE
+
+    def hold(self, start: int, end: int) -> None:
+        """Remember that the replica has what was written to ``[start, end)``."""
+        if self.missed:
+            self.missed.remove(start, end)
+            if not self.missed:
+                self._replica.role = State.CURRENT
+        if self.unsure:
+            self.unsure.remove(start, end)
+
+    def miss_what_is_unsure(self) -> None:
+        """Others have made it durable: do not read it here any more."""
+        for start, end in self.unsure:
+            self.miss(start, end)
+        self.unsure = RangeSet()
+
+    def not_durable(self) -> RangeSet:
+        """The bytes that a flush of this replica that succeeds does not make durable."""
+        return self.missed.union(self.unsure)
+
+    def begin_flush(self) -> None:
+        """What was written until now is what the flush is to make durable."""
+        self._syncing = self._syncing.union(self._unsynced)  # it may not get one at all
+        self._unsynced = RangeSet()
+
+    def _settled(self, operation: Operation) -> None:
+        """Keep the record of what is durable, now that *operation* has its outcome."""
+        if operation.kind in CHANGES and operation.error is None:
+            self._unsynced.add(operation.offset, operation.offset + operation.length)
+            self._unsynced.limit(UNSYNCED_MAX)
+        elif operation.kind is Kind.SYNC:
+            if operation.error is not None:
+                # The page that was lost may have been written after the flush began.
+                lost = self._syncing.union(self._unsynced)
+                self.unsure = self.unsure.union(lost)
+                self.unsure.limit(MISSED_MAX)
+            self._syncing = RangeSet()
+
+
+class Volatile:
+    """`quorumfs.metadata.Metadata` in memory."""
+
+    def __init__(self, replicas: Sequence[Replica], size: int, threshold: int) -> None:
+        self.receivers = self.flushed = self.readers = tuple(replicas)
+        self.holdings = {replica: Holdings(replica) for replica in replicas}
+        self._size = size
+        self._threshold = threshold
+        self._lacking_before: dict[Replica, RangeSet] = {}
+
+    def prepared(self, offset: int, length: int) -> bool:
+        return True
+
+    async def prepare(self, offset: int, length: int) -> None:
+        """Nothing outlives the process, so there is nothing to prepare."""
+
+    def begin(self, offset: int, length: int) -> Sequence[Replica]:
+        return self.receivers
+
+    async def finish(self, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        if succeeded(outcomes) < self._threshold:
+            raise voted_error(outcome.error for outcome in failed)
+        # Both on record before the guest hears of success: whom a read must not ask for this
+        # range from now on, and who may be asked again.
+        for replica, operation in outcomes:
+            if operation.error is not None:
+                self.holdings[replica].miss(offset, offset + length)
+            else:
+                self.holdings[replica].hold(offset, offset + length)
+
+    def begin_flush(self) -> None:
+        # A write or repair may come to a replica after its own flush and before the slowest
+        # one's: such bytes do not count for it, though it holds them by then.
+        for replica, holdings in self.holdings.items():
+            self._lacking_before[replica] = holdings.not_durable()
+            holdings.begin_flush()
+
+    async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
+        """A replica's success counts only for the bytes that it holds and did not lose before."""
+        lacking = [
+            self.holdings[replica].not_durable().union(self._lacking_before[replica])
+            for replica, operation in outcomes
+            if operation.error is None
+        ]
+        complete = sum(not ranges for ranges in lacking)
+        if complete < self._threshold and least_coverage(self._size, lacking) < self._threshold:
+            raise voted_error(outcome.error for outcome in outcomes if outcome.error is not None)
+        for holdings in self.holdings.values():
+            if holdings.unsure:
+                holdings.miss_what_is_unsure()
+
+    def choices(self, offset: int, length: int) -> Iterable[Choice]:
+        missed = [self.holdings[replica].missed for replica in self.receivers]
+        if not any(missed):
+            return [Choice(offset, length, list(self.receivers))]
+        parts = [
+            Choice(
+                start,
+                end - start,
+                [self.receivers[index] for index in holders],
+                lacking=tuple(r for i, r in enumerate(self.receivers) if i not in holders),
+            )
+            for start, end, holders in segments(offset, offset + length, missed)
+        ]
+        if len(parts) > PARTS_MAX:
+            complete = [r for r in self.receivers if all(r in part.holders for part in parts)]
+            if len(complete) >= self._threshold:
+                lacking = tuple(r for r in self.receivers if r not in complete)
+                return [Choice(offset, length, complete, lacking=lacking)]
+        return parts
+
+    def missed(self, replica: Replica) -> RangeSet:
+        return self.holdings[replica].missed
+
+    def answered(self, choice: Choice, replica: Replica) -> None:
+        """Nothing is ever pinned here."""
+
+    def truncated(self, replica: Replica) -> None:
+        self.holdings[replica].miss(0, self._size)  # nothing can be told from a hole any more
+
+    async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
+        if well:
+            self.holdings[replica].hold(offset, offset + length)
+
+    async def close(self) -> None:
+        """All is forgotten."""

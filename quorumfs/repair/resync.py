@@ -1,0 +1,482 @@
+"""Resync: make the replicas equal again, without being asked.
+
+Three kinds of work, in this order, all under the disk's exclusive locks and beside the guest:
+
+* *settle* what may differ after a crash, or after a change that failed: all current replicas get
+  what the pinned source holds;
+* *resync* replicas that were left behind: what they lack is copied from those that hold it, while
+  they already get every new write; when they lack nothing they become current;
+* *verify* images that were adopted as they were: compared, repaired by a strict majority alone.
+
+Each can stop at any point, with the process or with a replica, and be done again.
+"""
+
+import errno
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import cast
+
+import trio
+
+from quorumfs.assembly import Found, Member, State, judge_returned
+from quorumfs.dirtymap import UNVERIFIED, lacks
+from quorumfs.disk import Disk
+from quorumfs.errors import UserError
+from quorumfs.metadata import Outcome
+from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.ranges import RangeSet
+from quorumfs.repair.pacing import Pacer
+from quorumfs.replica import Replica
+from quorumfs.storage import Kind, Storage
+from quorumfs.voting import blocks, vote_data
+
+log = logging.getLogger(__name__)
+
+PIECE = 1 << 20
+"""Bytes read and written at a time."""
+
+PARALLEL = 4
+"""Pieces at a time, while no guest is at work."""
+
+BATCH = 64 << 20
+"""Bytes copied between two syncs of the target."""
+
+SAVE_S = 2.0
+"""How often a repair's progress is made durable, seconds."""
+
+RETRY_S = (1.0, 60.0)
+"""The first and the longest wait before a replica that is left behind is tried again."""
+
+CLEAR_S = 30.0
+"""An extent not written to for this long (up to twice as long) needs no mark any more."""
+
+
+@dataclass(slots=True)
+class Returned:
+    """A replica's files, opened again."""
+
+    found: Found
+    image: Storage
+    sidecar: Storage
+
+
+Reopen = Callable[[Replica], Awaitable[Returned]]
+"""Opens, checks and locks the files of a replica again; raises `OSError` or `UserError`."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a repair is at."""
+
+    kind: str
+    """``settle``, ``resync`` or ``verify``."""
+    replica: str | None
+    total_bytes: int
+    began: float
+    """trio's clock, seconds."""
+    done_bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Retry:
+    """When to try a replica again."""
+
+    at: float = 0.0
+    wait_s: float = RETRY_S[0]
+
+
+class Resync:
+    """The repairs of one disk with sidecars."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        sidecars: Sidecars,
+        reopen: Reopen,
+        *,
+        present: dict[Replica, Found],
+        limit: int | None = None,
+    ) -> None:
+        """*present*: the replicas not current whose files are open, as they were found.
+
+        *limit*: bytes a second, at most.
+        """
+        self.progress: Progress | None = None
+        self.differing = RangeSet()
+        """Chunks of adopted images that differ without a majority."""
+        self._disk = disk
+        self._sidecars = sidecars
+        self._map = sidecars.map
+        self._reopen = reopen
+        self._present = present
+        self._pacer = Pacer(limit)
+        self._retries: dict[Replica, _Retry] = {}
+        self._saved_at = 0.0
+        self._requests_seen = 0
+
+    async def run(self) -> None:
+        """Repair whatever needs it, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._clear_marks)
+            while True:
+                changed = self._sidecars.changed
+                try:
+                    worked = await self._work()
+                except OSError as error:
+                    log.warning("a repair stopped, and is tried again: %s", error.strerror or error)
+                    worked = False
+                except Exception:
+                    log.exception("a repair stopped by an internal error, and is tried again")
+                    worked = False
+                self.progress = None
+                self._disk.announce_states()
+                if not worked:
+                    with trio.move_on_after(RETRY_S[0]):
+                        await changed.wait()
+
+    async def _work(self) -> bool:
+        """Do one thing that needs doing; whether there was one."""
+        sidecars = self._sidecars
+        if sidecars.unsettled:
+            await self._settle()
+            return not sidecars.unsettled
+        for replica in self._disk.replicas:
+            if await self._come_back(replica):
+                return True
+        if len(sidecars.members) > 1 and self._map.count(UNVERIFIED):
+            return await self._verify()
+        return False
+
+    # Settling
+
+    async def _settle(self) -> None:
+        if len(self._sidecars.members) < 2:
+            self._sidecars.settled(range(len(self._map)))
+            return
+        total = sum(end - start for start, end in self._sidecars.unsettled)
+        self._begin("settle", None, total * self._map.chunk_size)
+        runs = [range(start, end) for start, end in self._sidecars.unsettled]
+        await self._in_parallel(self._units(runs), self._settle_unit)
+        await self._save()
+
+    async def _settle_unit(self, chunks: range) -> None:
+        start, end = self._bounds(chunks)
+        async with self._disk.locks.held(start, end, exclusive=True):
+            if not self._sidecars.unsettled.overlaps(chunks.start, chunks.stop):
+                return
+            pieces = [await self._settle_piece(chunks, *piece) for piece in _pieces(start, end)]
+            if all(pieces):
+                self._sidecars.settled(chunks)
+
+    async def _settle_piece(self, chunks: range, offset: int, length: int) -> bool:
+        members = list(self._sidecars.members)
+        source = self._sidecars.source
+        outcomes = await self._disk.ask(members, Kind.READ, 1, offset, length)
+        readable = [outcome for outcome in outcomes if outcome.error is None]
+        if not readable:
+            return False
+        right = next((o for o in readable if o.replica is source), readable[0])
+        if right.replica is not source:
+            self._sidecars.pin = right.replica
+        lossy = self._sidecars.lossy(chunks)
+        wrong = [o for o in outcomes if o.error or o.data != right.data or o.replica in lossy]
+        return await self._give(wrong, offset, right.data)
+
+    async def _give(self, wrong: Iterable[Outcome], offset: int, data: bytes) -> bool:
+        """Write *data* to current replicas that hold something else; False if one cannot take it.
+
+        The caller holds the lock.
+        """
+        replicas = [outcome.replica for outcome in wrong]
+        if not replicas:
+            return True
+        if not self._sidecars.prepared(offset, len(data)):
+            await self._sidecars.prepare(offset, len(data))
+        self._sidecars.begin(offset, len(data))
+        outcomes = await self._disk.ask(replicas, Kind.WRITE, 0, offset, len(data), data)
+        for replica, operation in outcomes:
+            well = operation.error is None
+            if well:
+                replica.counters.copied_bytes += len(data)
+                self._disk.events.repaired(replica.path, offset, len(data))
+            await self._sidecars.repaired(replica, offset, len(data), well=well)
+        return all(
+            outcome.error is None or outcome.replica.role is not State.CURRENT
+            for outcome in outcomes
+        )
+
+    # Verifying
+
+    async def _verify(self) -> bool:
+        unverified = self._map.runs(UNVERIFIED, longest=len(self._map))
+        runs = list(_without(unverified, self.differing))
+        if not runs:
+            return False
+        total = sum(map(len, runs)) * self._map.chunk_size
+        self._begin("verify", None, total)
+        await self._in_parallel(self._units(runs), self._verify_unit)
+        await self._save()
+        return True
+
+    async def _verify_unit(self, chunks: range) -> None:
+        start, end = self._bounds(chunks)
+        async with self._disk.locks.held(start, end, exclusive=True):
+            if self._sidecars.unsettled.overlaps(chunks.start, chunks.stop):
+                return
+            for chunk in chunks:
+                pieces = _pieces(*self._map.bounds(chunk))
+                results = [await self._verify_piece(*piece) for piece in pieces]
+                if all(results):
+                    self._sidecars.verified(range(chunk, chunk + 1))
+                else:
+                    self.differing.add(chunk, chunk + 1)
+
+    async def _verify_piece(self, offset: int, length: int) -> bool:
+        disk, members = self._disk, list(self._sidecars.members)
+        outcomes = await disk.ask(members, Kind.READ, disk.threshold, offset, length)
+        if any(outcome.error for outcome in outcomes):
+            return False
+        first = outcomes[0].data
+        if all(outcome.data == first for outcome in outcomes[1:]):
+            return True
+        equal = True
+        for start, end in blocks(offset, length):
+            answers = [(o.replica.index, o.data[start:end]) for o in outcomes]
+            vote = vote_data(answers, offset + start, disk.threshold)
+            if not vote.outvoted:
+                continue
+            losers = {loss.voter for loss in vote.outvoted}
+            if vote.data is None or not all(loss.strict for loss in vote.outvoted):
+                disk.events.differs(offset + start, end - start)
+                equal = False
+                continue
+            wrong = [outcome for outcome in outcomes if outcome.replica.index in losers]
+            equal = await self._give(wrong, offset + start, vote.data) and equal
+        return equal
+
+    # Bringing a replica back
+
+    async def _come_back(self, replica: Replica) -> bool:
+        """Bring *replica* up to date, if it was left behind and is there; whether it was."""
+        out = replica.role in (State.STALE, State.SUSPECT, State.MISSING)
+        if not out or replica.slot is None or replica.in_flight:
+            return False
+        retry = self._retries.setdefault(replica, _Retry())
+        if trio.current_time() < retry.at or not self._sidecars.members:
+            return False
+        try:
+            member, found = await self._look_at(replica)
+            replica.role, replica.reason = member.state, member.reason
+            if member.state in (State.FOREIGN, State.MISSING):
+                raise UserError(member.reason or "it cannot be used")
+            await self._resync(replica, found, full=member.compare)
+        except (OSError, UserError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            if replica.role is not State.FOREIGN:
+                replica.reason = reason or replica.reason
+            if not replica.in_flight:
+                replica.detach()
+            retry.at = trio.current_time() + retry.wait_s
+            retry.wait_s = min(2 * retry.wait_s, RETRY_S[1])
+            return False
+        self._retries.pop(replica)
+        return True
+
+    async def _look_at(self, replica: Replica) -> tuple[Member, Found]:
+        assert replica.slot is not None
+        found = self._present.pop(replica, None)
+        if found is None or not replica.attached:
+            replica.detach()
+            returned = await self._reopen(replica)
+            replica.attach(returned.image, returned.sidecar)
+            found = returned.found
+        return judge_returned(self._sidecars.record, replica.slot, found), found
+
+    async def _resync(self, replica: Replica, found: Found, *, full: bool) -> None:
+        assert found.image is not None
+        assert found.sidecar is not None
+        assert replica.slot is not None
+        sidecars = self._sidecars
+        await sidecars.start_resync(replica, found.image, found.sidecar, full=full)
+        self._disk.announce_states()
+        bit = lacks(replica.slot)
+        self._begin("resync", replica.path, sidecars.map.lacking_bytes(replica.slot))
+        assert self.progress is not None
+        self._disk.events.resync_started(replica.path, self.progress.total_bytes)
+        copied_before = replica.counters.copied_bytes
+        error: str | None = None
+        try:
+            while self._map.count(bit):
+                await self._copy_all(replica, bit, compare=full)
+            await sidecars.join()
+        except OSError as caught:
+            error = caught.strerror or str(caught)
+            sidecars.drop_target(replica, error)
+            raise
+        finally:
+            copied = replica.counters.copied_bytes - copied_before
+            self._disk.events.resync_finished(replica.path, copied, error)
+
+    async def _copy_all(self, replica: Replica, bit: int, *, compare: bool) -> None:
+        """Copy what the replica lacks, in batches: sync them, and only then call them held (R8)."""
+        batch: list[range] = []
+        chunks = 0
+        for run in self._map.runs(bit, longest=max(1, BATCH // self._map.chunk_size)):
+            batch.append(run)
+            chunks += len(run)
+            if chunks * self._map.chunk_size >= BATCH:
+                await self._copy_batch(replica, batch, compare=compare)
+                batch, chunks = [], 0
+        await self._copy_batch(replica, batch, compare=compare)
+        await self._save()
+
+    async def _copy_batch(self, replica: Replica, batch: list[range], *, compare: bool) -> None:
+        async def copy_unit(chunks: range) -> None:
+            start, end = self._bounds(chunks)
+            async with self._disk.locks.held(start, end, exclusive=True):
+                for piece in _pieces(start, end):
+                    await self._copy(replica, *piece, compare=compare)
+
+        await self._in_parallel(self._units(batch), copy_unit)
+        if self._sidecars.target is not replica:
+            raise OSError(errno.EIO, replica.reason or "it failed meanwhile")
+        await self._sidecars.sync_target()
+        self._sidecars.caught_up(batch)
+        await self._save(often=False)
+
+    async def _copy(self, target: Replica, offset: int, length: int, *, compare: bool) -> None:
+        """Give *target* what the disk holds in a range; holes stay holes. The lock is held."""
+        end = offset + length
+        while offset < end:
+            data_at = min(end, await self._seek(Kind.SEEK_DATA, offset))
+            if data_at > offset:
+                await self._make_hole(target, offset, data_at)
+                offset = data_at
+                continue
+            stop = min(end, await self._seek(Kind.SEEK_HOLE, offset))
+            if stop <= offset:
+                stop = end
+            data = (await self._disk.read_locked(offset, stop - offset)).data
+            if not compare or await self._held(target, offset, stop - offset) != data:
+                await self._tell(target, Kind.WRITE, offset, stop - offset, data)
+                target.counters.copied_bytes += stop - offset
+            offset = stop
+
+    async def _make_hole(self, target: Replica, offset: int, end: int) -> None:
+        (outcome,) = await self._disk.ask([target], Kind.SEEK_DATA, 0, offset)
+        if outcome.error is not None or cast("int", outcome.operation.value) < end:
+            await self._tell(target, Kind.DISCARD, offset, end - offset)
+
+    async def _seek(self, kind: Kind, offset: int) -> int:
+        """Where the source's next data or hole is; all is data if it cannot tell."""
+        source = self._sidecars.source
+        if source is not None:
+            (outcome,) = await self._disk.ask([source], kind, 0, offset)
+            if outcome.error is None:
+                return cast("int", outcome.operation.value)
+        return offset if kind is Kind.SEEK_DATA else self._map.size
+
+    async def _held(self, target: Replica, offset: int, length: int) -> bytes | None:
+        (outcome,) = await self._disk.ask([target], Kind.READ, 0, offset, length)
+        return None if outcome.error is not None else outcome.data
+
+    async def _tell(
+        self, target: Replica, kind: Kind, offset: int, length: int, data: bytes = b""
+    ) -> None:
+        if self._sidecars.target is not target:
+            raise OSError(errno.EIO, target.reason or "it failed meanwhile")
+        (outcome,) = await self._disk.ask([target], kind, 0, offset, length, data)
+        if outcome.error is not None:
+            raise outcome.error
+
+    # Marks
+
+    async def _clear_marks(self) -> None:
+        """Forget, in idle times, where writes once were under way (R5)."""
+        while True:
+            await trio.sleep(CLEAR_S)
+            if not self._sidecars.idle_extents():
+                self._sidecars.forget_touched()
+                continue
+            with suppress(OSError):  # the next time, then
+                await self._disk.flush()
+                await self._sidecars.clear_marks(self._disk.locks.exclusively_held)
+
+    # The common part
+
+    def _begin(self, kind: str, replica: str | None, total: int) -> None:
+        total = min(total, self._map.size)
+        self.progress = Progress(kind, replica, total, trio.current_time())
+        self._saved_at = trio.current_time()
+
+    async def _save(self, *, often: bool = True) -> None:
+        """Have the sidecars know how far we are; not *often*: if that was long ago."""
+        if often or trio.current_time() - self._saved_at >= SAVE_S:
+            await self._sidecars.save_progress()
+            self._saved_at = trio.current_time()
+
+    def _bounds(self, chunks: range) -> tuple[int, int]:
+        return self._map.bounds(chunks.start)[0], self._map.bounds(chunks[-1])[1]
+
+    def _units(self, runs: Iterable[range]) -> Iterator[range]:
+        """Chunks to be locked at a time: as few as possible, and at least a piece."""
+        longest = max(1, PIECE // self._map.chunk_size)
+        for run in runs:
+            for start in range(run.start, run.stop, longest):
+                yield range(start, min(start + longest, run.stop))
+
+    async def _in_parallel(
+        self, units: Iterator[range], work: Callable[[range], Awaitable[None]]
+    ) -> None:
+        """Work on *units*, several at a time on an idle disk, paced beside a guest.
+
+        Raises the first `OSError`, after those under way have ended.
+        """
+        errors: list[OSError] = []
+
+        async def worker() -> None:
+            for unit in units:
+                start, end = self._bounds(unit)
+                began = trio.current_time()
+                try:
+                    await work(unit)
+                except OSError as error:
+                    errors.append(error)
+                if errors:
+                    return
+                if self.progress is not None:
+                    self.progress.done_bytes += end - start
+                await self._rest(began, end - start)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(PARALLEL):
+                nursery.start_soon(worker)
+        if errors:
+            raise errors[0]
+
+    async def _rest(self, began: float, length: int) -> None:
+        requests = self._disk.requests
+        active = requests != self._requests_seen
+        self._requests_seen = requests
+        pause = self._pacer.rest(began, trio.current_time(), length, guest_active=active)
+        if pause > 0:
+            await trio.sleep(pause)
+
+
+def _pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Offsets and lengths of at most `PIECE` bytes that make up ``[start, end)``."""
+    for offset in range(start, end, PIECE):
+        yield offset, min(PIECE, end - offset)
+
+
+def _without(runs: Iterable[range], left_out: RangeSet) -> Iterator[range]:
+    for run in runs:
+        start = run.start
+        while start < run.stop:
+            start = left_out.next_outside(start)
+            stop = min(run.stop, left_out.next_inside(start, default=run.stop))
+            if start < stop:
+                yield range(start, stop)
+            start = max(stop, start + 1)

@@ -1,0 +1,237 @@
+"""From paths to a disk: the replicas' files opened, assembled, and put under a `Disk`."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from quorumfs.assembly import Found, Plan, State, assemble
+from quorumfs.control.events import EventLog
+from quorumfs.disk import Disk
+from quorumfs.errors import UserError
+from quorumfs.images import Image, open_again, open_images, open_set
+from quorumfs.metadata import Metadata
+from quorumfs.metadata.sidecars import Sidecars, signature
+from quorumfs.metadata.volatile import Volatile
+from quorumfs.options import MountOptions
+from quorumfs.patterns import Blkverify, Fifo, Quorum, ReadPattern
+from quorumfs.repair.resync import Resync, Returned
+from quorumfs.repair.rewrite import read_and_rewrite
+from quorumfs.replica import Replica
+from quorumfs.sidecar import Sidecar, file_size, path_for
+from quorumfs.sidecarfile import create_sidecar, open_sidecar, sign
+from quorumfs.storage import FileStorage, Kind
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class ReplicaSet:
+    """The opened files of a disk's replicas, and what they are to each other."""
+
+    opened: list[Image | Found]
+    """One for each path given, in this order."""
+    plan: Plan | None
+    """None with ``metadata=none``."""
+
+    @property
+    def images(self) -> list[Image]:
+        """What could be opened."""
+        return [one for one in self.opened if isinstance(one, Image)]
+
+    def tell_log(self) -> None:
+        """Log what was decided, and why."""
+        if self.plan is None:
+            return
+        log.info("assembled by the rule: %s", self.plan.rule)
+        for note in self.plan.notes:
+            log.warning("%s", note)
+        for member in self.plan.members:
+            if member.state is not State.CURRENT:
+                log.warning("%s is %s: %s", member.path, member.state.value, member.reason)
+
+    def make_disk(self, options: MountOptions, events: EventLog) -> tuple[Disk, Resync | None]:
+        """The disk, and with sidecars what repairs it. Must be called inside `trio.run`."""
+        replicas = [
+            _replica(index, one, options.replica_timeout_s, plan=self.plan)
+            for index, one in enumerate(self.opened)
+        ]
+        plan = self.plan
+        metadata: Metadata
+        sidecars = None
+        if plan is None:
+            size, threshold = self.images[0].size, options.vote_threshold
+            metadata = Volatile(replicas, size, threshold)
+        else:
+            size, threshold = plan.record.size, plan.record.threshold
+            found = [one.found if isinstance(one, Image) else one for one in self.opened]
+            metadata = sidecars = Sidecars(
+                replicas, plan, found, threshold=threshold, read_only=options.read_only
+            )
+        repair = None
+        if options.rewrite_corrupted or (sidecars is not None and not options.read_only):
+            repair = partial(read_and_rewrite, outvoted=options.rewrite_corrupted)
+        disk = Disk(
+            replicas,
+            size,
+            metadata,
+            threshold=threshold,
+            pattern=_pattern(options, threshold),
+            repair=repair,
+            search_s=options.replica_timeout_s,
+            zero_kind={"off": None, "on": Kind.ZERO, "unmap": Kind.DISCARD}[options.detect_zeroes],
+            events=events,
+        )
+        if sidecars is None:
+            return disk, None
+        present = {
+            replica: one.found
+            for replica, one in zip(replicas, self.opened, strict=True)
+            if isinstance(one, Image) and replica.role is not State.CURRENT and replica.attached
+        }
+        reopener = _Reopener(size, file_size(sidecars.map), options.replica_timeout_s)
+        resync = Resync(disk, sidecars, reopener.reopen, present=present, limit=options.resync_rate)
+        return disk, resync
+
+
+def open_replica_set(
+    paths: Sequence[str], mountpoint: str | None, options: MountOptions
+) -> ReplicaSet:
+    """Open and lock the replicas at *paths*, decide what they are, and adopt raw images.
+
+    Nothing is written before everything that can be refused has been. Raises `UserError`.
+    """
+    if options.metadata == "none":
+        assert mountpoint is not None
+        opened = open_images(paths, mountpoint, read_only=options.read_only)
+        for image in opened:
+            if not options.read_only and os.path.exists(path_for(image.path)):
+                raise UserError(
+                    f"{image.path} is a member of a set ({path_for(image.path)}): without its "
+                    "metadata it would silently become different from the others"
+                )
+        return ReplicaSet(list(opened), None)
+    found_or_open = open_set(paths, mountpoint, read_only=options.read_only)
+    plan = assemble(
+        [one.found if isinstance(one, Image) else one for one in found_or_open],
+        threshold=options.vote_threshold if options.vote_threshold_given else None,
+        degraded=options.degraded,
+    )
+    if plan.adopted:
+        if options.read_only:
+            return ReplicaSet(found_or_open, None)
+        found_or_open = _adopt(found_or_open, plan)
+    if not options.read_only:
+        for one in found_or_open:
+            if isinstance(one, Image) and one.sidecar_fd is not None:
+                sign(one.sidecar_fd, signature())
+    return ReplicaSet(found_or_open, plan)
+
+
+def _adopt(opened: Sequence[Image | Found], plan: Plan) -> list[Image | Found]:
+    """Write the first sidecars."""
+    adopted: list[Image | Found] = []
+    for slot, image in enumerate(opened):
+        assert isinstance(image, Image)
+        role = plan.record.roles[slot]
+        sidecar = Sidecar(role.replica_id, plan.record, plan.map, image.identity)
+        try:
+            create_sidecar(image.path, sidecar)
+            fd = open_sidecar(image.path, read_only=False)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path_for(image.path)}: {error.strerror}; metadata=none does "
+                "without it"
+            ) from None
+        assert fd is not None
+        adopted.append(
+            Image(
+                image.path,
+                image.fd,
+                image.size,
+                image.mtime_ns,
+                image.file,
+                image.identity,
+                fd,
+                sidecar,
+            )
+        )
+    return adopted
+
+
+def _replica(index: int, one: Image | Found, timeout_s: float, plan: Plan | None) -> Replica:
+    if isinstance(one, Found):
+        return Replica(index, one.path, None, timeout_s)
+    name = os.path.basename(one.path)
+    if plan is None:
+        return Replica(index, one.path, FileStorage(one.fd, one.size, name), timeout_s)
+    usable = plan.members[index].state not in (State.FOREIGN, State.MISSING)
+    if not usable or one.sidecar_fd is None:
+        one.close()
+        return Replica(index, one.path, None, timeout_s)
+    size, disk_map = plan.record.size, plan.map
+    return Replica(
+        index,
+        one.path,
+        FileStorage(one.fd, size, name),
+        timeout_s,
+        sidecar=FileStorage(one.sidecar_fd, file_size(disk_map), f"{name} sidecar"),
+    )
+
+
+def _pattern(options: MountOptions, threshold: int) -> ReadPattern:
+    if options.blkverify:
+        return Blkverify(threshold)
+    return Fifo() if options.read_pattern == "fifo" else Quorum(threshold)
+
+
+class _Reopener:
+    """Opens the files of replicas that were left behind.
+
+    Opening may hang for as long as the file system does. It then goes on in its thread, and is
+    not begun again; what it opens too late is closed.
+    """
+
+    def __init__(self, size: int, sidecar_size: int, timeout_s: float) -> None:
+        self._size = size
+        self._sidecar_size = sidecar_size
+        self._timeout_s = timeout_s
+        self._opening: set[str] = set()
+
+    async def reopen(self, replica: Replica) -> Returned:
+        """Open, check and lock *replica* again; raises `OSError` or `UserError`."""
+        if replica.path in self._opening:
+            raise UserError("its file system does not answer")
+        late = False
+
+        def open_files() -> Image | None:
+            try:
+                image = open_again(replica.path)
+            finally:
+                self._opening.discard(replica.path)
+            if late:
+                image.close()
+                return None
+            return image
+
+        self._opening.add(replica.path)
+        image = None
+        with trio.move_on_after(self._timeout_s):
+            image = await trio.to_thread.run_sync(open_files, abandon_on_cancel=True)
+        if image is None:
+            late = True
+            raise UserError("its file system does not answer")
+        found = image.found
+        if image.sidecar_fd is None or image.sidecar is None:
+            image.close()
+            raise UserError(found.problem or f"there is no {path_for(image.path)}")
+        sign(image.sidecar_fd, signature())
+        name = os.path.basename(image.path)
+        return Returned(
+            found,
+            FileStorage(image.fd, self._size, name),
+            FileStorage(image.sidecar_fd, self._sidecar_size, f"{name} sidecar"),
+        )

@@ -1,0 +1,353 @@
+"""`quorumfs.storage.Storage` on a simulated file, for one life of the daemon.
+
+An operation takes effect, and is answered, when it is due. One task does everything that is due,
+in an order that follows from the seed alone.
+"""
+
+import errno
+import heapq
+import os
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import count
+
+import trio
+
+from quorumfs.storage import CHANGES, Done, FileStatus, Kind, Operation, TruncatedError, Value
+from support.simulation.media import SimulatedFile, sector_pieces
+
+Note = Callable[[str], None]
+"""Appends a line to the trace."""
+
+
+class DaemonKilledError(BaseException):
+    """The daemon is dead, and whoever runs on in its name is to stop.
+
+    Not an `Exception`, because the daemon survives those.
+    """
+
+
+class Agenda:
+    """What is to happen when: in the order of times, and at one time in the order of asking."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = count()
+        self._changed = trio.Event()
+
+    def at(self, due: float, action: Callable[[], None]) -> None:
+        """Call *action* at *due* (trio's clock, seconds)."""
+        heapq.heappush(self._heap, (due, next(self._numbers), action))
+        if self._heap[0][0] == due:
+            self._changed.set()
+
+    async def run(self) -> None:
+        """Do what is due until cancelled."""
+        while True:
+            while self._heap and self._heap[0][0] <= trio.current_time():
+                heapq.heappop(self._heap)[2]()
+            self._changed = trio.Event()
+            with trio.move_on_at(self._heap[0][0] if self._heap else float("inf")):
+                await self._changed.wait()
+
+
+class Effect(Enum):
+    """How much of a change, or of a sync, happens."""
+
+    ALL = "all"
+    PART = "part"
+    """Some sectors; of a failed sync, some pages."""
+    NONE = "none"
+    """Of a failed sync: the pages are dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What becomes of one operation."""
+
+    delay_s: float = 0.0
+    error: int = 0
+    hang: bool = False
+    """It waits until it is released, and then really happens."""
+    effect: Effect | None = None
+    """None: all of it without an error, nothing with one. A success without effect is a lost
+    write, or a flush that lies."""
+    at_once: bool = False
+    """It fails before submit() returns, and nothing happens."""
+
+    @property
+    def what_happens(self) -> Effect:
+        return self.effect or (Effect.NONE if self.error else Effect.ALL)
+
+
+_TRANSFERS = CHANGES | {Kind.READ, Kind.SYNC, Kind.ALLOCATE}
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """How often what goes wrong; probabilities per operation."""
+
+    delay_s: tuple[float, float] = (0.0, 0.01)
+    slow: float = 0.0
+    slow_s: tuple[float, float] = (0.05, 2.0)
+    """Slow, yet within a timeout."""
+    late: float = 0.0
+    late_s: tuple[float, float] = (8.5, 60.0)
+    """Later than a timeout; then it really happens."""
+    hang: float = 0.0
+    """Until released."""
+    fail: float = 0.0
+    errors: tuple[int, ...] = (errno.EIO, errno.ENOSPC)
+    """What reads and syncs do not fail with is EIO there."""
+    sync_fail: float = 0.0
+    """The kernel fails to write pages, drops them, and says so once."""
+    refuse: float = 0.0
+    """EAGAIN before submit() returns."""
+
+    def fault(self, dice: random.Random, operation: Operation) -> Fault:
+        """What becomes of *operation*."""
+        # Always the same number of draws, so that one rate changed does not change all the rest.
+        draws = [dice.random() for _ in range(5)]
+        pick, where = dice.random(), dice.random()
+        delay_s = _between(self.delay_s, where)
+        if draws[0] < self.refuse:
+            return Fault(error=errno.EAGAIN, at_once=True)
+        if draws[1] < self.slow:
+            delay_s = _between(self.slow_s, where)
+        if draws[1] >= 1 - self.late:
+            delay_s = _between(self.late_s, where)
+        hang = draws[2] < self.hang
+        if operation.kind is Kind.SYNC:
+            if draws[3] < self.sync_fail:
+                effect = Effect.PART if pick < 0.5 else Effect.NONE
+                return Fault(delay_s, errno.EIO, hang, effect)
+        elif operation.kind in _TRANSFERS and draws[3] < self.fail:
+            error = self.errors[int(pick * len(self.errors))]
+            if operation.kind is Kind.READ:
+                error = errno.EIO
+            return Fault(delay_s, error, hang, list(Effect)[int(draws[4] * len(Effect))])
+        return Fault(delay_s, hang=hang)
+
+
+def _between(bounds: tuple[float, float], where: float) -> float:
+    return bounds[0] + (bounds[1] - bounds[0]) * where
+
+
+CALM = Weather()
+STORM = Weather(slow=0.05, late=0.002, hang=0.001, fail=0.01, sync_fail=0.02, refuse=0.001)
+
+Script = Callable[[Operation], Fault | None]
+
+
+@dataclass
+class Faults:
+    """What becomes of the operations on one file: planned ones first, else the weather."""
+
+    weather: Weather = CALM
+    script: Script | None = None
+    """Asked for every operation that nothing was planned for; None: the weather decides."""
+    _planned: dict[Kind, deque[Fault]] = field(default_factory=dict)
+
+    def plan(self, kind: Kind, *faults: Fault) -> None:
+        """What becomes of the next operations of *kind*, one after the other."""
+        self._planned.setdefault(kind, deque()).extend(faults)
+
+    def fault(self, dice: random.Random, operation: Operation) -> Fault:
+        """What becomes of *operation*."""
+        drawn = self.weather.fault(dice, operation)  # always, for the sake of what follows
+        if planned := self._planned.get(operation.kind):
+            return planned.popleft()
+        scripted = self.script(operation) if self.script else None
+        return drawn if scripted is None else scripted
+
+
+@dataclass(eq=False, slots=True)
+class _InFlight:
+    operation: Operation
+    done: Done
+    fault: Fault
+    sync_began: int
+    early: Value | None
+    """What a read found when it was asked; None: it looks when it is due."""
+    delayed: bool = True
+    """It has an entry in the agenda; else it waits to be released."""
+
+
+class SimulatedStorage:
+    """A handle on *file* in one life of the daemon; see `quorumfs.storage.Storage`."""
+
+    def __init__(
+        self,
+        file: SimulatedFile,
+        agenda: Agenda,
+        *,
+        dice: random.Random,
+        faults: Faults | None = None,
+        size: int | None = None,
+        step: Callable[[], None] = lambda: None,
+        note: Note = lambda _: None,
+    ) -> None:
+        """*size*: of the disk, where it is not the file's own.
+
+        *step* is called whenever an operation is asked for, and before one happens: it may kill.
+        """
+        self.file = file
+        self.faults = faults or Faults()
+        self.log: list[Operation] = []
+        """What was asked, in order."""
+        self.stalled = False
+        """Whether everything hangs that is asked or becomes due."""
+        self.broken = 0
+        """The errno that everything fails with from now on; 0: it works."""
+        self._agenda = agenda
+        self._dice = dice
+        self._size = file.size if size is None else size
+        self._step = step
+        self._note = note
+        self._in_flight: dict[_InFlight, None] = {}
+        self._closed = False
+
+    @property
+    def in_flight(self) -> int:
+        """How many operations have not returned."""
+        return len(self._in_flight)
+
+    def count(self, kind: Kind) -> int:
+        """How many operations of *kind* were asked for."""
+        return sum(operation.kind is kind for operation in self.log)
+
+    # What the daemon calls
+
+    def submit(self, operation: Operation, done: Done) -> None:
+        assert not self._closed, "submitted after close"
+        self._step()
+        self.log.append(operation)
+        fault = self.faults.fault(self._dice, operation)
+        if self.broken:
+            fault = Fault(fault.delay_s, self.broken, effect=Effect.NONE)
+        if fault.at_once:
+            self._tell(operation, fault.error)
+            done(operation, 0, OSError(fault.error, "simulated"))
+            return
+        is_sync = operation.kind is Kind.SYNC
+        one = _InFlight(operation, done, fault, self.file.begin_sync() if is_sync else 0, None)
+        if operation.kind is Kind.READ and self._dice.random() < 0.5 and not self._truncated(one):
+            one.early = self._read(operation)
+        self._in_flight[one] = None
+        if fault.hang or self.stalled:
+            one.delayed = False
+            self._note(f"{self._name(operation)} hangs")
+        else:
+            self._agenda.at(trio.current_time() + fault.delay_s, lambda: self._finish(one))
+
+    def close(self) -> None:
+        """As on a real file what is in flight still happens, and is not heard of."""
+        self._closed = True
+
+    # What the test calls
+
+    def release(self) -> None:
+        """Let everything go on that hangs, in the order in which it was asked."""
+        self.stalled = False
+        for one in self._in_flight:
+            if not one.delayed:
+                one.delayed = True
+                self._agenda.at(trio.current_time(), lambda one=one: self._finish(one))  # type: ignore[misc]
+
+    def break_off(self, error: int) -> None:
+        """What is in flight perhaps happens, and it and all that follows fails with *error*."""
+        self.broken = error
+        self.stalled = False
+        flying = list(self._in_flight)
+        self.end_life("broken off")
+        for one in flying:
+            self._agenda.at(trio.current_time(), lambda one=one: self._answer(one, error))  # type: ignore[misc]
+
+    def end_life(self, why: str) -> None:
+        """What is in flight happens, or not, or in part, in any order; nobody hears of it."""
+        flying = list(self._in_flight)
+        self._in_flight.clear()
+        self._dice.shuffle(flying)
+        for one in flying:
+            effect = self._dice.choice(list(Effect))
+            if one.operation.kind in CHANGES or one.operation.kind is Kind.SYNC:
+                self._note(f"{self._name(one.operation)} {why}: {effect.value} of it happened")
+            if one.operation.kind is Kind.SYNC and effect is not Effect.ALL:
+                continue  # the power cut decides, or the next sync
+            try:
+                self._do(one, effect)
+            except OSError:
+                continue
+
+    def _finish(self, one: _InFlight) -> None:
+        """It is due."""
+        if one not in self._in_flight:
+            return
+        if self.stalled:
+            one.delayed = False
+            return
+        self._step()
+        del self._in_flight[one]
+        value: Value = 0
+        error: OSError | None = None
+        try:
+            value = self._do(one, one.fault.what_happens)
+            if one.fault.error:
+                error = OSError(one.fault.error, "simulated")
+        except OSError as caught:
+            error = caught
+        self._tell(one.operation, (error.errno or errno.EIO) if error else 0)
+        if not self._closed:
+            one.done(one.operation, 0 if error else value, error)
+
+    def _answer(self, one: _InFlight, error: int) -> None:
+        self._step()
+        self._tell(one.operation, error)
+        if not self._closed:
+            one.done(one.operation, 0, OSError(error, "simulated"))
+
+    def _do(self, one: _InFlight, effect: Effect) -> Value:
+        operation, file = one.operation, self.file
+        start, end = operation.offset, operation.offset + operation.length
+        match operation.kind:
+            case Kind.SYNC:
+                if one.fault.error and effect is not Effect.ALL:
+                    file.fail_sync(one.sync_began, self._dice if effect is Effect.PART else None)
+                elif effect is Effect.ALL:
+                    file.end_sync(one.sync_began)
+                return 0
+            case Kind.STAT:
+                return FileStatus(file.cache.allocated // 512, file.identity)
+        if self._truncated(one):
+            raise TruncatedError(file.size)
+        match operation.kind:
+            case Kind.READ:
+                return self._read(operation) if one.early is None else one.early
+            case Kind.ALLOCATE:
+                file.allocate(start, end)
+            case Kind.WRITE | Kind.DISCARD | Kind.ZERO if effect is not Effect.NONE:
+                part = effect is Effect.PART
+                pieces = sector_pieces(self._dice, start, end) if part else None
+                file.change(operation.kind, start, end, operation.data, pieces)
+            case Kind.SEEK_DATA | Kind.SEEK_HOLE:
+                found = file.cache.seek(start, data=operation.kind is Kind.SEEK_DATA)
+                return min(found, self._size)
+        return 0
+
+    def _read(self, operation: Operation) -> bytes:
+        return self.file.cache.read(operation.offset, operation.offset + operation.length)
+
+    def _truncated(self, one: _InFlight) -> bool:
+        if one.operation.kind is Kind.READ:
+            return one.operation.offset + one.operation.length > self.file.size
+        return self.file.size < self._size
+
+    def _name(self, operation: Operation) -> str:
+        return f"{self.file.name} {operation.kind.value} {operation.offset}+{operation.length}"
+
+    def _tell(self, operation: Operation, error: int) -> None:
+        outcome = errno.errorcode.get(error, os.strerror(error)) if error else "ok"
+        self._note(f"{self._name(operation)} {outcome}")

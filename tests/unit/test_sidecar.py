@@ -1,0 +1,517 @@
+"""The sidecar is read back as it was written, or it says so; and its format does not drift."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quorumfs import sidecarfile
+from quorumfs.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
+from quorumfs.sidecar import (
+    ANCESTORS_MAX,
+    CHUNKS_PER_PAGE,
+    MAP_OFFSET,
+    PAGE,
+    PATH_MAX,
+    SLOT_OFFSETS,
+    FormatError,
+    Identity,
+    Phase,
+    Record,
+    Role,
+    RoleState,
+    Sidecar,
+    UnknownVersionError,
+    decode,
+    encode,
+    encode_pages,
+    encode_slot,
+    file_size,
+    identity_of,
+    page_of,
+    page_runs,
+    pages,
+    path_for,
+)
+from quorumfs.sidecarfile import (
+    SidecarLockedError,
+    create_sidecar,
+    holder,
+    open_sidecar,
+    read_sidecar,
+    sign,
+)
+
+GOLDEN = Path(__file__).parents[1] / "data" / "sidecar-v1.quorumfs"
+CHUNK = 64 << 10
+SECTOR = 512
+
+u64 = st.integers(1, (1 << 64) - 1)
+ns = st.integers(-(1 << 63), (1 << 63) - 1)
+ids = st.binary(min_size=16, max_size=16)
+paths = st.binary(max_size=PATH_MAX).map(lambda raw: os.fsdecode(raw.replace(b"\0", b"")))
+roles = st.builds(Role, ids, st.sampled_from(RoleState), u64, paths, u64)
+records = st.builds(
+    Record,
+    set_id=ids,
+    size=st.integers(1, 9000 * CHUNK),
+    chunk_size=st.just(CHUNK),
+    threshold=st.integers(1, 6),
+    generation=u64,
+    roles=st.lists(roles, min_size=1, max_size=6, unique_by=lambda role: role.replica_id).map(
+        tuple
+    ),
+    ancestors=st.lists(u64, max_size=ANCESTORS_MAX).map(tuple),
+    sequence=u64,
+    clean=st.booleans(),
+)
+
+
+@st.composite
+def sidecars(draw: st.DrawFn) -> Sidecar:
+    record = draw(records)
+    disk_map = DirtyMap(record.size, record.chunk_size)
+    for chunk in draw(st.sets(st.integers(0, len(disk_map) - 1), max_size=5)):
+        disk_map.add(draw(st.integers(1, 255)), range(chunk, chunk + 1))
+    identity = draw(st.builds(Identity, u64, u64, ns, ns))
+    own = draw(st.sampled_from(record.roles)).replica_id
+    return Sidecar(own, record, disk_map, identity, spare_slot=1)
+
+
+def same(one: Sidecar, other: Sidecar) -> bool:
+    return replace(one, map=other.map) == other and one.map.states == other.map.states
+
+
+def never_too_clean(found: DirtyMap, truth: DirtyMap) -> bool:
+    """Whether every fact of *truth* is in what was *found*, or that nothing is known."""
+    return all(a == UNKNOWN or a & b == b for a, b in zip(found.states, truth.states, strict=True))
+
+
+def slot_page(sidecar: Sidecar, record: Record, phase: Phase) -> bytes:
+    return encode_slot(record, sidecar.replica_id, sidecar.identity, phase)
+
+
+def put(content: bytes, offset: int, piece: bytes) -> bytes:
+    return content[:offset] + piece + content[offset + len(piece) :]
+
+
+def example() -> Sidecar:
+    """A sidecar with something in every field, and two map pages."""
+    path = os.fsdecode("/srv/ä/b.img".encode() + b"\xff")
+    record = Record(
+        set_id=bytes(range(16)),
+        size=5000 * CHUNK - 7,
+        chunk_size=CHUNK,
+        threshold=2,
+        generation=0x1122334455667788,
+        roles=(
+            Role(b"A" * 16, RoleState.CURRENT, 0x1122334455667788, "/srv/a.img", 41),
+            Role(b"B" * 16, RoleState.STALE, 7, path, 12),
+            Role(b"C" * 16, RoleState.RESYNCING, 8, "", 0),
+        ),
+        ancestors=(8, 7, (1 << 64) - 1),
+        sequence=41,
+        clean=False,
+    )
+    disk_map = DirtyMap(record.size, record.chunk_size)
+    disk_map.add(INTENT | lacks(1), range(3, 5))
+    disk_map.add(UNVERIFIED, range(4079, 4082))
+    disk_map.add(lacks(2), range(4999, 5000))
+    return Sidecar(b"A" * 16, record, disk_map, Identity(1 << 40, 5000 * CHUNK, -1, 2), None, 1)
+
+
+def golden_content() -> bytes:
+    """What is in the golden file: `example` with a record prepared in its spare slot."""
+    one = example()
+    later = replace(one.record, generation=9, ancestors=one.record.history, sequence=42)
+    return put(encode(one), SLOT_OFFSETS[1], slot_page(one, later, Phase.PREPARED))
+
+
+# Round trips, and the format
+
+
+@given(sidecars())
+def test_what_is_written_is_read(sidecar: Sidecar) -> None:
+    content = encode(sidecar)
+    assert len(content) == file_size(sidecar.map)
+    assert same(decode(content), sidecar)
+
+
+def test_format_version_1_never_changes() -> None:
+    """Sidecars out there are of this format: another one needs another version number."""
+    golden = GOLDEN.read_bytes()
+    assert golden_content() == golden
+    read, expected = decode(golden), example()
+    assert read.prepared is not None
+    assert (read.prepared.generation, read.prepared.sequence) == (9, 42)
+    assert same(replace(read, prepared=None), expected)
+
+
+def test_a_path_that_is_too_long_is_left_out() -> None:
+    """It is a hint: no reason to fail."""
+    one = example()
+    long = one.record.with_role(1, path="/" + "x" * PATH_MAX)
+    read = decode(encode(replace(one, record=long)))
+    assert [role.path for role in read.record.roles] == ["/srv/a.img", "", ""]
+    longest = one.record.with_role(1, path="x" * PATH_MAX)
+    assert decode(encode(replace(one, record=longest))).record == longest
+
+
+def test_what_a_later_version_wrote_is_refused() -> None:
+    """Scenario 44: it must not be touched, whatever its checksum is like."""
+    content = encode(example())
+    for slots in ((0,), (1,), (0, 1)):
+        later = content
+        for slot in slots:
+            body = bytearray(content[:PAGE])
+            body[8:12] = (2).to_bytes(4, "little")
+            body[-16:] = xxhash.xxh3_128_digest(body[:-16])
+            later = put(later, SLOT_OFFSETS[slot], bytes(body))
+        with pytest.raises(UnknownVersionError, match="format version 2, known here: 1"):
+            decode(later)
+    other_checksum = content
+    for offset in SLOT_OFFSETS:
+        other_checksum = put(other_checksum, offset + 8, (3).to_bytes(4, "little"))
+    with pytest.raises(UnknownVersionError, match="format version 3"):
+        decode(other_checksum)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [(0, 0), (12, 3), (12, 0), (15, 0), (40, 1), (56, None), (64, None), (368 + 16, 9)],
+)
+def test_a_slot_that_cannot_be_is_no_slot(offset: int, value: int | None) -> None:
+    """Even with a good checksum: no magic, phase, roles, own role, size, chunk size, state."""
+    body = bytearray(encode(example())[:PAGE])
+    body[offset : offset + (8 if value is None else 1)] = bytes(8) if value is None else [value]
+    body[-16:] = xxhash.xxh3_128_digest(body[:-16])
+    rest = encode(example())[2 * PAGE :]
+    with pytest.raises(FormatError):
+        decode(bytes(body) * 2 + rest)
+
+
+# Torn, flipped, cut
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_a_crash_in_any_write_leaves_the_old_record_or_the_new(data: st.DataObject) -> None:
+    """Scenario 9. Commits and map writes, one page at a time, each torn at any sectors.
+
+    A crash is followed by a mount that goes on from what it finds: once a record was found to be
+    committed, it stays so.
+    """
+    sidecar = example()
+    content = encode(sidecar)
+    record, disk_map, spare, before = sidecar.record, sidecar.map.copy(), 1, None
+    for sequence in range(100, 100 + data.draw(st.integers(1, 6))):
+        new = replace(record, sequence=sequence, clean=not record.clean)
+        marked = disk_map.copy()
+        chunks = data.draw(st.sampled_from([range(10), range(4075, 4090), range(4999, 5000)]))
+        marked.add(data.draw(st.sampled_from([INTENT, lacks(1), lacks(2)])), chunks)
+        first, last = page_of(chunks.start), page_of(chunks[-1])
+        map_pages = encode_pages(marked, record.set_id, first, last)
+        writes = [
+            (SLOT_OFFSETS[spare], slot_page(sidecar, new, Phase.PREPARED)),
+            (SLOT_OFFSETS[1 - spare], slot_page(sidecar, new, Phase.COMMITTED)),
+            (MAP_OFFSET + first * PAGE, map_pages),
+        ]
+        crash_in = data.draw(st.integers(0, len(writes)))
+        for number, (offset, piece) in enumerate(writes):
+            if number == crash_in:
+                old = content[offset : offset + len(piece)]
+                for torn in torn_writes(old, piece, data):
+                    read = decode(put(content, offset, torn))
+                    assert read.record in ([record], [record, new], [new])[number]
+                    assert read.prepared in (None, before, new)
+                    assert never_too_clean(read.map, disk_map)
+                    if torn == piece:
+                        assert read.record == (record if number == 0 else new)
+                        assert never_too_clean(read.map, marked if number == 2 else disk_map)
+                content = put(content, offset, [old, torn, piece][data.draw(st.integers(0, 2))])
+                break
+            content = put(content, offset, piece)
+        read = decode(content)
+        record, disk_map, spare, before = read.record, read.map, read.spare_slot, read.prepared
+
+
+def torn_writes(old: bytes, new: bytes, data: st.DataObject) -> Iterator[bytes]:
+    """The first sectors new and the rest old, for every number of them; and any mixture."""
+    for end in range(0, len(new) + 1, SECTOR):
+        yield new[:end] + old[end:]
+    count = len(new) // SECTOR
+    for chosen in data.draw(st.lists(st.sets(st.integers(0, count - 1)), max_size=5)):
+        yield b"".join(
+            (new if sector in chosen else old)[sector * SECTOR : (sector + 1) * SECTOR]
+            for sector in range(count)
+        )
+
+
+def test_each_step_of_a_commit_is_what_it_is_said_to_be() -> None:
+    one = example()
+    new = replace(one.record, sequence=42)
+    prepared = put(encode(one), SLOT_OFFSETS[1], slot_page(one, new, Phase.PREPARED))
+    read = decode(prepared)
+    assert (read.record, read.prepared, read.spare_slot) == (one.record, new, 1)
+
+    committed = put(prepared, SLOT_OFFSETS[0], slot_page(one, new, Phase.COMMITTED))
+    read = decode(committed)
+    assert (read.record, read.prepared, read.spare_slot) == (new, None, 1)
+
+    torn = put(prepared, 0, b"torn")
+    read = decode(torn)
+    assert (read.record, read.prepared, read.spare_slot) == (new, None, 0)
+    assert read.damage == ("slot 0: its checksum does not fit",)
+
+
+def test_after_a_torn_commit_the_next_record_is_not_valid_before_its_time() -> None:
+    """The only good slot says *prepared* then, and so does the one written next."""
+    one = example()
+    second, third = replace(one.record, sequence=42), replace(one.record, sequence=43)
+    content = put(encode(one), SLOT_OFFSETS[1], slot_page(one, second, Phase.PREPARED))
+    content = put(content, 0, b"torn")
+    content = put(
+        content, SLOT_OFFSETS[decode(content).spare_slot], slot_page(one, third, Phase.PREPARED)
+    )
+    read = decode(content)
+    assert (read.record, read.prepared, read.spare_slot) == (second, third, 0)
+
+
+def assert_right_or_refused(content: bytes) -> None:
+    """Whatever happened to the golden file: no wrong record, no chunk cleaner than it was."""
+    truth = decode(golden_content())
+    try:
+        read = decode(content)
+    except FormatError:
+        return
+    assert read.record in (truth.record, truth.prepared)
+    assert read.prepared in (None, truth.prepared)
+    assert (read.replica_id, read.identity) == (truth.replica_id, truth.identity)
+    assert never_too_clean(read.map, truth.map)
+    for page in range(pages(read.map)):
+        offset = MAP_OFFSET + page * PAGE
+        if content[offset : offset + PAGE] != golden_content()[offset : offset + PAGE]:
+            start = page * CHUNKS_PER_PAGE
+            assert set(read.map.states[start : start + CHUNKS_PER_PAGE]) == {UNKNOWN}
+            assert read.damage
+
+
+BYTES = len(golden_content())
+spans = st.tuples(st.integers(0, BYTES), st.integers(1, BYTES))
+
+
+@given(st.lists(st.integers(0, BYTES * 8 - 1), min_size=1, max_size=3))
+def test_flipped_bits_are_noticed(flips: list[int]) -> None:
+    content = bytearray(golden_content())
+    for flip in flips:
+        content[flip // 8] ^= 1 << flip % 8
+    assert_right_or_refused(bytes(content))
+
+
+@given(spans, st.sampled_from([b"\0", b"\xff", b"QUORUMFS"]))
+def test_overwritten_parts_are_noticed(span: tuple[int, int], pattern: bytes) -> None:
+    """Scenario 11."""
+    start, length = span[0], min(span[1], BYTES - span[0])
+    filler = (pattern * BYTES)[:length]
+    assert_right_or_refused(put(golden_content(), start, filler))
+
+
+@given(st.integers(0, BYTES))
+def test_a_file_that_was_cut_off_knows_no_clean_chunk_behind(end: int) -> None:
+    """Scenario 11."""
+    assert_right_or_refused(golden_content()[:end])
+
+
+def test_a_longer_file_is_as_good() -> None:
+    assert same(decode(golden_content() + bytes(PAGE)), decode(golden_content()))
+
+
+def test_without_a_good_slot_there_is_no_record() -> None:
+    for content in (b"", bytes(BYTES), golden_content()[: PAGE - 1]):
+        with pytest.raises(FormatError, match=r"slot 0: .*; slot 1: "):
+            decode(content)
+
+
+def test_a_map_page_at_the_wrong_place_is_unreadable() -> None:
+    """A misdirected write, or a page of another set."""
+    one = example()
+    content = encode(one)
+    first, second = content[MAP_OFFSET : MAP_OFFSET + PAGE], content[MAP_OFFSET + PAGE :]
+    read = decode(content[:MAP_OFFSET] + second + first)
+    assert set(read.map.states) == {UNKNOWN}
+    assert read.damage == ("2 of 2 map pages",)
+    strange = encode_pages(one.map, b"x" * 16, 0, 0)
+    assert decode(put(content, MAP_OFFSET, strange)).map.states[0] == UNKNOWN
+
+
+# Records
+
+
+@given(records, st.lists(u64, max_size=3))
+def test_a_minted_generation_descends_from_all_that_are_known(
+    record: Record, prepared: list[int]
+) -> None:
+    minted = record.minted(prepared)
+    assert minted.generation not in record.history
+    expected = [g for g in prepared if g not in record.history] + [*record.history]
+    assert list(minted.ancestors) == expected[:ANCESTORS_MAX]
+    assert replace(minted, generation=record.generation, ancestors=record.ancestors) == record
+
+
+@given(records, st.data())
+def test_a_role_remembers_with_which_record_it_changed(record: Record, data: st.DataObject) -> None:
+    slots = data.draw(st.sets(st.integers(0, len(record.roles) - 1)))
+    changed = record.with_state(slots, RoleState.STALE)
+    for slot, (old, new) in enumerate(zip(record.roles, changed.roles, strict=True)):
+        if slot in slots:
+            assert (new.state, new.generation, new.sequence) == (
+                RoleState.STALE,
+                record.generation,
+                record.sequence,
+            )
+        else:
+            assert new == old
+        assert record.slot_of(old.replica_id) == slot
+    assert record.slot_of(b"nobody") is None
+
+
+@given(st.sets(st.integers(0, 30)))
+def test_page_runs_are_the_pages_in_as_few_pieces_as_possible(numbers: set[int]) -> None:
+    runs = page_runs(numbers)
+    assert [page for first, last in runs for page in range(first, last + 1)] == sorted(numbers)
+    assert all(last + 1 < first for (_, last), (first, _) in pairwise(runs))
+
+
+# Files
+
+
+@pytest.fixture
+def image(make_images: Callable[..., list[Path]]) -> str:
+    return str(make_images(1)[0])
+
+
+def test_a_sidecar_is_created_read_and_replaced(image: str) -> None:
+    one = example()
+    create_sidecar(image, one)
+    create_sidecar(image, replace(one, record=replace(one.record, sequence=99)))
+    fd = open_sidecar(image, read_only=False)
+    assert fd is not None
+    try:
+        assert read_sidecar(fd).record.sequence == 99
+    finally:
+        os.close(fd)
+    assert sorted(os.listdir(os.path.dirname(image))) == ["a.img", "a.img.quorumfs"]
+
+
+def test_a_sidecar_is_no_more_readable_than_its_image(image: str) -> None:
+    os.chmod(image, 0o640)
+    create_sidecar(image, example())
+    assert os.stat(path_for(image)).st_mode & 0o777 & ~0o640 == 0
+
+
+def test_a_failed_creation_leaves_what_was_there(
+    image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_sidecar(image, example())
+    before = Path(path_for(image)).read_bytes()
+
+    def fail(fd: int) -> None:
+        raise OSError(errno.EIO, f"no sync of {fd}")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no sync"):
+        create_sidecar(image, replace(example(), identity=Identity()))
+    assert Path(path_for(image)).read_bytes() == before
+    assert sorted(os.listdir(os.path.dirname(image))) == ["a.img", "a.img.quorumfs"]
+
+
+def test_what_a_crash_left_half_made_is_no_obstacle(image: str) -> None:
+    """In a container the next process may well have the same id."""
+    Path(f"{path_for(image)}.{os.getpid()}.tmp").write_bytes(b"half")
+    create_sidecar(image, example())
+    assert decode(Path(path_for(image)).read_bytes()).record == example().record
+
+
+def test_an_image_may_have_no_sidecar(image: str) -> None:
+    assert open_sidecar(image, read_only=True) is None
+
+
+def test_a_sidecar_in_use_is_locked_and_names_who_holds_it(image: str) -> None:
+    """Scenario 90."""
+    create_sidecar(image, example())
+    fd = open_sidecar(image, read_only=False)
+    assert fd is not None
+    try:
+        assert holder(fd) == ""
+        sign(fd, "pid 7 on host\n")
+        for read_only in (False, True):
+            with pytest.raises(SidecarLockedError, match="pid 7 on host"):
+                open_sidecar(image, read_only=read_only)
+        assert same(read_sidecar(fd), example())
+        sign(fd, "x" * 2 * PAGE)
+        assert same(read_sidecar(fd), example())
+    finally:
+        os.close(fd)
+
+
+def test_readers_share_and_keep_writers_out(image: str) -> None:
+    create_sidecar(image, example())
+    fds = [open_sidecar(image, read_only=True) for _ in range(2)]
+    try:
+        with pytest.raises(SidecarLockedError, match="another quorumfs"):
+            open_sidecar(image, read_only=False)
+    finally:
+        for fd in fds:
+            assert fd is not None
+            os.close(fd)
+    fd = open_sidecar(image, read_only=False)
+    assert fd is not None
+    os.close(fd)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
+def test_where_there_are_no_locks_there_is_none_taken(
+    image: str, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: object, exclusive: bool) -> bool:
+        raise OSError(number, f"exclusive: {exclusive}")
+
+    create_sidecar(image, example())
+    monkeypatch.setattr(sidecarfile, "try_lock", fail)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="exclusive"):
+            open_sidecar(image, read_only=True)
+        return
+    fd = open_sidecar(image, read_only=True)
+    assert fd is not None
+    os.close(fd)
+
+
+def test_a_sparse_file_of_any_size_is_no_sidecar(image: str) -> None:
+    """It is not read into memory to find that out."""
+    with open(path_for(image), "wb") as file:
+        file.truncate(1 << 40)
+    fd = open_sidecar(image, read_only=False)
+    assert fd is not None
+    try:
+        with pytest.raises(OSError, match="larger than any sidecar"):
+            read_sidecar(fd)
+    finally:
+        os.close(fd)
+
+
+def test_the_identity_of_an_image_is_what_stat_says(image: str) -> None:
+    os.utime(image, ns=(-5, -5))  # before 1970
+    status = os.stat(image)
+    identity = identity_of(status)
+    assert (identity.inode, identity.size) == (status.st_ino, status.st_size)
+    read = decode(encode(replace(example(), identity=identity)))
+    assert read.identity == identity
+    assert read.identity.mtime_ns == -5

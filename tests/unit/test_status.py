@@ -1,0 +1,681 @@
+"""The status: its states, its JSON, and what the command makes of it for people and programs."""
+
+import importlib
+import io
+import json
+import os
+import pty
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from quorumfs.assembly import State
+from quorumfs.control import client
+from quorumfs.control.status import (
+    OFFLINE,
+    DiskState,
+    ErrorCounts,
+    ReplicaStatus,
+    ResyncKind,
+    ResyncStatus,
+    Status,
+    StatusFormatError,
+    describe,
+    human_bytes,
+    human_time,
+    overall_state,
+    progress,
+    worst,
+)
+from quorumfs.errors import ExitCode
+from quorumfs.fuse import mounts
+
+cli = importlib.import_module("quorumfs.cli.status")  # the name in the package is the command
+
+MOUNTPOINT = "/mnt/vdisk"
+
+A = ReplicaStatus("/nas1/a.img", "0a" * 16, "current", reads=7, bytes_read=7 << 20)
+B = ReplicaStatus(
+    "/nas2/b.img",
+    "0b" * 16,
+    "resyncing",
+    "left behind in generation 0000000000000001",
+    writes=3,
+    flushes=1,
+    bytes_written=12288,
+    errors=ErrorCounts(write=2, timeout=1),
+    out_of_sync_bytes=3 << 30,
+    in_flight=1,
+    copied_bytes=1 << 30,
+)
+DEGRADED = Status(
+    MOUNTPOINT,
+    1234,
+    "5e" * 16,
+    "00000000000000ff",
+    20 << 30,
+    DiskState.DEGRADED,
+    "fifo",
+    1,
+    (A, B),
+    ResyncStatus(B.path, 1 << 30, 4 << 30, 100 << 20, 31),
+    notes=("no libfuse shim",),
+)
+HEALTHY = replace(
+    DEGRADED,
+    state=DiskState.HEALTHY,
+    replicas=(A, replace(A, path="/nas2/b.img", replica_id="0b" * 16)),
+    resync=None,
+    notes=(),
+)
+
+
+def with_replica(replica: ReplicaStatus, **changes: Any) -> Status:
+    """`DEGRADED` with something else in the place of B, and no resync."""
+    return replace(DEGRADED, replicas=(A, replica), resync=None, notes=(), **changes)
+
+
+# The state of the whole
+
+
+@pytest.mark.parametrize(
+    ("states", "threshold", "expected"),
+    [
+        ("current current", 2, DiskState.HEALTHY),
+        ("current", 1, DiskState.HEALTHY),
+        ("current stale", 1, DiskState.DEGRADED),
+        ("current resyncing", 1, DiskState.DEGRADED),
+        ("current suspect", 1, DiskState.DEGRADED),
+        ("current missing", 1, DiskState.DEGRADED),
+        ("current offline", 1, DiskState.DEGRADED),
+        ("current something-new", 1, DiskState.DEGRADED),
+        ("current current missing", 2, DiskState.DEGRADED),
+        ("current stale", 2, DiskState.NO_QUORUM),
+        ("current resyncing", 2, DiskState.NO_QUORUM),
+        ("missing missing", 1, DiskState.NO_QUORUM),
+        ("current foreign", 1, DiskState.NEEDS_OPERATOR),
+        ("current missing foreign", 1, DiskState.NEEDS_OPERATOR),
+        ("current foreign", 2, DiskState.NO_QUORUM),
+    ],
+)
+def test_the_state_follows_from_the_replicas(
+    states: str, threshold: int, expected: DiskState
+) -> None:
+    """No quorum before all others: a disk that cannot be used is the first thing to mend."""
+    assert overall_state(states.split(), vote_threshold=threshold) is expected
+
+
+def test_healthy_promises_that_the_replicas_are_equal() -> None:
+    """While something has yet to be compared, or differs, all being current is not enough."""
+    states = ["current", "current"]
+    assert overall_state(states, vote_threshold=2, unsettled=True) is DiskState.DEGRADED
+    undecided = overall_state(states, vote_threshold=2, unsettled=True, undecided_bytes=1)
+    assert undecided is DiskState.NEEDS_OPERATOR
+    without = overall_state(["current", "missing"], vote_threshold=2, undecided_bytes=1)
+    assert without is DiskState.NO_QUORUM
+
+
+def test_the_exit_codes_are_as_documented() -> None:
+    assert {state.value: int(state.exit_code) for state in DiskState} == {
+        "healthy": 0,
+        "degraded": 1,
+        "no-quorum": 2,
+        "needs-operator": 3,
+    }
+
+
+def test_the_worst_is_the_one_that_hurts_most() -> None:
+    """Not the largest number: an unusable disk is worse than one that waits for a decision."""
+    order = [0, 1, 4, 3, 2]
+    for place, code in enumerate(order):
+        assert worst(map(ExitCode, order[: place + 1])) == code
+    assert worst([]) is ExitCode.OK
+
+
+# JSON
+
+
+def test_json_is_the_design_s() -> None:
+    """Key by key and in this order, so that a rename cannot pass unnoticed."""
+    content = DEGRADED.to_json()
+    assert json.dumps(content) == json.dumps(
+        {
+            "schema": 1,
+            "mountpoint": MOUNTPOINT,
+            "pid": 1234,
+            "set": "5e" * 16,
+            "generation": "00000000000000ff",
+            "size": 20 << 30,
+            "state": "degraded",
+            "read_pattern": "fifo",
+            "vote_threshold": 1,
+            "replicas": [
+                {
+                    "path": "/nas1/a.img",
+                    "id": "0a" * 16,
+                    "state": "current",
+                    "reason": None,
+                    "reads": 7,
+                    "writes": 0,
+                    "flushes": 0,
+                    "bytes_read": 7 << 20,
+                    "bytes_written": 0,
+                    "errors": {"read": 0, "write": 0, "flush": 0, "mismatch": 0, "timeout": 0},
+                    "out_of_sync_bytes": 0,
+                    "in_flight": 0,
+                    "copied_bytes": 0,
+                },
+                {
+                    "path": "/nas2/b.img",
+                    "id": "0b" * 16,
+                    "state": "resyncing",
+                    "reason": "left behind in generation 0000000000000001",
+                    "reads": 0,
+                    "writes": 3,
+                    "flushes": 1,
+                    "bytes_read": 0,
+                    "bytes_written": 12288,
+                    "errors": {"read": 0, "write": 2, "flush": 0, "mismatch": 0, "timeout": 1},
+                    "out_of_sync_bytes": 3 << 30,
+                    "in_flight": 1,
+                    "copied_bytes": 1 << 30,
+                },
+            ],
+            "resync": {
+                "replica": "/nas2/b.img",
+                "done_bytes": 1 << 30,
+                "total_bytes": 4 << 30,
+                "rate_bytes_per_s": 100 << 20,
+                "eta_s": 31,
+                "kind": "resync",
+            },
+            "scrub": None,
+            "metadata": "sidecar",
+            "read_only": False,
+            "undecided_bytes": 0,
+            "notes": ["no libfuse shim"],
+        }
+    )
+
+
+counts = st.integers(0, 2**63)
+texts = st.binary(max_size=20).map(os.fsdecode)
+replica_statuses = st.builds(
+    ReplicaStatus,
+    path=texts,
+    replica_id=st.none() | st.just("0a" * 16),
+    state=st.sampled_from([state.value for state in State]),
+    reason=st.none() | texts,
+    reads=counts,
+    writes=counts,
+    flushes=counts,
+    bytes_read=counts,
+    bytes_written=counts,
+    errors=st.builds(ErrorCounts, counts, counts, counts, counts, counts),
+    out_of_sync_bytes=counts,
+    in_flight=counts,
+    copied_bytes=counts,
+)
+statuses = st.builds(
+    Status,
+    mountpoint=texts,
+    pid=counts,
+    set_id=st.none() | st.just("5e" * 16),
+    generation=st.none() | st.just("00000000000000ff"),
+    size=counts,
+    state=st.sampled_from(DiskState),
+    read_pattern=st.sampled_from(["quorum", "fifo"]),
+    vote_threshold=st.integers(1, 6),
+    replicas=st.lists(replica_statuses, max_size=6).map(tuple),
+    resync=st.none()
+    | st.builds(
+        ResyncStatus,
+        st.none() | texts,
+        counts,
+        counts,
+        counts,
+        st.none() | counts,
+        st.sampled_from(ResyncKind),
+    ),
+    scrub=st.none() | st.just({"mismatches": 0}),
+    metadata=st.sampled_from(["sidecar", "none"]),
+    read_only=st.booleans(),
+    undecided_bytes=counts,
+    notes=st.lists(texts, max_size=3).map(tuple),
+)
+
+
+@given(statuses)
+def test_json_there_and_back_is_the_same(status: Status) -> None:
+    """Whatever bytes are in a path."""
+    assert Status.from_json(json.loads(json.dumps(status.to_json()))) == status
+
+
+def test_a_status_without_what_was_added_later_is_understood() -> None:
+    """As a daemon wrote it that knows only the keys of the design."""
+    content = DEGRADED.to_json()
+    for key in ("metadata", "read_only", "undecided_bytes", "notes"):
+        del content[key]
+    del content["resync"]["kind"]
+    for replica in content["replicas"]:
+        del replica["copied_bytes"]
+    read = Status.from_json(content)
+    assert read.replicas[1].errors == B.errors
+    assert read.resync == DEGRADED.resync
+    assert (read.metadata, read.notes) == ("sidecar", ())
+
+
+def test_a_status_with_more_than_is_known_is_understood() -> None:
+    """As a later daemon will write it."""
+    content = DEGRADED.to_json()
+    for part in (
+        content,
+        content["resync"],
+        content["replicas"][0],
+        content["replicas"][0]["errors"],
+    ):
+        part["new"] = {"whatever": 1}
+    assert Status.from_json(content) == DEGRADED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schema": 2},
+        {"schema": None},
+        {"state": "splendid"},
+        {"replicas": None},
+        {"replicas": [1]},
+        {"replicas": [{}]},
+        {"resync": {"kind": "resync"}},
+        {"resync": [1]},
+        {"notes": 1},
+    ],
+)
+def test_what_is_no_status_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(StatusFormatError):
+        Status.from_json(DEGRADED.to_json() | changes)
+
+
+@pytest.mark.parametrize("missing", ["mountpoint", "size", "state", "replicas", "schema"])
+def test_a_status_that_lacks_a_key_is_refused(missing: str) -> None:
+    content = DEGRADED.to_json()
+    del content[missing]
+    with pytest.raises(StatusFormatError):
+        Status.from_json(content)
+
+
+# Progress
+
+
+@given(
+    done=st.integers(-(2**40), 2**50),
+    total=st.integers(-(2**40), 2**50),
+    rate=st.floats(-1e6, 1e12),
+)
+def test_progress_is_never_negative_or_more_than_all(done: int, total: int, rate: float) -> None:
+    """Guests write during a resync: what is done may outgrow what was to do when it began."""
+    told = progress(
+        ResyncKind.RESYNC, None, done_bytes=done, total_bytes=total, rate_bytes_per_s=rate
+    )
+    assert 0 <= told.done_bytes <= told.total_bytes
+    assert told.rate_bytes_per_s >= 0
+    assert told.eta_s is None or told.eta_s >= 0
+    if told.done_bytes == told.total_bytes:
+        assert told.eta_s == 0
+
+
+def test_the_time_left_is_unknown_while_nothing_moves() -> None:
+    def eta_s(rate: float) -> int | None:
+        told = progress(
+            ResyncKind.SETTLE, None, done_bytes=1, total_bytes=101, rate_bytes_per_s=rate
+        )
+        return told.eta_s
+
+    assert eta_s(0) is eta_s(0.5) is None
+    assert (eta_s(10), eta_s(30)) == (10, 4)
+
+
+# What to do next
+
+
+def test_a_healthy_disk_needs_no_advice() -> None:
+    assert describe(HEALTHY) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "advice"),
+    [
+        ("missing", "bring it back, then it is brought up to date by itself"),
+        ("stale", "it is brought up to date by itself"),
+        ("resyncing", "nothing to do"),
+        ("suspect", "it is compared in full and repaired by itself"),
+        (OFFLINE, "quorumfs online /mnt/vdisk /nas2/b.img"),
+        (
+            "foreign",
+            "quorumfs umount /mnt/vdisk && quorumfs resolve --keep /nas1/a.img "
+            "/nas1/a.img /nas2/b.img",
+        ),
+        ("something-new", "see the log"),
+    ],
+)
+def test_each_replica_that_is_not_current_gets_one_line(state: str, advice: str) -> None:
+    """What it is, why, and what to do: never a state without a way out of it."""
+    replica = replace(B, state=state, reason="the reason")
+    (line,) = describe(with_replica(replica))
+    assert line.startswith(f"/nas2/b.img is {state} (the reason)")
+    assert advice in line
+
+
+def test_without_a_quorum_the_numbers_come_first() -> None:
+    status = with_replica(replace(B, state="missing"), state=DiskState.NO_QUORUM, vote_threshold=2)
+    first, second = describe(status)
+    assert first.startswith("1 of 2 replicas are current, and vote-threshold=2 needs as many")
+    assert "/nas2/b.img is missing" in second
+
+
+def test_a_differing_adoption_says_how_to_decide() -> None:
+    status = replace(HEALTHY, state=DiskState.NEEDS_OPERATOR, undecided_bytes=131072)
+    (line,) = describe(status)
+    assert line == (
+        "the replicas differ in 128.0 KiB, and nothing tells which one is right: choose whose "
+        "data to keep: quorumfs umount /mnt/vdisk && quorumfs resolve --keep REPLICA "
+        "/nas1/a.img /nas2/b.img"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [(ResyncKind.VERIFY, "for the first time"), (ResyncKind.SETTLE, "not closed in order")],
+)
+def test_a_comparison_of_current_replicas_is_explained(kind: ResyncKind, words: str) -> None:
+    status = replace(
+        HEALTHY, state=DiskState.DEGRADED, resync=ResyncStatus(None, 0, 1, 0, None, kind)
+    )
+    (line,) = describe(status)
+    assert words in line
+
+
+@pytest.mark.parametrize(("read_only", "words"), [(True, "without -o ro"), (False, "themselves")])
+def test_a_comparison_that_waits_is_explained(read_only: bool, words: str) -> None:
+    (line,) = describe(replace(HEALTHY, state=DiskState.DEGRADED, read_only=read_only))
+    assert words in line
+
+
+def test_where_nothing_is_repaired_by_itself_it_is_not_promised() -> None:
+    stale = replace(B, state="stale")
+    (line,) = describe(with_replica(stale, metadata="none"))
+    assert "copy a current replica over it" in line
+    (line,) = describe(with_replica(stale, read_only=True))
+    assert "mount without -o ro" in line
+
+
+def test_commands_may_be_pasted_into_a_shell() -> None:
+    odd = "/nas 2/b's.img"
+    (line,) = describe(with_replica(replace(B, path=odd, state="foreign")))
+    assert shlex.split(line.partition("quorumfs resolve")[2])[-1] == odd
+
+
+@given(statuses)
+def test_every_unhealthy_status_says_something(status: Status) -> None:
+    lines = describe(status)
+    if status.state in (DiskState.HEALTHY, DiskState.NO_QUORUM):
+        assert bool(lines) == (status.state is DiskState.NO_QUORUM)
+    elif status.state is DiskState.DEGRADED and (
+        status.resync is None or status.resync.kind is not ResyncKind.RESYNC
+    ):
+        assert lines
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        ((1 << 20) - 1, "1.0 MiB"),
+        (20 << 30, "20.0 GiB"),
+        (16 << 40, "16.0 TiB"),
+        (1 << 63, "8192.0 PiB"),
+    ],
+)
+def test_bytes_for_a_reader(count: int, text: str) -> None:
+    assert human_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59, "59 s"), (61, "1 min 01 s"), (7260, "2 h 01 min")]
+)
+def test_times_for_a_reader(seconds: int, text: str) -> None:
+    assert human_time(seconds) == text
+
+
+# The command
+
+Say = Callable[..., Result]
+
+
+@pytest.fixture
+def say(monkeypatch: pytest.MonkeyPatch) -> Say:
+    """Runs ``quorumfs status`` on mounts that answer with these; errors are raised by them."""
+
+    def run(
+        *arguments: str, mounted: dict[str, Status | client.ControlError], owner: int = 0
+    ) -> Result:
+        def ask(mountpoint: str) -> Status:
+            answer = mounted[mountpoint]
+            if isinstance(answer, client.ControlError):
+                raise answer
+            return answer
+
+        monkeypatch.setattr(client, "status", ask)
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        monkeypatch.setattr(
+            client,
+            "visible_mounts",
+            lambda: [mounts.Mount(place, mounts.FS_TYPE, owner) for place in mounted],
+        )
+        return CliRunner().invoke(cli.status, list(arguments), standalone_mode=False)
+
+    return run
+
+
+GONE = client.DaemonGoneError("the daemon of /mnt/dead is gone, and the mount dead")
+
+
+def test_for_a_reader_without_a_terminal_it_is_stable_text(say: Say) -> None:
+    """No escape sequences, no wrapping, one fact a line: also for a mail from cron."""
+    result = say(MOUNTPOINT, mounted={MOUNTPOINT: DEGRADED})
+    assert result.return_value is ExitCode.FAILED
+    assert result.output == (
+        "/mnt/vdisk: degraded\n"
+        "  20.0 GiB, fifo, vote-threshold 1, pid 1234, set 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e, "
+        "generation 00000000000000ff\n"
+        "  action: /nas2/b.img is resyncing (left behind in generation 0000000000000001): it is "
+        "being given what it lacks; nothing to do\n"
+        "  note: no libfuse shim\n"
+        "  resync of /nas2/b.img: 25 %, 1.0 GiB of 4.0 GiB, 100.0 MiB/s, 31 s left\n"
+        "  REPLICA      STATE      READS  WRITES  FLUSHES     READ   WRITTEN   COPIED  IN FLIGHT"
+        "  ERRORS  OUT OF SYNC\n"
+        "  /nas1/a.img  current        7       0        0  7.0 MiB       0 B      0 B          0"
+        "       0          0 B\n"
+        "  /nas2/b.img  resyncing      0       3        1      0 B  12.0 KiB  1.0 GiB          1"
+        "       3      3.0 GiB\n"
+        "  errors of /nas2/b.img: 2 write, 1 timeout\n"
+    )
+
+
+def test_all_mounts_are_shown_if_none_is_named(say: Say) -> None:
+    """Separated by an empty line; the exit code is that of the worst."""
+    result = say(mounted={MOUNTPOINT: HEALTHY, "/mnt/dead": GONE})
+    assert result.output.startswith("/mnt/vdisk: healthy\n")
+    assert result.output.endswith(
+        "\n\n/mnt/dead: daemon-gone\n  the daemon of /mnt/dead is gone, and the mount dead\n"
+    )
+    assert result.return_value is ExitCode.UNUSABLE
+
+
+def test_x_shows_only_what_is_not_healthy(say: Say) -> None:
+    result = say("-x", mounted={"/ok": replace(HEALTHY, mountpoint="/ok"), MOUNTPOINT: DEGRADED})
+    assert "/ok" not in result.output
+    assert "/mnt/vdisk: degraded" in result.output
+    assert result.return_value is ExitCode.FAILED
+    result = say("-x", mounted={MOUNTPOINT: HEALTHY})
+    assert (result.output, result.return_value) == ("all mounts are healthy\n", ExitCode.OK)
+    result = say("-x", MOUNTPOINT, "--json", mounted={MOUNTPOINT: HEALTHY})
+    assert json.loads(result.output) == []
+
+
+def test_no_mounts_at_all_is_no_trouble(say: Say) -> None:
+    for arguments in ([], ["-x"]):
+        result = say(*arguments, mounted={})
+        assert (result.output, result.return_value) == ("no quorumfs mounts\n", ExitCode.OK)
+
+
+def test_mounts_of_other_users_are_counted_not_asked(
+    say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An ordinary user's own monitoring must not fail because root has mounts too."""
+    monkeypatch.setattr(cli, "os", type("Os", (), {"geteuid": staticmethod(lambda: 1000)}))
+    result = say(mounted={MOUNTPOINT: DEGRADED})
+    assert result.output == "no quorumfs mounts\n1 of other users not shown\n"
+    assert result.return_value is ExitCode.OK
+
+
+def test_the_only_mount_asked_for_fails_in_one_line(say: Say) -> None:
+    """Like every refusal of the command: nothing on stdout, and `main` prints the reason."""
+    result = say("/mnt/dead", mounted={"/mnt/dead": GONE})
+    assert result.exception is GONE
+    assert result.output == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        client.NotMountedError("a"),
+        client.DaemonGoneError("b"),
+        client.NoAnswerError("c"),
+        client.NotPermittedError("d"),
+        client.ProtocolError("e"),
+    ],
+)
+def test_json_parses_in_all_states(say: Say, error: client.ControlError) -> None:
+    """One object for one mount point named, whatever became of it; a list otherwise."""
+    mounted = {"/x": error, MOUNTPOINT: DEGRADED}
+    result = say("--json", "/x", mounted=mounted)
+    expected = {
+        "schema": 1,
+        "mountpoint": "/x",
+        "state": None,
+        "problem": error.problem,
+        "error": str(error),
+    }
+    assert json.loads(result.output) == expected
+    assert result.return_value is error.exit_code
+    result = say("--json", MOUNTPOINT, mounted=mounted)
+    assert Status.from_json(json.loads(result.output)) == DEGRADED
+    for arguments in (["/x", MOUNTPOINT], []):
+        result = say("--json", *arguments, mounted=mounted)
+        assert json.loads(result.output) == [expected, DEGRADED.to_json()]
+
+
+def test_odd_paths_stay_on_their_line(say: Say) -> None:
+    """A newline, an escape sequence or bytes that are no UTF-8 in a path forge nothing."""
+    odd = os.fsdecode(b"/a\n\x1b[31m\xff.img")
+    status = replace(HEALTHY, replicas=(replace(A, path=odd),))
+    result = say(MOUNTPOINT, mounted={MOUNTPOINT: status})
+    assert r"/a\n\x1b[31m\udcff.img  current" in result.output
+    assert len(result.output.splitlines()) == 4
+
+
+def test_watch_goes_on_until_ctrl_c(say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal one picture after the other; it ends with the last state's exit code."""
+    sleeps = iter([None, None])
+
+    def sleep(_: float) -> None:
+        try:
+            next(sleeps)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(cli.time, "sleep", sleep)
+    result = say("--watch", "--json", MOUNTPOINT, mounted={MOUNTPOINT: DEGRADED})
+    assert [json.loads(line) for line in result.output.splitlines()] == [DEGRADED.to_json()] * 3
+    assert result.return_value is ExitCode.FAILED
+
+
+# On a terminal
+
+
+def drawn(status: Status | client.ControlError, width: int) -> str:
+    answer = (
+        cli.Answer("/mnt/dead", None, status)
+        if isinstance(status, client.ControlError)
+        else cli.Answer(status.mountpoint, status)
+    )
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, highlight=False)
+    with console.capture() as capture:
+        console.print(cli.picture(cli.View([answer]), width))
+    return capture.get()
+
+
+def without_colours(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_picture_fits_the_terminal_and_keeps_every_fact(width: int) -> None:
+    picture = drawn(DEGRADED, width)
+    assert "\x1b[" in picture
+    text = without_colours(picture)
+    assert all(len(line) <= width for line in text.splitlines())
+    words = " ".join(text.split())
+    for fact in ("/mnt/vdisk: degraded", "resyncing", "25 %", "31 s left", "3.0 GiB", "2 write"):
+        assert fact in words
+    assert "━" in text
+    assert ("12.0 KiB" in words) == (width >= cli.WIDE)
+
+
+def test_a_picture_takes_paths_as_they_are() -> None:
+    """Brackets are no markup."""
+    text = without_colours(drawn(with_replica(replace(B, path="/[red]/x[/].img")), 200))
+    assert text.count("/[red]/x[/].img") == 3
+
+
+def test_a_mount_that_does_not_answer_has_a_picture_too() -> None:
+    assert without_colours(drawn(GONE, 100)).startswith("/mnt/dead: daemon-gone\n  the daemon of")
+
+
+@given(statuses)
+def test_every_status_can_be_shown(status: Status) -> None:
+    text = cli.plain(cli.Answer(MOUNTPOINT, status))
+    assert "\x1b" not in text
+    text.encode("utf-8")
+    without_colours(drawn(status, 100)).encode("utf-8")
+
+
+def test_on_a_real_terminal_there_are_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way, through a pseudo-terminal."""
+    reader, writer = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(client, "status", lambda _: DEGRADED)
+    with open(writer, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        exit_code = cli.status.main([MOUNTPOINT], standalone_mode=False)
+        monkeypatch.undo()
+        drawn = os.read(reader, 1 << 16).decode()
+    os.close(reader)
+    assert exit_code is ExitCode.FAILED
+    assert "\x1b[" in drawn
+    assert "/mnt/vdisk: degraded" in without_colours(drawn)

@@ -508,6 +508,8 @@ class _Assembly:
         for path, member in members.items():
             if member.state is State.CURRENT:
                 joined.join(self._present[path].map)
+        for slot in range(len(record.roles), REPLICAS_MAX):  # from an unreadable page
+            joined.remove(lacks(slot), everything)
         for slot, role in enumerate(record.roles):
             state = next((m.state for m in members.values() if m.slot == slot), State.MISSING)
             if state is State.CURRENT:

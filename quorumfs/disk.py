@@ -308,11 +308,13 @@ class Disk:
                 self.metadata.truncated(replica)
         return outcomes
 
-    async def read_locked(self, offset: int, length: int) -> Reading:
-        """Read a range by the read pattern; the caller holds its lock."""
+    async def read_locked(
+        self, offset: int, length: int, pattern: ReadPattern | None = None
+    ) -> Reading:
+        """Read a range, by the read pattern or another one; the caller holds its lock."""
         deadline = trio.current_time() + self.search_s
         parts = [
-            await self._read_part(choice, deadline)
+            await self._read_part(choice, pattern or self._pattern, deadline)
             for choice in self.metadata.choices(offset, length)
         ]
         if len(parts) == 1:
@@ -326,10 +328,11 @@ class Disk:
                 self._announced[replica] = replica.state
                 self.events.state_changed(replica.path, announced, replica.state)
 
-    async def _read_part(self, choice: Choice, deadline: float) -> Reading:
+    async def _read_part(self, choice: Choice, pattern: ReadPattern, deadline: float) -> Reading:
         """Read a range from those who hold all of it; look for a way until *deadline*."""
         offset, length, holders, pinned, lacking = choice
-        pattern = Fifo() if pinned else self._pattern
+        if pinned:
+            pattern = Fifo()
         outcomes: list[Outcome] = []
         succeeded = 0
         waiting = holders
@@ -370,8 +373,9 @@ class Disk:
             # One unreadable sector fails a whole request. Where replicas are bad at different
             # places, each half may still have enough good ones.
             rest = offset + length - middle
-            left = await self._read_part(choice._replace(length=middle - offset), deadline)
-            right = await self._read_part(choice._replace(offset=middle, length=rest), deadline)
+            left = await self._read_part(choice._replace(length=middle - offset), pattern, deadline)
+            second = choice._replace(offset=middle, length=rest)
+            right = await self._read_part(second, pattern, deadline)
             return Reading(left.data + right.data, left.repairable or right.repairable)
         self.events.failure(offset, length)
         raise OSError(verdict.errno, os.strerror(verdict.errno))

@@ -15,18 +15,19 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import trio
 
 from quorumfs.assembly import State
-from quorumfs.control import logs, runtime
+from quorumfs.control import logs, runtime, server, snapshot
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.fuse import mounts, session, shim
 from quorumfs.fuse.operations import DiskOperations
 from quorumfs.options import MountOptions
-from quorumfs.repair.resync import Resync
+from quorumfs.repair.resync import run_until
 from quorumfs.replicaset import ReplicaSet, open_replica_set
 
 log = logging.getLogger(__name__)
@@ -85,9 +86,17 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
             await nursery.start(_stop_on_signal, plan.mountpoint)
             nursery.start_soon(disk.run)
             nursery.start_soon(_return_memory, disk)
+
+            def status(_: object) -> dict[str, Any]:
+                missing = shim.missing()
+                notes = (missing,) if missing else ()
+                return snapshot.take(plan.mountpoint, plan.options, disk, resync, notes).to_json()
+
+            socket = runtime.path_for(plan.mountpoint, "sock")
+            await nursery.start(server.serve, socket, {"status": status})
             repairs = trio.CancelScope()
             if resync is not None and not plan.options.read_only:
-                nursery.start_soon(_repair, resync, repairs)
+                nursery.start_soon(run_until, resync, repairs)
             log.info(
                 "mounted %s at %s: %s, threshold %d",
                 ", ".join(replica.path for replica in disk.replicas),
@@ -127,11 +136,6 @@ async def _close(disk: Disk) -> str | None:
         log.error("%s", failure)
         return failure
     return None
-
-
-async def _repair(resync: Resync, until: trio.CancelScope) -> None:
-    with until:
-        await resync.run()
 
 
 def _become_io_flusher() -> None:

@@ -43,14 +43,14 @@ class MountOptions:
     """Options that go to the kernel or libfuse as they are."""
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """A parser's way to say what is allowed."""
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:
-            raise _RefusedError(" or ".join(allowed))
+            raise RefusedError(" or ".join(allowed))
         return text
 
     return parse
@@ -59,25 +59,25 @@ def _choice(*allowed: str) -> Callable[[str], str]:
 def _switch(text: str) -> bool:
     values = {"": True, "on": True, "true": True, "off": False, "false": False}
     if text not in values:
-        raise _RefusedError("on or off")
+        raise RefusedError("on or off")
     return values[text]
 
 
 def _flag(text: str) -> bool:
     if text:
-        raise _RefusedError("the option alone, without a value")
+        raise RefusedError("the option alone, without a value")
     return True
 
 
 def _count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
-        raise _RefusedError("a whole number from 1")
+        raise RefusedError("a whole number from 1")
     return int(text)
 
 
 def _background(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
-        raise _RefusedError("a whole number from 1 to 65535")
+        raise RefusedError("a whole number from 1 to 65535")
     return int(text)
 
 
@@ -85,20 +85,20 @@ def _duration(text: str) -> float:
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|m|)", text)
     seconds = float(match[1]) * {"ms": 0.001, "s": 1, "": 1, "m": 60}[match[2]] if match else 0
     if not 0.1 <= seconds <= 3600:
-        raise _RefusedError("a time from 100ms to 60m, like 8s")
+        raise RefusedError("a time from 100ms to 60m, like 8s")
     return seconds
 
 
-def _size(text: str) -> int:
+def parse_size(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)", text.upper())
     if not match or not int(match[1]):
-        raise _RefusedError("a number of bytes from 1, with K, M, G or T for powers of 1024")
+        raise RefusedError("a number of bytes from 1, with K, M, G or T for powers of 1024")
     return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2]]
 
 
 def _mode(text: str) -> int:
     if not re.fullmatch(r"0?[0-7]{3}", text):
-        raise _RefusedError("an octal mode from 000 to 777, like 0660")
+        raise RefusedError("an octal mode from 000 to 777, like 0660")
     return int(text, 8)
 
 
@@ -116,12 +116,12 @@ def _id(text: str, look_up: Callable[[str], int], allowed: str) -> int:
     try:
         return look_up(text)
     except (KeyError, ValueError):
-        raise _RefusedError(allowed) from None
+        raise RefusedError(allowed) from None
 
 
 def _name(text: str) -> str:
     if not re.fullmatch(r"[\x21-\x5b\x5d-\x7e]{1,200}", text):  # libfuse drops a backslash
-        raise _RefusedError("1 to 200 printable ASCII characters, no space, no backslash")
+        raise RefusedError("1 to 200 printable ASCII characters, no space, no backslash")
     return text
 
 
@@ -193,7 +193,7 @@ OPTIONS: Mapping[str, Option] = {
         Option(
             "resync-rate",
             "SIZE",
-            _size,
+            parse_size,
             "resync_rate",
             "bytes a second that a resync copies at most, like 100M (default: no limit; it "
             "yields to the guest in any case)",
@@ -254,7 +254,7 @@ def parse_options(texts: Sequence[str], replicas: int) -> MountOptions:
         option = _find(given)
         try:
             parsed = option.parse(value)
-        except _RefusedError as refused:
+        except RefusedError as refused:
             raise UsageError(f"option {option.name}: got {value!r}, allowed: {refused}") from None
         if option.field == "kernel_flags":
             opposite = option.name[2:] if option.name.startswith("no") else f"no{option.name}"

@@ -5,8 +5,10 @@ import sys
 import click
 
 from quorumfs import __version__
+from quorumfs.cli.create import create
 from quorumfs.cli.examine import examine
 from quorumfs.cli.mount import mount
+from quorumfs.cli.resolve import resolve
 from quorumfs.cli.status import status
 from quorumfs.cli.umount import umount
 from quorumfs.errors import ExitCode, UserError
@@ -18,10 +20,12 @@ def quorumfs() -> None:
     """One virtual disk kept as N full copies, with the semantics of QEMU's quorum driver."""
 
 
+quorumfs.add_command(create)
 quorumfs.add_command(mount)
 quorumfs.add_command(umount)
 quorumfs.add_command(status)
 quorumfs.add_command(examine)
+quorumfs.add_command(resolve)
 
 
 def main() -> None:

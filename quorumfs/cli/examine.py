@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from quorumfs.assembly import AssemblyRefusedError, Found, Plan, assemble, image_changed
-from quorumfs.cli.status import printable
+from quorumfs.cli.status import forget_stdout, printable
 from quorumfs.control.status import human_bytes
 from quorumfs.dirtymap import INTENT, UNVERIFIED, DirtyMap, lacks
 from quorumfs.errors import ExitCode
@@ -26,6 +26,7 @@ from quorumfs.sidecar import (
     Identity,
     Record,
     Sidecar,
+    UnknownVersionError,
     identity_of,
     path_for,
 )
@@ -50,6 +51,8 @@ class Examined:
     """Where the image is: with its inode, the same for every path to the same file."""
     image_problem: str | None = None
     """Why there is no image that could be used."""
+    refusal: str | None = None
+    """Why no mount takes this path, whatever the others are."""
     sidecar: Sidecar | None = None
     sidecar_problem: str | None = None
     """Why there is no sidecar that could be read."""
@@ -104,12 +107,16 @@ def examine(as_json: bool, replicas: tuple[str, ...]) -> ExitCode:
             "replicas": [replica_json(examined) for examined in all_examined],
             "assembly": decision and decision_json(decision),
         }
-        print(json.dumps(content))
+        text = json.dumps(content)
     else:
         blocks = ["\n".join(replica_text(examined)) for examined in all_examined]
         if decision is not None:
             blocks.append("\n".join(decision_text(decision)))
-        print("\n\n".join(blocks))
+        text = "\n\n".join(blocks)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        forget_stdout()
     if decision is not None and decision.exit_code is ExitCode.NEEDS_OPERATOR:
         return ExitCode.NEEDS_OPERATOR
     unreadable = any(examined.sidecar is None for examined in all_examined)
@@ -139,7 +146,8 @@ def _look_at_image(path: str) -> Examined:
     except OSError as error:
         return Examined(path, None, image_problem=error.strerror or str(error))
     if not stat.S_ISREG(status.st_mode):
-        return Examined(path, None, image_problem="not a regular file")
+        refusal = f"{path} is not a regular file"
+        return Examined(path, None, image_problem="not a regular file", refusal=refusal)
     return Examined(path, identity_of(status), status.st_dev)
 
 
@@ -154,6 +162,9 @@ def _look_at_sidecar(examined: Examined, fd: int) -> Examined:
             if not (in_use and sidecar.damage):
                 break
             sidecar = read_sidecar(fd)  # a daemon may have been writing just there
+    except UnknownVersionError as error:
+        refusal = f"{path_for(examined.path)}: {error}"
+        return replace(examined, sidecar_problem=str(error), refusal=refusal)
     except FormatError as error:
         return replace(examined, sidecar_problem=str(error))
     except OSError as error:
@@ -174,9 +185,10 @@ def decide(all_examined: Sequence[Examined]) -> Decision:
     """What a mount without options would make of these."""
     places: dict[tuple[int, int], str] = {}
     for examined in all_examined:
+        if examined.refusal:
+            return Decision("unusable", refusal=examined.refusal, exit_code=ExitCode.FAILED)
         if examined.image is not None:
-            place = (examined.device, examined.image.inode)
-            other = places.setdefault(place, examined.path)
+            other = places.setdefault((examined.device, examined.image.inode), examined.path)
             if other is not examined.path:
                 text = f"{other} and {examined.path} are the same file"
                 return Decision("same file", refusal=text, exit_code=ExitCode.FAILED)
@@ -239,6 +251,7 @@ def record_json(record: Record) -> dict[str, Any]:
                 "id": role.replica_id.hex(),
                 "state": role.state.name.lower(),
                 "generation": f"{role.generation:016x}",
+                "sequence": role.sequence,
                 "path": role.path,
             }
             for slot, role in enumerate(record.roles)

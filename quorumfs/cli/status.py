@@ -66,6 +66,7 @@ class Answer:
     """What one mount point said, or why it said nothing."""
 
     mountpoint: str
+    """Absolute."""
     status: Status | None
     error: "ControlError | None" = None
 
@@ -164,8 +165,8 @@ def status(
             console.print(picture(view, console.width))
         else:
             print(as_text(view).rstrip("\n"), flush=True)
-    except BrokenPipeError:  # whoever read the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        forget_stdout()
         return ExitCode.OK
     return view.exit_code
 
@@ -178,9 +179,10 @@ def ask_all(mountpoints: Sequence[str]) -> View:
 
     def ask(mountpoint: str) -> Answer:
         try:
-            return Answer(mountpoint, client.status(mountpoint))
+            status = client.status(mountpoint)
         except client.ControlError as error:
-            return Answer(mountpoint, None, error)
+            return Answer(os.path.abspath(mountpoint), None, error)
+        return Answer(status.mountpoint, status)
 
     unasked = 0
     if not mountpoints:
@@ -270,6 +272,11 @@ def printable(text: str) -> str:
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def forget_stdout() -> None:
+    """Whoever read the output has seen enough: what is still in its buffer goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # For pipes and files: stable, no colours, no wrapping

@@ -318,7 +318,8 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
     if status.read_only:
         return f"{happened}: a read-only mount brings nothing up to date: mount without -o ro"
     advice = {
-        State.MISSING.value: "bring it back, then it is brought up to date by itself",
+        State.MISSING.value: "bring it back, and name it in quorumfs mount if it was left out; "
+        "then it is brought up to date by itself",
         State.STALE.value: "it is brought up to date by itself as soon as that is possible",
         State.SUSPECT.value: "it is compared in full and repaired by itself; nothing to do",
         State.RESYNCING.value: "it is being given what it lacks; nothing to do",

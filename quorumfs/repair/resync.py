@@ -21,11 +21,12 @@ from typing import cast
 import trio
 
 from quorumfs.assembly import Found, Member, State, judge_returned
-from quorumfs.dirtymap import UNVERIFIED, lacks
+from quorumfs.dirtymap import CHUNK_MIN, UNVERIFIED, lacks
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.metadata import Outcome
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.patterns import Fifo
 from quorumfs.ranges import RangeSet
 from quorumfs.repair.pacing import Pacer
 from quorumfs.replica import Replica
@@ -115,6 +116,11 @@ class Resync:
         self._retries: dict[Replica, _Retry] = {}
         self._saved_at = 0.0
         self._requests_seen = 0
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes of a chunk."""
+        return self._map.chunk_size
 
     async def run(self) -> None:
         """Repair whatever needs it, until cancelled."""
@@ -358,10 +364,13 @@ class Resync:
             stop = min(end, await self._seek(Kind.SEEK_HOLE, offset))
             if stop <= offset:
                 stop = end
-            data = (await self._disk.read_locked(offset, stop - offset)).data
-            if not compare or await self._held(target, offset, stop - offset) != data:
-                await self._tell(target, Kind.WRITE, offset, stop - offset, data)
-                target.counters.copied_bytes += stop - offset
+            # Too few are left to hold a vote: what they hold is still all there is.
+            few = len(self._sidecars.members) < self._disk.threshold
+            reading = await self._disk.read_locked(offset, stop - offset, Fifo() if few else None)
+            held = await self._held(target, offset, stop - offset) if compare else None
+            for start, data in _differing(reading.data, held):
+                await self._tell(target, Kind.WRITE, offset + start, len(data), data)
+                target.counters.copied_bytes += len(data)
             offset = stop
 
     async def _make_hole(self, target: Replica, offset: int, end: int) -> None:
@@ -465,10 +474,27 @@ class Resync:
             await trio.sleep(pause)
 
 
+async def run_until(resync: Resync, end: trio.CancelScope) -> None:
+    """Run *resync* until *end* is cancelled."""
+    with end:
+        await resync.run()
+
+
 def _pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
     """Offsets and lengths of at most `PIECE` bytes that make up ``[start, end)``."""
     for offset in range(start, end, PIECE):
         yield offset, min(PIECE, end - offset)
+
+
+def _differing(data: bytes, held: bytes | None) -> Iterator[tuple[int, bytes]]:
+    """The parts of *data* that *held* has not, with their offsets; all of it if that is unknown."""
+    if held is None:
+        yield 0, data
+    elif held != data:
+        for start in range(0, len(data), CHUNK_MIN):
+            part = data[start : start + CHUNK_MIN]
+            if part != held[start : start + CHUNK_MIN]:
+                yield start, part
 
 
 def _without(runs: Iterable[range], left_out: RangeSet) -> Iterator[range]:

@@ -355,7 +355,7 @@ def test_a_healthy_disk_needs_no_advice() -> None:
 @pytest.mark.parametrize(
     ("state", "advice"),
     [
-        ("missing", "bring it back, then it is brought up to date by itself"),
+        ("missing", "bring it back"),
         ("stale", "it is brought up to date by itself"),
         ("resyncing", "nothing to do"),
         ("suspect", "it is compared in full and repaired by itself"),
@@ -470,7 +470,7 @@ def say(monkeypatch: pytest.MonkeyPatch) -> Say:
     """Runs ``quorumfs status`` on mounts that answer with these; errors are raised by them."""
 
     def run(
-        *arguments: str, mounted: dict[str, Status | client.ControlError], owner: int = 0
+        *arguments: str, mounted: dict[str, Status | client.ControlError], user: int = 0
     ) -> Result:
         def ask(mountpoint: str) -> Status:
             answer = mounted[mountpoint]
@@ -479,11 +479,11 @@ def say(monkeypatch: pytest.MonkeyPatch) -> Say:
             return answer
 
         monkeypatch.setattr(client, "status", ask)
-        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        monkeypatch.setattr(os, "geteuid", lambda: user)
         monkeypatch.setattr(
             client,
             "visible_mounts",
-            lambda: [mounts.Mount(place, mounts.FS_TYPE, owner) for place in mounted],
+            lambda: [mounts.Mount(place, mounts.FS_TYPE, 0) for place in mounted],
         )
         return CliRunner().invoke(cli.status, list(arguments), standalone_mode=False)
 
@@ -542,12 +542,9 @@ def test_no_mounts_at_all_is_no_trouble(say: Say) -> None:
         assert (result.output, result.return_value) == ("no quorumfs mounts\n", ExitCode.OK)
 
 
-def test_mounts_of_other_users_are_counted_not_asked(
-    say: Say, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mounts_of_other_users_are_counted_not_asked(say: Say) -> None:
     """An ordinary user's own monitoring must not fail because root has mounts too."""
-    monkeypatch.setattr(cli, "os", type("Os", (), {"geteuid": staticmethod(lambda: 1000)}))
-    result = say(mounted={MOUNTPOINT: DEGRADED})
+    result = say(mounted={MOUNTPOINT: DEGRADED}, user=1000)
     assert result.output == "no quorumfs mounts\n1 of other users not shown\n"
     assert result.return_value is ExitCode.OK
 
@@ -679,3 +676,34 @@ def test_on_a_real_terminal_there_are_colours(monkeypatch: pytest.MonkeyPatch) -
     assert exit_code is ExitCode.FAILED
     assert "\x1b[" in drawn
     assert "/mnt/vdisk: degraded" in without_colours(drawn)
+
+
+def test_watch_redraws_a_terminal_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the last picture, not below it; Ctrl-C leaves the last one standing."""
+    shown = iter([DEGRADED, DEGRADED, HEALTHY])
+    last = False
+
+    def next_status(_: str) -> Status:
+        nonlocal last
+        status = next(shown)
+        last = status is HEALTHY
+        return status
+
+    def sleep(_: float) -> None:
+        if last:
+            raise KeyboardInterrupt
+
+    reader, writer = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(client, "status", next_status)
+    monkeypatch.setattr(cli.time, "sleep", sleep)
+    with open(writer, "w", encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        exit_code = cli.status.main(["--watch", MOUNTPOINT], standalone_mode=False)
+        monkeypatch.undo()
+        drawn = os.read(reader, 1 << 16).decode()
+    os.close(reader)
+    assert exit_code is ExitCode.OK
+    assert "\x1b[1A" in drawn  # up again, to draw over what is there
+    assert without_colours(drawn).count("degraded") == 2
+    assert "/mnt/vdisk: healthy" in without_colours(drawn)

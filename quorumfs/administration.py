@@ -1,0 +1,145 @@
+"""What an administrator does to a set that is not mounted: create it, decide what to keep."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+
+import trio
+
+from quorumfs.assembly import State, new_record
+from quorumfs.control.events import EventLog
+from quorumfs.dirtymap import DirtyMap
+from quorumfs.errors import UserError
+from quorumfs.images import Image, open_set
+from quorumfs.options import parse_options
+from quorumfs.repair.resync import run_until
+from quorumfs.replica import Replica
+from quorumfs.replicaset import open_replica_set
+from quorumfs.resolution import Resolution, resolve
+from quorumfs.sidecar import Sidecar, identity_of, path_for
+from quorumfs.sidecarfile import create_sidecar
+
+PROGRESS_S = 0.5
+"""How often a copy says how far it is."""
+
+
+def create_empty(paths: Sequence[str], size: int, threshold: int | None) -> None:
+    """Make a set of new, sparse images of *size* bytes, all zeros.
+
+    Nothing that exists is touched; after a failure nothing is left. Raises `UserError`.
+    """
+    with ExitStack() as undo:
+        images = []
+        for path in map(os.path.abspath, paths):
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                undo.callback(_remove, path)
+                with os.fdopen(fd, "wb") as file:
+                    file.truncate(size)
+                    os.fsync(fd)
+                    images.append((path, identity_of(os.fstat(fd))))
+            except OSError as error:
+                raise UserError(f"cannot create {path}: {error.strerror}") from None
+        names = [path for path, _ in images]
+        record = new_record(names, size, threshold or len(images) // 2 + 1)
+        disk_map = DirtyMap(size, record.chunk_size)
+        for (path, image), role in zip(images, record.roles, strict=True):
+            undo.callback(_remove, path_for(path))
+            _write(path, Sidecar(role.replica_id, record, disk_map, image))
+        undo.pop_all()
+
+
+def create_from(
+    source: str, others: Sequence[str], threshold: int | None, say: Callable[[int, int], None]
+) -> None:
+    """Make a set of *source* and copies of it at *others*; *say* is told bytes done and in all.
+
+    What does not exist is created. What does is overwritten, unless it belongs to a set. If this
+    ends early the next mount goes on. Raises `UserError`.
+    """
+    source, *paths = map(os.path.abspath, (source, *others))
+    try:
+        size = os.stat(source).st_size
+        for path in paths:
+            if os.path.exists(path_for(path)):
+                raise UserError(f"{path} is a member of a set: {path_for(path)}")
+            with suppress(FileExistsError):
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                os.truncate(fd, size)
+                os.close(fd)
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from None
+    if os.path.exists(path_for(source)):
+        raise UserError(
+            f"{source} is a member of a set: to add replicas to it, run: quorumfs resolve --keep "
+            f"{source} {' '.join([source, *paths])}"
+        )
+    keep(source, [source, *paths], threshold=threshold)
+    trio.run(_copy, [source, *paths], say)
+
+
+def keep(
+    kept: str, paths: Sequence[str], *, threshold: int | None = None, dry_run: bool = False
+) -> Resolution:
+    """Make all replicas at *paths* copies of the one *kept*, from the next mount on.
+
+    Raises `UserError`, and then nothing has been written.
+    """
+    kept = os.path.abspath(kept)
+    absolute = [os.path.abspath(path) for path in paths]
+    if kept not in absolute:
+        raise UserError(f"{kept} is not one of the replicas given")
+    with ExitStack() as stack:
+        opened = open_set(absolute, None, read_only=dry_run)
+        for one in opened:
+            if isinstance(one, Image):
+                stack.callback(one.close)
+        found = [one.found if isinstance(one, Image) else one for one in opened]
+        resolution = resolve(found, kept, threshold=threshold)
+        if not dry_run:
+            for path, sidecar in resolution.sidecars.items():
+                _write(path, sidecar)
+        return resolution
+
+
+async def _copy(paths: Sequence[str], say: Callable[[int, int], None]) -> None:
+    """Resync a set that is not mounted, until all replicas are current."""
+    options = parse_options([], len(paths))
+    replica_set = open_replica_set(paths, None, options)
+    disk, resync = replica_set.make_disk(options, EventLog("", lambda _: None))
+    assert resync is not None
+    failure: str | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(disk.run)
+        repairs = trio.CancelScope()
+        nursery.start_soon(run_until, resync, repairs)
+        while failure is None and any(r.role is not State.CURRENT for r in disk.replicas):
+            await trio.sleep(PROGRESS_S)
+            if resync.progress is not None:
+                say(resync.progress.done_bytes, resync.progress.total_bytes)
+            failure = next((f"{r.path}: {r.reason}" for r in disk.replicas if _failed(r)), None)
+        repairs.cancel()
+        try:
+            await disk.close()
+        except OSError as error:
+            failure = failure or f"it could not be made durable: {error.strerror}"
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise UserError(f"the copy is not complete, the next mount goes on: {failure}")
+
+
+def _failed(replica: Replica) -> bool:
+    """Whether a copy to *replica* ended with an error."""
+    return replica.role in (State.STALE, State.MISSING, State.FOREIGN) and not replica.attached
+
+
+def _write(path: str, sidecar: Sidecar) -> None:
+    try:
+        create_sidecar(path, sidecar)
+    except OSError as error:
+        raise UserError(f"cannot write {path_for(path)}: {error.strerror}") from None
+
+
+def _remove(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)

@@ -330,9 +330,12 @@ class _Assembly:
         )
         rule, quorum = self._absence_rule(members, knowing, moved=moved)
         disk_map = self._joined_map(members)
-        if moved and sum(m.state is State.CURRENT for m in members.values()) > 1:
-            disk_map.add(UNVERIFIED, range(len(disk_map)))
+        current = {member.slot for member in members.values() if member.state is State.CURRENT}
+        if moved:  # nor can anybody say what was changed
             self._notes.append("all images were moved or changed together: comparing them")
+            away = [lacks(slot) for slot in range(len(self._record.roles)) if slot not in current]
+            unsure = sum(away) | (UNVERIFIED if len(current) > 1 else 0)
+            disk_map.add(unsure, range(len(disk_map)))
         record = self._record
         if not rule:
             crashed = any(
@@ -344,7 +347,6 @@ class _Assembly:
         sidecars = [one.sidecar for one in self._found if one.sidecar]
         prepared = [sidecar.prepared for sidecar in sidecars if sidecar.prepared]
         sequences = [sidecar.record.sequence for sidecar in sidecars]
-        current = {member.slot for member in members.values() if member.state is State.CURRENT}
         return Plan(
             rule,
             replace(record, threshold=self._threshold),

@@ -20,11 +20,11 @@ from typing import Any
 import trio
 
 from quorumfs.assembly import State
-from quorumfs.control import logs, runtime, server, snapshot
+from quorumfs.control import logs, mounts, runtime, server, snapshot
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
-from quorumfs.fuse import mounts, session, shim
+from quorumfs.fuse import session, shim
 from quorumfs.fuse.operations import DiskOperations
 from quorumfs.options import MountOptions
 from quorumfs.repair.resync import run_until

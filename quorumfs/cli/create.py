@@ -1,6 +1,7 @@
 """``quorumfs create``."""
 
 import os
+import sys
 
 import click
 
@@ -46,7 +47,7 @@ def create(
     others = [path for path in replicas if os.path.abspath(path) != os.path.abspath(source)]
     if not others:
         raise UsageError("give the replicas to be made from the source too")
-    shown = click.get_text_stream("stderr").isatty()
+    shown = sys.stderr.isatty()
 
     def say(done: int, total: int) -> None:
         if shown and total:

@@ -5,9 +5,8 @@ import select
 
 import click
 
-from quorumfs.control import runtime
+from quorumfs.control import mounts, runtime
 from quorumfs.errors import UsageError, UserError
-from quorumfs.fuse import mounts
 
 PATIENCE_S = 10.0
 """How long to wait for the daemon in silence."""

@@ -16,10 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from quorumfs.control import runtime
+from quorumfs.control import mounts, runtime
 from quorumfs.control.status import Status, StatusFormatError
 from quorumfs.errors import ExitCode, UserError
-from quorumfs.fuse import mounts
 
 TIMEOUT_S = 5.0
 """For a whole question and answer; a daemon answers in milliseconds."""

@@ -18,9 +18,6 @@ from quorumfs.errors import ExitCode
 
 SCHEMA = 1
 
-OFFLINE = "offline"
-"""The state of a replica that the administrator took out of use."""
-
 
 class StatusFormatError(ValueError):
     """This is not a status that can be understood here."""
@@ -99,7 +96,7 @@ class ReplicaStatus:
     replica_id: str | None
     """32 hex digits; None without metadata. In JSON ``id``."""
     state: str
-    """A value of `quorumfs.assembly.State`, or `OFFLINE`."""
+    """A value of `quorumfs.assembly.State`."""
     reason: str | None = None
     """Why it is not current."""
     reads: int = 0
@@ -303,8 +300,6 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
     happened = f"{replica.path} is {replica.state}"
     if replica.reason:
         happened += f" ({replica.reason})"
-    if replica.state == OFFLINE:
-        return f"{happened}: quorumfs online {_quoted(status.mountpoint, replica.path)}"
     if replica.state == State.FOREIGN.value:
         current = (r.path for r in status.replicas if r.state == State.CURRENT.value)
         keep = next(map(shlex.quote, current), "REPLICA")

@@ -168,9 +168,17 @@ class Set:
             gone = not self.holders
             unseen = any(replica.unseen for replica in present)
             all_changed = all(image_changed(r.sidecar, r.image) for r in present)
-            if gone or unseen or all_changed:
+            current = {m.slot for m in plan.members if m.state is State.CURRENT}
+            other_side = self.forked and not current & self.holders
+            if gone or unseen or all_changed or other_side:
                 raise _UndecidableError
         self.demand(not wrong, wrong)
+        for member in plan.members:
+            replica = self.replicas[member.slot]  # type: ignore[index]
+            if member.state is State.CURRENT and replica.unseen:
+                for chunk in EVERYTHING:
+                    if replica.durable[chunk] not in self.allowed[chunk]:
+                        raise _UndecidableError
         return Session(self, plan, present, consent=consent)
 
     def _wrong(self, plan: Plan, present: list[Replica], *, consent: bool) -> str:
@@ -186,7 +194,10 @@ class Set:
         for chunk in EVERYTHING:
             facts = plan.map.states[chunk]
             held = {replica.durable[chunk] for replica in current}
-            if not held <= self.allowed[chunk] and not consent:
+            # One rolled back by no more than what is marked is not recognised: the others know
+            # that they differ, but not that it is the wrong one.
+            sure = {r.durable[chunk] for r in current if not (r.unseen and facts & INTENT)}
+            if not sure <= self.allowed[chunk] and not consent:
                 return f"chunk {chunk} was lost: {held}, not {self.allowed[chunk]}"
             if len(held) > 1 and not facts & (INTENT | UNVERIFIED):
                 return f"nobody knows that the current ones differ in chunk {chunk}"
@@ -231,7 +242,7 @@ class Session:
         self.stale = [replica for replica in present if replica not in self.members]
         self.targets: dict[int, set[int]] = {}
         """By slot: the chunks copied and not yet dropped from the map."""
-        self.opened = False
+        self.opened = self.dropped = False
         self.steps = self.random.choice([0, 10, 30, 80, 10_000]) or self.random.randint(1, 9)
         self.failures = self.random.choice([0, 0, 0.03, 0.2])
 
@@ -336,6 +347,7 @@ class Session:
         """Current replicas become stale, in memory."""
         if len(self.members) - len(failed) < max(self.quorum, self.record.threshold):
             raise FailedError
+        self.dropped = True
         for replica in failed:
             self.members.remove(replica)
             self.map.add_where(INTENT, lacks(replica.slot))
@@ -345,7 +357,9 @@ class Session:
 
     def record_who_is_left(self) -> None:
         """Before anything is acknowledged (R3), if an attempt before this one failed too."""
-        if self.opened and self.left():
+        if self.dropped and not self.opened:
+            self.open()
+        elif self.opened and self.left():
             self.commit()
 
     def open(self) -> None:
@@ -403,7 +417,7 @@ class Session:
         if failed:
             self.drop(failed)
         self.record_who_is_left()
-        for chunk in EVERYTHING:
+        for chunk in EVERYTHING if self.opened else ():
             self.set.allowed[chunk] = {replica.durable[chunk] for replica in self.members}
         self.set.note(f"flushed {self.set.allowed}")
 

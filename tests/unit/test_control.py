@@ -15,7 +15,7 @@ import trio
 
 from quorumfs.control import client, runtime, server
 from quorumfs.errors import ExitCode, UserError
-from quorumfs.fuse import mounts
+from quorumfs.control import mounts
 
 MOUNTPOINT = "/mnt/vdisk"
 

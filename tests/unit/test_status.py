@@ -21,7 +21,6 @@ from rich.console import Console
 from quorumfs.assembly import State
 from quorumfs.control import client
 from quorumfs.control.status import (
-    OFFLINE,
     DiskState,
     ErrorCounts,
     ReplicaStatus,
@@ -37,7 +36,7 @@ from quorumfs.control.status import (
     worst,
 )
 from quorumfs.errors import ExitCode
-from quorumfs.fuse import mounts
+from quorumfs.control import mounts
 
 cli = importlib.import_module("quorumfs.cli.status")  # the name in the package is the command
 
@@ -359,7 +358,6 @@ def test_a_healthy_disk_needs_no_advice() -> None:
         ("stale", "it is brought up to date by itself"),
         ("resyncing", "nothing to do"),
         ("suspect", "it is compared in full and repaired by itself"),
-        (OFFLINE, "quorumfs online /mnt/vdisk /nas2/b.img"),
         (
             "foreign",
             "quorumfs umount /mnt/vdisk && quorumfs resolve --keep /nas1/a.img "

@@ -151,14 +151,22 @@ def _open(path: str, *, read_only: bool) -> Image:
     except BaseException:
         os.close(fd)
         raise
-    return Image(
-        path,
-        fd,
-        status.st_size,
-        status.st_mtime_ns,
-        (status.st_dev, status.st_ino),
-        identity_of(status),
-    )
+    identity = identity_of(status)
+    if _is_fuse(status.st_dev):  # many number their files anew at each mount
+        identity = replace(identity, inode=0, ctime_ns=0)
+    file = (status.st_dev, status.st_ino)
+    return Image(path, fd, status.st_size, status.st_mtime_ns, file, identity)
+
+
+def _is_fuse(device: int) -> bool:
+    """Whether a file system is one of FUSE (and of no block device)."""
+    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            fields, _, rest = line.partition(b" - ")
+            if fields.split()[2] == wanted:
+                return rest.split()[0].split(b".")[0] == b"fuse"
+    return False
 
 
 def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:

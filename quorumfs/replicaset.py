@@ -3,8 +3,10 @@
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import trio
 
@@ -22,7 +24,13 @@ from quorumfs.repair.resync import Resync, Returned
 from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.replica import Replica
 from quorumfs.sidecar import Sidecar, file_size, path_for
-from quorumfs.sidecarfile import create_sidecar, open_sidecar, sign
+from quorumfs.sidecarfile import (
+    SidecarLockedError,
+    create_sidecar,
+    open_sidecar,
+    read_sidecar,
+    sign,
+)
 from quorumfs.storage import FileStorage, Kind
 
 log = logging.getLogger(__name__)
@@ -133,32 +141,38 @@ def open_replica_set(
 
 def _adopt(opened: Sequence[Image | Found], plan: Plan) -> list[Image | Found]:
     """Write the first sidecars."""
+    images = [image for image in opened if isinstance(image, Image)]
+    with ExitStack() as undo:
+        adopted = _create_sidecars(images, plan, undo)
+        undo.pop_all()
+    return adopted
+
+
+def _create_sidecars(images: Sequence[Image], plan: Plan, undo: ExitStack) -> list[Image | Found]:
     adopted: list[Image | Found] = []
-    for slot, image in enumerate(opened):
-        assert isinstance(image, Image)
-        role = plan.record.roles[slot]
+    for image, role in zip(images, plan.record.roles, strict=True):
         sidecar = Sidecar(role.replica_id, plan.record, plan.map, image.identity)
         try:
             create_sidecar(image.path, sidecar)
+            undo.callback(Path(path_for(image.path)).unlink, missing_ok=True)
             fd = open_sidecar(image.path, read_only=False)
         except OSError as error:
             raise UserError(
                 f"cannot write {path_for(image.path)}: {error.strerror}; metadata=none does "
                 "without it"
             ) from None
+        except SidecarLockedError:
+            # The file system may show one directory twice under different device numbers.
+            raise UserError(f"{image.path} and another replica are the same file") from None
         assert fd is not None
-        adopted.append(
-            Image(
-                image.path,
-                image.fd,
-                image.size,
-                image.mtime_ns,
-                image.file,
-                image.identity,
-                fd,
-                sidecar,
-            )
-        )
+        adopted.append(replace(image, sidecar_fd=fd, sidecar=sidecar))
+    for image, role in zip(images, plan.record.roles, strict=True):
+        fd = os.open(path_for(image.path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if read_sidecar(fd).replica_id != role.replica_id:
+                raise UserError(f"{image.path} and another replica are the same file")
+        finally:
+            os.close(fd)
     return adopted
 
 

@@ -1,12 +1,25 @@
 """What every test may use, and what every test must leave behind: nothing."""
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.command import empty_mountpoint, require_root
 
 MakeImages = Callable[..., list[Path]]
+
+
+@contextmanager
+def opened(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
+    """A descriptor of the file at *path*, closed at the end."""
+    fd = os.open(path, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @pytest.fixture
@@ -21,6 +34,20 @@ def make_images(tmp_path: Path) -> MakeImages:
         return paths
 
     return make
+
+
+@pytest.fixture
+def mountpoint(tmp_path: Path) -> Iterator[Path]:
+    """An empty directory for a mount that the test makes by itself."""
+    with empty_mountpoint(tmp_path / "mnt") as path:
+        yield path
+
+
+@pytest.fixture(autouse=True)
+def _root(request: pytest.FixtureRequest) -> None:
+    """Fails a system test at once, with the reason, where mounting cannot work."""
+    if request.path.parent.name == "system":
+        require_root()
 
 
 @pytest.fixture(autouse=True)

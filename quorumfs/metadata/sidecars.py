@@ -264,15 +264,14 @@ class Sidecars:
                 return
             if self.target is not None:
                 self._drop_target("unmounted meanwhile")
-            if not self.unsettled:
-                self._remove(INTENT, range(len(self.map)))
-            else:
-                for chunk in range(len(self.map)):
-                    if not self.unsettled.overlaps(chunk, chunk + 1):
-                        self._remove(INTENT, range(chunk, chunk + 1))
-            await self._write_map_locked()
+            # By its number, a replica put back from before this is known for one that has no mark
+            # for what it lacks.
             await self._commit(clean=True)
             self._in_use = False
+            self._remove(INTENT, range(len(self.map)))
+            for start, end in self.unsettled:
+                self._add(INTENT, range(start, end))
+            await self._write_map_locked()
 
     # What repairs ask and tell
 
@@ -531,7 +530,7 @@ class Sidecars:
                 self.drop_target(replica, reason)
         async with self._lock:
             gone = [replica for replica in failed if replica.role is State.CURRENT]
-            if not gone and self._recorded:
+            if not gone and (self._recorded or not self._in_use):
                 return
             if len(self._members) - len(gone) < self.threshold:
                 raise OSError(errno.EIO, "too few replicas would be left")
@@ -759,6 +758,8 @@ class Sidecars:
             image = self._images[replica]
             in_use = Identity(image.inode, image.size)
             identity = (identities or {}).get(replica, in_use)
+            if not image.inode:  # it is not the same from mount to mount of that file system
+                identity = replace(identity, inode=0, ctime_ns=0)
             content = encode_slot(record, replica_id, identity, phase)
             slots[replica] = SLOT_OFFSETS[number], content
         return await self._put(replicas, slots)

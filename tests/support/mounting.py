@@ -10,6 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from quorumfs.assembly import new_record
+from quorumfs.dirtymap import DirtyMap
+from quorumfs.sidecar import Sidecar, identity_of
+from quorumfs.sidecarfile import create_sidecar
+
 QUORUMFS = [sys.executable, "-m", "quorumfs"]
 """The command, as the Python that runs the tests has it installed."""
 
@@ -22,6 +27,24 @@ def quorumfs(*arguments: str | Path, check: bool = True) -> subprocess.Completed
     if check and done.returncode:
         raise AssertionError(f"exit code {done.returncode} of {arguments}: {done.stderr}")
     return done
+
+
+def as_qemu(options: str = "") -> str:
+    """*options* for a mount without metadata: what a replica missed is remembered by the byte."""
+    return ",".join(filter(None, ["metadata=none", options]))
+
+
+def make_set(replicas: Sequence[Path]) -> None:
+    """Give *replicas*, which are equal, the sidecars of a set that was unmounted in order.
+
+    So they are not adopted when they are mounted, and nothing reads them to compare them.
+    """
+    size = replicas[0].stat().st_size
+    record = new_record([str(path) for path in replicas], size, len(replicas) // 2 + 1)
+    for path, role in zip(replicas, record.roles, strict=True):
+        disk_map = DirtyMap(size, record.chunk_size)
+        sidecar = Sidecar(role.replica_id, record, disk_map, identity_of(path.stat()))
+        create_sidecar(str(path), sidecar)
 
 
 class Mounted:

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from conftest import MakeImages
 from support.command import (
-    empty_mountpoint,
     file_replaced,
     filesystem_at,
     is_alive,
@@ -24,24 +23,12 @@ from support.command import (
     processes_of,
     quorumfs_in_background,
     refused,
-    require_root,
     wait_until,
 )
 from support.mounting import QUORUMFS, Mounted, quorumfs
 
 from quorumfs.control import runtime
 from quorumfs.options import OPTIONS
-
-
-@pytest.fixture(autouse=True)
-def _root() -> None:
-    require_root()
-
-
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    with empty_mountpoint(tmp_path / "mnt") as path:
-        yield path
 
 
 def daemon_of(mountpoint: Path) -> int:
@@ -92,16 +79,24 @@ def test_wrong_arguments_are_named(arguments: list[str], named: str) -> None:
     assert named in one_line(quorumfs(*arguments, check=False), 4)
 
 
-def test_the_users_own_command(make_images: MakeImages, mountpoint: Path) -> None:
-    """The card's command returns 0 when the file is there; its writes are on both replicas."""
+@pytest.mark.parametrize(
+    ("options", "beside"), [("", ["a.img.quorumfs", "b.img.quorumfs"]), (",metadata=none", [])]
+)
+def test_the_users_own_command(
+    make_images: MakeImages, mountpoint: Path, options: str, beside: list[str]
+) -> None:
+    """The card's command returns 0 when the file is there; its writes are on both replicas.
+
+    Beside each replica there is its sidecar, and with metadata=none nothing.
+    """
     a, b = make_images(2)
-    quorumfs("mount", "-o", "read-pattern=fifo,vote-threshold=1", a, b, mountpoint)
+    quorumfs("mount", "-o", f"read-pattern=fifo,vote-threshold=1{options}", a, b, mountpoint)
     with (mountpoint / "disk.img").open("r+b", buffering=0) as file:
         assert file.write(b"quorum") == 6
         assert file.seek(0, os.SEEK_END) == 1 << 20
     quorumfs("umount", mountpoint)
     assert a.read_bytes() == b.read_bytes() == b"quorum" + bytes((1 << 20) - 6)
-    assert sorted(os.listdir(a.parent)) == ["a.img", "b.img", "mnt"]  # nothing beside them
+    assert sorted(os.listdir(a.parent)) == sorted(["a.img", "b.img", "mnt", *beside])
 
 
 def test_relative_paths_count_from_where_the_command_is_run(
@@ -218,7 +213,9 @@ def test_in_the_foreground_a_refusal_is_one_line_too(
         ("vote-threshold", "3", "1 to 2, the number of replicas"),
         ("rewrite-corrupted", "maybe", "on or off"),
         ("blkverify", "2", "on or off"),
-        ("metadata", "elsewhere", "none"),
+        ("metadata", "elsewhere", "sidecar or none"),
+        ("degraded", "yes", "without a value"),
+        ("resync-rate", "fast", "a number of bytes from 1"),
         ("replica-timeout", "", "a time from 100ms to 60m"),
         ("replica-timeout", "-8s", "a time from 100ms to 60m"),
         ("ro", "1", "without a value"),
@@ -267,6 +264,8 @@ def test_an_unknown_option_is_refused_with_the_list(
         ("blkverify,rewrite-corrupted", 2, ["blkverify", "rewrite-corrupted"]),
         ("rewrite-corrupted,ro", 2, ["rewrite-corrupted", "ro"]),
         ("rewrite-corrupted", 1, ["rewrite-corrupted", "1 replica"]),
+        ("degraded,metadata=none", 2, ["degraded", "metadata=none"]),
+        ("resync-rate=1M,metadata=none", 2, ["resync-rate", "metadata=none"]),
         ("allow_other,allow_root", 2, ["allow_other", "allow_root"]),
     ],
 )

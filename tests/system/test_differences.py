@@ -1,4 +1,7 @@
-"""What quorumfs promises beyond QEMU's driver, with replicas that do their worst to break it."""
+"""What quorumfs promises beyond QEMU's driver, with replicas that do their worst to break it.
+
+Without metadata, so that a replica that failed once goes on being one.
+"""
 
 import errno
 import os
@@ -16,7 +19,7 @@ import pytest
 from conftest import MakeImages
 from support.faultfs import FaultFS, Operation
 from support.faultydisk import DirectFile, FaultyDisk, answer
-from support.mounting import Mounted
+from support.mounting import Mounted, as_qemu
 
 BLOCK = 4096
 SIZE = 64 * BLOCK
@@ -37,7 +40,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
         def start(options: str, replicas: int | list[bytes]) -> FaultyDisk:
             contents = [GOOD] * replicas if isinstance(replicas, int) else replicas
-            return stack.enter_context(FaultyDisk(tmp_path, contents, options))
+            return stack.enter_context(FaultyDisk(tmp_path, contents, as_qemu(options)))
 
         yield start
 
@@ -440,7 +443,7 @@ def test_a_truncated_replica_is_never_zeros(
     images = make_images(2, SIZE)
     for image in images:
         image.write_bytes(GOOD)
-    options = f"read-pattern={pattern},vote-threshold=1"
+    options = as_qemu(f"read-pattern={pattern},vote-threshold=1")
     with Mounted(images, tmp_path, options) as mounted, DirectFile(mounted.file) as file:
         os.truncate(images[0], length)
         assert file.read(0, SIZE) == GOOD
@@ -461,7 +464,7 @@ HANG_TIMEOUT_S = 1.0
 def test_a_hung_replica_costs_one_timeout_once(tmp_path: Path, hung: str) -> None:
     """P5: the first request waits for it, no later one does; a late write changes nothing."""
     timeout_s = HANG_TIMEOUT_S / 4 if hung == "fsync" else HANG_TIMEOUT_S  # flushes may take 4
-    options = f"{FIFO},replica-timeout={timeout_s}s"
+    options = as_qemu(f"{FIFO},replica-timeout={timeout_s}s")
     (tmp_path / "sick").mkdir()
     (tmp_path / "well").mkdir()
     with (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from conftest import MakeImages
+from conftest import MakeImages, opened
 from support.engines import ENGINES, aligned
 from support.faultfs import FaultFS, JournalEntry
 from support.mounting import Mounted, quorumfs
@@ -42,15 +42,6 @@ PATHS = {
     for engine, direct in itertools.product(ENGINES, (0, os.O_DIRECT))
 }
 EVERYTHING = list(itertools.product(KINDS, PATHS))
-
-
-@contextlib.contextmanager
-def opened(path: Path, flags: int) -> Iterator[int]:
-    fd = os.open(path, flags)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @pytest.fixture

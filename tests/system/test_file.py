@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import MakeImages
+from conftest import MakeImages, opened
 from support import mounting
 from support.faultfs import Counters, FaultFS
 from support.mounting import Mounted
@@ -28,15 +28,6 @@ SIZE = 2 * MIB + 1234
 """No multiple of anything, so that the end of the disk lies within a sector and within a page."""
 
 RANDOM = random.Random(0).randbytes(4 * MIB)
-
-
-@contextlib.contextmanager
-def opened(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
-    fd = os.open(path, flags)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from conftest import MakeImages
 from support.faultydisk import FaultyDisk, answer
-from support.mounting import Mounted, quorumfs
+from support.mounting import Mounted, as_qemu, quorumfs
 
 SIZE = 10 << 20
 SECTOR = 512
@@ -58,7 +58,7 @@ class Sequence081:
     def mounted(self, options: str, replicas: int = 3) -> Iterator[Mounted]:
         directory = self._directory / f"step{next(self._steps)}"
         directory.mkdir()
-        with Mounted(self.images[:replicas], directory, options) as mounted:
+        with Mounted(self.images[:replicas], directory, as_qemu(options)) as mounted:
             yield mounted
 
 
@@ -149,7 +149,7 @@ def test_148(tmp_path: Path, pattern: str) -> None:
     Fifo asks only the first replica as long as it answers, so nobody hears of the others.
     """
     options = f"read-pattern={pattern},vote-threshold=2"
-    with FaultyDisk(tmp_path, [bytes(1 << 20)] * 3, options) as disk:
+    with FaultyDisk(tmp_path, [bytes(1 << 20)] * 3, as_qemu(options)) as disk:
         replicas = [disk.fs.path(name) for name in disk.names]
         for index, name in enumerate(disk.names):
             at = (10 + index) * SECTOR
@@ -193,7 +193,7 @@ def test_148(tmp_path: Path, pattern: str) -> None:
 @pytest.mark.parametrize("unmounted_at_once", [False, True])
 def test_148_no_trouble_is_silent(tmp_path: Path, unmounted_at_once: bool) -> None:
     """When it ends, the events told and the counts of those left out add up to what happened."""
-    with FaultyDisk(tmp_path, [bytes(1 << 20)] * 3, "vote-threshold=2") as disk:
+    with FaultyDisk(tmp_path, [bytes(1 << 20)] * 3, as_qemu("vote-threshold=2")) as disk:
         replicas = [disk.fs.path(name) for name in disk.names]
         disk.fs.inject("a.img", "read", errno=errno.EIO, count=20)
         disk.fs.inject("b.img", "read", errno=errno.EIO, count=10)

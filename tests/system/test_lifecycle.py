@@ -17,14 +17,12 @@ import pytest
 from click.testing import CliRunner
 from conftest import MakeImages
 from support.command import (
-    empty_mountpoint,
     filesystem_at,
     is_alive,
     one_line,
     ordinary_user,
     processes_of,
     quorumfs_in_background,
-    require_root,
     wait_until,
 )
 from support.faultfs import FaultFS
@@ -32,17 +30,6 @@ from support.mounting import Mounted, quorumfs
 
 SIZE = 1 << 20
 BLOCK = 4096
-
-
-@pytest.fixture(autouse=True)
-def _root() -> None:
-    require_root()
-
-
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    with empty_mountpoint(tmp_path / "mnt") as path:
-        yield path
 
 
 @pytest.fixture

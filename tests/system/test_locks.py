@@ -17,16 +17,10 @@ from support.command import (
     processes_of,
     quorumfs_in_background,
     refused,
-    require_root,
     wait_until,
 )
 from support.mounting import Mounted, quorumfs
 from support.qemu import RawExport
-
-
-@pytest.fixture(autouse=True)
-def _root() -> None:
-    require_root()
 
 
 @pytest.fixture

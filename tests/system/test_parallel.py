@@ -1,6 +1,5 @@
 """Many requests at once: how many reach the replicas together, and that everybody sees the same."""
 
-import contextlib
 import mmap
 import os
 import subprocess
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import opened
 from support import mounting
 from support.command import wait_until
 from support.engines import aligned
@@ -20,15 +20,6 @@ from support.mounting import Mounted
 MIB = 1 << 20
 BLOCK = 4096
 NAMES = ["a.img", "b.img", "c.img"]
-
-
-@contextlib.contextmanager
-def opened(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
-    fd = os.open(path, flags)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @pytest.fixture

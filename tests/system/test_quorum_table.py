@@ -29,7 +29,7 @@ from typing import Literal, TypeVar
 import pytest
 from support.faultfs import FaultFS
 from support.faultydisk import Answer, DirectFile, answer
-from support.mounting import Mounted
+from support.mounting import Mounted, as_qemu
 from support.qemu import QuorumExport
 
 BLOCK = 4096
@@ -111,7 +111,7 @@ def pair(
     """One pair for all tests of a configuration, which leave places alone that come later."""
     replicas, threshold, pattern = request.param
     directory = tmp_path_factory.mktemp("pair")
-    options = f"read-pattern={pattern},vote-threshold={threshold}"
+    options = as_qemu(f"read-pattern={pattern},vote-threshold={threshold}")
     with FaultFS(directory) as fs:
         files: tuple[list[str], list[str]] = ([], [])
         for replica in range(replicas):

@@ -12,7 +12,6 @@ import pytest
 from conftest import MakeImages
 from support.command import (
     OrdinaryUser,
-    empty_mountpoint,
     file_replaced,
     filesystem_at,
     is_alive,
@@ -20,20 +19,8 @@ from support.command import (
     ordinary_user,
     processes_of,
     refused,
-    require_root,
 )
 from support.mounting import Mounted, quorumfs
-
-
-@pytest.fixture(autouse=True)
-def _root() -> None:
-    require_root()
-
-
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    with empty_mountpoint(tmp_path / "mnt") as path:
-        yield path
 
 
 @pytest.fixture

@@ -78,9 +78,10 @@ class Set:
         self.random = random
         self.log: list[str] = []
         count = random.randint(2, 4)
-        self.threshold = random.randint(1, count)
+        self.thresholds = {random.randint(1, count)}
+        """That of the last valid record, and of later ones that may have been cut short."""
         paths = [f"/{letter}.img" for letter in "abcd"[:count]]
-        record = new_record(paths, SIZE, self.threshold, random_bytes=self.bytes)
+        record = new_record(paths, SIZE, *self.thresholds, random_bytes=self.bytes)
         self.replicas = []
         for slot, path in enumerate(paths):
             image = Identity(slot + 1, SIZE, 1, 1)
@@ -149,15 +150,15 @@ class Set:
         found += [Found(r.path, None, problem="gone") for r in absent if self.random.random() < 0.3]
         self.note(
             f"mount {[shown(r) for r in present]} degraded={degraded} threshold={threshold} "
-            f"truth: threshold={self.threshold} holders={self.holders} allowed={self.allowed}"
+            f"truth: threshold={self.thresholds} holders={self.holders} allowed={self.allowed}"
         )
         untouched = sum(not replica.touched for replica in present)
-        enough = untouched > len(self.replicas) - self.threshold
+        enough = untouched > len(self.replicas) - min(self.thresholds)
         try:
             plan = assemble(found, degraded=degraded, threshold=threshold, random_bytes=self.bytes)
         except AssemblyRefusedError as error:
             self.note(f"refused: {error.rule}: {error}")
-            decidable = enough and len(present) >= self.threshold and not self.forked
+            decidable = enough and len(present) >= max(self.thresholds) and not self.forked
             self.demand(not decidable or threshold is not None, "it could be decided")
             return None
         members = [(m.slot, m.state.value) for m in plan.members]
@@ -208,7 +209,7 @@ class Set:
 
     def committed(self, record: Record) -> None:
         """A record is valid: its current replicas are the set from now on."""
-        self.threshold = record.threshold
+        self.thresholds = {record.threshold}
         current = {s for s, r in enumerate(record.roles) if r.state is RoleState.CURRENT}
         self.holders = current
         for slot in current:
@@ -314,6 +315,8 @@ class Session:
             record = replace(record, sequence=self.sequence, clean=clean)
             progress = [slot for slot, chunks in self.targets.items() if chunks]
             record = record.with_state(progress, RoleState.STALE)
+            # Whoever sees a part of this commit cannot know that it was not all of it.
+            self.set.thresholds.add(record.threshold)
             failed = self.write_record(record, clean=clean)
             if not failed:
                 break

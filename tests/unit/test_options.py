@@ -13,6 +13,12 @@ from quorumfs.options import OPTIONS, MountOptions, options_help, parse_options
 @pytest.mark.parametrize(("replicas", "majority"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3)])
 def test_the_defaults_are_a_vote_by_majority(replicas: int, majority: int) -> None:
     assert parse_options([], replicas) == MountOptions("quorum", majority)
+    assert parse_options([], replicas).metadata == "sidecar"
+
+
+def test_a_set_keeps_its_threshold_unless_one_is_given() -> None:
+    assert not parse_options([], 3).vote_threshold_given
+    assert parse_options(["vote-threshold=2"], 3).vote_threshold_given
 
 
 def test_the_card_s_own_command() -> None:
@@ -40,6 +46,19 @@ def test_of_opposite_flags_the_last_one_counts() -> None:
 )
 def test_times(text: str, seconds: float) -> None:
     assert parse_options([f"replica-timeout={text}"], 2).replica_timeout_s == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("1", 1), ("8k", 8 << 10), ("100M", 100 << 20), ("1T", 1 << 40)]
+)
+def test_sizes(text: str, rate: int) -> None:
+    assert parse_options([f"resync-rate={text}"], 2).resync_rate == rate
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5G", "G", "1P", "1 M", "²"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"option resync-rate: got .*, allowed: a number of bytes"):
+        parse_options([f"resync-rate={text}"], 2)
 
 
 @pytest.mark.parametrize("text", ["on", "true", ""])
@@ -77,6 +96,10 @@ def test_an_unknown_option_is_refused_with_the_list_and_a_guess() -> None:
         ("blkverify,rewrite-corrupted", 2),
         ("rewrite-corrupted,ro", 3),
         ("rewrite-corrupted", 1),
+        ("metadata=none,degraded", 2),
+        ("metadata=none,resync-rate=1M", 2),
+        ("detect-zeroes=on,ro", 2),
+        ("sync,ro", 2),
         ("allow_other,allow_root", 2),
     ],
 )

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The main job from start to end on a bare Debian machine: install, make two replicas, mount them
-# as one disk, put a file system with files on it; then break a replica, heal it, verify, clean up.
+# as one disk, put a file system with files on it; break a replica while it is in use, see the
+# status, let it heal, verify, clean up.
 # Needs root, or an ordinary user with sudo for the packages; leaves only .venv behind.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
@@ -34,22 +35,27 @@ df -h vdisk
 quorumfs umount vdisk
 cmp a.img b.img && echo "both replicas hold the same bytes"
 
-say "A third replica, and a vote of all three that rewrites what it outvotes"
-cp --sparse=always a.img c.img
+say "Breaking a replica while the disk is in use: somebody empties b.img, then a file is written"
+quorumfs mount -o read-pattern=fifo,vote-threshold=1 --log-file quorumfs.log a.img b.img vdisk
+truncate -s 0 b.img
+cp "$(python3 -c 'import decimal; print(decimal.__file__)')" files/added.py
+debugfs -w -R 'write files/added.py added.py' vdisk/disk.img 2>/dev/null
+sync vdisk/disk.img
+
+say "The write succeeded, b.img was left behind before it did, and status says what to do"
 set -x
-quorumfs mount -o read-pattern=quorum,vote-threshold=2,rewrite-corrupted --log-file quorumfs.log \
-    a.img b.img c.img vdisk
+quorumfs status vdisk || true
 { set +x; } 2>/dev/null
 
-say "Breaking a replica behind its back: 16 MiB of garbage into the middle of b.img"
-dd if=/dev/urandom of=b.img bs=1M seek=64 count=16 conv=notrunc status=none
-cmp a.img b.img || true
-
-say "Reading the whole disk heals it; the log tells"
-cat vdisk/disk.img >/dev/null
+say "Healing: give b.img its size back; it is brought up to date by itself"
+truncate -s 256M b.img
+until quorumfs status vdisk >/dev/null; do sleep 0.2; done
+set -x
+quorumfs status vdisk
 quorumfs umount vdisk
+{ set +x; } 2>/dev/null
 cat quorumfs.log
-cmp a.img b.img && cmp a.img c.img && echo "all three replicas hold the same bytes again"
+cmp a.img b.img && echo "both replicas hold the same bytes again"
 
 say "The file system on the healed replica, b.img, and its files"
 e2fsck -fn b.img

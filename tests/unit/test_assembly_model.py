@@ -313,8 +313,6 @@ class Session:
             for replica in self.members:
                 record = record.with_role(replica.slot, state=RoleState.CURRENT)
             record = replace(record, sequence=self.sequence, clean=clean)
-            progress = [slot for slot, chunks in self.targets.items() if chunks]
-            record = record.with_state(progress, RoleState.STALE)
             # Whoever sees a part of this commit cannot know that it was not all of it.
             self.set.thresholds.add(record.threshold)
             failed = self.write_record(record, clean=clean)
@@ -469,8 +467,12 @@ class Session:
     # Resync
 
     def start_resync(self, replica: Replica) -> None:
-        if self.left() and len(self.members) >= self.quorum:
+        if len(self.members) >= self.quorum:
             self.open()
+        else:  # too few to mint: nothing can be acknowledged before this one has joined them
+            for member in self.members:
+                if member.sidecar.record.sequence < self.record.sequence:
+                    self.put_slot(member, self.record, commit=True)  # another one said it is valid
         self.put_map(self.members)  # all it lacks is on record before it is a mixture
         self.sequence += 1
         self.put_resyncing(replica, replace(self.record, sequence=self.sequence))
@@ -509,10 +511,14 @@ class Session:
         copied_chunks = set(self.targets[replica.slot])
         if self.left() or not copied_chunks or not self.sync_target(replica):
             return
+        self.sequence += 1
+        record = replace(self.record, sequence=self.sequence)
+        self.put_resyncing(replica, record)
+        since = record.with_state([replica.slot], RoleState.STALE).roles
+        self.record = replace(self.record, roles=since)
         self.commit()
         if replica.slot not in self.targets:
             return
-        self.put_resyncing(replica, self.record)
         for chunk in copied_chunks:
             self.map.remove(lacks(replica.slot), range(chunk, chunk + 1))
         self.targets[replica.slot] = set()

@@ -1,0 +1,197 @@
+"""Sets with sidecars, and what befalls them: kills, absences, full disks, time apart."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from quorumfs.control import client
+from quorumfs.sidecar import path_for
+from support.command import is_alive, wait_until
+from support.mounting import Mounted, quorumfs
+
+MIB = 1 << 20
+CHUNK = 64 << 10
+EXTENT = 16 << 20
+
+PATIENCE_S = 20.0
+"""How long a repair of a few MiB may take on a busy machine, with a retry or two."""
+
+
+def sidecar(path: Path) -> Path:
+    """The record beside an image."""
+    return Path(path_for(str(path)))
+
+
+def with_sidecars(paths: Sequence[Path]) -> list[Path]:
+    """The images and what is on record beside them."""
+    return [*paths, *map(sidecar, paths)]
+
+
+def create(paths: Sequence[Path], size: int = 4 * MIB, *options: str) -> list[Path]:
+    """A new set."""
+    quorumfs("create", "--size", str(size), *options, *paths)
+    return list(paths)
+
+
+def named(directory: Path, count: int) -> list[Path]:
+    """Where the replicas are to be."""
+    return [directory / f"{letter}.img" for letter in "abcdefgh"[:count]]
+
+
+class SetMount(Mounted):
+    """A mount of a set with sidecars."""
+
+    def status(self) -> dict[str, Any]:
+        """What ``status --json`` shows, without the time that a command takes."""
+        return client.ask(str(self.mountpoint), "status")
+
+    def replica(self, path: Path) -> dict[str, Any]:
+        """One replica's part of the status."""
+        parts: list[dict[str, Any]] = self.status()["replicas"]
+        return next(part for part in parts if part["path"] == str(path))
+
+    def states(self) -> list[str]:
+        """What each replica is."""
+        return [part["state"] for part in self.status()["replicas"]]
+
+    def wait(
+        self, condition: Callable[[dict[str, Any]], object], what: str, timeout_s: float = PATIENCE_S
+    ) -> dict[str, Any]:
+        """The status once it fulfils *condition*."""
+        last: dict[str, Any] = {}
+
+        def holds() -> object:
+            nonlocal last
+            last = self.status()
+            return condition(last)
+
+        try:
+            wait_until(holds, what, timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the last status: {json.dumps(last)}") from None
+        return last
+
+    def wait_healthy(self, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
+        """The status once all replicas hold the same."""
+        return self.wait(lambda status: status["state"] == "healthy", "a healthy disk", timeout_s)
+
+    def wait_for_state(
+        self, path: Path, *states: str, timeout_s: float = PATIENCE_S
+    ) -> dict[str, Any]:
+        """The part of one replica once it is in one of these states."""
+
+        def there(status: dict[str, Any]) -> bool:
+            return any(
+                part["path"] == str(path) and part["state"] in states
+                for part in status["replicas"]
+            )
+
+        self.wait(there, f"{path.name} {' or '.join(states)}", timeout_s)
+        return self.replica(path)
+
+    def kill(self) -> None:
+        """SIGKILL the daemon, wait for its end, and take its dead mount away."""
+        pid = self.pid
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_alive(pid), "the end of a killed daemon")
+        subprocess.run(["umount", "-l", self.mountpoint], check=True)
+
+
+@contextlib.contextmanager
+def opened(path: Path, flags: int = os.O_RDWR | os.O_DIRECT) -> Iterator[int]:
+    """A descriptor, by default past the page cache."""
+    fd = os.open(path, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def same(paths: Sequence[Path]) -> bool:
+    """Whether all files hold the same bytes."""
+    return all(
+        subprocess.run(["cmp", "-s", paths[0], other], check=False).returncode == 0
+        for other in paths[1:]
+    )
+
+
+def seen(paths: Sequence[Path]) -> dict[str, tuple[str, int]]:
+    """Contents and times of modification, for telling whether anything was written."""
+    return {
+        path.name: (
+            hashlib.file_digest(path.open("rb"), "sha256").hexdigest(),
+            path.stat().st_mtime_ns,
+        )
+        for path in paths
+    }
+
+
+def examine(*paths: Path) -> dict[str, Any]:
+    """What ``quorumfs examine --json`` shows."""
+    done = quorumfs("examine", "--json", *paths, check=False)
+    content: dict[str, Any] = json.loads(done.stdout)
+    return content
+
+
+@contextlib.contextmanager
+def tmpfs(mountpoint: Path, size: int) -> Iterator[Path]:
+    """A file system in memory with this much space."""
+    mountpoint.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mountpoint], check=True
+    )
+    try:
+        yield mountpoint
+    finally:
+        subprocess.run(["umount", "-l", mountpoint], check=True)
+
+
+@contextlib.contextmanager
+def filled(directory: Path, leave: int = 0) -> Iterator[Path]:
+    """All space of a file system taken but for *leave* bytes; given back at the end."""
+    ballast = directory / "ballast"
+    try:
+        with ballast.open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                os.write(file.fileno(), bytes(BALLAST))
+        os.truncate(ballast, ballast.stat().st_size - leave)
+        yield ballast
+    finally:
+        ballast.unlink(missing_ok=True)
+
+
+BALLAST = 64 << 10
+
+
+class Ext4:
+    """A small ext4 on a loop device, which comes and goes."""
+
+    def __init__(self, directory: Path, size: int = 32 * MIB) -> None:
+        self.device = directory / "ext4.raw"
+        self.mountpoint = directory / "ext4"
+        self.mountpoint.mkdir()
+        with self.device.open("wb") as file:
+            file.truncate(size)
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", self.device], check=True)
+
+    def __enter__(self) -> "Ext4":
+        self.mount()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.unmount()
+
+    def mount(self) -> None:
+        """Have it there."""
+        subprocess.run(["mount", "-o", "loop", self.device, self.mountpoint], check=True)
+
+    def unmount(self, *options: str) -> None:
+        """Take it away; what is open on it stays usable after a lazy unmount."""
+        if os.path.ismount(self.mountpoint):
+            subprocess.run(["umount", *(options or ("-l",)), self.mountpoint], check=True)

@@ -1,0 +1,224 @@
+"""Sets whose daemon is killed: nothing acknowledged is lost, and what was seen stays.
+
+A kill leaves the page cache as it is, so all that was acknowledged must be there; of what was
+being written, each sector is old or new; and once read it stays what it is, on whatever replica.
+"""
+
+import errno
+import os
+import random
+from pathlib import Path
+
+import pytest
+from support.command import wait_until
+from support.faultfs import FaultFS
+from support.mounting import quorumfs
+from support.oracle import BLOCK, Oracle, Writers, content
+from support.sets import (
+    CHUNK,
+    EXTENT,
+    MIB,
+    SetMount,
+    create,
+    examine,
+    named,
+    opened,
+    same,
+    seen,
+    with_sidecars,
+)
+
+FIFO = "read-pattern=fifo,vote-threshold=1"
+KILLS = 20
+
+
+def finish_in_part(oracle: Oracle, images: list[Path], rng: random.Random) -> int:
+    """Let writes that were under way reach some of the replicas, as a kill may; how many."""
+    blocks = oracle.under_way()
+    for block in blocks:
+        data = content(block, oracle.issued[block])
+        for image in images:
+            if rng.random() < 0.5:
+                with opened(image, os.O_RDWR) as fd:
+                    os.pwrite(fd, data, block * BLOCK)
+    return len(blocks)
+
+
+@pytest.mark.parametrize(("replicas", "options"), [(2, FIFO), (3, "")], ids=["fifo", "quorum"])
+def test_twenty_kills_in_a_row(replicas: int, options: str, tmp_path: Path) -> None:
+    """P1, P2, P3, P7: all is there, nothing flips, and only what was marked is copied.
+
+    Every other time the next kill comes while the replicas are still being made equal.
+    """
+    images = create(named(tmp_path, replicas), 4 * EXTENT)
+    rng = random.Random(replicas)
+    half = 2 * EXTENT // BLOCK
+    oracle = Oracle([first + n * 331 % (half // 2) for first in (0, half // 2) for n in range(24)])
+    differed = 0
+    options = ",".join(filter(None, [options, "resync-rate=64M"]))
+    for number in range(KILLS):
+        with SetMount(images, tmp_path, options) as disk:
+            with opened(disk.file) as fd:
+                oracle.look(fd)
+                if number % 2 == 0:
+                    while (status := disk.status())["state"] != "healthy":
+                        assert status["state"] == "degraded"
+                        oracle.look(fd)
+                    oracle.look(fd)
+                    assert same(images)
+                for block in oracle.blocks[0], oracle.blocks[-1]:
+                    oracle.write(fd, block)  # both extents are marked from here on
+            acknowledged = oracle.acknowledgements + rng.randrange(20, 200)
+            writers = Writers(oracle, disk.file, seed=number)
+            wait_until(lambda n=acknowledged: oracle.acknowledgements >= n, "enough writes")  # type: ignore[misc]
+            disk.kill()
+            writers.join()
+        differed += finish_in_part(oracle, images, rng)
+        marked = examine(*images)["assembly"]["intent"]["bytes"]
+        assert marked <= 2 * EXTENT
+    assert differed
+    with SetMount(images, tmp_path, options) as disk:
+        with opened(disk.file) as fd:
+            oracle.look(fd)
+            status = disk.wait_healthy()
+            oracle.look(fd)
+        assert sum(part["copied_bytes"] for part in status["replicas"]) <= replicas * 2 * EXTENT
+        assert disk.status()["replicas"][0]["copied_bytes"] == 0  # the pinned source
+        assert same(images)
+    assert all(part["clean"] for part in examine(*images)["replicas"])
+
+
+def test_what_was_read_while_it_was_being_settled_stays(tmp_path: Path) -> None:
+    """P7: blocks that differ are read a thousand times meanwhile, and no block flips."""
+    images = create(named(tmp_path, 2), EXTENT)
+    oracle = Oracle(range(0, EXTENT // BLOCK, 97))
+    with SetMount(images, tmp_path, FIFO) as disk:
+        with opened(disk.file) as fd:
+            for block in oracle.blocks:
+                oracle.write(fd, block)
+        disk.kill()
+    for block in oracle.blocks:  # each got one more write, which reached one of them
+        oracle.issued[block] += 1
+        oracle._possible[block] = [each | {2} for each in oracle._possible[block]]
+        with opened(images[block % 2], os.O_RDWR) as fd:
+            os.pwrite(fd, content(block, 2), block * BLOCK)
+    with SetMount(images, tmp_path, FIFO + ",resync-rate=16M") as disk, opened(disk.file) as fd:
+        reads = 0
+        while disk.status()["state"] != "healthy" or reads < 1000:
+            oracle.look(fd)
+            reads += len(oracle.blocks)
+        assert same(images)
+
+
+@pytest.mark.parametrize("end", ["kill", "unmount"])
+def test_what_was_read_of_a_failed_write_stays(end: str, tmp_path: Path) -> None:
+    """P7, R2: a write that too few took is old or new, and once read it is that, also later."""
+    with FaultFS(tmp_path) as faulty:
+        images = create([faulty.path(name) for name in ("a.img", "b.img")])
+        oracle = Oracle([0])
+        with SetMount(images, tmp_path) as disk, opened(disk.file) as fd:
+            oracle.write(fd, 0)
+            faulty.inject("a.img", "write", errno=errno.EIO)
+            with pytest.raises(OSError, match="Input/output"):
+                oracle.write(fd, 0)
+            oracle.look(fd)
+            if end == "kill":
+                os.close(os.dup(fd))
+                disk.kill()
+            else:
+                os.close(fd)
+                os.open(os.devnull, os.O_RDONLY)  # what the context manager closes
+                quorumfs("umount", disk.mountpoint)
+        faulty.clear()
+        with SetMount(images, tmp_path) as disk, opened(disk.file) as fd:
+            oracle.look(fd)
+            disk.wait_healthy()
+            oracle.look(fd)
+
+
+def test_what_was_read_from_the_second_stays(tmp_path: Path) -> None:
+    """P7: after a crash the first cannot be read, so the second is; a second crash changes nothing."""
+    with FaultFS(tmp_path) as faulty:
+        images = create([faulty.path(name) for name in ("a.img", "b.img")], 4 * MIB)
+        oracle = Oracle([0])
+        with SetMount(images, tmp_path, FIFO) as disk:
+            with opened(disk.file) as fd:
+                oracle.write(fd, 0)
+            disk.kill()
+        oracle.issued[0] = 2
+        oracle._possible[0] = [each | {2} for each in oracle._possible[0]]
+        with opened(faulty.backing("b.img"), os.O_RDWR) as fd:
+            os.pwrite(fd, content(0, 2), 0)
+        faulty.inject("a.img", "any", errno=errno.EIO)
+        with SetMount(images, tmp_path, FIFO) as disk:
+            with opened(disk.file) as fd:
+                oracle.look(fd)
+            disk.kill()
+        faulty.clear()
+        with SetMount(images, tmp_path, FIFO) as disk, opened(disk.file) as fd:
+            oracle.look(fd)
+            disk.wait_healthy()
+            oracle.look(fd)
+
+
+@pytest.mark.parametrize("again", ["with both", "with the target alone"])
+def test_a_kill_during_a_resync(again: str, tmp_path: Path) -> None:
+    """It goes on where it was, and until the end the target is nothing that anybody reads."""
+    size = 8 * MIB
+    with FaultFS(tmp_path) as faulty:
+        images = create([tmp_path / "a.img", faulty.path("b.img")], size)
+        options = FIFO + ",resync-rate=1M"
+        with SetMount(images, tmp_path, options) as disk:
+            with opened(disk.file) as fd:
+                os.pwrite(fd, b"old" * (MIB // 3 + 1), 0)
+                faulty.inject("b.img", "write", errno=errno.EIO, count=1)
+                for offset in range(0, size, MIB):
+                    os.pwrite(fd, os.urandom(MIB), offset)
+                os.fsync(fd)
+            # Progress is saved every two seconds, and at 1 MiB/s a part is on record by then.
+            path = images[1]
+            disk.wait(lambda _: lacking_on_record(images[0]) < size, "progress on record")
+            assert disk.replica(path)["state"] == "resyncing"
+            disk.kill()
+        left = lacking_on_record(images[0])
+        assert 0 < left < size
+        if again == "with the target alone":
+            mountpoint = tmp_path / "mnt"
+            before = seen(with_sidecars(images))
+            done = quorumfs("mount", "-o", FIFO, images[1], mountpoint, check=False)
+            assert done.returncode != 0
+            assert str(images[0]) in done.stderr
+            assert seen(with_sidecars(images)) == before
+        with SetMount(list(reversed(images)), tmp_path, FIFO) as disk:
+            assert disk.replica(images[0])["state"] == "current"
+            disk.wait_healthy()
+            assert disk.replica(images[1])["copied_bytes"] <= left
+        assert same([images[0], faulty.backing("b.img")])
+
+
+def lacking_on_record(image: Path) -> int:
+    """What the others lack by the sidecar of *image*, which may be in use."""
+    (replica,) = examine(image)["replicas"]
+    return sum(each["bytes"] for each in replica["map"]["lacking"])
+
+
+def test_a_kill_while_one_is_left_behind(tmp_path: Path) -> None:
+    """Nobody takes it for current afterwards; it gets what it missed, and what may differ."""
+    with FaultFS(tmp_path) as faulty:
+        images = create([faulty.path("a.img"), tmp_path / "b.img"], 4 * EXTENT)
+        with SetMount(images, tmp_path, FIFO) as disk:
+            with opened(disk.file) as fd:
+                os.pwrite(fd, b"o" * BLOCK, 0)
+                faulty.inject("a.img", "write", errno=errno.EIO)
+                os.pwrite(fd, b"n" * BLOCK, 0)
+                assert os.pread(fd, BLOCK, 0) == b"n" * BLOCK
+            assert disk.replica(images[0])["state"] in ("stale", "resyncing")
+            disk.kill()
+        faulty.clear()
+        with SetMount(images, tmp_path, FIFO) as disk:
+            with opened(disk.file) as fd:
+                assert os.pread(fd, BLOCK, 0) == b"n" * BLOCK
+            status = disk.wait_healthy()
+            assert CHUNK <= status["replicas"][0]["copied_bytes"] <= EXTENT
+            assert status["replicas"][1]["copied_bytes"] == 0
+        assert same([faulty.backing("a.img"), images[1]])

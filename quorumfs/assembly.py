@@ -98,7 +98,7 @@ class Plan:
     left_behind: tuple[int, ...] = ()
     """Slots that are current in the record and not in this plan; the first commit says so."""
     prepared: tuple[int, ...] = ()
-    """Generations that were prepared and led nowhere."""
+    """Generations that were prepared, or valid before what was prepared, and led nowhere."""
     sequence_seen: int = 0
     """The highest sequence number seen: the next commit's must be higher."""
     notes: tuple[str, ...] = ()
@@ -357,7 +357,9 @@ class _Assembly:
                 for slot, role in enumerate(record.roles)
                 if role.state is RoleState.CURRENT and slot not in current
             ),
-            tuple({one.generation for one in prepared if one.generation not in record.history}),
+            tuple(
+                dict.fromkeys(g for one in prepared for g in one.history if g not in record.history)
+            ),
             max(sequences + [one.sequence for one in prepared]),
             tuple(self._notes),
             quorum=quorum,
@@ -476,7 +478,13 @@ class _Assembly:
         record = self._record
         present = {member.slot for member in members.values()}
         absent = [role for slot, role in enumerate(record.roles) if slot not in present]
-        unaware = [role for role in absent if moved or role.state is RoleState.CURRENT]
+        replaced = {m.slot for m in members.values() if m.state is State.STALE and m.compare}
+        unaware = [
+            role
+            for slot, role in enumerate(record.roles)
+            if (slot not in present or slot in replaced)
+            and (role.state is RoleState.CURRENT or (moved and role in absent))
+        ]
         current = sum(member.state is State.CURRENT for member in members.values())
         stale = sum(m.state in (State.STALE, State.SUSPECT) for m in members.values())
         usable = current + stale
@@ -498,8 +506,8 @@ class _Assembly:
         why = "nobody can say that it is" if moved else "nobody recorded it as"
         raise AssemblyRefusedError(
             "may be newer",
-            f"{_names(unaware)} missing, and {why} stale: it may hold later "
-            "writes. Bring it back, or go on without it: mount with -o degraded",
+            f"{_names(unaware)} missing or put back from a backup, and {why} stale: it may have "
+            "later writes. Bring it back, or go on without it: mount with -o degraded",
         )
 
     def _joined_map(self, members: dict[str, Member]) -> DirtyMap:

@@ -25,7 +25,7 @@ CHUNK_MIN = 64 << 10
 CHUNKS_MAX = 4 << 20
 """Chunks get larger than the smallest where a disk would have more than these."""
 
-EXTENT = 16 << 20
+EXTENT = 4 << 20
 """Bytes that are marked as intended at a time, so that a hot area costs one sync."""
 
 

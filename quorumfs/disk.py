@@ -48,6 +48,10 @@ Repair = Callable[["Disk", int, int], Awaitable[bytes]]
 """Reads ``(offset, length)`` again, under the exclusive lock, and repairs what it can."""
 
 
+Settle = Callable[[int, int], Awaitable[None]]
+"""Makes the replicas equal in ``(offset, length)``, under the exclusive lock."""
+
+
 class Disk:
     """*size* bytes kept on every one of *replicas*.
 
@@ -81,6 +85,8 @@ class Disk:
         self.locks = RangeLock()
         self.requests = 0
         """Reads and writes of the guest so far."""
+        self.settle: Settle | None = None
+        """Set by who repairs."""
         self._pattern = pattern
         self._repair = repair
         self.search_s = search_s
@@ -113,6 +119,10 @@ class Disk:
         if length <= 0:
             return b""
         self.requests += 1
+        if self.settle is not None and self.metadata.may_differ(offset, length):
+            # What is seen must not turn back when its only holder is lost (P7).
+            with suppress(OSError):
+                await self.settle(offset, length)
         claim = await self.locks.acquire(offset, offset + length, exclusive=False)
         try:
             reading = await self.read_locked(offset, length)
@@ -363,7 +373,7 @@ class Disk:
             if pinned:
                 # What may differ is settled in its own time; here it only counts who is right.
                 answering = next(outcome.replica for outcome in outcomes if not outcome.error)
-                self.metadata.answered(choice, answering)
+                self.metadata.answered(answering)
                 return Reading(verdict.data, repairable=False)
             repairable = any(replica.state is not State.MISSING for replica in wrong)
             return Reading(verdict.data, repairable)

@@ -41,6 +41,8 @@ class Kind(Enum):
     """Reserve space for what is a hole, where the file system can; no byte changes."""
     SYNC = "flush"
     STAT = "stat"
+    SEAL = "seal"
+    """Make everything durable, the file's times too, and then stat."""
     SEEK_DATA = "seek data"
     """Find the next byte at or after the offset that is not in a hole."""
     SEEK_HOLE = "seek hole"
@@ -85,8 +87,8 @@ class FileStatus(NamedTuple):
 
 
 Value = bytes | int | FileStatus
-"""Of a read: exactly the bytes asked for. Of a stat: a `FileStatus`. Of a seek: the offset, or the
-size of the disk if there is none. Else 0."""
+"""Of a read: exactly the bytes asked for. Of a stat and a seal: a `FileStatus`. Of a seek: the
+offset, or the size of the disk if there is none. Else 0."""
 
 Done = Callable[[Operation, Value, OSError | None], None]
 """Called once in the trio thread when an operation has returned."""
@@ -207,9 +209,15 @@ class FileStorage:
             case Kind.SYNC:
                 os.fdatasync(self._fd)
             case Kind.STAT:
-                status = os.fstat(self._fd)
-                return FileStatus(status.st_blocks, identity_of(status))
+                return self._status()
+            case Kind.SEAL:
+                os.fsync(self._fd)
+                return self._status()
         return 0
+
+    def _status(self) -> FileStatus:
+        status = os.fstat(self._fd)
+        return FileStatus(status.st_blocks, identity_of(status))
 
     def _read(self, offset: int, length: int) -> bytes:
         data = os.pread(self._fd, length, offset)

@@ -92,8 +92,11 @@ class Metadata(Protocol):
     def missed(self, replica: Replica) -> RangeSet:
         """What one of the readers is not read for (bytes)."""
 
-    def answered(self, choice: Choice, replica: Replica) -> None:
-        """Note that a read of *choice*, which is pinned, was answered by *replica*."""
+    def may_differ(self, offset: int, length: int) -> bool:
+        """Whether those that hold these bytes may hold different ones."""
+
+    def answered(self, replica: Replica) -> None:
+        """Note that a read of what may differ was answered by *replica*."""
 
     def truncated(self, replica: Replica) -> None:
         """Note that the image of *replica* lost its end."""

@@ -104,8 +104,8 @@ class Sidecars:
         """Set, and replaced, when there may be something to repair; see `notify`."""
         self.unsettled = RangeSet()
         """Chunks in which the current replicas may differ."""
-        self.pin: Replica | None = None
-        """The source of all unsettled chunks; None: the first current replica."""
+        self._pin: Replica | None = None
+        """Who answered for an unsettled chunk when the first current replica could not."""
         self.target: Replica | None = None
         """The replica being resynced."""
         self._joining = False
@@ -204,12 +204,12 @@ class Sidecars:
         current = [o for o in outcomes if o.replica.role is State.CURRENT]
         if sum(o.error is None for o in current) < self.threshold:
             # Nobody is blamed; but who took it and who did not now differ.
-            self._unsettle(chunks, [o.replica for o in current if o.error is None])
+            self._unsettle(chunks)
             raise voted_error(o.error for o in current or outcomes if o.error is not None)
         try:
             await self._leave_behind(failed, chunks, "a write to it failed")
         except OSError:
-            self._unsettle(chunks, [o.replica for o in current if o.error is None])
+            self._unsettle(chunks)
             raise
 
     def begin_flush(self) -> None:
@@ -226,7 +226,7 @@ class Sidecars:
         ]
         if len(good) < self.threshold:
             for replica in failed:
-                self._lose(replica, [o.replica for o in good])
+                self._lose(replica)
             raise voted_error(o.error for o in outcomes if o.error is not None)
         lossy = [replica for replica in self._members if self._lost.get(replica)]
         await self._leave_behind([*failed, *lossy], range(0), "it could not make writes durable")
@@ -238,12 +238,18 @@ class Sidecars:
             return [Choice(offset, length, members)]
         return self._cut(offset, length, members)
 
+    def may_differ(self, offset: int, length: int) -> bool:
+        if not self.unsettled:
+            return False
+        chunks = self.map.chunks(offset, length)
+        return self.unsettled.overlaps(chunks.start, chunks.stop)
+
     def missed(self, replica: Replica) -> RangeSet:
         return _NOTHING
 
-    def answered(self, choice: Choice, replica: Replica) -> None:
-        if replica in self._members:
-            self.pin = replica
+    def answered(self, replica: Replica) -> None:
+        if replica is not self.source:
+            self._pin = replica
 
     def truncated(self, replica: Replica) -> None:
         self._truncated.add(replica)
@@ -282,11 +288,16 @@ class Sidecars:
 
     @property
     def source(self) -> Replica | None:
-        """Whose data is right where the current replicas may differ."""
-        if self.pin is not None and self.pin in self._members and not self.pin.hung:
-            return self.pin
-        sound = [r for r in self._members if not r.hung and not self._lost.get(r)]
-        return next(iter([*sound, *self._members]), None)
+        """Whose data is right where the current replicas may differ (P7).
+
+        The same after every mount: the first in the record that answers and lost nothing.
+        """
+        if self._pin is not None and self._pin in self._members and not self._pin.hung:
+            return self._pin
+        in_order = sorted(self._members, key=lambda replica: replica.slot or 0)
+        sound = [replica for replica in in_order if not replica.hung]
+        sound.sort(key=lambda replica: bool(self._lost.get(replica)))
+        return next(iter([*sound, *in_order]), None)
 
     def notify(self) -> None:
         """Tell the repairs that there may be something to do."""
@@ -311,19 +322,11 @@ class Sidecars:
             lost.remove(chunks.start, chunks.stop)
         self._note_written(chunks)
         if not self.unsettled:
-            self.pin = None
+            self._pin = None
 
     def verified(self, chunks: range) -> None:
         """Note that *chunks* were compared, and are equal on all current replicas."""
         self._remove(UNVERIFIED, chunks)
-
-    def lossy(self, chunks: range) -> set[Replica]:
-        """Who may not have on its medium what it answers with for *chunks*."""
-        return {
-            replica
-            for replica, lost in self._lost.items()
-            if lost.overlaps(chunks.start, chunks.stop)
-        }
 
     async def start_resync(
         self, replica: Replica, image: Identity, own: Sidecar, *, full: bool
@@ -564,16 +567,14 @@ class Sidecars:
         for chunk in unflushed.chunks:
             self._add(lacks(slot), range(chunk, chunk + 1))
 
-    def _unsettle(self, chunks: range, holders: Sequence[Replica]) -> None:
-        """The current replicas may differ in *chunks*; *holders* have what was written last."""
+    def _unsettle(self, chunks: range) -> None:
+        """The current replicas may differ in *chunks*."""
         if len(self._members) < 2:
             return
-        if not self.unsettled:
-            self.pin = next(iter(holders), None)
         self.unsettled.add(chunks.start, chunks.stop)
         self.notify()
 
-    def _lose(self, replica: Replica, good: Sequence[Replica]) -> None:
+    def _lose(self, replica: Replica) -> None:
         """A current replica that cannot be left behind lost what it took since its last flush."""
         lost = self._lost.setdefault(replica, RangeSet())
         for unflushed in (self._unflushed, self._flushing):
@@ -582,7 +583,7 @@ class Sidecars:
                 chunks = self.map.runs(INTENT, longest=len(self.map))
             for run in chunks:
                 lost.add(run.start, run.stop)
-                self._unsettle(run, good)
+                self._unsettle(run)
 
     def _note_written(self, chunks: range) -> None:
         self._unflushed.add(chunks)
@@ -730,7 +731,7 @@ class Sidecars:
     async def _identities(self) -> dict[Replica, Identity]:
         """What the images look like now that nothing is written to them any more."""
         gathering = Gathering(0)
-        asked = {replica: Operation(Kind.STAT) for replica in self._members}
+        asked = {replica: Operation(Kind.SEAL) for replica in self._members}
         for replica, operation in asked.items():
             gathering.submit(replica, operation)
         await gathering.complete()

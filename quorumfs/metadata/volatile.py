@@ -159,7 +159,10 @@ class Volatile:
     def missed(self, replica: Replica) -> RangeSet:
         return self.holdings[replica].missed
 
-    def answered(self, choice: Choice, replica: Replica) -> None:
+    def may_differ(self, offset: int, length: int) -> bool:
+        return False
+
+    def answered(self, replica: Replica) -> None:
         """Nothing is ever pinned here."""
 
     def truncated(self, replica: Replica) -> None:

@@ -13,7 +13,7 @@ Each can stop at any point, with the process or with a replica, and be done agai
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
@@ -24,7 +24,6 @@ from quorumfs.assembly import Found, Member, State, judge_returned
 from quorumfs.dirtymap import CHUNK_MIN, UNVERIFIED, lacks
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
-from quorumfs.metadata import Outcome
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.patterns import Fifo
 from quorumfs.ranges import RangeSet
@@ -167,37 +166,50 @@ class Resync:
         await self._in_parallel(self._units(runs), self._settle_unit)
         await self._save()
 
+    async def settle_range(self, offset: int, length: int) -> None:
+        """Settle what may differ in a range, before somebody sees it."""
+        chunks = self._map.chunks(offset, length)
+        for unit in self._units([chunks]):
+            await self._settle_unit(unit)
+
     async def _settle_unit(self, chunks: range) -> None:
-        start, end = self._bounds(chunks)
-        async with self._disk.locks.held(start, end, exclusive=True):
+        disk, (offset, end) = self._disk, self._bounds(chunks)
+        async with disk.locks.held(offset, end, exclusive=True):
             if not self._sidecars.unsettled.overlaps(chunks.start, chunks.stop):
                 return
-            pieces = [await self._settle_piece(chunks, *piece) for piece in _pieces(start, end)]
-            if all(pieces):
+            equal = True
+            while offset < end:
+                data_at = min(end, await disk.next_data(offset))
+                if data_at == offset:
+                    hole_at = await disk.next_hole(offset)
+                    data_at = min(end, hole_at) if hole_at > offset else end
+                    for piece in _pieces(offset, data_at):
+                        equal = await self._settle_piece(*piece) and equal
+                offset = data_at
+            if equal:
                 self._sidecars.settled(chunks)
 
-    async def _settle_piece(self, chunks: range, offset: int, length: int) -> bool:
-        members = list(self._sidecars.members)
+    async def _settle_piece(self, offset: int, length: int) -> bool:
+        """Have all current replicas hold what the source holds.
+
+        All are written to, the source too and however equal they look: a flush that failed before
+        a crash may have dropped pages that reads still show (R4). What is a hole on all replicas
+        can hide no such loss, and is left out.
+        """
         source = self._sidecars.source
-        outcomes = await self._disk.ask(members, Kind.READ, 1, offset, length)
+        outcomes = await self._disk.ask(self._sidecars.members, Kind.READ, 1, offset, length)
         readable = [outcome for outcome in outcomes if outcome.error is None]
         if not readable:
             return False
         right = next((o for o in readable if o.replica is source), readable[0])
-        if right.replica is not source:
-            self._sidecars.pin = right.replica
-        lossy = self._sidecars.lossy(chunks)
-        wrong = [o for o in outcomes if o.error or o.data != right.data or o.replica in lossy]
-        return await self._give(wrong, offset, right.data)
+        self._sidecars.answered(right.replica)
+        return await self._give([o.replica for o in outcomes], offset, right.data)
 
-    async def _give(self, wrong: Iterable[Outcome], offset: int, data: bytes) -> bool:
-        """Write *data* to current replicas that hold something else; False if one cannot take it.
+    async def _give(self, replicas: Sequence[Replica], offset: int, data: bytes) -> bool:
+        """Write *data* to current *replicas*; False if one that stays current cannot take it.
 
         The caller holds the lock.
         """
-        replicas = [outcome.replica for outcome in wrong]
-        if not replicas:
-            return True
         if not self._sidecars.prepared(offset, len(data)):
             await self._sidecars.prepare(offset, len(data))
         self._sidecars.begin(offset, len(data))
@@ -206,7 +218,6 @@ class Resync:
             well = operation.error is None
             if well:
                 replica.counters.copied_bytes += len(data)
-                self._disk.events.repaired(replica.path, offset, len(data))
             await self._sidecars.repaired(replica, offset, len(data), well=well)
         return all(
             outcome.error is None or outcome.replica.role is not State.CURRENT
@@ -258,8 +269,10 @@ class Resync:
                 disk.events.differs(offset + start, end - start)
                 equal = False
                 continue
-            wrong = [outcome for outcome in outcomes if outcome.replica.index in losers]
+            wrong = [outcome.replica for outcome in outcomes if outcome.replica.index in losers]
             equal = await self._give(wrong, offset + start, vote.data) and equal
+            for replica in wrong:
+                disk.events.repaired(replica.path, offset + start, end - start)
         return equal
 
     # Bringing a replica back

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from support.faultfs import FaultFS
-from support.mounting import Mounted
+from support.mounting import Mounted, make_set
 
 
 class DirectFile:
@@ -58,11 +58,17 @@ class FaultyDisk:
     Faults are cleared before the unmount, so a hanging one does not outlive its test.
     """
 
-    def __init__(self, directory: Path, contents: list[bytes], options: str) -> None:
-        """One replica for each of *contents*, which are equally long."""
+    def __init__(
+        self, directory: Path, contents: list[bytes], options: str, *, as_set: bool = False
+    ) -> None:
+        """One replica for each of *contents*, which are equally long.
+
+        *as_set*: they are a set already, as `make_set` makes it, however they differ.
+        """
         self._directory = directory
         self._contents = contents
         self._options = options
+        self._as_set = as_set
         self.names = [f"{letter}.img" for letter in "abcdefgh"[: len(contents)]]
 
     def __enter__(self) -> Self:
@@ -71,6 +77,8 @@ class FaultyDisk:
             for name, content in zip(self.names, self._contents, strict=True):
                 self.fs.backing(name).write_bytes(content)
             replicas = [self.fs.path(name) for name in self.names]
+            if self._as_set:
+                make_set(replicas)
             self.mounted = stack.enter_context(Mounted(replicas, self._directory, self._options))
             self.file = stack.enter_context(DirectFile(self.mounted.file))
             stack.callback(self.fs.clear)

@@ -51,13 +51,19 @@ class Oracle:
         self._possible: dict[int, list[set[int]]] = {b: [{0}] * SECTORS for b in self.blocks}
         self._lock = threading.Lock()
 
-    def write(self, fd: int, block: int) -> None:
-        """The next write of *block*; an error leaves it open whether it happened."""
+    def issue(self, block: int) -> bytes:
+        """The data for the next write of *block*, which from here on is under way."""
         with self._lock:
             self.issued[block] += 1
             sequence = self.issued[block]
             self._possible[block] = [each | {sequence} for each in self._possible[block]]
-        assert os.pwrite(fd, content(block, sequence), block * BLOCK) == BLOCK
+            return content(block, sequence)
+
+    def write(self, fd: int, block: int) -> None:
+        """The next write of *block*; an error leaves it open whether it happened."""
+        data = self.issue(block)
+        sequence = self.issued[block]
+        assert os.pwrite(fd, data, block * BLOCK) == BLOCK
         with self._lock:
             self.acknowledged[block] = sequence
             self._possible[block] = [{sequence}] * SECTORS
@@ -132,7 +138,7 @@ class Writers:
         try:
             while not self._end.is_set():
                 self._oracle.write(fd, rng.choice(blocks))
-                if rng.random() < 0.05:
+                if rng.random() < 0.02:
                     self._oracle.flush(fd)
         except OSError as error:
             self.errors.append(error)

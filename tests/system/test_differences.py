@@ -1,6 +1,6 @@
 """What quorumfs promises beyond QEMU's driver, with replicas that do their worst to break it.
 
-Without metadata, so that a replica that failed once goes on being one.
+Mostly without metadata, so that a replica that failed once is still asked and read.
 """
 
 import errno
@@ -33,14 +33,24 @@ REWRITE = ",rewrite-corrupted"
 Start = Callable[..., FaultyDisk]
 
 
+both_ways = pytest.mark.parametrize("metadata", ["none", "sidecar"])
+
+
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def metadata() -> str:
+    return "none"
+
+
+@pytest.fixture
+def start(tmp_path: Path, metadata: str) -> Iterator[Start]:
     """Mounts a disk: ``start(options, 3)`` on equal replicas, or on a list of contents."""
     with ExitStack() as stack:
 
         def start(options: str, replicas: int | list[bytes]) -> FaultyDisk:
             contents = [GOOD] * replicas if isinstance(replicas, int) else replicas
-            return stack.enter_context(FaultyDisk(tmp_path, contents, as_qemu(options)))
+            if metadata == "none":
+                return stack.enter_context(FaultyDisk(tmp_path, contents, as_qemu(options)))
+            return stack.enter_context(FaultyDisk(tmp_path, contents, options, as_set=True))
 
         yield start
 
@@ -71,6 +81,7 @@ def fail_block(disk: FaultyDisk, name: str, op: Operation, block: int, **how: An
 # Bad blocks
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("options", "corrupt", "unreadable"),
     [
@@ -97,6 +108,7 @@ def test_disjoint_bad_blocks_stay_readable(
         assert disk.file.read(offset, length) == GOOD[offset : offset + length]
 
 
+@both_ways
 def test_short_transfers_of_a_replica_are_no_error_and_no_loss(start: Start) -> None:
     """A replica may move less than asked at a time; nobody votes on, or keeps, the rest as is."""
     disk = start("read-pattern=quorum,vote-threshold=3", 3)
@@ -111,6 +123,7 @@ def test_short_transfers_of_a_replica_are_no_error_and_no_loss(start: Start) -> 
 # Requests at the same time
 
 
+@both_ways
 @pytest.mark.parametrize("replicas", [2, 3])
 def test_a_read_during_a_slow_write_is_before_or_after_it(start: Start, replicas: int) -> None:
     """Never an error though the replicas differ meanwhile, never half of each, never too old."""
@@ -137,6 +150,7 @@ def test_a_read_during_a_slow_write_is_before_or_after_it(start: Start, replicas
             reader.result()
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("op", "request_"),
     [
@@ -162,6 +176,7 @@ def test_replicas_are_asked_at_the_same_time(
         request.result(10)
 
 
+@both_ways
 def test_a_flush_takes_as_long_as_the_slowest(start: Start) -> None:
     """0.3 s on each of three replicas are 0.3 s, where QEMU takes 0.9 s."""
     disk = start("read-pattern=quorum,vote-threshold=3", 3)
@@ -190,6 +205,7 @@ def qemu_io(disk: FaultyDisk, commands: Sequence[str]) -> None:
     assert "failed" not in done.stdout + done.stderr
 
 
+@both_ways
 def test_overlapping_writes_take_turns(start: Start) -> None:
     """R6: no replica has the second while another may still have to apply the first.
 
@@ -209,6 +225,7 @@ def test_overlapping_writes_take_turns(start: Start) -> None:
     assert disk.replicas() == [expected] * 3
 
 
+@both_ways
 def test_overlapping_writes_leave_replicas_equal(start: Start) -> None:
     """Whatever the delays, every replica ends up with the same bytes, and they are what is read."""
     disk = start(QUORUM, 3)
@@ -230,6 +247,7 @@ def test_overlapping_writes_leave_replicas_equal(start: Start) -> None:
 # Repairs
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("options", "replicas", "how"),
     [
@@ -267,6 +285,7 @@ def test_a_repair_never_undoes_a_write(
     assert len(set(disk.replicas())) == 1
 
 
+@both_ways
 @pytest.mark.parametrize(
     ("options", "contents", "unreadable"),
     [
@@ -319,6 +338,7 @@ def test_an_unreadable_range_is_rewritten(
     assert disk.replicas() == [GOOD] * replicas
 
 
+@both_ways
 def test_a_repair_costs_no_reader_its_data(start: Start) -> None:
     """What could be read is answered, even if reading it again for the repair fails."""
     disk = start(QUORUM + REWRITE, [changed(GOOD, 0), GOOD, GOOD])
@@ -534,6 +554,7 @@ def test_success_from_the_threshold_on(start: Start, threshold: int) -> None:
         disk.file.flush()
 
 
+@both_ways
 def test_blkverify_names_the_first_difference(start: Start) -> None:
     """Any difference is EIO, its place is in the log, and the process lives (QEMU's exits)."""
     place = 9 * BLOCK + 77

@@ -21,7 +21,7 @@ import pytest
 from conftest import MakeImages, opened
 from support.engines import ENGINES, aligned
 from support.faultfs import FaultFS, JournalEntry
-from support.mounting import Mounted, quorumfs
+from support.mounting import Mounted, make_set, quorumfs
 from support.qemu import RawExport
 from support.sparse import PUNCH, fallocate
 
@@ -56,7 +56,9 @@ def faulty(tmp_path: Path) -> Iterator[FaultFS]:
 @contextlib.contextmanager
 def mounted(faulty: FaultFS, directory: Path, options: str = "") -> Iterator[Mounted]:
     """Faults end before the unmount, and what could not be flushed is written again."""
-    with Mounted([faulty.path(name) for name in NAMES], directory, options) as disk:
+    replicas = [faulty.path(name) for name in NAMES]
+    make_set(replicas)
+    with Mounted(replicas, directory, options) as disk:
         yield disk
         faulty.clear()
         disk.file.write_bytes(bytes(MIB))
@@ -214,7 +216,7 @@ def test_concurrent_durable_writes_share_flushes(tmp_path: Path) -> None:
         ):
             list(pool.map(lambda n: os.pwrite(fd, b"x", n), range(160)))
             journals = faulty.journals()
-    for journal in journals.values():
+    for journal in (journals[name] for name in NAMES):
         assert sum(entry.op == "write" for entry in journal) == 160
         assert 10 <= sum(entry.op == "fsync" for entry in journal) <= 160
         assert all(journal[n].op != "write" for n in range(last_durable(journal), len(journal)))

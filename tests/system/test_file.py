@@ -20,22 +20,25 @@ import pytest
 from conftest import MakeImages, opened
 from support import mounting
 from support.faultfs import Counters, FaultFS
-from support.mounting import Mounted
+from support.mounting import Mounted, make_set
 
 MIB = 1 << 20
 BLOCK = 4096
 SIZE = 2 * MIB + 1234
 """No multiple of anything, so that the end of the disk lies within a sector and within a page."""
 
+NAMES = ["a.img", "b.img", "c.img"]
+
 RANDOM = random.Random(0).randbytes(4 * MIB)
 
 
 @pytest.fixture
 def replicas(make_images: MakeImages) -> list[Path]:
-    """Three replicas full of the same random data."""
+    """A set of three replicas full of the same random data."""
     paths = make_images(3, SIZE)
     for path in paths:
         path.write_bytes(RANDOM[:SIZE])
+    make_set(paths)
     return paths
 
 
@@ -47,16 +50,17 @@ def disk(replicas: list[Path], tmp_path: Path) -> Iterator[Mounted]:
 
 @pytest.fixture
 def faulty(tmp_path: Path) -> Iterator[FaultFS]:
-    """Three replicas a.img, b.img, c.img of 4 MiB, whose requests can be counted and held."""
+    """Replicas a.img, b.img, c.img of 4 MiB, whose requests can be counted and held."""
     with FaultFS(tmp_path) as faulty:
-        for name in ("a.img", "b.img", "c.img"):
+        for name in NAMES:
             faulty.backing(name).write_bytes(bytes(4 * MIB))
         yield faulty
 
 
 @pytest.fixture
 def counted(faulty: FaultFS, tmp_path: Path) -> Iterator[Mounted]:
-    paths = [faulty.path(name) for name in ("a.img", "b.img", "c.img")]
+    paths = [faulty.path(name) for name in NAMES]
+    make_set(paths)
     with Mounted(paths, tmp_path) as disk:
         yield disk
         faulty.clear()
@@ -73,7 +77,7 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 5) -> bool:
 
 
 def fsyncs(faulty: FaultFS) -> list[int]:
-    return [faulty.counters(name).fsyncs for name in ("a.img", "b.img", "c.img")]
+    return [faulty.counters(name).fsyncs for name in NAMES]
 
 
 # Names and attributes
@@ -346,7 +350,7 @@ def test_qemu_reads_and_writes(engine: str, counted: Mounted, faulty: FaultFS) -
     """Every way of QEMU to do I/O works with cache=none."""
     commands = ["write -P 7 4096 1048576", "read -P 7 4096 1048576", "read -P 0 2M 4096", "flush"]
     subprocess.run(qemu_io(counted.file, engine, *commands), check=True, stdout=subprocess.DEVNULL)
-    for name in ("a.img", "b.img", "c.img"):
+    for name in NAMES:
         assert faulty.backing(name).read_bytes()[:MIB] == bytes(BLOCK) + b"\7" * (MIB - BLOCK)
 
 
@@ -367,7 +371,7 @@ def test_requests_are_in_flight_together(
     the plain writes of one file one at a time, so that one is the first) while the others go on.
     """
     if kind == "read":
-        for name in ("a.img", "b.img", "c.img"):
+        for name in NAMES:
             faulty.inject(name, "read", start=MIB, hang=True)  # QEMU probes with a read at 0
     else:
         faulty.hang("a.img", "write")
@@ -384,7 +388,7 @@ def test_requests_are_in_flight_together(
         finally:
             faulty.clear()
     assert process.returncode == 0
-    for name in ("a.img", "b.img", "c.img"):
+    for name in NAMES:
         data = faulty.backing(name).read_bytes()
         assert data[MIB : MIB + 8 * BLOCK] == bytes([pattern]) * 8 * BLOCK
 
@@ -445,7 +449,7 @@ def test_fsync_is_a_flush_of_every_replica(counted: Mounted, faulty: FaultFS) ->
         mapped[:] = b"m" * BLOCK
         mapped.flush()
         assert fsyncs(faulty) == [3, 3, 3]
-        for name in ("a.img", "b.img", "c.img"):
+        for name in NAMES:
             assert faulty.backing(name).read_bytes()[: 2 * BLOCK] == b"m" * BLOCK + b"x" * BLOCK
     with opened(counted.file) as fd:
         os.pwrite(fd, b"y", 0)

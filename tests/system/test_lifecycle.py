@@ -26,7 +26,7 @@ from support.command import (
     wait_until,
 )
 from support.faultfs import FaultFS
-from support.mounting import Mounted, quorumfs
+from support.mounting import Mounted, make_set, quorumfs
 
 SIZE = 1 << 20
 BLOCK = 4096
@@ -42,7 +42,9 @@ def slow(tmp_path: Path, make_images: MakeImages) -> Iterator[FaultFS]:
 
 @contextlib.contextmanager
 def mounted_on(slow: FaultFS, directory: Path) -> Iterator[Mounted]:
-    with Mounted([slow.path("a.img"), slow.path("b.img")], directory) as mounted:
+    replicas = [slow.path("a.img"), slow.path("b.img")]
+    make_set(replicas)
+    with Mounted(replicas, directory) as mounted:
         try:
             yield mounted
         except BaseException:
@@ -485,6 +487,7 @@ def test_a_replica_s_name_may_hold_any_bytes(tmp_path: Path, mountpoint: Path) -
     for path in replicas:
         path.write_bytes(bytes(SIZE))
     replicas[0].write_bytes(b"rot" + bytes(SIZE - 3))
+    make_set(replicas)
     log = tmp_path / "log"
     quorumfs("mount", "--log-file", log, *replicas, mountpoint)
     assert (mountpoint / "disk.img").read_bytes() == bytes(SIZE)

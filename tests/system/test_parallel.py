@@ -15,7 +15,7 @@ from support import mounting
 from support.command import wait_until
 from support.engines import aligned
 from support.faultfs import FaultFS
-from support.mounting import Mounted
+from support.mounting import Mounted, make_set
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -33,7 +33,9 @@ def parallel(tmp_path: Path) -> Iterator[FaultFS]:
 
 @pytest.fixture
 def disk(parallel: FaultFS, tmp_path: Path) -> Iterator[Mounted]:
-    with Mounted([parallel.path(name) for name in NAMES], tmp_path) as disk:
+    replicas = [parallel.path(name) for name in NAMES]
+    make_set(replicas)
+    with Mounted(replicas, tmp_path) as disk:
         yield disk
         parallel.clear()
 

@@ -1,0 +1,608 @@
+"""What a mount makes of the sidecars it finds: one test for each promise of the design."""
+
+from dataclasses import replace
+from itertools import permutations
+
+import pytest
+
+from quorumfs.assembly import (
+    AssemblyRefusedError,
+    Found,
+    Member,
+    Plan,
+    State,
+    assemble,
+    covers,
+    image_changed,
+    new_record,
+)
+from quorumfs.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
+from quorumfs.errors import ExitCode
+from quorumfs.sidecar import ANCESTORS_MAX, Identity, Record, RoleState, Sidecar
+
+CHUNK = 64 << 10
+CHUNKS = 4
+SIZE = CHUNKS * CHUNK
+A, B, C = range(3)
+CURRENT, STALE, RESYNCING = RoleState.CURRENT, RoleState.STALE, RoleState.RESYNCING
+
+
+def first_record(count: int, threshold: int) -> Record:
+    return new_record([f"/{letter}.img" for letter in "abcd"[:count]], SIZE, threshold)
+
+
+def image_of(slot: int) -> Identity:
+    return Identity(slot + 1, SIZE, 1, 1)
+
+
+def found(
+    record: Record,
+    slot: int,
+    marks: dict[int, int] | None = None,
+    *,
+    prepared: Record | None = None,
+    image: Identity | None = None,
+) -> Found:
+    """A replica with *record* and with *marks*, bits by chunk, in its map; *image*: changed."""
+    disk_map = DirtyMap(record.size, CHUNK)
+    for chunk, bits in (marks or {}).items():
+        disk_map.states[chunk] = bits
+    role = record.roles[slot]
+    identity = image_of(slot) if record.clean else Identity(slot + 1, SIZE)
+    sidecar = Sidecar(role.replica_id, record, disk_map, identity, prepared)
+    return Found(role.path, image or image_of(slot), sidecar)
+
+
+def gone(path: str) -> Found:
+    return Found(path, None, problem="No such file or directory")
+
+
+def without(record: Record, *slots: int) -> Record:
+    """The record after *slots* were left behind."""
+    after = record.with_state(slots, STALE).minted()
+    return replace(after, sequence=record.sequence + 1, clean=False)
+
+
+def next_record(record: Record, **changes: object) -> Record:
+    """The next commit of the same members."""
+    return replace(record, sequence=record.sequence + 1, **changes)  # type: ignore[arg-type]
+
+
+def states(plan: Plan) -> list[str]:
+    return [member.state.value for member in plan.members]
+
+
+def marks(plan: Plan) -> list[int]:
+    return list(plan.map.states)
+
+
+def refusal(
+    *replicas: Found, threshold: int | None = None, degraded: bool = False
+) -> AssemblyRefusedError:
+    with pytest.raises(AssemblyRefusedError) as caught:
+        assemble(replicas, threshold=threshold, degraded=degraded)
+    return caught.value
+
+
+# Nothing happened, or a crash
+
+
+def test_a_set_that_was_closed_needs_nothing() -> None:
+    """Scenario 12: zero bytes to copy, and the generation is the same."""
+    record = first_record(3, 2)
+    plan = assemble([found(record, slot) for slot in (C, A, B)])
+    assert plan.rule == "clean: closed in order"
+    assert plan.record == record
+    assert plan.members == tuple(Member(f"/{'abc'[s]}.img", s, State.CURRENT) for s in (C, A, B))
+    assert (marks(plan), plan.left_behind, plan.prepared) == ([0] * CHUNKS, (), ())
+
+
+def test_after_a_crash_what_any_of_them_marked_may_differ() -> None:
+    """Equal generation is not equal data: the union of the maps counts."""
+    record = first_record(2, 1)
+    dirty = next_record(record, clean=False)
+    plan = assemble([found(dirty, A, {0: INTENT}), found(dirty, B, {2: INTENT, 3: UNVERIFIED})])
+    assert plan.rule == "crash: not closed in order"
+    assert states(plan) == ["current", "current"]
+    assert marks(plan) == [INTENT, 0, INTENT, UNVERIFIED]
+
+
+def test_an_unreadable_map_page_means_that_all_of_it_may_differ() -> None:
+    """Scenario 11: never «clean»; and nothing is said of replicas that do not exist."""
+    record = first_record(2, 1)
+    torn = found(record, B, dict.fromkeys(range(CHUNKS), UNKNOWN))
+    assert marks(assemble([found(record, A), torn])) == [INTENT] * CHUNKS
+
+
+def test_what_another_one_committed_was_prepared_here_and_is_valid() -> None:
+    """A crash between the two phases: it only came last."""
+    record = first_record(3, 2)
+    later = without(record, C)
+    replicas = [found(later, A), found(record, B, prepared=later), found(record, C)]
+    plan = assemble(replicas)
+    assert states(plan) == ["current", "current", "stale"]
+    assert plan.record == later
+
+    # Even if it has prepared one more since, which led nowhere.
+    last = next_record(later)
+    replicas[B] = found(record, B, prepared=last)
+    plan = assemble(replicas)
+    assert states(plan) == ["current", "current", "stale"]
+    assert plan.sequence_seen == last.sequence
+
+
+def test_what_nobody_committed_is_remembered_as_leading_nowhere() -> None:
+    """The next generation descends from it, so that who committed it later is no split brain."""
+    record = first_record(3, 2)
+    tried = without(record, C)
+    again = replace(tried.minted(), sequence=7)
+    plan = assemble([found(record, B, prepared=again), found(record, C)])
+    assert states(plan) == ["current", "current"]
+    assert plan.left_behind == (A,)
+    assert plan.prepared == (again.generation, tried.generation)
+    assert plan.sequence_seen == 7
+
+    went_on = plan.record.with_state([A], STALE).minted(plan.prepared)
+    went_on = replace(went_on, sequence=8)
+    plan = assemble([found(tried, A), found(went_on, B), found(went_on, C)])
+    assert states(plan) == ["stale", "current", "current"]
+    assert not plan.members[A].compare
+
+
+def test_damage_is_reported_and_is_no_reason_to_fail() -> None:
+    """Scenario 9: the other slot was used."""
+    record = first_record(2, 1)
+    one = found(record, A)
+    assert one.sidecar
+    hurt = replace(one, sidecar=replace(one.sidecar, damage=("slot 0: torn",)))
+    plan = assemble([hurt, found(record, B)])
+    assert plan.notes == ("/a.img.quorumfs: slot 0: torn",)
+    assert states(plan) == ["current", "current"]
+
+
+# Somebody is missing
+
+
+def test_enough_replicas_are_proof_that_nothing_is_elsewhere() -> None:
+    """Scenario 17: N=3, threshold 2, and A may come back later."""
+    record = first_record(3, 2)
+    here = [found(record, B, {1: INTENT}), found(record, C)]
+    for plan in (assemble(here), assemble([gone("/a.img"), *here])):
+        assert plan.rule == "enough are present: nothing acknowledged can be elsewhere"
+        assert states(plan)[-2:] == ["current", "current"]
+        assert plan.left_behind == (A,)
+        assert marks(plan) == [0, INTENT | lacks(A), 0, 0]
+    plan = assemble([gone("/a.img"), *here])
+    assert plan.members[0] == Member("/a.img", A, State.MISSING, "No such file or directory")
+
+
+def test_a_missing_replica_that_may_be_newer_needs_consent() -> None:
+    """Scenarios 15 and 18: named, with the flag to use; N=2, threshold 1."""
+    record = first_record(2, 1)
+    error = refusal(found(record, B))
+    assert (error.rule, error.exit_code) == ("may be newer", ExitCode.FAILED)
+    assert "/a.img missing" in str(error)
+    assert "-o degraded" in str(error)
+
+    plan = assemble([found(record, B)], degraded=True)
+    assert plan.rule.startswith("degraded: ")
+    assert (states(plan), plan.left_behind, plan.quorum) == (["current"], (A,), 1)
+
+
+def test_a_replica_that_is_on_record_as_stale_may_be_missing() -> None:
+    """Scenario 19: no flag, even alone."""
+    record = without(first_record(2, 1), A)
+    plan = assemble([gone("/a.img"), found(record, B, {2: INTENT, 3: lacks(A)})])
+    assert plan.rule == "absent ones are on record as stale"
+    assert states(plan) == ["missing", "current"]
+    assert plan.left_behind == ()
+    assert marks(plan) == [0, 0, INTENT | lacks(A), lacks(A)]
+
+
+def test_fewer_than_the_threshold_cannot_be_mounted() -> None:
+    record = first_record(3, 3)
+    error = refusal(found(record, A), gone("/b.img"), found(record, C))
+    assert error.rule == "no quorum"
+    assert "missing /b.img" in str(error)
+    assert "-o degraded,vote-threshold=2" in str(error)
+    plan = assemble([found(record, A), found(record, C)], threshold=2, degraded=True)
+    assert (plan.record.threshold, plan.quorum) == (2, 2)
+
+
+def test_few_replicas_cannot_lower_the_threshold_without_consent() -> None:
+    """Or each of two, alone, would take itself for enough: N=2, threshold 2."""
+    record = first_record(2, 2)
+    assert refusal(found(record, A), threshold=1).rule == "may be newer"
+    assert assemble([found(record, A)], threshold=1, degraded=True).quorum == 1
+    # With all there it may be lowered, but not by a first commit that only one gets.
+    plan = assemble([found(record, A), found(record, B)], threshold=1)
+    assert (plan.record.threshold, plan.quorum) == (1, 2)
+
+
+def test_a_replica_that_was_removed_from_the_set_proves_nothing() -> None:
+    """Scenario 83: nor may it be written to."""
+    record = first_record(3, 1)
+    rest = replace(record.minted(), roles=record.roles[:2], sequence=2)
+    error = refusal(found(rest, A), found(record, C))
+    assert error.rule == "may be newer"
+    plan = assemble([found(rest, A), found(rest, B), found(record, C)])
+    assert states(plan) == ["current", "current", "foreign"]
+    assert plan.members[2] == Member("/c.img", None, State.FOREIGN, "it was removed from the set")
+
+
+def test_a_threshold_above_the_number_of_replicas_is_refused() -> None:
+    record = first_record(2, 1)
+    error = refusal(found(record, A), found(record, B), threshold=3)
+    assert (error.rule, error.exit_code) == ("threshold", ExitCode.USAGE)
+    assert "got 3, allowed: 1 to 2" in str(error)
+
+
+# Somebody was left behind
+
+
+@pytest.mark.parametrize("order", list(permutations((A, B, C))))
+def test_the_direction_never_depends_on_the_order_of_the_command_line(
+    order: tuple[int, ...],
+) -> None:
+    """Scenario 20: A was ejected, and gets what B and C tracked and what it had under way."""
+    record = first_record(3, 2)
+    later = without(record, A)
+    replicas = [
+        found(replace(record, clean=False), A, {0: INTENT, 1: lacks(C)}),
+        found(later, B, {1: INTENT}),
+        found(later, C, {2: lacks(A)}),
+    ]
+    plan = assemble([replicas[slot] for slot in order])
+    assert {m.slot: m.state for m in plan.members} == {
+        A: State.STALE,
+        B: State.CURRENT,
+        C: State.CURRENT,
+    }
+    (stale,) = (member for member in plan.members if member.slot == A)
+    assert stale.reason == f"left behind in generation {record.generation:016x}"
+    assert not stale.compare
+    assert marks(plan) == [lacks(A), INTENT | lacks(A), lacks(A), 0]
+
+
+def test_only_stale_replicas_are_no_set() -> None:
+    """Scenario 21: names who is newer, and the command."""
+    record = first_record(2, 1)
+    half = replace(without(record, A).with_state([A], RESYNCING), sequence=5)
+    error = refusal(found(half, A), gone("/b.img"))
+    assert (error.rule, error.exit_code) == ("only stale", ExitCode.FAILED)
+    assert "/a.img is stale" in str(error)
+    assert "are: /b.img" in str(error)
+    assert "quorumfs resolve --keep /a.img /a.img /b.img" in str(error)
+
+
+def test_what_a_replica_knows_counts_even_if_its_image_cannot_be_used() -> None:
+    """B's image was truncated, but its sidecar tells that A was left behind."""
+    record = first_record(2, 1)
+    later = without(record, A)
+    cut = found(later, B, image=Identity(2, SIZE - 1, 1, 1))
+    assert refusal(found(record, A), cut, degraded=True).rule == "only stale"
+
+
+def test_a_replica_in_mid_resync_goes_on_where_it_was() -> None:
+    """Scenario 3: the members' map says what is left; its own counts no more."""
+    record = without(first_record(2, 1), A)
+    started = next_record(record)
+    since = next_record(started.with_state([A], STALE))
+    target = found(started.with_state([A], RESYNCING), A, {0: INTENT})
+    plan = assemble([target, found(since, B, {3: lacks(A)})])
+    assert states(plan) == ["stale", "current"]
+    assert not plan.members[A].compare
+    assert marks(plan) == [0, 0, 0, lacks(A)]
+
+
+def test_a_target_that_is_ahead_in_number_is_not_the_latest() -> None:
+    """Its record was written before that of the members."""
+    record = without(first_record(2, 1), A)
+    target = replace(record.with_state([A], RESYNCING), sequence=99)
+    plan = assemble([found(target, A), found(record, B)])
+    assert states(plan) == ["stale", "current"]
+    assert plan.sequence_seen == 99
+
+
+def test_each_returning_replica_gets_what_was_written_since_it_left() -> None:
+    """Scenario 99: ejected at different times, returning together."""
+    record = first_record(3, 1)
+    second = without(record, A)
+    third = without(second, B)
+    last = found(third, C, {0: lacks(A), 1: lacks(A) | lacks(B)})
+    plan = assemble([found(record, A), found(second, B), last])
+    assert states(plan) == ["stale", "stale", "current"]
+    assert marks(plan) == [lacks(A), lacks(A) | lacks(B), 0, 0]
+    assert not any(member.compare for member in plan.members)
+
+
+def test_an_absence_longer_than_the_list_of_ancestors_is_still_known() -> None:
+    """A flapping replica may mint any number of generations meanwhile."""
+    record = first_record(3, 1)
+    later = without(record, A)
+    for _ in range(ANCESTORS_MAX + 3):
+        later = without(later.with_state([B], CURRENT), B)
+    assert record.generation not in later.history
+    plan = assemble([found(record, A), found(later, C, {1: lacks(A)})])
+    assert states(plan) == ["stale", "current"]
+    assert not plan.members[0].compare
+
+
+# Put back, changed, copied
+
+
+def test_a_replica_put_back_from_before_it_was_left_behind_is_compared_in_full() -> None:
+    """Same generation, but marks were cleared since: the sequence tells."""
+    record = first_record(2, 1)
+    left_with = next_record(record)
+    plan = assemble([found(record, A), found(without(left_with, A), B)])
+    assert plan.members[A].compare
+    assert plan.members[A].reason == "left behind longer ago than the others remember"
+    assert marks(plan) == [lacks(A)] * CHUNKS
+    # With what it had when it was left, or had only prepared then, it gets just what is marked.
+    for one in (found(left_with, A), found(record, A, prepared=left_with)):
+        assert marks(assemble([one, found(without(left_with, A), B)])) == [0] * CHUNKS
+
+
+def test_a_current_replica_put_back_from_a_backup_is_behind() -> None:
+    """Scenario 34, with its old sidecar: with enough others to know. N=3, threshold 2."""
+    record = first_record(3, 2)
+    later = next_record(record)
+    plan = assemble([found(record, A), found(later, B), found(later, C)])
+    assert states(plan) == ["stale", "current", "current"]
+    assert plan.members[A].reason == "an older copy of this replica was put in its place"
+    assert plan.members[A].compare
+    assert marks(plan) == [lacks(A)] * CHUNKS
+    assert plan.left_behind == (A,)
+
+
+def test_what_a_backup_replaced_may_have_been_newer() -> None:
+    """P6: N=2, threshold 1, B cannot know whether A had gone on without it."""
+    record = first_record(2, 1)
+    replicas = [found(record, A), found(next_record(record), B)]
+    error = refusal(*replicas)
+    assert error.rule == "may be newer"
+    assert "/a.img missing or put back from a backup" in str(error)
+    assert states(assemble(replicas, degraded=True)) == ["stale", "current"]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [Identity(9, SIZE, 1, 1), Identity(1, SIZE, 2, 1), Identity(1, SIZE, 1, 2)],
+    ids=["inode", "mtime", "ctime"],
+)
+def test_an_image_changed_behind_its_sidecar_is_suspect(image: Identity) -> None:
+    """Scenarios 34 and 35: its own map is not believed, and it is compared in full."""
+    record = first_record(2, 1)
+    plan = assemble([found(record, A, {0: UNVERIFIED}, image=image), found(record, B)])
+    assert states(plan) == ["suspect", "current"]
+    assert plan.members[A].compare
+    assert plan.left_behind == (A,)
+    assert marks(plan) == [lacks(A)] * CHUNKS
+
+
+def test_a_suspect_replica_proves_nothing() -> None:
+    """N=3, threshold 2: with C missing, B alone does not know."""
+    record = first_record(3, 2)
+    changed = found(record, A, image=Identity(9, SIZE, 1, 1))
+    error = refusal(changed, found(record, B))
+    assert error.rule == "may be newer"
+    assert "/c.img missing" in str(error)
+
+
+def test_in_use_the_times_of_an_image_move_but_it_stays_the_same_file() -> None:
+    record = first_record(2, 1)
+    used = found(replace(record, clean=False), A).sidecar
+    assert used
+    assert not image_changed(used, Identity(1, SIZE, 5, 5))
+    assert image_changed(used, Identity(7, SIZE, 5, 5))
+    assert image_changed(used, Identity(1, SIZE + 1, 5, 5))
+    closed = found(record, A).sidecar
+    assert closed
+    assert image_changed(replace(closed, identity=Identity(1, SIZE, 0, 1)), image_of(A)) is True
+    assert not image_changed(replace(closed, identity=Identity()), image_of(A))
+
+
+def test_a_set_that_was_copied_as_a_whole_is_usable_and_verified() -> None:
+    """But who was stale stays stale."""
+    record = without(first_record(3, 2), C)
+    moved = [found(record, s, image=Identity(50 + s, SIZE, 9, 9)) for s in (A, B, C)]
+    plan = assemble(moved)
+    assert states(plan) == ["current", "current", "suspect"]
+    assert marks(plan) == [UNVERIFIED | lacks(C)] * CHUNKS
+    assert "all images were moved or changed together" in plan.notes[0]
+
+
+def test_a_changed_replica_alone_is_not_believed_about_the_others() -> None:
+    """It may come from a backup itself; and accepted, all others lack all of it."""
+    record = without(first_record(2, 1), B)
+    alone = found(record, A, image=Identity(50, SIZE, 9, 9))
+    error = refusal(alone)
+    assert error.rule == "may be newer"
+    assert "/b.img" in str(error)
+    plan = assemble([alone], degraded=True)
+    assert states(plan) == ["current"]
+    assert marks(plan) == [lacks(B)] * CHUNKS
+
+
+def test_a_changed_stale_replica_never_becomes_current() -> None:
+    record = without(first_record(2, 1), A).with_state([A], RESYNCING)
+    moved = found(record, A, image=Identity(50, SIZE, 9, 9))
+    assert refusal(moved, degraded=True).rule == "only stale"
+
+
+def test_a_truncated_image_is_not_used() -> None:
+    """Scenario 38."""
+    record = first_record(3, 2)
+    cut = found(record, B, image=Identity(2, SIZE - 1, 1, 1))
+    plan = assemble([found(record, A), cut, found(record, C)])
+    assert states(plan) == ["current", "missing", "current"]
+    assert plan.members[B].slot == B
+    assert plan.members[B].reason == (
+        f"the image was truncated to {SIZE - 1} bytes, the disk has {SIZE}"
+    )
+
+
+def test_the_end_of_a_longer_image_is_not_used() -> None:
+    """Scenario 39; it changed, though."""
+    record = replace(first_record(2, 1), clean=False)
+    longer = found(record, B, image=Identity(2, SIZE + 1, 1, 1))
+    plan = assemble([found(record, A), longer])
+    assert states(plan) == ["current", "suspect"]
+    assert plan.notes == ("/b.img is longer than the disk: its end is not used",)
+
+
+# Split brain
+
+
+def test_split_brain_is_refused_with_both_histories() -> None:
+    """Scenario 22: nothing is written, exit code 3, changed chunks counted."""
+    record = first_record(2, 1)
+    ours, theirs = without(record, B), without(record, A)
+    replicas = [found(ours, A, {0: lacks(B), 1: lacks(B)}), found(theirs, B, {3: lacks(A)})]
+    for degraded in (False, True):
+        error = refusal(*replicas, degraded=degraded)
+        assert (error.rule, error.exit_code) == ("split brain", ExitCode.NEEDS_OPERATOR)
+        text = str(error)
+        for one in (ours, theirs):
+            assert f"{one.generation:016x} < {record.generation:016x}" in text
+        assert "2 chunks written without the other" in text
+        assert "1 chunks written without the other" in text
+        assert "quorumfs resolve --dry-run --keep" in text
+
+
+def test_a_side_that_wrote_nothing_is_no_side() -> None:
+    """Scenario 23: it has minted nothing."""
+    record = first_record(2, 1)
+    plan = assemble([found(without(record, B), A, {0: lacks(B)}), found(record, B)])
+    assert states(plan) == ["current", "stale"]
+    assert marks(plan) == [lacks(B), 0, 0, 0]
+
+
+def test_a_third_replica_decides_no_split_brain() -> None:
+    """P6: a majority is no reason to pick silently."""
+    record = first_record(3, 1)
+    ours, theirs = without(record, A), without(record, B, C)
+    assert refusal(found(theirs, A), found(ours, B), found(ours, C)).rule == "split brain"
+
+
+# Who does not belong
+
+
+def test_replicas_of_two_sets_are_refused() -> None:
+    """Scenario 26: both ids are shown."""
+    one, other = first_record(2, 1), first_record(2, 1)
+    error = refusal(found(one, A), found(other, B))
+    assert error.rule == "foreign"
+    assert one.set_id.hex() in str(error)
+    assert other.set_id.hex() in str(error)
+    assert "/a.img" in str(error)
+    assert "/b.img" in str(error)
+
+
+def test_a_raw_image_beside_a_member_is_refused() -> None:
+    """Scenarios 27 and 36: neither overwritten nor a source; says the command."""
+    record = first_record(2, 1)
+    error = refusal(Found("/b.img", image_of(B)), found(record, A))
+    assert error.rule == "stranger"
+    assert "/b.img has no sidecar" in str(error)
+    assert "quorumfs resolve --keep /a.img /b.img /a.img" in str(error)
+
+
+def test_a_copy_with_its_sidecar_is_refused() -> None:
+    """Scenario 32: both named."""
+    record = first_record(2, 1)
+    copy = replace(found(record, A), path="/copy.img")
+    error = refusal(found(record, A), copy)
+    assert error.rule == "duplicate"
+    assert "/a.img and /copy.img are the same replica" in str(error)
+    assert record.roles[A].replica_id.hex() in str(error)
+
+
+def test_a_replica_without_a_readable_sidecar_is_never_touched() -> None:
+    """Scenarios 10 and 44: unknown, so it proves nothing; with enough others the set is usable."""
+    for problem in ("slot 0: torn; slot 1: torn", "format version 2, known here: 1"):
+        record = first_record(3, 2)
+        bad = Found("/b.img", image_of(B), problem=problem)
+        plan = assemble([found(record, A), bad, found(record, C)])
+        assert states(plan) == ["current", "foreign", "current"]
+        assert plan.members[B] == Member("/b.img", B, State.FOREIGN, problem)
+        assert plan.left_behind == (B,)
+        assert refusal(found(record, A), bad).rule == "no quorum"
+
+
+def test_unreadable_sidecars_alone_are_no_set() -> None:
+    error = refusal(Found("/a.img", image_of(A), problem="torn"), Found("/b.img", image_of(B)))
+    assert (error.rule, error.exit_code) == ("unreadable", ExitCode.UNUSABLE)
+    assert "/a.img cannot be read (torn)" in str(error)
+
+
+def test_a_set_of_nothing_usable_says_why() -> None:
+    record = first_record(2, 1)
+    cut = found(record, A, image=Identity(1, 1, 1, 1))
+    error = refusal(cut, gone("/b.img"))
+    assert (error.rule, error.exit_code) == ("unusable", ExitCode.UNUSABLE)
+    assert "/a.img: the image was truncated to 1 bytes" in str(error)
+    assert "/b.img: No such file or directory" in str(error)
+
+
+def test_a_replica_moved_to_another_path_is_known_by_its_id() -> None:
+    record = first_record(2, 1)
+    plan = assemble([replace(found(record, B), path="/new.img"), found(record, A)])
+    assert [(m.path, m.slot) for m in plan.members] == [("/new.img", B), ("/a.img", A)]
+
+
+def test_a_missing_path_fills_the_only_role_that_is_left() -> None:
+    record = without(first_record(2, 1), B)
+    plan = assemble([found(record, A), gone("/elsewhere.img")])
+    assert plan.members[1].slot == B
+
+
+# First use
+
+
+def test_raw_images_are_adopted_and_compared() -> None:
+    """The card's own command; scenario 28: a difference is reported, not repaired."""
+    plan = assemble([Found("/a.img", image_of(A)), Found("/b.img", image_of(B))])
+    assert plan.rule == "adopt: no replica has a sidecar"
+    assert states(plan) == ["current", "current"]
+    assert [role.path for role in plan.record.roles] == ["/a.img", "/b.img"]
+    assert (plan.record.size, plan.record.threshold) == (SIZE, 2)
+    assert marks(plan) == [UNVERIFIED] * CHUNKS
+    alone = assemble([Found("/a.img", image_of(A))], threshold=1)
+    assert marks(alone) == [0] * CHUNKS
+
+
+def test_what_cannot_be_adopted_is_named() -> None:
+    short = Found("/b.img", Identity(2, SIZE - 1, 1, 1))
+    error = refusal(Found("/a.img", image_of(A)), short)
+    assert error.rule == "adopt"
+    assert f"/a.img has {SIZE} bytes, /b.img has {SIZE - 1}" in str(error)
+    error = refusal(Found("/a.img", image_of(A)), gone("/b.img"))
+    assert "cannot open the replica /b.img: No such file or directory" in str(error)
+
+
+def test_more_replicas_than_slots_are_refused() -> None:
+    error = refusal(*[Found(f"/{n}.img", image_of(n)) for n in range(7)])
+    assert error.rule == "too many replicas"
+    assert "metadata=none" in str(error)
+
+
+# The question behind it all
+
+
+def test_a_record_covers_who_has_what_it_was_left_with_or_anything_later() -> None:
+    first = first_record(2, 1)
+    second = replace(without(next_record(first), A), sequence=5)
+    record = replace(second.minted([77]), sequence=9)
+    since = record.roles[A]
+    assert (since.generation, since.sequence) == (first.generation, 2)
+    assert not covers(record, A, first.generation, 1)
+    assert covers(record, A, first.generation, 2)
+    assert covers(record, A, first.generation, 3)
+    assert covers(record, A, second.generation, 1)
+    assert covers(record, A, 77)
+    assert covers(record, A, record.generation)
+    assert not covers(record, A, 12345, 99)
+    old = replace(record, ancestors=(*record.ancestors, 55))
+    assert not covers(old, A, 55, 99)

@@ -203,9 +203,12 @@ def judge_returned(record: Record, slot: int, found: Found) -> Member:
     if image_changed(sidecar, found.image):
         reason = "the image was changed behind its sidecar"
         return Member(path, slot, State.SUSPECT, reason, compare=True)
-    return Member(
-        path, slot, State.STALE, compare=not covers(record, slot, sidecar.record.generation)
-    )
+    return Member(path, slot, State.STALE, compare=not _covered(record, slot, sidecar))
+
+
+def _covered(record: Record, slot: int, sidecar: Sidecar) -> bool:
+    held = [one for one in (sidecar.record, sidecar.prepared) if one]
+    return any(covers(record, slot, one.generation, one.sequence) for one in held)
 
 
 def _adopt(
@@ -446,8 +449,7 @@ class _Assembly:
         if changed:
             reason = "left behind, and the image was changed behind its sidecar"
             return Member(path, slot, State.SUSPECT, reason, compare=True)
-        held = [one for one in (sidecar.record, sidecar.prepared) if one]
-        if any(covers(record, slot, one.generation, one.sequence) for one in held):
+        if _covered(record, slot, sidecar):
             return Member(
                 path, slot, State.STALE, f"left behind in generation {role.generation:016x}"
             )

@@ -503,11 +503,15 @@ def _differing(data: bytes, held: bytes | None) -> Iterator[tuple[int, bytes]]:
     """The parts of *data* that *held* has not, with their offsets; all of it if that is unknown."""
     if held is None:
         yield 0, data
-    elif held != data:
-        for start in range(0, len(data), CHUNK_MIN):
-            part = data[start : start + CHUNK_MIN]
-            if part != held[start : start + CHUNK_MIN]:
-                yield start, part
+        return
+    start = 0
+    while start < len(data) and held != data:
+        end = start
+        while end < len(data) and data[end : end + CHUNK_MIN] != held[end : end + CHUNK_MIN]:
+            end += CHUNK_MIN
+        if end > start:
+            yield start, data[start:end]
+        start = end + CHUNK_MIN
 
 
 def _without(runs: Iterable[range], left_out: RangeSet) -> Iterator[range]:

@@ -468,6 +468,7 @@ class Session:
     def start_resync(self, replica: Replica) -> None:
         if len(self.members) >= self.quorum:
             self.open()
+            self.record_who_is_left()
         else:  # too few to mint: nothing can be acknowledged before this one has joined them
             latest = max((m.sidecar.record for m in self.members), key=lambda r: r.sequence)
             for member in self.members:

@@ -503,9 +503,10 @@ def _differing(data: bytes, held: bytes | None) -> Iterator[tuple[int, bytes]]:
     """The parts of *data* that *held* has not, with their offsets; all of it if that is unknown."""
     if held is None:
         yield 0, data
+    if held is None or held == data:
         return
     start = 0
-    while start < len(data) and held != data:
+    while start < len(data):
         end = start
         while end < len(data) and data[end : end + CHUNK_MIN] != held[end : end + CHUNK_MIN]:
             end += CHUNK_MIN

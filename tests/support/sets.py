@@ -126,7 +126,7 @@ def seen(paths: Sequence[Path]) -> dict[str, tuple[str, int]]:
     """Contents and times of modification, for telling whether anything was written."""
     return {
         path.name: (
-            hashlib.file_digest(path.open("rb"), "sha256").hexdigest(),
+            hashlib.sha256(path.read_bytes()).hexdigest(),
             path.stat().st_mtime_ns,
         )
         for path in paths

@@ -12,7 +12,6 @@ from quorumfs.dirtymap import DirtyMap
 from quorumfs.errors import UserError
 from quorumfs.images import Image, open_set
 from quorumfs.options import parse_options
-from quorumfs.repair.resync import run_until
 from quorumfs.replica import Replica
 from quorumfs.replicaset import open_replica_set
 from quorumfs.resolution import Resolution, resolve
@@ -111,14 +110,13 @@ async def _copy(paths: Sequence[str], say: Callable[[int, int], None]) -> None:
     failure: str | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(disk.run)
-        repairs = trio.CancelScope()
-        nursery.start_soon(run_until, resync, repairs)
+        nursery.start_soon(resync.run)
         while failure is None and any(r.role is not State.CURRENT for r in disk.replicas):
             await trio.sleep(PROGRESS_S)
             if resync.progress is not None:
                 say(resync.progress.done_bytes, resync.progress.total_bytes)
             failure = next((f"{r.path}: {r.reason}" for r in disk.replicas if _failed(r)), None)
-        repairs.cancel()
+        await resync.stop()
         try:
             await disk.close()
         except OSError as error:

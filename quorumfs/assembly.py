@@ -393,7 +393,6 @@ class _Assembly:
             one.sidecar.record
             for one in self._found
             if one.sidecar
-            and one.sidecar.own_state is not RoleState.RESYNCING
             and one.sidecar.record.generation in prepared.history
             and sidecar.record.sequence < one.sidecar.record.sequence <= prepared.sequence
         ]
@@ -407,13 +406,11 @@ class _Assembly:
     def _latest(self) -> Record:
         """The record that all others lead to; refuses a split brain."""
         known = {one.path: one.sidecar for one in self._found if one.sidecar} | self._present
-        # Of several with the latest generation, the one with the latest commit; one that is being
-        # resynced has a number of its own.
+        # Of several with the latest generation, the one with the latest commit.
         latest_path, latest = max(
             known.items(),
             key=lambda item: (
                 sum(_leads_to(other, item[1].record) for other in known.values()),
-                item[1].own_state is not RoleState.RESYNCING,
                 item[1].record.sequence,
             ),
         )
@@ -436,9 +433,9 @@ class _Assembly:
         if slot is None:
             return Member(path, None, State.FOREIGN, "it was removed from the set")
         role = record.roles[slot]
-        same = _key(sidecar.record) == _key(record)
+        covered = _covered(record, slot, sidecar)
         resyncing = sidecar.own_state is RoleState.RESYNCING
-        if role.state is RoleState.CURRENT and same and not resyncing:
+        if role.state is RoleState.CURRENT and covered and not resyncing:
             if changed:
                 reason = "the image was changed behind its sidecar"
                 return Member(path, slot, State.SUSPECT, reason, compare=True)
@@ -449,7 +446,7 @@ class _Assembly:
         if changed:
             reason = "left behind, and the image was changed behind its sidecar"
             return Member(path, slot, State.SUSPECT, reason, compare=True)
-        if _covered(record, slot, sidecar):
+        if covered:
             return Member(
                 path, slot, State.STALE, f"left behind in generation {role.generation:016x}"
             )
@@ -497,14 +494,14 @@ class _Assembly:
                 f"{self._threshold} needs as many: missing {_names(absent)}. Bring one back, or "
                 f"mount with -o degraded,vote-threshold={usable}",
             )
-        both = max(self._threshold, record.threshold)
-        quorum = self._threshold if self._degraded else both
+        quorum = max(self._threshold, record.threshold)
         if not unaware:
             return "absent ones are on record as stale" if absent else "", quorum
-        if knowing > len(record.roles) - record.threshold and usable >= both:
+        if knowing > len(record.roles) - record.threshold and usable >= quorum:
             return "enough are present: nothing acknowledged can be elsewhere", quorum
         if self._degraded:
-            return "degraded: the operator accepts that absent ones may hold later writes", quorum
+            rule = "degraded: the operator accepts that absent ones may hold later writes"
+            return rule, self._threshold
         why = "nobody can say that it is" if moved else "nobody recorded it as"
         raise AssemblyRefusedError(
             "may be newer",
@@ -524,7 +521,8 @@ class _Assembly:
             joined.remove(lacks(slot), everything)
         for slot, role in enumerate(record.roles):
             state = next((m.state for m in members.values() if m.slot == slot), State.MISSING)
-            if state is State.CURRENT:
+            if state is State.CURRENT:  # whoever said that it lacks something: it may differ
+                joined.add_where(lacks(slot), INTENT)
                 joined.remove(lacks(slot), everything)
             elif role.state is not RoleState.CURRENT or state is State.MISSING:
                 joined.add_where(INTENT, lacks(slot))

@@ -48,8 +48,8 @@ Repair = Callable[["Disk", int, int], Awaitable[bytes]]
 """Reads ``(offset, length)`` again, under the exclusive lock, and repairs what it can."""
 
 
-Settle = Callable[[int, int], Awaitable[None]]
-"""Makes the replicas equal in ``(offset, length)``, under the exclusive lock."""
+MakeEqual = Callable[[int, int], Awaitable[None]]
+"""Makes the replicas equal in ``(offset, length)``, as far as it can, under the exclusive lock."""
 
 
 class Disk:
@@ -85,8 +85,9 @@ class Disk:
         self.locks = RangeLock()
         self.requests = 0
         """Reads and writes of the guest so far."""
-        self.settle: Settle | None = None
-        """Set by who repairs."""
+        self.settle: MakeEqual | None = None
+        self.verify: MakeEqual | None = None
+        """Both are set by who repairs."""
         self._pattern = pattern
         self._repair = repair
         self.search_s = search_s
@@ -178,6 +179,10 @@ class Disk:
         """Change bytes on all replicas: the way of every write."""
         self.requests += 1
         metadata = self.metadata
+        if self.verify is not None and metadata.unverified(offset, length):
+            # Else, should we die in it, nobody could tell what differed before and what since.
+            with suppress(OSError):
+                await self.verify(offset, length)
         claim = await self.locks.acquire(offset, offset + length, exclusive=True)
         try:
             if not metadata.prepared(offset, length):

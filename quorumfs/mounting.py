@@ -27,7 +27,6 @@ from quorumfs.errors import UserError
 from quorumfs.fuse import session, shim
 from quorumfs.fuse.operations import DiskOperations
 from quorumfs.options import MountOptions
-from quorumfs.repair.resync import run_until
 from quorumfs.replicaset import ReplicaSet, open_replica_set
 
 log = logging.getLogger(__name__)
@@ -94,9 +93,8 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
 
             socket = runtime.path_for(plan.mountpoint, "sock")
             await nursery.start(server.serve, socket, {"status": status})
-            repairs = trio.CancelScope()
-            if resync is not None and not plan.options.read_only:
-                nursery.start_soon(run_until, resync, repairs)
+            if resync is not None:
+                nursery.start_soon(resync.run)
             log.info(
                 "mounted %s at %s: %s, threshold %d",
                 ", ".join(replica.path for replica in disk.replicas),
@@ -109,7 +107,8 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
                 log.warning("%s", missing)
             nursery.start_soon(_say_when_serving, ready)
             await session.serve(operations)
-            repairs.cancel()
+            if resync is not None:
+                await resync.stop()
             failure = await _close(disk)  # in the nursery, where its deadlines are watched
             nursery.cancel_scope.cancel()
     except BaseException:

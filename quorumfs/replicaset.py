@@ -93,7 +93,7 @@ class ReplicaSet:
             zero_kind={"off": None, "on": Kind.ZERO, "unmap": Kind.DISCARD}[options.detect_zeroes],
             events=events,
         )
-        if sidecars is None:
+        if sidecars is None or options.read_only:
             return disk, None
         present = {
             replica: one.found

@@ -95,6 +95,9 @@ class Metadata(Protocol):
     def may_differ(self, offset: int, length: int) -> bool:
         """Whether those that hold these bytes may hold different ones."""
 
+    def unverified(self, offset: int, length: int) -> bool:
+        """Whether nobody has compared these bytes since the images were adopted."""
+
     def answered(self, replica: Replica) -> None:
         """Note that a read of what may differ was answered by *replica*."""
 

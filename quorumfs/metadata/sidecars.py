@@ -188,8 +188,6 @@ class Sidecars:
 
     def begin(self, offset: int, length: int) -> Sequence[Replica]:
         chunks = self.map.chunks(offset, length)
-        for extent in self.map.extents(offset, length):
-            self._touched[extent] = 1
         if self._out_bits:
             self._add(self._out_bits, chunks)
         self._note_written(chunks)
@@ -199,15 +197,17 @@ class Sidecars:
         chunks = self.map.chunks(offset, length)
         self._note_written(chunks)
         failed = [replica for replica, operation in outcomes if operation.error is not None]
-        if not failed and self._recorded:
+        if not failed and self._recorded and len(self._members) >= self.threshold:
             return
         current = [o for o in outcomes if o.replica.role is State.CURRENT]
         if sum(o.error is None for o in current) < self.threshold:
             # Nobody is blamed; but who took it and who did not now differ.
             self._unsettle(chunks)
+            if self.target in failed:
+                await self._leave_behind([r for r in failed if r is self.target], chunks, _WRITE)
             raise voted_error(o.error for o in current or outcomes if o.error is not None)
         try:
-            await self._leave_behind(failed, chunks, "a write to it failed")
+            await self._leave_behind(failed, chunks, _WRITE)
         except OSError:
             self._unsettle(chunks)
             raise
@@ -257,6 +257,8 @@ class Sidecars:
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
         chunks = self.map.chunks(offset, length)
         self._note_written(chunks)
+        for bit in self._target_bit():  # it may hold what this replica held
+            self._add(bit, chunks)
         if not well:
             with suppress(OSError):  # without it the rest would be too few: it stays
                 await self._leave_behind([replica], chunks, "a range of it cannot be repaired")
@@ -320,9 +322,14 @@ class Sidecars:
         self.unsettled.remove(chunks.start, chunks.stop)
         for lost in self._lost.values():
             lost.remove(chunks.start, chunks.stop)
+        for bit in self._target_bit():  # what it was given may be from another source
+            self._add(bit, chunks)
         self._note_written(chunks)
         if not self.unsettled:
             self._pin = None
+
+    def unverified(self, offset: int, length: int) -> bool:
+        return self.map.any(UNVERIFIED, self.map.chunks(offset, length))
 
     def verified(self, chunks: range) -> None:
         """Note that *chunks* were compared, and are equal on all current replicas."""
@@ -346,9 +353,9 @@ class Sidecars:
         elif own.own_state is not RoleState.RESYNCING:
             for run in own.map.runs(INTENT, longest=len(self.map)):
                 self._add(bit, run)
-        await self._write_map()
-        # From its first new byte on it is a mixture that nobody must take for a disk.
         async with self._lock:
+            await self._write_map_locked()
+            # From its first new byte on it is a mixture that nobody must take for a disk.
             await self._commit(clean=False, resyncing=replica)
         replica.role = State.RESYNCING
         replica.reason = None
@@ -431,6 +438,7 @@ class Sidecars:
                     raise OSError(errno.EIO, "its sidecar could not be written")
                 self.target = None
                 self._target_unsynced = Unflushed()
+                self._remove(lacks(target.slot), range(len(self.map)))
         finally:
             self._joining = False
             if self.target is target:
@@ -478,9 +486,8 @@ class Sidecars:
 
     def _unsettle_marked(self) -> None:
         """After a crash the current replicas may differ wherever there is a mark."""
-        if len(self._members) > 1:
-            for run in self.map.runs(INTENT, longest=len(self.map)):
-                self.unsettled.add(run.start, run.stop)
+        for run in self.map.runs(INTENT, longest=len(self.map)):
+            self._unsettle(run)
 
     def _know(self, replica: Replica, image: Identity, own: Sidecar) -> None:
         """Take over what was found of a replica's files."""
@@ -569,10 +576,16 @@ class Sidecars:
 
     def _unsettle(self, chunks: range) -> None:
         """The current replicas may differ in *chunks*."""
-        if len(self._members) < 2:
-            return
-        self.unsettled.add(chunks.start, chunks.stop)
-        self.notify()
+        for bit in self._target_bit():
+            self._add(bit, chunks)
+        if len(self._members) > 1:
+            self.unsettled.add(chunks.start, chunks.stop)
+            for run in self.map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
+                # Nobody may say what is right there but a majority, or the operator.
+                if run.start >= chunks.stop:
+                    break
+                self.unsettled.remove(run.start, run.stop)
+            self.notify()
 
     def _lose(self, replica: Replica) -> None:
         """A current replica that cannot be left behind lost what it took since its last flush."""
@@ -586,6 +599,10 @@ class Sidecars:
                 self._unsettle(run)
 
     def _note_written(self, chunks: range) -> None:
+        """Note that a change of *chunks* begins or ends."""
+        per_extent = self.map.extent // self.map.chunk_size
+        for extent in range(chunks.start // per_extent, chunks[-1] // per_extent + 1):
+            self._touched[extent] = 1
         self._unflushed.add(chunks)
         if self.target is not None:
             self._target_unsynced.add(chunks)
@@ -795,6 +812,7 @@ class Sidecars:
 
 
 _NOTHING = RangeSet()
+_WRITE = "a write to it failed"
 
 
 def signature() -> str:

@@ -162,6 +162,9 @@ class Volatile:
     def may_differ(self, offset: int, length: int) -> bool:
         return False
 
+    def unverified(self, offset: int, length: int) -> bool:
+        return False
+
     def answered(self, replica: Replica) -> None:
         """Nothing is ever pinned here."""
 

@@ -112,6 +112,8 @@ class Resync:
         self._reopen = reopen
         self._present = present
         self._pacer = Pacer(limit)
+        self._stop = trio.Event()
+        self._stopped = trio.Event()
         self._retries: dict[Replica, _Retry] = {}
         self._saved_at = 0.0
         self._requests_seen = 0
@@ -122,15 +124,16 @@ class Resync:
         return self._map.chunk_size
 
     async def run(self) -> None:
-        """Repair whatever needs it, until cancelled."""
+        """Repair whatever needs it, until stopped."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._clear_marks)
-            while True:
+            while not self._stop.is_set():
                 changed = self._sidecars.changed
                 try:
                     worked = await self._work()
                 except OSError as error:
-                    log.warning("a repair stopped, and is tried again: %s", error.strerror or error)
+                    if not self._stop.is_set():
+                        log.warning("a repair stopped, and is tried again: %s", error.strerror)
                     worked = False
                 except Exception:
                     log.exception("a repair stopped by an internal error, and is tried again")
@@ -140,6 +143,17 @@ class Resync:
                 if not worked:
                     with trio.move_on_after(RETRY_S[0]):
                         await changed.wait()
+        self._stopped.set()
+
+    async def stop(self) -> None:
+        """End in good order, with nothing under way any more."""
+        self._stop.set()
+        self._sidecars.notify()
+        await self._stopped.wait()
+
+    async def _sleep(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await self._stop.wait()
 
     async def _work(self) -> bool:
         """Do one thing that needs doing; whether there was one."""
@@ -237,11 +251,20 @@ class Resync:
         await self._save()
         return True
 
+    async def verify_range(self, offset: int, length: int) -> None:
+        """Compare the extents of a range, before they are changed."""
+        extents = self._map.extents(offset, length)
+        chunks = self._map.extent_chunks(extents)
+        unverified = self._map.runs(UNVERIFIED, chunks.start, longest=len(chunks))
+        for run in _without(unverified, self.differing):
+            if run.start >= chunks.stop:
+                break
+            for unit in self._units([range(run.start, min(run.stop, chunks.stop))]):
+                await self._verify_unit(unit)
+
     async def _verify_unit(self, chunks: range) -> None:
         start, end = self._bounds(chunks)
         async with self._disk.locks.held(start, end, exclusive=True):
-            if self._sidecars.unsettled.overlaps(chunks.start, chunks.stop):
-                return
             for chunk in chunks:
                 pieces = _pieces(*self._map.bounds(chunk))
                 results = [await self._verify_piece(*piece) for piece in pieces]
@@ -418,7 +441,9 @@ class Resync:
     async def _clear_marks(self) -> None:
         """Forget, in idle times, where writes once were under way (R5)."""
         while True:
-            await trio.sleep(CLEAR_S)
+            await self._sleep(CLEAR_S)
+            if self._stop.is_set():
+                return
             if not self._sidecars.idle_extents():
                 self._sidecars.forget_touched()
                 continue
@@ -460,6 +485,9 @@ class Resync:
 
         async def worker() -> None:
             for unit in units:
+                if self._stop.is_set():
+                    errors.append(OSError(errno.EINTR, "unmounting"))
+                    return
                 start, end = self._bounds(unit)
                 began = trio.current_time()
                 try:
@@ -484,13 +512,7 @@ class Resync:
         self._requests_seen = requests
         pause = self._pacer.rest(began, trio.current_time(), length, guest_active=active)
         if pause > 0:
-            await trio.sleep(pause)
-
-
-async def run_until(resync: Resync, end: trio.CancelScope) -> None:
-    """Run *resync* until *end* is cancelled."""
-    with end:
-        await resync.run()
+            await self._sleep(pause)
 
 
 def _pieces(start: int, end: int) -> Iterator[tuple[int, int]]:

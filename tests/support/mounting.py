@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from quorumfs.assembly import new_record
 from quorumfs.dirtymap import DirtyMap
-from quorumfs.sidecar import Sidecar, identity_of
+from quorumfs.sidecar import UNKNOWN_IDENTITY, Sidecar
 from quorumfs.sidecarfile import create_sidecar
 
 QUORUMFS = [sys.executable, "-m", "quorumfs"]
@@ -35,15 +35,15 @@ def as_qemu(options: str = "") -> str:
 
 
 def make_set(replicas: Sequence[Path]) -> None:
-    """Give *replicas*, which are equal, the sidecars of a set that was unmounted in order.
+    """Give *replicas* the sidecars of equal replicas that were unmounted in order.
 
-    So they are not adopted when they are mounted, and nothing reads them to compare them.
+    So nothing reads them but for the test: images that are adopted are compared when mounted.
     """
     size = replicas[0].stat().st_size
     record = new_record([str(path) for path in replicas], size, len(replicas) // 2 + 1)
     for path, role in zip(replicas, record.roles, strict=True):
         disk_map = DirtyMap(size, record.chunk_size)
-        sidecar = Sidecar(role.replica_id, record, disk_map, identity_of(path.stat()))
+        sidecar = Sidecar(role.replica_id, record, disk_map, UNKNOWN_IDENTITY)
         create_sidecar(str(path), sidecar)
 
 

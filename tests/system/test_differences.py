@@ -247,15 +247,15 @@ def test_overlapping_writes_leave_replicas_equal(start: Start) -> None:
 # Repairs
 
 
-@both_ways
 @pytest.mark.parametrize(
-    ("options", "replicas", "how"),
+    ("options", "replicas", "how", "metadata"),
     [
-        (FIFO + REWRITE, 2, {"errno": errno.EIO}),
-        (QUORUM + REWRITE, 3, {"corrupt": True}),
-        (QUORUM + REWRITE, 3, {"errno": errno.EIO}),
+        (FIFO + REWRITE, 2, {"errno": errno.EIO}, "none"),
+        (QUORUM + REWRITE, 3, {"corrupt": True}, "none"),
+        (QUORUM + REWRITE, 3, {"corrupt": True}, "sidecar"),
+        (QUORUM + REWRITE, 3, {"errno": errno.EIO}, "none"),
     ],
-    ids=["fifo-unreadable", "quorum-corrupt", "quorum-unreadable"],
+    ids=["fifo-unreadable", "quorum-corrupt", "quorum-corrupt-sidecar", "quorum-unreadable"],
 )
 def test_a_repair_never_undoes_a_write(
     start: Start, options: str, replicas: int, how: dict[str, Any]

@@ -17,7 +17,7 @@ from conftest import MakeImages
 from support import vm
 from support.faultfs import FaultFS
 from support.faultydisk import DirectFile, FaultyDisk, answer
-from support.mounting import Mounted
+from support.mounting import Mounted, as_qemu
 from support.sparse import (
     COLLAPSE_RANGE,
     INSERT_RANGE,
@@ -265,7 +265,8 @@ def test_a_replica_that_missed_a_discard_is_not_read_there(tmp_path: Path) -> No
     """P1: the first replica still has the old bytes, and answers; reads give the zeros, until a
     later discard has reached it too."""
     content = NOISE[: 256 * KIB]
-    with FaultyDisk(tmp_path, [content] * 2, "read-pattern=fifo,vote-threshold=1") as disk:
+    options = as_qemu("read-pattern=fifo,vote-threshold=1")
+    with FaultyDisk(tmp_path, [content] * 2, options) as disk:
         disk.fs.inject("a.img", "write", errno=errno.EIO)
         fallocate(disk.mounted.file, PUNCH, 1000, 100_000)
         expected = content[:1000] + bytes(100_000) + content[101_000:]

@@ -13,7 +13,7 @@ import pytest
 from conftest import MakeImages
 from support.faultfs import FaultFS
 from support.faultydisk import DirectFile, answer
-from support.mounting import Mounted, quorumfs
+from support.mounting import Mounted, as_qemu, quorumfs
 from support.sparse import PUNCH, allocated, data_extents, fallocate
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
@@ -217,7 +217,7 @@ def test_block_status_is_that_of_qemus_quorum(make_images: MakeImages, tmp_path:
     expected = holes(merged(itertools.chain(*states)), 8 * MIB)
     assert len(expected) > 3
     theirs = zero_map(*quorum_of(replicas))
-    with Mounted(replicas, tmp_path) as disk:
+    with Mounted(replicas, tmp_path, as_qemu()) as disk:
         ours = zero_map("-f", "raw", disk.file)
     assert ours == expected
     assert ours == theirs

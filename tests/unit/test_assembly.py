@@ -65,7 +65,9 @@ def without(record: Record, *slots: int) -> Record:
 
 def next_record(record: Record, **changes: object) -> Record:
     """The next commit of the same members."""
-    return replace(record, sequence=record.sequence + 1, **changes)  # type: ignore[arg-type]
+    after = replace(record, sequence=record.sequence + 1, **changes)  # type: ignore[arg-type]
+    members = [slot for slot, role in enumerate(record.roles) if role.state is CURRENT]
+    return after.with_state(members, CURRENT)
 
 
 def states(plan: Plan) -> list[str]:

@@ -208,14 +208,16 @@ class Set:
                     return f"nobody knows that {other.slot} lacks something in chunk {chunk}"
         return ""
 
-    def committed(self, record: Record) -> None:
+    def committed(self, record: Record, members: set[int]) -> None:
         """A record is valid: its current replicas are the set from now on."""
-        self.thresholds = {record.threshold}
         current = {s for s, r in enumerate(record.roles) if r.state is RoleState.CURRENT}
-        self.holders = current
-        for slot in current:
+        self.holders = current & (self.holders | members)
+        for slot in members:
             self.replicas[slot].touched = self.replicas[slot].unseen = False
-        if len(current) == len(self.replicas):
+        if current == members:
+            # A raised threshold may be held by fewer, who were all there were.
+            self.thresholds = {record.threshold, min(record.threshold, len(members))}
+        if len(members) == len(self.replicas):
             self.forked = False
 
 
@@ -234,6 +236,7 @@ class Session:
         self.map = plan.map.copy()
         self.passed = list(plan.prepared)
         self.sequence = plan.sequence_seen
+        self.threshold = plan.record.threshold
         self.quorum = plan.quorum
         by_slot = {replica.slot: replica for replica in present}
         self.members = [
@@ -297,45 +300,52 @@ class Session:
         roles = self.record.roles
         return [slot for slot in self.out() if roles[slot].state is RoleState.CURRENT]
 
-    def commit(self, *, clean: bool = False) -> None:
-        """Two phases on all members; who fails is left behind by another record."""
+    def commit(self, *, clean: bool = False, resyncing: Replica | None = None) -> None:
+        """Two phases on all members; who fails is left behind by another record.
+
+        Too few leave nobody behind: they acknowledge nothing either.
+        """
         while True:
-            left = self.left()
-            if left and len(self.members) < self.quorum:
-                raise FailedError  # fewer never mint
             self.sequence += 1
-            record = self.record.with_state(left, RoleState.STALE)
-            if left:
-                record = record.minted(self.passed)
-            for replica in self.members:
-                record = record.with_role(replica.slot, state=RoleState.CURRENT)
-            record = replace(record, sequence=self.sequence, clean=clean)
+            record = self.record
+            enough = len(self.members) >= self.quorum
+            if self.left() and enough:
+                record = record.with_state(self.left(), RoleState.STALE).minted(self.passed)
+            threshold = self.threshold if enough else self.quorum
+            record = replace(record, sequence=self.sequence, clean=clean, threshold=threshold)
+            record = record.with_state([r.slot for r in self.members], RoleState.CURRENT)
+            if resyncing:
+                record = record.with_state([resyncing.slot], RoleState.RESYNCING)
             # Whoever sees a part of this commit cannot know that it was not all of it.
             self.set.thresholds.add(record.threshold)
             self.set.forked |= self.consent
-            failed = self.write_record(record, clean=clean)
+            failed = self.write_record(record, clean=clean, resyncing=resyncing)
             if not failed:
                 break
             if record.generation != self.record.generation:
                 self.passed.append(record.generation)
+            if resyncing in failed:
+                raise FailedError
             self.drop(failed)
         self.record = record
         self.passed.clear()
         self.opened = True
-        if self.consent:
-            for chunk in EVERYTHING:
-                self.set.allowed[chunk] = {r.durable[chunk] for r in self.members} | {
-                    r.visible[chunk] for r in self.members
-                }
-            self.consent = False
-        self.quorum = record.threshold
-        self.set.committed(record)
+        for chunk in EVERYTHING if self.consent else ():
+            held = {r.durable[chunk] for r in self.members}
+            held |= {r.visible[chunk] for r in self.members}
+            self.set.allowed[chunk] = held if enough else self.set.allowed[chunk] | held
+        self.consent = self.consent and not enough
+        if enough:
+            self.quorum = self.threshold
+        self.set.committed(record, {replica.slot for replica in self.members})
         self.set.note(f"committed {shown_record(record)}")
 
-    def write_record(self, record: Record, *, clean: bool) -> list[Replica]:
+    def write_record(
+        self, record: Record, *, clean: bool, resyncing: Replica | None
+    ) -> list[Replica]:
+        participants = self.members + ([resyncing] if resyncing else [])
         for commit in (False, True):
-            order = self.random.sample(self.members, len(self.members))
-            for replica in order:
+            for replica in self.random.sample(participants, len(participants)):
                 if self.fails():
                     return [replica]
                 self.put_slot(replica, record, commit=commit, clean=clean)
@@ -343,7 +353,7 @@ class Session:
 
     def drop(self, failed: list[Replica]) -> None:
         """Current replicas become stale, in memory."""
-        if len(self.members) - len(failed) < max(self.quorum, self.record.threshold):
+        if len(self.members) - len(failed) < max(self.quorum, self.threshold):
             raise FailedError
         self.dropped = True
         for replica in failed:
@@ -359,6 +369,8 @@ class Session:
             self.open()
         elif self.opened and self.left():
             self.commit()
+        if self.opened and self.left():
+            raise FailedError
 
     def open(self) -> None:
         if not self.opened:
@@ -368,7 +380,7 @@ class Session:
     # Requests
 
     def write(self, chunk: int) -> None:
-        if len(self.members) < max(self.quorum, self.record.threshold):
+        if len(self.members) < max(self.quorum, self.threshold):
             return
         self.open()
         here = range(chunk, chunk + 1)
@@ -421,7 +433,7 @@ class Session:
 
     def repair(self, chunk: int) -> None:
         """Make the current replicas alike, from the first."""
-        if len(self.members) < max(self.quorum, self.record.threshold):
+        if len(self.members) < max(self.quorum, self.threshold):
             return
         self.open()
         for replica in self.members[1:]:
@@ -466,25 +478,12 @@ class Session:
     # Resync
 
     def start_resync(self, replica: Replica) -> None:
-        if len(self.members) >= self.quorum:
-            self.open()
-            self.record_who_is_left()
-        else:  # too few to mint: nothing can be acknowledged before this one has joined them
-            latest = max((m.sidecar.record for m in self.members), key=lambda r: r.sequence)
-            for member in self.members:
-                if member.sidecar.record.sequence < latest.sequence:
-                    self.put_slot(member, latest, commit=True)  # it only came last
+        self.open()
         self.put_map(self.members)  # all it lacks is on record before it is a mixture
-        self.sequence += 1
-        self.put_resyncing(replica, replace(self.record, sequence=self.sequence))
+        self.commit(resyncing=replica)
         self.stale.remove(replica)
         self.targets[replica.slot] = set()
         self.set.note(f"resync {replica.slot}")
-
-    def put_resyncing(self, replica: Replica, record: Record) -> None:
-        record = record.with_state([replica.slot], RoleState.RESYNCING)
-        self.put_slot(replica, record, commit=False)
-        self.put_slot(replica, record, commit=True)
 
     def copy(self, replica: Replica, chunk: int) -> None:
         self.step()
@@ -510,16 +509,9 @@ class Session:
     def checkpoint(self, replica: Replica) -> None:
         """What was copied need not be copied again: synced, then a commit, then dropped."""
         copied_chunks = set(self.targets[replica.slot])
-        if self.left() or not copied_chunks or not self.sync_target(replica):
+        if not copied_chunks or not self.sync_target(replica):
             return
-        self.sequence += 1
-        record = replace(self.record, sequence=self.sequence)
-        self.put_resyncing(replica, record)
-        since = record.with_state([replica.slot], RoleState.STALE).roles
-        self.record = replace(self.record, roles=since)
-        self.commit()
-        if replica.slot not in self.targets:
-            return
+        self.commit(resyncing=replica)
         for chunk in copied_chunks:
             self.map.remove(lacks(replica.slot), range(chunk, chunk + 1))
         self.targets[replica.slot] = set()

@@ -202,6 +202,11 @@ class SimulatedFile:
         """All that a reader sees."""
         return self.cache.read(0, self.size)
 
+    @property
+    def dropped(self) -> frozenset[int]:
+        """The sectors that a reader sees and the medium does not hold, and no sync will save."""
+        return frozenset(self._dropped)
+
     # What a program does
 
     def change(
@@ -247,6 +252,11 @@ class SimulatedFile:
         """
         for one in self._take(began):
             self._land(one, [] if dice is None else self._fate(one, dice, survival=0.5))
+
+    def end_seal(self, began: int) -> None:
+        """As `end_sync`, and the times with it."""
+        self.end_sync(began)
+        self._durable_changed_ns = self._changed_ns
 
     def _change(self, kind: Kind, start: int, end: int, data: bytes) -> None:
         assert kind in CHANGES

@@ -321,6 +321,32 @@ class Oracle:
                 one.by_read = None
             sector.limit()
 
+    def allow(self, images: Iterable[Content]) -> None:
+        """What *images* hold may be seen again, whatever excluded it.
+
+        For a loss that somebody consented to: nothing but these images is left to go on with.
+        """
+        for image in images:
+            for index, sector in enumerate(self._sectors):
+                content = image.read(index * SECTOR, (index + 1) * SECTOR)
+                if any(self._content(v, index) == content for v in sector.possible):
+                    continue
+                found = [c for c in sector.candidates if self._content(c.version, index) == content]
+                if not found and (version := self._version_of(content, index)) is not None:
+                    found = [_Candidate(version)]
+                    sector.candidates.insert(0, found[0])
+                for one in found:
+                    one.by_write = one.by_read = None
+                    one.durably = False
+                sector.limit()
+
+    def _version_of(self, content: bytes, index: int) -> Version | None:
+        """Any version that wrote this there."""
+        for version in self._versions:
+            if index in version.sectors and self._content(version, index) == content:
+                return version
+        return None
+
     def _write_is_durable(self, one: _Candidate) -> bool:
         return one.durably or (one.by_write is not None and one.by_write <= self._flushed)
 

@@ -83,7 +83,10 @@ class Fault:
         return self.effect or (Effect.NONE if self.error else Effect.ALL)
 
 
-_TRANSFERS = CHANGES | {Kind.READ, Kind.SYNC, Kind.ALLOCATE}
+SYNCS = frozenset({Kind.SYNC, Kind.SEAL})
+"""What makes changes durable."""
+
+_TRANSFERS = CHANGES | {Kind.READ, Kind.ALLOCATE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ class Weather:
         if draws[1] >= 1 - self.late:
             delay_s = _between(self.late_s, where)
         hang = draws[2] < self.hang
-        if operation.kind is Kind.SYNC:
+        if operation.kind in SYNCS:
             if draws[3] < self.sync_fail:
                 effect = Effect.PART if pick < 0.5 else Effect.NONE
                 return Fault(delay_s, errno.EIO, hang, effect)
@@ -232,7 +235,7 @@ class SimulatedStorage:
             self._tell(operation, fault.error)
             done(operation, 0, OSError(fault.error, "simulated"))
             return
-        is_sync = operation.kind is Kind.SYNC
+        is_sync = operation.kind in SYNCS
         one = _InFlight(operation, done, fault, self.file.begin_sync() if is_sync else 0, None)
         if operation.kind is Kind.READ and self._dice.random() < 0.5 and not self._truncated(one):
             one.early = self._read(operation)
@@ -273,9 +276,9 @@ class SimulatedStorage:
         self._dice.shuffle(flying)
         for one in flying:
             effect = self._dice.choice(list(Effect))
-            if one.operation.kind in CHANGES or one.operation.kind is Kind.SYNC:
+            if one.operation.kind in CHANGES | SYNCS:
                 self._note(f"{self._name(one.operation)} {why}: {effect.value} of it happened")
-            if one.operation.kind is Kind.SYNC and effect is not Effect.ALL:
+            if one.operation.kind in SYNCS and effect is not Effect.ALL:
                 continue  # the power cut decides, or the next sync
             try:
                 self._do(one, effect)
@@ -313,14 +316,16 @@ class SimulatedStorage:
         operation, file = one.operation, self.file
         start, end = operation.offset, operation.offset + operation.length
         match operation.kind:
-            case Kind.SYNC:
+            case Kind.SYNC | Kind.SEAL:
                 if one.fault.error and effect is not Effect.ALL:
                     file.fail_sync(one.sync_began, self._dice if effect is Effect.PART else None)
+                elif effect is Effect.ALL and operation.kind is Kind.SEAL:
+                    file.end_seal(one.sync_began)
                 elif effect is Effect.ALL:
                     file.end_sync(one.sync_began)
-                return 0
+                return self._status() if operation.kind is Kind.SEAL else 0
             case Kind.STAT:
-                return FileStatus(file.cache.allocated // 512, file.identity)
+                return self._status()
         if self._truncated(one):
             raise TruncatedError(file.size)
         match operation.kind:
@@ -336,6 +341,9 @@ class SimulatedStorage:
                 found = file.cache.seek(start, data=operation.kind is Kind.SEEK_DATA)
                 return min(found, self._size)
         return 0
+
+    def _status(self) -> FileStatus:
+        return FileStatus(self.file.cache.allocated // 512, self.file.identity)
 
     def _read(self, operation: Operation) -> bytes:
         return self.file.cache.read(operation.offset, operation.offset + operation.length)

@@ -10,12 +10,12 @@ from quorumfs.assembly import State, new_record
 from quorumfs.control.events import EventLog
 from quorumfs.dirtymap import DirtyMap
 from quorumfs.errors import UserError
-from quorumfs.images import Image, open_set
+from quorumfs.images import Image, lasting_identity, open_set
 from quorumfs.options import parse_options
 from quorumfs.replica import Replica
 from quorumfs.replicaset import open_replica_set
 from quorumfs.resolution import Resolution, resolve
-from quorumfs.sidecar import Sidecar, identity_of, path_for
+from quorumfs.sidecar import Sidecar, path_for
 from quorumfs.sidecarfile import create_sidecar
 
 PROGRESS_S = 0.5
@@ -36,7 +36,7 @@ def create_empty(paths: Sequence[str], size: int, threshold: int | None) -> None
                 with os.fdopen(fd, "wb") as file:
                     file.truncate(size)
                     os.fsync(fd)
-                    images.append((path, identity_of(os.fstat(fd))))
+                    images.append((path, lasting_identity(os.fstat(fd))))
             except OSError as error:
                 raise UserError(f"cannot create {path}: {error.strerror}") from None
         names = [path for path, _ in images]
@@ -105,6 +105,7 @@ async def _copy(paths: Sequence[str], say: Callable[[int, int], None]) -> None:
     """Resync a set that is not mounted, until all replicas are current."""
     options = parse_options([], len(paths))
     replica_set = open_replica_set(paths, None, options)
+    replica_set.take_into_use()
     disk, resync = replica_set.make_disk(options, EventLog("", lambda _: None))
     assert resync is not None
     failure: str | None = None

@@ -13,14 +13,16 @@ behind the others mint a new *generation*, whose ancestors are all earlier ones.
   than N - threshold of them there is one that does; fewer may not know that they were left behind.
   That is why fewer than the threshold never mint, and why fewer than the old threshold cannot
   lower it without consent. A replica that was put back from a backup counts for nothing here.
+* The role of each replica names the record that it was last to get. One that is current in the
+  latest record, and comes with the record its role names or a later one, is what it was then; with
+  an older one it was put back.
 * Each current replica of the latest record holds everything that was flushed. They differ at
   most where one of their maps has `INTENT`, so it is the union of the maps that counts.
-* The members track for each replica left behind what was written since, from the record on that
-  its role names by generation and sequence. If it comes back with that record, or a later one of
-  theirs, then what they tracked is all it lacks; with an older one it was put back from a backup,
-  and its own map, too old like itself, is not believed. So no mark is cleared before a commit has
-  moved on the sequence of all whom it concerns: for `INTENT` that of the members, for ``lacks``
-  that in the role of the replica and on the replica itself.
+* The members track for each replica left behind what was written since the record that its role
+  names. If it comes back with that one, or a later one of theirs, then what they tracked is all it
+  lacks; with an older one its own map, too old like itself, is not believed. So no mark is cleared
+  before a commit has moved on the sequence of all whom it concerns: for `INTENT` that of the
+  members, for ``lacks`` that in the role of the replica and on the replica itself.
 """
 
 import os
@@ -332,6 +334,7 @@ class _Assembly:
             for path, member in members.items()
         )
         rule, quorum = self._absence_rule(members, knowing, moved=moved)
+        self._compare_unknown(members)
         disk_map = self._joined_map(members)
         current = {member.slot for member in members.values() if member.state is State.CURRENT}
         if moved:  # nor can anybody say what was changed
@@ -508,6 +511,19 @@ class _Assembly:
             f"{_names(unaware)} missing or put back from a backup, and {why} stale: it may have "
             "later writes. Bring it back, or go on without it: mount with -o degraded",
         )
+
+    def _compare_unknown(self, members: dict[str, Member]) -> None:
+        """Compare those in full that only absent replicas know about.
+
+        Too few to leave the others behind may have begun to resync one.
+        """
+        roles = self._record.roles
+        slots = [m.slot for m in members.values() if m.state is State.CURRENT]
+        known = max(roles[slot].sequence for slot in slots if slot is not None)
+        for path, member in members.items():
+            if member.state is State.STALE and member.slot is not None:
+                unknown = roles[member.slot].sequence > known
+                members[path] = replace(member, compare=member.compare or unknown)
 
     def _joined_map(self, members: dict[str, Member]) -> DirtyMap:
         """All that may differ between current members, and all that each other one lacks."""

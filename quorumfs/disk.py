@@ -161,6 +161,8 @@ class Disk:
         What lies behind the end of the disk is left out.
         """
         end = min(offset + length, self.size)
+        if end - offset > ZEROS_MAX:  # once, instead of for each piece
+            await self.metadata.prepare(offset, end - offset)
         for start in range(offset, end, ZEROS_MAX):
             kind = Kind.DISCARD if discard else Kind.ZERO
             await self._change(kind, start, min(ZEROS_MAX, end - start))

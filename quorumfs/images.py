@@ -151,11 +151,16 @@ def _open(path: str, *, read_only: bool) -> Image:
     except BaseException:
         os.close(fd)
         raise
+    file = (status.st_dev, status.st_ino)
+    return Image(path, fd, status.st_size, status.st_mtime_ns, file, lasting_identity(status))
+
+
+def lasting_identity(status: os.stat_result) -> Identity:
+    """What of an image's *status* is the same after its file system was mounted again."""
     identity = identity_of(status)
     if _is_fuse(status.st_dev):  # many number their files anew at each mount
-        identity = replace(identity, inode=0, ctime_ns=0)
-    file = (status.st_dev, status.st_ino)
-    return Image(path, fd, status.st_size, status.st_mtime_ns, file, identity)
+        return replace(identity, inode=0, ctime_ns=0)
+    return identity
 
 
 def _is_fuse(device: int) -> bool:

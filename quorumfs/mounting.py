@@ -70,6 +70,8 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
         _become_io_flusher()
         _share_heaps()
         stack.callback(logs.start(destination, as_json=plan.log_json).stop)
+        if not plan.options.read_only:
+            replica_set.take_into_use()
         trio.run(_serve, plan, replica_set, ready)
 
 

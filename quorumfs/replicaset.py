@@ -50,6 +50,18 @@ class ReplicaSet:
         """What could be opened."""
         return [one for one in self.opened if isinstance(one, Image)]
 
+    def take_into_use(self) -> None:
+        """Write what is to be found beside the images while they are in use: the first sidecars
+        of raw images, and who uses them. Raises `UserError`.
+        """
+        if self.plan is None:
+            return
+        if self.plan.adopted:
+            self.opened = _adopt(self.opened, self.plan)
+        for image in self.images:
+            if image.sidecar_fd is not None:
+                sign(image.sidecar_fd, signature())
+
     def tell_log(self) -> None:
         """Log what was decided, and why."""
         if self.plan is None:
@@ -108,9 +120,9 @@ class ReplicaSet:
 def open_replica_set(
     paths: Sequence[str], mountpoint: str | None, options: MountOptions
 ) -> ReplicaSet:
-    """Open and lock the replicas at *paths*, decide what they are, and adopt raw images.
+    """Open and lock the replicas at *paths*, and decide what they are; nothing is written.
 
-    Nothing is written before everything that can be refused has been. Raises `UserError`.
+    Raises `UserError`.
     """
     if options.metadata == "none":
         assert mountpoint is not None
@@ -128,14 +140,8 @@ def open_replica_set(
         threshold=options.vote_threshold if options.vote_threshold_given else None,
         degraded=options.degraded,
     )
-    if plan.adopted:
-        if options.read_only:
-            return ReplicaSet(found_or_open, None)
-        found_or_open = _adopt(found_or_open, plan)
-    if not options.read_only:
-        for one in found_or_open:
-            if isinstance(one, Image) and one.sidecar_fd is not None:
-                sign(one.sidecar_fd, signature())
+    if plan.adopted and options.read_only:
+        return ReplicaSet(found_or_open, None)
     return ReplicaSet(found_or_open, plan)
 
 

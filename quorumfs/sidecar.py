@@ -105,7 +105,7 @@ class Role:
     replica_id: bytes
     state: RoleState
     generation: int
-    """Of the record from which on the others track what it lacks."""
+    """Of the record that it was last to get: what it lacks since, the others track."""
     path: str
     """Where it was last seen; a hint for people."""
     sequence: int = 0

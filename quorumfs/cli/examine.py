@@ -18,6 +18,7 @@ from quorumfs.cli.status import forget_stdout, printable
 from quorumfs.control.status import human_bytes
 from quorumfs.dirtymap import INTENT, UNVERIFIED, DirtyMap, lacks
 from quorumfs.errors import ExitCode
+from quorumfs.images import lasting_identity
 from quorumfs.ofdlock import could_lock
 from quorumfs.sidecar import (
     SUFFIX,
@@ -27,7 +28,6 @@ from quorumfs.sidecar import (
     Record,
     Sidecar,
     UnknownVersionError,
-    identity_of,
     path_for,
 )
 from quorumfs.sidecarfile import holder, read_sidecar
@@ -148,7 +148,7 @@ def _look_at_image(path: str) -> Examined:
     if not stat.S_ISREG(status.st_mode):
         refusal = f"{path} is not a regular file"
         return Examined(path, None, image_problem="not a regular file", refusal=refusal)
-    return Examined(path, identity_of(status), status.st_dev)
+    return Examined(path, lasting_identity(status), status.st_dev)
 
 
 def _look_at_sidecar(examined: Examined, fd: int) -> Examined:

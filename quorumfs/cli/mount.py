@@ -1,10 +1,14 @@
 """``quorumfs mount``."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import click
 
+from quorumfs.assembly import State
+from quorumfs.control import client
+from quorumfs.control.status import describe
 from quorumfs.errors import UserError
 from quorumfs.options import options_help, parse_options
 
@@ -69,3 +73,13 @@ def mount(
         os.stat(os.path.join(plan.mountpoint, "disk.img"))
     except OSError as error:
         raise UserError(f"mounted, but disk.img cannot be used: {error.strerror}") from None
+    _warn(plan.mountpoint)
+
+
+def _warn(mountpoint: str) -> None:
+    """Say on stderr which replicas are not in full use; the mount itself has succeeded."""
+    with suppress(client.ControlError):
+        status = client.status(mountpoint)
+        if any(replica.state != State.CURRENT.value for replica in status.replicas):
+            for line in describe(status):
+                click.echo(f"quorumfs: warning: {line}", err=True)

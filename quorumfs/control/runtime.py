@@ -56,6 +56,7 @@ def claim(mountpoint: str) -> int:
             raise UserError(f"{mountpoint} is being mounted by another quorumfs")
     except OSError as error:
         raise UserError(f"cannot use the runtime directory {home}: {error.strerror}") from None
+    path_for(mountpoint, "word").unlink(missing_ok=True)  # of an earlier mount, and never heard
     os.truncate(descriptor, 0)
     os.write(descriptor, b"%d\n" % os.getpid())
     return descriptor

@@ -13,7 +13,7 @@ Each can stop at any point, with the process or with a replica, and be done agai
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
@@ -177,7 +177,10 @@ class Resync:
         total = sum(end - start for start, end in self._sidecars.unsettled)
         self._begin("settle", None, total * self._map.chunk_size)
         runs = [range(start, end) for start, end in self._sidecars.unsettled]
-        await self._in_parallel(self._units(runs), self._settle_unit)
+        async for batch, holes in self._batches(runs):
+            await self._in_parallel(self._units(batch), self._settle_unit)
+            for run in holes:
+                self._sidecars.settled(run)
         await self._save()
 
     async def settle_range(self, offset: int, length: int) -> None:
@@ -247,7 +250,11 @@ class Resync:
             return False
         total = sum(map(len, runs)) * self._map.chunk_size
         self._begin("verify", None, total)
-        await self._in_parallel(self._units(runs), self._verify_unit)
+        async for batch, holes in self._batches(runs):
+            await self._in_parallel(self._units(batch), self._verify_unit)
+            for run in holes:
+                self._sidecars.verified(run)
+            await self._save(often=False)
         await self._save()
         return True
 
@@ -265,38 +272,40 @@ class Resync:
     async def _verify_unit(self, chunks: range) -> None:
         start, end = self._bounds(chunks)
         async with self._disk.locks.held(start, end, exclusive=True):
+            differing = RangeSet()
+            for piece in _pieces(start, end):
+                await self._verify_piece(*piece, differing)
             for chunk in chunks:
-                pieces = _pieces(*self._map.bounds(chunk))
-                results = [await self._verify_piece(*piece) for piece in pieces]
-                if all(results):
-                    self._sidecars.verified(range(chunk, chunk + 1))
-                else:
+                if differing.overlaps(*self._map.bounds(chunk)):
                     self.differing.add(chunk, chunk + 1)
+                else:
+                    self._sidecars.verified(range(chunk, chunk + 1))
 
-    async def _verify_piece(self, offset: int, length: int) -> bool:
+    async def _verify_piece(self, offset: int, length: int, differing: RangeSet) -> None:
+        """Compare a piece, and repair what a majority decides; *differing* gets the rest."""
         disk, members = self._disk, list(self._sidecars.members)
         outcomes = await disk.ask(members, Kind.READ, disk.threshold, offset, length)
         if any(outcome.error for outcome in outcomes):
-            return False
+            differing.add(offset, offset + length)
+            return
         first = outcomes[0].data
         if all(outcome.data == first for outcome in outcomes[1:]):
-            return True
-        equal = True
+            return
         for start, end in blocks(offset, length):
             answers = [(o.replica.index, o.data[start:end]) for o in outcomes]
             vote = vote_data(answers, offset + start, disk.threshold)
-            if not vote.outvoted:
-                continue
             losers = {loss.voter for loss in vote.outvoted}
-            if vote.data is None or not all(loss.strict for loss in vote.outvoted):
-                disk.events.differs(offset + start, end - start)
-                equal = False
-                continue
             wrong = [outcome.replica for outcome in outcomes if outcome.replica.index in losers]
-            equal = await self._give(wrong, offset + start, vote.data) and equal
+            if not wrong:
+                continue
+            decided = vote.data is not None and all(loss.strict for loss in vote.outvoted)
+            if not decided:
+                disk.events.differs(offset + start, end - start)
+            if not decided or not await self._give(wrong, offset + start, vote.data or b""):
+                differing.add(offset + start, offset + end)
+                continue
             for replica in wrong:
                 disk.events.repaired(replica.path, offset + start, end - start)
-        return equal
 
     # Bringing a replica back
 
@@ -306,8 +315,11 @@ class Resync:
         if not out or replica.slot is None or replica.in_flight:
             return False
         retry = self._retries.setdefault(replica, _Retry())
-        if trio.current_time() < retry.at or not self._sidecars.members:
+        now = trio.current_time()
+        if now < retry.at or not self._sidecars.members:
             return False
+        if now - retry.at > RETRY_S[1]:
+            retry.wait_s = RETRY_S[0]  # what was before is long ago
         try:
             member, found = await self._look_at(replica)
             replica.role, replica.reason = member.state, member.reason
@@ -323,7 +335,9 @@ class Resync:
             retry.at = trio.current_time() + retry.wait_s
             retry.wait_s = min(2 * retry.wait_s, RETRY_S[1])
             return False
-        self._retries.pop(replica)
+        # One that fails again soon waits longer than the last time: each time costs a generation.
+        retry.at = trio.current_time() + retry.wait_s
+        retry.wait_s = min(2 * retry.wait_s, RETRY_S[1])
         return True
 
     async def _look_at(self, replica: Replica) -> tuple[Member, Found]:
@@ -363,41 +377,33 @@ class Resync:
 
     async def _copy_all(self, replica: Replica, bit: int, *, compare: bool) -> None:
         """Copy what the replica lacks, in batches: sync them, and only then call them held (R8)."""
-        batch: list[range] = []
-        chunks = 0
-        for run in self._map.runs(bit, longest=max(1, BATCH // self._map.chunk_size)):
-            batch.append(run)
-            chunks += len(run)
-            if chunks * self._map.chunk_size >= BATCH:
-                await self._copy_batch(replica, batch, compare=compare)
-                batch, chunks = [], 0
-        await self._copy_batch(replica, batch, compare=compare)
-        await self._save()
 
-    async def _copy_batch(self, replica: Replica, batch: list[range], *, compare: bool) -> None:
         async def copy_unit(chunks: range) -> None:
             start, end = self._bounds(chunks)
             async with self._disk.locks.held(start, end, exclusive=True):
                 for piece in _pieces(start, end):
                     await self._copy(replica, *piece, compare=compare)
 
-        await self._in_parallel(self._units(batch), copy_unit)
-        if self._sidecars.target is not replica:
-            raise OSError(errno.EIO, replica.reason or "it failed meanwhile")
-        await self._sidecars.sync_target()
-        self._sidecars.caught_up(batch)
-        await self._save(often=False)
+        lacking = self._map.runs(bit, longest=max(1, BATCH // self._map.chunk_size))
+        async for batch, holes in self._batches(lacking, replica):
+            await self._in_parallel(self._units(batch), copy_unit)
+            if self._sidecars.target is not replica:
+                raise OSError(errno.EIO, replica.reason or "it failed meanwhile")
+            await self._sidecars.sync_target()
+            self._sidecars.caught_up([*batch, *holes])
+            await self._save(often=False)
+        await self._save()
 
     async def _copy(self, target: Replica, offset: int, length: int, *, compare: bool) -> None:
         """Give *target* what the disk holds in a range; holes stay holes. The lock is held."""
         end = offset + length
         while offset < end:
-            data_at = min(end, await self._seek(Kind.SEEK_DATA, offset))
+            data_at = min(end, await self._seek(self._sidecars.source, Kind.SEEK_DATA, offset))
             if data_at > offset:
                 await self._make_hole(target, offset, data_at)
                 offset = data_at
                 continue
-            stop = min(end, await self._seek(Kind.SEEK_HOLE, offset))
+            stop = min(end, await self._seek(self._sidecars.source, Kind.SEEK_HOLE, offset))
             if stop <= offset:
                 stop = end
             # Too few are left to hold a vote: what they hold is still all there is.
@@ -410,15 +416,13 @@ class Resync:
             offset = stop
 
     async def _make_hole(self, target: Replica, offset: int, end: int) -> None:
-        (outcome,) = await self._disk.ask([target], Kind.SEEK_DATA, 0, offset)
-        if outcome.error is not None or cast("int", outcome.operation.value) < end:
+        if await self._seek(target, Kind.SEEK_DATA, offset) < end:
             await self._tell(target, Kind.DISCARD, offset, end - offset)
 
-    async def _seek(self, kind: Kind, offset: int) -> int:
-        """Where the source's next data or hole is; all is data if it cannot tell."""
-        source = self._sidecars.source
-        if source is not None:
-            (outcome,) = await self._disk.ask([source], kind, 0, offset)
+    async def _seek(self, replica: Replica | None, kind: Kind, offset: int) -> int:
+        """Where a replica's next data or hole is; all is data if it cannot tell."""
+        if replica is not None:
+            (outcome,) = await self._disk.ask([replica], kind, 0, offset)
             if outcome.error is None:
                 return cast("int", outcome.operation.value)
         return offset if kind is Kind.SEEK_DATA else self._map.size
@@ -466,6 +470,46 @@ class Resync:
 
     def _bounds(self, chunks: range) -> tuple[int, int]:
         return self._map.bounds(chunks.start)[0], self._map.bounds(chunks[-1])[1]
+
+    async def _batches(
+        self, runs: Iterable[range], target: Replica | None = None
+    ) -> AsyncIterator[tuple[list[range], list[range]]]:
+        """Cut *runs* of chunks into batches: those with data in some replica, and those without.
+
+        Asked are the current replicas and *target*. Most of a large disk may be holes, and those
+        need no lock: a write that comes meanwhile goes to all of them anyway.
+        """
+        size = self._map.chunk_size
+        with_data: list[range] = []
+        holes: list[range] = []
+        length = 0
+        for run in runs:
+            chunk = run.start
+            while chunk < run.stop:
+                offset = chunk * size
+                data_at = await self._disk.next_data(offset)
+                end = data_at
+                if target is not None:
+                    target_at = await self._seek(target, Kind.SEEK_DATA, offset)
+                    if target_at == offset < data_at:
+                        end = min(end, await self._seek(target, Kind.SEEK_HOLE, offset))
+                    data_at = min(data_at, target_at)
+                if data_at // size > chunk:
+                    stop = min(run.stop, data_at // size)
+                    holes.append(range(chunk, stop))
+                    if self.progress is not None:
+                        self.progress.done_bytes += (stop - chunk) * size
+                else:
+                    if end <= offset:
+                        end = await self._disk.next_hole(data_at)
+                    stop = min(run.stop, max(chunk + 1, -(-end // size)), chunk + BATCH // size + 1)
+                    with_data.append(range(chunk, stop))
+                    length += (stop - chunk) * size
+                chunk = stop
+                if length >= BATCH:
+                    yield with_data, holes
+                    with_data, holes, length = [], [], 0
+        yield with_data, holes
 
     def _units(self, runs: Iterable[range]) -> Iterator[range]:
         """Chunks to be locked at a time: as few as possible, and at least a piece."""

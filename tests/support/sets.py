@@ -8,7 +8,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from quorumfs.cli.examine import decide, decision_json, look_at, replica_json
 from quorumfs.control import client
@@ -62,7 +62,10 @@ class SetMount(Mounted):
         return [part["state"] for part in self.status()["replicas"]]
 
     def wait(
-        self, condition: Callable[[dict[str, Any]], object], what: str, timeout_s: float = PATIENCE_S
+        self,
+        condition: Callable[[dict[str, Any]], object],
+        what: str,
+        timeout_s: float = PATIENCE_S,
     ) -> dict[str, Any]:
         """The status once it fulfils *condition*."""
         last: dict[str, Any] = {}
@@ -89,8 +92,7 @@ class SetMount(Mounted):
 
         def there(status: dict[str, Any]) -> bool:
             return any(
-                part["path"] == str(path) and part["state"] in states
-                for part in status["replicas"]
+                part["path"] == str(path) and part["state"] in states for part in status["replicas"]
             )
 
         self.wait(there, f"{path.name} {' or '.join(states)}", timeout_s)
@@ -146,9 +148,7 @@ def examine(*paths: Path) -> dict[str, Any]:
 def tmpfs(mountpoint: Path, size: int) -> Iterator[Path]:
     """A file system in memory with this much space."""
     mountpoint.mkdir()
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mountpoint], check=True
-    )
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", mountpoint], check=True)
     try:
         yield mountpoint
     finally:
@@ -183,7 +183,7 @@ class Ext4:
             file.truncate(size)
         subprocess.run(["mkfs.ext4", "-q", "-m", "0", self.device], check=True)
 
-    def __enter__(self) -> "Ext4":
+    def __enter__(self) -> Self:
         self.mount()
         return self
 

@@ -81,16 +81,16 @@ def fail_block(disk: FaultyDisk, name: str, op: Operation, block: int, **how: An
 # Bad blocks
 
 
-@both_ways
 @pytest.mark.parametrize(
-    ("options", "corrupt", "unreadable"),
+    ("options", "corrupt", "unreadable", "metadata"),
     [
-        (QUORUM, {"a.img": 1, "b.img": 5, "c.img": 9}, {}),
-        (QUORUM, {}, {"a.img": 1, "b.img": 5, "c.img": 9}),
-        (QUORUM, {"a.img": 1, "c.img": 9}, {"b.img": 5}),
-        (FIFO, {}, {"a.img": 1, "b.img": 5, "c.img": 9}),
+        (QUORUM, {"a.img": 1, "b.img": 5, "c.img": 9}, {}, "none"),
+        (QUORUM, {"a.img": 1, "b.img": 5, "c.img": 9}, {}, "sidecar"),
+        (QUORUM, {}, {"a.img": 1, "b.img": 5, "c.img": 9}, "none"),
+        (QUORUM, {"a.img": 1, "c.img": 9}, {"b.img": 5}, "none"),
+        (FIFO, {}, {"a.img": 1, "b.img": 5, "c.img": 9}, "none"),
     ],
-    ids=["corrupt", "unreadable", "mixed", "fifo"],
+    ids=["corrupt", "corrupt-sidecar", "unreadable", "mixed", "fifo"],
 )
 def test_disjoint_bad_blocks_stay_readable(
     start: Start,

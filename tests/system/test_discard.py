@@ -17,7 +17,7 @@ from conftest import MakeImages
 from support import vm
 from support.faultfs import FaultFS
 from support.faultydisk import DirectFile, FaultyDisk, answer
-from support.mounting import Mounted, as_qemu
+from support.mounting import Mounted, as_qemu, make_set
 from support.sparse import (
     COLLAPSE_RANGE,
     INSERT_RANGE,
@@ -366,6 +366,7 @@ def test_a_whole_large_disk_is_discarded_in_seconds(
 ) -> None:
     """1 TiB, sparse, two replicas, data at both ends and in the middle."""
     replicas = make_images(2, TIB)
+    make_set(replicas)
     with Mounted(replicas, tmp_path) as disk:
         with DirectFile(disk.file) as file:
             for offset in (0, TIB // 2, TIB - MIB):

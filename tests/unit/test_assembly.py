@@ -59,8 +59,7 @@ def gone(path: str) -> Found:
 
 def without(record: Record, *slots: int) -> Record:
     """The record after *slots* were left behind."""
-    after = record.with_state(slots, STALE).minted()
-    return replace(after, sequence=record.sequence + 1, clean=False)
+    return next_record(record.with_state(slots, STALE).minted(), clean=False)
 
 
 def next_record(record: Record, **changes: object) -> Record:
@@ -131,6 +130,19 @@ def test_what_another_one_committed_was_prepared_here_and_is_valid() -> None:
     plan = assemble(replicas)
     assert states(plan) == ["current", "current", "stale"]
     assert plan.sequence_seen == last.sequence
+
+
+def test_a_join_that_one_committed_is_valid_for_all_that_prepared_it() -> None:
+    """Also for the one that joined, which has nothing older to go back to."""
+    record = without(first_record(2, 1), B)
+    before = next_record(record).with_state([B], RESYNCING)
+    joined = next_record(before).with_state([B], CURRENT)
+    joined = replace(joined, sequence=9).with_state([A, B], CURRENT)
+    for prepared in (joined, next_record(joined)):
+        plan = assemble([found(joined, A), found(before, B, {0: INTENT}, prepared=prepared)])
+        assert states(plan) == ["current", "current"]
+        assert marks(plan) == [INTENT, 0, 0, 0]
+        assert plan.left_behind == ()
 
 
 def test_what_nobody_committed_is_remembered_as_leading_nowhere() -> None:
@@ -297,13 +309,33 @@ def test_a_replica_in_mid_resync_goes_on_where_it_was() -> None:
     assert marks(plan) == [0, 0, 0, lacks(A)]
 
 
-def test_a_target_that_is_ahead_in_number_is_not_the_latest() -> None:
-    """Its record was written before that of the members."""
-    record = without(first_record(2, 1), A)
-    target = replace(record.with_state([A], RESYNCING), sequence=99)
-    plan = assemble([found(target, A), found(record, B)])
-    assert states(plan) == ["stale", "current"]
-    assert plan.sequence_seen == 99
+def test_what_only_an_absent_replica_knows_is_compared_in_full() -> None:
+    """A resync of C that A began alone, too few to leave B behind: B has no marks for it."""
+    record = first_record(3, 2)
+    begun = replace(record, sequence=5).with_state([A], CURRENT).with_state([C], RESYNCING)
+    plan = assemble([found(record, B), found(begun, C)])
+    assert states(plan) == ["current", "stale"]
+    assert plan.members[1].compare
+    assert marks(plan) == [lacks(C)] * CHUNKS
+    assert marks(assemble([found(begun, A), found(record, B), found(begun, C)])) == [0] * CHUNKS
+
+
+def test_a_mixture_is_never_current() -> None:
+    """Whatever another record says of it: only a join makes it current, and it has seen none."""
+    record = first_record(3, 2)
+    half = next_record(record).with_state([A], RESYNCING)
+    late = replace(half, sequence=9).with_state([A, B, C], CURRENT)
+    late = late.with_role(A, sequence=1)
+    plan = assemble([found(half, A), found(late, B), found(late, C)])
+    assert states(plan) == ["stale", "current", "current"]
+    assert marks(plan) == [lacks(A)] * CHUNKS
+
+
+def test_what_a_current_replica_was_said_to_lack_may_differ() -> None:
+    """The end of a resync is written after the join; and too few leave nobody behind."""
+    record = first_record(2, 1)
+    plan = assemble([found(record, A), found(record, B, {1: lacks(A)})])
+    assert marks(plan) == [0, INTENT, 0, 0]
 
 
 def test_each_returning_replica_gets_what_was_written_since_it_left() -> None:
@@ -413,6 +445,16 @@ def test_a_set_that_was_copied_as_a_whole_is_usable_and_verified() -> None:
     assert states(plan) == ["current", "current", "suspect"]
     assert marks(plan) == [UNVERIFIED | lacks(C)] * CHUNKS
     assert "all images were moved or changed together" in plan.notes[0]
+
+
+def test_a_copied_set_cannot_prove_that_nothing_is_elsewhere() -> None:
+    """It may be a copy of yesterday; N=3, threshold 2, C is missing."""
+    record = first_record(3, 2)
+    moved = [found(record, slot, image=Identity(50 + slot, SIZE, 9, 9)) for slot in (A, B)]
+    error = refusal(*moved)
+    assert error.rule == "may be newer"
+    assert "/c.img" in str(error)
+    assert marks(assemble(moved, degraded=True)) == [UNVERIFIED | lacks(C)] * CHUNKS
 
 
 def test_a_changed_replica_alone_is_not_believed_about_the_others() -> None:

@@ -343,9 +343,10 @@ class Session:
     def write_record(
         self, record: Record, *, clean: bool, resyncing: Replica | None
     ) -> list[Replica]:
-        participants = self.members + ([resyncing] if resyncing else [])
         for commit in (False, True):
-            for replica in self.random.sample(participants, len(participants)):
+            # The target last: nobody would miss it, if it alone had a record that is valid.
+            order = self.random.sample(self.members, len(self.members))
+            for replica in [*order, resyncing] if resyncing else order:
                 if self.fails():
                     return [replica]
                 self.put_slot(replica, record, commit=commit, clean=clean)

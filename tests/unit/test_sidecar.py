@@ -201,7 +201,7 @@ def test_a_slot_that_cannot_be_is_no_slot(offset: int, value: int | None) -> Non
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_a_crash_in_any_write_leaves_the_old_record_or_the_new(data: st.DataObject) -> None:
     """Scenario 9. Commits and map writes, one page at a time, each torn at any sectors.
 

@@ -15,9 +15,7 @@ def outcome(seed: int) -> Result:
     """The history of *seed*, without its trace unless it failed: it is sent between processes."""
     result = live_through(seed)
     trace = result.trace[-1:] if result.violation is None else result.trace
-    return Result(
-        seed, result.violation, trace, result.acknowledged, result.checked, result.lives
-    )
+    return Result(seed, result.violation, trace, result.acknowledged, result.checked, result.lives)
 
 
 def run_many(seeds: Iterator[int], deadline: float | None) -> int:

@@ -250,8 +250,12 @@ class SimulatedFile:
         Every write before *began* is lost at the next power cut, and until then a reader sees it.
         With *dice* some of them reached the medium, whole or in part.
         """
-        for one in self._take(began):
-            self._land(one, [] if dice is None else self._fate(one, dice, survival=0.5))
+        taken = self._take(began)
+        for one in taken:
+            if one.punched is None:
+                self._land(one, [] if dice is None else self._fate(one, dice, survival=0.5))
+        # A hole is no page: the journal keeps it for the next commit.
+        self.unsynced[:0] = [one for one in taken if one.punched is not None]
 
     def end_seal(self, began: int) -> None:
         """As `end_sync`, and the times with it."""

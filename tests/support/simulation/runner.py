@@ -17,9 +17,9 @@ two such sides are a split brain, which is then resolved.
 import errno
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from unittest import mock
 
@@ -29,7 +29,6 @@ from quorumfs import dirtymap
 from quorumfs import disk as disk_module
 from quorumfs.assembly import (
     AssemblyRefusedError,
-    Found,
     Plan,
     State,
     assemble,
@@ -43,7 +42,7 @@ from quorumfs.metadata import sidecars as sidecars_module
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.patterns import Fifo, Quorum
 from quorumfs.repair import resync as resync_module
-from quorumfs.repair.resync import Resync, Returned, run_until
+from quorumfs.repair.resync import Resync, Returned
 from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.replica import Replica
 from quorumfs.resolution import resolve
@@ -69,7 +68,7 @@ CONVERGE_MAX_S = 400.0
 QUIET_S = 100.0
 """How long a mount that has nothing to do is watched doing nothing."""
 
-REQUESTS_MAX = 250
+REQUESTS_MAX = 400
 """Of all guests in one life."""
 
 
@@ -174,7 +173,6 @@ class Mounted:
     disk: Disk
     sidecars: Sidecars
     resync: Resync
-    repairs: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     @property
     def converged(self) -> bool:
@@ -363,9 +361,7 @@ class History:
                 replicas.append(Replica(number, path, None, TIMEOUT_S))
                 continue
             image = life.image(index, plan.record.size)
-            replicas.append(
-                Replica(number, path, image, TIMEOUT_S, sidecar=life.sidecar(index))
-            )
+            replicas.append(Replica(number, path, image, TIMEOUT_S, sidecar=life.sidecar(index)))
         threshold = plan.record.threshold
         sidecars = Sidecars(replicas, plan, found, threshold=threshold)
         disk = Disk(
@@ -396,7 +392,7 @@ class History:
         resync = Resync(disk, sidecars, reopen, present=present)
         mounted = Mounted(order, plan, disk, sidecars, resync)
         life.nursery.start_soon(disk.run)
-        life.nursery.start_soon(run_until, resync, mounted.repairs)
+        life.nursery.start_soon(resync.run)
         return mounted
 
     def _tell(self, event: Event) -> None:
@@ -404,10 +400,10 @@ class History:
 
     async def _unmount(self, mounted: Mounted, *, must_succeed: bool = False) -> None:
         """Close in order, as at the end of `quorumfs.mounting`; the guests have gone."""
-        mounted.repairs.cancel()
         flushing = self.oracle.begin_flush()
         self.world.note("unmount")
         with trio.move_on_after(REQUEST_MAX_S) as scope:
+            await mounted.resync.stop()
             try:
                 await mounted.disk.close()
             except OSError as error:
@@ -440,40 +436,43 @@ class History:
             self._accept_loss(order, plan)
         self._forked |= consented
         self._last = None
-        mounted: Mounted | None = None
-        lost_cache = False
+        mounted, lost_cache = await self._serve(order, plan)
+        self._check_log()
+        if self._closed_well:
+            self._note_cuts()
+        else:
+            self._crashed(lost_cache)
+        uncommitted = mounted.sidecars.record.sequence == plan.record.sequence
+        if (consented and uncommitted) or (self._forked and not self._closed_well):
+            self.oracle.forget_reads()  # perhaps nothing says that this mount ever was
+        self._thresholds.add(mounted.sidecars.record.threshold)
+        if mounted.converged:
+            self._forked = False
+            self._thresholds = {mounted.sidecars.record.threshold}
+
+    async def _serve(self, order: list[int], plan: Plan) -> tuple[Mounted, bool]:
+        """Mount, be used, and end somehow; also whether a medium lost what was not synced."""
+        dice, world = self._dice, self.world
         async with world.boot() as life:
+            mounted = self._mount(life, order, plan)
+            fate = _Fate(self, life, mounted)
             crash = dice.choice(("step", "step", "time", "unmount", "unmount", None, None, None))
             power = dice.random() < 0.5
             if crash == "step":
                 life.crash_at(int(10 ** dice.uniform(0, 3.7)), power=power)
-            mounted = self._mount(life, order, plan)
-            fate = _Fate(self, life, mounted)
-            try:
-                duration_s = 10 ** dice.uniform(-1, 2.2)
-                await self._be_used(life, mounted, fate, duration_s)
-                if crash == "time":
-                    world.power_cut() if power else world.kill()
-                    await trio.lowlevel.checkpoint()
-                if crash == "unmount":
-                    life.crash_at(life.steps + int(10 ** dice.uniform(0, 1.7)), power=power)
-                await self._unmount(mounted)
-            finally:
-                lost_cache = fate.lost_cache
-        self._check_log()
-        if self._last is None:
-            self._crashed(lost_cache)
-        else:
-            self._note_cuts()
-        if consented and (mounted is None or mounted.sidecars.record.sequence == plan.record.sequence):
-            self.oracle.forget_reads()  # nothing says that this mount ever was
-        elif self._forked and self._last is None:
-            self.oracle.forget_reads()
-        if mounted is not None:
-            self._thresholds.add(mounted.sidecars.record.threshold)
-            if mounted.converged:
-                self._forked = False
-                self._thresholds = {mounted.sidecars.record.threshold}
+            await self._be_used(life, mounted, fate, 10 ** dice.uniform(-1, 2.2))
+            if crash == "time":
+                world.power_cut() if power else world.kill()
+                await trio.lowlevel.checkpoint()
+            if crash == "unmount":
+                life.crash_at(life.steps + int(10 ** dice.uniform(0, 1.7)), power=power)
+            await self._unmount(mounted)
+        return mounted, fate.lost_cache
+
+    @property
+    def _closed_well(self) -> bool:
+        """Whether the last life ended with an unmount in order."""
+        return self._last is not None
 
     def _accept_loss(self, order: Sequence[int], plan: Plan) -> None:
         """Go on with what is here; what only others hold may be gone."""
@@ -638,9 +637,7 @@ class _Fate:
         self._dice = history.world.dice_for(f"fate {life.number}")
         self._pause_s = 10 ** self._dice.uniform(0, 2)
         self._dropped_before = {
-            index
-            for index, one in enumerate(history.world.replicas)
-            if one.image.dropped
+            index for index, one in enumerate(history.world.replicas) if one.image.dropped
         }
 
     async def run(self) -> None:
@@ -687,8 +684,7 @@ class _Fate:
         world = self._history.world
         image = world.replicas[index].image
         if not image.dropped:
-            image_is_sound = True
-            return image_is_sound
+            return True
         if index in self._dropped_before:
             return False  # nobody can know of it any more
         order, replicas = self._mounted.order, self._mounted.disk.replicas
@@ -726,7 +722,7 @@ class _Guest:
     async def run(self) -> None:
         """Until told to stop, the end of the life, or a broken promise."""
         history, dice = self._history, self._dice
-        while not history._stopping:
+        while True:
             await trio.sleep(dice.expovariate(1 / self._think_s) if dice.random() < 0.9 else 0)
             if history._stopping:
                 return
@@ -754,15 +750,13 @@ class _Guest:
         note(f"guest {self._number} {name}: ok")
         return True
 
-    def _chosen(self):  # noqa: ANN202
+    def _chosen(self) -> tuple[str, Callable[[], Awaitable[None]]]:
         dice = self._dice
         sectors = self._disk.size // SECTOR
         length = dice.choice((1, 1, 2, 8, 8, 8, 16, 32, dice.randrange(1, 129)))
         length = min(length, sectors)
-        if dice.random() < 0.5:
-            start = dice.choice(self._favourites)
-        else:
-            start = dice.randrange(sectors)
+        hot = dice.random() < 0.5
+        start = dice.choice(self._favourites) if hot else dice.randrange(sectors)
         if dice.random() < 0.5:
             start = start // 8 * 8
         start = min(start, sectors - length)
@@ -876,9 +870,7 @@ def live_through(seed: int, setup: Setup | None = None) -> Result:
     except* Exception as group:
         violation = _first(group)
     world, oracle = history.world, history.oracle
-    return Result(
-        seed, violation, world.trace, oracle.acknowledged, oracle.checked, world.lives
-    )
+    return Result(seed, violation, world.trace, oracle.acknowledged, oracle.checked, world.lives)
 
 
 def _first(error: BaseException) -> str:

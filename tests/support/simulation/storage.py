@@ -317,7 +317,9 @@ class SimulatedStorage:
         start, end = operation.offset, operation.offset + operation.length
         match operation.kind:
             case Kind.SYNC | Kind.SEAL:
-                if one.fault.error and effect is not Effect.ALL:
+                if self.broken:
+                    pass  # what this handle wrote is beyond its reach
+                elif one.fault.error and effect is not Effect.ALL:
                     file.fail_sync(one.sync_began, self._dice if effect is Effect.PART else None)
                 elif effect is Effect.ALL and operation.kind is Kind.SEAL:
                     file.end_seal(one.sync_began)

@@ -48,10 +48,6 @@ Repair = Callable[["Disk", int, int], Awaitable[bytes]]
 """Reads ``(offset, length)`` again, under the exclusive lock, and repairs what it can."""
 
 
-MakeEqual = Callable[[int, int], Awaitable[None]]
-"""Makes the replicas equal in ``(offset, length)``, as far as it can, under the exclusive lock."""
-
-
 class Disk:
     """*size* bytes kept on every one of *replicas*.
 
@@ -85,9 +81,10 @@ class Disk:
         self.locks = RangeLock()
         self.requests = 0
         """Reads and writes of the guest so far."""
-        self.settle: MakeEqual | None = None
-        self.verify: MakeEqual | None = None
-        """Both are set by who repairs."""
+        self.settle: Callable[[int, int], Awaitable[bytes]] | None = None
+        """Makes the replicas equal in ``(offset, length)``, and reads it under the same lock."""
+        self.verify: Callable[[int, int], Awaitable[None]] | None = None
+        """Compares ``(offset, length)``. Both are set by who repairs."""
         self._pattern = pattern
         self._repair = repair
         self.search_s = search_s
@@ -122,8 +119,7 @@ class Disk:
         self.requests += 1
         if self.settle is not None and self.metadata.may_differ(offset, length):
             # What is seen must not turn back when its only holder is lost (P7).
-            with suppress(OSError):
-                await self.settle(offset, length)
+            return await self.settle(offset, length)
         claim = await self.locks.acquire(offset, offset + length, exclusive=False)
         try:
             reading = await self.read_locked(offset, length)

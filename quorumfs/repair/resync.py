@@ -117,6 +117,8 @@ class Resync:
         self._retries: dict[Replica, _Retry] = {}
         self._saved_at = 0.0
         self._requests_seen = 0
+        disk.settle = self.settle_and_read
+        disk.verify = self.verify_range
 
     @property
     def chunk_size(self) -> int:
@@ -183,44 +185,60 @@ class Resync:
                 self._sidecars.settled(run)
         await self._save()
 
-    async def settle_range(self, offset: int, length: int) -> None:
-        """Settle what may differ in a range, before somebody sees it."""
+    async def settle_and_read(self, offset: int, length: int) -> bytes:
+        """Settle what may differ in a range, and only then show it.
+
+        Raises EIO where replicas differ and cannot be made equal: what is seen must not turn back.
+        """
         chunks = self._map.chunks(offset, length)
-        for unit in self._units([chunks]):
-            await self._settle_unit(unit)
+        async with self._disk.locks.held(*self._bounds(chunks), exclusive=True):
+            for unit in self._units([chunks]):
+                if not await self._settle_locked(unit):
+                    raise OSError(errno.EIO, "the replicas differ, and cannot be made equal")
+            return (await self._disk.read_locked(offset, length)).data
 
     async def _settle_unit(self, chunks: range) -> None:
-        disk, (offset, end) = self._disk, self._bounds(chunks)
-        async with disk.locks.held(offset, end, exclusive=True):
-            if not self._sidecars.unsettled.overlaps(chunks.start, chunks.stop):
-                return
-            equal = True
-            while offset < end:
-                data_at = min(end, await disk.next_data(offset))
-                if data_at == offset:
-                    hole_at = await disk.next_hole(offset)
-                    data_at = min(end, hole_at) if hole_at > offset else end
-                    for piece in _pieces(offset, data_at):
-                        equal = await self._settle_piece(*piece) and equal
-                offset = data_at
-            if equal:
-                self._sidecars.settled(chunks)
+        async with self._disk.locks.held(*self._bounds(chunks), exclusive=True):
+            await self._settle_locked(chunks)
 
-    async def _settle_piece(self, offset: int, length: int) -> bool:
+    async def _settle_locked(self, chunks: range) -> bool:
+        """Have all current replicas hold the same in *chunks*; whether they do now."""
+        if not self._sidecars.unsettled.overlaps(chunks.start, chunks.stop):
+            return True
+        disk, (offset, end) = self._disk, self._bounds(chunks)
+        equal = rewritten = True
+        while offset < end:
+            data_at = min(end, await disk.next_data(offset))
+            if data_at == offset:
+                hole_at = await disk.next_hole(offset)
+                data_at = min(end, hole_at) if hole_at > offset else end
+                for piece in _pieces(offset, data_at):
+                    before, after = await self._settle_piece(*piece)
+                    equal = equal and (before or after)
+                    rewritten = rewritten and after
+            offset = data_at
+        if rewritten:
+            self._sidecars.settled(chunks)
+        return equal
+
+    async def _settle_piece(self, offset: int, length: int) -> tuple[bool, bool]:
         """Have all current replicas hold what the source holds.
 
         All are written to, the source too and however equal they look: a flush that failed before
         a crash may have dropped pages that reads still show (R4). What is a hole on all replicas
-        can hide no such loss, and is left out.
+        can hide no such loss, and is left out. Returns whether they were equal before, and whether
+        all took it.
         """
         source = self._sidecars.source
         outcomes = await self._disk.ask(self._sidecars.members, Kind.READ, 1, offset, length)
         readable = [outcome for outcome in outcomes if outcome.error is None]
         if not readable:
-            return False
+            return False, False
         right = next((o for o in readable if o.replica is source), readable[0])
         self._sidecars.answered(right.replica)
-        return await self._give([o.replica for o in outcomes], offset, right.data)
+        equal = len(readable) == len(outcomes) and all(o.data == right.data for o in readable)
+        took = await self._give([o.replica for o in outcomes], offset, right.data)
+        return equal, took
 
     async def _give(self, replicas: Sequence[Replica], offset: int, data: bytes) -> bool:
         """Write *data* to current *replicas*; False if one that stays current cannot take it.

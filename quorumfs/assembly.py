@@ -351,8 +351,8 @@ class _Assembly:
             )
             rule = "crash: not closed in order" if crashed else "clean: closed in order"
         sidecars = [one.sidecar for one in self._found if one.sidecar]
-        prepared = [sidecar.prepared for sidecar in sidecars if sidecar.prepared]
-        sequences = [sidecar.record.sequence for sidecar in sidecars]
+        known = [record for one in sidecars for record in (one.record, one.prepared) if record]
+        prepared = [r for one in sidecars if (r := one.prepared) and _current_in(r, one)]
         return Plan(
             rule,
             replace(record, threshold=self._threshold),
@@ -366,7 +366,7 @@ class _Assembly:
             tuple(
                 dict.fromkeys(g for one in prepared for g in one.history if g not in record.history)
             ),
-            max(sequences + [one.sequence for one in prepared]),
+            max(one.sequence for one in known),
             tuple(self._notes),
             quorum=quorum,
         )
@@ -392,6 +392,9 @@ class _Assembly:
         prepared = sidecar.prepared
         if not prepared:
             return sidecar
+        if not _current_in(prepared, sidecar):  # others, who did without it, were to resync it
+            stale = sidecar.record.with_role(sidecar.slot, state=RoleState.RESYNCING)
+            return replace(sidecar, record=stale)
         committed = [
             one.sidecar.record
             for one in self._found
@@ -571,6 +574,11 @@ class _Assembly:
 
 def _key(record: Record) -> tuple[int, int]:
     return record.generation, record.sequence
+
+
+def _current_in(record: Record, sidecar: Sidecar) -> bool:
+    slot = record.slot_of(sidecar.replica_id)
+    return slot is not None and record.roles[slot].state is RoleState.CURRENT
 
 
 def _leads_to(sidecar: Sidecar, record: Record) -> bool:

@@ -83,8 +83,10 @@ class Disk:
         """Reads and writes of the guest so far."""
         self.settle: Callable[[int, int], Awaitable[bytes]] | None = None
         """Makes the replicas equal in ``(offset, length)``, and reads it under the same lock."""
+        self.settle_all: Callable[[], Awaitable[None]] | None = None
+        """The same for all that was so when the set was mounted."""
         self.verify: Callable[[int, int], Awaitable[None]] | None = None
-        """Compares ``(offset, length)``. Both are set by who repairs."""
+        """Compares ``(offset, length)``. All three are set by who repairs."""
         self._pattern = pattern
         self._repair = repair
         self.search_s = search_s
@@ -179,8 +181,7 @@ class Disk:
         metadata = self.metadata
         if self.verify is not None and metadata.unverified(offset, length):
             # Else, should we die in it, nobody could tell what differed before and what since.
-            with suppress(OSError):
-                await self.verify(offset, length)
+            await self.verify(offset, length)
         claim = await self.locks.acquire(offset, offset + length, exclusive=True)
         try:
             if not metadata.prepared(offset, length):
@@ -204,6 +205,8 @@ class Disk:
 
         A replica's success counts only for what it holds and no earlier flush lost (R4).
         """
+        if self.settle_all is not None and self.metadata.unflushable():
+            await self.settle_all()
         asked = self._flushes
         async with self._flush_lock:
             if self._flushes == asked:

@@ -15,6 +15,10 @@ SYNC_PATIENCE = 4
 to reach the medium, where a read or a write waits only for itself."""
 
 
+_GONE = frozenset({errno.ENOTCONN, errno.ESTALE, errno.ENODEV})
+"""What a file answers whose file system is there no more, even if another took its place."""
+
+
 class Replica:
     """Requests to one replica's storage, each of which ends within a deadline.
 
@@ -46,6 +50,8 @@ class Replica:
         self.reason: str | None = None
         """Why it is not current."""
         self.counters = Counters()
+        self.dead = False
+        """Its file system was gone, the last time that it was asked."""
         self.settled: Callable[[Operation], None] = lambda _: None
         """Called with each operation on the image that has its outcome, given up or not."""
         self._image = storage
@@ -79,6 +85,7 @@ class Replica:
     def attach(self, storage: Storage, sidecar: Storage) -> None:
         """Use these files from now on; there must be none in use."""
         assert self._image is None
+        self.dead = False
         self._image = storage
         self._sidecar = sidecar
 
@@ -114,6 +121,7 @@ class Replica:
             return
         operation.value = value
         operation.error = error
+        self.dead = error is not None and error.errno in _GONE
         if not waiting.to_sidecar:
             self.counters.count(operation)
             self.settled(operation)

@@ -95,6 +95,9 @@ class Metadata(Protocol):
     def may_differ(self, offset: int, length: int) -> bool:
         """Whether those that hold these bytes may hold different ones."""
 
+    def unflushable(self) -> bool:
+        """Whether a flush cannot tell what is durable before all that may differ is settled."""
+
     def unverified(self, offset: int, length: int) -> bool:
         """Whether nobody has compared these bytes since the images were adopted."""
 

@@ -104,6 +104,9 @@ class Sidecars:
         """Set, and replaced, when there may be something to repair; see `notify`."""
         self.unsettled = RangeSet()
         """Chunks in which the current replicas may differ."""
+        self.inherited = RangeSet()
+        """Those that were so when the set was mounted: what was acknowledged there, and what a
+        flush lost, nobody knows any more."""
         self._pin: Replica | None = None
         """Who answered for an unsettled chunk when the first current replica could not."""
         self.target: Replica | None = None
@@ -116,7 +119,7 @@ class Sidecars:
         self._sequence = max(plan.sequence_seen, plan.record.sequence)
         self._in_use = False
         """The record in the sidecars says so."""
-        self._recorded = not plan.left_behind
+        self._recorded = not plan.left_behind and not plan.prepared
         """Nobody is current in the sidecars who is not current here."""
         self._lock = trio.Lock()
         """Whoever writes to the sidecars holds it."""
@@ -320,6 +323,7 @@ class Sidecars:
     def settled(self, chunks: range) -> None:
         """Note that all current replicas hold the same in *chunks*."""
         self.unsettled.remove(chunks.start, chunks.stop)
+        self.inherited.remove(chunks.start, chunks.stop)
         for lost in self._lost.values():
             lost.remove(chunks.start, chunks.stop)
         for bit in self._target_bit():  # what it was given may be from another source
@@ -330,6 +334,9 @@ class Sidecars:
 
     def unverified(self, offset: int, length: int) -> bool:
         return self.map.any(UNVERIFIED, self.map.chunks(offset, length))
+
+    def unflushable(self) -> bool:
+        return bool(self.inherited)
 
     def verified(self, chunks: range) -> None:
         """Note that *chunks* were compared, and are equal on all current replicas."""
@@ -363,6 +370,26 @@ class Sidecars:
         self._caught_up = RangeSet()
         self._truncated.discard(replica)
         self._arrange()
+
+    async def revive(self, replica: Replica, found: Found) -> None:
+        """Go on with a current replica whose file system went away and is back, as *found*.
+
+        Raises `OSError` if it is not as it was: then it can only come back as one left behind.
+        """
+        image, own = found.image, found.sidecar
+        known = self._images[replica]
+        if image is None or own is None or replica.slot is None:
+            raise OSError(errno.ENODEV, found.problem or "it is not there")
+        same = (own.record.generation, own.record.sequence, own.prepared) == (
+            self.record.generation,
+            self.record.sequence,
+            None,
+        )
+        same = same and (image.inode, image.size) == (known.inode, known.size)
+        if not same or own.record.slot_of(own.replica_id) != replica.slot:
+            raise OSError(errno.ESTALE, "it is not as it was")
+        self._know(replica, image, own)
+        self._lose(replica)
 
     async def sync_target(self) -> None:
         """Make durable what the target was given; raises `OSError`, and then it is no more one."""
@@ -488,6 +515,7 @@ class Sidecars:
         """After a crash the current replicas may differ wherever there is a mark."""
         for run in self.map.runs(INTENT, longest=len(self.map)):
             self._unsettle(run)
+        self.inherited = self.unsettled.union(RangeSet())
 
     def _know(self, replica: Replica, image: Identity, own: Sidecar) -> None:
         """Take over what was found of a replica's files."""
@@ -578,14 +606,13 @@ class Sidecars:
         """The current replicas may differ in *chunks*."""
         for bit in self._target_bit():
             self._add(bit, chunks)
-        if len(self._members) > 1:
-            self.unsettled.add(chunks.start, chunks.stop)
-            for run in self.map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
-                # Nobody may say what is right there but a majority, or the operator.
-                if run.start >= chunks.stop:
-                    break
-                self.unsettled.remove(run.start, run.stop)
-            self.notify()
+        self.unsettled.add(chunks.start, chunks.stop)
+        for run in self.map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
+            # Nobody may say what is right there but a majority, or the operator.
+            if run.start >= chunks.stop:
+                break
+            self.unsettled.remove(run.start, run.stop)
+        self.notify()
 
     def _lose(self, replica: Replica) -> None:
         """A current replica that cannot be left behind lost what it took since its last flush."""
@@ -693,6 +720,9 @@ class Sidecars:
                 holders = [*self._members, *([resyncing] if resyncing else [])]
                 failed = await self._write_slots(holders, record, phase, identities)
                 if failed:
+                    if phase is Phase.COMMITTED:
+                        for replica in failed:  # only what it prepared is sure to be whole
+                            self._spare_slot[replica] = 1 - self._spare_slot[replica]
                     break
             else:
                 self._adopt(record)
@@ -715,13 +745,14 @@ class Sidecars:
         """Go by *record*, which is valid on all that are current."""
         self.record = record
         current = {replica.slot for replica in self._members}
-        self._recorded = all(
+        # One that was left behind may have committed a generation that failed elsewhere.
+        self._passed = [passed for passed in self._passed if passed not in record.history]
+        self._recorded = not self._passed and all(
             slot in current
             for slot, role in enumerate(record.roles)
             if role.state is RoleState.CURRENT
         )
         if self._recorded:
-            self._passed.clear()
             self._quorum = self.threshold
 
     def _composed(self, *, clean: bool, resyncing: Replica | None) -> Record:
@@ -733,8 +764,10 @@ class Sidecars:
             for slot, role in enumerate(record.roles)
             if role.state is RoleState.CURRENT and slot not in current
         ]
-        if left and len(self._members) >= self._quorum:
-            record = record.with_state(left, RoleState.STALE).minted(self._passed)
+        if (left or self._passed) and len(self._members) >= self._quorum:
+            for slot in left:  # from the last record on that it got
+                record = record.with_role(slot, state=RoleState.STALE)
+            record = record.minted(self._passed)
         self._sequence += 1
         record = replace(record, sequence=self._sequence, clean=clean, threshold=self.threshold)
         record = record.with_state([s for s in current if s is not None], RoleState.CURRENT)

@@ -162,6 +162,9 @@ class Volatile:
     def may_differ(self, offset: int, length: int) -> bool:
         return False
 
+    def unflushable(self) -> bool:
+        return False
+
     def unverified(self, offset: int, length: int) -> bool:
         return False
 

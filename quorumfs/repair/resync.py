@@ -30,7 +30,7 @@ from quorumfs.ranges import RangeSet
 from quorumfs.repair.pacing import Pacer
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind, Storage
-from quorumfs.voting import blocks, vote_data
+from quorumfs.voting import blocks, vote_data, voted_error
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +118,7 @@ class Resync:
         self._saved_at = 0.0
         self._requests_seen = 0
         disk.settle = self.settle_and_read
+        disk.settle_all = self.settle_all
         disk.verify = self.verify_range
 
     @property
@@ -164,7 +165,7 @@ class Resync:
             await self._settle()
             return not sidecars.unsettled
         for replica in self._disk.replicas:
-            if await self._come_back(replica):
+            if await self._come_back(replica) or await self._revive(replica):
                 return True
         if len(sidecars.members) > 1 and self._map.count(UNVERIFIED):
             return await self._verify()
@@ -173,9 +174,6 @@ class Resync:
     # Settling
 
     async def _settle(self) -> None:
-        if len(self._sidecars.members) < 2:
-            self._sidecars.settled(range(len(self._map)))
-            return
         total = sum(end - start for start, end in self._sidecars.unsettled)
         self._begin("settle", None, total * self._map.chunk_size)
         runs = [range(start, end) for start, end in self._sidecars.unsettled]
@@ -184,6 +182,16 @@ class Resync:
             for run in holes:
                 self._sidecars.settled(run)
         await self._save()
+
+    async def settle_all(self) -> None:
+        """Settle all that may differ since before the mount; raises EIO if it cannot be."""
+        runs = [range(start, end) for start, end in self._sidecars.inherited]
+        async for batch, holes in self._batches(runs):
+            await self._in_parallel(self._units(batch), self._settle_unit, urgent=True)
+            for run in holes:
+                self._sidecars.settled(run)
+        if self._sidecars.inherited:
+            raise OSError(errno.EIO, "what differs since a crash cannot be made equal")
 
     async def settle_and_read(self, offset: int, length: int) -> bytes:
         """Settle what may differ in a range, and only then show it.
@@ -268,13 +276,22 @@ class Resync:
             return False
         total = sum(map(len, runs)) * self._map.chunk_size
         self._begin("verify", None, total)
+        unreadable = False
+
+        async def verify_if_readable(chunks: range) -> None:
+            nonlocal unreadable
+            try:
+                await self._verify_unit(chunks)
+            except OSError:
+                unreadable = True  # to be tried again
+
         async for batch, holes in self._batches(runs):
-            await self._in_parallel(self._units(batch), self._verify_unit)
+            await self._in_parallel(self._units(batch), verify_if_readable)
             for run in holes:
                 self._sidecars.verified(run)
             await self._save(often=False)
         await self._save()
-        return True
+        return not unreadable
 
     async def verify_range(self, offset: int, length: int) -> None:
         """Compare the extents of a range, before they are changed."""
@@ -300,14 +317,20 @@ class Resync:
                     self._sidecars.verified(range(chunk, chunk + 1))
 
     async def _verify_piece(self, offset: int, length: int, differing: RangeSet) -> None:
-        """Compare a piece, and repair what a majority decides; *differing* gets the rest."""
+        """Compare a piece, and repair what a majority decides; *differing* gets the rest.
+
+        Raises `OSError` if fewer than the threshold can be read, or repaired.
+        """
         disk, members = self._disk, list(self._sidecars.members)
-        outcomes = await disk.ask(members, Kind.READ, disk.threshold, offset, length)
-        if any(outcome.error for outcome in outcomes):
-            differing.add(offset, offset + length)
-            return
+        asked = await disk.ask(members, Kind.READ, disk.threshold, offset, length)
+        outcomes = [outcome for outcome in asked if outcome.error is None]
+        if len(outcomes) < disk.threshold or not outcomes:
+            raise voted_error(outcome.error for outcome in asked if outcome.error)
         first = outcomes[0].data
         if all(outcome.data == first for outcome in outcomes[1:]):
+            unreadable = [outcome.replica for outcome in asked if outcome.error is not None]
+            if unreadable and not await self._give(unreadable, offset, first):
+                raise OSError(errno.EIO, "what cannot be read cannot be written either")
             return
         for start, end in blocks(offset, length):
             answers = [(o.replica.index, o.data[start:end]) for o in outcomes]
@@ -356,6 +379,28 @@ class Resync:
         # One that fails again soon waits longer than the last time: each time costs a generation.
         retry.at = trio.current_time() + retry.wait_s
         retry.wait_s = min(2 * retry.wait_s, RETRY_S[1])
+        return True
+
+    async def _revive(self, replica: Replica) -> bool:
+        """Open a current replica anew whose file system was gone, if too few others are left to
+        leave it behind; whether it is there again.
+        """
+        gone = replica.role is State.CURRENT and (replica.dead or not replica.attached)
+        retry = self._retries.setdefault(replica, _Retry())
+        if not gone or replica.in_flight or trio.current_time() < retry.at:
+            return False
+        retry.at = trio.current_time() + RETRY_S[0]
+        replica.detach()
+        try:
+            returned = await self._reopen(replica)
+            replica.attach(returned.image, returned.sidecar)
+            await self._sidecars.revive(replica, returned.found)
+        except (OSError, UserError) as error:
+            replica.reason = str(error)
+            if replica.attached and not replica.in_flight:
+                replica.detach()
+            return False
+        replica.reason = None
         return True
 
     async def _look_at(self, replica: Replica) -> tuple[Member, Found]:
@@ -537,17 +582,22 @@ class Resync:
                 yield range(start, min(start + longest, run.stop))
 
     async def _in_parallel(
-        self, units: Iterator[range], work: Callable[[range], Awaitable[None]]
+        self,
+        units: Iterator[range],
+        work: Callable[[range], Awaitable[None]],
+        *,
+        urgent: bool = False,
     ) -> None:
         """Work on *units*, several at a time on an idle disk, paced beside a guest.
 
-        Raises the first `OSError`, after those under way have ended.
+        *urgent*: at full speed, because somebody waits. Raises the first `OSError`, after those
+        under way have ended.
         """
         errors: list[OSError] = []
 
         async def worker() -> None:
             for unit in units:
-                if self._stop.is_set():
+                if self._stop.is_set() and not urgent:
                     errors.append(OSError(errno.EINTR, "unmounting"))
                     return
                 start, end = self._bounds(unit)
@@ -558,6 +608,8 @@ class Resync:
                     errors.append(error)
                 if errors:
                     return
+                if urgent:
+                    continue
                 if self.progress is not None:
                     self.progress.done_bytes += end - start
                 await self._rest(began, end - start)

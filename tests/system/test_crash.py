@@ -226,12 +226,13 @@ def test_what_was_read_stays_though_its_source_fails(tmp_path: Path) -> None:
                 oracle.write(fd, last)
             disk.kill()
         one_more_on(faulty.backing("a.img"), oracle, last)
-        with SetMount(images, tmp_path, FIFO + ",resync-rate=1M") as disk, opened(disk.file) as fd:
-            oracle.look(fd)
-            for name in "a.img", "a.img.quorumfs":
-                faulty.inject(name, "any", errno=errno.EIO)
-            os.pwrite(fd, b"w" * BLOCK, 0)
-            oracle.look(fd)
+        with SetMount(images, tmp_path, FIFO + ",resync-rate=1M") as disk:
+            with opened(disk.file) as fd:
+                oracle.look(fd)
+                for name in "a.img", "a.img.quorumfs":
+                    faulty.inject(name, "any", errno=errno.EIO)
+                os.pwrite(fd, b"w" * BLOCK, 0)
+                oracle.look(fd)
             faulty.clear()
             disk.kill()
 

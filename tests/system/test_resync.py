@@ -231,6 +231,7 @@ def test_one_generation_for_one_change(faulty: FaultFS, tmp_path: Path) -> None:
     """R3: minted when one is left behind, not once for each write it misses."""
     images = create([faulty.path(f"{name}.img") for name in "abc"])
     with mounted(faulty, images, tmp_path, "") as disk, opened(disk.file) as fd:
+        disk.wait_healthy()
         os.pwrite(fd, OLD, 0)
         generations = {disk.status()["generation"]}
         faulty.inject("b.img", "any", errno=errno.EIO)
@@ -416,6 +417,7 @@ def test_a_flush_that_too_few_replicas_can_do_blames_nobody(
     """R2, R4: the guest hears of it, and a later flush does not say that all is well."""
     images = create([tmp_path / "a.img", faulty.path("b.img")], EXTENT)
     with mounted(faulty, images, tmp_path, "") as disk, opened(disk.file) as fd:
+        disk.wait_healthy()
         os.pwrite(fd, NEW, 5 * CHUNK)
         faulty.inject("b.img", "fsync", errno=errno.EIO, count=1)
         with pytest.raises(OSError, match="Input/output"):
@@ -539,6 +541,7 @@ def test_a_source_that_cannot_read(faulty: FaultFS, tmp_path: Path) -> None:
     images = create([faulty.path("a.img"), tmp_path / "b.img", faulty.path("c.img")], EXTENT)
     options = "read-pattern=fifo,vote-threshold=2"
     with mounted(faulty, images, tmp_path, options) as disk, opened(disk.file) as fd:
+        disk.wait_healthy()
         break_(faulty, "c.img")
         for chunk in range(8):
             os.pwrite(fd, NEW, chunk * CHUNK)

@@ -157,7 +157,7 @@ def test_what_nobody_committed_is_remembered_as_leading_nowhere() -> None:
     assert plan.sequence_seen == 7
 
     went_on = plan.record.with_state([A], STALE).minted(plan.prepared)
-    went_on = replace(went_on, sequence=8)
+    went_on = next_record(replace(went_on, sequence=7))
     plan = assemble([found(tried, A), found(went_on, B), found(went_on, C)])
     assert states(plan) == ["stale", "current", "current"]
     assert not plan.members[A].compare
@@ -318,6 +318,19 @@ def test_what_only_an_absent_replica_knows_is_compared_in_full() -> None:
     assert plan.members[1].compare
     assert marks(plan) == [lacks(C)] * CHUNKS
     assert marks(assemble([found(begun, A), found(record, B), found(begun, C)])) == [0] * CHUNKS
+
+
+def test_who_was_about_to_be_resynced_knows_that_it_is_stale() -> None:
+    """Not a byte of it has changed, but the others had gone on without it."""
+    record = first_record(2, 1)
+    later = without(record, A)
+    begun = next_record(later).with_state([A], RESYNCING)
+    target = found(record, A, prepared=begun)
+    assert refusal(target, degraded=True).rule == "only stale"
+    plan = assemble([target, found(later, B, {1: lacks(A)})])
+    assert states(plan) == ["stale", "current"]
+    assert (marks(plan), plan.prepared) == ([0, lacks(A), 0, 0], ())
+    assert plan.sequence_seen == begun.sequence
 
 
 def test_a_mixture_is_never_current() -> None:

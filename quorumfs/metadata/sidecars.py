@@ -135,6 +135,8 @@ class Sidecars:
         self._target_unsynced = Unflushed()
         self._caught_up = RangeSet()
         """Chunks that the target now has, durably, and that are still marked as lacking."""
+        self._lacking_anew = RangeSet()
+        """Chunks that the target may have been given too early, since the last save."""
         self._lost: dict[Replica, RangeSet] = {}
         """Chunks that a current replica took and could not flush."""
         self._truncated: set[Replica] = set()
@@ -260,8 +262,7 @@ class Sidecars:
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
         chunks = self.map.chunks(offset, length)
         self._note_written(chunks)
-        for bit in self._target_bit():  # it may hold what this replica held
-            self._add(bit, chunks)
+        self._target_lacks(chunks)  # it may hold what this replica held
         if not well:
             with suppress(OSError):  # without it the rest would be too few: it stays
                 await self._leave_behind([replica], chunks, "a range of it cannot be repaired")
@@ -326,8 +327,7 @@ class Sidecars:
         self.inherited.remove(chunks.start, chunks.stop)
         for lost in self._lost.values():
             lost.remove(chunks.start, chunks.stop)
-        for bit in self._target_bit():  # what it was given may be from another source
-            self._add(bit, chunks)
+        self._target_lacks(chunks)  # what it was given may be from another source
         self._note_written(chunks)
         if not self.unsettled:
             self._pin = None
@@ -367,7 +367,7 @@ class Sidecars:
         replica.role = State.RESYNCING
         replica.reason = None
         self.target = replica
-        self._caught_up = RangeSet()
+        self._caught_up, self._lacking_anew = RangeSet(), RangeSet()
         self._truncated.discard(replica)
         self._arrange()
 
@@ -420,11 +420,13 @@ class Sidecars:
             return
         async with self._lock:
             # By its number, a target put back from before this is known for one that lacks more.
-            caught_up, self._caught_up = self._caught_up, RangeSet()
             await self._commit(clean=False, resyncing=self.target)
+            for start, end in self._lacking_anew:
+                self._caught_up.remove(start, end)
             for bit in self._target_bit():
-                for start, end in caught_up:
+                for start, end in self._caught_up:
                     self._remove(bit, range(start, end))
+            self._caught_up, self._lacking_anew = RangeSet(), RangeSet()
             await self._write_map_locked()
 
     def drop_target(self, replica: Replica, reason: str) -> None:
@@ -533,6 +535,12 @@ class Sidecars:
         slots = range(len(self.record.roles))
         self._out_bits = sum(lacks(slot) for slot in slots if slot not in inside)
 
+    def _target_lacks(self, chunks: range) -> None:
+        """Have the target be given *chunks* again."""
+        for bit in self._target_bit():
+            self._add(bit, chunks)
+            self._lacking_anew.add(chunks.start, chunks.stop)
+
     def _target_bit(self) -> Iterator[int]:
         """What the target lacks is marked with; nothing while there is none."""
         if self.target is not None and self.target.slot is not None:
@@ -604,8 +612,7 @@ class Sidecars:
 
     def _unsettle(self, chunks: range) -> None:
         """The current replicas may differ in *chunks*."""
-        for bit in self._target_bit():
-            self._add(bit, chunks)
+        self._target_lacks(chunks)
         self.unsettled.add(chunks.start, chunks.stop)
         for run in self.map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
             # Nobody may say what is right there but a majority, or the operator.

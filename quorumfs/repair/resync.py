@@ -177,19 +177,15 @@ class Resync:
         total = sum(end - start for start, end in self._sidecars.unsettled)
         self._begin("settle", None, total * self._map.chunk_size)
         runs = [range(start, end) for start, end in self._sidecars.unsettled]
-        async for batch, holes in self._batches(runs):
+        async for batch in self._batches(runs, self._sidecars.settled):
             await self._in_parallel(self._units(batch), self._settle_unit)
-            for run in holes:
-                self._sidecars.settled(run)
         await self._save()
 
     async def settle_all(self) -> None:
         """Settle all that may differ since before the mount; raises EIO if it cannot be."""
         runs = [range(start, end) for start, end in self._sidecars.inherited]
-        async for batch, holes in self._batches(runs):
+        async for batch in self._batches(runs, self._sidecars.settled):
             await self._in_parallel(self._units(batch), self._settle_unit, urgent=True)
-            for run in holes:
-                self._sidecars.settled(run)
         if self._sidecars.inherited:
             raise OSError(errno.EIO, "what differs since a crash cannot be made equal")
 
@@ -285,10 +281,8 @@ class Resync:
             except OSError:
                 unreadable = True  # to be tried again
 
-        async for batch, holes in self._batches(runs):
+        async for batch in self._batches(runs, self._sidecars.verified):
             await self._in_parallel(self._units(batch), verify_if_readable)
-            for run in holes:
-                self._sidecars.verified(run)
             await self._save(often=False)
         await self._save()
         return not unreadable
@@ -448,12 +442,14 @@ class Resync:
                     await self._copy(replica, *piece, compare=compare)
 
         lacking = self._map.runs(bit, longest=max(1, BATCH // self._map.chunk_size))
-        async for batch, holes in self._batches(lacking, replica):
+        holes: list[range] = []
+        async for batch in self._batches(lacking, holes.append, replica):
             await self._in_parallel(self._units(batch), copy_unit)
             if self._sidecars.target is not replica:
                 raise OSError(errno.EIO, replica.reason or "it failed meanwhile")
             await self._sidecars.sync_target()
             self._sidecars.caught_up([*batch, *holes])
+            holes.clear()
             await self._save(often=False)
         await self._save()
 
@@ -535,44 +531,55 @@ class Resync:
         return self._map.bounds(chunks.start)[0], self._map.bounds(chunks[-1])[1]
 
     async def _batches(
-        self, runs: Iterable[range], target: Replica | None = None
-    ) -> AsyncIterator[tuple[list[range], list[range]]]:
-        """Cut *runs* of chunks into batches: those with data in some replica, and those without.
+        self,
+        runs: Iterable[range],
+        pass_over: Callable[[range], None],
+        target: Replica | None = None,
+    ) -> AsyncIterator[list[range]]:
+        """Batches of those chunks of *runs* in which some replica has data.
 
-        Asked are the current replicas and *target*. Most of a large disk may be holes, and those
-        need no lock: a write that comes meanwhile goes to all of them anyway.
+        *pass_over* is told, under their lock, of those that are a hole on all: most of a large
+        disk may be. Asked are the current replicas, and *target*.
         """
         size = self._map.chunk_size
-        with_data: list[range] = []
-        holes: list[range] = []
+        batch: list[range] = []
         length = 0
         for run in runs:
             chunk = run.start
             while chunk < run.stop:
-                offset = chunk * size
-                data_at = await self._disk.next_data(offset)
-                end = data_at
-                if target is not None:
-                    target_at = await self._seek(target, Kind.SEEK_DATA, offset)
-                    if target_at == offset < data_at:
-                        end = min(end, await self._seek(target, Kind.SEEK_HOLE, offset))
-                    data_at = min(data_at, target_at)
-                if data_at // size > chunk:
-                    stop = min(run.stop, data_at // size)
-                    holes.append(range(chunk, stop))
-                    if self.progress is not None:
-                        self.progress.done_bytes += (stop - chunk) * size
-                else:
-                    if end <= offset:
-                        end = await self._disk.next_hole(data_at)
-                    stop = min(run.stop, max(chunk + 1, -(-end // size)), chunk + BATCH // size + 1)
-                    with_data.append(range(chunk, stop))
+                stop, hole = await self._extent(chunk, run.stop, target)
+                if hole:
+                    held = self._disk.locks.held(*self._bounds(range(chunk, stop)), exclusive=True)
+                    async with held:  # a write under way may have made it another
+                        stop, hole = await self._extent(chunk, stop, target)
+                        if hole:
+                            pass_over(range(chunk, stop))
+                if not hole:
+                    batch.append(range(chunk, stop))
                     length += (stop - chunk) * size
+                elif self.progress is not None:
+                    self.progress.done_bytes += (stop - chunk) * size
                 chunk = stop
                 if length >= BATCH:
-                    yield with_data, holes
-                    with_data, holes, length = [], [], 0
-        yield with_data, holes
+                    yield batch
+                    batch, length = [], 0
+        yield batch
+
+    async def _extent(self, chunk: int, stop: int, target: Replica | None) -> tuple[int, bool]:
+        """How far chunks are alike from *chunk* on, at most to *stop*: data, or a hole on all."""
+        size = self._map.chunk_size
+        offset = chunk * size
+        data_at = end = await self._disk.next_data(offset)
+        if target is not None:
+            target_at = await self._seek(target, Kind.SEEK_DATA, offset)
+            if target_at == offset < data_at:
+                end = min(end, await self._seek(target, Kind.SEEK_HOLE, offset))
+            data_at = min(data_at, target_at)
+        if data_at // size > chunk:
+            return min(stop, data_at // size), True
+        if end <= offset:
+            end = await self._disk.next_hole(data_at)
+        return min(stop, max(chunk + 1, -(-end // size)), chunk + BATCH // size + 1), False
 
     def _units(self, runs: Iterable[range]) -> Iterator[range]:
         """Chunks to be locked at a time: as few as possible, and at least a piece."""

@@ -1,0 +1,690 @@
+"""The simulation notices when a rule of order is not kept.
+
+Each test switches one rule off, by replacing one small piece of the real runtime, and lets a story
+happen on the simulated world: some faults at the right moment, and the oracle beside it. The story
+must end well with the rule and badly without it, else nothing would tell if the rule were lost.
+
+A story that depends on luck (what a power cut leaves, who is faster) is told with several seeds:
+all of them must end well with the rule, and one must end badly without it.
+"""
+
+import errno
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+
+import pytest
+import trio
+from support.simulation.harness import run_seeded
+from support.simulation.runner import (
+    SCALES,
+    TIMEOUT_S,
+    BrokenError,
+    History,
+    Mounted,
+    Setup,
+    _first,
+    _Guest,
+)
+from support.simulation.storage import Effect, Fault, SimulatedStorage, Weather
+from support.simulation.world import Life
+
+from quorumfs import rangelock, sidecar
+from quorumfs.assembly import State
+from quorumfs.control import snapshot
+from quorumfs.dirtymap import INTENT
+from quorumfs.disk import TICK_S
+from quorumfs.metadata import Outcome
+from quorumfs.metadata.sidecars import Sidecars, Unflushed
+from quorumfs.options import MountOptions
+from quorumfs.rangelock import Claim, RangeLock
+from quorumfs.repair import resync as resync_module
+from quorumfs.repair.resync import Resync
+from quorumfs.replica import Gathering, Replica
+from quorumfs.sidecar import MAP_OFFSET, Phase, Record
+from quorumfs.storage import CHANGES, Kind, Operation
+
+BLOCK = 4096
+EXTENT = SCALES[0].extent
+DISK = SCALES[0].size
+EXTENTS = range(0, DISK, EXTENT)
+
+PAIR = Setup(
+    replicas=2,
+    threshold=1,
+    scale=SCALES[0],
+    fifo=True,
+    rewrite_corrupted=False,
+    zero_kind=None,
+    adopted=False,
+    filled=False,
+    lives=0,
+    careless=False,
+)
+TRIO = replace(PAIR, replicas=3, threshold=2, fifo=False)
+EQUALS = replace(PAIR, threshold=2, fifo=False)
+
+
+class Story(History):
+    """A history that a test tells, instead of the dice."""
+
+    def __init__(self, seed: int, setup: Setup, script: "Script") -> None:
+        super().__init__(seed, setup)
+        self._script = script
+
+    async def _run(self) -> None:
+        self._create()
+        await self._script(self)
+
+    @asynccontextmanager
+    async def mounted(self, order: Sequence[int] | None = None) -> AsyncGenerator["Guest", None]:
+        """A mount of these replicas, or of all, that ends in order unless it is dead by then."""
+        paths = list(range(self.setup.replicas) if order is None else order)
+        plan = self._assemble(paths, degraded=False, threshold=None)
+        self._last = None
+        async with self.world.boot() as life:
+            mounted = self._mount(life, paths, plan)
+            yield Guest(self, life, mounted)
+            if not life.dead:
+                await self._unmount(mounted)
+        self._check_log()
+        if self._last is None:
+            self._crashed(lost_cache=False)
+        else:
+            self._note_cuts()
+
+    async def ends_well(self) -> None:
+        """Faults stop, and everything becomes good."""
+        await self._end()
+
+    def fail(self, index: int, kinds: Iterable[Kind], fault: Fault) -> None:
+        """From now on these operations on the image of a replica have *fault*."""
+        faults, wrong = self.world.replicas[index].image_faults, frozenset(kinds)
+        faults.script = lambda operation: fault if operation.kind in wrong else None
+
+    def fail_once(self, index: int, kind: Kind, fault: Fault) -> None:
+        """The next operation of *kind* on the image of a replica has *fault*."""
+        self.world.replicas[index].image_faults.plan(kind, fault)
+
+    def mend(self, index: int) -> None:
+        """No more of that."""
+        self.world.replicas[index].image_faults.script = None
+
+    def slow_down(self, index: int, seconds: float) -> None:
+        """Everything on the image of a replica takes so long."""
+        self.world.replicas[index].image_faults.weather = Weather(delay_s=(seconds, seconds))
+
+
+class Guest(_Guest):
+    """Whoever uses a mount of a story."""
+
+    def __init__(self, story: Story, life: Life, mounted: Mounted) -> None:
+        story._guests += 1
+        super().__init__(story, life, mounted.disk, story._guests, think_s=1.0)
+        self.life = life
+        self.mounted = mounted
+
+    async def write(self, at: int, size: int = BLOCK) -> None:
+        """Raises `OSError`."""
+        await self._write(at, size, durable=False)
+
+    async def write_surely(self, at: int, size: int = BLOCK) -> None:
+        """Write what has to be possible."""
+        try:
+            await self.write(at, size)
+        except OSError as error:
+            raise BrokenError(f"a write failed without need: {error}") from error
+
+    async def read(self, at: int, size: int = BLOCK) -> None:
+        """Raises `OSError`."""
+        await self._read(at, size)
+
+    async def read_surely(self, at: int, size: int = BLOCK) -> None:
+        """Read what has to be readable."""
+        try:
+            await self.read(at, size)
+        except OSError as error:
+            raise BrokenError(f"a read failed without need: {error}") from error
+
+    async def flush(self) -> None:
+        """Raises `OSError`."""
+        await self._flush()
+
+    def begin(self, request: Callable[..., Awaitable[None]], *arguments: int) -> None:
+        """Have *request* under way; it may fail."""
+
+        async def quietly() -> None:
+            with suppress(OSError):
+                await request(*arguments)
+
+        self.life.nursery.start_soon(quietly)
+
+    async def converged(self) -> None:
+        """Wait until the replicas are the same again."""
+        with trio.move_on_after(300) as scope:
+            while not self.mounted.converged:
+                await trio.sleep(0.5)
+        if scope.cancelled_caught:
+            raise BrokenError(f"not healthy: {self.mounted}")
+
+
+Script = Callable[[Story], Awaitable[None]]
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def told(script: Script, setup: Setup, seed: int) -> str | None:
+    """How a story ends: None if well."""
+    story = Story(seed, setup, script)
+    end = None
+    try:
+        run_seeded(seed, story.run)
+    except* Exception as group:
+        end = _first(group)
+    return end
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """A rule that is not kept, and a story that shows it."""
+
+    name: str
+    patch: Patch
+    script: Script
+    setup: Setup = PAIR
+    shown_by: str = "ViolationError"
+    """How the bad end begins."""
+    seeds: int = 1
+    """With how many seeds it is told."""
+
+
+# Stories
+
+
+async def killed_amid_writes(story: Story) -> None:
+    async with story.mounted() as guest:
+        story.fail(1, CHANGES, Fault(hang=True))
+        for at in EXTENTS:
+            guest.begin(guest.write, at)
+        await trio.sleep(2.0)
+        story.world.kill()
+    await story.ends_well()
+
+
+async def power_cut_after_writes(story: Story) -> None:
+    async with story.mounted() as guest:
+        for at in EXTENTS:
+            await guest.write(at)
+        story.world.power_cut()
+    await story.ends_well()
+
+
+async def power_cut_long_after_writes(story: Story) -> None:
+    async with story.mounted() as guest:
+        for at in EXTENTS:
+            await guest.write(at)
+        await trio.sleep(4 * resync_module.CLEAR_S)
+        story.world.power_cut()
+    await story.ends_well()
+
+
+async def too_few_take_a_write(story: Story) -> None:
+    """And the next mount is without the only one that took it."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for index in (1, 2):
+            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(0)
+        story.world.kill()
+    async with story.mounted([1, 2]) as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def too_few_take_a_write_and_all_stay(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for index in (1, 2):
+            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(0)
+        await trio.sleep(5.0)
+    await story.ends_well()
+
+
+async def all_are_full(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write_surely(0)
+        for index in range(story.setup.replicas):
+            story.fail(index, CHANGES, Fault(error=errno.ENOSPC))
+        with suppress(OSError):
+            await guest.write(0)
+        for replica in guest.mounted.disk.replicas:
+            if replica.role is not State.CURRENT:
+                raise BrokenError(f"{replica.path} is blamed: {replica.reason}")
+        for index in range(story.setup.replicas):
+            story.mend(index)
+        await guest.write_surely(0)
+    await story.ends_well()
+
+
+async def killed_after_one_missed_a_write(story: Story) -> None:
+    async with story.mounted() as guest:
+        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        await guest.write(0)
+        story.world.kill()
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def power_cut_after_one_missed_a_write(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        await guest.write(0)
+        await guest.flush()
+        story.world.power_cut()
+    await story.ends_well()
+
+
+async def pages_dropped_by_a_failed_flush(story: Story) -> None:
+    """And read again from the medium at once."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        await guest.flush()
+        story.world.replicas[0].image.evict()
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def pages_dropped_long_after_a_failed_flush(story: Story) -> None:
+    """When the replica was long repaired."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        await guest.flush()
+        await guest.converged()
+        story.world.replicas[0].image.evict()
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def guests_write_the_same_place(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for at in EXTENTS:
+            for _ in range(4):
+                guest.begin(guest.write, at)
+        await trio.sleep(2.0)
+    await story.ends_well()
+
+
+async def a_vote_beside_a_write(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for _ in range(20):
+            guest.begin(guest.write, 0)
+            await trio.sleep(0.001)
+            await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def _resync_of_all(story: Story, guest: Guest, seconds: float) -> None:
+    """Have a resync of the whole second replica under way, slowly."""
+    story.fail(1, CHANGES, Fault(error=errno.EIO))
+    for at in EXTENTS:
+        await guest.write(at, EXTENT)
+    await guest.flush()
+    story.mend(1)
+    story.slow_down(1, seconds)
+    while guest.mounted.sidecars.target is None:
+        await trio.sleep(0.1)
+
+
+async def writes_beside_a_resync(story: Story) -> None:
+    async with story.mounted() as guest:
+        await _resync_of_all(story, guest, 0.3)
+        for _ in range(10):
+            for at in EXTENTS:
+                guest.begin(guest.write, at)
+            await trio.sleep(0.5)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def power_cut_amid_a_resync(story: Story) -> None:
+    async with story.mounted() as guest:
+        await _resync_of_all(story, guest, 1.0)
+        await trio.sleep(6.0 + 2.0 * story.seed)
+        story.world.power_cut()
+    await story.ends_well()
+
+
+async def a_late_write(story: Story) -> None:
+    """It reaches its replica when that has long been given up."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(1, Kind.WRITE, Fault(hang=True))
+        await guest.write(0)
+        await trio.sleep(60.0)
+        await guest.write(0)
+        story.world.release(1)
+        await guest.converged()
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def maps_torn_after_a_kill(story: Story) -> None:
+    async with story.mounted() as guest:
+        story.fail(1, CHANGES, Fault(hang=True))
+        for at in EXTENTS:
+            guest.begin(guest.write, at)
+        await trio.sleep(2.0)
+        story.world.kill()
+    for one in story.world.replicas:
+        assert one.sidecar is not None
+        one.sidecar.rot(MAP_OFFSET + 512, b"torn" * 128)
+    await story.ends_well()
+
+
+async def power_cut_amid_a_commit(story: Story) -> None:
+    """One was left behind, and the only sidecar that says so is being written again."""
+    async with story.mounted() as guest:
+        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        await guest.write(0)
+        await guest.flush()
+        guest.life.crash_at(guest.life.steps + 1 + story.seed, power=True)
+        guest.begin(guest.mounted.resync.stop)
+        await guest.mounted.sidecars.close()
+        await trio.sleep(1.0)
+    await story.ends_well()
+
+
+async def truncated_underneath(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(EXTENTS[-1])
+        await guest.flush()
+        story.world.replicas[0].image.truncate(EXTENT)
+        await guest.read(EXTENTS[-1])
+        story.world.replicas[0].image.truncate(DISK)
+        await guest.converged()
+        await guest.read(EXTENTS[-1])
+    await story.ends_well()
+
+
+async def one_hangs(story: Story) -> None:
+    """It costs the first request a timeout, and no other one anything."""
+    async with story.mounted() as guest:
+        for at in EXTENTS:
+            await guest.write(at)
+        story.world.detach(0, hang=True)
+        began = trio.current_time()
+        for number in range(10):
+            before = trio.current_time()
+            await guest.read_surely(EXTENTS[number % len(EXTENTS)])
+            took = trio.current_time() - before
+            if took > (1.0 if number else TIMEOUT_S + 2 * TICK_S):
+                raise BrokenError(f"read {number} waited for the hung replica: {took:.1f} s")
+        assert trio.current_time() - began >= TIMEOUT_S
+    await story.ends_well()
+
+
+# Mutations
+
+
+def _always(value: object) -> Callable[..., object]:
+    return lambda *_, **__: value
+
+
+def no_intent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R1: no write waits for a mark."""
+    monkeypatch.setattr(Sidecars, "prepared", _always(value=True))
+
+
+def intent_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R1: a mark counts as soon as it is made."""
+
+    async def forget(self: Sidecars) -> None:
+        for extent in self._to_mark:
+            self._marked[extent] = 1
+        self._to_mark.clear()
+
+    monkeypatch.setattr(Sidecars, "_write_map_locked", forget)
+
+
+def sidecars_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R1, R3, R9: what is written to a sidecar is not made durable."""
+    submit = Replica.submit
+
+    def without_syncs(
+        self: Replica, operation: Operation, gathering: Gathering, *, to_sidecar: bool = False
+    ) -> None:
+        if to_sidecar and operation.kind is Kind.SYNC:
+            gathering.answered(operation)
+        else:
+            submit(self, operation, gathering, to_sidecar=to_sidecar)
+
+    monkeypatch.setattr(Replica, "submit", without_syncs)
+
+
+def one_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R2: success below the threshold."""
+    finish = Sidecars.finish
+
+    async def lenient(
+        self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int
+    ) -> None:
+        threshold, self.threshold = self.threshold, 1
+        try:
+            await finish(self, outcomes, offset, length)
+        finally:
+            self.threshold = threshold
+
+    monkeypatch.setattr(Sidecars, "finish", lenient)
+
+
+def failed_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R2: who took a write that failed and who did not are still taken for equal."""
+    monkeypatch.setattr(Sidecars, "_unsettle", _always(None))
+
+
+def all_are_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R2: whoever fails is left behind, whatever the others say; but for the last one."""
+    finish = Sidecars.finish
+
+    async def blame(self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
+        failed = [outcome.replica for outcome in outcomes if outcome.operation.error]
+        self._drop(failed[1:], "blamed")
+        await finish(self, outcomes, offset, length)
+
+    monkeypatch.setattr(Sidecars, "finish", blame)
+
+
+def left_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3: the guest hears of success before it is on record who missed the write."""
+
+    async def only_drop(
+        self: Sidecars, failed: Sequence[Replica], chunks: range, reason: str
+    ) -> None:
+        self._drop([replica for replica in failed if replica.role is State.CURRENT], reason)
+
+    monkeypatch.setattr(Sidecars, "_leave_behind", only_drop)
+
+
+def failed_flush_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: who could not flush stays current."""
+
+    async def ignore(self: Sidecars, outcomes: Sequence[Outcome]) -> None:
+        self._flushing = Unflushed()
+
+    monkeypatch.setattr(Sidecars, "finish_flush", ignore)
+
+
+def resync_compares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: a resync leaves out what reads the same."""
+    copy = Resync._copy
+
+    async def comparing(
+        self: Resync, target: Replica, offset: int, length: int, *, compare: bool
+    ) -> None:
+        await copy(self, target, offset, length, compare=True)
+
+    monkeypatch.setattr(Resync, "_copy", comparing)
+
+
+def cleared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R5: a mark goes when its write is acknowledged."""
+    finish = Sidecars.finish
+
+    async def eager(self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
+        await finish(self, outcomes, offset, length)
+        for extent in self.map.extents(offset, length):
+            self._marked[extent] = 0
+            self._remove(INTENT, self.map.extent_chunks(range(extent, extent + 1)))
+        await self._write_map()
+
+    monkeypatch.setattr(Sidecars, "finish", eager)
+
+
+def cleared_without_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R5: a mark goes after a while, synced or not."""
+
+    async def hasty(self: Resync) -> None:
+        while not self._stop.is_set():
+            await self._sleep(resync_module.CLEAR_S)
+            with suppress(OSError):
+                await self._sidecars.clear_marks(self._disk.locks.exclusively_held)
+
+    monkeypatch.setattr(Resync, "_clear_marks", hasty)
+
+
+def nothing_conflicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R6: overlapping writes are not serialised."""
+    monkeypatch.setattr(Claim, "conflicts", _always(value=False))
+
+
+def reads_conflict_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R6: a vote may overlap a write."""
+    conflicts = Claim.conflicts
+
+    def between_writes(self: Claim, other: Claim) -> bool:
+        return self.exclusive and other.exclusive and conflicts(self, other)
+
+    monkeypatch.setattr(Claim, "conflicts", between_writes)
+
+
+def repairs_do_not_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R6: a repair reads, and then writes, beside the guest."""
+
+    @asynccontextmanager
+    async def unlocked(*_: object, **__: object) -> AsyncGenerator[None, None]:
+        yield
+
+    monkeypatch.setattr(RangeLock, "held", unlocked)
+
+
+def given_up_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R7: a request that was given up is taken for one that never was."""
+    abandon_overdue = Replica.abandon_overdue
+
+    def forget(self: Replica, now: float) -> None:
+        abandon_overdue(self, now)
+        self._abandoned.clear()
+
+    monkeypatch.setattr(Replica, "abandon_overdue", forget)
+
+
+def target_is_not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R8: a chunk is called held as soon as it was written."""
+
+    async def skip(self: Sidecars) -> None:
+        self._target_unsynced = Unflushed()
+
+    monkeypatch.setattr(Sidecars, "sync_target", skip)
+
+
+def target_gets_no_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R8: what the guest writes during a resync goes to the current replicas alone."""
+    arrange = Sidecars._arrange
+
+    def without_target(self: Sidecars) -> None:
+        arrange(self)
+        self._receivers = self._members
+
+    monkeypatch.setattr(Sidecars, "_arrange", without_target)
+
+
+def unreadable_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R9: a torn page of the map says that nothing differs."""
+    monkeypatch.setattr(sidecar, "UNKNOWN", 0)
+
+
+def committed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R9: one phase, over the only slot that says what is valid."""
+    write_slots = Sidecars._write_slots
+
+    async def one_phase(
+        self: Sidecars, replicas: Sequence[Replica], record: Record, phase: Phase, *rest: object
+    ) -> dict[Replica, OSError]:
+        if phase is Phase.PREPARED:
+            return {}
+        return await write_slots(self, replicas, record, phase, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Sidecars, "_write_slots", one_phase)
+
+
+def short_is_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R10: what is behind the end of a truncated image reads as zeros."""
+    monkeypatch.setattr(SimulatedStorage, "_truncated", _always(value=False))
+
+
+def truncated_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R10: an image that was too short for a while is only as stale as its marks say."""
+    monkeypatch.setattr(Sidecars, "truncated", _always(None))
+
+
+BROKEN = "BrokenError"
+MUTATIONS = (
+    Mutation("R1 no intent", no_intent, killed_amid_writes),
+    Mutation("R1 intent in memory", intent_in_memory, killed_amid_writes),
+    Mutation("R1 intent not synced", sidecars_unsynced, power_cut_after_writes, seeds=12),
+    Mutation("R2 one is enough", one_is_enough, too_few_take_a_write, TRIO),
+    Mutation("R2 failed is settled", failed_is_settled, too_few_take_a_write_and_all_stay, TRIO),
+    Mutation("R2 all are blamed", all_are_blamed, all_are_full, TRIO, shown_by=BROKEN),
+    Mutation("R3 in memory", left_behind_in_memory, killed_after_one_missed_a_write),
+    Mutation("R3 not synced", sidecars_unsynced, power_cut_after_one_missed_a_write, seeds=12),
+    Mutation("R4 failure ignored", failed_flush_is_ignored, pages_dropped_by_a_failed_flush),
+    Mutation("R4 compares", resync_compares, pages_dropped_long_after_a_failed_flush),
+    Mutation("R5 cleared at once", cleared_at_once, power_cut_after_writes, seeds=12),
+    Mutation("R5 no flush", cleared_without_flush, power_cut_long_after_writes, seeds=12),
+    Mutation("R6 nothing conflicts", nothing_conflicts, guests_write_the_same_place),
+    Mutation(
+        "R6 votes", reads_conflict_with_nothing, a_vote_beside_a_write, EQUALS, shown_by=BROKEN
+    ),
+    Mutation("R6 repairs", repairs_do_not_lock, writes_beside_a_resync),
+    Mutation("R7 forgotten", given_up_is_forgotten, a_late_write),
+    Mutation("R8 not synced", target_is_not_synced, power_cut_amid_a_resync, seeds=12),
+    Mutation("R8 no writes", target_gets_no_writes, writes_beside_a_resync),
+    Mutation("R9 torn is clean", unreadable_is_clean, maps_torn_after_a_kill),
+    Mutation("R9 in place", committed_in_place, power_cut_amid_a_commit, seeds=12),
+    Mutation("R10 zeros", short_is_zeros, truncated_underneath),
+    Mutation("R10 forgotten", truncated_lacks_nothing, truncated_underneath),
+    Mutation("P5 every request waits", given_up_is_forgotten, one_hangs, shown_by=BROKEN),
+)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_what_breaks_a_rule_is_noticed(
+    mutation: Mutation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(mutation.seeds):
+        assert told(mutation.script, mutation.setup, seed) is None, f"with the rule, seed {seed}"
+    mutation.patch(monkeypatch)
+    ends = []
+    for seed in range(mutation.seeds):
+        ends.append(told(mutation.script, mutation.setup, seed))
+        if ends[-1] is not None and ends[-1].startswith(mutation.shown_by):
+            return
+    pytest.fail(f"nothing was noticed: {ends}")

@@ -140,6 +140,8 @@ class Sidecars:
         self._lost: dict[Replica, RangeSet] = {}
         """Chunks that a current replica took and could not flush."""
         self._truncated: set[Replica] = set()
+        self._left_here: set[Replica] = set()
+        """Left behind since the mount: what they lack is known to the chunk."""
         self._images: dict[Replica, Identity] = {}
         self._spare_slot: dict[Replica, int] = {}
         self._members: tuple[Replica, ...] = ()
@@ -357,7 +359,7 @@ class Sidecars:
         self._know(replica, image, own)
         if full:
             self._add(bit, range(len(self.map)))
-        elif own.own_state is not RoleState.RESYNCING:
+        elif own.own_state is not RoleState.RESYNCING and replica not in self._left_here:
             for run in own.map.runs(INTENT, longest=len(self.map)):
                 self._add(bit, run)
         async with self._lock:
@@ -591,6 +593,7 @@ class Sidecars:
             assert replica.slot is not None
             replica.role = State.STALE
             replica.reason = reason
+            self._left_here.add(replica)
             self._recorded = False
             if replica in self._truncated:
                 self._add(lacks(replica.slot), range(len(self.map)))

@@ -423,7 +423,7 @@ def test_nobody_touched_a_set_on_a_fuse_file_system(tmp_path: Path) -> None:
             with SetMount(images, tmp_path) as disk:
                 assert disk.states() == ["current", "current"]
                 assert disk.status()["state"] == "healthy"
-                write(disk, bytes([letter]))
+                write(disk, letter)
                 assert not any("changed" in record.get("message", "") for record in disk.log())
 
 

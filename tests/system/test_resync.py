@@ -478,6 +478,8 @@ def test_no_space_for_the_record_of_one(faulty: FaultFS, tmp_path: Path) -> None
         part = disk.replica(images[1])
         assert part["state"] in OUT
         assert "space" in part["reason"]
+        # The first try to bring it back must have been in vain.
+        faulty.wait_for(lambda counters: counters.writes >= 2, "b.img.quorumfs")
         faulty.clear()
         disk.wait_healthy()
     assert same([images[0], faulty.backing("b.img")])

@@ -175,6 +175,9 @@ class Set:
             if gone or unseen or all_changed or other_side:
                 raise _UndecidableError
         self.demand(not wrong, wrong)
+        current = {m.slot for m in plan.members if m.state is State.CURRENT}
+        if not current & self.holders and any(replica.unseen for replica in present):
+            raise _UndecidableError  # they go on from an older state, and cannot know
         for member in plan.members:
             replica = self.replicas[member.slot]  # type: ignore[index]
             if member.state is State.CURRENT and replica.unseen:
@@ -480,6 +483,8 @@ class Session:
 
     def start_resync(self, replica: Replica) -> None:
         self.open()
+        if self.left() and len(self.members) >= self.quorum:
+            self.commit()  # that it is behind is on record before it is a target
         self.put_map(self.members)  # all it lacks is on record before it is a mixture
         self.commit(resyncing=replica)
         self.stale.remove(replica)

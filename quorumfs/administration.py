@@ -30,6 +30,8 @@ def create_empty(paths: Sequence[str], size: int, threshold: int | None) -> None
     with ExitStack() as undo:
         images = []
         for path in map(os.path.abspath, paths):
+            if os.path.lexists(path_for(path)):
+                raise UserError(f"{path_for(path)} exists: it is the memory of another image")
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
                 undo.callback(_remove, path)

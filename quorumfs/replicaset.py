@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -58,9 +58,9 @@ class ReplicaSet:
             return
         if self.plan.adopted:
             self.opened = _adopt(self.opened, self.plan)
-        for image in self.images:
-            if image.sidecar_fd is not None:
-                sign(image.sidecar_fd, signature())
+        for image, member in zip(self.opened, self.plan.members, strict=True):
+            if isinstance(image, Image) and image.sidecar_fd is not None:
+                _sign(image.sidecar_fd, member.state)
 
     def tell_log(self) -> None:
         """Log what was decided, and why."""
@@ -198,7 +198,7 @@ def _replica(index: int, one: Image | Found, timeout_s: float, plan: Plan | None
         one.path,
         FileStorage(one.fd, size, name),
         timeout_s,
-        sidecar=FileStorage(one.sidecar_fd, file_size(disk_map), f"{name} sidecar"),
+        sidecar=_sidecar_storage(one.sidecar_fd, file_size(disk_map), name),
     )
 
 
@@ -248,10 +248,25 @@ class _Reopener:
         if image.sidecar_fd is None or image.sidecar is None:
             image.close()
             raise UserError(found.problem or f"there is no {path_for(image.path)}")
-        sign(image.sidecar_fd, signature())
+        _sign(image.sidecar_fd, State.STALE)
         name = os.path.basename(image.path)
         return Returned(
             found,
             FileStorage(image.fd, self._size, name),
-            FileStorage(image.sidecar_fd, self._sidecar_size, f"{name} sidecar"),
+            _sidecar_storage(image.sidecar_fd, self._sidecar_size, name),
         )
+
+
+def _sign(fd: int, state: State) -> None:
+    """Say in a sidecar who uses the set, if it is ours to write; a help for people, no more."""
+    if state not in (State.FOREIGN, State.MISSING):
+        with suppress(OSError):
+            sign(fd, signature())
+
+
+def _sidecar_storage(fd: int, size: int, name: str) -> FileStorage:
+    """A sidecar to be written in place; where it was cut off it gets its length back."""
+    with suppress(OSError):
+        if os.fstat(fd).st_size < size:
+            os.ftruncate(fd, size)
+    return FileStorage(fd, size, f"{name} sidecar")

@@ -231,6 +231,8 @@ class Sidecars:
             for o in outcomes
             if o.error is None and o.replica.role is State.CURRENT and not self._lost.get(o.replica)
         ]
+        if not self._in_use and not self.inherited and not failed:
+            return  # nothing was ever written
         if len(good) < self.threshold:
             for replica in failed:
                 self._lose(replica)
@@ -552,6 +554,11 @@ class Sidecars:
         current = {replica.slot for replica in self._members}
         return (slot for slot in range(len(self.record.roles)) if slot not in current)
 
+    @property
+    def _least(self) -> int:
+        """How many current replicas must be left."""
+        return max(self.threshold, self._quorum)
+
     def _all_current(self) -> bool:
         return self._in_use and self._recorded and not any(self._out_slots())
 
@@ -580,11 +587,11 @@ class Sidecars:
             gone = [replica for replica in failed if replica.role is State.CURRENT]
             if not gone and (self._recorded or not self._in_use):
                 return
-            if len(self._members) - len(gone) < self.threshold:
+            if len(self._members) - len(gone) < self._least:
                 raise OSError(errno.EIO, "too few replicas would be left")
             self._drop(gone, reason)
-            if self._truncated.intersection(gone):
-                await self._write_map_locked()  # it lacks more than what is marked
+            if not self._in_use or self._truncated.intersection(gone):
+                await self._write_map_locked()  # somebody lacks more than what is marked
             await self._commit(clean=False)
 
     def _drop(self, gone: Iterable[Replica], reason: str) -> None:
@@ -709,7 +716,7 @@ class Sidecars:
         if not failed:
             return
         gone = [replica for replica in failed if replica in self._members]
-        if len(self._members) - len(gone) < self.threshold:
+        if len(self._members) - len(gone) < self._least:
             raise voted_error(failed.values())
         if gone:
             self._drop(gone, f"its sidecar: {failed[gone[0]].strerror}")
@@ -725,9 +732,18 @@ class Sidecars:
         identities = await self._identities() if clean else {}
         while True:
             record = self._composed(clean=clean, resyncing=resyncing)
+            joining = self.target if self._joining and self.target in self._members else None
+            last = [replica for replica in (resyncing or joining,) if replica is not None]
+            members = [replica for replica in self._members if replica not in last]
+            # The one that is being brought back gets it last: without the others it must not have
+            # what makes it seem one of them.
+            steps = [
+                (Phase.PREPARED, [*members, *last]),
+                (Phase.COMMITTED, members),
+                (Phase.COMMITTED, last),
+            ]
             failed: dict[Replica, OSError] = {}
-            for phase in Phase:
-                holders = [*self._members, *([resyncing] if resyncing else [])]
+            for phase, holders in steps:
                 failed = await self._write_slots(holders, record, phase, identities)
                 if failed:
                     if phase is Phase.COMMITTED:
@@ -746,7 +762,7 @@ class Sidecars:
             if record.generation != self.record.generation:
                 self._passed.append(record.generation)
             gone = [replica for replica in failed if replica in self._members]
-            if len(self._members) - len(gone) < self.threshold:
+            if len(self._members) - len(gone) < self._least:
                 self._recorded = False
                 raise voted_error(failed.values())
             self._drop(gone, f"its sidecar: {next(iter(failed.values())).strerror}")
@@ -779,7 +795,9 @@ class Sidecars:
                 record = record.with_role(slot, state=RoleState.STALE)
             record = record.minted(self._passed)
         self._sequence += 1
-        record = replace(record, sequence=self._sequence, clean=clean, threshold=self.threshold)
+        enough = len(self._members) >= self._quorum  # else they may not lower the threshold
+        threshold = self.threshold if enough else record.threshold
+        record = replace(record, sequence=self._sequence, clean=clean, threshold=threshold)
         record = record.with_state([s for s in current if s is not None], RoleState.CURRENT)
         if resyncing is not None and resyncing.slot is not None:
             record = record.with_state([resyncing.slot], RoleState.RESYNCING)

@@ -13,8 +13,8 @@ Each can stop at any point, with the process or with a replica, and be done agai
 
 import errno
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -77,6 +77,10 @@ class Progress:
     began: float
     """trio's clock, seconds."""
     done_bytes: int = 0
+
+
+class _UnreadableError(OSError):
+    """No replica can be read where another one lacks something."""
 
 
 @dataclass(slots=True)
@@ -177,15 +181,17 @@ class Resync:
         total = sum(end - start for start, end in self._sidecars.unsettled)
         self._begin("settle", None, total * self._map.chunk_size)
         runs = [range(start, end) for start, end in self._sidecars.unsettled]
-        async for batch in self._batches(runs, self._sidecars.settled):
-            await self._in_parallel(self._units(batch), self._settle_unit)
+        async with aclosing(self._batches(runs, self._sidecars.settled)) as batches:
+            async for batch in batches:
+                await self._in_parallel(self._units(batch), self._settle_unit)
         await self._save()
 
     async def settle_all(self) -> None:
         """Settle all that may differ since before the mount; raises EIO if it cannot be."""
         runs = [range(start, end) for start, end in self._sidecars.inherited]
-        async for batch in self._batches(runs, self._sidecars.settled):
-            await self._in_parallel(self._units(batch), self._settle_unit, urgent=True)
+        async with aclosing(self._batches(runs, self._sidecars.settled)) as batches:
+            async for batch in batches:
+                await self._in_parallel(self._units(batch), self._settle_unit, urgent=True)
         if self._sidecars.inherited:
             raise OSError(errno.EIO, "what differs since a crash cannot be made equal")
 
@@ -281,9 +287,10 @@ class Resync:
             except OSError:
                 unreadable = True  # to be tried again
 
-        async for batch in self._batches(runs, self._sidecars.verified):
-            await self._in_parallel(self._units(batch), verify_if_readable)
-            await self._save(often=False)
+        async with aclosing(self._batches(runs, self._sidecars.verified)) as batches:
+            async for batch in batches:
+                await self._in_parallel(self._units(batch), verify_if_readable)
+                await self._save(often=False)
         await self._save()
         return not unreadable
 
@@ -435,23 +442,38 @@ class Resync:
     async def _copy_all(self, replica: Replica, bit: int, *, compare: bool) -> None:
         """Copy what the replica lacks, in batches: sync them, and only then call them held (R8)."""
 
-        async def copy_unit(chunks: range) -> None:
-            start, end = self._bounds(chunks)
-            async with self._disk.locks.held(start, end, exclusive=True):
-                for piece in _pieces(start, end):
+        unreadable = RangeSet()
+
+        async def copy_chunks(chunks: range) -> None:
+            try:
+                for piece in _pieces(*self._bounds(chunks)):
                     await self._copy(replica, *piece, compare=compare)
+            except _UnreadableError:
+                if len(chunks) == 1:
+                    unreadable.add(chunks.start, chunks.stop)
+                    return
+                for chunk in chunks:
+                    await copy_chunks(range(chunk, chunk + 1))
+
+        async def copy_unit(chunks: range) -> None:
+            async with self._disk.locks.held(*self._bounds(chunks), exclusive=True):
+                await copy_chunks(chunks)
 
         lacking = self._map.runs(bit, longest=max(1, BATCH // self._map.chunk_size))
         holes: list[range] = []
-        async for batch in self._batches(lacking, holes.append, replica):
-            await self._in_parallel(self._units(batch), copy_unit)
-            if self._sidecars.target is not replica:
-                raise OSError(errno.EIO, replica.reason or "it failed meanwhile")
-            await self._sidecars.sync_target()
-            self._sidecars.caught_up([*batch, *holes])
-            holes.clear()
-            await self._save(often=False)
+        async with aclosing(self._batches(lacking, holes.append, replica)) as batches:
+            async for batch in batches:
+                await self._in_parallel(self._units(batch), copy_unit)
+                if self._sidecars.target is not replica:
+                    raise OSError(errno.EIO, replica.reason or "it failed meanwhile")
+                await self._sidecars.sync_target()
+                self._sidecars.caught_up([*_without(batch, unreadable), *holes])
+                holes.clear()
+                await self._save(often=False)
         await self._save()
+        if unreadable:
+            count = sum(end - start for start, end in unreadable)
+            raise OSError(errno.EIO, f"{count} chunks can be read on no current replica")
 
     async def _copy(self, target: Replica, offset: int, length: int, *, compare: bool) -> None:
         """Give *target* what the disk holds in a range; holes stay holes. The lock is held."""
@@ -467,7 +489,11 @@ class Resync:
                 stop = end
             # Too few are left to hold a vote: what they hold is still all there is.
             few = len(self._sidecars.members) < self._disk.threshold
-            reading = await self._disk.read_locked(offset, stop - offset, Fifo() if few else None)
+            pattern = Fifo() if few else None
+            try:
+                reading = await self._disk.read_locked(offset, stop - offset, pattern)
+            except OSError as error:
+                raise _UnreadableError(*error.args) from None
             held = await self._held(target, offset, stop - offset) if compare else None
             for start, data in _differing(reading.data, held):
                 await self._tell(target, Kind.WRITE, offset + start, len(data), data)
@@ -535,7 +561,7 @@ class Resync:
         runs: Iterable[range],
         pass_over: Callable[[range], None],
         target: Replica | None = None,
-    ) -> AsyncIterator[list[range]]:
+    ) -> AsyncGenerator[list[range], None]:
         """Batches of those chunks of *runs* in which some replica has data.
 
         *pass_over* is told, under their lock, of those that are a hole on all: most of a large

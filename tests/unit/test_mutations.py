@@ -18,6 +18,7 @@ import pytest
 import trio
 from support.simulation.harness import run_seeded
 from support.simulation.runner import (
+    CONVERGE_MAX_S,
     SCALES,
     TIMEOUT_S,
     BrokenError,
@@ -30,7 +31,7 @@ from support.simulation.runner import (
 from support.simulation.storage import Effect, Fault, SimulatedStorage, Weather
 from support.simulation.world import Life
 
-from quorumfs import rangelock, sidecar
+from quorumfs import sidecar
 from quorumfs.assembly import AssemblyRefusedError, State, _Assembly
 from quorumfs.control import snapshot
 from quorumfs.dirtymap import INTENT, lacks
@@ -96,10 +97,10 @@ class Story(History):
             if not life.dead:
                 await self._unmount(mounted)
         self._check_log()
-        if self._last is None:
-            self._crashed(lost_cache=False)
-        else:
+        if self._closed_well:
             self._note_cuts()
+        else:
+            self._crashed(lost_cache=False)
 
     async def ends_well(self) -> None:
         """Faults stop, and everything becomes good."""
@@ -169,11 +170,15 @@ class Guest(_Guest):
 
     async def converged(self) -> None:
         """Wait until the replicas are the same again."""
-        with trio.move_on_after(300) as scope:
-            while not self.mounted.converged:
-                await trio.sleep(0.5)
-        if scope.cancelled_caught:
-            raise BrokenError(f"not healthy: {self.mounted}")
+        await self.until(lambda: self.mounted.converged)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for what has to come."""
+        for _ in range(int(CONVERGE_MAX_S)):
+            if condition():
+                return
+            await trio.sleep(1.0)
+        raise BrokenError(f"not so after {CONVERGE_MAX_S:g} s: {self.mounted}")
 
 
 Script = Callable[[Story], Awaitable[None]]
@@ -404,8 +409,7 @@ async def power_cut_long_after_a_write_beside_a_resync(story: Story) -> None:
     async with story.mounted() as guest:
         guest.mounted.resync._pacer = Pacer(1024)
         disk_map, marked = guest.mounted.sidecars.map, guest.mounted.sidecars._marked
-        while disk_map.any(lacks(1), disk_map.chunks(0, BLOCK)):
-            await trio.sleep(1.0)
+        await guest.until(lambda: not disk_map.any(lacks(1), disk_map.chunks(0, BLOCK)))
         await guest.write(0)
         for _ in range(70):
             await trio.sleep(1.0)

@@ -189,7 +189,8 @@ class Resync:
     async def settle_all(self) -> None:
         """Settle all that may differ since before the mount; raises EIO if it cannot be."""
         runs = [range(start, end) for start, end in self._sidecars.inherited]
-        async with aclosing(self._batches(runs, self._sidecars.settled)) as batches:
+        settled = self._sidecars.settled
+        async with aclosing(self._batches(runs, settled, urgent=True)) as batches:
             async for batch in batches:
                 await self._in_parallel(self._units(batch), self._settle_unit, urgent=True)
         if self._sidecars.inherited:
@@ -459,7 +460,7 @@ class Resync:
             async with self._disk.locks.held(*self._bounds(chunks), exclusive=True):
                 await copy_chunks(chunks)
 
-        lacking = self._map.runs(bit, longest=max(1, BATCH // self._map.chunk_size))
+        lacking = self._map.runs(bit, longest=len(self._map))
         holes: list[range] = []
         async with aclosing(self._batches(lacking, holes.append, replica)) as batches:
             async for batch in batches:
@@ -561,6 +562,8 @@ class Resync:
         runs: Iterable[range],
         pass_over: Callable[[range], None],
         target: Replica | None = None,
+        *,
+        urgent: bool = False,
     ) -> AsyncGenerator[list[range], None]:
         """Batches of those chunks of *runs* in which some replica has data.
 
@@ -573,6 +576,8 @@ class Resync:
         for run in runs:
             chunk = run.start
             while chunk < run.stop:
+                if self._stop.is_set() and not urgent:
+                    raise OSError(errno.EINTR, "unmounting")
                 stop, hole = await self._extent(chunk, run.stop, target)
                 if hole:
                     held = self._disk.locks.held(*self._bounds(range(chunk, stop)), exclusive=True)

@@ -221,9 +221,8 @@ def test_a_clean_pair_is_assembled(pair: Set) -> None:
 def test_a_replica_left_behind_and_what_it_will_get(pair: Set) -> None:
     """Only what was written since, in chunks."""
     pair.write(1)
-    record = replace(pair.record.minted(), sequence=2).with_role(
-        1, state=RoleState.STALE, sequence=pair.record.sequence
-    )
+    record = replace(pair.record.with_state([1], RoleState.STALE).minted(), sequence=2)
+    record = record.with_state([0], RoleState.CURRENT)
     disk_map = DirtyMap(SIZE, CHUNK_MIN)
     disk_map.add(lacks(1), range(2))
     pair.write(0, record, disk_map)

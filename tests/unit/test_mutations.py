@@ -581,11 +581,11 @@ def one_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     async def lenient(
         self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int
     ) -> None:
-        threshold, self.threshold = self.threshold, 1
         try:
             await finish(self, outcomes, offset, length)
-        finally:
-            self.threshold = threshold
+        except OSError:
+            if all(outcome.error for outcome in outcomes):
+                raise
 
     monkeypatch.setattr(Sidecars, "finish", lenient)
 
@@ -824,7 +824,7 @@ MUTATIONS = (
     Mutation("R1 intent in memory", intent_in_memory, killed_amid_writes, seeds=4),
     Mutation("R1 intent not synced", map_unsynced, power_cut_after_writes, seeds=12),
     Mutation("R2 one is enough", one_is_enough, too_few_take_a_write, TRIO),
-    Mutation("R2 failed is settled", failed_is_settled, too_few_take_a_write_and_all_stay, TRIO),
+    Mutation("R2 failed is settled", failed_is_settled, too_few_take_a_write_and_all_stay, TRIO, 3),
     Mutation("R2 all are blamed", all_are_blamed, all_are_full, TRIO),
     Mutation("R3 in memory", left_behind_in_memory, killed_after_one_missed_a_write),
     Mutation("R3 not awaited", left_behind_later, killed_after_one_missed_a_write),
@@ -843,7 +843,7 @@ MUTATIONS = (
     Mutation("R6 nothing conflicts", nothing_conflicts, guests_write_the_same_place, seeds=3),
     Mutation("R6 votes", reads_conflict_with_nothing, a_vote_beside_a_write, EQUALS),
     Mutation("R6 repairs", repairs_do_not_lock, writes_beside_a_resync, seeds=3),
-    Mutation("R7 forgotten", given_up_is_forgotten, a_late_write),
+    Mutation("R7 forgotten", given_up_is_forgotten, a_late_write, seeds=3),
     Mutation("R8 not synced", target_is_not_synced, power_cut_amid_a_resync, seeds=6),
     Mutation("R8 joins unsynced", joins_unsynced, power_cut_after_a_resync, seeds=8),
     Mutation("R8 no writes", target_gets_no_writes, writes_beside_a_resync, seeds=3),

@@ -4,20 +4,25 @@ The rooms, top to bottom (imports point downwards only):
 
 ``cli``
     The commands: parsing, printing, nothing else.
-``mounting``
-    The life of one mount, from the checked replicas to the exit of the daemon.
+``mounting``, ``administration``
+    The life of one mount, and what is done to a set that is not mounted.
 ``fuse``
-    The FUSE edge: one directory, one file, and the kernel's view of mounts.
+    The FUSE edge: one directory, one file.
 ``control``
-    Events, the log and the runtime directory: what an operator sees. Never waits for data.
+    Events, the log, status and its socket, the runtime directory, the kernel's table of mounts: what
+    an operator sees. Never waits for data.
+``replicaset``
+    From paths to a disk: files opened, assembled, and put under it.
 ``repair``
     Work on the replicas that no guest asked for, under the locks of ``disk``.
 ``disk``
     The replicated disk: the only place that orders a request.
-``patterns``, ``voting``, ``ranges``
+``metadata``
+    Who holds what, and how that is remembered: in memory, or in the sidecars.
+``assembly``, ``resolution``, ``dirtymap``, ``patterns``, ``voting``, ``ranges``
     Decisions: no I/O, no clock, no scheduler.
-``replica``, ``storage``, ``images``
-    One replica: what is in flight on it, its file, and how that file is opened and locked.
+``replica``, ``storage``, ``images``, ``sidecar``, ``sidecarfile``
+    One replica: what is in flight on it, its files, and how they are opened, locked and read.
 ``options``
     The mount options and every message about a bad one.
 """

@@ -9,8 +9,8 @@ The rooms, top to bottom (imports point downwards only):
 ``fuse``
     The FUSE edge: one directory, one file.
 ``control``
-    Events, the log, status and its socket, the runtime directory, the kernel's table of mounts: what
-    an operator sees. Never waits for data.
+    Events, the log, status and its socket, the runtime directory, the kernel's table of mounts:
+    what an operator sees. Never waits for data.
 ``replicaset``
     From paths to a disk: files opened, assembled, and put under it.
 ``repair``

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import trio
 
-from quorumfs.control import client, runtime, server
+from quorumfs.control import client, mounts, runtime, server
 from quorumfs.errors import ExitCode, UserError
-from quorumfs.control import mounts
 
 MOUNTPOINT = "/mnt/vdisk"
 

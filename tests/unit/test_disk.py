@@ -20,10 +20,10 @@ from support.simulated import (
 )
 from trio.testing import MockClock
 
+from quorumfs.assembly import State
 from quorumfs.disk import TICK_S
 from quorumfs.patterns import Blkverify, Fifo, Quorum, ReadPattern
 from quorumfs.repair.rewrite import read_and_rewrite
-from quorumfs.assembly import State
 from quorumfs.storage import Kind, Operation
 
 rewrite = partial(read_and_rewrite, outvoted=True)

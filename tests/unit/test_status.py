@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from quorumfs.assembly import State
-from quorumfs.control import client
+from quorumfs.control import client, mounts
 from quorumfs.control.status import (
     DiskState,
     ErrorCounts,
@@ -36,7 +36,6 @@ from quorumfs.control.status import (
     worst,
 )
 from quorumfs.errors import ExitCode
-from quorumfs.control import mounts
 
 cli = importlib.import_module("quorumfs.cli.status")  # the name in the package is the command
 

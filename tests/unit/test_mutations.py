@@ -47,8 +47,6 @@ from quorumfs.replica import Gathering, Replica
 from quorumfs.sidecar import MAP_OFFSET, Phase, Record
 from quorumfs.storage import CHANGES, Kind, Operation
 
-pytestmark = pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
-
 BLOCK = 4096
 EXTENT = SCALES[0].extent
 DISK = SCALES[0].size
@@ -822,13 +820,13 @@ def shown_before_settled(monkeypatch: pytest.MonkeyPatch) -> None:
 MUTATIONS = (
     Mutation("R1 no intent", no_intent, killed_amid_writes, seeds=4),
     Mutation("R1 intent in memory", intent_in_memory, killed_amid_writes, seeds=4),
-    Mutation("R1 intent not synced", map_unsynced, power_cut_after_writes, seeds=12),
+    Mutation("R1 intent not synced", map_unsynced, power_cut_after_writes, seeds=8),
     Mutation("R2 one is enough", one_is_enough, too_few_take_a_write, TRIO),
     Mutation("R2 failed is settled", failed_is_settled, too_few_take_a_write_and_all_stay, TRIO, 3),
     Mutation("R2 all are blamed", all_are_blamed, all_are_full, TRIO),
     Mutation("R3 in memory", left_behind_in_memory, killed_after_one_missed_a_write),
     Mutation("R3 not awaited", left_behind_later, killed_after_one_missed_a_write),
-    Mutation("R3 not synced", slots_unsynced, power_cut_after_one_missed_a_write, seeds=12),
+    Mutation("R3 not synced", slots_unsynced, power_cut_after_one_missed_a_write, seeds=8),
     Mutation("R4 failure ignored", failed_flush_is_ignored, pages_dropped_by_a_failed_flush),
     Mutation("R4 compares", resync_compares, pages_dropped_long_after_a_failed_flush),
     Mutation("R4 nothing lost", failed_flush_lost_nothing, pages_dropped_long_after_a_failed_flush),
@@ -838,7 +836,7 @@ MUTATIONS = (
         "R5 one is out",
         cleared_while_one_is_out,
         power_cut_long_after_a_write_beside_a_resync,
-        seeds=12,
+        seeds=8,
     ),
     Mutation("R6 nothing conflicts", nothing_conflicts, guests_write_the_same_place, seeds=3),
     Mutation("R6 votes", reads_conflict_with_nothing, a_vote_beside_a_write, EQUALS),

@@ -84,7 +84,7 @@ class Disk:
         self.settle: Callable[[int, int], Awaitable[bytes]] | None = None
         """Makes the replicas equal in ``(offset, length)``, and reads it under the same lock."""
         self.settle_all: Callable[[], Awaitable[None]] | None = None
-        """The same for all that was so when the set was mounted."""
+        """The same for all that a flush could not tell to be durable."""
         self.verify: Callable[[int, int], Awaitable[None]] | None = None
         """Compares ``(offset, length)``. All three are set by who repairs."""
         self._pattern = pattern

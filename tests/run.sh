@@ -32,4 +32,5 @@ ruff format --check .
 mypy
 
 say "Tests"
-exec python -m pytest "$@"
+# Most tests wait: for timeouts, for disks. Two at a time, each file by one worker.
+exec python -m pytest -n 2 --dist loadfile "$@"

@@ -340,7 +340,14 @@ class Sidecars:
         return self.map.any(UNVERIFIED, self.map.chunks(offset, length))
 
     def unflushable(self) -> bool:
-        return bool(self.inherited)
+        return bool(self.inherited) or any(self._lost.values())
+
+    def to_settle_first(self) -> list[range]:
+        """The chunks of which a flush could not tell what it made durable."""
+        first = self.inherited
+        for lost in self._lost.values():
+            first = first.union(lost)
+        return [range(start, end) for start, end in first]
 
     def verified(self, chunks: range) -> None:
         """Note that *chunks* were compared, and are equal on all current replicas."""

@@ -187,13 +187,13 @@ class Resync:
         await self._save()
 
     async def settle_all(self) -> None:
-        """Settle all that may differ since before the mount; raises EIO if it cannot be."""
-        runs = [range(start, end) for start, end in self._sidecars.inherited]
-        settled = self._sidecars.settled
-        async with aclosing(self._batches(runs, settled, urgent=True)) as batches:
+        """Settle what a flush must know to be equal; raises EIO if it cannot be made so."""
+        sidecars = self._sidecars
+        runs = sidecars.to_settle_first()
+        async with aclosing(self._batches(runs, sidecars.settled, urgent=True)) as batches:
             async for batch in batches:
                 await self._in_parallel(self._units(batch), self._settle_unit, urgent=True)
-        if self._sidecars.inherited:
+        if sidecars.unflushable():
             raise OSError(errno.EIO, "what differs since a crash cannot be made equal")
 
     async def settle_and_read(self, offset: int, length: int) -> bytes:
@@ -365,7 +365,7 @@ class Resync:
             retry.wait_s = RETRY_S[0]  # what was before is long ago
         try:
             member, found = await self._look_at(replica)
-            replica.role, replica.reason = member.state, member.reason
+            replica.role, replica.reason = member.state, member.reason or replica.reason
             if member.state in (State.FOREIGN, State.MISSING):
                 raise UserError(member.reason or "it cannot be used")
             await self._resync(replica, found, full=member.compare)

@@ -121,6 +121,9 @@ class Resync:
         self._retries: dict[Replica, _Retry] = {}
         self._saved_at = 0.0
         self._requests_seen = 0
+        self._known_data: tuple[Replica | None, int, int] = None, 0, 0
+        """Where a source was last found to have no hole: to seek again for every piece takes a file
+        system without an extent tree as long as to read the file."""
         disk.settle = self.settle_and_read
         disk.settle_all = self.settle_all
         disk.verify = self.verify_range
@@ -464,6 +467,7 @@ class Resync:
         holes: list[range] = []
         async with aclosing(self._batches(lacking, holes.append, replica)) as batches:
             async for batch in batches:
+                self._known_data = None, 0, 0
                 await self._in_parallel(self._units(batch), copy_unit)
                 if self._sidecars.target is not replica:
                     raise OSError(errno.EIO, replica.reason or "it failed meanwhile")
@@ -480,14 +484,17 @@ class Resync:
         """Give *target* what the disk holds in a range; holes stay holes. The lock is held."""
         end = offset + length
         while offset < end:
-            data_at = min(end, await self._seek(self._sidecars.source, Kind.SEEK_DATA, offset))
-            if data_at > offset:
-                await self._make_hole(target, offset, data_at)
-                offset = data_at
-                continue
-            stop = min(end, await self._seek(self._sidecars.source, Kind.SEEK_HOLE, offset))
-            if stop <= offset:
-                stop = end
+            source = self._sidecars.source
+            known, data_from, data_to = self._known_data
+            if known is not source or not data_from <= offset < data_to:
+                data_from = await self._seek(source, Kind.SEEK_DATA, offset)
+                if data_from > offset:
+                    await self._make_hole(target, offset, min(end, data_from))
+                    offset = min(end, data_from)
+                    continue
+                data_to = max(await self._seek(source, Kind.SEEK_HOLE, offset), offset + 1)
+                self._known_data = source, data_from, data_to
+            stop = min(end, data_to)
             # Too few are left to hold a vote: what they hold is still all there is.
             few = len(self._sidecars.members) < self._disk.threshold
             pattern = Fifo() if few else None

@@ -258,8 +258,8 @@ def test_a_lost_sidecar(pair: list[Path], tmp_path: Path) -> None:
     assert f"resolve --keep {pair[1]}" in line
     quorumfs("resolve", "--keep", pair[1], *pair)
     with SetMount(pair, tmp_path) as disk:
-        assert read(disk) == b"d"
         disk.wait_healthy()
+        assert read(disk) == b"d"
     assert same(pair)
 
 

@@ -170,6 +170,8 @@ class Disk:
         end = min(offset + length, self.size)
         for start in range(offset, end, ALLOCATION_MAX):
             piece = min(ALLOCATION_MAX, end - start)
+            if not self.metadata.prepared(start, piece):  # the image's times change
+                await self.metadata.prepare(start, piece)
             receivers = self.metadata.receivers
             outcomes = await self.ask(receivers, Kind.ALLOCATE, self.threshold, start, piece)
             if succeeded(outcomes) < self.threshold:

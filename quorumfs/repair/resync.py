@@ -399,6 +399,8 @@ class Resync:
         try:
             returned = await self._reopen(replica)
             replica.attach(returned.image, returned.sidecar)
+            if replica.role is not State.CURRENT:
+                raise UserError("it was left behind meanwhile")
             await self._sidecars.revive(replica, returned.found)
         except (OSError, UserError) as error:
             replica.reason = str(error)

@@ -38,7 +38,7 @@ def create_empty(paths: Sequence[str], size: int, threshold: int | None) -> None
                 with os.fdopen(fd, "wb") as file:
                     file.truncate(size)
                     os.fsync(fd)
-                    images.append((path, lasting_identity(os.fstat(fd))))
+                    images.append((path, lasting_identity(fd)))
             except OSError as error:
                 raise UserError(f"cannot create {path}: {error.strerror}") from None
         names = [path for path, _ in images]

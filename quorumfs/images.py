@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from quorumfs.assembly import Found
 from quorumfs.errors import UserError
+from quorumfs.filesystems import is_fuse
 from quorumfs.imagelock import ImageLockedError, holders, lock_image
 from quorumfs.sidecar import (
     FormatError,
@@ -152,26 +153,15 @@ def _open(path: str, *, read_only: bool) -> Image:
         os.close(fd)
         raise
     file = (status.st_dev, status.st_ino)
-    return Image(path, fd, status.st_size, status.st_mtime_ns, file, lasting_identity(status))
+    return Image(path, fd, status.st_size, status.st_mtime_ns, file, lasting_identity(fd))
 
 
-def lasting_identity(status: os.stat_result) -> Identity:
-    """What of an image's *status* is the same after its file system was mounted again."""
-    identity = identity_of(status)
-    if _is_fuse(status.st_dev):  # many number their files anew at each mount
+def lasting_identity(file: int | str) -> Identity:
+    """What of an image, open or by its path, outlasts a mount of its file system."""
+    identity = identity_of(os.stat(file))
+    if is_fuse(file):  # many number their files anew at each mount
         return replace(identity, inode=0, ctime_ns=0)
     return identity
-
-
-def _is_fuse(device: int) -> bool:
-    """Whether a file system is one of FUSE (and of no block device)."""
-    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
-    with open("/proc/self/mountinfo", "rb") as table:
-        for line in table:
-            fields, _, rest = line.partition(b" - ")
-            if fields.split()[2] == wanted:
-                return rest.split()[0].split(b".")[0] == b"fuse"
-    return False
 
 
 def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:

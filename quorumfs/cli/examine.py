@@ -143,12 +143,13 @@ def look_at(path: str) -> Examined:
 def _look_at_image(path: str) -> Examined:
     try:
         status = os.stat(path)
+        identity = lasting_identity(path)
     except OSError as error:
         return Examined(path, None, image_problem=error.strerror or str(error))
     if not stat.S_ISREG(status.st_mode):
         refusal = f"{path} is not a regular file"
         return Examined(path, None, image_problem="not a regular file", refusal=refusal)
-    return Examined(path, lasting_identity(status), status.st_dev)
+    return Examined(path, identity, status.st_dev)
 
 
 def _look_at_sidecar(examined: Examined, fd: int) -> Examined:

@@ -1,0 +1,51 @@
+"""What kind of file system a file is on, as far as it matters how long its answers may take."""
+
+import ctypes
+import os
+
+_FUSE = 0x65735546
+
+_LOCAL = frozenset(
+    {
+        0xEF53,  # ext2, ext3, ext4
+        0x58465342,  # XFS
+        0x9123683E,  # Btrfs
+        0x01021994,  # tmpfs
+        0x858458F6,  # ramfs
+        0xF2F52010,  # F2FS
+        0xCA451A4E,  # bcachefs
+        0x2FC12FC1,  # ZFS
+        0x794C7630,  # overlayfs
+        0x4D44,  # FAT
+        0x2011BAB0,  # exFAT
+    }
+)
+"""Those whose data is on this host's own storage (``statfs(2)``, ``linux/magic.h``)."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def is_local(fd: int) -> bool:
+    """Whether the file *fd* is served by this kernel from this host's own storage.
+
+    False for network file systems, for FUSE, and for what is not known here: their answers
+    depend on others, and may not come.
+    """
+    return _type(fd) in _LOCAL
+
+
+def is_fuse(file: int | str) -> bool:
+    """Whether a file, open or by its path, is on a file system of FUSE."""
+    return _type(file) == _FUSE
+
+
+def _type(file: int | str) -> int | None:
+    """``f_type`` of ``statfs(2)``, its first member: of the size of a machine word."""
+    buffer = ctypes.create_string_buffer(256)
+    if isinstance(file, int):
+        failed = _libc.fstatfs(file, buffer)
+    else:
+        failed = _libc.statfs(os.fsencode(file), buffer)
+    if failed:
+        return None
+    return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFFFFFF

@@ -53,6 +53,11 @@ def resolve(
         raise AssemblyRefusedError("resolve", f"cannot open the replica {keep}: {kept.problem}")
     if kept.sidecar is None:
         return _from_raw(found, kept, threshold, random_bytes)
+    if kept.sidecar.own_state is RoleState.RESYNCING:
+        raise AssemblyRefusedError(
+            "resolve",
+            f"{keep} was being resynced: it is a mixture of two times, and no disk; keep another",
+        )
     return _Resolving(found, kept.path, kept.sidecar, random_bytes).resolution()
 
 

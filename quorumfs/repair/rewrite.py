@@ -23,7 +23,7 @@ async def read_and_rewrite(disk: Disk, offset: int, length: int, *, outvoted: bo
     """Read a range from all replicas, rewrite what is wrong on some, and return the data.
 
     *outvoted*: also where a replica held something else than a strict majority.
-    Raises `OSError` when the range cannot be read; never because a rewrite failed.
+    Raises `OSError` when the range cannot be read or may differ; never because a rewrite failed.
     """
     deadline = trio.current_time() + disk.search_s
     async with disk.locks.held(offset, offset + length, exclusive=True):
@@ -37,8 +37,8 @@ async def read_and_rewrite(disk: Disk, offset: int, length: int, *, outvoted: bo
 
 async def _rewrite_part(disk: Disk, choice: Choice, deadline: float, *, outvoted: bool) -> bytes:
     offset, length, holders, pinned, lacking = choice
-    if pinned:
-        return (await disk.read_locked(offset, length)).data
+    if pinned:  # a write has failed here meanwhile: what it left must not be shown as it is
+        raise OSError(errno.EIO, "the replicas may differ")
     outcomes = await disk.ask(holders, Kind.READ, disk.threshold, offset, length)
     verdict = Quorum(disk.threshold).judge(
         offset,

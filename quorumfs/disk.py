@@ -18,7 +18,7 @@ from quorumfs.metadata import Choice, Metadata, Outcome, succeeded
 from quorumfs.patterns import Fifo, ReadPattern
 from quorumfs.rangelock import RangeLock
 from quorumfs.replica import Gathering, Replica
-from quorumfs.storage import FileStatus, Kind, Operation, TruncatedError
+from quorumfs.storage import Bytes, FileStatus, Kind, Operation, TruncatedError
 from quorumfs.voting import BLOCK, middle_block, voted_error
 
 TICK_S = 0.5
@@ -33,6 +33,9 @@ ALLOCATION_MAX = 1 << 30
 
 HOLE_ROUNDS_MAX = 64
 """How often to look for a hole that all replicas share before giving up."""
+
+NOW_MAX = 1 << 20
+"""Bytes of a request that may be served without waiting: more would hold up others too long."""
 
 _ZEROS = bytes(1 << 20)  # the largest request
 
@@ -113,8 +116,11 @@ class Disk:
 
     # Requests of the guest
 
-    async def read(self, offset: int, length: int) -> bytes:
+    async def read(self, offset: int, length: int) -> Bytes:
         """Read *length* bytes at *offset*: fewer at the end of the disk, none behind it."""
+        data = self._read_now(offset, length)
+        if data is not None:
+            return data
         length = min(length, self.size - offset)
         if length <= 0:
             return b""
@@ -138,6 +144,8 @@ class Disk:
 
         Raises ENOSPC at or behind the end.
         """
+        if self._write_now(offset, data):
+            return len(data)
         length = min(len(data), self.size - offset)
         if length <= 0:
             raise OSError(errno.ENOSPC, "the disk ends before")
@@ -152,6 +160,55 @@ class Disk:
         else:
             await self._change(Kind.WRITE, offset, length, data)
         return length
+
+    def _read_now(self, offset: int, length: int) -> Bytes | None:
+        """Read without waiting for anything; None if that is not possible: then the long way.
+
+        Nothing else runs meanwhile: it needs no lock, as long as nobody else has it.
+        """
+        holders = self.metadata.alike
+        count = len(holders)
+        asked = self._pattern.ask_now(count, 0)
+        if (
+            not holders
+            or asked < self._pattern.needed(count - asked)
+            or not 0 < length <= min(NOW_MAX, self.size - offset)
+            or not self.locks.free(offset, offset + length, exclusive=False)
+        ):
+            return None
+        first, *others = holders[:asked]
+        for replica in holders[:asked]:
+            if not replica.prompt:
+                return None
+        data = first.read_now(offset, length)
+        if data is None:
+            return None
+        for replica in others:
+            if replica.read_now(offset, length) != data:
+                return None
+        self.requests += 1
+        return data
+
+    def _write_now(self, offset: int, data: bytes) -> bool:
+        """Write without waiting for anything; False if that is not possible: then the long way."""
+        length = len(data)
+        if (
+            not 0 < length <= min(NOW_MAX, self.size - offset)
+            or self._zero_kind is not None
+            or not self.locks.free(offset, offset + length, exclusive=True)
+        ):
+            return False
+        receivers = self.metadata.begin_now(offset, length)
+        if not receivers:
+            return False
+        for replica in receivers:
+            if not replica.prompt:
+                return False
+        for replica in receivers:
+            if not replica.write_now(offset, data):
+                return False  # nothing can come between this and the same write again
+        self.requests += 1
+        return True
 
     async def make_zeros(self, offset: int, length: int, *, discard: bool) -> None:
         """Make zeros of a range inside the disk; with *discard*, give the space back.

@@ -22,6 +22,8 @@ _LOCAL = frozenset(
 )
 """Those whose data is on this host's own storage (``statfs(2)``, ``linux/magic.h``)."""
 
+_IN_MEMORY = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -32,6 +34,11 @@ def is_local(fd: int) -> bool:
     depend on others, and may not come.
     """
     return _type(fd) in _LOCAL
+
+
+def is_in_memory(fd: int) -> bool:
+    """Whether the file *fd* is kept in memory alone, so that there is no device to wait for."""
+    return _type(fd) in _IN_MEMORY
 
 
 def is_fuse(file: int | str) -> bool:

@@ -74,6 +74,16 @@ class RangeLock:
                 if not later.blockers and later.task is not None:
                     trio.lowlevel.reschedule(later.task)
 
+    def free(self, start: int, end: int, *, exclusive: bool) -> bool:
+        """Whether a claim would be granted at once.
+
+        Who asks, and does all its work before anything else can run, needs no claim.
+        """
+        return not self._claims or not any(
+            claim.start < end and start < claim.end and (exclusive or claim.exclusive)
+            for claim in self._claims
+        )
+
     def exclusively_held(self, start: int, end: int) -> bool:
         """Whether any byte of ``[start, end)`` is claimed by one who changes it."""
         return any(

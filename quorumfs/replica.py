@@ -8,7 +8,7 @@ from typing import NamedTuple
 import trio
 
 from quorumfs.assembly import State
-from quorumfs.storage import CHANGES, Kind, Operation, Storage, Value
+from quorumfs.storage import CHANGES, Bytes, Kind, Operation, Storage, Value
 
 SYNC_PATIENCE = 4
 """A flush may take this many times the replica timeout: it waits for everything written before
@@ -94,6 +94,31 @@ class Replica:
         assert not self.in_flight
         self.close()
         self._image = self._sidecar = None
+
+    @property
+    def prompt(self) -> bool:
+        """Whether the two following may be called."""
+        return not self._abandoned and self._image is not None and self._image.prompt
+
+    def read_now(self, offset: int, length: int) -> Bytes | None:
+        """Read here and now; None if that was not possible: then it must be submitted."""
+        assert self._image is not None
+        data = self._image.read_now(offset, length)
+        if data is not None:
+            counters = self.counters
+            counters.reads += 1
+            counters.bytes_read += length
+        return data
+
+    def write_now(self, offset: int, data: bytes) -> bool:
+        """Write here and now; False if that was not possible: then it must be submitted."""
+        assert self._image is not None
+        if not self._image.write_now(offset, data):
+            return False
+        counters = self.counters
+        counters.writes += 1
+        counters.bytes_written += len(data)
+        return True
 
     def submit(
         self, operation: Operation, gathering: "Gathering", *, to_sidecar: bool = False

@@ -12,11 +12,15 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum
 from queue import SimpleQueue
+from resource import RUSAGE_THREAD, getrusage
 from threading import Thread
+from time import perf_counter_ns
 from typing import NamedTuple, Protocol
 
 import trio
 
+from quorumfs.filesystems import is_in_memory, is_local
+from quorumfs.promptness import PROMPT_NS, TOO_LONG_NS, Promptness
 from quorumfs.sidecar import Identity, identity_of
 
 log = logging.getLogger(__name__)
@@ -86,7 +90,10 @@ class FileStatus(NamedTuple):
     identity: Identity
 
 
-Value = bytes | int | FileStatus
+Bytes = bytes | bytearray
+"""What was read."""
+
+Value = Bytes | int | FileStatus
 """Of a read: exactly the bytes asked for. Of a stat and a seal: a `FileStatus`. Of a seek: the
 offset, or the size of the disk if there is none. Else 0."""
 
@@ -107,6 +114,18 @@ class Storage(Protocol):
     def submit(self, operation: Operation, done: Done) -> None:
         """Start *operation*; *done* is called in the trio thread, perhaps before this returns."""
 
+    @property
+    def prompt(self) -> bool:
+        """Whether the two following may be called."""
+
+    def read_now(self, offset: int, length: int) -> Bytes | None:
+        """Read here and now; None if that would take time, or failed: then it must be submitted."""
+
+    def write_now(self, offset: int, data: bytes) -> bool:
+        """Write here and now; False if that failed: then it must be submitted, and perhaps some of
+        it was written.
+        """
+
     def close(self) -> None:
         """Stop. Nothing may be submitted afterwards; what is in flight may never call back."""
 
@@ -124,18 +143,40 @@ _libc = ctypes.CDLL(None, use_errno=True)  # the os module has no fallocate with
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
+def _waits() -> int:
+    """How often this thread has waited for something else than a processor."""
+    return getrusage(RUSAGE_THREAD).ru_nvcsw
+
+
+def _cache_answers(fd: int) -> bool:
+    """Whether the file system answers a read from its page cache, or else says so at once."""
+    try:
+        os.preadv(fd, (bytearray(1),), 0, os.RWF_NOWAIT)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    return True
+
+
 class FileStorage:
     """A regular file, read and written by the replica's own threads.
 
-    Completions come back in batches: trio is woken once for all that finished meanwhile.
-    Must be made inside `trio.run`.
+    Completions come back in batches: trio is woken once for all that finished meanwhile. What is
+    asked to be done *now* is done in the calling thread, if the file is on a file system of this
+    host and has been prompt. Must be made inside `trio.run`.
     """
 
-    def __init__(self, fd: int, size: int, name: str) -> None:
-        """Take over the open *fd* of an image of *size* bytes; *name* is for thread names."""
+    def __init__(self, fd: int, size: int, name: str, *, prompt: bool = True) -> None:
+        """Take over the open *fd* of an image of *size* bytes; *name* is for thread names.
+
+        *prompt*: whether anything may be done in the calling thread at all.
+        """
         self._fd = fd
         self._size = size
         self._name = name
+        self._promptness = Promptness()
+        self._in_memory = prompt and is_in_memory(fd)
+        self._local = prompt and is_local(fd)
+        self._cache_answers = self._local and _cache_answers(fd)
         self._token = trio.lowlevel.current_trio_token()
         self._queue: SimpleQueue[tuple[Operation, Done] | None] = SimpleQueue()
         self._finished: deque[tuple[Operation, Done, Value, OSError | None]] = deque()
@@ -144,7 +185,55 @@ class FileStorage:
         self._modes_missing: set[int] = set()
         """Modes of fallocate that this file system has been found not to have."""
 
+    @property
+    def prompt(self) -> bool:
+        promptness = self._promptness
+        if promptness.watched:
+            promptness.look_again(perf_counter_ns())
+        return self._local and promptness.trusted
+
+    def read_now(self, offset: int, length: int) -> Bytes | None:
+        data: Bytes
+        try:
+            if self._cache_answers:
+                data = bytearray(length)
+                return (
+                    data if os.preadv(self._fd, (data,), offset, os.RWF_NOWAIT) == length else None
+                )
+            if not self._in_memory:
+                return None
+            waits = _waits() if self._promptness.watched else None
+            began = perf_counter_ns()
+            data = os.pread(self._fd, length, offset)
+        except OSError:
+            return None
+        if perf_counter_ns() - began > PROMPT_NS:
+            self._was_slow(began, waits)
+        return data if len(data) == length else None
+
+    def write_now(self, offset: int, data: bytes) -> bool:
+        waits = _waits() if self._promptness.watched else None
+        began = perf_counter_ns()
+        try:
+            # Not fstat, which takes three times as long; what that is better for is never local.
+            if os.lseek(self._fd, 0, os.SEEK_END) < self._size:
+                return False
+            written = os.pwrite(self._fd, data, offset)
+        except OSError:
+            return False
+        if perf_counter_ns() - began > PROMPT_NS:
+            self._was_slow(began, waits)
+        return written == len(data)
+
+    def _was_slow(self, began: int, waits: int | None) -> None:
+        now = perf_counter_ns()
+        waited = waits is not None and _waits() > waits
+        self._promptness.took(now - began, now, waited=waited)
+
     def submit(self, operation: Operation, done: Done) -> None:
+        if operation.kind is Kind.SYNC and self._in_memory:
+            done(operation, 0, None)  # there is no medium that it could be made durable on
+            return
         if self._in_flight >= len(self._threads) < WORKERS_MAX:
             # Daemon threads: one that hangs in a system call must not keep the process alive.
             thread = Thread(target=self._work, name=f"io {self._name}", daemon=True)
@@ -175,7 +264,11 @@ class FileStorage:
             value: Value = 0
             error: OSError | None = None
             try:
+                began = perf_counter_ns()
                 value = self._perform(operation)
+                took = (now := perf_counter_ns()) - began
+                if took > TOO_LONG_NS and operation.kind is Kind.WRITE:
+                    self._promptness.took(took, now, waited=True)
             except OSError as caught:
                 error = caught
             except Exception:

@@ -38,12 +38,16 @@ from pyfuse3 import (
 from quorumfs.disk import Disk
 from quorumfs.fuse import shim
 from quorumfs.options import MountOptions
+from quorumfs.storage import Bytes
 
 log = logging.getLogger(__name__)
 
 FILE_NAME = b"disk.img"
 FILE_INODE = InodeT(pyfuse3.ROOT_INODE + 1)
 BLOCK_SIZE = 4096
+
+_HANDLE = ~(shim.DURABLE_WRITE | shim.DIRECT_WRITE)
+"""What of a write's file handle is the number that `open` gave."""
 
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 1, 2, 16  # linux/falloc.h
 
@@ -56,32 +60,39 @@ _R = TypeVar("_R")
 _Class = TypeVar("_Class", bound=type)
 
 
-def _answered(handler: Callable[_P, Awaitable[_R]]) -> Callable[_P, Awaitable[_R]]:
-    """*handler*, ending in a reply whatever happens.
+def _refusal(error: Exception, name: str) -> FUSEError:
+    """What to answer when the handler called *name* ended in *error*.
 
     pyfuse3 ends the whole mount at any exception but `FUSEError`. Here an `OSError` is the
     disk's answer, and anything else is our own error: it costs this request EIO and leaves its
     traceback in the log.
     """
+    if isinstance(error, FUSEError):
+        return error
+    if isinstance(error, OSError):
+        return FUSEError(error.errno or errno.EIO)
+    log.error("internal error in %s: the request fails", name, exc_info=error)
+    return FUSEError(errno.EIO)
+
+
+def _answered(handler: Callable[_P, Awaitable[_R]]) -> Callable[_P, Awaitable[_R]]:
+    """*handler*, ending in a reply whatever happens."""
 
     @functools.wraps(handler)
     async def answered(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         try:
             return await handler(*args, **kwargs)
-        except FUSEError:
-            raise
-        except OSError as error:
-            raise FUSEError(error.errno or errno.EIO) from None
-        except Exception:
-            log.exception("internal error in %s: the request fails", handler.__name__)
-            raise FUSEError(errno.EIO) from None
+        except Exception as error:
+            raise _refusal(error, handler.__name__) from None
 
     return answered
 
 
 def _all_answered(cls: _Class) -> _Class:
+    """*cls* with every handler answered but the two of nearly all requests: those do it inside."""
     for name, member in list(vars(cls).items()):
-        if inspect.iscoroutinefunction(member) and hasattr(pyfuse3.Operations, name):
+        handler = inspect.iscoroutinefunction(member) and hasattr(pyfuse3.Operations, name)
+        if handler and name not in ("read", "write"):
             setattr(cls, name, _answered(member))
     return cls
 
@@ -207,21 +218,28 @@ class DiskOperations(pyfuse3.Operations):
         # parallel writes; without it, the fsync that the kernel does send would be lost.
         return FileInfo(fh=fh, keep_cache=False, direct_io=direct and shim.parallel_direct_writes())
 
-    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        return await self._disk.read(off, size)
+    # pyfuse3 takes any buffer, and says bytes.
+    async def read(self, fh: FileHandleT, off: int, size: int) -> Bytes:  # type: ignore[override]
+        try:
+            return await self._disk.read(off, size)
+        except Exception as error:
+            raise _refusal(error, "read") from None
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        handle = self._handles[FileHandleT(fh & ~(shim.DURABLE_WRITE | shim.DIRECT_WRITE))]
-        handle.wrote = True
-        # The kernel itself sends an fsync after a buffered write that must be durable. After a
-        # direct one it often does not, and never to a handle that was answered with direct_io.
-        durable = handle.durable or fh & shim.DURABLE_WRITE
-        direct = handle.direct or fh & shim.DIRECT_WRITE
-        if handle.direct and off + len(buf) > self._disk.size:
-            raise FUSEError(errno.ENOSPC)  # the kernel makes EIO of a direct write that is short
-        written = await self._disk.write(off, buf)
-        if (durable and direct) or self._options.sync:
-            await self._disk.flush()
+        try:
+            handle = self._handles[FileHandleT(fh & _HANDLE)]
+            handle.wrote = True
+            if handle.direct and off + len(buf) > self._disk.size:
+                # The kernel makes EIO of a direct write that is short.
+                raise OSError(errno.ENOSPC, "the disk ends before")
+            written = await self._disk.write(off, buf)
+            # The kernel itself sends an fsync after a buffered write that must be durable. After a
+            # direct one it often does not, and never to a handle answered with direct_io.
+            durable = handle.durable or fh & shim.DURABLE_WRITE
+            if (durable and (handle.direct or fh & shim.DIRECT_WRITE)) or self._options.sync:
+                await self._disk.flush()
+        except Exception as error:
+            raise _refusal(error, "write") from None
         return written
 
     async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:

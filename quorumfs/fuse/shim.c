@@ -11,6 +11,7 @@
  *   durability of one write   the sync flag of a write request, as a high bit of the file handle
  *   parallel direct writes    set in the reply to open, for files opened with direct_io
  *   max_background            set while the connection is negotiated
+ *   the session's descriptor  kept when the session is made
  */
 
 #define _GNU_SOURCE
@@ -46,6 +47,7 @@ typedef void (*request_callback)(void *request, int kind, uint64_t handle, int64
 static request_callback callback;
 static unsigned max_background;
 static struct fuse_lowlevel_ops theirs;
+static struct fuse_session *session;
 static int in_use;
 
 PUBLIC void quorumfs_shim_configure(request_callback on_request, unsigned background)
@@ -58,6 +60,12 @@ PUBLIC void quorumfs_shim_configure(request_callback on_request, unsigned backgr
 PUBLIC int quorumfs_shim_in_use(void)
 {
     return in_use;
+}
+
+/* What the kernel's requests are read from; -1 if the session was not made through here. */
+PUBLIC int quorumfs_shim_session_fd(void)
+{
+    return session ? fuse_session_fd(session) : -1;
 }
 
 PUBLIC int quorumfs_shim_reply_error(void *request, int error)
@@ -134,7 +142,7 @@ PUBLIC struct fuse_session *fuse_session_new_versioned(struct fuse_args *args,
                                  struct libfuse_version *, void *);
 
     *(void **)&real = dlsym(RTLD_NEXT, "fuse_session_new_versioned");
-    return real(args, extended(operations, size), size, version, userdata);
+    return session = real(args, extended(operations, size), size, version, userdata);
 }
 #else
 PUBLIC struct fuse_session *fuse_session_new(struct fuse_args *args,
@@ -145,7 +153,7 @@ PUBLIC struct fuse_session *fuse_session_new(struct fuse_args *args,
                                  void *);
 
     *(void **)&real = dlsym(RTLD_NEXT, "fuse_session_new");
-    return real(args, extended(operations, size), size, userdata);
+    return session = real(args, extended(operations, size), size, userdata);
 }
 #endif
 

@@ -141,6 +141,13 @@ def in_use() -> bool:
     return isinstance(_library, ctypes.CDLL) and bool(_library.quorumfs_shim_in_use())
 
 
+def session_fd() -> int | None:
+    """What the kernel's requests are read from, after `pyfuse3.init`; None if it is not known."""
+    if not isinstance(_library, ctypes.CDLL) or _library.quorumfs_shim_session_fd() < 0:
+        return None
+    return int(_library.quorumfs_shim_session_fd())
+
+
 def parallel_direct_writes() -> bool:
     """Whether an opener with O_DIRECT may be answered with direct_io, for parallel writes."""
     numbers = re.match(r"(\d+)\.(\d+)", os.uname().release)

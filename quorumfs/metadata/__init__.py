@@ -62,6 +62,19 @@ class Metadata(Protocol):
     def flushed(self) -> Sequence[Replica]:
         """Whom every flush goes to."""
 
+    @property
+    def alike(self) -> Sequence[Replica]:
+        """Those that hold the same everywhere, if nothing is known to differ anywhere; else none.
+
+        Asked for every read: whom it may go to without a closer look.
+        """
+
+    def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
+        """Begin a change that will have succeeded on all receivers before anything else happens.
+
+        Returns the receivers; none if the change must go the long way.
+        """
+
     def prepared(self, offset: int, length: int) -> bool:
         """Whether a change of these bytes may begin at once."""
 

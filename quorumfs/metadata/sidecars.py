@@ -173,6 +173,19 @@ class Sidecars:
     def flushed(self) -> Sequence[Replica]:
         return self._receivers if self._joining else self._members
 
+    @property
+    def alike(self) -> Sequence[Replica]:
+        return () if self.unsettled else self._members
+
+    def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
+        enough = self._in_use and self._recorded and len(self._members) >= self.threshold
+        if not enough or self._joining:
+            return ()
+        chunks = self.map.chunks(offset, length)
+        if not self.prepared(offset, length) or self.map.any(UNVERIFIED, chunks):
+            return ()
+        return self.begin(offset, length)
+
     def prepared(self, offset: int, length: int) -> bool:
         extents = self.map.extents(offset, length)
         return (

@@ -55,6 +55,11 @@ class Holdings:
         if self.unsure:
             self.unsure.remove(start, end)
 
+    def wrote(self, start: int, end: int) -> None:
+        """Remember that ``[start, end)`` was written and not synced since."""
+        self._unsynced.add(start, end)
+        self._unsynced.limit(UNSYNCED_MAX)
+
     def miss_what_is_unsure(self) -> None:
         """Others have made it durable: do not read it here any more."""
         for start, end in self.unsure:
@@ -73,8 +78,7 @@ class Holdings:
     def _settled(self, operation: Operation) -> None:
         """Keep the record of what is durable, now that *operation* has its outcome."""
         if operation.kind in CHANGES and operation.error is None:
-            self._unsynced.add(operation.offset, operation.offset + operation.length)
-            self._unsynced.limit(UNSYNCED_MAX)
+            self.wrote(operation.offset, operation.offset + operation.length)
         elif operation.kind is Kind.SYNC:
             if operation.error is not None:
                 # The page that was lost may have been written after the flush began.
@@ -93,6 +97,19 @@ class Volatile:
         self._size = size
         self._threshold = threshold
         self._lacking_before: dict[Replica, RangeSet] = {}
+
+    @property
+    def alike(self) -> Sequence[Replica]:
+        if any(holdings.missed or holdings.unsure for holdings in self.holdings.values()):
+            return ()
+        return self.readers
+
+    def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
+        if not self.alike:
+            return ()
+        for holdings in self.holdings.values():
+            holdings.wrote(offset, offset + length)
+        return self.receivers
 
     def prepared(self, offset: int, length: int) -> bool:
         return True

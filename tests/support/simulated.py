@@ -54,6 +54,16 @@ class SimulatedStorage:
     def __post_init__(self) -> None:
         self.content = self.content or bytearray(self.size)
 
+    @property
+    def prompt(self) -> bool:
+        return False
+
+    def read_now(self, offset: int, length: int) -> None:
+        raise NotImplementedError
+
+    def write_now(self, offset: int, data: bytes) -> bool:
+        raise NotImplementedError
+
     def submit(self, operation: Operation, done: Done) -> None:
         self.log.append(operation)
         self.in_flight += 1

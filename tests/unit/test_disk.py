@@ -534,7 +534,7 @@ async def _client(bench: Bench, number: int, dice: random.Random) -> None:
                 possible = {value}
         else:
             try:
-                seen = await bench.disk.read(offset, width)
+                seen = bytes(await bench.disk.read(offset, width))
             except OSError:
                 continue
             assert seen in possible or (len(possible) > 1 and _mixed(seen, possible, offset))

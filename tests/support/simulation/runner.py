@@ -160,8 +160,9 @@ _FAILING = (
 
 
 def drawn_weather(dice: random.Random) -> Weather:
-    """Any weather; half of the time a good one."""
-    return dice.choice((*[CALM] * 8, STORM, STORM, *_FAILING))
+    """Any weather; half of the time a good one, and half of the time files that answer at once."""
+    weather = dice.choice((*[CALM] * 8, STORM, STORM, *_FAILING))
+    return replace(weather, prompt=dice.choice((0.0, 0.0, 0.7, 1.0)))
 
 
 @dataclass(slots=True)
@@ -573,8 +574,12 @@ class History:
     def _resolve(self, order: Sequence[int]) -> None:
         """The operator chooses a side of a split brain."""
         found = self.world.found(order)
-        keep = self._dice.choice(order)
-        resolution = resolve(found, self.world.replicas[keep].path)
+        disks = [
+            one.path
+            for one in found
+            if one.sidecar and one.sidecar.own_state is not RoleState.RESYNCING
+        ]
+        resolution = resolve(found, self._dice.choice(disks))
         self.world.note(f"resolved: keep {resolution.kept}")
         by_path = {one.path: index for index, one in enumerate(self.world.replicas)}
         kept = [self.world.replicas[by_path[path]].image for path in resolution.kept]
@@ -812,7 +817,7 @@ class _Guest:
     async def _read(self, at: int, size: int) -> None:
         reading = self._oracle.begin_read(at, size)
         try:
-            data = await self._disk.read(at, size)
+            data = bytes(await self._disk.read(at, size))
         except OSError:
             self._check_alive()
             self._oracle.read_failed(reading)

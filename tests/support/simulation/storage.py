@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
+from typing import cast
 
 import trio
 
@@ -93,6 +94,8 @@ _TRANSFERS = CHANGES | {Kind.READ, Kind.ALLOCATE}
 class Weather:
     """How often what goes wrong; probabilities per operation."""
 
+    prompt: float = 0.0
+    """Here and now, where that is asked for."""
     delay_s: tuple[float, float] = (0.0, 0.01)
     slow: float = 0.0
     slow_s: tuple[float, float] = (0.05, 2.0)
@@ -179,6 +182,10 @@ class _InFlight:
     """It has an entry in the agenda; else it waits to be released."""
 
 
+def _nobody(operation: Operation, value: Value, error: OSError | None) -> None:
+    """Nobody is called back for what is done at once."""
+
+
 class SimulatedStorage:
     """A handle on *file* in one life of the daemon; see `quorumfs.storage.Storage`."""
 
@@ -223,6 +230,33 @@ class SimulatedStorage:
         return sum(operation.kind is kind for operation in self.log)
 
     # What the daemon calls
+
+    @property
+    def prompt(self) -> bool:
+        assert not self._closed, "asked after close"
+        drawn = self._dice.random() < self.faults.weather.prompt
+        return drawn and not self.stalled and not self.broken
+
+    def read_now(self, offset: int, length: int) -> bytes | None:
+        return cast("bytes | None", self._now(Operation(Kind.READ, offset, length)))
+
+    def write_now(self, offset: int, data: bytes) -> bool:
+        return self._now(Operation(Kind.WRITE, offset, len(data), data)) is not None
+
+    def _now(self, operation: Operation) -> Value | None:
+        """Do it, if nothing is to become of it that takes time."""
+        self._step()
+        self.log.append(operation)
+        fault = self.faults.fault(self._dice, operation)
+        if fault.hang or fault.at_once:
+            return None
+        try:
+            value = self._do(_InFlight(operation, _nobody, fault, 0, None), fault.what_happens)
+        except OSError as error:
+            self._tell(operation, error.errno or errno.EIO)
+            return None
+        self._tell(operation, fault.error)
+        return None if fault.error else value
 
     def submit(self, operation: Operation, done: Done) -> None:
         assert not self._closed, "submitted after close"

@@ -1,0 +1,57 @@
+"""When I/O may be done in the trio thread itself: while a file answers at once. Pure: no clock.
+
+Handing an operation to a thread and hearing back costs ten times what it takes to copy 4 KiB from
+or to the page cache. But whatever waits in the trio thread holds up every request, and the control
+socket: so a file is trusted only while it never waits.
+"""
+
+from dataclasses import dataclass
+
+PROMPT_NS = 1_000_000
+"""An I/O on the page cache takes microseconds. One that took longer than this (nanoseconds) waited
+for a device, for memory, for writeback; or its thread waited for a processor."""
+
+TOO_LONG_NS = 20_000_000
+"""Where the reason does not matter any more."""
+
+WATCHED_NS = 1_000_000_000
+"""How long (nanoseconds) each I/O is watched closely after a slow one."""
+
+REST_NS = (100_000_000, 10_000_000_000)
+"""The first and the longest time (nanoseconds) for which a file is not trusted again."""
+
+FORGIVEN_AFTER = 10
+"""A file that stayed prompt for this many times its last rest begins with the first rest anew."""
+
+
+@dataclass(slots=True)
+class Promptness:
+    """How prompt one file has been; times are of one monotonic clock, in nanoseconds."""
+
+    trusted: bool = True
+    """Whether it may be waited for in the trio thread."""
+    watched: bool = False
+    """Whether it is to be found out of each I/O if it waited, or only its thread did."""
+    _watched_until: int = 0
+    _rests_until: int = 0
+    _rest: int = 0
+
+    def took(self, duration: int, now: int, *, waited: bool) -> None:
+        """Take note of an I/O that took longer than `PROMPT_NS` and ended *now*.
+
+        *waited*: it is known that it did not only lack a processor.
+        """
+        if waited or duration > TOO_LONG_NS:
+            if self.trusted:
+                first, longest = REST_NS
+                calm = now - self._rests_until > FORGIVEN_AFTER * self._rest
+                self._rest = first if calm else min(2 * self._rest, longest)
+                self.trusted = False
+            self._rests_until = now + self._rest  # anew, as long as it is no better
+        self.watched = True
+        self._watched_until = now + WATCHED_NS
+
+    def look_again(self, now: int) -> None:
+        """Trust it again if it has rested; watch it no longer if it was prompt for long enough."""
+        self.trusted = now >= self._rests_until
+        self.watched = now < self._watched_until

@@ -34,6 +34,7 @@ class MountOptions:
     replica_timeout_s: float = 8.0
     sync: bool = False
     detect_zeroes: str = "off"
+    inline_io: bool = True
     max_background: int = 64
     uid: int = field(default_factory=os.geteuid)
     gid: int = field(default_factory=os.getegid)
@@ -213,6 +214,14 @@ OPTIONS: Mapping[str, Option] = {
             _choice("off", "on", "unmap"),
             "detect_zeroes",
             "make an aligned write of zeros a request for zeros, with unmap a hole (default: off)",
+        ),
+        Option(
+            "inline-io",
+            "on|off",
+            _switch,
+            "inline_io",
+            "serve requests without a thread while the files, on this host's own file systems, "
+            "answer at once (default: on)",
         ),
         Option(
             "max-background",

@@ -15,7 +15,7 @@ TOO_LONG_NS = 20_000_000
 """Where the reason does not matter any more."""
 
 WATCHED_NS = 1_000_000_000
-"""How long (nanoseconds) each I/O is watched closely after a slow one."""
+"""How long (nanoseconds) each I/O is watched closely after a slow one, and after a rest."""
 
 REST_NS = (100_000_000, 10_000_000_000)
 """The first and the longest time (nanoseconds) for which a file is not trusted again."""
@@ -45,11 +45,11 @@ class Promptness:
             if self.trusted:
                 first, longest = REST_NS
                 calm = now - self._rests_until > FORGIVEN_AFTER * self._rest
-                self._rest = first if calm else min(2 * self._rest, longest)
+                self._rest = first if calm or not self._rest else min(2 * self._rest, longest)
                 self.trusted = False
             self._rests_until = now + self._rest  # anew, as long as it is no better
         self.watched = True
-        self._watched_until = now + WATCHED_NS
+        self._watched_until = max(now, self._rests_until) + WATCHED_NS
 
     def look_again(self, now: int) -> None:
         """Trust it again if it has rested; watch it no longer if it was prompt for long enough."""

@@ -76,8 +76,7 @@ class ReplicaSet:
     def make_disk(self, options: MountOptions, events: EventLog) -> tuple[Disk, Resync | None]:
         """The disk, and with sidecars what repairs it. Must be called inside `trio.run`."""
         replicas = [
-            _replica(index, one, options.replica_timeout_s, plan=self.plan)
-            for index, one in enumerate(self.opened)
+            _replica(index, one, options, plan=self.plan) for index, one in enumerate(self.opened)
         ]
         plan = self.plan
         metadata: Metadata
@@ -112,7 +111,7 @@ class ReplicaSet:
             for replica, one in zip(replicas, self.opened, strict=True)
             if isinstance(one, Image) and replica.role is not State.CURRENT and replica.attached
         }
-        reopener = _Reopener(size, file_size(sidecars.map), options.replica_timeout_s)
+        reopener = _Reopener(size, file_size(sidecars.map), options)
         resync = Resync(disk, sidecars, reopener.reopen, present=present, limit=options.resync_rate)
         return disk, resync
 
@@ -182,12 +181,14 @@ def _create_sidecars(images: Sequence[Image], plan: Plan, undo: ExitStack) -> li
     return adopted
 
 
-def _replica(index: int, one: Image | Found, timeout_s: float, plan: Plan | None) -> Replica:
+def _replica(index: int, one: Image | Found, options: MountOptions, plan: Plan | None) -> Replica:
+    timeout_s = options.replica_timeout_s
     if isinstance(one, Found):
         return Replica(index, one.path, None, timeout_s)
     name = os.path.basename(one.path)
     if plan is None:
-        return Replica(index, one.path, FileStorage(one.fd, one.size, name), timeout_s)
+        image = FileStorage(one.fd, one.size, name, inline=options.inline_io)
+        return Replica(index, one.path, image, timeout_s)
     usable = plan.members[index].state not in (State.FOREIGN, State.MISSING)
     if not usable or one.sidecar_fd is None:
         one.close()
@@ -196,7 +197,7 @@ def _replica(index: int, one: Image | Found, timeout_s: float, plan: Plan | None
     return Replica(
         index,
         one.path,
-        FileStorage(one.fd, size, name),
+        FileStorage(one.fd, size, name, inline=options.inline_io),
         timeout_s,
         sidecar=_sidecar_storage(one.sidecar_fd, file_size(disk_map), name),
     )
@@ -215,10 +216,10 @@ class _Reopener:
     not begun again; what it opens too late is closed.
     """
 
-    def __init__(self, size: int, sidecar_size: int, timeout_s: float) -> None:
+    def __init__(self, size: int, sidecar_size: int, options: MountOptions) -> None:
         self._size = size
         self._sidecar_size = sidecar_size
-        self._timeout_s = timeout_s
+        self._options = options
         self._opening: set[str] = set()
 
     async def reopen(self, replica: Replica) -> Returned:
@@ -239,7 +240,7 @@ class _Reopener:
 
         self._opening.add(replica.path)
         image = None
-        with trio.move_on_after(self._timeout_s):
+        with trio.move_on_after(self._options.replica_timeout_s):
             image = await trio.to_thread.run_sync(open_files, abandon_on_cancel=True)
         if image is None:
             late = True
@@ -252,7 +253,7 @@ class _Reopener:
         name = os.path.basename(image.path)
         return Returned(
             found,
-            FileStorage(image.fd, self._size, name),
+            FileStorage(image.fd, self._size, name, inline=self._options.inline_io),
             _sidecar_storage(image.sidecar_fd, self._sidecar_size, name),
         )
 

@@ -165,23 +165,25 @@ class FileStorage:
     host and has been prompt. Must be made inside `trio.run`.
     """
 
-    def __init__(self, fd: int, size: int, name: str, *, prompt: bool = True) -> None:
+    def __init__(self, fd: int, size: int, name: str, *, inline: bool = False) -> None:
         """Take over the open *fd* of an image of *size* bytes; *name* is for thread names.
 
-        *prompt*: whether anything may be done in the calling thread at all.
+        *inline*: whether anything may be done in the calling thread at all.
         """
         self._fd = fd
         self._size = size
         self._name = name
         self._promptness = Promptness()
-        self._in_memory = prompt and is_in_memory(fd)
-        self._local = prompt and is_local(fd)
+        self._in_memory = inline and is_in_memory(fd)
+        self._local = inline and is_local(fd)
         self._cache_answers = self._local and _cache_answers(fd)
         self._token = trio.lowlevel.current_trio_token()
         self._queue: SimpleQueue[tuple[Operation, Done] | None] = SimpleQueue()
         self._finished: deque[tuple[Operation, Done, Value, OSError | None]] = deque()
         self._threads: list[Thread] = []
         self._in_flight = 0
+        self._progress_at = 0
+        """When a thread last began or ended something, by `perf_counter_ns`."""
         self._modes_missing: set[int] = set()
         """Modes of fallocate that this file system has been found not to have."""
 
@@ -190,6 +192,8 @@ class FileStorage:
         promptness = self._promptness
         if promptness.watched:
             promptness.look_again(perf_counter_ns())
+        if self._in_flight and perf_counter_ns() - self._progress_at > TOO_LONG_NS:
+            return False  # a thread waits long for it: so might we
         return self._local and promptness.trusted
 
     def read_now(self, offset: int, length: int) -> Bytes | None:
@@ -245,6 +249,8 @@ class FileStorage:
                     return
             else:
                 self._threads.append(thread)
+        if not self._in_flight:
+            self._progress_at = perf_counter_ns()
         self._in_flight += 1
         self._queue.put((operation, done))
 
@@ -285,6 +291,7 @@ class FileStorage:
         while self._finished:
             operation, done, value, error = self._finished.popleft()
             self._in_flight -= 1
+            self._progress_at = perf_counter_ns()
             done(operation, value, error)
 
     def _perform(self, operation: Operation) -> Value:

@@ -11,6 +11,7 @@
  *   durability of one write   the sync flag of a write request, as a high bit of the file handle
  *   parallel direct writes    set in the reply to open, for files opened with direct_io
  *   max_background            set while the connection is negotiated
+ *   requests read at once     the pipe that libfuse would use is turned off there too
  *   the session's descriptor  kept when the session is made
  */
 
@@ -108,6 +109,8 @@ static void shim_init(void *userdata, struct fuse_conn_info *connection)
 {
     if (theirs.init)
         theirs.init(userdata, connection);
+    /* Else each request takes two system calls, through a pipe, and pyfuse3 copies it anyway. */
+    connection->want &= ~FUSE_CAP_SPLICE_READ;
     if (max_background)
         connection->max_background = max_background;
 }

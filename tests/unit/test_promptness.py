@@ -1,0 +1,194 @@
+"""Which files are waited for in the trio thread."""
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from support.faultfs import FaultFS
+
+from quorumfs.promptness import PROMPT_NS, REST_NS, TOO_LONG_NS, WATCHED_NS, Promptness
+from quorumfs.storage import FileStorage, Kind, Operation
+
+SIZE = 1 << 20
+FIRST, LONGEST = REST_NS
+SLOW = 2 * PROMPT_NS
+
+
+def test_a_file_that_waited_is_not_trusted_until_it_has_rested() -> None:
+    promptness = Promptness()
+    promptness.took(SLOW, now=1000, waited=True)
+    assert not promptness.trusted
+    promptness.look_again(1000 + FIRST - 1)
+    assert not promptness.trusted
+    promptness.look_again(1000 + FIRST)
+    assert promptness.trusted
+
+
+def test_a_thread_that_lacked_a_processor_is_no_fault_of_the_file() -> None:
+    promptness = Promptness()
+    promptness.took(SLOW, now=1000, waited=False)
+    assert promptness.trusted
+    assert promptness.watched
+    promptness.look_again(1000 + WATCHED_NS)
+    assert not promptness.watched
+
+
+def test_what_takes_far_too_long_is_not_done_again_whatever_the_reason() -> None:
+    promptness = Promptness()
+    promptness.took(TOO_LONG_NS + 1, now=1000, waited=False)
+    assert not promptness.trusted
+
+
+def test_a_file_that_stays_slow_rests_longer_and_longer() -> None:
+    promptness = Promptness()
+    now = 0
+    rests = []
+    for _ in range(12):
+        promptness.took(SLOW, now, waited=True)
+        began = now
+        while not promptness.trusted:
+            now += FIRST
+            promptness.look_again(now)
+        rests.append(now - began)
+    assert rests[:3] == [FIRST, 2 * FIRST, 4 * FIRST]
+    assert max(rests) == rests[-1] == LONGEST
+    promptness.took(SLOW, now + 100 * LONGEST, waited=True)
+    promptness.look_again(now + 100 * LONGEST + FIRST)
+    assert promptness.trusted, "long ago is forgiven"
+
+
+def test_it_rests_on_while_threads_find_it_slow() -> None:
+    promptness = Promptness()
+    promptness.took(SLOW, now=0, waited=True)
+    promptness.took(TOO_LONG_NS + 1, now=FIRST - 1, waited=True)
+    promptness.look_again(FIRST)
+    assert not promptness.trusted
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**12), st.booleans(), st.integers(0, 10**9))))
+def test_whoever_becomes_prompt_is_trusted_again_within_a_bound(
+    history: list[tuple[int, bool, int]],
+) -> None:
+    promptness, now = Promptness(), 0
+    for duration, waited, later in history:
+        now += later
+        promptness.took(duration, now, waited=waited)
+    until = now + LONGEST + WATCHED_NS
+    while promptness.watched:  # nobody looks any more when it is not watched
+        assert now <= until + FIRST
+        now += FIRST
+        promptness.look_again(now)
+    assert promptness.trusted
+
+
+# A real file
+
+
+@contextmanager
+def storage(path: Path, *, inline: bool = True) -> Iterator[FileStorage]:
+    file = FileStorage(os.open(path, os.O_RDWR), SIZE, "a", inline=inline)
+    yield file
+    file.close()
+
+
+def in_trio(test: Callable[[], None]) -> None:
+    async def run() -> None:
+        test()
+
+    trio.run(run)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "a.img"
+    path.write_bytes(os.urandom(SIZE))
+    return path
+
+
+def test_what_is_in_the_page_cache_is_read_and_written_at_once(image: Path) -> None:
+    def test() -> None:
+        with storage(image) as file:
+            assert file.prompt
+            assert file.write_now(4096, b"new" * 100)
+            assert file.read_now(4096, 300) == b"new" * 100
+        assert image.read_bytes()[4096:4396] == b"new" * 100
+
+    in_trio(test)
+
+
+def test_without_inline_io_nothing_is_done_at_once(image: Path) -> None:
+    def test() -> None:
+        with storage(image, inline=False) as file:
+            assert not file.prompt
+
+    in_trio(test)
+
+
+def test_a_file_system_that_depends_on_others_is_never_waited_for(tmp_path: Path) -> None:
+    with FaultFS(tmp_path) as faulty:
+        faulty.backing("a.img").write_bytes(bytes(SIZE))
+
+        def test() -> None:
+            with storage(faulty.path("a.img")) as file:
+                assert not file.prompt
+
+        in_trio(test)
+
+
+def test_what_is_not_in_the_page_cache_is_left_to_a_thread(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_cached(*_: object) -> int:
+        raise BlockingIOError(errno.EAGAIN, "not cached")
+
+    def test() -> None:
+        monkeypatch.setattr(os, "preadv", not_cached)
+        with storage(image) as file:
+            assert file.read_now(0, 4096) is None
+
+    in_trio(test)
+
+
+def test_a_truncated_image_is_neither_read_nor_made_long_again(image: Path) -> None:
+    """R10."""
+    os.truncate(image, 8192)
+
+    def test() -> None:
+        with storage(image) as file:
+            assert file.read_now(4096, 8192) is None
+            assert not file.write_now(16384, b"x" * 4096)
+
+    in_trio(test)
+    assert image.stat().st_size == 8192
+
+
+def test_while_a_thread_waits_long_nobody_else_does(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that hangs is met first by whoever syncs."""
+    entered, release = threading.Event(), threading.Event()
+
+    def hang(_: int) -> None:
+        entered.set()
+        release.wait()
+
+    async def run() -> None:
+        monkeypatch.setattr(os, "fdatasync", hang)
+        done = trio.Event()
+        with storage(image) as file:
+            file.submit(Operation(Kind.SYNC), lambda *_: done.set())
+            await trio.to_thread.run_sync(entered.wait)
+            await trio.sleep(2 * TOO_LONG_NS / 1e9)
+            assert not file.prompt
+            release.set()
+            await done.wait()
+            assert file.prompt
+
+    trio.run(run)

@@ -1,0 +1,133 @@
+"""Looking for requests before asking trio."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import trio
+
+from quorumfs.fuse.session import TURN, Readiness
+
+
+class Session:
+    """A pipe in place of the kernel's requests, and pyfuse3's way to wait for them."""
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        self.ended = False
+        self.asked = 0
+        self.waiting = 0
+        self.waiting_max = 0
+        self._lock = trio.Lock()
+
+    async def wait(self) -> bool:
+        self.asked += 1
+        self.waiting += 1
+        self.waiting_max = max(self.waiting, self.waiting_max)
+        try:
+            async with self._lock:
+                if self.ended:
+                    return False
+                await trio.lowlevel.wait_readable(self.reader)
+                return True
+        except trio.ClosedResourceError:
+            return False
+        finally:
+            self.waiting -= 1
+
+    def send(self, requests: int = 1) -> None:
+        os.write(self.writer, bytes(requests))
+
+    def receive(self) -> None:
+        """Raises `BlockingIOError` where the real one would block the loop."""
+        os.read(self.reader, 1)
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    session = Session()
+    yield session
+    os.close(session.reader)
+    os.close(session.writer)
+
+
+def test_a_series_of_requests_does_not_ask_trio(session: Session) -> None:
+    async def run() -> None:
+        readiness = Readiness(session.reader, session.wait)
+        session.send(TURN - 1)
+        for _ in range(TURN - 1):
+            assert await readiness.wait()
+            session.receive()
+        assert session.asked == 0
+
+    trio.run(run)
+
+
+def test_others_have_a_turn_during_an_endless_series(session: Session) -> None:
+    async def run() -> None:
+        readiness = Readiness(session.reader, session.wait)
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            for _ in range(10 * TURN):
+                session.send()
+                assert await readiness.wait()
+                session.receive()
+            nursery.cancel_scope.cancel()
+        assert turns >= 9
+
+    trio.run(run)
+
+
+def test_no_task_is_told_of_a_request_that_another_one_took(session: Session) -> None:
+    """Its read would block the loop."""
+
+    async def run() -> None:
+        readiness = Readiness(session.reader, session.wait)
+        served = [0, 0, 0]
+
+        async def worker(number: int) -> None:
+            while await readiness.wait():
+                session.receive()
+                served[number] += 1
+                if number == 2:
+                    await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(worker, number)
+            for requests in (1, 2, 1, TURN + 1, 3) * 20:
+                session.send(requests)
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            assert sum(served) == 20 * (TURN + 8)
+            nursery.cancel_scope.cancel()
+
+    trio.run(run)
+
+
+def test_an_idle_task_is_seen_by_pyfuse3_and_ends_with_the_session(session: Session) -> None:
+    async def run() -> None:
+        readiness = Readiness(session.reader, session.wait)
+        ended = []
+
+        async def worker() -> None:
+            ended.append(await readiness.wait())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(worker)
+            nursery.start_soon(worker)
+            await trio.testing.wait_all_tasks_blocked()
+            assert session.waiting == 2
+            session.ended = True
+            trio.lowlevel.notify_closing(session.reader)
+        assert ended == [False, False]
+
+    trio.run(run)

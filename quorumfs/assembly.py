@@ -141,6 +141,8 @@ def assemble(
         )
     if not any(f.sidecar or (f.image and f.problem) for f in found):
         return _adopt(found, threshold, random_bytes)
+    if begun := _begun_adoption(found):
+        return _adoption(found, begun, threshold or begun.threshold)
     _refuse_strangers(found)
     return _Assembly(found, threshold, degraded).plan()
 
@@ -232,12 +234,46 @@ def _adopt(
         )
     (size,) = sizes
     paths = [one.path for one in found]
-    record = new_record(paths, size, threshold or len(found) // 2 + 1, random_bytes=random_bytes)
-    disk_map = DirtyMap(size, record.chunk_size)
+    majority = len(found) // 2 + 1
+    record = new_record(paths, size, threshold or majority, random_bytes=random_bytes)
+    return _adoption(found, record, record.threshold)
+
+
+def _begun_adoption(found: Sequence[Found]) -> Record | None:
+    """The record of an adoption that ended before every image had its sidecar, if that is so.
+
+    Nothing was ever written through it, so it can go on: these are its images, all of them.
+    """
+    sidecars = [one.sidecar for one in found if one.sidecar]
+    if not sidecars or any(one.image is None or one.problem for one in found):
+        return None
+    first = sidecars[0].record
+    paths = [role.path for role in first.roles]
+    begun = (
+        len(sidecars) < len(found)
+        and sorted(paths) == sorted(one.path for one in found)
+        and all(one.image is not None and one.image.size == first.size for one in found)
+        and all(role.state is RoleState.CURRENT for role in first.roles)
+    )
+    for sidecar in sidecars:
+        record = sidecar.record
+        untouched = record.sequence == 1 and record.clean and sidecar.prepared is None
+        unseen = sidecar.map.states.count(UNVERIFIED) == len(sidecar.map)
+        begun = begun and untouched and unseen and record.set_id == first.set_id
+    return first if begun else None
+
+
+def _adoption(found: Sequence[Found], record: Record, threshold: int) -> Plan:
+    disk_map = DirtyMap(record.size, record.chunk_size)
     if len(found) > 1:
         disk_map.add(UNVERIFIED, range(len(disk_map)))
-    members = tuple(Member(path, slot, State.CURRENT) for slot, path in enumerate(paths))
-    return Plan("adopt: no replica has a sidecar", record, disk_map, members, adopted=True)
+    slots = {role.path: slot for slot, role in enumerate(record.roles)}
+    members = tuple(Member(one.path, slots[one.path], State.CURRENT) for one in found)
+    record = replace(record, threshold=threshold)
+    rule = "adopt: not all replicas have a sidecar, and nothing was written yet"
+    if not any(one.sidecar for one in found):
+        rule = "adopt: no replica has a sidecar"
+    return Plan(rule, record, disk_map, members, adopted=True)
 
 
 def _refuse_strangers(found: Sequence[Found]) -> None:

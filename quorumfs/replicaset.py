@@ -145,7 +145,7 @@ def open_replica_set(
 
 
 def _adopt(opened: Sequence[Image | Found], plan: Plan) -> list[Image | Found]:
-    """Write the first sidecars."""
+    """Write the first sidecars, as far as they are not there."""
     images = [image for image in opened if isinstance(image, Image)]
     with ExitStack() as undo:
         adopted = _create_sidecars(images, plan, undo)
@@ -155,7 +155,11 @@ def _adopt(opened: Sequence[Image | Found], plan: Plan) -> list[Image | Found]:
 
 def _create_sidecars(images: Sequence[Image], plan: Plan, undo: ExitStack) -> list[Image | Found]:
     adopted: list[Image | Found] = []
-    for image, role in zip(images, plan.record.roles, strict=True):
+    roles = [plan.record.roles[member.slot or 0] for member in plan.members]
+    for image, role in zip(images, roles, strict=True):
+        if image.sidecar is not None:  # from an adoption that ended here
+            adopted.append(image)
+            continue
         sidecar = Sidecar(role.replica_id, plan.record, plan.map, image.identity)
         try:
             create_sidecar(image.path, sidecar)
@@ -171,7 +175,7 @@ def _create_sidecars(images: Sequence[Image], plan: Plan, undo: ExitStack) -> li
             raise UserError(f"{image.path} and another replica are the same file") from None
         assert fd is not None
         adopted.append(replace(image, sidecar_fd=fd, sidecar=sidecar))
-    for image, role in zip(images, plan.record.roles, strict=True):
+    for image, role in zip(images, roles, strict=True):
         fd = os.open(path_for(image.path), os.O_RDONLY | os.O_CLOEXEC)
         try:
             if read_sidecar(fd).replica_id != role.replica_id:

@@ -69,9 +69,9 @@ def create_sidecar(image_path: str, sidecar: Sidecar) -> None:
     A name of its own first, then renamed; both the file and its directory are synced.
     """
     path = path_for(image_path)
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = f"{path}.tmp"
     mode = os.stat(image_path).st_mode & 0o666
-    with suppress(FileNotFoundError):  # one that crashed here had the same process id
+    with suppress(FileNotFoundError):  # somebody was killed here
         os.unlink(temporary)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:

@@ -639,6 +639,41 @@ def test_what_cannot_be_adopted_is_named() -> None:
     assert "cannot open the replica /b.img: No such file or directory" in str(error)
 
 
+def test_an_adoption_that_was_killed_between_two_sidecars_goes_on() -> None:
+    """Scenario 6: nothing was written through it, so nothing can be lost."""
+    record = first_record(3, 2)
+    begun = found(record, B, dict.fromkeys(range(CHUNKS), UNVERIFIED))
+    raw = Found("/a.img", image_of(A)), Found("/c.img", image_of(C))
+    for order in permutations([*raw, begun]):
+        plan = assemble(order)
+        assert plan.adopted
+        assert plan.record == record
+        assert states(plan) == ["current"] * 3
+        assert [member.slot for member in plan.members] == ["abc".index(f.path[1]) for f in order]
+        assert marks(plan) == [UNVERIFIED] * CHUNKS
+    assert assemble([*raw, begun], threshold=1).record == replace(record, threshold=1)
+
+
+@pytest.mark.parametrize("broken", ["used", "compared", "fewer", "other paths", "in use"])
+def test_a_raw_image_beside_a_set_that_was_used_is_a_stranger(broken: str) -> None:
+    record = first_record(2, 1)
+    unseen = dict.fromkeys(range(CHUNKS), UNVERIFIED)
+    raw = Found("/b.img", image_of(B))
+    member = found(record, A, unseen)
+    match broken:
+        case "used":
+            member = found(replace(record, sequence=2), A, unseen)
+        case "in use":
+            member = found(replace(record, clean=False), A, unseen)
+        case "compared":
+            member = found(record, A, {0: UNVERIFIED})
+        case "fewer":
+            member = found(first_record(3, 1), A, unseen)
+        case "other paths":
+            raw = Found("/c.img", image_of(B))
+    assert refusal(member, raw).rule == "stranger"
+
+
 def test_more_replicas_than_slots_are_refused() -> None:
     error = refusal(*[Found(f"/{n}.img", image_of(n)) for n in range(7)])
     assert error.rule == "too many replicas"

@@ -30,7 +30,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from quorumfs.dirtymap import INTENT, REPLICAS_MAX, UNVERIFIED, DirtyMap, chunk_size_for, lacks
+from quorumfs.dirtymap import (
+    CHUNKS_MAX,
+    INTENT,
+    REPLICAS_MAX,
+    UNVERIFIED,
+    DirtyMap,
+    chunk_size_for,
+    lacks,
+)
 from quorumfs.errors import ExitCode, UserError
 from quorumfs.sidecar import (
     Identity,
@@ -124,12 +132,14 @@ def assemble(
     found: Sequence[Found],
     *,
     threshold: int | None = None,
+    chunk_size: int | None = None,
     degraded: bool = False,
     random_bytes: Callable[[int], bytes] = os.urandom,
 ) -> Plan:
     """Decide what the replicas *found*, in the order of the command line, are to each other.
 
     *threshold*: the vote threshold asked for; None: that of the set, or a majority of a new one.
+    *chunk_size*: of a new set, in bytes; None: by the size of the disk.
     *degraded*: the operator accepts that a missing replica may hold something later.
     Raises `AssemblyRefusedError`; nothing has been written then.
     """
@@ -140,11 +150,20 @@ def assemble(
             "use metadata=none for more",
         )
     if not any(f.sidecar or (f.image and f.problem) for f in found):
-        return _adopt(found, threshold, random_bytes)
+        return _adopt(found, threshold, chunk_size, random_bytes)
     if begun := _begun_adoption(found):
-        return _adoption(found, begun, threshold or begun.threshold)
-    _refuse_strangers(found)
-    return _Assembly(found, threshold, degraded).plan()
+        plan = _adoption(found, begun, threshold or begun.threshold)
+    else:
+        _refuse_strangers(found)
+        plan = _Assembly(found, threshold, degraded).plan()
+    if chunk_size not in (None, plan.record.chunk_size):
+        raise AssemblyRefusedError(
+            "chunk size",
+            f"option chunk-size: got {chunk_size}, allowed: {plan.record.chunk_size}, what the set "
+            "was made with",
+            ExitCode.USAGE,
+        )
+    return plan
 
 
 def new_record(
@@ -216,7 +235,10 @@ def _covered(record: Record, slot: int, sidecar: Sidecar) -> bool:
 
 
 def _adopt(
-    found: Sequence[Found], threshold: int | None, random_bytes: Callable[[int], bytes]
+    found: Sequence[Found],
+    threshold: int | None,
+    chunk_size: int | None,
+    random_bytes: Callable[[int], bytes],
 ) -> Plan:
     """First use of raw images: usable at once, and compared in the background."""
     sizes: dict[int, Found] = {}
@@ -234,8 +256,20 @@ def _adopt(
         )
     (size,) = sizes
     paths = [one.path for one in found]
-    majority = len(found) // 2 + 1
-    record = new_record(paths, size, threshold or majority, random_bytes=random_bytes)
+    if chunk_size is not None and size > chunk_size * CHUNKS_MAX:
+        least = chunk_size_for(size)
+        raise AssemblyRefusedError(
+            "chunk size",
+            f"option chunk-size: got {chunk_size}, allowed: at least {least} for {size} bytes",
+            ExitCode.USAGE,
+        )
+    record = new_record(
+        paths,
+        size,
+        threshold or len(found) // 2 + 1,
+        chunk_size=chunk_size,
+        random_bytes=random_bytes,
+    )
     return _adoption(found, record, record.threshold)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from quorumfs.dirtymap import CHUNK_MIN, EXTENT
 from quorumfs.errors import UsageError
 
 
@@ -26,6 +27,8 @@ class MountOptions:
     """Else it is a majority of the replicas given, or what a set was last used with."""
     metadata: str = "sidecar"
     degraded: bool = False
+    chunk_size: int | None = None
+    """Bytes; None: by the size of the disk."""
     resync_rate: int | None = None
     """Bytes a second; None: no limit."""
     rewrite_corrupted: bool = False
@@ -95,6 +98,13 @@ def parse_size(text: str) -> int:
     if not match or not int(match[1]):
         raise RefusedError("a number of bytes from 1, with K, M, G or T for powers of 1024")
     return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2]]
+
+
+def _chunk_size(text: str) -> int:
+    size = parse_size(text)
+    if size & (size - 1) or not CHUNK_MIN <= size <= EXTENT:
+        raise RefusedError("a power of two from 64K to 4M")
+    return size
 
 
 def _mode(text: str) -> int:
@@ -190,6 +200,14 @@ OPTIONS: Mapping[str, Option] = {
             _flag,
             "degraded",
             "mount although a missing replica may hold later writes",
+        ),
+        Option(
+            "chunk-size",
+            "SIZE",
+            _chunk_size,
+            "chunk_size",
+            "unit in which a new set remembers what differs, from 64K to 4M (default: by the size "
+            "of the disk)",
         ),
         Option(
             "resync-rate",
@@ -303,12 +321,16 @@ def _check_together(options: MountOptions, replicas: int) -> None:
                 "option blkverify: got rewrite-corrupted too, allowed: one of them, because a "
                 "difference between two has no winner to rewrite from"
             )
-    if options.metadata == "none" and (options.degraded or options.resync_rate):
-        name = "degraded" if options.degraded else "resync-rate"
-        raise UsageError(
-            f"option {name}: got metadata=none too, allowed: one of them, because without "
-            "metadata nothing tells who is behind"
-        )
+    for name, given in {
+        "degraded": options.degraded,
+        "resync-rate": options.resync_rate,
+        "chunk-size": options.chunk_size,
+    }.items():
+        if given and options.metadata == "none":
+            raise UsageError(
+                f"option {name}: got metadata=none too, allowed: one of them, because without "
+                "metadata nothing tells who is behind"
+            )
     if options.rewrite_corrupted and options.read_only:
         raise UsageError(
             "option rewrite-corrupted: got ro too, allowed: one of them, because ro writes nothing"

@@ -137,6 +137,7 @@ def open_replica_set(
     plan = assemble(
         [one.found if isinstance(one, Image) else one for one in found_or_open],
         threshold=options.vote_threshold if options.vote_threshold_given else None,
+        chunk_size=options.chunk_size,
         degraded=options.degraded,
     )
     if plan.adopted and options.read_only:

@@ -674,6 +674,19 @@ def test_a_raw_image_beside_a_set_that_was_used_is_a_stranger(broken: str) -> No
     assert refusal(member, raw).rule == "stranger"
 
 
+def test_the_chunk_size_is_chosen_once() -> None:
+    raw = [Found("/a.img", image_of(A)), Found("/b.img", image_of(B))]
+    assert assemble(raw, chunk_size=2 * CHUNK).record.chunk_size == 2 * CHUNK
+    record = first_record(2, 2)
+    member = [found(record, slot) for slot in (A, B)]
+    assert assemble(member, chunk_size=CHUNK).record.chunk_size == CHUNK
+    with pytest.raises(AssemblyRefusedError, match=f"allowed: {CHUNK}, what the set was made with"):
+        assemble(member, chunk_size=2 * CHUNK)
+    large = [replace(one, image=Identity(1, 16 << 40, 1, 1)) for one in raw]
+    with pytest.raises(AssemblyRefusedError, match=f"at least {4 << 20} for"):
+        assemble(large, chunk_size=CHUNK)
+
+
 def test_more_replicas_than_slots_are_refused() -> None:
     error = refusal(*[Found(f"/{n}.img", image_of(n)) for n in range(7)])
     assert error.rule == "too many replicas"

@@ -55,6 +55,19 @@ def test_sizes(text: str, rate: int) -> None:
     assert parse_options([f"resync-rate={text}"], 2).resync_rate == rate
 
 
+@pytest.mark.parametrize(
+    ("text", "size"), [("64K", 1 << 16), ("1M", 1 << 20), ("4194304", 4 << 20)]
+)
+def test_a_chunk_size_is_a_power_of_two(text: str, size: int) -> None:
+    assert parse_options([f"chunk-size={text}"], 2).chunk_size == size
+
+
+@pytest.mark.parametrize("text", ["", "32K", "8M", "100K", "x"])
+def test_any_other_chunk_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"option chunk-size: got .*, allowed: a "):
+        parse_options([f"chunk-size={text}"], 2)
+
+
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5G", "G", "1P", "1 M", "²"])
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"option resync-rate: got .*, allowed: a number of bytes"):
@@ -98,6 +111,7 @@ def test_an_unknown_option_is_refused_with_the_list_and_a_guess() -> None:
         ("rewrite-corrupted", 1),
         ("metadata=none,degraded", 2),
         ("metadata=none,resync-rate=1M", 2),
+        ("metadata=none,chunk-size=1M", 2),
         ("detect-zeroes=on,ro", 2),
         ("sync,ro", 2),
         ("allow_other,allow_root", 2),

@@ -1,14 +1,32 @@
-"""Rows run in turn for each contender, so that a row's runs to compare are seconds apart."""
+"""Rows run in turn on each disk, so that the runs to compare are seconds apart."""
 
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from benchmark import fio, processes
-from benchmark.contenders import Disk
+from benchmark import fio, machine, processes
+from benchmark.contenders import Contender, Disk, Family, Space
 from benchmark.rows import Row
 
 GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """Who takes part, with which disk."""
+
+    contender: Contender
+    family: Family
+    space: Space
+
+    def needed_bytes(self) -> int:
+        """The room that its files take at first."""
+        images = self.contender.image_count(self.family)
+        return images * self.space.size if self.space.filled else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +36,11 @@ class Run:
     place: str
     """Which directory, and its file system."""
     family: str
-    row: str
     contender: str
+    disk_bytes: int
+    used_bytes: int
+    """What the row ran on: the first bytes of the disk."""
+    row: str
     round_number: int
     iops: float
     bytes_per_s: float
@@ -39,20 +60,51 @@ class Run:
         return (self.user_s + self.system_s) * GIB / self.moved_bytes if self.moved_bytes else 0.0
 
 
+def place(directory: Path) -> str:
+    """How a directory is named in results."""
+    return f"{directory} ({machine.file_system(directory)})"
+
+
+def check_room(directory: Path, entrants: Sequence[Entrant]) -> None:
+    """Raises `ValueError` if the disks of *entrants* do not fit into *directory* together."""
+    needed = sum(entrant.needed_bytes() for entrant in entrants)
+    if shutil.disk_usage(directory).free < needed:
+        raise ValueError(f"{directory} has no room for {needed >> 20} MiB")
+
+
+@contextmanager
+def disks(directory: Path, entrants: Sequence[Entrant]) -> Iterator[list[Disk]]:
+    """The disks of all *entrants* at once, in *directory*, where nothing is left of them."""
+    with ExitStack() as stack:
+        unnamed = tempfile.TemporaryDirectory(prefix="quorumfs-benchmark-", dir=directory)
+        parent = stack.enter_context(unnamed)
+        ready = []
+        for number, entrant in enumerate(entrants):
+            place = Path(parent) / f"{entrant.contender.name}{number}"
+            place.mkdir()
+            disk = entrant.contender.disk(entrant.family, place, entrant.space)
+            ready.append(stack.enter_context(disk))
+        for each in ready:
+            each.settle()
+        yield ready
+
+
 def run_once(
-    disk: Disk, row: Row, size: int, seconds: float, *, place: str, family: str, number: int
+    disk: Disk, entrant: Entrant, row: Row, seconds: float, place: str, number: int
 ) -> Run:
-    """Run *row* on *disk*."""
+    """Run *row* on *disk*, with nothing left to write from earlier runs."""
     disk.settle()
     processes.forget_peak(disk.pid)
     before = processes.usage(disk.pid)
-    outcome = fio.run(disk.path, row, size, seconds)
+    outcome = fio.run(disk.path, row, entrant.space.used, seconds)
     after = processes.usage(disk.pid)
     return Run(
         place=place,
-        family=family,
+        family=entrant.family.name,
+        contender=entrant.contender.name,
+        disk_bytes=entrant.space.size,
+        used_bytes=entrant.space.used,
         row=row.name,
-        contender=disk.contender,
         round_number=number,
         iops=outcome.iops,
         bytes_per_s=outcome.bytes_per_s,
@@ -67,18 +119,20 @@ def run_once(
 
 
 def alternate(
-    disks: Sequence[Disk],
-    rows: Sequence[Row],
-    size: int,
-    seconds: float,
-    rounds: int,
-    *,
-    place: str,
-    family: str,
+    directory: Path, entrants: Sequence[Entrant], rows: Sequence[Row], rounds: int, seconds: float
 ) -> Iterator[Run]:
-    """In each round, each row on each disk, one right after the other; tells stderr where it is."""
-    for number in range(1, rounds + 1):
-        for row in rows:
-            print(f"{place}, {family}, round {number}: {row.name}", file=sys.stderr)
-            for disk in disks:
-                yield run_once(disk, row, size, seconds, place=place, family=family, number=number)
+    """In each round, each row on the disk of each entrant, one right after the other.
+
+    stderr is told how far it is.
+    """
+    where = place(directory)
+    with disks(directory, entrants) as ready:
+        for number in range(1, rounds + 1):
+            for row in rows:
+                print(f"{where}, round {number}: {row.name}", end="", file=sys.stderr, flush=True)
+                for disk, entrant in zip(ready, entrants, strict=True):
+                    run = run_once(disk, entrant, row, seconds, where, number)
+                    said = f", {run.contender} ({run.family}) {run.iops:.0f}"
+                    print(said, end="", file=sys.stderr, flush=True)
+                    yield run
+                print(file=sys.stderr)

@@ -6,29 +6,59 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from benchmark import contenders, matrix, rows, saving
+from benchmark import (
+    contenders,
+    matrix,
+    memory,
+    profiling,
+    replicas,
+    resync,
+    rows,
+    saving,
+    sizes,
+)
 
 MIB = 1 << 20
+TMPFS = Path("/dev/shm")
+DISK = Path("/var/tmp")
 
+_Asked: TypeAlias = argparse.Namespace
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "rows": {"nargs": "+", "default": ["*"], "metavar": "GLOB", "help": "rows, by name"},
+    "contenders": {
+        "nargs": "+",
+        "metavar": "NAME",
+        "help": f"of {', '.join(contenders.STANDARD)}, or NAME=CHECKOUT: quorumfs of another "
+        "checkout; the first is what others are compared with",
+    },
+    "directory": {
+        "nargs": "+",
+        "type": Path,
+        "default": [TMPFS],
+        "metavar": "DIR",
+        "help": "where the replicas go, one after the other",
+    },
+    "size-mib": {"type": int, "default": 512, "help": "of the disk"},
+    "small-gib": {"type": int, "default": 1, "help": "one disk"},
+    "large-gib": {"type": int, "default": 16384, "help": "the other disk"},
+    "rounds": {"type": int, "default": 3, "help": "of which medians are taken"},
+    "seconds": {"type": float, "default": 3.0, "help": "of each run"},
+    "json": {"type": Path, "metavar": "FILE", "help": "save every run here"},
+    "svg": {"type": Path, "metavar": "FILE", "help": "draw the ratios here"},
+    "folded": {"type": Path, "metavar": "FILE", "help": "save samples for a flame graph here"},
+}
 
 
 def main() -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="benchmark",
-        description="Measure quorumfs beside its peers. Speeds are ratios within one run, never "
-        "absolute. Needs fio, qemu-utils, and root or fusermount3.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_matrix(commands)
-    _add_metadata(commands)
-    asked = parser.parse_args()
+    asked = _parser().parse_args()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _interrupt)
-    run: Callable[[argparse.Namespace], None] = asked.run
+    run: Callable[[_Asked], None] = asked.run
     try:
         run(asked)
     except KeyboardInterrupt:
@@ -46,63 +76,99 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _command(
-    commands: _Commands,
-    name: str,
-    run: Callable[[argparse.Namespace], None],
-    description: str,
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=description,
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="benchmark",
+        description="Measure quorumfs beside its peers. Speeds are ratios within one run, never "
+        "absolute. Needs fio, qemu-utils, and root or fusermount3.",
     )
-    parser.set_defaults(run=run)
-    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="save every run here")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    timed = "directory size-mib rounds seconds json"
+    _command(
+        commands,
+        "matrix",
+        _matrix,
+        f"rows contenders {timed} svg",
+        "every row beside QEMU's quorum driver",
+        contenders=["peer", "ours", "raw", "null"],
+        directory=[TMPFS, DISK],
+    )
+    _command(
+        commands,
+        "metadata",
+        _matrix,
+        f"rows contenders {timed} svg",
+        "every row with and without sidecars",
+        contenders=["none", "ours"],
+    )
+    _command(
+        commands,
+        "replicas",
+        _replicas,
+        f"rows {timed} svg",
+        "speed over the number of replicas",
+        rows=["4k rand* qd32", "1M *"],
+        size_mib=128,
+    )
+    _command(
+        commands,
+        "sizes",
+        _sizes,
+        "rows small-gib large-gib directory rounds seconds json",
+        "what a large, sparse disk costs beside a small one",
+        rows=["4k rand[rw][er]* qd*"],
+    )
+    _command(
+        commands,
+        "memory",
+        _memory,
+        "directory size-mib seconds json",
+        "resident memory: idle, busy, idle again",
+    )
+    _command(
+        commands,
+        "resync",
+        _resync,
+        "directory size-mib rounds json",
+        "a full copy beside cp",
+        directory=[DISK],
+    )
+    profile = _command(
+        commands,
+        "profile",
+        _profile,
+        "directory size-mib seconds folded",
+        "where our daemon's time goes in one row",
+        seconds=10.0,
+    )
+    profile.add_argument("row", metavar="ROW", help="its name, or a pattern of it")
+    profile.add_argument("--vote", action="store_true", help="over 3, instead of fifo over 2")
     return parser
 
 
-def _add_matrix(commands: _Commands) -> None:
-    parser = _command(commands, "matrix", run_matrix, "every row beside QEMU's quorum driver")
-    _add_matrix_arguments(parser, "peer ours raw null")
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the ratios here")
-
-
-def _add_metadata(commands: _Commands) -> None:
-    parser = _command(commands, "metadata", run_matrix, "what the sidecars cost")
-    _add_matrix_arguments(parser, "none ours")
-    parser.set_defaults(svg=None)
-
-
-def _add_matrix_arguments(parser: argparse.ArgumentParser, who: str) -> None:
-    parser.add_argument("--rows", nargs="+", default=["*"], metavar="GLOB")
-    parser.add_argument(
-        "--contenders",
-        nargs="+",
-        default=who.split(),
-        metavar="NAME",
-        help=f"of {', '.join(contenders.STANDARD)}, or NAME=CHECKOUT: quorumfs of another "
-        "checkout; the first is what others are compared with",
+def _command(
+    commands: _Commands,
+    name: str,
+    run: Callable[[_Asked], None],
+    arguments: str,
+    description: str,
+    **defaults: object,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=description,
+        description=description[0].upper() + description[1:] + ".",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--directory",
-        nargs="+",
-        type=Path,
-        default=[Path("/dev/shm"), Path("/var/tmp")],
-        metavar="DIR",
-        help="where the replicas go",
-    )
-    parser.add_argument("--size-mib", type=int, default=512, help="of the disk")
-    parser.add_argument("--seconds", type=float, default=3, help="of each run")
+    for argument in arguments.split():
+        command.add_argument(f"--{argument}", **_ARGUMENTS[argument])
+    command.set_defaults(run=run, **defaults)
+    return command
 
 
-def run_matrix(asked: argparse.Namespace) -> None:
-    """Measure, print, save, draw."""
+def _matrix(asked: _Asked) -> None:
     plan = matrix.Plan(
         rows=rows.matching(asked.rows),
-        families=matrix.FAMILIES,
         contenders=[contenders.named(name) for name in asked.contenders],
         directories=asked.directory,
         size=asked.size_mib * MIB,
@@ -111,9 +177,74 @@ def run_matrix(asked: argparse.Namespace) -> None:
     )
     about = saving.facts(plan.contenders)
     runs = list(matrix.measure(plan))
-    print("\n".join(matrix.report(plan, runs)))
+    _print(matrix.report(plan, runs))
     if asked.json:
         saving.save(asked.json, about, runs)
     if asked.svg:
-        names = [contender.name for contender in plan.contenders]
-        asked.svg.write_text(matrix.chart(plan, runs, names[0], names[1]).svg())
+        asked.svg.write_text(matrix.chart(plan, runs).svg())
+
+
+def _replicas(asked: _Asked) -> None:
+    plan = replicas.Plan(
+        rows=rows.matching(asked.rows),
+        directories=asked.directory,
+        size=asked.size_mib * MIB,
+        rounds=asked.rounds,
+        seconds=asked.seconds,
+    )
+    about = saving.facts(contenders.both())
+    runs = list(replicas.measure(plan))
+    _print(replicas.report(plan, runs))
+    if asked.json:
+        saving.save(asked.json, about, runs)
+    if asked.svg:
+        asked.svg.write_text(replicas.chart(plan, runs).svg())
+
+
+def _sizes(asked: _Asked) -> None:
+    chosen = rows.matching(asked.rows)
+    spaces = sizes.spaces(asked.small_gib, asked.large_gib)
+    about = saving.facts(contenders.both())
+    runs = []
+    for directory in asked.directory:
+        runs += list(sizes.measure(directory, chosen, spaces, asked.rounds, asked.seconds))
+        _print(sizes.report(directory, chosen, spaces, runs))
+    if asked.json:
+        saving.save(asked.json, about, runs)
+
+
+def _memory(asked: _Asked) -> None:
+    about = saving.facts(contenders.both())
+    measured = [
+        each
+        for directory in asked.directory
+        for each in memory.measure(directory, asked.size_mib * MIB, asked.seconds)
+    ]
+    _print(memory.report(measured))
+    if asked.json:
+        saving.save(asked.json, about, measured)
+
+
+def _resync(asked: _Asked) -> None:
+    about = saving.facts([contenders.STANDARD["ours"]])
+    copies = []
+    for directory in asked.directory:
+        of = list(resync.measure(directory, asked.size_mib * MIB, asked.rounds))
+        _print(resync.report(of))
+        copies += of
+    if asked.json:
+        saving.save(asked.json, about, copies)
+
+
+def _profile(asked: _Asked) -> None:
+    family = matrix.FAMILIES[1 if asked.vote else 0]
+    row = rows.matching([asked.row])[0]
+    for directory in asked.directory:
+        profile = profiling.measure(directory, row, family, asked.size_mib * MIB, asked.seconds)
+        _print(profiling.report(profile))
+        if asked.folded:
+            asked.folded.write_text(profiling.folded(profile))
+
+
+def _print(lines: list[str]) -> None:
+    print("\n".join(["", *lines]), flush=True)

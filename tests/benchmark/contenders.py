@@ -49,13 +49,18 @@ class Space:
     """Bytes."""
     filled: bool = True
     """With data, in all replicas; else one hole."""
+    used_first: int | None = None
+    """How many bytes of it are used; None: all."""
+
+    @property
+    def used(self) -> int:
+        return self.used_first or self.size
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A contender's disk, ready to be used."""
+    """A disk that is ready to be used."""
 
-    contender: str
     path: Path
     pid: int
     """Of the daemon that serves it."""
@@ -98,6 +103,8 @@ class Quorumfs:
     metadata: Literal["sidecar", "none"] = "sidecar"
     checkout: Path | None = None
     """Whose quorumfs to run; None: the one that `python -m quorumfs` finds."""
+    launcher: tuple[str, ...] = ("-m", "quorumfs")
+    """What Python runs to mount."""
     is_floor: bool = False
 
     def version(self) -> str:
@@ -118,10 +125,12 @@ class Quorumfs:
         daemon = None
         try:
             log = directory / "log"
-            self._quorumfs("mount", "-o", options, "--log-file", log, *images, mountpoint)
+            self._python(
+                *self.launcher, "mount", "-o", options, "--log-file", log, *images, mountpoint
+            )
             pid = int(json.loads(self._quorumfs("status", "--json", mountpoint))["pid"])
             daemon = os.pidfd_open(pid)
-            yield Disk(self.name, mountpoint / "disk.img", pid, images)
+            yield Disk(mountpoint / "disk.img", pid, images)
         finally:
             if is_mounted(mountpoint):
                 with contextlib.suppress(RuntimeError):  # in use: below it goes lazily
@@ -189,7 +198,7 @@ class Peer:
             read_pattern=family.read_pattern,
             events=False,
         )
-        with _exported(self.name, export, images) as disk:
+        with _exported(export, images) as disk:
             yield disk
 
 
@@ -212,7 +221,7 @@ class RawPeer:
         _make_image(image, space)
         file = {"driver": "file", "filename": str(image)}
         node = {"driver": "raw", "node-name": "top", "file": file}
-        with _exported(self.name, Export(directory / "disk.img", [], [node]), [image]) as disk:
+        with _exported(Export(directory / "disk.img", [], [node]), [image]) as disk:
             yield disk
 
 
@@ -244,7 +253,7 @@ class Null:
             assert process.stdout is not None
             if not process.stdout.readline():
                 raise RuntimeError("the null file system did not mount")
-            yield Disk(self.name, mountpoint / "disk.img", process.pid, [])
+            yield Disk(mountpoint / "disk.img", process.pid, [])
         finally:
             unmount(mountpoint)
             _end(daemon)
@@ -263,6 +272,11 @@ STANDARD: dict[str, Contender] = {
 }
 
 
+def both() -> list[Contender]:
+    """Who is compared where nothing else is asked for: the peer, and ours."""
+    return [STANDARD["peer"], STANDARD["ours"]]
+
+
 def named(name: str) -> Contender:
     """A contender of `STANDARD`, or for ``NAME=CHECKOUT`` the quorumfs of another checkout.
 
@@ -277,35 +291,9 @@ def named(name: str) -> Contender:
 
 
 @contextmanager
-def disks(
-    contenders: Sequence[Contender], family: Family, directory: Path, space: Space
-) -> Iterator[list[Disk]]:
-    """The disks of all *contenders*, at once; their files go when the context ends."""
-    with contextlib.ExitStack() as stack:
-        ready = []
-        for contender in contenders:
-            place = directory / contender.name
-            place.mkdir()
-            stack.callback(_remove_files, place)
-            ready.append(stack.enter_context(contender.disk(family, place, space)))
-        for disk in ready:
-            disk.settle()
-        yield ready
-
-
-def _remove_files(place: Path) -> None:
-    for path in place.iterdir():
-        if path.is_dir():
-            path.rmdir()
-        else:
-            path.unlink()
-    place.rmdir()
-
-
-@contextmanager
-def _exported(name: str, export: Export, images: Sequence[Path]) -> Iterator[Disk]:
+def _exported(export: Export, images: Sequence[Path]) -> Iterator[Disk]:
     with export:
-        disk = Disk(name, export.path, export.pid, images)
+        disk = Disk(export.path, export.pid, images)
         try:
             yield disk
         finally:

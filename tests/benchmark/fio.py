@@ -34,7 +34,8 @@ def run(disk: Path, row: Row, size: int, seconds: float) -> Outcome:
         "fio", "--name=row", "--thread", "--group_reporting", "--output-format=json",
         f"--filename={disk}", "--allow_file_create=0", f"--size={size}", f"--bs={row.block_size}",
         "--time_based", f"--runtime={round(seconds * 1000)}ms",
-        "--randrepeat=0", "--norandommap", f"--buffer_pattern=0x{PATTERN.hex()}", *row.fio,
+        "--randrepeat=0", "--norandommap", "--random_generator=tausworthe64",
+        f"--buffer_pattern=0x{PATTERN.hex()}", *row.fio,
     ]  # fmt: skip
     process = subprocess.Popen(
         command,

@@ -20,13 +20,12 @@ class Usage:
 
 def usage(pid: int) -> Usage:
     """What the process has used so far; CPU time counts in clock ticks (10 ms)."""
-    # The command's name, in parentheses, may hold anything.
-    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    times = _times(Path(f"/proc/{pid}"))
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     memory = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
     return Usage(
-        user_s=int(times[11]) / _TICKS_PER_S,
-        system_s=int(times[12]) / _TICKS_PER_S,
+        user_s=times.user_s,
+        system_s=times.system_s,
         resident_bytes=int(memory["VmRSS"][0]) * 1024,
         peak_bytes=int(memory["VmHWM"][0]) * 1024,
     )
@@ -35,3 +34,22 @@ def usage(pid: int) -> Usage:
 def forget_peak(pid: int) -> None:
     """Let the peak of resident memory begin anew."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """CPU time of one thread, or of several."""
+
+    user_s: float
+    system_s: float
+
+
+def thread_times(pid: int) -> dict[int, Times]:
+    """By the id of each thread that lives; the main thread's is *pid*."""
+    return {int(task.name): _times(task) for task in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def _times(directory: Path) -> Times:
+    # The command's name, in parentheses, may hold anything.
+    fields = (directory / "stat").read_text().rpartition(")")[2].split()
+    return Times(int(fields[11]) / _TICKS_PER_S, int(fields[12]) / _TICKS_PER_S)

@@ -8,8 +8,8 @@ KIB = 1 << 10
 MIB = 1 << 20
 
 PATTERN = bytes.fromhex("deadbeef")
-"""What every byte of a disk is before and after. QEMU (7.2) reads the next request into the buffer
-that a write is still being done from: with other data its replicas would soon differ, and its vote
+"""What a disk is full of, before and after each run. The FUSE export of QEMU 7.2 mixes up the data
+of writes that are in flight together: with any other, its replicas would soon differ, and its vote
 fail with EIO."""
 
 DIRECT = ("--ioengine=io_uring", "--direct=1")

@@ -9,6 +9,8 @@ from pathlib import Path
 from benchmark import machine
 from benchmark.alternation import Run
 from benchmark.contenders import Contender
+from benchmark.memory import Memory
+from benchmark.resync import Copy
 
 
 def facts(contenders: Iterable[Contender]) -> dict[str, object]:
@@ -17,7 +19,7 @@ def facts(contenders: Iterable[Contender]) -> dict[str, object]:
     return {"command": sys.argv[1:], "machine": machine.facts(), "contenders": versions}
 
 
-def save(path: Path, about: Mapping[str, object], runs: Iterable[Run]) -> None:
+def save(path: Path, about: Mapping[str, object], runs: Iterable[Run | Copy | Memory]) -> None:
     """Write *runs* and what `facts` gave to *path*."""
     text = json.dumps({**about, "runs": [asdict(run) for run in runs]}, indent=1)
     path.write_text(text + "\n")

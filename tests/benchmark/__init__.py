@@ -7,10 +7,16 @@
     other contenders.
 ``alternation``
     Rows run in turn for each contender, and what each run gave.
+``replicas``, ``sizes``, ``memory``, ``resync``
+    Other questions, asked in the same way.
+``profiling``, ``sampler``
+    Where our daemon's time goes in one row.
 ``contenders``, ``nullfs``
     The ways to have a disk: QEMU's quorum driver, quorumfs, and the floors.
 ``rows``, ``fio``, ``processes``, ``machine``
     What is run, how, and what is read of it.
-``summary``, ``table``, ``chart``
-    From runs to medians, a table and an SVG.
+``interrupts``
+    Ctrl-C, at a good moment.
+``summary``, ``table``, ``chart``, ``saving``
+    From runs to medians, a table, an SVG and JSON.
 """

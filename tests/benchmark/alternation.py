@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark import fio, machine, processes
+from benchmark import fio, interrupts, machine, processes
 from benchmark.contenders import Contender, Disk, Family, Space
 from benchmark.rows import Row
 
@@ -75,18 +75,22 @@ def check_room(directory: Path, entrants: Sequence[Entrant]) -> None:
 @contextmanager
 def disks(directory: Path, entrants: Sequence[Entrant]) -> Iterator[list[Disk]]:
     """The disks of all *entrants* at once, in *directory*, where nothing is left of them."""
-    with ExitStack() as stack:
-        unnamed = tempfile.TemporaryDirectory(prefix="quorumfs-benchmark-", dir=directory)
-        parent = stack.enter_context(unnamed)
-        ready = []
-        for number, entrant in enumerate(entrants):
-            place = Path(parent) / f"{entrant.contender.name}{number}"
-            place.mkdir()
-            disk = entrant.contender.disk(entrant.family, place, entrant.space)
-            ready.append(stack.enter_context(disk))
-        for each in ready:
-            each.settle()
-        yield ready
+    unnamed = tempfile.TemporaryDirectory(prefix="quorumfs-benchmark-", dir=directory)
+    with unnamed as parent, ExitStack() as stack:
+        try:
+            ready = []
+            for number, entrant in enumerate(entrants):
+                place = Path(parent) / f"{entrant.contender.name}{number}"
+                place.mkdir()
+                disk = entrant.contender.disk(entrant.family, place, entrant.space)
+                with interrupts.deferred():
+                    ready.append(stack.enter_context(disk))
+            for each in ready:
+                each.settle()
+            yield ready
+        finally:
+            with interrupts.deferred():
+                stack.close()
 
 
 def run_once(

@@ -1,15 +1,14 @@
 """The commands and their arguments."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeAlias
 
 from benchmark import (
     contenders,
+    interrupts,
     matrix,
     memory,
     profiling,
@@ -56,8 +55,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 def main() -> int:
     """Run the command; returns its exit code."""
     asked = _parser().parse_args()
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _interrupt)
+    interrupts.install()
     run: Callable[[_Asked], None] = asked.run
     try:
         run(asked)
@@ -67,13 +65,6 @@ def main() -> int:
         print(f"benchmark: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """End, once: cleaning up must not be interrupted."""
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:

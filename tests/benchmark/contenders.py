@@ -166,6 +166,7 @@ class Quorumfs:
             check=False,
             timeout=ENDS_S,
             env=environment,
+            start_new_session=True,  # Ctrl-C is for us
             cwd=self.checkout,  # Python looks there first
         )
         if done.returncode:
@@ -246,18 +247,17 @@ class Null:
             [sys.executable, Path(__file__).with_name("nullfs.py"), mountpoint, str(space.size)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C is for us
         )
-        daemon = os.pidfd_open(process.pid)
         try:
             assert process.stdout is not None
             if not process.stdout.readline():
                 raise RuntimeError("the null file system did not mount")
             yield Disk(mountpoint / "disk.img", process.pid, [])
         finally:
-            unmount(mountpoint)
-            _end(daemon)
+            process.kill()
             process.communicate()
+            unmount(mountpoint)
 
 
 STANDARD: dict[str, Contender] = {

@@ -77,7 +77,10 @@ def chart(plan: Plan, runs: Sequence[Run]) -> Chart:
                         summary.ratio(side, unit).of_medians
                         for side in _sides(runs, directory, row, family)
                     )
-                    groups[f"{row.name}, {family.replicas}"] = {"QEMU": theirs, "quorumfs": ours}
+                    groups[f"{row.name} over {family.replicas}"] = {
+                        "QEMU": theirs,
+                        "quorumfs": ours,
+                    }
             pattern = "vote" if families[0].voting else "fifo"
             panels.append(Panel(f"{pattern}, on {machine.file_system(directory)}", groups))
     return Chart(

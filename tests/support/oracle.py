@@ -7,12 +7,15 @@ acknowledged write that one alone, while a write is under way also what was ther
 after a look at it (`Oracle.look`) what was seen: a value once read never turns back.
 """
 
+import contextlib
 import os
 import random
 import struct
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 BLOCK = 4096
 SECTOR = 512
@@ -99,6 +102,13 @@ class Oracle:
             self._possible[block] = [{each} for each in seen]
 
 
+class Request(NamedTuple):
+    """When a request was under way; monotonic time, seconds."""
+
+    began: float
+    ended: float
+
+
 class Writers:
     """Threads that write the oracle's blocks at random, past the page cache, and flush at times.
 
@@ -110,6 +120,8 @@ class Writers:
         self._file = file
         self._end = threading.Event()
         self.errors: list[OSError] = []
+        self.requests: list[Request] = []
+        """All that were answered, well or not."""
         self._threads = [
             threading.Thread(target=self._run, args=(oracle.blocks[n::threads], seed + n))
             for n in range(threads)
@@ -125,7 +137,7 @@ class Writers:
     def join(self) -> None:
         """Wait until all have ended."""
         for thread in self._threads:
-            thread.join(timeout=30)
+            thread.join(timeout=60)
             assert not thread.is_alive(), "a writer hangs"
 
     def _run(self, blocks: Sequence[int], seed: int) -> None:
@@ -137,10 +149,20 @@ class Writers:
             return
         try:
             while not self._end.is_set():
-                self._oracle.write(fd, rng.choice(blocks))
+                with self._timed():
+                    self._oracle.write(fd, rng.choice(blocks))
                 if rng.random() < 0.02:
-                    self._oracle.flush(fd)
+                    with self._timed():
+                        self._oracle.flush(fd)
         except OSError as error:
             self.errors.append(error)
         finally:
             os.close(fd)
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.requests.append(Request(began, time.monotonic()))

@@ -297,58 +297,69 @@ def stopped(stop: Callable[[], None], cont: Callable[[], None]) -> Iterator[None
 
 @pytest.mark.parametrize("kind", ["faultfs", "qemu"])
 def test_a_stopped_export_costs_one_timeout(kind: str, tmp_path: Path) -> None:
-    """P5: under load the guest waits once; status answers at once; no late write survives (R7)."""
+    """P5: under load the guest waits once; status answers at once; no late write survives (R7).
+
+    All is in memory, for the ejection waits for the survivor's record (R3): on a busy disk that
+    may take longer than the timeout.
+    """
+    timeout_s = 4.0
     with ExitStack() as stack:
+        memory = stack.enter_context(tmpfs(tmp_path / "memory", 8 * EXTENT))
         if kind == "faultfs":
-            server: FaultFS | RawExport = stack.enter_context(FaultFS(tmp_path, parallel=True))
+            server: FaultFS | RawExport = stack.enter_context(FaultFS(memory, parallel=True))
             assert isinstance(server, FaultFS)
-            images = create([tmp_path / "a.img", server.path("b.img")], EXTENT, ONE)
+            images = create([memory / "a.img", server.path("b.img")], EXTENT, ONE)
             real = server.backing("b.img")
         else:
-            real, shown = tmp_path / "real.img", tmp_path / "b.img"
+            real, shown = memory / "real.img", memory / "b.img"
             real.write_bytes(bytes(EXTENT))
             server = stack.enter_context(RawExport(real, shown))
-            image = tmp_path / "a.img"
+            image = memory / "a.img"
             image.write_bytes(bytes(EXTENT))
             quorumfs("create", "--source", image, "--vote-threshold=1", shown)
             images = [image, shown]
-        disk = stack.enter_context(SetMount(images, tmp_path, FIFO + ",replica-timeout=1s"))
+        options = f"{FIFO},replica-timeout={timeout_s:g}s"
+        disk = stack.enter_context(SetMount(images, memory, options))
         oracle = Oracle(range(0, EXTENT // BLOCK, 41))
         writers = Writers(oracle, disk.file, threads=8)
         stack.callback(writers.stop)
-        wait_until(lambda: oracle.acknowledgements > 50, "some writes")
-        longest_status = 0.0
-        longest_wait = 0.0
+        wait_until(lambda: oracle.acknowledgements > 50, "some writes", 60)
         with stopped(server.stop, server.cont):
-            began = last = time.monotonic()
+            status_s = [seconds(disk.status)]
             acknowledged = oracle.acknowledgements
-            waits = 0
-            while time.monotonic() < began + 4:
-                asked = time.monotonic()
-                disk.status()
-                now = time.monotonic()
-                longest_status = max(longest_status, now - asked)
-                if oracle.acknowledgements > acknowledged:
-                    longest_wait = max(longest_wait, now - last)
-                    waits += now - last > 0.5
-                    acknowledged, last = oracle.acknowledgements, now
-            command = time.monotonic()
-            done = quorumfs("status", disk.mountpoint, check=False)
-            command = time.monotonic() - command
+
+            def goes_on() -> bool:
+                status_s.append(seconds(disk.status))
+                return oracle.acknowledgements > acknowledged + 200
+
+            wait_until(goes_on, "the guest goes on without the replica", 60)
+            began = time.monotonic()
+            command = quorumfs("status", disk.mountpoint, check=False)
+            command_s = time.monotonic() - began
             part = disk.replica(images[1])
+        writers.stop()
         assert not writers.errors
-        assert 0.5 < longest_wait < 2.5
-        assert waits == 1
-        assert longest_status < 0.5
-        assert (done.returncode, command < 2) == (1, True)
+        # Who waited did so at the same time: a request that began later never waits.
+        waits = [r for r in writers.requests if r.ended - r.began > timeout_s * 2 / 3]
+        assert waits
+        assert max(wait.began for wait in waits) < min(wait.ended for wait in waits)
+        assert max(wait.ended - wait.began for wait in waits) < 2 * timeout_s
+        assert max(status_s) < timeout_s / 2
+        assert (command.returncode, command_s < timeout_s) == (1, True)
         assert part["state"] in OUT
         assert part["in_flight"] > 0
-        writers.stop()
         disk.wait_healthy()
         with opened(disk.file) as fd:
             oracle.look(fd)
         quorumfs("umount", disk.mountpoint)
         assert same([images[0], real])
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    began = time.monotonic()
+    call()
+    return time.monotonic() - began
 
 
 def test_no_resync_before_the_last_old_request_returned(faulty: FaultFS, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ class FaultFS:
                 )
             stack.callback(self._wait_for_end)
             stack.enter_context(ours)
-            ours.settimeout(10)
+            ours.settimeout(60)
             self._socket = ours
             self._answers = stack.enter_context(ours.makefile("r"))
             stack.callback(unmount, self.mountpoint)
@@ -248,7 +248,7 @@ class FaultFS:
         return Counters(**self._command("counters", name))
 
     def wait_for(
-        self, condition: Callable[[Counters], bool], name: str, timeout: float = 10.0
+        self, condition: Callable[[Counters], bool], name: str, timeout: float = 60.0
     ) -> Counters:
         """Return the counters once they fulfil the condition.
 
@@ -310,7 +310,7 @@ class FaultFS:
 
     def _wait_for_end(self) -> None:
         try:
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -22,7 +22,7 @@ QUORUMFS = [sys.executable, "-m", "quorumfs"]
 def quorumfs(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the command to its end; with *check*, a failure raises with what it said."""
     done = subprocess.run(
-        [*QUORUMFS, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60
+        [*QUORUMFS, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120
     )
     if check and done.returncode:
         raise AssertionError(f"exit code {done.returncode} of {arguments}: {done.stderr}")
@@ -105,7 +105,7 @@ class Mounted:
         return [record for record in self.log() if record["event"] == name]
 
     def wait_for_events(
-        self, name: str, enough: Callable[[list[dict[str, Any]]], bool] = bool, timeout: float = 10
+        self, name: str, enough: Callable[[list[dict[str, Any]]], bool] = bool, timeout: float = 60
     ) -> list[dict[str, Any]]:
         """The events of this *name* once they are *enough* (default: any)."""
         deadline = time.monotonic() + timeout

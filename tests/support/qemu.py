@@ -59,7 +59,7 @@ class Export:
             stack.callback(unmount, self.path)  # for a QEMU that had to be killed
             stack.callback(self._end)
             self._socket = stack.enter_context(ours)
-            self._socket.settimeout(10)
+            self._socket.settimeout(60)
             self._answers = stack.enter_context(ours.makefile("r"))
             self._receive("QMP")
             self._execute("qmp_capabilities")
@@ -114,10 +114,10 @@ class Export:
         self.cont()
         self._process.terminate()
         try:
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(timeout=5)
+            self._process.wait(timeout=30)
         if self._process.returncode != 0:
             code = self._process.returncode
             raise RuntimeError(f"qemu-storage-daemon ended with {code}\n{self._complaints()}")
@@ -179,7 +179,7 @@ class QuorumExport(Export):
             self._seen.clear()
         return list(self._seen)
 
-    def wait_for(self, condition: Callable[[list[JSON]], bool], timeout: float = 5.0) -> list[JSON]:
+    def wait_for(self, condition: Callable[[list[JSON]], bool], timeout: float = 60) -> list[JSON]:
         """Return the events once they fulfil the condition.
 
         Raises TimeoutError after `timeout` seconds.

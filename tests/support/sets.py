@@ -13,15 +13,12 @@ from typing import Any, Self
 from quorumfs.cli.examine import decide, decision_json, look_at, replica_json
 from quorumfs.control import client
 from quorumfs.sidecar import path_for
-from support.command import is_alive, wait_until
+from support.command import PATIENCE_S, is_alive, wait_until
 from support.mounting import Mounted, quorumfs
 
 MIB = 1 << 20
 CHUNK = 64 << 10
 EXTENT = 16 << 20
-
-PATIENCE_S = 20.0
-"""How long a repair of a few MiB may take on a busy machine, with a retry or two."""
 
 
 def sidecar(path: Path) -> Path:

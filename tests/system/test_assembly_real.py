@@ -428,17 +428,22 @@ def test_nobody_touched_a_set_on_a_fuse_file_system(tmp_path: Path) -> None:
 
 
 def test_a_large_set_is_ready_at_once(tmp_path: Path) -> None:
-    """16 TiB, sparse: created and mounted in a second each, and a resync keeps it sparse."""
+    """16 TiB, sparse: a mount takes not a second longer than that of a small set, and a resync
+    keeps it sparse."""
     with tmpfs(tmp_path / "memory", 256 * MIB) as memory:
         images = create(named(memory, 2), 16 << 40, "--vote-threshold=1")
-        quickest = 9.0
+        small = create(named(tmp_path, 2), SIZE)
+        seconds_small, seconds_large = [], []
         for number in range(3):
             began = time.monotonic()
+            with SetMount(small, tmp_path):
+                seconds_small.append(time.monotonic() - began)
+            began = time.monotonic()
             with SetMount(images, tmp_path) as disk:
-                quickest = min(quickest, time.monotonic() - began)
+                seconds_large.append(time.monotonic() - began)
                 write(disk, b"x", number << 24)
                 assert disk.status()["state"] == "healthy"
-        assert quickest < 1
+        assert min(seconds_large) < min(seconds_small) + 1
         with SetMount(images[:1], tmp_path, "degraded") as disk:
             write(disk, b"y", 15 << 24)
         with SetMount(images, tmp_path) as disk:

@@ -176,7 +176,7 @@ def test_in_the_foreground_a_signal_ends_it_in_good_order(
     with disk.open("r+b") as file:
         file.write(b"data")
     process.send_signal(signum)
-    stdout, stderr = process.communicate(timeout=10)
+    stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (0, "")
     assert signum.name in stderr
     assert filesystem_at(mountpoint) is None
@@ -188,7 +188,7 @@ def test_in_the_foreground_an_unmount_ends_it(make_images: MakeImages, mountpoin
     process = quorumfs_in_background("mount", "-f", *make_images(1), mountpoint)
     wait_until((mountpoint / "disk.img").exists, "the mount")
     quorumfs("umount", mountpoint)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == 0
 
 

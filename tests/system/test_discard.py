@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import MakeImages
 from support import vm
+from support.command import wait_until
 from support.faultfs import FaultFS
 from support.faultydisk import DirectFile, FaultyDisk, answer
 from support.mounting import Mounted, as_qemu, make_set
@@ -225,8 +226,8 @@ def test_the_later_of_a_write_and_a_discard_wins_everywhere(first: str, tmp_path
         faulty.wait_for(lambda c: c.in_flight == 1, "a.img")
         fast = pool.submit(order[1])
         faulty.release("a.img")
-        slow.result(timeout=10)
-        fast.result(timeout=10)
+        slow.result(timeout=60)
+        fast.result(timeout=60)
         expected = (bytes(len(data)) if first == "write" else data) + NOISE[len(data) :]
         assert disk.file.read_bytes() == expected
         assert faulty.backing("a.img").read_bytes() == replicas[1].read_bytes() == expected
@@ -356,9 +357,8 @@ def test_a_discard_changes_the_time_of_the_file(full: list[Path], tmp_path: Path
     with Mounted(full, tmp_path) as disk:
         before = disk.file.stat().st_mtime_ns
         fallocate(disk.file, PUNCH, 0, MIB)
-        deadline = time.monotonic() + 2
-        while disk.file.stat().st_mtime_ns == before:  # the kernel sends the release on its own
-            assert time.monotonic() < deadline, "the time has not changed"
+        # The kernel sends the release on its own.
+        wait_until(lambda: disk.file.stat().st_mtime_ns != before, "another time")
 
 
 def test_a_whole_large_disk_is_discarded_in_seconds(
@@ -375,7 +375,7 @@ def test_a_whole_large_disk_is_discarded_in_seconds(
         run("fallocate", "--punch-hole", "--length", str(TIB), disk.file)
         seconds = time.monotonic() - started
         print(f"discard of 1 TiB: {seconds:.1f} s")
-        assert seconds < 15
+        assert seconds < 60  # zeros that are written would take hours
         assert max(allocated(path) for path in replicas) <= 64 * KIB
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from conftest import MakeImages, opened
 from support import mounting
+from support.command import wait_until
 from support.faultfs import Counters, FaultFS
 from support.mounting import Mounted, make_set
 
@@ -64,16 +65,6 @@ def counted(faulty: FaultFS, tmp_path: Path) -> Iterator[Mounted]:
     with Mounted(paths, tmp_path) as disk:
         yield disk
         faulty.clear()
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 5) -> bool:
-    """Whether *condition* comes true in time, for what happens after a system call returned."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def fsyncs(faulty: FaultFS) -> list[int]:
@@ -264,7 +255,8 @@ def test_the_time_of_change_moves_when_a_writer_closes(looked: bool, disk: Mount
         os.pwrite(fd, b"x", 0)
         if looked:
             os.fstat(fd)
-    assert eventually(lambda: disk.file.stat().st_mtime >= began - 1), disk.file.stat().st_mtime
+    # The kernel sends the release on its own.
+    wait_until(lambda: disk.file.stat().st_mtime >= began - 1, "the time of change")
 
 
 # The two ends of the disk
@@ -384,7 +376,7 @@ def test_requests_are_in_flight_together(
     command = qemu_io(counted.file, engine, *requests, "aio_flush")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:
-            faulty.wait_for(together, "c.img", timeout=5)
+            faulty.wait_for(together, "c.img")
         finally:
             faulty.clear()
     assert process.returncode == 0
@@ -632,5 +624,5 @@ def test_an_internal_error_costs_one_request(
         def traced() -> bool:
             return sum("injected" in record.get("traceback", "") for record in disk.log()) == 3
 
-        assert eventually(traced), disk.log()
+        wait_until(traced, "three tracebacks in the log")
     assert [path.read_bytes()[:BLOCK] for path in replicas] == [b"n" * BLOCK] * 3

@@ -61,7 +61,7 @@ def test_a_replica_fails_under_a_guest(
         with Mounted(replicas, tmp_path, options) as disk, ThreadPoolExecutor(1) as pool:
             guest = pool.submit(vm.boot, disk.file, vm.EXT4_SCRIPT, workdir, aio=aio)
             try:
-                faulty.wait_for(lambda c: c.bytes_written > 4 * MIB, sick, timeout=60)
+                faulty.wait_for(lambda c: c.bytes_written > 4 * MIB, sick)
                 faulty.inject(sick, "write", errno=errno.EIO)
             finally:
                 result = guest.result()

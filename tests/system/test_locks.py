@@ -37,7 +37,7 @@ def qemu_io(image: Path, command: str = "write 0 512", *options: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=20,
+        timeout=60,
     )
     return done.stdout + done.stderr
 
@@ -60,7 +60,7 @@ def qemu_io_open(image: Path, *options: str) -> Iterator[int]:
     try:
         yield process.pid
     finally:
-        process.communicate(b"quit\n", timeout=10)
+        process.communicate(b"quit\n", timeout=60)
 
 
 @contextlib.contextmanager
@@ -84,7 +84,7 @@ def vm_with(image: Path) -> Iterator[int]:
         yield process.pid
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 @contextlib.contextmanager
@@ -207,7 +207,7 @@ def test_two_mounts_started_at_once_do_not_share(
     mountpoints[1].mkdir()
     started = [quorumfs_in_background("mount", *replicas, each) for each in mountpoints]
     for process in started:
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     won = [each for each in mountpoints if filesystem_at(each)]
     assert len(won) <= 1
     assert max(process.returncode for process in started) == 1

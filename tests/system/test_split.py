@@ -190,7 +190,7 @@ def test_without_a_write_the_word_is_needed_again(pair: list[Path], tmp_path: Pa
 @pytest.mark.parametrize("options", ["", "vote-threshold=1", "degraded,vote-threshold=1", "ro"])
 def test_only_the_stale_one(options: str, pair: list[Path], tmp_path: Path) -> None:
     """21: b knows that it was left behind, once it has met a."""
-    with SetMount(pair, tmp_path, "vote-threshold=1,replica-timeout=1s") as disk:
+    with SetMount(pair, tmp_path, "vote-threshold=1") as disk:
         os.truncate(pair[1], CHUNK)
         put(disk, 32, b"a")
         os.truncate(pair[1], SIZE)

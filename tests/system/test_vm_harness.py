@@ -70,7 +70,7 @@ def test_failing_script_is_reported(disk: Path, workdir: Path) -> None:
 def test_late_guest_is_killed(disk: Path, workdir: Path) -> None:
     """A guest that is not done in time is killed, and nothing of it is left but the cache."""
     with pytest.raises(vm.VmTimeoutError) as error:
-        vm.boot(disk, "echo started; sleep 1000", workdir, timeout_s=12)
+        vm.boot(disk, "echo started; sleep 1000", workdir, timeout_s=30)
     assert "started" in error.value.console
     assert running_with(disk) == []
     assert [path.name.split("-")[0] for path in workdir.iterdir()] == ["initramfs"]

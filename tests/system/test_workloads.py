@@ -5,15 +5,17 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 import sysconfig
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from conftest import MakeImages
+from support.command import seconds, wait_until
 from support.mounting import Mounted, quorumfs
+from support.sets import create, named, tmpfs
 
 MIB = 1 << 20
 
@@ -127,12 +129,8 @@ def test_heavy_load_is_verified_and_leaves_the_daemon_small(
             ["--bs=1m", "--io_size=256m", "--rw=randrw"],
         ):
             run(*fio, "--ioengine=libaio", "--direct=1", *job, directory=tmp_path)
-        deadline = time.monotonic() + 10
-        while (resident := memory_kib(disk.pid, "VmRSS")) >= 60 * 1024:  # buffers go when idle
-            peak = memory_kib(disk.pid, "VmHWM")
-            figures = f"resident {resident / 1024:.1f} MiB, at most {peak / 1024:.1f} MiB"
-            assert time.monotonic() < deadline, figures
-            time.sleep(0.1)
+        # Buffers go when it is idle.
+        wait_until(lambda: memory_kib(disk.pid, "VmRSS") < 60 * 1024, "less than 60 MiB resident")
         assert disk.events("QUORUM_REPORT_BAD") == []
     assert_equal(replicas)
 
@@ -146,10 +144,8 @@ def loop_device(file: Path, *options: str) -> Iterator[Path]:
         yield device
     finally:
         run("losetup", "--detach", device)
-        deadline = time.monotonic() + 10
-        while attached.exists():  # its last user may let go a little later
-            assert time.monotonic() < deadline, f"{device} stays attached"
-            time.sleep(0.01)
+        # Its last user may let go a little later.
+        wait_until(lambda: not attached.exists(), f"{device} is detached")
 
 
 @contextlib.contextmanager
@@ -192,22 +188,25 @@ def test_a_file_system_on_a_loop_device(
     assert_equal(replicas)
 
 
-def test_mounting_is_quick(make_images: MakeImages, tmp_path: Path) -> None:
-    """With everything it needs in the page cache, a mount is ready within 0.6 s of the call.
+def test_mounting_is_quick(tmp_path: Path) -> None:
+    """With everything it needs in the page cache, it takes not twice as long as to load the
+    program: 0.6 s on a slow machine.
 
     The best of five: what a busy machine adds says nothing about the program.
     """
-    replicas = make_images(3)
-    mountpoint = tmp_path / "mnt"
-    mountpoint.mkdir()
-    seconds = []
-    for _ in range(5):
-        began = time.monotonic()
-        quorumfs("mount", *replicas, mountpoint)
-        seconds.append(time.monotonic() - began)
-        try:
-            assert (mountpoint / "disk.img").exists()
-        finally:
-            quorumfs("umount", mountpoint)
-    print("mount:", *(f"{each:.2f}" for each in seconds), "s")
-    assert min(seconds) < 0.6, seconds
+    load = [sys.executable, "-c", "import quorumfs.mounting"]
+    loading, mounting = [], []
+    with tmpfs(tmp_path / "memory", 16 * MIB) as memory:
+        replicas = create(named(memory, 3), MIB)
+        mountpoint = tmp_path / "mnt"
+        mountpoint.mkdir()
+        for _ in range(5):
+            loading.append(seconds(lambda: subprocess.run(load, check=True)))
+            mounting.append(seconds(lambda: quorumfs("mount", *replicas, mountpoint)))
+            try:
+                assert (mountpoint / "disk.img").exists()
+            finally:
+                quorumfs("umount", mountpoint)
+    print("load:", *(f"{each:.2f}" for each in loading), "s")
+    print("mount:", *(f"{each:.2f}" for each in mounting), "s")
+    assert min(mounting) < 2 * min(loading)

@@ -1,0 +1,186 @@
+"""6: killed at any step that changes a file, the set can be mounted again, or says why not.
+
+Each sweep first counts the steps of a run, and then runs as often, killed at another step each
+time. What was flushed before must be there, and the replicas become equal.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from support import killing
+from support.command import is_alive, one_line, wait_until
+from support.mounting import make_set, quorumfs
+from support.oracle import BLOCK
+from support.sets import CHUNK, MIB, SetMount, create, named, opened, same, tmpfs
+
+SIZE = MIB
+ONE = "read-pattern=fifo,vote-threshold=1"
+OLD, NEW = (letter * BLOCK for letter in (b"o", b"n"))
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """Where the replicas are: each run syncs much, and waits for nothing but that."""
+    with tmpfs(tmp_path / "memory", 512 * MIB) as memory:
+        yield memory
+
+
+class KilledError(Exception):
+    """The step was reached."""
+
+
+class Run(SetMount):
+    """A life of a set of two in which quorumfs is killed at one step; 0: at none."""
+
+    def __init__(self, memory: Path, step: int) -> None:
+        self.directory = memory / f"run{step}"
+        self.directory.mkdir()
+        self.step = step
+        self.flushed: dict[int, bytes] = {}
+        """What must be on the disk from here on, by its offset."""
+        super().__init__(named(self.directory, 2), self.directory, ONE)
+
+    def quorumfs(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end, whatever that is."""
+        command = [sys.executable, killing.__file__, self.directory, str(self.step), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    def make(self) -> None:
+        """Two replicas that are a set, as it was unmounted in order."""
+        for path in self.replicas:
+            path.touch()
+            os.truncate(path, SIZE)
+        make_set(self.replicas)
+
+    def arm(self) -> None:
+        """Count steps from here on."""
+        (self.directory / "armed").touch()
+
+    def disarm(self) -> None:
+        """Count no step any more."""
+        (self.directory / "armed").unlink(missing_ok=True)
+
+    def mount(self) -> None:
+        """Raises `KilledError`."""
+        self.mountpoint.mkdir(exist_ok=True)
+        done = self.quorumfs("mount", "-o", ONE, *self.replicas, self.mountpoint)
+        if done.returncode:
+            assert "killed by SIGKILL" in one_line(done, 1)
+            raise KilledError
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write and flush. Raises `KilledError`."""
+        try:
+            with opened(self.file) as fd:
+                os.pwrite(fd, data, offset)
+                os.fsync(fd)
+        except OSError as error:
+            raise KilledError from error
+        self.flushed[offset] = data
+
+    def end(self) -> None:
+        """Whatever still runs is killed now."""
+        with suppress(AssertionError):
+            pid = self.pid
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not is_alive(pid), "the end of a killed daemon")
+
+    def check(self) -> None:
+        """The next mount, at the same place, finds all that was flushed, and makes it equal."""
+        with self, opened(self.file) as fd:
+            for offset, data in self.flushed.items():
+                assert os.pread(fd, BLOCK, offset) == data
+            self.wait_healthy()
+            for offset, data in self.flushed.items():
+                assert os.pread(fd, BLOCK, offset) == data
+        assert same(self.replicas)
+
+
+def sweep(memory: Path, live: Callable[[Run], None], check: Callable[[Run], None]) -> int:
+    """*live* with a kill at each of its steps, and a *check* after each; returns how many."""
+
+    def killed_at(step: int) -> None:
+        run = Run(memory, step)
+        with suppress(KilledError):
+            live(run)
+        run.end()
+        try:
+            check(run)
+        except BaseException as error:
+            error.add_note(f"killed at step {step}")
+            raise
+
+    counting = Run(memory, 0)
+    live(counting)
+    counting.disarm()
+    counting.end()
+    check(counting)
+    steps = len((counting.directory / "steps").read_bytes())
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(killed_at, range(1, steps + 1)))
+    print(steps, "steps")
+    return steps
+
+
+def test_a_life(memory: Path) -> None:
+    """Mount, write, flush, unmount."""
+
+    def live(run: Run) -> None:
+        run.make()
+        run.arm()
+        run.mount()
+        run.write(0, OLD)
+        run.write(CHUNK, NEW)
+        quorumfs("umount", run.mountpoint, check=False)
+
+    assert sweep(memory, live, Run.check) > 20
+
+
+def test_a_replica_is_left_behind(memory: Path) -> None:
+    """The first to be read, until the write that it missed is flushed."""
+
+    def live(run: Run) -> None:
+        run.make()
+        run.mount()
+        run.write(0, OLD)
+        run.arm()
+        os.truncate(run.replicas[0], CHUNK)
+        run.write(CHUNK, NEW)
+        run.disarm()
+
+    def check(run: Run) -> None:
+        os.truncate(run.replicas[0], SIZE)
+        run.check()
+
+    assert sweep(memory, live, check) > 8
+
+
+def test_create(memory: Path) -> None:
+    """What is there of a set is mounted, or refused by name; and made again when it is removed."""
+
+    def live(run: Run) -> None:
+        run.arm()
+        if run.quorumfs("create", "--size", str(SIZE), *run.replicas).returncode:
+            raise KilledError
+
+    def check(run: Run) -> None:
+        run.mountpoint.mkdir()
+        done = quorumfs("mount", *run.replicas, run.mountpoint, check=False)
+        if done.returncode:
+            assert any(str(path) in done.stderr for path in run.replicas)
+            assert done.stderr.count("\n") == 1
+            for path in run.directory.glob("*.img*"):
+                path.unlink()
+            create(run.replicas, SIZE)
+            quorumfs("mount", *run.replicas, run.mountpoint)
+        quorumfs("umount", run.mountpoint)
+        assert [path.read_bytes() for path in run.replicas] == [bytes(SIZE)] * 2
+
+    assert sweep(memory, live, check) > 8

@@ -108,18 +108,18 @@ async def _copy(paths: Sequence[str], say: Callable[[int, int], None]) -> None:
     options = parse_options([], len(paths))
     replica_set = open_replica_set(paths, None, options)
     replica_set.take_into_use()
-    disk, resync = replica_set.make_disk(options, EventLog("", lambda _: None))
-    assert resync is not None
+    disk, repairs = replica_set.make_disk(options, EventLog("", lambda _: None))
+    assert repairs is not None
     failure: str | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(disk.run)
-        nursery.start_soon(resync.run)
+        nursery.start_soon(repairs.run)
         while failure is None and any(r.role is not State.CURRENT for r in disk.replicas):
             await trio.sleep(PROGRESS_S)
-            if resync.progress is not None:
-                say(resync.progress.done_bytes, resync.progress.total_bytes)
+            if repairs.progress is not None:
+                say(repairs.progress.done_bytes, repairs.progress.total_bytes)
             failure = next((f"{r.path}: {r.reason}" for r in disk.replicas if _failed(r)), None)
-        await resync.stop()
+        await repairs.stop()
         try:
             await disk.close()
         except OSError as error:

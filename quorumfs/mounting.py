@@ -77,7 +77,7 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
 
 async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], None]) -> None:
     events = EventLog(plan.mountpoint, logs.tell)
-    disk, resync = replica_set.make_disk(plan.options, events)
+    disk, repairs = replica_set.make_disk(plan.options, events)
     mtime_ns = max(image.mtime_ns for image in replica_set.images)
     operations = DiskOperations(disk, plan.options, mtime_ns)
     _clear_stale_mount(plan.mountpoint)
@@ -91,12 +91,12 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
             def status(_: object) -> dict[str, Any]:
                 missing = shim.missing()
                 notes = (missing,) if missing else ()
-                return snapshot.take(plan.mountpoint, plan.options, disk, resync, notes).to_json()
+                return snapshot.take(plan.mountpoint, plan.options, disk, repairs, notes).to_json()
 
             socket = runtime.path_for(plan.mountpoint, "sock")
             await nursery.start(server.serve, socket, {"status": status})
-            if resync is not None:
-                nursery.start_soon(resync.run)
+            if repairs is not None:
+                nursery.start_soon(repairs.run)
             log.info(
                 "mounted %s at %s: %s, threshold %d",
                 ", ".join(replica.path for replica in disk.replicas),
@@ -109,8 +109,8 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
                 log.warning("%s", missing)
             nursery.start_soon(_say_when_serving, ready)
             await session.serve(operations)
-            if resync is not None:
-                await resync.stop()
+            if repairs is not None:
+                await repairs.stop()
             failure = await _close(disk)  # in the nursery, where its deadlines are watched
             nursery.cancel_scope.cancel()
     except BaseException:

@@ -20,7 +20,8 @@ from quorumfs.metadata.sidecars import Sidecars, signature
 from quorumfs.metadata.volatile import Volatile
 from quorumfs.options import MountOptions
 from quorumfs.patterns import Blkverify, Fifo, Quorum, ReadPattern
-from quorumfs.repair.resync import Resync, Returned
+from quorumfs.repair.comeback import Returned
+from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.replica import Replica
 from quorumfs.sidecar import Sidecar, file_size, path_for
@@ -73,7 +74,7 @@ class ReplicaSet:
             if member.state is not State.CURRENT:
                 log.warning("%s is %s: %s", member.path, member.state.value, member.reason)
 
-    def make_disk(self, options: MountOptions, events: EventLog) -> tuple[Disk, Resync | None]:
+    def make_disk(self, options: MountOptions, events: EventLog) -> tuple[Disk, Repairs | None]:
         """The disk, and with sidecars what repairs it. Must be called inside `trio.run`."""
         replicas = [
             _replica(index, one, options, plan=self.plan) for index, one in enumerate(self.opened)
@@ -112,8 +113,8 @@ class ReplicaSet:
             if isinstance(one, Image) and replica.role is not State.CURRENT and replica.attached
         }
         reopener = _Reopener(size, file_size(sidecars.map), options)
-        resync = Resync(disk, sidecars, reopener.reopen, present=present, limit=options.resync_rate)
-        return disk, resync
+        limit = options.resync_rate
+        return disk, Repairs(disk, sidecars, reopener.reopen, present=present, limit=limit)
 
 
 def open_replica_set(

@@ -19,7 +19,7 @@ from quorumfs.disk import Disk
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.metadata.volatile import Volatile
 from quorumfs.options import MountOptions
-from quorumfs.repair.resync import Resync
+from quorumfs.repair.repairs import Repairs
 from quorumfs.replica import Replica
 
 
@@ -27,7 +27,7 @@ def take(
     mountpoint: str,
     options: MountOptions,
     disk: Disk,
-    resync: Resync | None,
+    repairs: Repairs | None,
     notes: tuple[str, ...],
 ) -> Status:
     """The status of *disk*, mounted at *mountpoint*; *notes* are what holds whatever its state."""
@@ -48,9 +48,9 @@ def take(
             if slot not in given
         ]
         unsettled = len(sidecars.unsettled) + sidecars.map.count(UNVERIFIED)
-    if resync is not None:
-        chunks = sum(end - start for start, end in resync.differing)
-        undecided = chunks * resync.chunk_size
+    if repairs is not None:
+        chunks = sum(end - start for start, end in repairs.differing)
+        undecided = chunks * repairs.chunk_size
     return Status(
         mountpoint=mountpoint,
         pid=os.getpid(),
@@ -66,7 +66,7 @@ def take(
         read_pattern=options.read_pattern,
         vote_threshold=disk.threshold,
         replicas=tuple(replicas),
-        resync=_resync(resync),
+        resync=_resync(repairs),
         metadata="sidecar" if sidecars else "none",
         read_only=options.read_only,
         undecided_bytes=undecided,
@@ -110,8 +110,8 @@ def _replica(disk: Disk, replica: Replica) -> ReplicaStatus:
     )
 
 
-def _resync(resync: Resync | None) -> ResyncStatus | None:
-    at = resync.progress if resync is not None else None
+def _resync(repairs: Repairs | None) -> ResyncStatus | None:
+    at = repairs.progress if repairs is not None else None
     if at is None:
         return None
     elapsed = trio.current_time() - at.began

@@ -1,7 +1,7 @@
 """``metadata=sidecar``: a durable record of who holds what, beside every image.
 
 A replica is current, or it is left behind as a whole: then nothing is read from it until it has
-been caught up (`quorumfs.repair.resync`). Three things are kept in memory and in the sidecars of
+been caught up (`quorumfs.repair`). Three things are kept in memory and in the sidecars of
 all current replicas:
 
 * the *record* says who is current. It changes under one lock, in two phases

@@ -40,8 +40,9 @@ from quorumfs.metadata import Outcome
 from quorumfs.metadata.sidecars import Sidecars, Unflushed
 from quorumfs.options import MountOptions
 from quorumfs.rangelock import Claim, RangeLock
-from quorumfs.repair import resync as resync_module
+from quorumfs.repair import repairs as repairs_module
 from quorumfs.repair.pacing import Pacer
+from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.resync import Resync
 from quorumfs.replica import Gathering, Replica
 from quorumfs.sidecar import MAP_OFFSET, Phase, Record
@@ -241,7 +242,7 @@ async def power_cut_long_after_writes(story: Story) -> None:
     async with story.mounted() as guest:
         for at in EXTENTS:
             await guest.write(at)
-        await trio.sleep(4 * resync_module.CLEAR_S)
+        await trio.sleep(4 * repairs_module.CLEAR_S)
         story.world.power_cut()
     await story.ends_well()
 
@@ -405,7 +406,7 @@ async def power_cut_long_after_a_write_beside_a_resync(story: Story) -> None:
     """The resync is so slow that the write is not synced on its target by then."""
     await _left_behind(story)
     async with story.mounted() as guest:
-        guest.mounted.resync._pacer = Pacer(1024)
+        guest.mounted.repairs._work._pacer = Pacer(1024)
         disk_map, marked = guest.mounted.sidecars.map, guest.mounted.sidecars._marked
         await guest.until(lambda: not disk_map.any(lacks(1), disk_map.chunks(0, BLOCK)))
         await guest.write(0)
@@ -675,13 +676,13 @@ def cleared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def cleared_without_flush(monkeypatch: pytest.MonkeyPatch) -> None:
     """R5: a mark goes after a while, synced or not."""
 
-    async def hasty(self: Resync) -> None:
-        while not self._stop.is_set():
-            await self._sleep(resync_module.CLEAR_S)
+    async def hasty(self: Repairs) -> None:
+        while not self._work.stopping:
+            await self._work.sleep(repairs_module.CLEAR_S)
             with suppress(OSError):
                 await self._sidecars.clear_marks(self._disk.locks.exclusively_held)
 
-    monkeypatch.setattr(Resync, "_clear_marks", hasty)
+    monkeypatch.setattr(Repairs, "_clear_marks", hasty)
 
 
 def cleared_while_one_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -880,12 +881,12 @@ async def all_hang_and_the_status_is_asked(story: Story) -> None:
         guest.begin(guest.flush)
         await trio.sleep(TIMEOUT_S / 2)
         asked = len(story.world.trace)
-        status = snapshot.take("/mnt", options, guest.mounted.disk, guest.mounted.resync, ())
+        status = snapshot.take("/mnt", options, guest.mounted.disk, guest.mounted.repairs, ())
         assert len(story.world.trace) == asked
         assert [one.state for one in status.replicas] == ["current", "current"]
         assert all(one.in_flight for one in status.replicas)
         await trio.sleep(3 * TIMEOUT_S)
-        status = snapshot.take("/mnt", options, guest.mounted.disk, guest.mounted.resync, ())
+        status = snapshot.take("/mnt", options, guest.mounted.disk, guest.mounted.repairs, ())
         assert [one.state for one in status.replicas] == ["missing", "missing"]
         story.world.calm()
         await guest.converged()

@@ -41,8 +41,9 @@ from quorumfs.errors import UserError
 from quorumfs.metadata import sidecars as sidecars_module
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.patterns import Fifo, Quorum
-from quorumfs.repair import resync as resync_module
-from quorumfs.repair.resync import Resync, Returned
+from quorumfs.repair import work as work_module
+from quorumfs.repair.comeback import Returned
+from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.replica import Replica
 from quorumfs.resolution import resolve
@@ -93,8 +94,8 @@ class Scale:
         with ExitStack() as stack:
             for module, name, value in (
                 (dirtymap, "EXTENT", self.extent),
-                (resync_module, "PIECE", self.piece),
-                (resync_module, "BATCH", self.batch),
+                (work_module, "PIECE", self.piece),
+                (work_module, "BATCH", self.batch),
                 (sidecars_module, "UNFLUSHED_MAX", self.unflushed_max),
                 (disk_module, "ZEROS_MAX", 2 * self.piece),
             ):
@@ -173,7 +174,7 @@ class Mounted:
     plan: Plan
     disk: Disk
     sidecars: Sidecars
-    resync: Resync
+    repairs: Repairs
 
     @property
     def converged(self) -> bool:
@@ -390,10 +391,10 @@ class History:
                 raise UserError(one.problem or "there is no sidecar")
             return Returned(one, life.image(index, disk.size), life.sidecar(index))
 
-        resync = Resync(disk, sidecars, reopen, present=present)
-        mounted = Mounted(order, plan, disk, sidecars, resync)
+        repairs = Repairs(disk, sidecars, reopen, present=present)
+        mounted = Mounted(order, plan, disk, sidecars, repairs)
         life.nursery.start_soon(disk.run)
-        life.nursery.start_soon(resync.run)
+        life.nursery.start_soon(repairs.run)
         return mounted
 
     def _tell(self, event: Event) -> None:
@@ -404,7 +405,7 @@ class History:
         flushing = self.oracle.begin_flush()
         self.world.note("unmount")
         with trio.move_on_after(REQUEST_MAX_S) as scope:
-            await mounted.resync.stop()
+            await mounted.repairs.stop()
             try:
                 await mounted.disk.close()
             except OSError as error:

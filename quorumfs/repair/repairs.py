@@ -1,0 +1,130 @@
+"""The repairs of a disk: make the replicas equal again, without being asked.
+
+Three kinds of work, in this order, all under the disk's exclusive locks and beside the guest:
+
+* *settle* what may differ after a crash, or after a change that failed (`quorumfs.repair.settle`);
+* *resync* replicas that were left behind (`quorumfs.repair.comeback`, `quorumfs.repair.resync`);
+* *verify* images that were adopted as they were (`quorumfs.repair.verify`).
+
+Each can stop at any point, with the process or with a replica, and be done again.
+"""
+
+import logging
+from contextlib import suppress
+
+import trio
+
+from quorumfs.assembly import Found
+from quorumfs.dirtymap import UNVERIFIED
+from quorumfs.disk import Disk
+from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.ranges import RangeSet
+from quorumfs.repair.comeback import RETRY_S, ComeBack, Reopen
+from quorumfs.repair.resync import Resync
+from quorumfs.repair.settle import Settling
+from quorumfs.repair.verify import Verification
+from quorumfs.repair.work import Progress, Work
+from quorumfs.replica import Replica
+
+log = logging.getLogger(__name__)
+
+CLEAR_S = 30.0
+"""An extent not written to for this long (up to twice as long) needs no mark any more."""
+
+
+class Repairs:
+    """The repairs of one disk with sidecars."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        sidecars: Sidecars,
+        reopen: Reopen,
+        *,
+        present: dict[Replica, Found],
+        limit: int | None = None,
+    ) -> None:
+        """*present*: the replicas not current whose files are open, as they were found.
+
+        *limit*: bytes a second, at most.
+        """
+        self._disk = disk
+        self._sidecars = sidecars
+        self._map = sidecars.map
+        self._work = work = Work(disk, sidecars, limit)
+        self._settling = Settling(work)
+        self._verification = Verification(work)
+        self._come_back = ComeBack(sidecars, Resync(work), reopen, present)
+        self._stopped = trio.Event()
+        disk.settle = self._settling.settle_and_read
+        disk.settle_all = self._settling.settle_all
+        disk.verify = self._verification.verify_range
+
+    @property
+    def progress(self) -> Progress | None:
+        """What is being repaired; None if nothing is."""
+        return self._work.progress
+
+    @property
+    def differing(self) -> RangeSet:
+        """Chunks of adopted images that differ without a majority."""
+        return self._verification.differing
+
+    @property
+    def chunk_size(self) -> int:
+        """Bytes of a chunk."""
+        return self._map.chunk_size
+
+    async def run(self) -> None:
+        """Repair whatever needs it, until stopped."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._clear_marks)
+            while not self._work.stopping:
+                changed = self._sidecars.changed
+                try:
+                    worked = await self._repair()
+                except OSError as error:
+                    if not self._work.stopping:
+                        log.warning("a repair stopped, and is tried again: %s", error.strerror)
+                    worked = False
+                except Exception:
+                    log.exception("a repair stopped by an internal error, and is tried again")
+                    worked = False
+                self._work.progress = None
+                self._disk.announce_states()
+                if not worked:
+                    with trio.move_on_after(RETRY_S[0]):
+                        await changed.wait()
+        self._stopped.set()
+
+    async def stop(self) -> None:
+        """End in good order, with nothing under way any more."""
+        self._work.stop()
+        self._sidecars.notify()
+        await self._stopped.wait()
+
+    async def _repair(self) -> bool:
+        """Do one thing that needs doing; whether there was one."""
+        sidecars = self._sidecars
+        if sidecars.unsettled:
+            await self._settling.settle()
+            return not sidecars.unsettled
+        for replica in self._disk.replicas:
+            if await self._come_back.bring_back(replica) or await self._come_back.revive(replica):
+                return True
+        if len(sidecars.members) > 1 and self._map.count(UNVERIFIED):
+            return await self._verification.verify()
+        return False
+
+    async def _clear_marks(self) -> None:
+        """Forget, in idle times, where writes once were under way (R5)."""
+        while True:
+            await self._work.sleep(CLEAR_S)
+            if self._work.stopping:
+                return
+            if not self._sidecars.idle_extents():
+                self._sidecars.forget_touched()
+                continue
+            with suppress(OSError):  # the next time, then
+                await self._disk.flush()
+                await self._sidecars.clear_marks(self._disk.locks.exclusively_held)

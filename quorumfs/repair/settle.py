@@ -1,0 +1,98 @@
+"""Settling: making the current replicas equal where they may differ.
+
+They may after a crash, or after a change that failed on some of them. All get what the pinned
+source holds: in the background, and at once what a guest reads (P7) or a flush covers.
+"""
+
+import errno
+from contextlib import aclosing
+
+from quorumfs.repair.work import Work, pieces
+from quorumfs.storage import Kind
+
+
+class Settling:
+    """Makes the current replicas of one disk equal."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._disk = work.disk
+        self._sidecars = work.sidecars
+        self._map = work.map
+
+    async def settle(self) -> None:
+        """Settle all that may differ, beside the guest."""
+        total = sum(end - start for start, end in self._sidecars.unsettled)
+        self._work.begin("settle", None, total * self._map.chunk_size)
+        runs = [range(start, end) for start, end in self._sidecars.unsettled]
+        async with aclosing(self._work.batches(runs, self._sidecars.settled)) as batches:
+            async for batch in batches:
+                await self._work.in_parallel(self._work.units(batch), self._settle_unit)
+        await self._work.save()
+
+    async def settle_all(self) -> None:
+        """Settle what a flush must know to be equal; raises EIO if it cannot be made so."""
+        sidecars = self._sidecars
+        runs = sidecars.to_settle_first()
+        async with aclosing(self._work.batches(runs, sidecars.settled, urgent=True)) as batches:
+            async for batch in batches:
+                await self._work.in_parallel(
+                    self._work.units(batch), self._settle_unit, urgent=True
+                )
+        if sidecars.unflushable():
+            raise OSError(errno.EIO, "what differs since a crash cannot be made equal")
+
+    async def settle_and_read(self, offset: int, length: int) -> bytes:
+        """Settle what may differ in a range, and only then show it.
+
+        Raises EIO where replicas differ and cannot be made equal: what is seen must not turn back.
+        """
+        chunks = self._map.chunks(offset, length)
+        async with self._disk.locks.held(*self._work.bounds(chunks), exclusive=True):
+            for unit in self._work.units([chunks]):
+                if not await self._settle_locked(unit):
+                    raise OSError(errno.EIO, "the replicas differ, and cannot be made equal")
+            return (await self._disk.read_locked(offset, length)).data
+
+    async def _settle_unit(self, chunks: range) -> None:
+        async with self._disk.locks.held(*self._work.bounds(chunks), exclusive=True):
+            await self._settle_locked(chunks)
+
+    async def _settle_locked(self, chunks: range) -> bool:
+        """Have all current replicas hold the same in *chunks*; whether they do now."""
+        if not self._sidecars.unsettled.overlaps(chunks.start, chunks.stop):
+            return True
+        disk, (offset, end) = self._disk, self._work.bounds(chunks)
+        equal = rewritten = True
+        while offset < end:
+            data_at = min(end, await disk.next_data(offset))
+            if data_at == offset:
+                hole_at = await disk.next_hole(offset)
+                data_at = min(end, hole_at) if hole_at > offset else end
+                for piece in pieces(offset, data_at):
+                    before, after = await self._settle_piece(*piece)
+                    equal = equal and (before or after)
+                    rewritten = rewritten and after
+            offset = data_at
+        if rewritten:
+            self._sidecars.settled(chunks)
+        return equal
+
+    async def _settle_piece(self, offset: int, length: int) -> tuple[bool, bool]:
+        """Have all current replicas hold what the source holds.
+
+        All are written to, the source too and however equal they look: a flush that failed before
+        a crash may have dropped pages that reads still show (R4). What is a hole on all replicas
+        can hide no such loss, and is left out. Returns whether they were equal before, and whether
+        all took it.
+        """
+        source = self._sidecars.source
+        outcomes = await self._disk.ask(self._sidecars.members, Kind.READ, 1, offset, length)
+        readable = [outcome for outcome in outcomes if outcome.error is None]
+        if not readable:
+            return False, False
+        right = next((o for o in readable if o.replica is source), readable[0])
+        self._sidecars.answered(right.replica)
+        equal = len(readable) == len(outcomes) and all(o.data == right.data for o in readable)
+        took = await self._work.give([o.replica for o in outcomes], offset, right.data)
+        return equal, took

@@ -1,0 +1,105 @@
+"""Verifying: comparing images that were adopted as they were.
+
+What differs is repaired by a strict majority alone, and else reported: nobody can tell which one is
+right (P4).
+"""
+
+import errno
+from contextlib import aclosing
+
+from quorumfs.dirtymap import UNVERIFIED
+from quorumfs.ranges import RangeSet
+from quorumfs.repair.work import Work, pieces, without
+from quorumfs.storage import Kind
+from quorumfs.voting import blocks, vote_data, voted_error
+
+
+class Verification:
+    """Compares the current replicas of one disk."""
+
+    def __init__(self, work: Work) -> None:
+        self.differing = RangeSet()
+        """Chunks that differ without a majority."""
+        self._work = work
+        self._disk = work.disk
+        self._sidecars = work.sidecars
+        self._map = work.map
+
+    async def verify(self) -> bool:
+        """Compare all that nobody has compared; whether all of it could be."""
+        unverified = self._map.runs(UNVERIFIED, longest=len(self._map))
+        runs = list(without(unverified, self.differing))
+        if not runs:
+            return False
+        total = sum(map(len, runs)) * self._map.chunk_size
+        self._work.begin("verify", None, total)
+        unreadable = False
+
+        async def verify_if_readable(chunks: range) -> None:
+            nonlocal unreadable
+            try:
+                await self._verify_unit(chunks)
+            except OSError:
+                unreadable = True  # to be tried again
+
+        async with aclosing(self._work.batches(runs, self._sidecars.verified)) as batches:
+            async for batch in batches:
+                await self._work.in_parallel(self._work.units(batch), verify_if_readable)
+                await self._work.save(often=False)
+        await self._work.save()
+        return not unreadable
+
+    async def verify_range(self, offset: int, length: int) -> None:
+        """Compare the extents of a range, before they are changed."""
+        extents = self._map.extents(offset, length)
+        chunks = self._map.extent_chunks(extents)
+        unverified = self._map.runs(UNVERIFIED, chunks.start, longest=len(chunks))
+        for run in without(unverified, self.differing):
+            if run.start >= chunks.stop:
+                break
+            for unit in self._work.units([range(run.start, min(run.stop, chunks.stop))]):
+                await self._verify_unit(unit)
+
+    async def _verify_unit(self, chunks: range) -> None:
+        start, end = self._work.bounds(chunks)
+        async with self._disk.locks.held(start, end, exclusive=True):
+            differing = RangeSet()
+            for piece in pieces(start, end):
+                await self._verify_piece(*piece, differing)
+            for chunk in chunks:
+                if differing.overlaps(*self._map.bounds(chunk)):
+                    self.differing.add(chunk, chunk + 1)
+                else:
+                    self._sidecars.verified(range(chunk, chunk + 1))
+
+    async def _verify_piece(self, offset: int, length: int, differing: RangeSet) -> None:
+        """Compare a piece, and repair what a majority decides; *differing* gets the rest.
+
+        Raises `OSError` if fewer than the threshold can be read, or repaired.
+        """
+        disk, members = self._disk, list(self._sidecars.members)
+        asked = await disk.ask(members, Kind.READ, disk.threshold, offset, length)
+        outcomes = [outcome for outcome in asked if outcome.error is None]
+        if len(outcomes) < disk.threshold or not outcomes:
+            raise voted_error(outcome.error for outcome in asked if outcome.error)
+        first = outcomes[0].data
+        if all(outcome.data == first for outcome in outcomes[1:]):
+            unreadable = [outcome.replica for outcome in asked if outcome.error is not None]
+            if unreadable and not await self._work.give(unreadable, offset, first):
+                raise OSError(errno.EIO, "what cannot be read cannot be written either")
+            return
+        for start, end in blocks(offset, length):
+            answers = [(o.replica.index, o.data[start:end]) for o in outcomes]
+            vote = vote_data(answers, offset + start, disk.threshold)
+            losers = {loss.voter for loss in vote.outvoted}
+            wrong = [outcome.replica for outcome in outcomes if outcome.replica.index in losers]
+            if not wrong:
+                continue
+            decided = vote.data is not None and all(loss.strict for loss in vote.outvoted)
+            if not decided:
+                disk.events.differs(offset + start, end - start)
+            if not decided or not await self._work.give(wrong, offset + start, vote.data or b""):
+                differing.add(offset + start, offset + end)
+                continue
+            for replica in wrong:
+                disk.events.repaired(replica.path, offset + start, end - start)

@@ -1,0 +1,247 @@
+"""What every repair has in common: its way through the disk, its pace, and its progress.
+
+A repair looks at *runs* of chunks. They are cut into *batches* without what is a hole everywhere,
+which end with something that makes progress durable, and a batch into *units*: what is locked at a
+time, several of them on an idle disk.
+"""
+
+import errno
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import trio
+
+from quorumfs.assembly import State
+from quorumfs.disk import Disk
+from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.ranges import RangeSet
+from quorumfs.repair.pacing import Pacer
+from quorumfs.replica import Replica
+from quorumfs.storage import Kind
+
+PIECE = 1 << 20
+"""Bytes read and written at a time."""
+
+PARALLEL = 4
+"""Pieces at a time, while no guest is at work."""
+
+BATCH = 64 << 20
+"""Bytes repaired between two syncs."""
+
+SAVE_S = 2.0
+"""How often a repair's progress is made durable, seconds."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a repair is at."""
+
+    kind: str
+    """``settle``, ``resync`` or ``verify``."""
+    replica: str | None
+    total_bytes: int
+    began: float
+    """trio's clock, seconds."""
+    done_bytes: int = 0
+
+
+class Work:
+    """The work of one disk's repairs, of which one is done at a time."""
+
+    def __init__(self, disk: Disk, sidecars: Sidecars, limit: int | None = None) -> None:
+        """*limit*: bytes a second, at most."""
+        self.disk = disk
+        self.sidecars = sidecars
+        self.map = sidecars.map
+        self.progress: Progress | None = None
+        self._pacer = Pacer(limit)
+        self._stop = trio.Event()
+        self._saved_at = 0.0
+        self._requests_seen = 0
+
+    @property
+    def stopping(self) -> bool:
+        """Whether to end as soon as possible."""
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        """Have all work but the urgent end, with EINTR."""
+        self._stop.set()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep, at most until there is no more to be done."""
+        with trio.move_on_after(seconds):
+            await self._stop.wait()
+
+    def begin(self, kind: str, replica: str | None, total: int) -> None:
+        """Show progress of a repair of *total* bytes; `Progress` has what the words are."""
+        total = min(total, self.map.size)
+        self.progress = Progress(kind, replica, total, trio.current_time())
+        self._saved_at = trio.current_time()
+
+    async def save(self, *, often: bool = True) -> None:
+        """Have the sidecars know how far we are; not *often*: if that was long ago."""
+        if often or trio.current_time() - self._saved_at >= SAVE_S:
+            await self.sidecars.save_progress()
+            self._saved_at = trio.current_time()
+
+    def bounds(self, chunks: range) -> tuple[int, int]:
+        """Where *chunks* begin and end, bytes."""
+        return self.map.bounds(chunks.start)[0], self.map.bounds(chunks[-1])[1]
+
+    async def batches(
+        self,
+        runs: Iterable[range],
+        pass_over: Callable[[range], None],
+        target: Replica | None = None,
+        *,
+        urgent: bool = False,
+    ) -> AsyncGenerator[list[range], None]:
+        """Batches of those chunks of *runs* in which some replica has data.
+
+        *pass_over* is told, under their lock, of those that are a hole on all: most of a large
+        disk may be. Asked are the current replicas, and *target*.
+        """
+        size = self.map.chunk_size
+        batch: list[range] = []
+        length = 0
+        for run in runs:
+            chunk = run.start
+            while chunk < run.stop:
+                if self.stopping and not urgent:
+                    raise OSError(errno.EINTR, "unmounting")
+                stop, hole = await self._extent(chunk, run.stop, target)
+                if hole:
+                    held = self.disk.locks.held(*self.bounds(range(chunk, stop)), exclusive=True)
+                    async with held:  # a write under way may have made it another
+                        stop, hole = await self._extent(chunk, stop, target)
+                        if hole:
+                            pass_over(range(chunk, stop))
+                if not hole:
+                    batch.append(range(chunk, stop))
+                    length += (stop - chunk) * size
+                elif self.progress is not None:
+                    self.progress.done_bytes += (stop - chunk) * size
+                chunk = stop
+                if length >= BATCH:
+                    yield batch
+                    batch, length = [], 0
+        yield batch
+
+    async def _extent(self, chunk: int, stop: int, target: Replica | None) -> tuple[int, bool]:
+        """How far chunks are alike from *chunk* on, at most to *stop*: data, or a hole on all."""
+        size = self.map.chunk_size
+        offset = chunk * size
+        data_at = end = await self.disk.next_data(offset)
+        if target is not None:
+            target_at = await self.seek(target, Kind.SEEK_DATA, offset)
+            if target_at == offset < data_at:
+                end = min(end, await self.seek(target, Kind.SEEK_HOLE, offset))
+            data_at = min(data_at, target_at)
+        if data_at // size > chunk:
+            return min(stop, data_at // size), True
+        if end <= offset:
+            end = await self.disk.next_hole(data_at)
+        return min(stop, max(chunk + 1, -(-end // size)), chunk + BATCH // size + 1), False
+
+    def units(self, runs: Iterable[range]) -> Iterator[range]:
+        """Chunks to be locked at a time: as few as possible, and at least a piece."""
+        longest = max(1, PIECE // self.map.chunk_size)
+        for run in runs:
+            for start in range(run.start, run.stop, longest):
+                yield range(start, min(start + longest, run.stop))
+
+    async def in_parallel(
+        self,
+        units: Iterator[range],
+        work: Callable[[range], Awaitable[None]],
+        *,
+        urgent: bool = False,
+    ) -> None:
+        """Work on *units*, several at a time on an idle disk, paced beside a guest.
+
+        *urgent*: at full speed, because somebody waits. Raises the first `OSError`, after those
+        under way have ended.
+        """
+        errors: list[OSError] = []
+
+        async def worker() -> None:
+            for unit in units:
+                if self.stopping and not urgent:
+                    errors.append(OSError(errno.EINTR, "unmounting"))
+                    return
+                start, end = self.bounds(unit)
+                began = trio.current_time()
+                try:
+                    await work(unit)
+                except OSError as error:
+                    errors.append(error)
+                if errors:
+                    return
+                if urgent:
+                    continue
+                if self.progress is not None:
+                    self.progress.done_bytes += end - start
+                await self._rest(began, end - start)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(PARALLEL):
+                nursery.start_soon(worker)
+        if errors:
+            raise errors[0]
+
+    async def _rest(self, began: float, length: int) -> None:
+        requests = self.disk.requests
+        active = requests != self._requests_seen
+        self._requests_seen = requests
+        pause = self._pacer.rest(began, trio.current_time(), length, guest_active=active)
+        if pause > 0:
+            await self.sleep(pause)
+
+    # On single replicas
+
+    async def seek(self, replica: Replica | None, kind: Kind, offset: int) -> int:
+        """Where a replica's next data or hole is; all is data if it cannot tell."""
+        if replica is not None:
+            (outcome,) = await self.disk.ask([replica], kind, 0, offset)
+            if outcome.error is None:
+                return cast("int", outcome.operation.value)
+        return offset if kind is Kind.SEEK_DATA else self.map.size
+
+    async def give(self, replicas: Sequence[Replica], offset: int, data: bytes) -> bool:
+        """Write *data* to current *replicas*; False if one that stays current cannot take it.
+
+        The caller holds the lock.
+        """
+        if not self.sidecars.prepared(offset, len(data)):
+            await self.sidecars.prepare(offset, len(data))
+        self.sidecars.begin(offset, len(data))
+        outcomes = await self.disk.ask(replicas, Kind.WRITE, 0, offset, len(data), data)
+        for replica, operation in outcomes:
+            well = operation.error is None
+            if well:
+                replica.counters.copied_bytes += len(data)
+            await self.sidecars.repaired(replica, offset, len(data), well=well)
+        return all(
+            outcome.error is None or outcome.replica.role is not State.CURRENT
+            for outcome in outcomes
+        )
+
+
+def pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Offsets and lengths of at most `PIECE` bytes that make up ``[start, end)``."""
+    for offset in range(start, end, PIECE):
+        yield offset, min(PIECE, end - offset)
+
+
+def without(runs: Iterable[range], left_out: RangeSet) -> Iterator[range]:
+    """The parts of *runs* that are not in *left_out*."""
+    for run in runs:
+        start = run.start
+        while start < run.stop:
+            start = left_out.next_outside(start)
+            stop = min(run.stop, left_out.next_inside(start, default=run.stop))
+            if start < stop:
+                yield range(start, stop)
+            start = max(stop, start + 1)

@@ -120,6 +120,8 @@ class DirtyMap:
 
     def any(self, bits: int, chunks: range) -> bool:
         """Whether any of *chunks* has any of *bits*."""
+        if len(chunks) == 1:  # nearly always
+            return bool(self.states[chunks.start] & bits)
         return _having(bits).search(self.states, chunks.start, chunks.stop) is not None
 
     def runs(self, bits: int, start: int = 0, longest: int = 1) -> Iterator[range]:

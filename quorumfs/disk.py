@@ -267,7 +267,11 @@ class Disk:
         if self.settle_all is not None and self.metadata.unflushable():
             await self.settle_all()
         asked = self._flushes
-        async with self._flush_lock:
+        if self._flush_lock.locked():
+            await self._flush_lock.acquire()
+        else:
+            self._flush_lock.acquire_nowait()  # the other way costs a turn of the scheduler
+        try:
             if self._flushes == asked:
                 self._flushes += 1
                 # What those who share this flush see should it end in any other way.
@@ -281,6 +285,8 @@ class Disk:
             # Else a whole flush has begun and ended since: it covers what was to be flushed.
             if self._flush_error is not None:
                 raise OSError(self._flush_error.errno, self._flush_error.strerror)
+        finally:
+            self._flush_lock.release()
 
     async def _flush_replicas(self) -> None:
         self.metadata.begin_flush()

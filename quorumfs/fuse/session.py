@@ -18,12 +18,19 @@ REQUESTS_MAX = 1024
 """Requests handled at a time. The kernel limits asynchronous ones by itself, but every thread
 that does synchronous I/O brings one more; those of a hung replica must leave room for others."""
 
-TURN = 32
-"""Requests taken one after the other before everybody else in the loop has a turn."""
+TURN = 64
+"""Requests that one task takes before everybody else in the loop has a turn."""
 
 SPIN_NS = 30_000
-"""How long (nanoseconds) to wait for the next request without asking trio, if the last such wait
-was worth it: to be woken by trio takes longer than a guest takes to send the next of a series."""
+"""How long (nanoseconds) to wait for the next request without asking trio: to be woken by trio
+takes longer than a guest takes to send the next of a series."""
+
+WORTH_SPINNING_NS = 300_000
+"""Only after a request that came this soon (nanoseconds) after trio was asked: an idle disk must
+cost nothing, and a slow guest little."""
+
+IDLE_TASKS = 2
+"""Tasks that wait for a request: one, and one that has had its turn."""
 
 
 class Readiness:
@@ -49,8 +56,17 @@ class Readiness:
         second task would find nothing there, and its read would block the loop.
         """
         self._taken += 1
-        if self._taken % TURN == 0:
-            await trio.lowlevel.checkpoint()
+        if self._taken % TURN and self._now():
+            return True
+        began = perf_counter_ns()
+        while await self._wait():
+            if self._poll.poll(0):
+                self._spin = perf_counter_ns() - began < WORTH_SPINNING_NS
+                return True
+        return False
+
+    def _now(self) -> bool:
+        """Whether there is a request, or soon."""
         if self._poll.poll(0):
             return True
         if self._spin:
@@ -58,11 +74,6 @@ class Readiness:
             while perf_counter_ns() < until:
                 if self._poll.poll(0):
                     return True
-        began = perf_counter_ns()
-        while await self._wait():
-            if self._poll.poll(0):
-                self._spin = perf_counter_ns() - began < 10 * SPIN_NS
-                return True
         return False
 
 
@@ -91,7 +102,7 @@ async def serve(operations: DiskOperations) -> None:
         waits["_wait_fuse_readable"] = Readiness(fd, waits["_wait_fuse_readable"]).wait
     async with trio.open_nursery() as requests:
         shim.serve(shim.Handlers(operations.fallocate, operations.lseek), requests)
-        await pyfuse3.main(min_tasks=1, max_tasks=REQUESTS_MAX)
+        await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=REQUESTS_MAX)
 
 
 async def write_back() -> None:

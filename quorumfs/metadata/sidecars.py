@@ -125,6 +125,7 @@ class Sidecars:
         """Whoever writes to the sidecars holds it."""
         self._map_rounds = 0
         self._changed_pages: set[int] = set()
+        self._extent_chunks = self.map.extent // self.map.chunk_size
         self._marked = bytearray(len(self.map.extents(0, self.map.size)))
         """Per extent: 1 when its marks are durable on all that will get the write."""
         self._to_mark: set[int] = set()
@@ -178,13 +179,28 @@ class Sidecars:
         return () if self.unsettled else self._members
 
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
-        enough = self._in_use and self._recorded and len(self._members) >= self.threshold
-        if not enough or self._joining:
+        # As `prepared` and `begin` together: on the path of every write, so it is spelled out.
+        size = self.map.chunk_size
+        first, last = offset // size, (offset + length - 1) // size
+        extent, last_extent = first // self._extent_chunks, last // self._extent_chunks
+        if (
+            not (self._in_use and self._recorded)
+            or self._joining
+            or len(self._members) < self.threshold
+            or not (self._marked[extent] and self._marked[last_extent])
+            or last_extent - extent > 1
+        ):
             return ()
-        chunks = self.map.chunks(offset, length)
-        if not self.prepared(offset, length) or self.map.any(UNVERIFIED, chunks):
+        chunks = range(first, last + 1)
+        if self.map.any(UNVERIFIED, chunks):
             return ()
-        return self.begin(offset, length)
+        if self._out_bits:
+            self._add(self._out_bits, chunks)
+        self._touched[extent] = self._touched[last_extent] = 1
+        self._unflushed.add(chunks)
+        if self.target is not None:
+            self._target_unsynced.add(chunks)
+        return self._receivers
 
     def prepared(self, offset: int, length: int) -> bool:
         extents = self.map.extents(offset, length)
@@ -596,6 +612,8 @@ class Sidecars:
 
     async def _leave_behind(self, failed: Sequence[Replica], chunks: range, reason: str) -> None:
         """Leave *failed* behind, durably, before anything is acknowledged without them (R3)."""
+        if not failed and (self._recorded or not self._in_use):
+            return
         for replica in failed:
             if replica is self.target and replica.slot is not None:
                 self._add(lacks(replica.slot), chunks)
@@ -664,7 +682,7 @@ class Sidecars:
 
     def _note_written(self, chunks: range) -> None:
         """Note that a change of *chunks* begins or ends."""
-        per_extent = self.map.extent // self.map.chunk_size
+        per_extent = self._extent_chunks
         for extent in range(chunks.start // per_extent, chunks[-1] // per_extent + 1):
             self._touched[extent] = 1
         self._unflushed.add(chunks)

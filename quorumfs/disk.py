@@ -18,7 +18,7 @@ from quorumfs.metadata import Choice, Metadata, Outcome, succeeded
 from quorumfs.patterns import Fifo, ReadPattern
 from quorumfs.rangelock import RangeLock
 from quorumfs.replica import Gathering, Replica
-from quorumfs.storage import Bytes, FileStatus, Kind, Operation, TruncatedError
+from quorumfs.storage import Buffer, Bytes, FileStatus, Kind, Operation, TruncatedError
 from quorumfs.voting import BLOCK, middle_block, voted_error
 
 TICK_S = 0.5
@@ -144,7 +144,7 @@ class Disk:
 
         Raises ENOSPC at or behind the end.
         """
-        if self._write_now(offset, data):
+        if self.write_now(offset, data):
             return len(data)
         length = min(len(data), self.size - offset)
         if length <= 0:
@@ -189,8 +189,8 @@ class Disk:
         self.requests += 1
         return data
 
-    def _write_now(self, offset: int, data: bytes) -> bool:
-        """Write without waiting for anything; False if that is not possible: then the long way."""
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        """Write without waiting for anything; False if that is not possible: then `write` it."""
         length = len(data)
         if (
             not 0 < length <= min(NOW_MAX, self.size - offset)

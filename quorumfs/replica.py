@@ -8,7 +8,7 @@ from typing import NamedTuple
 import trio
 
 from quorumfs.assembly import State
-from quorumfs.storage import CHANGES, Bytes, Kind, Operation, Storage, Value
+from quorumfs.storage import CHANGES, Buffer, Bytes, Kind, Operation, Storage, Value
 
 SYNC_PATIENCE = 4
 """A flush may take this many times the replica timeout: it waits for everything written before
@@ -110,7 +110,7 @@ class Replica:
             counters.bytes_read += length
         return data
 
-    def write_now(self, offset: int, data: bytes) -> bool:
+    def write_now(self, offset: int, data: Buffer) -> bool:
         """Write here and now; False if that was not possible: then it must be submitted."""
         assert self._image is not None
         if not self._image.write_now(offset, data):

@@ -93,6 +93,9 @@ class FileStatus(NamedTuple):
 Bytes = bytes | bytearray
 """What was read."""
 
+Buffer = bytes | memoryview
+"""What is to be written."""
+
 Value = Bytes | int | FileStatus
 """Of a read: exactly the bytes asked for. Of a stat and a seal: a `FileStatus`. Of a seek: the
 offset, or the size of the disk if there is none. Else 0."""
@@ -121,7 +124,7 @@ class Storage(Protocol):
     def read_now(self, offset: int, length: int) -> Bytes | None:
         """Read here and now; None if that would take time, or failed: then it must be submitted."""
 
-    def write_now(self, offset: int, data: bytes) -> bool:
+    def write_now(self, offset: int, data: Buffer) -> bool:
         """Write here and now; False if that failed: then it must be submitted, and perhaps some of
         it was written.
         """
@@ -215,7 +218,7 @@ class FileStorage:
             self._was_slow(began, waits)
         return data if len(data) == length else None
 
-    def write_now(self, offset: int, data: bytes) -> bool:
+    def write_now(self, offset: int, data: Buffer) -> bool:
         waits = _waits() if self._promptness.watched else None
         began = perf_counter_ns()
         try:

@@ -242,6 +242,14 @@ class DiskOperations(pyfuse3.Operations):
             raise _refusal(error, "write") from None
         return written
 
+    def write_now(self, fh: int, offset: int, data: memoryview) -> bool:
+        """Write what needs no flush, if that takes no time; whether it was written."""
+        handle = self._handles[FileHandleT(fh & _HANDLE)]
+        if handle.durable or fh & shim.DURABLE_WRITE or self._options.sync:
+            return False
+        handle.wrote = True
+        return self._disk.write_now(offset, data)
+
     async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
         """Zeros, holes and reserved space inside the disk (the modes are those of fallocate(2)).
 

@@ -101,7 +101,8 @@ async def serve(operations: DiskOperations) -> None:
         waits = vars(pyfuse3)
         waits["_wait_fuse_readable"] = Readiness(fd, waits["_wait_fuse_readable"]).wait
     async with trio.open_nursery() as requests:
-        shim.serve(shim.Handlers(operations.fallocate, operations.lseek), requests)
+        handlers = shim.Handlers(operations.fallocate, operations.lseek, operations.write_now)
+        shim.serve(handlers, requests)
         await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=REQUESTS_MAX)
 
 

@@ -12,6 +12,7 @@
  *   parallel direct writes    set in the reply to open, for files opened with direct_io
  *   max_background            set while the connection is negotiated
  *   requests read at once     the pipe that libfuse would use is turned off there too
+ *   writes without a copy     offered to a callback first, in the memory where libfuse has them
  *   the session's descriptor  kept when the session is made
  */
 
@@ -45,7 +46,11 @@ enum request_kind { REQUEST_FALLOCATE = 0, REQUEST_LSEEK = 1 };
 typedef void (*request_callback)(void *request, int kind, uint64_t handle, int64_t offset,
                                  int64_t length, int mode_or_whence);
 
+/* Writes from memory that is libfuse's again afterwards; 0: not done, it must go the long way. */
+typedef int (*write_callback)(uint64_t handle, void *data, int64_t offset, int64_t length);
+
 static request_callback callback;
+static write_callback write_now;
 static unsigned max_background;
 static struct fuse_lowlevel_ops theirs;
 static struct fuse_session *session;
@@ -55,6 +60,11 @@ PUBLIC void quorumfs_shim_configure(request_callback on_request, unsigned backgr
 {
     callback = on_request;
     max_background = background;
+}
+
+PUBLIC void quorumfs_shim_set_writer(write_callback writer)
+{
+    write_now = writer;
 }
 
 /* Whether pyfuse3's session was made through here, with structures that we know. */
@@ -97,12 +107,18 @@ static void shim_write_buf(fuse_req_t request, fuse_ino_t inode, struct fuse_buf
                            off_t offset, struct fuse_file_info *file)
 {
     struct fuse_file_info marked = *file;
+    size_t length = fuse_buf_size(data);
 
     if (file->flags & O_DSYNC)
         marked.fh |= DURABLE_WRITE;
     if (file->flags & O_DIRECT)
         marked.fh |= DIRECT_WRITE;
-    theirs.write_buf(request, inode, data, offset, &marked);
+    if (write_now && length && data->count == 1 && !data->off &&
+        !(data->buf[0].flags & FUSE_BUF_IS_FD) &&
+        write_now(marked.fh, data->buf[0].mem, offset, length))
+        fuse_reply_write(request, length);
+    else
+        theirs.write_buf(request, inode, data, offset, &marked);
 }
 
 static void shim_init(void *userdata, struct fuse_conn_info *connection)

@@ -44,6 +44,10 @@ _Callback = ctypes.CFUNCTYPE(
     ctypes.c_int,
 )
 
+_WriteCallback = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
+)
+
 
 def _load() -> ctypes.CDLL | str:
     """The library, or why there is none."""
@@ -79,6 +83,9 @@ class Handlers:
     """``(handle, mode, offset, length)``."""
     lseek: Callable[[int, int], Awaitable[int]]
     """``(offset, whence)``: the new offset; whence is SEEK_DATA or SEEK_HOLE."""
+    write_now: Callable[[int, int, memoryview], bool] = lambda *_: False
+    """``(handle, offset, data)``: whether it was written; else pyfuse3's handler gets it. The data
+    is gone when it returns."""
 
 
 class _Requests:
@@ -87,7 +94,9 @@ class _Requests:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.handlers: Handlers | None = None
         self.nursery: trio.Nursery | None = None
-        self.callback = _Callback(self._receive)  # C holds it: it must live as long as this
+        # C holds them: they must live as long as this.
+        self.callback = _Callback(self._receive)
+        self.write_callback = _WriteCallback(self._write)
         self._reply_error = library.quorumfs_shim_reply_error
         self._reply_error.argtypes = (ctypes.c_void_p, ctypes.c_int)
         self._reply_offset = library.quorumfs_shim_reply_offset
@@ -105,6 +114,12 @@ class _Requests:
         else:
             change = self.handlers.fallocate(handle, mode_or_whence, offset, length)
             self.nursery.start_soon(self._serve, request, change)
+
+    def _write(self, handle: int, address: int, offset: int, length: int) -> int:
+        """Called by libfuse for every write; after an exception, as after 0, pyfuse3 gets it."""
+        assert self.handlers is not None
+        data = memoryview((ctypes.c_char * length).from_address(address))
+        return self.handlers.write_now(handle, offset, data)
 
     async def _serve(self, request: int, work: Awaitable[int | None]) -> None:
         try:
@@ -132,8 +147,9 @@ def configure(max_background: int) -> None:
 
 def serve(handlers: Handlers, nursery: trio.Nursery) -> None:
     """Serve the requests that come through the shim by *handlers*, in tasks of *nursery*."""
-    if _requests is not None:
+    if isinstance(_library, ctypes.CDLL) and _requests is not None:
         _requests.handlers, _requests.nursery = handlers, nursery
+        _library.quorumfs_shim_set_writer(_requests.write_callback)
 
 
 def in_use() -> bool:

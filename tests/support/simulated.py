@@ -16,7 +16,7 @@ from quorumfs.disk import Disk, Repair
 from quorumfs.metadata.volatile import Volatile
 from quorumfs.patterns import ReadPattern
 from quorumfs.replica import Replica
-from quorumfs.storage import Done, Kind, Operation, TruncatedError, Value
+from quorumfs.storage import Buffer, Done, Kind, Operation, TruncatedError, Value
 
 BLOCK = 4096
 
@@ -61,7 +61,7 @@ class SimulatedStorage:
     def read_now(self, offset: int, length: int) -> None:
         raise NotImplementedError
 
-    def write_now(self, offset: int, data: bytes) -> bool:
+    def write_now(self, offset: int, data: Buffer) -> bool:
         raise NotImplementedError
 
     def submit(self, operation: Operation, done: Done) -> None:

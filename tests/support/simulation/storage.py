@@ -17,7 +17,16 @@ from typing import cast
 
 import trio
 
-from quorumfs.storage import CHANGES, Done, FileStatus, Kind, Operation, TruncatedError, Value
+from quorumfs.storage import (
+    CHANGES,
+    Buffer,
+    Done,
+    FileStatus,
+    Kind,
+    Operation,
+    TruncatedError,
+    Value,
+)
 from support.simulation.media import SimulatedFile, sector_pieces
 
 Note = Callable[[str], None]
@@ -240,8 +249,8 @@ class SimulatedStorage:
     def read_now(self, offset: int, length: int) -> bytes | None:
         return cast("bytes | None", self._now(Operation(Kind.READ, offset, length)))
 
-    def write_now(self, offset: int, data: bytes) -> bool:
-        return self._now(Operation(Kind.WRITE, offset, len(data), data)) is not None
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        return self._now(Operation(Kind.WRITE, offset, len(data), bytes(data))) is not None
 
     def _now(self, operation: Operation) -> Value | None:
         """Do it, if nothing is to become of it that takes time."""

@@ -27,6 +27,7 @@ from support.command import (
 )
 from support.faultfs import FaultFS
 from support.mounting import Mounted, make_set, quorumfs
+from support.sets import seen, with_sidecars
 
 SIZE = 1 << 20
 BLOCK = 4096
@@ -407,10 +408,14 @@ def test_a_refused_mount_leaves_a_dead_mount_point_dead(crashed: Mounted) -> Non
 def test_a_mount_that_waits_for_a_hung_replica_can_be_stopped(
     slow: FaultFS, mountpoint: Path, signum: signal.Signals, option: list[str]
 ) -> None:
-    """Ctrl-C (or timeout(1)) ends the command promptly; no process and no mount comes of it."""
-    slow.path("a.img").stat()  # the kernel has greeted the server: what hangs now is the request
+    """45: Ctrl-C (or timeout(1)) ends the command; no process and no mount comes of it, nothing
+    is changed, and the set can be mounted once the replica answers."""
+    replicas = [mountpoint.parent / "well.img", slow.path("a.img")]
+    replicas[0].write_bytes(bytes(SIZE))
+    make_set(replicas)  # and the kernel has greeted the server: what hangs now is the request
+    before = seen(with_sidecars(replicas))
     slow.stop()
-    process = quorumfs_in_background("mount", *option, slow.path("a.img"), mountpoint)
+    process = quorumfs_in_background("mount", *option, *replicas, mountpoint)
     try:
         wait_until(lambda: any(map(waits_for_fuse, processes_of(mountpoint))), "the hanging")
         process.send_signal(signum)
@@ -425,6 +430,9 @@ def test_a_mount_that_waits_for_a_hung_replica_can_be_stopped(
         process.communicate()
         slow.cont()
     assert filesystem_at(mountpoint) is None
+    assert seen(with_sidecars(replicas)) == before
+    quorumfs("mount", *replicas, mountpoint)
+    quorumfs("umount", mountpoint)
 
 
 def test_closed_standard_streams_cost_no_replica(make_images: MakeImages, mountpoint: Path) -> None:

@@ -1,25 +1,13 @@
 """What every test may use, and what every test must leave behind: nothing."""
 
-import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from support.command import empty_mountpoint, require_root
 
 MakeImages = Callable[..., list[Path]]
-
-
-@contextmanager
-def opened(path: Path, flags: int = os.O_RDWR) -> Iterator[int]:
-    """A descriptor of the file at *path*, closed at the end."""
-    fd = os.open(path, flags)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ from typing import Any, Self
 from quorumfs.cli.examine import decide, decision_json, look_at, replica_json
 from quorumfs.control import client
 from quorumfs.sidecar import path_for
-from support.command import PATIENCE_S, is_alive, wait_until
+from support.command import PATIENCE_S, is_alive, one_line, wait_until
 from support.mounting import Mounted, quorumfs
 
 MIB = 1 << 20
+BLOCK = 4096
 CHUNK = 64 << 10
 EXTENT = 16 << 20
 
@@ -130,6 +131,32 @@ def seen(paths: Sequence[Path]) -> dict[str, tuple[str, int]]:
         )
         for path in paths
     }
+
+
+def refused(paths: Sequence[Path], directory: Path, exit_code: int = 1, options: str = "") -> str:
+    """Why a mount at *directory*/mnt is refused; nothing is written to the replicas by it."""
+    mountpoint = directory / "mnt"
+    mountpoint.mkdir(exist_ok=True)
+    files = [path for path in with_sidecars(paths) if path.exists()]
+    before = seen(files)
+    given = ["-o", options] if options else []
+    line = one_line(quorumfs("mount", *given, *paths, mountpoint, check=False), exit_code)
+    assert seen(files) == before
+    return line
+
+
+def write(disk: SetMount, letter: bytes, chunk: int = 0) -> None:
+    """A block of one letter, durably."""
+    with opened(disk.file) as fd:
+        os.pwrite(fd, letter * BLOCK, chunk * CHUNK)
+        os.fsync(fd)
+
+
+def read(disk: SetMount, chunk: int = 0) -> bytes:
+    """The letter that a block is full of."""
+    with opened(disk.file, os.O_RDONLY | os.O_DIRECT) as fd:
+        (letter,) = set(os.pread(fd, BLOCK, chunk * CHUNK))
+    return bytes([letter])
 
 
 def examine(*paths: Path) -> dict[str, Any]:

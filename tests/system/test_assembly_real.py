@@ -16,6 +16,7 @@ from support.command import one_line
 from support.faultfs import FaultFS
 from support.mounting import quorumfs
 from support.sets import (
+    BLOCK,
     CHUNK,
     EXTENT,
     MIB,
@@ -25,43 +26,19 @@ from support.sets import (
     filled,
     named,
     opened,
+    read,
+    refused,
     same,
     seen,
     sidecar,
     tmpfs,
     with_sidecars,
+    write,
 )
 from support.sparse import allocated
 
 SIZE = 4 * MIB
-BLOCK = 4096
 PAGE = 4096
-
-
-def refused(paths: list[Path], directory: Path, exit_code: int = 1, options: str = "") -> str:
-    """Why a mount is refused; nothing is written by it."""
-    mountpoint = directory / "mnt"
-    mountpoint.mkdir(exist_ok=True)
-    files = [path for path in with_sidecars(paths) if path.exists()]
-    before = seen(files)
-    given = ["-o", options] if options else []
-    line = one_line(quorumfs("mount", *given, *paths, mountpoint, check=False), exit_code)
-    assert seen(files) == before
-    return line
-
-
-def write(disk: SetMount, letter: bytes, chunk: int = 0) -> None:
-    """A block of one letter, durably."""
-    with opened(disk.file) as fd:
-        os.pwrite(fd, letter * BLOCK, chunk * CHUNK)
-        os.fsync(fd)
-
-
-def read(disk: SetMount, chunk: int = 0) -> bytes:
-    """The letter that a block is full of."""
-    with opened(disk.file, os.O_RDONLY | os.O_DIRECT) as fd:
-        (letter,) = set(os.pread(fd, BLOCK, chunk * CHUNK))
-    return bytes([letter])
 
 
 @pytest.fixture

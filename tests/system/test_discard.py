@@ -5,11 +5,9 @@ import errno
 import mmap
 import os
 import random
-import subprocess
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from support.command import wait_until
 from support.faultfs import FaultFS
 from support.faultydisk import DirectFile, FaultyDisk, answer
 from support.mounting import Mounted, as_qemu, make_set
+from support.programs import loop_device, run
 from support.sparse import (
     COLLAPSE_RANGE,
     INSERT_RANGE,
@@ -41,13 +40,6 @@ ZEROING = [PUNCH, ZERO_RANGE, ZERO_RANGE | KEEP_SIZE]
 NOISE = random.Random(0).randbytes(4 * MIB)
 
 
-def run(*command: str | Path) -> str:
-    """Run *command* to its end; a failure fails the test with all it said."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
 @pytest.fixture
 def full(make_images: MakeImages) -> list[Path]:
     """Two replicas full of the same noise."""
@@ -55,15 +47,6 @@ def full(make_images: MakeImages) -> list[Path]:
     for path in replicas:
         path.write_bytes(NOISE)
     return replicas
-
-
-@contextmanager
-def loop_device(file: Path) -> Iterator[Path]:
-    device = Path(run("losetup", "--find", "--show", "--direct-io=on", file).strip())
-    try:
-        yield device
-    finally:
-        run("losetup", "--detach", device)
 
 
 # What is zeros afterwards, and where
@@ -447,7 +430,7 @@ def test_an_image_is_converted_onto_the_disk(
 
 def test_a_loop_device_discards(full: list[Path], tmp_path: Path) -> None:
     """blkdiscard and blkdiscard -z on a loop device over the mount reach every replica."""
-    with Mounted(full, tmp_path) as disk, loop_device(disk.file) as device:
+    with Mounted(full, tmp_path) as disk, loop_device(disk.file, "--direct-io=on") as device:
         run("blkdiscard", "--offset", str(MIB), "--length", str(MIB), device)
         assert [allocated(path) for path in full] == [3 * MIB] * 2
         run("blkdiscard", "--zeroout", "--offset", str(3 * MIB), device)
@@ -461,7 +444,7 @@ def test_a_file_system_is_made_with_discard(make_images: MakeImages, tmp_path: P
     replicas = make_images(2, 64 * MIB)
     for path in replicas:
         path.write_bytes(NOISE * 16)
-    with Mounted(replicas, tmp_path) as disk, loop_device(disk.file) as device:
+    with Mounted(replicas, tmp_path) as disk, loop_device(disk.file, "--direct-io=on") as device:
         run("/usr/sbin/mkfs.ext4", "-q", "-E", "discard", device)
         run("/usr/sbin/e2fsck", "-fn", device)
     assert replicas[0].read_bytes() == replicas[1].read_bytes()

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from conftest import MakeImages, opened
+from conftest import MakeImages
 from support.command import wait_until
 from support.engines import ENGINES, aligned
 from support.faultfs import FaultFS, JournalEntry
 from support.mounting import Mounted, make_set, quorumfs
 from support.qemu import RawExport
+from support.sets import opened
 from support.sparse import PUNCH, fallocate
 
 MIB = 1 << 20

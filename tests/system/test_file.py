@@ -17,11 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import MakeImages, opened
+from conftest import MakeImages
 from support import mounting
 from support.command import wait_until
 from support.faultfs import Counters, FaultFS
 from support.mounting import Mounted, make_set
+from support.sets import opened
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -91,7 +92,7 @@ def test_allocation_is_that_of_one_replica(make_images: MakeImages, tmp_path: Pa
     replicas = make_images(3, 64 * MIB)
     with Mounted(replicas, tmp_path) as disk:
         assert disk.file.stat().st_blocks == 0
-        with opened(disk.file) as fd:
+        with opened(disk.file, os.O_RDWR) as fd:
             os.pwrite(fd, RANDOM, 5 * MIB)
             os.fsync(fd)
         blocks = disk.file.stat().st_blocks
@@ -160,7 +161,7 @@ def test_what_one_file_cannot_do_is_refused(what: str, refusing: Mounted) -> Non
 @pytest.mark.parametrize("size", [0, 1, SIZE - 1, SIZE + 1, 1 << 40])
 def test_the_size_is_fixed(size: int, refusing: Mounted) -> None:
     """Truncating to another size is refused and changes nothing."""
-    with opened(refusing.file) as fd:
+    with opened(refusing.file, os.O_RDWR) as fd:
         for target in (refusing.file, fd):
             with pytest.raises(PermissionError):
                 os.truncate(target, size)
@@ -171,7 +172,7 @@ def test_the_size_is_fixed(size: int, refusing: Mounted) -> None:
 def test_truncating_to_the_same_size_does_nothing(refusing: Mounted) -> None:
     """Programs that set the size they want may go on."""
     os.truncate(refusing.file, SIZE)
-    with opened(refusing.file) as fd:
+    with opened(refusing.file, os.O_RDWR) as fd:
         os.ftruncate(fd, SIZE)
         assert os.pread(fd, SIZE + 1, 0) == RANDOM[:SIZE]
 
@@ -186,7 +187,7 @@ def test_o_trunc_truncates_nothing(flags: int, refusing: Mounted) -> None:
 
 def test_o_trunc_is_refused_while_others_have_the_file_open(disk: Mounted) -> None:
     """Not ignored then: the kernel would show them an empty file for a moment."""
-    with opened(disk.file), pytest.raises(OSError, match="busy"):
+    with opened(disk.file, os.O_RDWR), pytest.raises(OSError, match="busy"):
         os.open(disk.file, os.O_WRONLY | os.O_TRUNC)
 
 
@@ -247,11 +248,11 @@ def test_times_can_be_set(disk: Mounted) -> None:
 def test_the_time_of_change_moves_when_a_writer_closes(looked: bool, disk: Mounted) -> None:
     """A backup that goes by mtime sees that the disk was written to; reading does not move it."""
     os.utime(disk.file, (1, 1))
-    with opened(disk.file) as fd:
+    with opened(disk.file, os.O_RDWR) as fd:
         os.pread(fd, 1, 0)
     assert disk.file.stat().st_mtime == 1
     began = time.time()
-    with opened(disk.file) as fd:
+    with opened(disk.file, os.O_RDWR) as fd:
         os.pwrite(fd, b"x", 0)
         if looked:
             os.fstat(fd)
@@ -311,7 +312,7 @@ def test_any_place_and_any_size(ways: str, disk: Mounted) -> None:
     model = bytearray(RANDOM[:SIZE])
     rng = random.Random(ways)
     with (
-        opened(disk.file) as buffered,
+        opened(disk.file, os.O_RDWR) as buffered,
         opened(disk.file, os.O_RDWR | os.O_DIRECT) as direct,
         mmap.mmap(buffered, SIZE) as mapped,
     ):
@@ -431,7 +432,7 @@ def test_many_openers(disk: Mounted) -> None:
 
 def test_fsync_is_a_flush_of_every_replica(counted: Mounted, faulty: FaultFS) -> None:
     """fsync, fdatasync and msync reach every replica, once; open, write and close flush nothing."""
-    with opened(counted.file) as fd, mmap.mmap(fd, BLOCK) as mapped:
+    with opened(counted.file, os.O_RDWR) as fd, mmap.mmap(fd, BLOCK) as mapped:
         os.pwrite(fd, b"x" * BLOCK, BLOCK)
         assert fsyncs(faulty) == [0, 0, 0]
         os.fsync(fd)
@@ -443,7 +444,7 @@ def test_fsync_is_a_flush_of_every_replica(counted: Mounted, faulty: FaultFS) ->
         assert fsyncs(faulty) == [3, 3, 3]
         for name in NAMES:
             assert faulty.backing(name).read_bytes()[: 2 * BLOCK] == b"m" * BLOCK + b"x" * BLOCK
-    with opened(counted.file) as fd:
+    with opened(counted.file, os.O_RDWR) as fd:
         os.pwrite(fd, b"y", 0)
     assert fsyncs(faulty) == [3, 3, 3]
 
@@ -529,7 +530,7 @@ def test_two_qemus_exclude_each_other(counted: Mounted) -> None:
 @pytest.mark.parametrize("way", ["read", "mapping"])
 def test_cached_pages_never_hide_a_repair(way: str, disk: Mounted) -> None:
     """Whoever opens the file sees what the replicas hold, whatever the kernel had cached."""
-    with opened(disk.file) as old, mmap.mmap(old, BLOCK, prot=mmap.PROT_READ) as mapped:
+    with opened(disk.file, os.O_RDWR) as old, mmap.mmap(old, BLOCK, prot=mmap.PROT_READ) as mapped:
         assert mapped[:] == os.pread(old, BLOCK, 0) == RANDOM[:BLOCK]
         for path in disk.replicas:
             with path.open("r+b") as replica:

@@ -14,19 +14,13 @@ from conftest import MakeImages
 from support.faultfs import FaultFS
 from support.faultydisk import DirectFile, answer
 from support.mounting import Mounted, as_qemu, quorumfs
+from support.programs import run
 from support.sparse import PUNCH, allocated, data_extents, fallocate
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 BLOCK = 4096
 
 Extents = list[tuple[int, int]]
-
-
-def run(*command: str | Path) -> str:
-    """Run *command* to its end; a failure fails the test with all it said."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout
 
 
 def merged(extents: Iterable[tuple[int, int]]) -> Extents:

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import opened
 from support import mounting
 from support.command import wait_until
 from support.engines import aligned
 from support.faultfs import FaultFS
 from support.mounting import Mounted, make_set
+from support.sets import opened
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -244,7 +244,7 @@ def test_what_was_stored_in_a_mapping_is_read_directly_after_msync(disk: Mounted
     def keep_storing(owner: int) -> None:
         offset = owner * 2 * BLOCK
         with (
-            opened(disk.file) as buffered,
+            opened(disk.file, os.O_RDWR) as buffered,
             opened(disk.file, os.O_RDWR | os.O_DIRECT) as direct,
             mmap.mmap(buffered, 4 * MIB) as mapped,
         ):

@@ -8,39 +8,24 @@ import os
 from pathlib import Path
 
 import pytest
-from support.command import one_line
 from support.mounting import quorumfs
-from support.sets import CHUNK, EXTENT, SetMount, create, examine, named, opened, same, seen
-from support.sets import with_sidecars as both
+from support.sets import (
+    CHUNK,
+    EXTENT,
+    SetMount,
+    create,
+    examine,
+    named,
+    read,
+    refused,
+    same,
+    seen,
+    with_sidecars,
+    write,
+)
 
-BLOCK = 4096
 SIZE = 2 * EXTENT
 LONE = "degraded,vote-threshold=1"
-
-
-def put(disk: SetMount, chunk: int, letter: bytes) -> None:
-    """Write a block, durably."""
-    with opened(disk.file) as fd:
-        os.pwrite(fd, letter * BLOCK, chunk * CHUNK)
-        os.fsync(fd)
-
-
-def get(disk: SetMount, chunk: int) -> bytes:
-    """The letter that a block is full of."""
-    with opened(disk.file) as fd:
-        (letter,) = set(os.pread(fd, BLOCK, chunk * CHUNK))
-    return bytes([letter])
-
-
-def refused(paths: list[Path], mountpoint: Path, exit_code: int, options: str = "") -> str:
-    """Why a mount is refused; nothing is written by it."""
-    mountpoint.mkdir(exist_ok=True)
-    files = [path for path in both(paths) if path.exists()]
-    before = seen(files)
-    given = ["-o", options] if options else []
-    line = one_line(quorumfs("mount", *given, *paths, mountpoint, check=False), exit_code)
-    assert seen(files) == before
-    return line
 
 
 @pytest.fixture
@@ -49,7 +34,7 @@ def pair(tmp_path: Path) -> list[Path]:
     images = create(named(tmp_path, 2), SIZE)
     with SetMount(images, tmp_path) as disk:
         for chunk in range(0, 512, 32):
-            put(disk, chunk, b"0")
+            write(disk, b"0", chunk)
     return images
 
 
@@ -58,7 +43,7 @@ def part(images: list[Path], directory: Path, chunks: tuple[int, int] = (32, 64)
     generations = []
     for image, chunk, letter in zip(images, chunks, (b"a", b"b"), strict=True):
         with SetMount([image], directory, LONE) as disk:
-            put(disk, chunk, letter)
+            write(disk, letter, chunk)
             generations.append(disk.status()["generation"])
     return generations
 
@@ -68,7 +53,7 @@ def test_a_split_brain_is_refused(pair: list[Path], tmp_path: Path) -> None:
     generations = part(pair, tmp_path)
     for paths in pair, pair[::-1]:
         for options in "", "degraded", "ro", "vote-threshold=1":
-            line = refused(paths, tmp_path / "mnt", 3, options)
+            line = refused(paths, tmp_path, 3, options)
             assert "split brain" in line
             assert "quorumfs resolve" in line
             for word in [*generations, *map(str, pair)]:
@@ -83,19 +68,19 @@ def test_a_split_brain_is_refused(pair: list[Path], tmp_path: Path) -> None:
 def test_the_one_to_keep_is_kept(keep: int, pair: list[Path], tmp_path: Path) -> None:
     """A dry run writes nothing; then only what either side wrote is copied, in this direction."""
     part(pair, tmp_path)
-    before = seen(both(pair))
+    before = seen(with_sidecars(pair))
     said = quorumfs("resolve", "--dry-run", "--keep", pair[keep], *pair).stdout
     assert f"{pair[keep]} would be kept" in said
     assert f"{pair[1 - keep]} would be overwritten" in said
-    assert seen(both(pair)) == before
+    assert seen(with_sidecars(pair)) == before
     images = seen(pair)
     quorumfs("resolve", "--keep", pair[keep], *pair)
     assert seen(pair) == images
     with SetMount(pair, tmp_path) as disk:
         expected = (b"a", b"0") if keep == 0 else (b"0", b"b")
-        assert (get(disk, 32), get(disk, 64)) == expected
+        assert (read(disk, 32), read(disk, 64)) == expected
         status = disk.wait_healthy()
-        assert (get(disk, 32), get(disk, 64)) == expected
+        assert (read(disk, 32), read(disk, 64)) == expected
         assert status["replicas"][1 - keep]["copied_bytes"] <= 2 * CHUNK
         assert status["replicas"][keep]["copied_bytes"] == 0
     assert same(pair)
@@ -109,7 +94,7 @@ def test_a_resolution_may_be_made_twice(pair: list[Path], tmp_path: Path) -> Non
     quorumfs("resolve", "--keep", pair[0], *pair)
     quorumfs("resolve", "--keep", pair[1], *pair)
     with SetMount(pair, tmp_path) as disk:
-        assert (get(disk, 32), get(disk, 64)) == (b"0", b"b")
+        assert (read(disk, 32), read(disk, 64)) == (b"0", b"b")
         disk.wait_healthy()
     assert same(pair)
 
@@ -118,16 +103,16 @@ def test_a_split_of_three(tmp_path: Path) -> None:
     """One against two: refused all the same; those that hold the same are kept together."""
     images = create(named(tmp_path, 3), SIZE)
     with SetMount(images, tmp_path) as disk:
-        put(disk, 0, b"0")
+        write(disk, b"0", 0)
     with SetMount(images[:1], tmp_path, LONE) as disk:
-        put(disk, 32, b"a")
+        write(disk, b"a", 32)
     with SetMount(images[1:], tmp_path) as disk:
-        put(disk, 64, b"b")
-    refused(images, tmp_path / "mnt", 3)
+        write(disk, b"b", 64)
+    refused(images, tmp_path, 3)
     said = quorumfs("resolve", "--keep", images[1], *images).stdout
     assert f"{images[2]} is kept" in said
     with SetMount(images, tmp_path) as disk:
-        assert (get(disk, 32), get(disk, 64)) == (b"\0", b"b")
+        assert (read(disk, 32), read(disk, 64)) == (b"\0", b"b")
         disk.wait_healthy()
     assert same(images)
 
@@ -135,11 +120,11 @@ def test_a_split_of_three(tmp_path: Path) -> None:
 def test_no_split_where_one_side_wrote_nothing(pair: list[Path], tmp_path: Path) -> None:
     """23: opened and closed again, without a write, is no other history."""
     with SetMount(pair[:1], tmp_path, LONE) as disk:
-        put(disk, 32, b"a")
+        write(disk, b"a", 32)
     with SetMount(pair[1:], tmp_path, LONE) as disk:
-        assert get(disk, 32) == b"0"
+        assert read(disk, 32) == b"0"
     with SetMount(pair, tmp_path) as disk:
-        assert get(disk, 32) == b"a"
+        assert read(disk, 32) == b"a"
         status = disk.wait_healthy()
         assert status["replicas"][1]["copied_bytes"] <= CHUNK
     assert same(pair)
@@ -149,8 +134,8 @@ def test_the_same_write_on_both_sides_is_a_split(pair: list[Path], tmp_path: Pat
     """Nothing is concluded from equal bytes."""
     for image in pair:
         with SetMount([image], tmp_path, LONE) as disk:
-            put(disk, 32, b"s")
-    refused(pair, tmp_path / "mnt", 3)
+            write(disk, b"s", 32)
+    refused(pair, tmp_path, 3)
 
 
 # Missing ones
@@ -159,16 +144,16 @@ def test_the_same_write_on_both_sides_is_a_split(pair: list[Path], tmp_path: Pat
 def test_a_lone_replica_needs_the_operators_word(pair: list[Path], tmp_path: Path) -> None:
     """18: the one missing and the flag are named; with the flag it mounts, and is on record."""
     for options in "", "vote-threshold=1", "ro":
-        line = refused(pair[:1], tmp_path / "mnt", 1, options)
+        line = refused(pair[:1], tmp_path, 1, options)
         assert str(pair[1]) in line
         assert "-o degraded" in line
     with SetMount(pair[:1], tmp_path, LONE) as disk:
         assert disk.status()["state"] == "degraded"
-        put(disk, 32, b"a")
+        write(disk, b"a", 32)
     with SetMount(pair[:1], tmp_path, "vote-threshold=1") as disk:  # 19: nobody asks again
-        assert get(disk, 32) == b"a"
+        assert read(disk, 32) == b"a"
     with SetMount(pair, tmp_path) as disk:
-        assert get(disk, 32) == b"a"
+        assert read(disk, 32) == b"a"
         status = disk.wait_healthy()
         assert status["replicas"][1]["copied_bytes"] <= CHUNK
     assert same(pair)
@@ -176,13 +161,13 @@ def test_a_lone_replica_needs_the_operators_word(pair: list[Path], tmp_path: Pat
 
 def test_without_a_write_the_word_is_needed_again(pair: list[Path], tmp_path: Path) -> None:
     """What was only read has decided nothing."""
-    before = seen(both(pair))
+    before = seen(with_sidecars(pair))
     with SetMount(pair[:1], tmp_path, LONE) as disk:
-        assert get(disk, 32) == b"0"
+        assert read(disk, 32) == b"0"
     assert {name: content for name, (content, _) in seen(pair).items()} == {
         path.name: before[path.name][0] for path in pair
     }
-    refused(pair[:1], tmp_path / "mnt", 1, "vote-threshold=1")
+    refused(pair[:1], tmp_path, 1, "vote-threshold=1")
     with SetMount(pair, tmp_path) as disk:
         assert disk.wait_healthy()["replicas"][1]["copied_bytes"] == 0
 
@@ -192,18 +177,18 @@ def test_only_the_stale_one(options: str, pair: list[Path], tmp_path: Path) -> N
     """21: b knows that it was left behind, once it has met a."""
     with SetMount(pair, tmp_path, "vote-threshold=1") as disk:
         os.truncate(pair[1], CHUNK)
-        put(disk, 32, b"a")
+        write(disk, b"a", 32)
         os.truncate(pair[1], SIZE)
         disk.wait_for_state(pair[1], "resyncing", "current")
         disk.wait_healthy()
-        put(disk, 96, b"a")
+        write(disk, b"a", 96)
     # Now it is left behind with a record of that on itself: a resync that never ended.
     with SetMount(pair[:1], tmp_path, LONE) as disk:
-        put(disk, 32, b"A")
+        write(disk, b"A", 32)
     with SetMount(pair, tmp_path, "resync-rate=1K") as disk:
         disk.wait_for_state(pair[1], "resyncing")
         disk.kill()
-    line = refused(pair[1:], tmp_path / "mnt", 1, options)
+    line = refused(pair[1:], tmp_path, 1, options)
     assert str(pair[0]) in line
     assert "Current in generation" in line
 
@@ -213,11 +198,11 @@ def test_the_newer_one_is_the_source_whatever_it_looks_like(
 ) -> None:
     """20: though the stale one comes first, and has the newer time."""
     with SetMount(pair[1:], tmp_path, LONE) as disk:
-        put(disk, 32, b"b")
+        write(disk, b"b", 32)
     with SetMount(pair, tmp_path, "read-pattern=fifo,vote-threshold=1") as disk:
-        assert get(disk, 32) == b"b"
+        assert read(disk, 32) == b"b"
         disk.wait_healthy()
-        assert get(disk, 32) == b"b"
+        assert read(disk, 32) == b"b"
     assert same(pair)
 
 
@@ -225,10 +210,10 @@ def test_one_of_three_is_not_enough_to_go_on(tmp_path: Path) -> None:
     """Two of three need no word; then the third alone is refused, or a split brain later."""
     images = create(named(tmp_path, 3), SIZE)
     with SetMount(images[:2], tmp_path) as disk:
-        put(disk, 0, b"1")
-    refused(images[2:], tmp_path / "mnt", 1)
-    refused(images[2:], tmp_path / "mnt", 1, "vote-threshold=1")
+        write(disk, b"1", 0)
+    refused(images[2:], tmp_path, 1)
+    refused(images[2:], tmp_path, 1, "vote-threshold=1")
     with SetMount(images, tmp_path) as disk:
-        assert get(disk, 0) == b"1"
+        assert read(disk, 0) == b"1"
         disk.wait_healthy()
     assert same(images)

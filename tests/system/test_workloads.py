@@ -15,19 +15,13 @@ import pytest
 from conftest import MakeImages
 from support.command import seconds, wait_until
 from support.mounting import Mounted, quorumfs
+from support.programs import loop_device, run
 from support.sets import create, named, tmpfs
 
 MIB = 1 << 20
 
 POOL = random.Random(0).randbytes(4 * MIB)
 """Where written data is cut from: any two cuts at different places differ."""
-
-
-def run(*command: str | Path, directory: Path | None = None) -> str:
-    """Run *command* to its end; a failure fails the test with all it said."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout
 
 
 def assert_equal(replicas: list[Path]) -> None:
@@ -133,19 +127,6 @@ def test_heavy_load_is_verified_and_leaves_the_daemon_small(
         wait_until(lambda: memory_kib(disk.pid, "VmRSS") < 60 * 1024, "less than 60 MiB resident")
         assert disk.events("QUORUM_REPORT_BAD") == []
     assert_equal(replicas)
-
-
-@contextlib.contextmanager
-def loop_device(file: Path, *options: str) -> Iterator[Path]:
-    """A loop device over *file*, detached and gone at the end."""
-    device = Path(run("losetup", "--find", "--show", *options, file).strip())
-    attached = Path("/sys/block", device.name, "loop")
-    try:
-        yield device
-    finally:
-        run("losetup", "--detach", device)
-        # Its last user may let go a little later.
-        wait_until(lambda: not attached.exists(), f"{device} is detached")
 
 
 @contextlib.contextmanager

@@ -402,6 +402,14 @@ class Disk:
             return parts[0]
         return Reading(b"".join(part.data for part in parts), any(p.repairable for p in parts))
 
+    def sole_source(self, offset: int, length: int) -> Replica | None:
+        """Whose answer alone would do for a read of this range; None: several, or one is pinned."""
+        choice, *others = self.metadata.choices(offset, length)
+        if others or choice.pinned or not choice.holders:
+            return None
+        alone = isinstance(self._pattern, Fifo) or len(choice.holders) == 1
+        return choice.holders[0] if alone else None
+
     def announce_states(self) -> None:
         """Tell the log of every replica whose state changed since the last time."""
         for replica, announced in self._announced.items():

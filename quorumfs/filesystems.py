@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from enum import Enum
 
 _FUSE = 0x65735546
 
@@ -10,8 +11,6 @@ _LOCAL = frozenset(
         0xEF53,  # ext2, ext3, ext4
         0x58465342,  # XFS
         0x9123683E,  # Btrfs
-        0x01021994,  # tmpfs
-        0x858458F6,  # ramfs
         0xF2F52010,  # F2FS
         0xCA451A4E,  # bcachefs
         0x2FC12FC1,  # ZFS
@@ -27,18 +26,24 @@ _IN_MEMORY = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def is_local(fd: int) -> bool:
-    """Whether the file *fd* is served by this kernel from this host's own storage.
+class Locality(Enum):
+    """Where the data of a file is."""
 
-    False for network file systems, for FUSE, and for what is not known here: their answers
-    depend on others, and may not come.
-    """
-    return _type(fd) in _LOCAL
+    MEMORY = "memory"
+    """In memory alone: there is no device to wait for."""
+    HERE = "here"
+    """On this host's own storage."""
+    ELSEWHERE = "elsewhere"
+    """Network file systems, FUSE, and what is not known here: their answers depend on others, and
+    may not come."""
 
 
-def is_in_memory(fd: int) -> bool:
-    """Whether the file *fd* is kept in memory alone, so that there is no device to wait for."""
-    return _type(fd) in _IN_MEMORY
+def locality(fd: int) -> Locality:
+    """Where the file *fd* has its data. Asks its file system, which may take long."""
+    kind = _type(fd)
+    if kind in _IN_MEMORY:
+        return Locality.MEMORY
+    return Locality.HERE if kind in _LOCAL else Locality.ELSEWHERE
 
 
 def is_fuse(file: int | str) -> bool:

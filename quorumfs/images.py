@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from quorumfs.assembly import Found
 from quorumfs.errors import UserError
-from quorumfs.filesystems import is_fuse
+from quorumfs.filesystems import Locality, is_fuse, locality
 from quorumfs.imagelock import ImageLockedError, holders, lock_image
 from quorumfs.sidecar import (
     FormatError,
@@ -47,6 +47,7 @@ class Image:
     """Device and inode number: the same for every path to the same file."""
     identity: Identity
     """By which a later mount knows whether it was changed."""
+    locality: Locality
     sidecar_fd: int | None = None
     sidecar: Sidecar | None = None
     problem: str | None = None
@@ -153,7 +154,8 @@ def _open(path: str, *, read_only: bool) -> Image:
         os.close(fd)
         raise
     file = (status.st_dev, status.st_ino)
-    return Image(path, fd, status.st_size, status.st_mtime_ns, file, lasting_identity(fd))
+    size, mtime_ns = status.st_size, status.st_mtime_ns
+    return Image(path, fd, size, mtime_ns, file, lasting_identity(fd), locality(fd))
 
 
 def lasting_identity(file: int | str) -> Identity:

@@ -82,6 +82,11 @@ class Replica:
         """Whether it has an image open."""
         return self._image is not None
 
+    @property
+    def image(self) -> Storage | None:
+        """Its image, if it is open."""
+        return self._image
+
     def attach(self, storage: Storage, sidecar: Storage) -> None:
         """Use these files from now on; there must be none in use."""
         assert self._image is None
@@ -119,6 +124,12 @@ class Replica:
         counters.writes += 1
         counters.bytes_written += len(data)
         return True
+
+    def copying(self, source: "Replica", offset: int, length: int) -> Operation | None:
+        """What has its image take a range of that of *source*, if that can be asked of it."""
+        if self._image is None or source.image is None or source.hung:
+            return None
+        return self._image.copying(source.image, offset, length)
 
     def submit(
         self, operation: Operation, gathering: "Gathering", *, to_sidecar: bool = False
@@ -223,7 +234,9 @@ class Counters:
         elif operation.kind in CHANGES:
             self.writes += 1
             self.write_errors += failed
-            if not failed:
+            if isinstance(operation.value, int) and operation.kind is Kind.COPY:
+                self.bytes_written += operation.value
+            elif not failed:
                 self.bytes_written += operation.length
         elif operation.kind is Kind.SYNC:
             self.flushes += 1

@@ -191,22 +191,17 @@ def _replica(index: int, one: Image | Found, options: MountOptions, plan: Plan |
     timeout_s = options.replica_timeout_s
     if isinstance(one, Found):
         return Replica(index, one.path, None, timeout_s)
-    name = os.path.basename(one.path)
     if plan is None:
-        image = FileStorage(one.fd, one.size, name, inline=options.inline_io)
-        return Replica(index, one.path, image, timeout_s)
+        return Replica(index, one.path, _image_storage(one, one.size, options), timeout_s)
     usable = plan.members[index].state not in (State.FOREIGN, State.MISSING)
     if not usable or one.sidecar_fd is None:
         one.close()
         return Replica(index, one.path, None, timeout_s)
-    size, disk_map = plan.record.size, plan.map
-    return Replica(
-        index,
-        one.path,
-        FileStorage(one.fd, size, name, inline=options.inline_io),
-        timeout_s,
-        sidecar=_sidecar_storage(one.sidecar_fd, file_size(disk_map), name),
-    )
+    sidecar_size = file_size(plan.map)
+    _lengthen(one.sidecar_fd, sidecar_size)
+    image = _image_storage(one, plan.record.size, options)
+    sidecar = _sidecar_storage(one, sidecar_size)
+    return Replica(index, one.path, image, timeout_s, sidecar=sidecar)
 
 
 def _pattern(options: MountOptions, threshold: int) -> ReadPattern:
@@ -237,6 +232,9 @@ class _Reopener:
         def open_files() -> Image | None:
             try:
                 image = open_again(replica.path)
+                if image.sidecar_fd is not None:
+                    _lengthen(image.sidecar_fd, self._sidecar_size)
+                    _sign(image.sidecar_fd, State.STALE)
             finally:
                 self._opening.discard(replica.path)
             if late:
@@ -255,13 +253,8 @@ class _Reopener:
         if image.sidecar_fd is None or image.sidecar is None:
             image.close()
             raise UserError(found.problem or f"there is no {path_for(image.path)}")
-        _sign(image.sidecar_fd, State.STALE)
-        name = os.path.basename(image.path)
-        return Returned(
-            found,
-            FileStorage(image.fd, self._size, name, inline=self._options.inline_io),
-            _sidecar_storage(image.sidecar_fd, self._sidecar_size, name),
-        )
+        storage = _image_storage(image, self._size, self._options)
+        return Returned(found, storage, _sidecar_storage(image, self._sidecar_size))
 
 
 def _sign(fd: int, state: State) -> None:
@@ -271,9 +264,18 @@ def _sign(fd: int, state: State) -> None:
             sign(fd, signature())
 
 
-def _sidecar_storage(fd: int, size: int, name: str) -> FileStorage:
-    """A sidecar to be written in place; where it was cut off it gets its length back."""
+def _lengthen(sidecar_fd: int, size: int) -> None:
+    """Give a sidecar its length back where it was cut off: it is written in place."""
     with suppress(OSError):
-        if os.fstat(fd).st_size < size:
-            os.ftruncate(fd, size)
-    return FileStorage(fd, size, f"{name} sidecar")
+        if os.fstat(sidecar_fd).st_size < size:
+            os.ftruncate(sidecar_fd, size)
+
+
+def _image_storage(image: Image, size: int, options: MountOptions) -> FileStorage:
+    name = os.path.basename(image.path)
+    return FileStorage(image.fd, size, name, locality=image.locality, inline=options.inline_io)
+
+
+def _sidecar_storage(image: Image, size: int) -> FileStorage:
+    assert image.sidecar_fd is not None
+    return FileStorage(image.sidecar_fd, size, f"{os.path.basename(image.path)} sidecar")

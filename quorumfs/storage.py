@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 import trio
 
-from quorumfs.filesystems import is_in_memory, is_local
+from quorumfs.filesystems import Locality
 from quorumfs.promptness import PROMPT_NS, TOO_LONG_NS, Promptness
 from quorumfs.sidecar import Identity, identity_of
 
@@ -37,6 +37,8 @@ class Kind(Enum):
 
     READ = "read"
     WRITE = "write"
+    COPY = "copy"
+    """Write what another image holds at the same place; see `Storage.copying`."""
     DISCARD = "discard"
     """Make zeros, and give the space back."""
     ZERO = "zero"
@@ -53,7 +55,7 @@ class Kind(Enum):
     """Find the next byte at or after the offset that is in a hole, or the end."""
 
 
-CHANGES = frozenset({Kind.WRITE, Kind.DISCARD, Kind.ZERO})
+CHANGES = frozenset({Kind.WRITE, Kind.COPY, Kind.DISCARD, Kind.ZERO})
 """What changes bytes, which a flush then makes durable."""
 
 
@@ -98,7 +100,8 @@ Buffer = bytes | memoryview
 
 Value = Bytes | int | FileStatus
 """Of a read: exactly the bytes asked for. Of a stat and a seal: a `FileStatus`. Of a seek: the
-offset, or the size of the disk if there is none. Else 0."""
+offset, or the size of the disk if there is none. Of a copy: the bytes copied, from the offset on:
+fewer where the other image could not be read. Else 0."""
 
 Done = Callable[[Operation, Value, OSError | None], None]
 """Called once in the trio thread when an operation has returned."""
@@ -129,6 +132,13 @@ class Storage(Protocol):
         it was written.
         """
 
+    def copying(self, source: "Storage", offset: int, length: int) -> Operation | None:
+        """An operation for `submit` that has this file take a range of *source*.
+
+        None if an answer of either depends on others than this host: one that does not answer must
+        not be taken for the other. Both may be closed meanwhile.
+        """
+
     def close(self) -> None:
         """Stop. Nothing may be submitted afterwards; what is in flight may never call back."""
 
@@ -141,6 +151,9 @@ _FALLOCATE_MODES = {
 """What to try, in this order, before zeros are written."""
 
 _ZEROS = bytes(1 << 20)
+
+_COPY_BUFFER = 256 << 10
+"""Bytes copied at a time: small enough to stay in the processor's cache between the two calls."""
 
 _libc = ctypes.CDLL(None, use_errno=True)  # the os module has no fallocate with modes
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -160,6 +173,29 @@ def _cache_answers(fd: int) -> bool:
     return True
 
 
+class Descriptor:
+    """A descriptor of a file beside its own one, open for as long as anybody refers to this."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, fd: int) -> None:
+        self.number = os.dup(fd)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+class _Copying(Operation):
+    """A `Kind.COPY` from a file to another one."""
+
+    __slots__ = ("source",)
+
+    def __init__(self, source: Descriptor, offset: int, length: int) -> None:
+        super().__init__(Kind.COPY, offset, length)
+        self.source = source
+
+
 class FileStorage:
     """A regular file, read and written by the replica's own threads.
 
@@ -168,18 +204,28 @@ class FileStorage:
     host and has been prompt. Must be made inside `trio.run`.
     """
 
-    def __init__(self, fd: int, size: int, name: str, *, inline: bool = False) -> None:
+    def __init__(
+        self,
+        fd: int,
+        size: int,
+        name: str,
+        *,
+        locality: Locality = Locality.ELSEWHERE,
+        inline: bool = False,
+    ) -> None:
         """Take over the open *fd* of an image of *size* bytes; *name* is for thread names.
 
+        *locality*: where its file system has its data.
         *inline*: whether anything may be done in the calling thread at all.
         """
         self._fd = fd
+        self._local = locality is not Locality.ELSEWHERE
         self._size = size
         self._name = name
         self._promptness = Promptness()
-        self._in_memory = inline and is_in_memory(fd)
-        self._local = inline and is_local(fd)
-        self._cache_answers = self._local and _cache_answers(fd)
+        self._inline = inline and self._local
+        self._in_memory = inline and locality is Locality.MEMORY
+        self._cache_answers = self._inline and _cache_answers(fd)
         self._token = trio.lowlevel.current_trio_token()
         self._queue: SimpleQueue[tuple[Operation, Done] | None] = SimpleQueue()
         self._finished: deque[tuple[Operation, Done, Value, OSError | None]] = deque()
@@ -197,7 +243,7 @@ class FileStorage:
             promptness.look_again(perf_counter_ns())
         if self._in_flight and perf_counter_ns() - self._progress_at > TOO_LONG_NS:
             return False  # a thread waits long for it: so might we
-        return self._local and promptness.trusted
+        return self._inline and promptness.trusted
 
     def read_now(self, offset: int, length: int) -> Bytes | None:
         data: Bytes
@@ -257,6 +303,19 @@ class FileStorage:
         self._in_flight += 1
         self._queue.put((operation, done))
 
+    def copying(self, source: Storage, offset: int, length: int) -> Operation | None:
+        descriptor = source.lend() if isinstance(source, FileStorage) and self._local else None
+        return None if descriptor is None else _Copying(descriptor, offset, length)
+
+    def lend(self) -> "Descriptor | None":
+        """A descriptor for who copies from it; None if answers depend on others than this host."""
+        if not self._local:
+            return None
+        try:
+            return Descriptor(self._fd)
+        except OSError:
+            return None  # too many are open
+
     def close(self) -> None:
         for _ in self._threads:
             self._queue.put(None)
@@ -304,6 +363,9 @@ class FileStorage:
             case Kind.WRITE:
                 self._refuse_if_truncated()
                 self._write(operation.offset, operation.data)
+            case Kind.COPY:
+                assert isinstance(operation, _Copying)
+                return self._copy(operation.source.number, operation.offset, operation.length)
             case Kind.DISCARD | Kind.ZERO | Kind.ALLOCATE:
                 self._refuse_if_truncated()
                 self._fallocate(operation.kind, operation.offset, operation.length)
@@ -339,13 +401,34 @@ class FileStorage:
         if size < self._size:
             raise TruncatedError(size)
 
-    def _write(self, offset: int, data: bytes) -> None:
+    def _write(self, offset: int, data: bytes | memoryview) -> None:
         written = os.pwrite(self._fd, data, offset)
         while written < len(data):
             more = os.pwrite(self._fd, memoryview(data)[written:], offset + written)
             if not more:
                 raise OSError(errno.EIO, "a write made no progress")
             written += more
+
+    def _copy(self, source: int, offset: int, length: int) -> int:
+        """Returns the bytes copied; raises what writing raises.
+
+        Not with copy_file_range: some file systems would have both images share the blocks, and
+        one bad block would be the end of both. Between file systems, where replicas should be, it
+        does not work anyway, and it is no faster.
+        """
+        buffer = memoryview(bytearray(min(length, _COPY_BUFFER)))
+        copied = 0
+        while copied < length:
+            try:
+                read = os.preadv(source, [buffer[: length - copied]], offset + copied)
+            except OSError:
+                break  # who reads it the usual way finds out more
+            if not read:
+                break
+            self._refuse_if_truncated()
+            self._write(offset + copied, buffer[:read])
+            copied += read
+        return copied
 
     def _fallocate(self, kind: Kind, offset: int, length: int) -> None:
         for mode in _FALLOCATE_MODES[kind]:

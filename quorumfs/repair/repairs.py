@@ -66,6 +66,11 @@ class Repairs:
         return self._work.progress
 
     @property
+    def changed(self) -> trio.Event:
+        """Set when a replica comes or goes; a new one is to be had for each wait."""
+        return self._sidecars.changed
+
+    @property
     def differing(self) -> RangeSet:
         """Chunks of adopted images that differ without a majority."""
         return self._verification.differing

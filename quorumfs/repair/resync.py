@@ -8,14 +8,21 @@ point, with the process or with a replica, and goes on from there the next time.
 import errno
 from collections.abc import Iterator
 from contextlib import aclosing
+from typing import cast
+
+import trio
 
 from quorumfs.assembly import Found
 from quorumfs.dirtymap import CHUNK_MIN, lacks
 from quorumfs.patterns import Fifo
 from quorumfs.ranges import RangeSet
-from quorumfs.repair.work import Work, pieces, without
-from quorumfs.replica import Replica
-from quorumfs.storage import Kind
+from quorumfs.repair.work import PIECE, Work, without
+from quorumfs.replica import Gathering, Replica
+from quorumfs.storage import Kind, Operation, TruncatedError
+
+COPIES_MAX = 2
+"""Copies from one image to another at a time, so that one reads while the other one writes. More
+would wait for each other: a kernel lets one at a time write to a file."""
 
 
 class _UnreadableError(OSError):
@@ -30,9 +37,11 @@ class Resync:
         self._disk = work.disk
         self._sidecars = work.sidecars
         self._map = work.map
-        self._known_data: tuple[Replica | None, int, int] = None, 0, 0
-        """Where a source was last found to have no hole: to seek again for every piece takes a file
-        system without an extent tree as long as to read the file."""
+        self._copies = trio.CapacityLimiter(COPIES_MAX)
+        self._known_data: tuple[tuple[Replica | None, int], int, int] = (None, 0), 0, 0
+        """Where a source was found to have no hole, and the requests of the guest until then: to
+        seek again for every piece takes a file system without an extent tree as long as to read the
+        file."""
 
     async def resync(self, replica: Replica, found: Found, *, full: bool) -> None:
         """Make *replica* current, which is open, and looked like *found*.
@@ -64,14 +73,17 @@ class Resync:
             self._disk.events.resync_finished(replica.path, copied, error)
 
     async def _copy_all(self, replica: Replica, bit: int, *, compare: bool) -> None:
-        """Copy what the replica lacks, in batches: sync them, and only then call them held (R8)."""
+        """Copy what the replica lacks.
 
+        What was copied is synced while more is, and held after a sync that began later (R8).
+        """
         unreadable = RangeSet()
+        copied: list[range] = []
+        """Since the last sync began."""
 
         async def copy_chunks(chunks: range) -> None:
             try:
-                for piece in pieces(*self._work.bounds(chunks)):
-                    await self._copy(replica, *piece, compare=compare)
+                await self._copy(replica, *self._work.bounds(chunks), compare=compare)
             except _UnreadableError:
                 if len(chunks) == 1:
                     unreadable.add(chunks.start, chunks.stop)
@@ -83,38 +95,54 @@ class Resync:
             async with self._disk.locks.held(*self._work.bounds(chunks), exclusive=True):
                 await copy_chunks(chunks)
 
+        async def sync() -> None:
+            if not copied:
+                return
+            synced = list(without(copied, unreadable))
+            copied.clear()
+            self._require_target(replica)
+            await self._sidecars.sync_target()
+            self._sidecars.caught_up(synced)
+
         lacking = self._map.runs(bit, longest=len(self._map))
-        holes: list[range] = []
-        async with aclosing(self._work.batches(lacking, holes.append, replica)) as batches:
+        async with aclosing(self._work.batches(lacking, copied.append, replica)) as batches:
             async for batch in batches:
-                self._known_data = None, 0, 0
-                await self._work.in_parallel(self._work.units(batch), copy_unit)
-                if self._sidecars.target is not replica:
-                    raise OSError(errno.EIO, replica.reason or "it failed meanwhile")
-                await self._sidecars.sync_target()
-                self._sidecars.caught_up([*without(batch, unreadable), *holes])
-                holes.clear()
-                await self._work.save(often=False)
+                copied += await self._work.in_parallel(batch, copy_unit, large=True, beside=sync)
+                if self._work.save_due:
+                    # With nothing copied that is not yet held: of what the target is to be given
+                    # again only that is remembered which it was given since the last time.
+                    await sync()
+                    await self._work.save()
+        await sync()
         await self._work.save()
         if unreadable:
             count = sum(end - start for start, end in unreadable)
             raise OSError(errno.EIO, f"{count} chunks can be read on no current replica")
 
-    async def _copy(self, target: Replica, offset: int, length: int, *, compare: bool) -> None:
-        """Give *target* what the disk holds in a range; holes stay holes. The lock is held."""
-        end = offset + length
+    async def _copy(self, target: Replica, offset: int, end: int, *, compare: bool) -> None:
+        """Give *target* what the disk holds from *offset* to *end*; holes stay holes.
+
+        The lock is held.
+        """
         while offset < end:
             source = self._sidecars.source
-            known, data_from, data_to = self._known_data
-            if known is not source or not data_from <= offset < data_to:
+            asked, data_from, data_to = self._known_data
+            unchanged = asked == (source, self._disk.requests)
+            if not unchanged or not data_from <= offset < data_to:
+                asked = source, self._disk.requests
                 data_from = await self._work.seek(source, Kind.SEEK_DATA, offset)
                 if data_from > offset:
                     await self._make_hole(target, offset, min(end, data_from))
                     offset = min(end, data_from)
                     continue
                 data_to = max(await self._work.seek(source, Kind.SEEK_HOLE, offset), offset + 1)
-                self._known_data = source, data_from, data_to
+                self._known_data = asked, data_from, data_to
             stop = min(end, data_to)
+            if not compare:
+                offset += await self._take_over(target, offset, stop - offset)
+            stop = min(stop, offset + PIECE)
+            if stop == offset:
+                continue
             # Too few are left to hold a vote: what they hold is still all there is.
             few = len(self._sidecars.members) < self._disk.threshold
             pattern = Fifo() if few else None
@@ -124,26 +152,48 @@ class Resync:
                 raise _UnreadableError(*error.args) from None
             held = await self._held(target, offset, stop - offset) if compare else None
             for start, data in _differing(reading.data, held):
-                await self._tell(target, Kind.WRITE, offset + start, len(data), data)
+                await self._tell(target, Operation(Kind.WRITE, offset + start, len(data), data))
                 target.counters.copied_bytes += len(data)
             offset = stop
 
+    async def _take_over(self, target: Replica, offset: int, length: int) -> int:
+        """Have *target* itself copy from whom a read would be answered by; returns the bytes.
+
+        Where it could not, nobody is blamed yet.
+        """
+        source = self._disk.sole_source(offset, length)
+        operation = target.copying(source, offset, length) if source else None
+        if source is None or operation is None:
+            return 0
+        async with self._copies:
+            await self._tell(target, operation)
+        copied = cast("int", operation.value)
+        source.counters.reads += 1
+        source.counters.bytes_read += copied
+        target.counters.copied_bytes += copied
+        return copied
+
     async def _make_hole(self, target: Replica, offset: int, end: int) -> None:
         if await self._work.seek(target, Kind.SEEK_DATA, offset) < end:
-            await self._tell(target, Kind.DISCARD, offset, end - offset)
+            await self._tell(target, Operation(Kind.DISCARD, offset, end - offset))
 
     async def _held(self, target: Replica, offset: int, length: int) -> bytes | None:
         (outcome,) = await self._disk.ask([target], Kind.READ, 0, offset, length)
         return None if outcome.error is not None else outcome.data
 
-    async def _tell(
-        self, target: Replica, kind: Kind, offset: int, length: int, data: bytes = b""
-    ) -> None:
-        if self._sidecars.target is not target:
-            raise OSError(errno.EIO, target.reason or "it failed meanwhile")
-        (outcome,) = await self._disk.ask([target], kind, 0, offset, length, data)
-        if outcome.error is not None:
-            raise outcome.error
+    async def _tell(self, target: Replica, operation: Operation) -> None:
+        self._require_target(target)
+        gathering = Gathering(0)
+        gathering.submit(target, operation)
+        await gathering.complete()
+        if isinstance(operation.error, TruncatedError):
+            self._sidecars.truncated(target)
+        if operation.error is not None:
+            raise operation.error
+
+    def _require_target(self, replica: Replica) -> None:
+        if self._sidecars.target is not replica:
+            raise OSError(errno.EIO, replica.reason or "it failed meanwhile")
 
 
 def _differing(data: bytes, held: bytes | None) -> Iterator[tuple[int, bytes]]:

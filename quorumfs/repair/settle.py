@@ -27,7 +27,7 @@ class Settling:
         runs = [range(start, end) for start, end in self._sidecars.unsettled]
         async with aclosing(self._work.batches(runs, self._sidecars.settled)) as batches:
             async for batch in batches:
-                await self._work.in_parallel(self._work.units(batch), self._settle_unit)
+                await self._work.in_parallel(batch, self._settle_unit)
         await self._work.save()
 
     async def settle_all(self) -> None:
@@ -36,9 +36,7 @@ class Settling:
         runs = sidecars.to_settle_first()
         async with aclosing(self._work.batches(runs, sidecars.settled, urgent=True)) as batches:
             async for batch in batches:
-                await self._work.in_parallel(
-                    self._work.units(batch), self._settle_unit, urgent=True
-                )
+                await self._work.in_parallel(batch, self._settle_unit, urgent=True)
         if sidecars.unflushable():
             raise OSError(errno.EIO, "what differs since a crash cannot be made equal")
 
@@ -49,7 +47,7 @@ class Settling:
         """
         chunks = self._map.chunks(offset, length)
         async with self._disk.locks.held(*self._work.bounds(chunks), exclusive=True):
-            for unit in self._work.units([chunks]):
+            for unit in self._work.units(chunks):
                 if not await self._settle_locked(unit):
                     raise OSError(errno.EIO, "the replicas differ, and cannot be made equal")
             return (await self._disk.read_locked(offset, length)).data

@@ -44,8 +44,9 @@ class Verification:
 
         async with aclosing(self._work.batches(runs, self._sidecars.verified)) as batches:
             async for batch in batches:
-                await self._work.in_parallel(self._work.units(batch), verify_if_readable)
-                await self._work.save(often=False)
+                await self._work.in_parallel(batch, verify_if_readable)
+                if self._work.save_due:
+                    await self._work.save()
         await self._work.save()
         return not unreadable
 
@@ -57,7 +58,7 @@ class Verification:
         for run in without(unverified, self.differing):
             if run.start >= chunks.stop:
                 break
-            for unit in self._work.units([range(run.start, min(run.stop, chunks.stop))]):
+            for unit in self._work.units(range(run.start, min(run.stop, chunks.stop))):
                 await self._verify_unit(unit)
 
     async def _verify_unit(self, chunks: range) -> None:

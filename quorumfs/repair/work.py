@@ -1,11 +1,12 @@
 """What every repair has in common: its way through the disk, its pace, and its progress.
 
 A repair looks at *runs* of chunks. They are cut into *batches* without what is a hole everywhere,
-which end with something that makes progress durable, and a batch into *units*: what is locked at a
-time, several of them on an idle disk.
+and a batch into *units*: what is locked at a time, several of them on an idle disk. Between two
+batches, or two parts of a slow one, progress can be made durable.
 """
 
 import errno
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -23,11 +24,15 @@ from quorumfs.storage import Kind
 PIECE = 1 << 20
 """Bytes read and written at a time."""
 
+LARGE_UNIT = 4 << 20
+"""Bytes locked at a time while no guest is at work: so many that to ask costs little beside them,
+and so few that a slow disk takes them well within the replica timeout."""
+
 PARALLEL = 4
-"""Pieces at a time, while no guest is at work."""
+"""Units at a time, while no guest is at work."""
 
 BATCH = 64 << 20
-"""Bytes repaired between two syncs."""
+"""Bytes repaired between two syncs, if that does not take longer than `SAVE_S`."""
 
 SAVE_S = 2.0
 """How often a repair's progress is made durable, seconds."""
@@ -55,6 +60,7 @@ class Work:
         self.sidecars = sidecars
         self.map = sidecars.map
         self.progress: Progress | None = None
+        self.limit = limit
         self._pacer = Pacer(limit)
         self._stop = trio.Event()
         self._saved_at = 0.0
@@ -80,11 +86,15 @@ class Work:
         self.progress = Progress(kind, replica, total, trio.current_time())
         self._saved_at = trio.current_time()
 
-    async def save(self, *, often: bool = True) -> None:
-        """Have the sidecars know how far we are; not *often*: if that was long ago."""
-        if often or trio.current_time() - self._saved_at >= SAVE_S:
-            await self.sidecars.save_progress()
-            self._saved_at = trio.current_time()
+    @property
+    def save_due(self) -> bool:
+        """Whether progress was last made durable long ago."""
+        return trio.current_time() - self._saved_at >= SAVE_S
+
+    async def save(self) -> None:
+        """Have the sidecars know how far we are."""
+        await self.sidecars.save_progress()
+        self._saved_at = trio.current_time()
 
     def bounds(self, chunks: range) -> tuple[int, int]:
         """Where *chunks* begin and end, bytes."""
@@ -97,14 +107,16 @@ class Work:
         target: Replica | None = None,
         *,
         urgent: bool = False,
-    ) -> AsyncGenerator[list[range], None]:
-        """Batches of those chunks of *runs* in which some replica has data.
+    ) -> AsyncGenerator[deque[range], None]:
+        """Batches of those chunks of *runs* in which some replica has data, for `in_parallel`.
 
+        Each is yielded until it is empty.
         *pass_over* is told, under their lock, of those that are a hole on all: most of a large
         disk may be. Asked are the current replicas, and *target*.
         """
         size = self.map.chunk_size
-        batch: list[range] = []
+        longest = BATCH // size + 1
+        batch: deque[range] = deque()
         length = 0
         for run in runs:
             chunk = run.start
@@ -118,16 +130,19 @@ class Work:
                         stop, hole = await self._extent(chunk, stop, target)
                         if hole:
                             pass_over(range(chunk, stop))
-                if not hole:
-                    batch.append(range(chunk, stop))
-                    length += (stop - chunk) * size
-                elif self.progress is not None:
+                if hole and self.progress is not None:
                     self.progress.done_bytes += (stop - chunk) * size
+                for start in range(chunk, stop, longest) if not hole else ():
+                    part = range(start, min(start + longest, stop))
+                    batch.append(part)
+                    length += len(part) * size
+                    if length >= BATCH:
+                        while batch:
+                            yield batch
+                        length = 0
                 chunk = stop
-                if length >= BATCH:
-                    yield batch
-                    batch, length = [], 0
-        yield batch
+        while batch:
+            yield batch
 
     async def _extent(self, chunk: int, stop: int, target: Replica | None) -> tuple[int, bool]:
         """How far chunks are alike from *chunk* on, at most to *stop*: data, or a hole on all."""
@@ -143,42 +158,54 @@ class Work:
             return min(stop, data_at // size), True
         if end <= offset:
             end = await self.disk.next_hole(data_at)
-        return min(stop, max(chunk + 1, -(-end // size)), chunk + BATCH // size + 1), False
+        return min(stop, max(chunk + 1, -(-end // size))), False
 
-    def units(self, runs: Iterable[range]) -> Iterator[range]:
-        """Chunks to be locked at a time: as few as possible, and at least a piece."""
-        longest = max(1, PIECE // self.map.chunk_size)
-        for run in runs:
-            for start in range(run.start, run.stop, longest):
-                yield range(start, min(start + longest, run.stop))
+    def units(self, chunks: range, longest: int | None = None) -> Iterator[range]:
+        """Chunks to be locked at a time: as few as possible, and at least *longest* bytes.
+
+        The default is a piece.
+        """
+        step = max(1, (longest or PIECE) // self.map.chunk_size)
+        for start in range(chunks.start, chunks.stop, step):
+            yield range(start, min(start + step, chunks.stop))
 
     async def in_parallel(
         self,
-        units: Iterator[range],
+        batch: deque[range],
         work: Callable[[range], Awaitable[None]],
         *,
         urgent: bool = False,
-    ) -> None:
-        """Work on *units*, several at a time on an idle disk, paced beside a guest.
+        large: bool = False,
+        beside: Callable[[], Awaitable[None]] | None = None,
+    ) -> list[range]:
+        """Take units from *batch* and work on them: for a while, or until it is empty.
 
-        *urgent*: at full speed, because somebody waits. Raises the first `OSError`, after those
-        under way have ended.
+        Several at a time on an idle disk, paced beside a guest; with *urgent* at full speed,
+        because somebody waits. *large* units save time. *beside* is done meanwhile. Returns what
+        was worked on. Raises the first `OSError`, after those under way have ended.
         """
         errors: list[OSError] = []
+        worked: list[range] = []
+        until = trio.current_time() + SAVE_S
+
+        async def watched(task: Awaitable[None]) -> None:
+            try:
+                await task
+            except OSError as error:
+                errors.append(error)
 
         async def worker() -> None:
-            for unit in units:
+            while batch and not errors and trio.current_time() < until:
                 if self.stopping and not urgent:
                     errors.append(OSError(errno.EINTR, "unmounting"))
                     return
+                unit = self._next_unit(batch, LARGE_UNIT if large else PIECE)
                 start, end = self.bounds(unit)
                 began = trio.current_time()
-                try:
-                    await work(unit)
-                except OSError as error:
-                    errors.append(error)
+                await watched(work(unit))
                 if errors:
                     return
+                worked.append(unit)
                 if urgent:
                     continue
                 if self.progress is not None:
@@ -188,8 +215,20 @@ class Work:
         async with trio.open_nursery() as nursery:
             for _ in range(PARALLEL):
                 nursery.start_soon(worker)
+            if beside is not None:
+                nursery.start_soon(watched, beside())
         if errors:
             raise errors[0]
+        return worked
+
+    def _next_unit(self, batch: deque[range], longest: int) -> range:
+        if self.limit is not None or self.disk.requests != self._requests_seen:
+            longest = PIECE
+        run = batch.popleft()
+        unit = next(self.units(run, longest))
+        if unit.stop < run.stop:
+            batch.appendleft(range(unit.stop, run.stop))
+        return unit
 
     async def _rest(self, began: float, length: int) -> None:
         requests = self.disk.requests

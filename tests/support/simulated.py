@@ -70,6 +70,9 @@ class SimulatedStorage:
         self.in_flight_max = max(self.in_flight, self.in_flight_max)
         self.nursery.start_soon(self._perform, operation, done, self.choose(operation))
 
+    def copying(self, _: object, offset: int, length: int) -> None:
+        """It copies from nobody."""
+
     def count(self, kind: Kind) -> int:
         """How many operations of *kind* were asked for."""
         return sum(operation.kind is kind for operation in self.log)

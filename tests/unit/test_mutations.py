@@ -388,6 +388,16 @@ async def power_cut_amid_a_resync(story: Story) -> None:
     await story.ends_well()
 
 
+async def source_unreadable_amid_a_resync(story: Story) -> None:
+    await _left_behind(story)
+    story.fail(0, [Kind.READ], Fault(error=errno.EIO))
+    async with story.mounted() as guest:
+        await trio.sleep(5.0)
+        story.mend(0)
+        await guest.converged()
+    await story.ends_well()
+
+
 async def power_cut_after_a_resync(story: Story) -> None:
     """What was flushed beside it must be on the replica that others are settled from."""
     await _left_behind(story, 0)
@@ -647,9 +657,9 @@ def resync_compares(monkeypatch: pytest.MonkeyPatch) -> None:
     copy = Resync._copy
 
     async def comparing(
-        self: Resync, target: Replica, offset: int, length: int, *, compare: bool
+        self: Resync, target: Replica, offset: int, end: int, *, compare: bool
     ) -> None:
-        await copy(self, target, offset, length, compare=True)
+        await copy(self, target, offset, end, compare=True)
 
     monkeypatch.setattr(Resync, "_copy", comparing)
 
@@ -737,6 +747,16 @@ def target_is_not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
         self._target_unsynced = Unflushed()
 
     monkeypatch.setattr(Sidecars, "sync_target", skip)
+
+
+def short_copy_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R10: what could not be read of the source counts as copied."""
+    take_over = Resync._take_over
+
+    async def credulous(self: Resync, target: Replica, offset: int, length: int) -> int:
+        return length if await take_over(self, target, offset, length) >= 0 else 0
+
+    monkeypatch.setattr(Resync, "_take_over", credulous)
 
 
 def target_gets_no_writes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -849,6 +869,7 @@ MUTATIONS = (
     Mutation("R9 torn is clean", unreadable_is_clean, maps_torn_after_a_kill, seeds=4),
     Mutation("R9 in place", committed_in_place, a_torn_record, seeds=3),
     Mutation("R10 zeros", short_is_zeros, truncated_underneath),
+    Mutation("R10 short copy", short_copy_is_whole, source_unreadable_amid_a_resync),
     Mutation("R10 forgotten", truncated_lacks_nothing, truncated_underneath),
     Mutation("P5 every request waits", given_up_is_forgotten, one_hangs),
     Mutation("P6 guessed", absent_ones_are_ignored, only_the_one_left_behind_is_there),

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.faultfs import FaultFS
 
+from quorumfs.filesystems import locality
 from quorumfs.promptness import PROMPT_NS, REST_NS, TOO_LONG_NS, WATCHED_NS, Promptness
 from quorumfs.storage import FileStorage, Kind, Operation
 
@@ -93,7 +94,8 @@ def test_whoever_becomes_prompt_is_trusted_again_within_a_bound(
 
 @contextmanager
 def storage(path: Path, *, inline: bool = True) -> Iterator[FileStorage]:
-    file = FileStorage(os.open(path, os.O_RDWR), SIZE, "a", inline=inline)
+    fd = os.open(path, os.O_RDWR)
+    file = FileStorage(fd, SIZE, "a", locality=locality(fd), inline=inline)
     yield file
     file.close()
 

@@ -95,6 +95,7 @@ class Scale:
             for module, name, value in (
                 (dirtymap, "EXTENT", self.extent),
                 (work_module, "PIECE", self.piece),
+                (work_module, "LARGE_UNIT", 2 * self.piece),
                 (work_module, "BATCH", self.batch),
                 (sidecars_module, "UNFLUSHED_MAX", self.unflushed_max),
                 (disk_module, "ZEROS_MAX", 2 * self.piece),
@@ -127,6 +128,8 @@ class Setup:
     lives: int
     careless: bool
     """The operator mounts what is there."""
+    local: bool = True
+    """Images are copied from one to another in one operation, where that is allowed."""
 
     @classmethod
     def drawn(cls, dice: random.Random) -> "Setup":
@@ -144,6 +147,7 @@ class Setup:
             filled=dice.random() < 0.3,
             lives=dice.randrange(1, 7),
             careless=dice.random() < 0.2,
+            local=dice.random() < 0.7,
         )
 
 
@@ -221,6 +225,8 @@ class History:
         self.setup = setup or Setup.drawn(dice)
         size = self.setup.scale.size
         self.world = World(seed, self.setup.replicas, size)
+        for replica in self.world.replicas:
+            replica.local = self.setup.local
         initial = dice.randbytes(size) if self.setup.filled else None
         self.oracle = Oracle(size, initial)
         self._dice = self.world.dice_for("history")

@@ -24,10 +24,11 @@ from quorumfs.storage import (
     FileStatus,
     Kind,
     Operation,
+    Storage,
     TruncatedError,
     Value,
 )
-from support.simulation.media import SimulatedFile, sector_pieces
+from support.simulation.media import SECTOR, SimulatedFile, sector_pieces
 
 Note = Callable[[str], None]
 """Appends a line to the trace."""
@@ -179,6 +180,16 @@ class Faults:
         return drawn if scripted is None else scripted
 
 
+class _Copying(Operation):
+    """A `Kind.COPY` from another file."""
+
+    __slots__ = ("source",)
+
+    def __init__(self, source: "SimulatedStorage", offset: int, length: int) -> None:
+        super().__init__(Kind.COPY, offset, length)
+        self.source = source
+
+
 @dataclass(eq=False, slots=True)
 class _InFlight:
     operation: Operation
@@ -186,7 +197,7 @@ class _InFlight:
     fault: Fault
     sync_began: int
     early: Value | None
-    """What a read found when it was asked; None: it looks when it is due."""
+    """What a read, or a copy, found when it was asked; None: it looks when it is due."""
     delayed: bool = True
     """It has an entry in the agenda; else it waits to be released."""
 
@@ -206,10 +217,11 @@ class SimulatedStorage:
         dice: random.Random,
         faults: Faults | None = None,
         size: int | None = None,
+        local: bool = True,
         step: Callable[[], None] = lambda: None,
         note: Note = lambda _: None,
     ) -> None:
-        """*size*: of the disk, where it is not the file's own.
+        """*size*: of the disk, where it is not the file's own. *local*: it can be copied from.
 
         *step* is called whenever an operation is asked for, and before one happens: it may kill.
         """
@@ -221,6 +233,7 @@ class SimulatedStorage:
         """Whether everything hangs that is asked or becomes due."""
         self.broken = 0
         """The errno that everything fails with from now on; 0: it works."""
+        self.local = local
         self._agenda = agenda
         self._dice = dice
         self._size = file.size if size is None else size
@@ -267,6 +280,11 @@ class SimulatedStorage:
         self._tell(operation, fault.error)
         return None if fault.error else value
 
+    def copying(self, source: Storage, offset: int, length: int) -> Operation | None:
+        if not (isinstance(source, SimulatedStorage) and source.local and self.local):
+            return None
+        return _Copying(source, offset, length)
+
     def submit(self, operation: Operation, done: Done) -> None:
         assert not self._closed, "submitted after close"
         self._step()
@@ -282,6 +300,8 @@ class SimulatedStorage:
         one = _InFlight(operation, done, fault, self.file.begin_sync() if is_sync else 0, None)
         if operation.kind is Kind.READ and self._dice.random() < 0.5 and not self._truncated(one):
             one.early = self._read(operation)
+        if isinstance(operation, _Copying) and self._dice.random() < 0.5:
+            one.early = operation.source.copied(self._dice, operation)
         self._in_flight[one] = None
         if fault.hang or self.stalled:
             one.delayed = False
@@ -292,6 +312,17 @@ class SimulatedStorage:
     def close(self) -> None:
         """As on a real file what is in flight still happens, and is not heard of."""
         self._closed = True
+
+    def copied(self, dice: random.Random, operation: Operation) -> bytes:
+        """What a copy from it gets: less than asked for where it cannot be read."""
+        start, end = operation.offset, min(operation.offset + operation.length, self.file.size)
+        fault = self.faults.fault(dice, Operation(Kind.READ, start, operation.length))
+        readable = dice.randrange(operation.length // SECTOR + 1) * SECTOR
+        if fault.error or fault.hang:
+            end = min(end, start + readable)
+        if self.broken or self.stalled or end <= start:
+            return b""
+        return self.file.cache.read(start, end)
 
     # What the test calls
 
@@ -382,6 +413,18 @@ class SimulatedStorage:
                 part = effect is Effect.PART
                 pieces = sector_pieces(self._dice, start, end) if part else None
                 file.change(operation.kind, start, end, operation.data, pieces)
+            case Kind.COPY:
+                assert isinstance(operation, _Copying)
+                data = one.early
+                if data is None:
+                    data = operation.source.copied(self._dice, operation)
+                assert isinstance(data, bytes)
+                end = start + len(data)
+                if effect is not Effect.NONE:
+                    part = effect is Effect.PART
+                    pieces = sector_pieces(self._dice, start, end) if part else None
+                    file.change(Kind.WRITE, start, end, data, pieces)
+                return len(data)
             case Kind.SEEK_DATA | Kind.SEEK_HOLE:
                 found = file.cache.seek(start, data=operation.kind is Kind.SEEK_DATA)
                 return min(found, self._size)

@@ -35,6 +35,8 @@ class SimulatedReplica:
     image: SimulatedFile
     sidecar: SimulatedFile | None = None
     reachable: bool = True
+    local: bool = True
+    """Another image may be copied to it, or from it, in one operation."""
     image_faults: Faults = field(default_factory=Faults)
     sidecar_faults: Faults = field(default_factory=Faults)
 
@@ -129,6 +131,7 @@ class Life:
             dice=self.world.dice_for(f"life {self.number} {name}"),
             faults=faults,
             size=size,
+            local=replica.local,
             step=self.step,
             note=self.world.note,
         )

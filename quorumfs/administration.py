@@ -115,7 +115,8 @@ async def _copy(paths: Sequence[str], say: Callable[[int, int], None]) -> None:
         nursery.start_soon(disk.run)
         nursery.start_soon(repairs.run)
         while failure is None and any(r.role is not State.CURRENT for r in disk.replicas):
-            await trio.sleep(PROGRESS_S)
+            with trio.move_on_after(PROGRESS_S):
+                await repairs.changed.wait()
             if repairs.progress is not None:
                 say(repairs.progress.done_bytes, repairs.progress.total_bytes)
             failure = next((f"{r.path}: {r.reason}" for r in disk.replicas if _failed(r)), None)

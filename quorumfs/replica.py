@@ -55,6 +55,7 @@ class Replica:
         self.settled: Callable[[Operation], None] = lambda _: None
         """Called with each operation on the image that has its outcome, given up or not."""
         self._image = storage
+        self._away = storage is None
         self._sidecar = sidecar
         self._timeout_s = timeout_s
         self._in_flight: dict[Operation, _Waiting] = {}
@@ -65,7 +66,7 @@ class Replica:
         """What it is at this moment."""
         if self.role is State.FOREIGN:
             return self.role
-        return State.MISSING if self._abandoned or self._image is None else self.role
+        return State.MISSING if self._abandoned or self._away else self.role
 
     @property
     def hung(self) -> bool:
@@ -90,13 +91,17 @@ class Replica:
     def attach(self, storage: Storage, sidecar: Storage) -> None:
         """Use these files from now on; there must be none in use."""
         assert self._image is None
-        self.dead = False
+        self.dead = self._away = False
         self._image = storage
         self._sidecar = sidecar
 
-    def detach(self) -> None:
-        """Give its files back, if it has any; nothing may be in flight on them."""
+    def detach(self, *, there: bool = False) -> None:
+        """Give its files back, if it has any; nothing may be in flight on them.
+
+        *there*: they could be opened, so it is not missing.
+        """
         assert not self.in_flight
+        self._away = not there
         self.close()
         self._image = self._sidecar = None
 

@@ -80,13 +80,13 @@ class ComeBack:
             if replica.role is not State.FOREIGN:
                 replica.reason = reason or replica.reason
             if not replica.in_flight:
-                replica.detach()
+                replica.detach(there=replica.attached and not replica.dead)
+            return False
+        finally:
+            # One that fails again soon waits longer than the last time, even if all went well: each
+            # time costs a generation.
             retry.at = trio.current_time() + retry.wait_s
             retry.wait_s = min(2 * retry.wait_s, RETRY_S[1])
-            return False
-        # One that fails again soon waits longer than the last time: each time costs a generation.
-        retry.at = trio.current_time() + retry.wait_s
-        retry.wait_s = min(2 * retry.wait_s, RETRY_S[1])
         return True
 
     async def revive(self, replica: Replica) -> bool:
@@ -117,7 +117,7 @@ class ComeBack:
         assert replica.slot is not None
         found = self._present.pop(replica, None)
         if found is None or not replica.attached:
-            replica.detach()
+            replica.detach(there=replica.state is not State.MISSING)
             returned = await self._reopen(replica)
             replica.attach(returned.image, returned.sidecar)
             found = returned.found

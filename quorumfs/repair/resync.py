@@ -64,8 +64,8 @@ class Resync:
             while self._map.count(bit):
                 await self._copy_all(replica, bit, compare=full)
             await sidecars.join()
-        except OSError as caught:
-            error = caught.strerror or str(caught)
+        except Exception as caught:
+            error = (isinstance(caught, OSError) and caught.strerror) or str(caught)
             sidecars.drop_target(replica, error)
             raise
         finally:
@@ -106,13 +106,17 @@ class Resync:
 
         lacking = self._map.runs(bit, longest=len(self._map))
         async with aclosing(self._work.batches(lacking, copied.append, replica)) as batches:
+            unsaved = False
             async for batch in batches:
-                copied += await self._work.in_parallel(batch, copy_unit, large=True, beside=sync)
-                if self._work.save_due:
+                worked = await self._work.in_parallel(batch, copy_unit, large=True, beside=sync)
+                copied += worked
+                unsaved = unsaved or bool(worked)
+                if unsaved and self._work.save_due:
                     # With nothing copied that is not yet held: of what the target is to be given
                     # again only that is remembered which it was given since the last time.
                     await sync()
                     await self._work.save()
+                    unsaved = False
         await sync()
         await self._work.save()
         if unreadable:

@@ -65,6 +65,8 @@ class Work:
         self._stop = trio.Event()
         self._saved_at = 0.0
         self._requests_seen = 0
+        self._resume_at = 0.0
+        """Until then all rest, for what was done so far."""
 
     @property
     def stopping(self) -> bool:
@@ -143,6 +145,8 @@ class Work:
                 chunk = stop
         while batch:
             yield batch
+        if not urgent:
+            await self._rest(float("inf"))
 
     async def _extent(self, chunk: int, stop: int, target: Replica | None) -> tuple[int, bool]:
         """How far chunks are alike from *chunk* on, at most to *stop*: data, or a hole on all."""
@@ -182,16 +186,16 @@ class Work:
 
         Several at a time on an idle disk, paced beside a guest; with *urgent* at full speed,
         because somebody waits. *large* units save time. *beside* is done meanwhile. Returns what
-        was worked on. Raises the first `OSError`, after those under way have ended.
+        was worked on. Raises the first error, after those under way have ended.
         """
-        errors: list[OSError] = []
+        errors: list[Exception] = []
         worked: list[range] = []
         until = trio.current_time() + SAVE_S
 
         async def watched(task: Awaitable[None]) -> None:
             try:
                 await task
-            except OSError as error:
+            except Exception as error:  # one of our own, too, must not break off a sync
                 errors.append(error)
 
         async def worker() -> None:
@@ -199,6 +203,8 @@ class Work:
                 if self.stopping and not urgent:
                     errors.append(OSError(errno.EINTR, "unmounting"))
                     return
+                if not urgent and await self._rest(until):
+                    continue
                 unit = self._next_unit(batch, LARGE_UNIT if large else PIECE)
                 start, end = self.bounds(unit)
                 began = trio.current_time()
@@ -210,7 +216,7 @@ class Work:
                     continue
                 if self.progress is not None:
                     self.progress.done_bytes += end - start
-                await self._rest(began, end - start)
+                self._earn_rest(began, end - start)
 
         async with trio.open_nursery() as nursery:
             for _ in range(PARALLEL):
@@ -230,13 +236,19 @@ class Work:
             batch.appendleft(range(unit.stop, run.stop))
         return unit
 
-    async def _rest(self, began: float, length: int) -> None:
-        requests = self.disk.requests
+    def _earn_rest(self, began: float, length: int) -> None:
+        requests, now = self.disk.requests, trio.current_time()
         active = requests != self._requests_seen
         self._requests_seen = requests
-        pause = self._pacer.rest(began, trio.current_time(), length, guest_active=active)
+        pause = self._pacer.rest(began, now, length, guest_active=active)
+        self._resume_at = max(self._resume_at, now + pause)
+
+    async def _rest(self, until: float) -> bool:
+        """Rest as long as was earned, or until then; whether there was need to."""
+        pause = min(self._resume_at, until) - trio.current_time()
         if pause > 0:
             await self.sleep(pause)
+        return pause > 0
 
     # On single replicas
 

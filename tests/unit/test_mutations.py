@@ -41,6 +41,7 @@ from quorumfs.metadata.sidecars import Sidecars, Unflushed
 from quorumfs.options import MountOptions
 from quorumfs.rangelock import Claim, RangeLock
 from quorumfs.repair import repairs as repairs_module
+from quorumfs.repair import work as work_module
 from quorumfs.repair.pacing import Pacer
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.resync import Resync
@@ -386,6 +387,56 @@ async def power_cut_amid_a_resync(story: Story) -> None:
         await trio.sleep(8.0 + 2.0 * story.seed)
         story.world.power_cut()
     await story.ends_well()
+
+
+async def killed_amid_a_slow_resync(story: Story) -> None:
+    """What was copied by then need not be copied again."""
+    await _left_behind(story)
+    async with story.mounted() as guest:
+        guest.mounted.repairs._work._pacer = Pacer(1024)
+        await trio.sleep(60.0)
+        story.world.kill()
+    async with story.mounted() as guest:
+        if guest.mounted.sidecars.map.lacking_bytes(1) > DISK - 32 * 1024:
+            raise BrokenError("the resync begins anew")
+    await story.ends_well()
+
+
+async def an_internal_error_amid_a_resync(story: Story) -> None:
+    """It is logged, and does not keep the replica from being brought back the next time."""
+    await _left_behind(story)
+    async with story.mounted() as guest:
+        resync = guest.mounted.repairs._come_back._resync
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(resync, "_take_over", _broken)
+            await trio.sleep(1.0)
+        assert len(story._errors.found) == 1
+        story._errors.found.clear()
+        await guest.converged()
+    await story.ends_well()
+
+
+async def _broken(*_: object) -> int:
+    raise RuntimeError("on purpose")
+
+
+async def a_target_that_cannot_be_written(story: Story) -> None:
+    """It is there, and the status says what is wrong with it."""
+    await _left_behind(story)
+    story.fail(1, CHANGES, Fault(error=errno.EIO))
+    options = MountOptions("fifo", 1)
+    seen = set()
+    async with story.mounted() as guest:
+        mounted = guest.mounted
+        for _ in range(300):
+            await trio.sleep(0.1)
+            one = snapshot.take("/mnt", options, mounted.disk, mounted.repairs, ()).replicas[1]
+            seen.add((one.state, one.reason))
+        story.mend(1)
+        await guest.converged()
+    await story.ends_well()
+    assert {state for state, _ in seen} == {"stale", "resyncing"}
+    assert ("stale", "simulated") in seen
 
 
 async def source_unreadable_amid_a_resync(story: Story) -> None:
@@ -749,6 +800,11 @@ def target_is_not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sidecars, "sync_target", skip)
 
 
+def saved_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P3: how far a resync is gets durable when it has copied much, however long that takes."""
+    monkeypatch.setattr(work_module, "SAVE_S", 1e9)
+
+
 def short_copy_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """R10: what could not be read of the source counts as copied."""
     take_over = Resync._take_over
@@ -871,6 +927,7 @@ MUTATIONS = (
     Mutation("R10 zeros", short_is_zeros, truncated_underneath),
     Mutation("R10 short copy", short_copy_is_whole, source_unreadable_amid_a_resync),
     Mutation("R10 forgotten", truncated_lacks_nothing, truncated_underneath),
+    Mutation("P3 saved rarely", saved_rarely, killed_amid_a_slow_resync),
     Mutation("P5 every request waits", given_up_is_forgotten, one_hangs),
     Mutation("P6 guessed", absent_ones_are_ignored, only_the_one_left_behind_is_there),
     Mutation("P7 shown before settled", shown_before_settled, source_lost_after_a_crash, seeds=4),
@@ -912,6 +969,14 @@ async def all_hang_and_the_status_is_asked(story: Story) -> None:
         story.world.calm()
         await guest.converged()
     await story.ends_well()
+
+
+def test_an_internal_error_costs_one_try() -> None:
+    assert told(an_internal_error_amid_a_resync, PAIR, 0) is None
+
+
+def test_a_replica_that_fails_again_is_there() -> None:
+    assert told(a_target_that_cannot_be_written, PAIR, 0) is None
 
 
 def test_the_status_waits_for_nobody() -> None:

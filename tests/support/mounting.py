@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -64,7 +65,8 @@ class Mounted:
         self._options = options
 
     def __enter__(self) -> Self:
-        self.mountpoint.mkdir(exist_ok=True)
+        with suppress(FileExistsError):  # perhaps with the dead mount of a daemon that was killed
+            self.mountpoint.mkdir()
         options = ["-o", self._options] if self._options else []
         logging: list[str | Path] = ["--log-json", "--log-file", self.log_file]
         quorumfs("mount", *options, *logging, *self.replicas, self.mountpoint)

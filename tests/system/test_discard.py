@@ -18,6 +18,7 @@ from support.faultfs import FaultFS
 from support.faultydisk import DirectFile, FaultyDisk, answer
 from support.mounting import Mounted, as_qemu, make_set
 from support.programs import loop_device, run
+from support.sets import tmpfs
 from support.sparse import (
     COLLAPSE_RANGE,
     INSERT_RANGE,
@@ -101,15 +102,13 @@ def test_zeros_keep_their_space(mode: int, full: list[Path], tmp_path: Path) -> 
 
 def test_zeros_where_the_file_system_can_only_punch(tmp_path: Path) -> None:
     """tmpfs has no ZERO_RANGE: a hole is as good."""
-    shared = Path("/dev/shm") / f"quorumfs-test-{os.getpid()}.img"
-    try:
-        shared.write_bytes(NOISE)
-        with Mounted([shared], tmp_path) as disk:
+    with tmpfs(tmp_path / "memory", 16 * MIB) as memory:
+        image = memory / "a.img"
+        image.write_bytes(NOISE)
+        with Mounted([image], tmp_path) as disk:
             fallocate(disk.file, ZERO_RANGE, MIB + 1, MIB)
-        assert shared.read_bytes() == NOISE[: MIB + 1] + bytes(MIB) + NOISE[2 * MIB + 1 :]
-        assert allocated(shared) < 4 * MIB
-    finally:
-        shared.unlink()
+        assert image.read_bytes() == NOISE[: MIB + 1] + bytes(MIB) + NOISE[2 * MIB + 1 :]
+        assert allocated(image) < 4 * MIB
 
 
 def test_zeros_are_written_on_a_replica_whose_file_system_cannot_punch(tmp_path: Path) -> None:

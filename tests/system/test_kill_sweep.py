@@ -186,3 +186,17 @@ def test_create(memory: Path) -> None:
         assert [path.read_bytes() for path in run.replicas] == [bytes(SIZE)] * 2
 
     assert sweep(memory, live, check) > 8
+
+
+def test_adoption(memory: Path) -> None:
+    """Two raw images with data, mounted as they are: the same command, given again, does it."""
+
+    def live(run: Run) -> None:
+        for path in run.replicas:
+            path.write_bytes(OLD + bytes(SIZE - BLOCK))
+        run.flushed[0] = OLD
+        run.arm()
+        run.mount()
+        quorumfs("umount", run.mountpoint, check=False)
+
+    assert sweep(memory, live, Run.check) > 16

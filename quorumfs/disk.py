@@ -358,7 +358,7 @@ class Disk:
             await self.metadata.close()
         finally:
             for replica in self.replicas:
-                replica.close()
+                await replica.close()
             self.events.close()
 
     # For the guest's requests and for those who repair

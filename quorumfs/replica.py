@@ -95,15 +95,16 @@ class Replica:
         self._image = storage
         self._sidecar = sidecar
 
-    def detach(self, *, there: bool = False) -> None:
+    async def detach(self, *, there: bool = False) -> None:
         """Give its files back, if it has any; nothing may be in flight on them.
+
+        A file system that does not answer even to that is left with them after the timeout.
 
         *there*: they could be opened, so it is not missing.
         """
         assert not self.in_flight
         self._away = not there
-        self.close()
-        self._image = self._sidecar = None
+        await self.close()
 
     @property
     def prompt(self) -> bool:
@@ -197,11 +198,14 @@ class Replica:
         for operation, waiting in self._in_flight.items():
             self._in_flight[operation] = waiting._replace(since=waiting.since + seconds)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Give the files back; the caller has seen everything answered or abandoned."""
-        for storage in (self._image, self._sidecar):
+        storages = self._image, self._sidecar
+        self._image = self._sidecar = None
+        for storage in storages:
             if storage is not None:
-                storage.close()
+                with trio.move_on_after(self._timeout_s):
+                    await storage.close()
 
 
 class _Waiting(NamedTuple):

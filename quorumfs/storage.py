@@ -139,7 +139,7 @@ class Storage(Protocol):
         not be taken for the other. Both may be closed meanwhile.
         """
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop. Nothing may be submitted afterwards; what is in flight may never call back."""
 
 
@@ -316,15 +316,18 @@ class FileStorage:
         except OSError:
             return None  # too many are open
 
-    def close(self) -> None:
+    async def close(self) -> None:
         for _ in self._threads:
             self._queue.put(None)
         if not self._in_flight:
-            for thread in self._threads:
-                thread.join()
-            os.close(self._fd)
+            await trio.to_thread.run_sync(self._close, abandon_on_cancel=True)
         # Else a thread is stuck in a system call on this descriptor: it stays open, because a
         # descriptor of the same number, opened meanwhile, would receive the late write.
+
+    def _close(self) -> None:
+        for thread in self._threads:
+            thread.join()
+        os.close(self._fd)
 
     def _work(self) -> None:
         while (entry := self._queue.get()) is not None:

@@ -80,7 +80,7 @@ class ComeBack:
             if replica.role is not State.FOREIGN:
                 replica.reason = reason or replica.reason
             if not replica.in_flight:
-                replica.detach(there=replica.attached and not replica.dead)
+                await replica.detach(there=replica.attached and not replica.dead)
             return False
         finally:
             # One that fails again soon waits longer than the last time, even if all went well: each
@@ -98,7 +98,7 @@ class ComeBack:
         if not gone or replica.in_flight or trio.current_time() < retry.at:
             return False
         retry.at = trio.current_time() + RETRY_S[0]
-        replica.detach()
+        await replica.detach()
         try:
             returned = await self._reopen(replica)
             replica.attach(returned.image, returned.sidecar)
@@ -108,7 +108,7 @@ class ComeBack:
         except (OSError, UserError) as error:
             replica.reason = str(error)
             if replica.attached and not replica.in_flight:
-                replica.detach()
+                await replica.detach()
             return False
         replica.reason = None
         return True
@@ -117,7 +117,7 @@ class ComeBack:
         assert replica.slot is not None
         found = self._present.pop(replica, None)
         if found is None or not replica.attached:
-            replica.detach(there=replica.state is not State.MISSING)
+            await replica.detach(there=replica.state is not State.MISSING)
             returned = await self._reopen(replica)
             replica.attach(returned.image, returned.sidecar)
             found = returned.found

@@ -113,7 +113,7 @@ class SimulatedStorage:
             offset = (offset // BLOCK + 1) * BLOCK
         return min(offset, self.size)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Nothing to close."""
 
 

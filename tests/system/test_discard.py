@@ -157,7 +157,7 @@ async def test_a_missing_mode_is_asked_for_once(
         gathering.submit(replica, operation)
         await gathering.complete()
         assert operation.error is None
-    replica.close()
+    await replica.close()
     assert asked == [ZERO_RANGE | KEEP_SIZE, PUNCH, KEEP_SIZE]
     assert path.read_bytes() == NOISE[:1] + bytes(2 * MIB) + NOISE[2 * MIB + 1 :]
 

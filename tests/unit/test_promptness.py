@@ -3,8 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.faultfs import FaultFS
 
-from quorumfs.filesystems import locality
+from quorumfs.filesystems import Locality, locality
 from quorumfs.promptness import PROMPT_NS, REST_NS, TOO_LONG_NS, WATCHED_NS, Promptness
 from quorumfs.storage import FileStorage, Kind, Operation
 
@@ -92,17 +91,12 @@ def test_whoever_becomes_prompt_is_trusted_again_within_a_bound(
 # A real file
 
 
-@contextmanager
-def storage(path: Path, *, inline: bool = True) -> Iterator[FileStorage]:
-    fd = os.open(path, os.O_RDWR)
-    file = FileStorage(fd, SIZE, "a", locality=locality(fd), inline=inline)
-    yield file
-    file.close()
-
-
-def in_trio(test: Callable[[], None]) -> None:
+def with_storage(path: Path, test: Callable[[FileStorage], None], *, inline: bool = True) -> None:
     async def run() -> None:
-        test()
+        fd = os.open(path, os.O_RDWR)
+        file = FileStorage(fd, SIZE, "a", locality=locality(fd), inline=inline)
+        test(file)
+        await file.close()
 
     trio.run(run)
 
@@ -115,33 +109,29 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_what_is_in_the_page_cache_is_read_and_written_at_once(image: Path) -> None:
-    def test() -> None:
-        with storage(image) as file:
-            assert file.prompt
-            assert file.write_now(4096, b"new" * 100)
-            assert file.read_now(4096, 300) == b"new" * 100
-        assert image.read_bytes()[4096:4396] == b"new" * 100
+    def test(file: FileStorage) -> None:
+        assert file.prompt
+        assert file.write_now(4096, b"new" * 100)
+        assert file.read_now(4096, 300) == b"new" * 100
 
-    in_trio(test)
+    with_storage(image, test)
+    assert image.read_bytes()[4096:4396] == b"new" * 100
 
 
 def test_without_inline_io_nothing_is_done_at_once(image: Path) -> None:
-    def test() -> None:
-        with storage(image, inline=False) as file:
-            assert not file.prompt
+    def test(file: FileStorage) -> None:
+        assert not file.prompt
 
-    in_trio(test)
+    with_storage(image, test, inline=False)
 
 
 def test_a_file_system_that_depends_on_others_is_never_waited_for(tmp_path: Path) -> None:
+    def test(file: FileStorage) -> None:
+        assert not file.prompt
+
     with FaultFS(tmp_path) as faulty:
         faulty.backing("a.img").write_bytes(bytes(SIZE))
-
-        def test() -> None:
-            with storage(faulty.path("a.img")) as file:
-                assert not file.prompt
-
-        in_trio(test)
+        with_storage(faulty.path("a.img"), test)
 
 
 def test_what_is_not_in_the_page_cache_is_left_to_a_thread(
@@ -150,24 +140,22 @@ def test_what_is_not_in_the_page_cache_is_left_to_a_thread(
     def not_cached(*_: object) -> int:
         raise BlockingIOError(errno.EAGAIN, "not cached")
 
-    def test() -> None:
-        monkeypatch.setattr(os, "preadv", not_cached)
-        with storage(image) as file:
-            assert file.read_now(0, 4096) is None
+    def test(file: FileStorage) -> None:
+        assert file.read_now(0, 4096) is None
 
-    in_trio(test)
+    monkeypatch.setattr(os, "preadv", not_cached)
+    with_storage(image, test)
 
 
 def test_a_truncated_image_is_neither_read_nor_made_long_again(image: Path) -> None:
     """R10."""
+
+    def test(file: FileStorage) -> None:
+        assert file.read_now(4096, 8192) is None
+        assert not file.write_now(16384, b"x" * 4096)
+
     os.truncate(image, 8192)
-
-    def test() -> None:
-        with storage(image) as file:
-            assert file.read_now(4096, 8192) is None
-            assert not file.write_now(16384, b"x" * 4096)
-
-    in_trio(test)
+    with_storage(image, test)
     assert image.stat().st_size == 8192
 
 
@@ -182,15 +170,17 @@ def test_while_a_thread_waits_long_nobody_else_does(
         release.wait()
 
     async def run() -> None:
-        monkeypatch.setattr(os, "fdatasync", hang)
         done = trio.Event()
-        with storage(image) as file:
-            file.submit(Operation(Kind.SYNC), lambda *_: done.set())
-            await trio.to_thread.run_sync(entered.wait)
-            await trio.sleep(2 * TOO_LONG_NS / 1e9)
-            assert not file.prompt
-            release.set()
-            await done.wait()
-            assert file.prompt
+        fd = os.open(image, os.O_RDWR)
+        file = FileStorage(fd, SIZE, "a", locality=Locality.HERE, inline=True)
+        file.submit(Operation(Kind.SYNC), lambda *_: done.set())
+        await trio.to_thread.run_sync(entered.wait)
+        await trio.sleep(2 * TOO_LONG_NS / 1e9)
+        while_it_hangs = file.prompt
+        release.set()
+        await done.wait()
+        assert (while_it_hangs, file.prompt) == (False, True)
+        await file.close()
 
+    monkeypatch.setattr(os, "fdatasync", hang)
     trio.run(run)

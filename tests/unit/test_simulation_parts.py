@@ -415,7 +415,7 @@ def test_each_operation_gives_what_the_real_file_gives(tmp_path: Path) -> None:
         answers = [await ask(storage, *step) for step in steps]
         os.truncate(path, 4 * BLOCK)
         answers += [await ask(storage, *step) for step in truncated]
-        storage.close()
+        await storage.close()
         return answers
 
     async def simulated() -> list[tuple[object, object]]:
@@ -548,7 +548,7 @@ def test_a_closed_storage_still_happens_and_is_not_heard_of() -> None:
     async def body(nursery: trio.Nursery) -> None:
         bench = Bench(nursery)
         bench.submit(Kind.WRITE, 0, data=NEW)
-        bench.storage.close()
+        await bench.storage.close()
         await trio.sleep(1)
         assert bench.answers == []
         assert bench.file.cache.read(0, BLOCK) == NEW

@@ -1,8 +1,8 @@
 """One image copied from another on real files; see also ``test_simulation_parts.py``."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -36,12 +36,12 @@ def open_files() -> list[Path]:
     return [link for link in links if link.is_symlink()]  # the listing's own one is gone
 
 
-@contextmanager
-def opened(path: Path, *, local: bool = True) -> Iterator[FileStorage]:
+@asynccontextmanager
+async def opened(path: Path, *, local: bool = True) -> AsyncGenerator[FileStorage, None]:
     where = Locality.HERE if local else Locality.ELSEWHERE
     storage = FileStorage(os.open(path, os.O_RDWR), SIZE, path.name, locality=where)
     yield storage
-    storage.close()
+    await storage.close()
 
 
 async def outcome(storage: FileStorage, operation: Operation) -> Value:
@@ -65,7 +65,7 @@ def copied(source: Path, target: Path, start: int, end: int) -> Value:
     """What a copy of a range gives; raises what it fails with."""
 
     async def main() -> Value:
-        with opened(source) as one, opened(target) as other:
+        async with opened(source) as one, opened(target) as other:
             operation = other.copying(one, start, end - start)
             assert operation is not None
             return await outcome(other, operation)
@@ -105,10 +105,10 @@ def test_a_source_that_is_closed_meanwhile_is_no_other_file(
     other = image(tmp_path / "other", bytes(SIZE))
 
     async def main() -> None:
-        with opened(target) as storage:
-            with opened(source) as one:
+        async with opened(target) as storage:
+            async with opened(source) as one:
                 operation = storage.copying(one, 0, SIZE)
-            with opened(other):
+            async with opened(other):
                 assert operation is not None
                 assert await outcome(storage, operation) == SIZE
 
@@ -121,5 +121,5 @@ def test_a_source_that_is_closed_meanwhile_is_no_other_file(
 async def test_who_depends_on_other_hosts_is_asked_by_itself(
     source: Path, target: Path, one_local: bool, other_local: bool
 ) -> None:
-    with opened(source, local=one_local) as one, opened(target, local=other_local) as other:
+    async with opened(source, local=one_local) as one, opened(target, local=other_local) as other:
         assert other.copying(one, 0, SIZE) is None

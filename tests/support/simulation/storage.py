@@ -309,7 +309,7 @@ class SimulatedStorage:
         else:
             self._agenda.at(trio.current_time() + fault.delay_s, lambda: self._finish(one))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """As on a real file what is in flight still happens, and is not heard of."""
         self._closed = True
 

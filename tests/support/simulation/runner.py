@@ -859,6 +859,10 @@ class Result:
     lives: int
 
 
+BAD_ENDS = ("ViolationError", "BrokenError")
+"""How a violation begins that is a broken promise, and not an error in this code."""
+
+
 def live_through(seed: int, setup: Setup | None = None) -> Result:
     """The history of *seed*."""
     history = History(seed, setup)

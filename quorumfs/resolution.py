@@ -122,6 +122,8 @@ class _Resolving:
         own_slot = self._sidecar.slot
         everything = range(len(self._map))
         self._map.remove(lacks(own_slot), everything)
+        # Whatever it takes itself for: one that was being caught up, if nothing else is left.
+        self._roles[own_slot] = replace(self._roles[own_slot], state=RoleState.CURRENT)
         taken = {own_slot}
         for one in self._found:
             if one.path != self._keep and one.sidecar:

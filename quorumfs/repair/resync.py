@@ -263,11 +263,15 @@ class Resync:
             await self._sidecars.prepare(offset, len(data))
         self._sidecars.begin(offset, len(data))
         outcomes = await self._disk.ask(replicas, Kind.WRITE, 0, offset, len(data), data)
+        failed = sum(outcome.error is not None for outcome in outcomes)
+        # As with a guest's write (R2): where too few are left nobody is to blame, all may be full.
+        enough = len(self._sidecars.members) - failed >= self._disk.threshold
         for replica, operation in outcomes:
             well = operation.error is None
             if well:
                 replica.counters.copied_bytes += len(data)
-            await self._sidecars.repaired(replica, offset, len(data), well=well)
+            if well or enough:
+                await self._sidecars.repaired(replica, offset, len(data), well=well)
         return all(
             outcome.error is None or outcome.replica.role is not State.CURRENT
             for outcome in outcomes

@@ -309,6 +309,11 @@ class Sidecars:
         sound.sort(key=lambda replica: bool(self._lost.get(replica)))
         return next(iter([*sound, *in_order]), None)
 
+    @property
+    def may_record(self) -> bool:
+        """Whether enough are current to have it on record who is not, before anything changes."""
+        return self._recorded or len(self._members) >= self._quorum
+
     def notify(self) -> None:
         """Tell the repairs that there may be something to do."""
         self.changed.set()

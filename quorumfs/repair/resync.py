@@ -168,12 +168,25 @@ class Resync:
     async def _work(self) -> bool:
         """Do one thing that needs doing; whether there was one."""
         sidecars = self._sidecars
-        if sidecars.unsettled:
-            await self._settle()
-            return not sidecars.unsettled
+        error: OSError | None = None
         for replica in self._disk.replicas:
-            if await self._come_back(replica) or await self._revive(replica):
+            if await self._revive(replica):
                 return True
+        if sidecars.unsettled and sidecars.may_record:
+            try:
+                await self._settle()
+            except OSError as caught:
+                error = caught
+            if not sidecars.unsettled:
+                return True
+        # Even so: when others are there again, those that cannot be made equal can be left behind.
+        for replica in self._disk.replicas:
+            if await self._come_back(replica):
+                return True
+        if sidecars.unsettled:
+            if error is not None:
+                raise error
+            return False
         if len(sidecars.members) > 1 and self._map.count(UNVERIFIED):
             return await self._verify()
         return False

@@ -151,6 +151,8 @@ class Sidecars:
             replica.slot = member.slot
             replica.role = member.state
             replica.reason = member.reason
+            if one.image and one.image.size < self.record.size:
+                self.truncated(replica)
             if one.image and one.sidecar:
                 self._know(replica, one.image, one.sidecar)
                 joined = replica.role is State.CURRENT and one.sidecar.map.states != self.map.states
@@ -262,6 +264,13 @@ class Sidecars:
 
     def truncated(self, replica: Replica) -> None:
         self._truncated.add(replica)
+        if replica.role is State.CURRENT or replica.slot is None:
+            return  # it is left behind for that
+        everything = range(len(self.map))
+        if replica is self.target:
+            self._target_lacks(everything)
+        else:
+            self._add(lacks(replica.slot), everything)
 
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
         chunks = self.map.chunks(offset, length)

@@ -435,6 +435,8 @@ class Resync:
             returned = await self._reopen(replica)
             replica.attach(returned.image, returned.sidecar)
             found = returned.found
+        if found.image is not None and found.image.size < self._map.size:
+            self._sidecars.truncated(replica)
         return judge_returned(self._sidecars.record, replica.slot, found), found
 
     async def _resync(self, replica: Replica, found: Found, *, full: bool) -> None:

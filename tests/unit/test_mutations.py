@@ -15,30 +15,31 @@ from dataclasses import dataclass, replace
 
 import pytest
 import trio
+from support.simulation.fate import TIMEOUT_S, Mounted
+from support.simulation.guest import BrokenError
+from support.simulation.guest import Guest as AnyGuest
 from support.simulation.harness import run_seeded
 from support.simulation.mutations import MUTATIONS
 from support.simulation.runner import (
     BAD_ENDS,
     CONVERGE_MAX_S,
     SCALES,
-    TIMEOUT_S,
-    BrokenError,
     History,
-    Mounted,
+    Origin,
     Setup,
     _first,
-    _Guest,
 )
 from support.simulation.storage import Effect, Fault, Weather
 from support.simulation.world import Life
 
-from quorumfs.assembly import AssemblyRefusedError, State
+from quorumfs.assembly import AssemblyRefusedError, State, assemble
 from quorumfs.control import snapshot
 from quorumfs.dirtymap import lacks
 from quorumfs.disk import TICK_S
 from quorumfs.options import MountOptions
 from quorumfs.repair import resync as resync_module
 from quorumfs.repair.pacing import Pacer
+from quorumfs.resolution import resolve
 from quorumfs.sidecar import MAP_OFFSET
 from quorumfs.storage import CHANGES, Kind
 
@@ -54,7 +55,7 @@ PAIR = Setup(
     fifo=True,
     rewrite_corrupted=False,
     zero_kind=None,
-    adopted=False,
+    origin=Origin.CREATED,
     filled=False,
     lives=0,
     careless=False,
@@ -117,18 +118,21 @@ class Story(History):
         self.world.replicas[index].image_faults.weather = Weather(delay_s=(seconds, seconds))
 
 
-class Guest(_Guest):
+class Guest(AnyGuest):
     """Whoever uses a mount of a story."""
 
     def __init__(self, story: Story, life: Life, mounted: Mounted) -> None:
         story._guests += 1
-        super().__init__(story, life, mounted.disk, story._guests, think_s=1.0)
-        self.life = life
+        super().__init__(story.oracle, life, mounted.disk, story._guests)
         self.mounted = mounted
 
-    async def write(self, at: int, size: int = BLOCK) -> None:
+    async def write(self, at: int, size: int = BLOCK, *, durable: bool = False) -> None:
         """Raises `OSError`."""
-        await self._write(at, size, durable=False)
+        await super().write(at, size, durable=durable)
+
+    async def read(self, at: int, size: int = BLOCK) -> None:
+        """Raises `OSError`."""
+        await super().read(at, size)
 
     async def write_surely(self, at: int, size: int = BLOCK) -> None:
         """Write what has to be possible."""
@@ -137,20 +141,12 @@ class Guest(_Guest):
         except OSError as error:
             raise BrokenError(f"a write failed without need: {error}") from error
 
-    async def read(self, at: int, size: int = BLOCK) -> None:
-        """Raises `OSError`."""
-        await self._read(at, size)
-
     async def read_surely(self, at: int, size: int = BLOCK) -> None:
         """Read what has to be readable."""
         try:
             await self.read(at, size)
         except OSError as error:
             raise BrokenError(f"a read failed without need: {error}") from error
-
-    async def flush(self) -> None:
-        """Raises `OSError`."""
-        await self._flush()
 
     def begin(self, request: Callable[..., Awaitable[None]], *arguments: int) -> None:
         """Have *request* under way; it may fail."""
@@ -581,3 +577,127 @@ async def all_hang_and_the_status_is_asked(story: Story) -> None:
 def test_the_status_waits_for_nobody() -> None:
     """P5: it is a plain function of what is in memory."""
     assert told(all_hang_and_the_status_is_asked, PAIR, 0) is None
+
+
+async def all_are_full_for_long(story: Story) -> None:
+    """The repair of what failed fails alike: that is nobody's fault either."""
+    async with story.mounted() as guest:
+        await guest.write_surely(0)
+        for index in range(story.setup.replicas):
+            story.fail(index, CHANGES, Fault(error=errno.ENOSPC))
+        with suppress(OSError):
+            await guest.write(0)
+        await trio.sleep(30.0)
+        for replica in guest.mounted.disk.replicas:
+            assert replica.role is State.CURRENT, f"{replica.path} is blamed: {replica.reason}"
+    await story.ends_well()
+
+
+async def too_few_are_left_after_a_crash(story: Story) -> None:
+    """One is stale, one is away and comes back: nobody needs a new mount for that."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(0)
+        await guest.write(0)
+        story.world.kill()
+    story.world.attach(0)
+    story.world.detach(1)
+    async with story.mounted() as guest:
+        await guest.until(lambda: len(guest.mounted.sidecars.members) == story.setup.threshold)
+        await guest.write_surely(0)
+        story.world.attach(1)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def gone_and_back_when_chunks_differ(story: Story) -> None:
+    """Those who cannot be left behind are opened again before anything is made equal."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(0)
+        with suppress(OSError):
+            await guest.write(0)
+        assert guest.mounted.sidecars.unsettled
+        await trio.sleep(10.0)
+        story.world.attach(0)
+        await guest.converged()
+        await guest.write_surely(0)
+    await story.ends_well()
+
+
+async def truncated_while_away(story: Story) -> None:
+    """The daemon sees it too short, and later long enough: with zeros, not with its data."""
+    async with story.mounted() as guest:
+        for at in EXTENTS:
+            await guest.write(at)
+        await guest.flush()
+        story.world.detach(0)
+        await guest.write(0)
+        story.world.replicas[0].image.truncate(EXTENT)
+        story.world.attach(0)
+        await guest.until(lambda: story.world.replicas[0].path in guest.life.seen_short)
+        await trio.sleep(1.0)
+        story.world.replicas[0].image.truncate(DISK)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def truncated_amid_its_resync(story: Story) -> None:
+    await _left_behind(story, 0)
+    story.slow_down(0, 0.5)
+    async with story.mounted() as guest:
+        replica = guest.mounted.replica(0)
+        assert replica is not None
+        await guest.until(lambda: replica.role is State.RESYNCING)
+        await trio.sleep(3.0)
+        story.world.replicas[0].image.truncate(BLOCK)
+        await guest.until(lambda: replica.role is not State.RESYNCING)
+        story.world.replicas[0].image.truncate(DISK)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def truncated_between_mounts(story: Story) -> None:
+    """After a crash, when no times are on record; the mount sees it too short."""
+    async with story.mounted() as guest:
+        for at in EXTENTS:
+            await guest.write(at)
+        await trio.sleep(4 * resync_module.CLEAR_S)  # no mark is left of that
+        story.world.detach(0)
+        await guest.write(0)
+        story.world.kill()
+    story.world.attach(0)
+    story.world.replicas[0].image.truncate(EXTENT)
+    async with story.mounted() as guest:
+        story.world.replicas[0].image.truncate(DISK)
+        await guest.converged()
+    await story.ends_well()
+
+
+@pytest.mark.parametrize(
+    ("script", "setup"),
+    [
+        (all_are_full_for_long, TRIO),
+        (too_few_are_left_after_a_crash, TRIO),
+        (gone_and_back_when_chunks_differ, EQUALS),
+        (truncated_while_away, PAIR),
+        (truncated_amid_its_resync, PAIR),
+        (truncated_between_mounts, PAIR),
+    ],
+)
+def test_what_random_histories_found_ends_well(script: Script, setup: Setup) -> None:
+    assert told(script, setup, 0) is None
+
+
+def test_who_is_kept_is_current_even_if_it_was_being_caught_up() -> None:
+    """The source of a resync is lost for ever: a mixture is better than nothing, if so wanted."""
+    story = Story(0, replace(PAIR, origin=Origin.COPIED), only_the_copy_is_kept)
+    run_seeded(0, story.run)
+
+
+async def only_the_copy_is_kept(story: Story) -> None:
+    (found,) = story.world.found([1])
+    resolution = resolve([found], found.path)
+    assert resolution.kept == (found.path,)
+    plan = assemble([replace(found, sidecar=resolution.sidecars[found.path])])
+    assert [member.state for member in plan.members] == [State.CURRENT]

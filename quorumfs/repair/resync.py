@@ -235,7 +235,7 @@ class Resync:
         disk, (offset, end) = self._disk, self._bounds(chunks)
         equal = rewritten = True
         while offset < end:
-            data_at = min(end, await disk.next_data(offset))
+            data_at = min(end, await self._next_data(offset))
             if data_at == offset:
                 hole_at = await disk.next_hole(offset)
                 data_at = min(end, hole_at) if hole_at > offset else end
@@ -628,7 +628,7 @@ class Resync:
         """How far chunks are alike from *chunk* on, at most to *stop*: data, or a hole on all."""
         size = self._map.chunk_size
         offset = chunk * size
-        data_at = end = await self._disk.next_data(offset)
+        data_at = end = await self._next_data(offset)
         if target is not None:
             target_at = await self._seek(target, Kind.SEEK_DATA, offset)
             if target_at == offset < data_at:
@@ -639,6 +639,12 @@ class Resync:
         if end <= offset:
             end = await self._disk.next_hole(data_at)
         return min(stop, max(chunk + 1, -(-end // size)), chunk + BATCH // size + 1), False
+
+    async def _next_data(self, offset: int) -> int:
+        """Where some current replica next has data: anywhere, if one of them does not answer."""
+        found = await self._disk.next_data(offset)
+        silent = any(replica.state is State.MISSING for replica in self._sidecars.members)
+        return offset if silent else found
 
     def _units(self, runs: Iterable[range]) -> Iterator[range]:
         """Chunks to be locked at a time: as few as possible, and at least a piece."""

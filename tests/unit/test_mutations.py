@@ -625,6 +625,25 @@ async def gone_and_back_when_chunks_differ(story: Story) -> None:
     await story.ends_well()
 
 
+async def a_hole_on_those_that_answer(story: Story) -> None:
+    """The one that does not answer has data there: it is not settled for that."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(1, hang=True)
+        for at in (0, EXTENT // 2):  # what hangs will happen, the second never reaches it
+            with suppress(OSError):
+                await guest.write(at)
+        story.world.detach(0, hang=True)
+        with suppress(OSError):
+            await guest.read(0)
+        story.world.attach(1)
+        await trio.sleep(10.0)
+        story.world.attach(0)
+        await guest.converged()
+    story.oracle.check_images(story.world.contents())
+    await story.ends_well()
+
+
 async def truncated_while_away(story: Story) -> None:
     """The daemon sees it too short, and later long enough: with zeros, not with its data."""
     async with story.mounted() as guest:
@@ -680,6 +699,7 @@ async def truncated_between_mounts(story: Story) -> None:
         (all_are_full_for_long, TRIO),
         (too_few_are_left_after_a_crash, TRIO),
         (gone_and_back_when_chunks_differ, EQUALS),
+        (a_hole_on_those_that_answer, EQUALS),
         (truncated_while_away, PAIR),
         (truncated_amid_its_resync, PAIR),
         (truncated_between_mounts, PAIR),

@@ -198,7 +198,9 @@ class Fate:
                 world.attach(index)
             case 0:
                 hang = dice.random() < 0.3
-                loses = not hang and dice.random() < 0.2
+                # It is no promise that a disk survives what its last media lose.
+                spare = index not in self._mounted.members or self._is_spare
+                loses = not hang and dice.random() < 0.2 and spare
                 self.lost_cache |= loses
                 world.detach(index, hang=hang, lose_cache=loses)
             case 1:
@@ -359,6 +361,8 @@ class Fate:
         size = self._dice.randrange(self._mounted.disk.size // SECTOR) * SECTOR
         self._world.note(f"{one.path} truncated to {size} bytes")
         self.harmed.add(index)
+        self.life.seen_short.discard(one.path)
+        self._truncated_members.discard(index)
         if index in self._mounted.members:
             self._truncated_members.add(index)
         one.image.truncate(size)
@@ -503,10 +507,15 @@ class Fate:
         if any(one.image.size < self._world.size for one in self._world.replicas):
             await self._do(self._guest.write, *self._somewhere())
 
+    @property
+    def _is_spare(self) -> bool:
+        """Whether one current replica more than needed is there."""
+        return len(self._mounted.members) > max(1, self._mounted.sidecars._least)
+
     def _dispensable(self) -> int | None:
         """A current replica without which the others are enough; often the one reads prefer."""
         members = self._mounted.members
-        if len(members) <= self._mounted.sidecars._least or len(members) < 2:
+        if not self._is_spare:
             return None
         return members[0] if self._dice.random() < 0.5 else self._dice.choice(members)
 

@@ -45,7 +45,7 @@ from quorumfs.repair import resync as resync_module
 from quorumfs.repair.resync import Resync, Returned
 from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.replica import Replica
-from quorumfs.resolution import resolve
+from quorumfs.resolution import Resolution, resolve
 from quorumfs.sidecar import (
     MAP_OFFSET,
     PAGE,
@@ -203,6 +203,8 @@ class History:
         have not been brought up to date since."""
         self._to_keep: set[int] = set()
         """Making a set, or resolving, was cut off: whom to keep when it is done again."""
+        self._few = self.setup.origin is Origin.COPIED
+        """Perhaps fewer than the threshold are current on record: others do not make up for them"""
         self._guests = 0
 
     async def run(self) -> None:
@@ -380,7 +382,11 @@ class History:
     def _repairable(self, error: AssemblyRefusedError) -> bool:
         """Whether the operator is told to resolve, and can without a loss."""
         told = {"stranger", "split brain", "only stale", "unreadable", "no quorum"}
-        return error.rule in told and not self._forked and bool(self._keepable)
+        return (
+            (error.rule in told or bool(self._to_keep))
+            and not self._forked
+            and bool(self._keepable)
+        )
 
     @property
     def _keepable(self) -> list[int]:
@@ -402,12 +408,12 @@ class History:
         keep = dice.choice(self._keepable)
         path = world.replicas[keep].path
         try:
-            resolution = resolve(world.found(order), path)
+            resolution = self._decide(order, path)
         except AssemblyRefusedError as error:
             world.note(f"resolve --keep {keep} refused: {error}")
             for index in set(order) - {keep}:  # as the message says
                 world.replicas[index].sidecar = None
-            resolution = resolve(world.found(order), path)
+            resolution = self._decide(order, path)
         by_path = {one.path: index for index, one in enumerate(world.replicas)}
         writes = list(resolution.sidecars.items())
         self._to_keep = {by_path[path] for path in resolution.kept}
@@ -419,6 +425,10 @@ class History:
         for path, sidecar in writes:
             world.create_sidecar(by_path[path], sidecar)
         self._last = None
+        self._few |= len(resolution.kept) < self.setup.replicas
+
+    def _decide(self, order: Sequence[int], keep: str) -> Resolution:
+        return resolve(self.world.found(order), keep, threshold=self.setup.threshold)
 
     def _require_reason(
         self,
@@ -434,7 +444,8 @@ class History:
         here -= strangers
         needed = max(self._thresholds | {threshold or 0})
         sure = len(here) == count
-        sure |= len(here) > count - min(self._thresholds) and len(here) >= needed
+        if not self._few:
+            sure |= len(here) > count - min(self._thresholds) and len(here) >= needed
         if self._last is not None and not self._forked:
             record, _ = self._last
             current = {s for s, r in enumerate(record.roles) if r.state is RoleState.CURRENT}
@@ -447,7 +458,7 @@ class History:
             case "no quorum":
                 justified = len(here) < needed
             case "may be newer":
-                justified = not degraded and not sure
+                justified = not degraded and (not sure or bool(self._to_keep))
             case "only stale":
                 justified = not sure or bool(self._to_keep)
             case "unusable":
@@ -506,6 +517,10 @@ class History:
 
     def _tell(self, event: Event) -> None:
         self.world.note(f"event {event.name}: {event.text}")
+        if event.name == "RESYNC_FINISHED" and event.members["error"] is None:
+            for index, one in enumerate(self.world.replicas):
+                if one.path == event.members["replica"] and one.image.size >= self.world.size:
+                    self._harmed.discard(index)  # whatever it was, it was replaced
 
     async def _unmount(self, mounted: Mounted, *, must_succeed: bool = False) -> None:
         """Close in order, as at the end of `quorumfs.mounting`; the guests have gone."""
@@ -562,7 +577,7 @@ class History:
             self.oracle.forget_reads()  # perhaps nothing says that this mount ever was
         self._thresholds.add(mounted.sidecars.record.threshold)
         if mounted.converged:
-            self._forked = False
+            self._forked = self._few = False
             self._thresholds = {mounted.sidecars.record.threshold}
             self._harmed -= self._reachable(order)
 

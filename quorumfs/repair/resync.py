@@ -275,7 +275,9 @@ class Resync:
         if not self._sidecars.prepared(offset, len(data)):
             await self._sidecars.prepare(offset, len(data))
         self._sidecars.begin(offset, len(data))
-        outcomes = await self._disk.ask(replicas, Kind.WRITE, 0, offset, len(data), data)
+        # Who was left behind just now may not even know that its image is in use.
+        current = [replica for replica in replicas if replica.role is State.CURRENT]
+        outcomes = await self._disk.ask(current, Kind.WRITE, 0, offset, len(data), data)
         failed = sum(outcome.error is not None for outcome in outcomes)
         # As with a guest's write (R2): where too few are left nobody is to blame, all may be full.
         enough = len(self._sidecars.members) - failed >= self._disk.threshold

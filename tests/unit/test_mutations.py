@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 import pytest
 import trio
 from support.simulation.fate import TIMEOUT_S, Mounted
-from support.simulation.guest import BrokenError
+from support.simulation.guest import REQUEST_MAX_S, BrokenError
 from support.simulation.guest import Guest as AnyGuest
 from support.simulation.harness import run_seeded
+from support.simulation.media import SECTOR
 from support.simulation.mutations import MUTATIONS
 from support.simulation.runner import (
     BAD_ENDS,
@@ -34,7 +35,7 @@ from support.simulation.world import Life
 
 from quorumfs.assembly import AssemblyRefusedError, State, assemble
 from quorumfs.control import snapshot
-from quorumfs.dirtymap import lacks
+from quorumfs.dirtymap import UNVERIFIED, lacks
 from quorumfs.disk import TICK_S
 from quorumfs.options import MountOptions
 from quorumfs.repair import resync as resync_module
@@ -496,6 +497,126 @@ async def one_hangs(story: Story) -> None:
     await story.ends_well()
 
 
+QUAD = replace(PAIR, replicas=4, threshold=2, fifo=False, rewrite_corrupted=True)
+RAW = replace(PAIR, origin=Origin.ADOPTED, filled=True)
+
+
+async def touched_when_it_was_left_behind(story: Story) -> None:
+    """A wrong clock makes the stale image the younger one."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(0)
+        await guest.write(0)
+        story.world.kill()
+    story.world.attach(0)
+    image = story.world.replicas[0].image
+    while image.identity.mtime_ns <= story.world.replicas[1].image.identity.mtime_ns:
+        image.edit(0, image.cache.read(0, SECTOR))
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def one_hangs_for_good(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(0, hang=True)
+        with trio.move_on_after(REQUEST_MAX_S) as scope:
+            await guest.write_surely(0)
+        if scope.cancelled_caught:
+            raise BrokenError("a write waits for a hung replica for ever")
+    await story.ends_well()
+
+
+async def only_one_can_sync(story: Story) -> None:
+    """Then power is cut, and the next mount is without that one."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for index in (1, 2):
+            story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        story.world.power_cut()
+    async with story.mounted([1, 2]) as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def power_cut_after_one_failed_to_sync(story: Story) -> None:
+    """It lost its pages, and would be the one that others are settled from."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        await guest.flush()
+        story.world.power_cut()
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def a_tie(story: Story) -> None:
+    """Two replicas rot alike: nobody knows that they are the wrong ones, and so nothing is done."""
+    images = [one.image for one in story.world.replicas]
+    async with story.mounted() as guest:
+        await guest.write(0)
+        good = images[2].cache.read(0, BLOCK)
+        for image in images[:2]:
+            image.rot(0, b"rot!" * (BLOCK // 4))
+        with suppress(OSError):
+            await guest.mounted.disk.read(0, BLOCK)
+        await trio.sleep(10.0)
+        if any(image.cache.read(0, BLOCK) != good for image in images[2:]):
+            raise BrokenError("a tie destroyed the good data")
+
+
+async def writes_beside_a_verification(story: Story) -> None:
+    for one in story.world.replicas:
+        one.image_faults.weather = Weather(delay_s=(0.0, 0.5))
+    async with story.mounted() as guest:
+        for number in range(8):
+            for at in EXTENTS:
+                guest.begin(guest.write, at + number * BLOCK)
+            await trio.sleep(0.2)
+        await guest.until(lambda: not guest.mounted.sidecars.map.count(UNVERIFIED))
+        if guest.mounted.resync.differing:
+            raise BrokenError(f"they are said to differ: {guest.mounted.resync.differing}")
+    await story.ends_well()
+
+
+async def resync_of_a_sparse_disk(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(1)
+        for at in EXTENTS:
+            await guest.write(at)
+        story.world.attach(1)
+        await guest.converged()
+        source, target = (one.image.cache for one in story.world.replicas)
+        if target.allocated > source.allocated:
+            raise BrokenError(
+                f"{target.allocated} bytes of space, {source.allocated} on the source"
+            )
+    await story.ends_well()
+
+
+async def one_is_away_for_long(story: Story) -> None:
+    async with story.mounted() as guest:
+        sidecars = guest.mounted.sidecars
+        await guest.write(0)
+        before = sidecars.record.generation
+        story.world.detach(0)
+        generations = set()
+        for at in EXTENTS:
+            await guest.write(at)
+            generations.add(sidecars.record.generation)
+        await sidecars.close()
+        generations.add(sidecars.record.generation)
+        if len(generations) != 1 or before in generations:
+            raise BrokenError(f"{len(generations)} generations after {before:x} for one absence")
+    story.world.attach(0)
+    await story.ends_well()
+
+
 TOLD = (
     Told("R1 no intent", killed_amid_writes, seeds=4),
     Told("R1 intent in memory", killed_amid_writes, seeds=4),
@@ -506,6 +627,7 @@ TOLD = (
     Told("R3 in memory", killed_after_one_missed_a_write),
     Told("R3 not awaited", killed_after_one_missed_a_write),
     Told("R3 not synced", power_cut_after_one_missed_a_write, seeds=8),
+    Told("R3 always minted", one_is_away_for_long),
     Told("R4 failure ignored", pages_dropped_by_a_failed_flush),
     Told("R4 compares", pages_dropped_long_after_a_failed_flush),
     Told("R4 nothing lost", pages_dropped_long_after_a_failed_flush),
@@ -523,13 +645,20 @@ TOLD = (
     Told("R8 not synced", power_cut_amid_a_resync, seeds=6),
     Told("R8 joins unsynced", power_cut_after_a_resync, seeds=8),
     Told("R8 no writes", writes_beside_a_resync, seeds=3),
+    Told("R8 holes are written", resync_of_a_sparse_disk),
     Told("R9 torn is clean", maps_torn_after_a_kill, seeds=4),
     Told("R9 in place", a_torn_record, seeds=3),
     Told("R10 zeros", truncated_underneath),
     Told("R10 forgotten", truncated_underneath),
+    Told("R12 latest by mtime", touched_when_it_was_left_behind),
+    Told("R12 wall clock", one_hangs_for_good),
+    Told("P2 one sync is enough", only_one_can_sync, TRIO),
+    Told("P2 record in memory", power_cut_after_one_failed_to_sync),
+    Told("P4 ties are repaired", a_tie, QUAD),
     Told("P5 every request waits", one_hangs),
     Told("P6 guessed", only_the_one_left_behind_is_there),
     Told("P7 shown before settled", source_lost_after_a_crash, seeds=4),
+    Told("P8 verified unlocked", writes_beside_a_verification, RAW, 4),
 )
 
 

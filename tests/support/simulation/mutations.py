@@ -4,14 +4,20 @@ A simulation that is worth something notices. `MUTATIONS` is what ``--mutations`
 tries random histories on; ``tests/unit/test_mutations.py`` tells each a story that must show it.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+import errno
+import time
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 
-from quorumfs import sidecar
+from quorumfs import replica as replica_module
+from quorumfs import sidecar, voting
 from quorumfs.assembly import State, _Assembly
 from quorumfs.dirtymap import INTENT
 from quorumfs.metadata import Outcome
@@ -332,6 +338,128 @@ def shown_before_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sidecars, "may_differ", _always(value=False))
 
 
+def latest_by_mtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R12: the image that was written to last, by its time, is the one that knows best."""
+    latest = _Assembly._latest
+
+    def by_mtime(self: _Assembly) -> Record:
+        latest(self)  # a split brain is still refused
+        usable = [one for one in self._found if one.path in self._present]
+        newest = max(usable, key=lambda one: one.image.mtime_ns if one.image else 0)
+        return self._present[newest.path].record
+
+    monkeypatch.setattr(_Assembly, "_latest", by_mtime)
+
+
+def timeouts_by_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R12: who takes too long is told by the time of day."""
+    abandon_overdue = Replica.abandon_overdue
+
+    def by_wall_clock(self: Replica, _: float) -> None:
+        abandon_overdue(self, time.time())
+
+    clock = SimpleNamespace(current_time=time.time, lowlevel=trio.lowlevel)
+    monkeypatch.setattr(replica_module, "trio", clock)
+    monkeypatch.setattr(Replica, "abandon_overdue", by_wall_clock)
+
+
+def one_sync_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P2: a flush succeeds when anybody has synced."""
+    finish_flush = Sidecars.finish_flush
+
+    async def lenient(self: Sidecars, outcomes: Sequence[Outcome]) -> None:
+        try:
+            await finish_flush(self, outcomes)
+        except OSError:
+            if all(outcome.error for outcome in outcomes):
+                raise
+
+    monkeypatch.setattr(Sidecars, "finish_flush", lenient)
+
+
+def flush_leaves_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P2: a flush succeeds before it is on record who could not sync."""
+    leave_behind, finish_flush = Sidecars._leave_behind, Sidecars.finish_flush
+    flushing = ContextVar("flushing", default=False)
+
+    async def noted(self: Sidecars, outcomes: Sequence[Outcome]) -> None:
+        token = flushing.set(True)
+        try:
+            await finish_flush(self, outcomes)
+        finally:
+            flushing.reset(token)
+
+    async def only_drop(
+        self: Sidecars, failed: Sequence[Replica], chunks: range, reason: str
+    ) -> None:
+        if not flushing.get():
+            await leave_behind(self, failed, chunks, reason)
+            return
+        gone = [replica for replica in failed if replica.role is State.CURRENT]
+        if len(self.members) - len(gone) < self.threshold:
+            raise OSError(errno.EIO, "too few replicas would be left")
+        self._drop(gone, reason)
+
+    monkeypatch.setattr(Sidecars, "finish_flush", noted)
+    monkeypatch.setattr(Sidecars, "_leave_behind", only_drop)
+
+
+def ties_are_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P4: whoever wins a vote, if only by being listed first, overwrites the others."""
+    plurality = voting.plurality
+
+    def strict(ballots: Iterable[Hashable]) -> voting.Plurality[Hashable]:
+        return replace(plurality(ballots), strict=True)
+
+    monkeypatch.setattr(voting, "plurality", strict)
+
+
+def verified_unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P8: images are compared beside the guest's writes."""
+    held, verify = RangeLock.held, Resync._verify_unit
+    verifying = ContextVar("verifying", default=False)
+
+    async def noted(self: Resync, chunks: range) -> None:
+        token = verifying.set(True)
+        try:
+            await verify(self, chunks)
+        finally:
+            verifying.reset(token)
+
+    @asynccontextmanager
+    async def unless_verifying(
+        self: RangeLock, start: int, end: int, *, exclusive: bool
+    ) -> AsyncGenerator[None, None]:
+        if verifying.get():
+            yield
+            return
+        async with held(self, start, end, exclusive=exclusive):
+            yield
+
+    monkeypatch.setattr(Resync, "_verify_unit", noted)
+    monkeypatch.setattr(RangeLock, "held", unless_verifying)
+
+
+def holes_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R8: a resync writes zeros where its source has a hole."""
+
+    async def zeros(self: Resync, target: Replica, offset: int, end: int) -> None:
+        await self._tell(target, Kind.WRITE, offset, end - offset, bytes(end - offset))
+
+    monkeypatch.setattr(Resync, "_make_hole", zeros)
+
+
+def always_minted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3: with somebody left behind every commit is a new generation."""
+    composed = Sidecars._composed
+
+    def minted(self: Sidecars, *, clean: bool, resyncing: Replica | None) -> Record:
+        record = composed(self, clean=clean, resyncing=resyncing)
+        return record.minted() if any(self._out_slots()) else record
+
+    monkeypatch.setattr(Sidecars, "_composed", minted)
+
+
 MUTATIONS: dict[str, Patch] = {
     "R1 no intent": no_intent,
     "R1 intent in memory": intent_in_memory,
@@ -342,6 +470,7 @@ MUTATIONS: dict[str, Patch] = {
     "R3 in memory": left_behind_in_memory,
     "R3 not awaited": left_behind_later,
     "R3 not synced": slots_unsynced,
+    "R3 always minted": always_minted,
     "R4 failure ignored": failed_flush_is_ignored,
     "R4 compares": resync_compares,
     "R4 nothing lost": failed_flush_lost_nothing,
@@ -355,12 +484,19 @@ MUTATIONS: dict[str, Patch] = {
     "R8 not synced": target_is_not_synced,
     "R8 joins unsynced": joins_unsynced,
     "R8 no writes": target_gets_no_writes,
+    "R8 holes are written": holes_are_written,
     "R9 torn is clean": unreadable_is_clean,
     "R9 in place": committed_in_place,
     "R10 zeros": short_is_zeros,
     "R10 forgotten": truncated_lacks_nothing,
+    "R12 latest by mtime": latest_by_mtime,
+    "R12 wall clock": timeouts_by_wall_clock,
+    "P2 one sync is enough": one_sync_is_enough,
+    "P2 record in memory": flush_leaves_behind_in_memory,
+    "P4 ties are repaired": ties_are_repaired,
     "P5 every request waits": given_up_is_forgotten,
     "P6 guessed": absent_ones_are_ignored,
     "P7 shown before settled": shown_before_settled,
+    "P8 verified unlocked": verified_unlocked,
 }
 """By the rule or promise, and what becomes of it."""

@@ -203,6 +203,8 @@ class History:
         have not been brought up to date since."""
         self._to_keep: set[int] = set()
         """Making a set, or resolving, was cut off: whom to keep when it is done again."""
+        self._resolved = False
+        """Somebody was kept, once."""
         self._few = self.setup.origin is Origin.COPIED
         """Perhaps fewer than the threshold are current on record: others do not make up for them"""
         self._guests = 0
@@ -393,7 +395,8 @@ class History:
         """Whom to keep without a loss: who is current, or, before anything was written, who holds
         what the set began with."""
         kept = self._to_keep or self._sound
-        if not self.world.lives and self.setup.origin is Origin.ADOPTED:
+        raw = self.setup.origin is Origin.ADOPTED and not self.world.lives
+        if raw and not self._resolved and not self._to_keep:
             kept = set(range(self.setup.replicas))
         return sorted(kept & self._reachable(range(self.setup.replicas)))
 
@@ -411,8 +414,9 @@ class History:
             resolution = self._decide(order, path)
         except AssemblyRefusedError as error:
             world.note(f"resolve --keep {keep} refused: {error}")
-            for index in set(order) - {keep}:  # as the message says
+            for index in set(order) - {keep}:  # as the messages say
                 world.replicas[index].sidecar = None
+            self._extend_all()
             resolution = self._decide(order, path)
         by_path = {one.path: index for index, one in enumerate(world.replicas)}
         writes = list(resolution.sidecars.items())
@@ -425,6 +429,8 @@ class History:
         for path, sidecar in writes:
             world.create_sidecar(by_path[path], sidecar)
         self._last = None
+        self._resolved = True
+        self._backups.clear()  # perhaps it is another set now
         self._few |= len(resolution.kept) < self.setup.replicas
 
     def _decide(self, order: Sequence[int], keep: str) -> Resolution:

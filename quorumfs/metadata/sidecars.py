@@ -581,7 +581,7 @@ class Sidecars:
         return max(self.threshold, self._quorum)
 
     def _all_current(self) -> bool:
-        return self._in_use and self._recorded and not any(self._out_slots())
+        return self._in_use and self._recorded and next(self._out_slots(), None) is None
 
     def _drop_target(self, reason: str) -> None:
         target = self.target

@@ -388,13 +388,13 @@ async def power_cut_after_a_resync(story: Story) -> None:
     await story.ends_well()
 
 
-async def power_cut_long_after_a_write_beside_a_resync(story: Story) -> None:
+async def power_cut_long_after_a_write_beside_a_resync(story: Story, index: int = 1) -> None:
     """The resync is so slow that the write is not synced on its target by then."""
-    await _left_behind(story)
+    await _left_behind(story, index)
     async with story.mounted() as guest:
         guest.mounted.resync._pacer = Pacer(1024)
         disk_map, marked = guest.mounted.sidecars.map, guest.mounted.sidecars._marked
-        await guest.until(lambda: not disk_map.any(lacks(1), disk_map.chunks(0, BLOCK)))
+        await guest.until(lambda: not disk_map.any(lacks(index), disk_map.chunks(0, BLOCK)))
         await guest.write(0)
         for _ in range(70):
             await trio.sleep(1.0)
@@ -402,6 +402,10 @@ async def power_cut_long_after_a_write_beside_a_resync(story: Story) -> None:
                 break
         story.world.power_cut()
     await story.ends_well()
+
+
+async def the_same_with_the_first_replica(story: Story) -> None:
+    await power_cut_long_after_a_write_beside_a_resync(story, 0)
 
 
 async def a_late_write(story: Story) -> None:
@@ -638,6 +642,7 @@ TOLD = (
         power_cut_long_after_a_write_beside_a_resync,
         seeds=8,
     ),
+    Told("R5 one is out", the_same_with_the_first_replica, seeds=8),
     Told("R6 nothing conflicts", guests_write_the_same_place, seeds=3),
     Told("R6 votes", a_vote_beside_a_write, EQUALS),
     Told("R6 repairs", writes_beside_a_resync, seeds=3),

@@ -405,11 +405,13 @@ class Sidecars:
         known = self._images[replica]
         if image is None or own is None or replica.slot is None:
             raise OSError(errno.ENODEV, found.problem or "it is not there")
-        same = (own.record.generation, own.record.sequence, own.prepared) == (
+        same = (own.record.generation, own.record.sequence) == (
             self.record.generation,
             self.record.sequence,
-            None,
         )
+        if own.prepared is not None:  # by a commit of ours that failed elsewhere, or by others
+            ours = own.prepared.generation in (self.record.generation, *self._passed)
+            same = same and ours and own.prepared.sequence <= self._sequence
         same = same and (image.inode, image.size) == (known.inode, known.size)
         if not same or own.record.slot_of(own.replica_id) != replica.slot:
             raise OSError(errno.ESTALE, "it is not as it was")

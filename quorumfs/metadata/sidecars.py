@@ -776,14 +776,14 @@ class Sidecars:
             else:
                 self._adopt(record)
                 return
+            if record.generation != self.record.generation:
+                self._passed.append(record.generation)
             if resyncing in failed and resyncing is not None:
                 error = failed.pop(resyncing)
                 self.drop_target(resyncing, f"its sidecar: {error.strerror}")
                 if not failed:
                     self._recorded = False  # until the others have all the same again
                     raise error
-            if record.generation != self.record.generation:
-                self._passed.append(record.generation)
             gone = [replica for replica in failed if replica in self._members]
             if len(self._members) - len(gone) < self._least:
                 self._recorded = False

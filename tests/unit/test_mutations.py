@@ -778,6 +778,40 @@ async def a_hole_on_those_that_answer(story: Story) -> None:
     await story.ends_well()
 
 
+async def gone_and_back_after_a_commit_that_failed(story: Story) -> None:
+    """Its sidecar has a record that led nowhere, and it cannot be left behind."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.replicas[1].sidecar_faults.plan(Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.mounted.sidecars.close()
+        story.world.detach(0)
+        with suppress(OSError):
+            await guest.read(0)
+        await trio.sleep(5.0)
+        story.world.attach(0)
+        await guest.converged()
+        await guest.write_surely(0)
+    await story.ends_well()
+
+
+async def resync_fails_in_a_commit_that_leaves_another_behind(story: Story) -> None:
+    """What was prepared on the target is not forgotten: it is no other history."""
+    await _left_behind(story, 2)
+    story.slow_down(2, 1.0)
+    async with story.mounted() as guest:
+        await guest.until(lambda: guest.mounted.sidecars.target is not None)
+        torn = Fault(error=errno.EIO, effect=Effect.ALL)
+        story.world.replicas[0].sidecar_faults.plan(Kind.WRITE, torn)
+        story.world.replicas[2].sidecar_faults.plan(Kind.SYNC, Fault(), Fault(), torn)
+        with suppress(OSError):
+            await guest.mounted.sidecars.save_progress()
+        story.world.detach(2)
+        await guest.write(0)
+    story.world.attach(2)
+    await story.ends_well()
+
+
 async def truncated_while_away(story: Story) -> None:
     """The daemon sees it too short, and later long enough: with zeros, not with its data."""
     async with story.mounted() as guest:
@@ -834,6 +868,11 @@ async def truncated_between_mounts(story: Story) -> None:
         (too_few_are_left_after_a_crash, TRIO),
         (gone_and_back_when_chunks_differ, EQUALS),
         (a_hole_on_those_that_answer, EQUALS),
+        (gone_and_back_after_a_commit_that_failed, EQUALS),
+        (
+            resync_fails_in_a_commit_that_leaves_another_behind,
+            replace(TRIO, threshold=1),
+        ),
         (truncated_while_away, PAIR),
         (truncated_amid_its_resync, PAIR),
         (truncated_between_mounts, PAIR),

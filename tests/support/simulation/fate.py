@@ -72,6 +72,7 @@ class Mounted:
         """Whether every replica that is here is current, and the same as the others."""
         return (
             all(replica.state is State.CURRENT for replica in self.disk.replicas)
+            and self.sidecars.target is None
             and not self.sidecars.unsettled
             and not self.sidecars.map.count(UNVERIFIED)
             and not self._lacking
@@ -260,6 +261,7 @@ class Fate:
                         (
                             self._one_misses_a_write,
                             self._one_misses_a_write,
+                            self._one_misses_a_write,
                             self._one_fails_to_sync,
                             self._one_fails_to_sync,
                             self._one_is_truncated,
@@ -308,10 +310,10 @@ class Fate:
                 self._die(power=0.3)
 
         self._world.replicas[index].image_faults.script = miss
-        match dice.randrange(4):
-            case 0 | 1:
+        match dice.randrange(5):
+            case 0 | 1 | 2:
                 self._crowd.acknowledged = die
-            case 2:
+            case 3:
                 power = dice.random() < 0.5
                 crash_in_a_commit(self.life, self._mounted, dice, power=power, ejection=True)
         for _ in range(4):
@@ -462,6 +464,8 @@ class Fate:
         self._crowd.full = True
         for one in self._world.replicas:
             one.image_faults.script = full
+        for _ in range(3):
+            await self._do(self._guest.write, *self._somewhere())
         await trio.sleep(self._dice.uniform(0.5, 20.0))
         blamed = set(members) - set(self._mounted.members)
         if blamed:
@@ -517,7 +521,7 @@ class Fate:
         members = self._mounted.members
         if not self._is_spare:
             return None
-        return members[0] if self._dice.random() < 0.5 else self._dice.choice(members)
+        return members[0] if self._dice.random() < 0.6 else self._dice.choice(members)
 
     def _somewhere(self) -> tuple[int, int]:
         sectors = self._mounted.disk.size // SECTOR

@@ -68,6 +68,9 @@ from support.simulation.world import Life, ReplicaBackup, World
 CONVERGE_MAX_S = 400.0
 """After the faults: a replica is tried again within a minute, what hangs is given up before."""
 
+LATE_MAX_S = 60.0
+"""How long what was asked for before faults stop may still take."""
+
 QUIET_S = 100.0
 """How long a mount that has nothing to do is watched doing nothing."""
 
@@ -384,16 +387,15 @@ class History:
     def _repairable(self, error: AssemblyRefusedError) -> bool:
         """Whether the operator is told to resolve, and can without a loss."""
         told = {"stranger", "split brain", "only stale", "unreadable", "no quorum"}
-        return (
-            (error.rule in told or bool(self._to_keep))
-            and not self._forked
-            and bool(self._keepable)
-        )
+        wanted = error.rule in told or bool(self._to_keep)
+        return wanted and not self._forked and bool(self._keepable)
 
     @property
     def _keepable(self) -> list[int]:
         """Whom to keep without a loss: who is current, or, before anything was written, who holds
-        what the set began with."""
+        what the set began with. Nobody while one is away that others might go on with."""
+        if any(not one.reachable for one in self.world.replicas):
+            return []
         kept = self._to_keep or self._sound
         raw = self.setup.origin is Origin.ADOPTED and not self.world.lives
         if raw and not self._resolved and not self._to_keep:
@@ -551,7 +553,7 @@ class History:
 
     async def _live(self) -> None:
         dice, world = self._dice, self.world
-        kind = dice.choice((*[LifeKind.WEATHER] * 5, *[LifeKind.PLANS] * 4, LifeKind.CALM))
+        kind = dice.choice((*[LifeKind.WEATHER] * 4, *[LifeKind.PLANS] * 5, LifeKind.CALM))
         for one in world.replicas:
             one.image_faults.weather = one.sidecar_faults.weather = CALM
             if kind is LifeKind.WEATHER:
@@ -599,6 +601,8 @@ class History:
                 ("step", "step", "commit", "time", "unmount", "unmount", None, None, None, None)
             )
             power = dice.random() < 0.5
+            if kind is LifeKind.PLANS and crash in ("step", "time"):
+                crash = None  # they have ends of their own
             if crash == "step":
                 life.crash_at(int(10 ** dice.uniform(0, 3.7)), power=power)
             if crash == "commit":
@@ -617,6 +621,7 @@ class History:
                 raise BrokenError(f"adopted images are said to differ: {mounted.resync.differing}")
             if crash is None and dice.random() < 0.5 and self._can_recover(mounted):
                 world.calm()
+                await trio.sleep(LATE_MAX_S)
                 await self._be_used(mounted, crowd, fate, trio.sleep_forever, 5.0)
                 await self._converge(mounted, fate)
                 await self._unmount(mounted, must_succeed=True)
@@ -754,9 +759,9 @@ class History:
             return
         offset = dice.choice(SLOT_OFFSETS)
         whole = sidecar.whole
-        rotten = whole[:offset] + garbage + whole[offset + SECTOR :]
         with suppress(FormatError):
-            if decode(rotten).record == decode(whole).record:
+            records = [decode(whole[:at] + garbage + whole[at + SECTOR :]) for at in SLOT_OFFSETS]
+            if records[0].record == records[1].record:  # else a commit was cut off
                 self.world.note(f"the slot at {offset} of {sidecar.name} rots")
                 sidecar.rot(offset, garbage)
 
@@ -820,9 +825,13 @@ class History:
 
     def _assemble_in_the_end(self, order: list[int]) -> Plan:
         """The operator does what it takes to have all replicas mounted."""
-        if self._to_keep or (len(self._known()) < self.setup.replicas and self._keepable):
-            self._keep(cut_off=False)
         try:
+            if not self._to_keep and len(self._known()) < self.setup.replicas:
+                plan = self._assemble(order, degraded=False, threshold=None)
+                pairs = zip(order, plan.members, strict=True)
+                self._to_keep = {i for i, m in pairs if m.state is State.CURRENT}
+            if self._to_keep:
+                self._keep(cut_off=False)
             return self._assemble(order, degraded=False, threshold=None)
         except AssemblyRefusedError as error:
             self.world.note(f"mount of {order} refused: {error.rule}: {error}")

@@ -387,7 +387,8 @@ class History:
     def _repairable(self, error: AssemblyRefusedError) -> bool:
         """Whether the operator is told to resolve, and can without a loss."""
         told = {"stranger", "split brain", "only stale", "unreadable", "no quorum"}
-        wanted = error.rule in told or bool(self._to_keep)
+        strangers = len(self._known()) < self.setup.replicas
+        wanted = error.rule in told or bool(self._to_keep) or strangers
         return wanted and not self._forked and bool(self._keepable)
 
     @property
@@ -399,7 +400,7 @@ class History:
         kept = self._to_keep or self._sound
         raw = self.setup.origin is Origin.ADOPTED and not self.world.lives
         if raw and not self._resolved and not self._to_keep:
-            kept = set(range(self.setup.replicas))
+            kept = set(range(self.setup.replicas)) - self._harmed
         return sorted(kept & self._reachable(range(self.setup.replicas)))
 
     def _keep(self, *, cut_off: bool) -> None:
@@ -892,7 +893,7 @@ class History:
             sidecar = decode(one.sidecar.whole)
             records.add((sidecar.record.generation, sidecar.record.sequence))
             states = {role.state for role in sidecar.record.roles}
-            marks = sidecar.map.count(INTENT | ALL_LACK)
+            marks = self._marked_data(sidecar.map)
             if states != {RoleState.CURRENT} or marks or not sidecar.record.clean:
                 raise BrokenError(
                     f"{one.path} after an unmount in order: {marks} chunks marked, "
@@ -900,6 +901,16 @@ class History:
                 )
         if len(records) > 1:
             raise BrokenError("the sidecars hold different records after an unmount in order")
+
+    def _marked_data(self, disk_map: DirtyMap) -> int:
+        """How many chunks with data are marked: where all have a hole a mark does not matter."""
+        images = [one.image.cache for one in self.world.replicas]
+        return sum(
+            image.seek(start, data=True) < end
+            for run in disk_map.runs(INTENT | ALL_LACK)
+            for start, end in [disk_map.bounds(run.start)]
+            for image in images
+        )
 
     async def _remount_untouched(self) -> None:
         """The next mount of a healthy set has nothing to do."""

@@ -151,11 +151,7 @@ class Disk:
             raise OSError(errno.ENOSPC, "the disk ends before")
         if length < len(data):
             data = data[:length]
-        if (
-            self._zero_kind is not None
-            and not (offset | length) % BLOCK
-            and data == _ZEROS[:length]
-        ):
+        if self._zero_kind is not None and self._to_be_zeros(offset, data):
             await self._change(self._zero_kind, offset, length)
         else:
             await self._change(Kind.WRITE, offset, length, data)
@@ -194,8 +190,8 @@ class Disk:
         length = len(data)
         if (
             not 0 < length <= min(NOW_MAX, self.size - offset)
-            or self._zero_kind is not None
             or not self.locks.free(offset, offset + length, exclusive=True)
+            or self._to_be_zeros(offset, data)
         ):
             return False
         receivers = self.metadata.begin_now(offset, length)
@@ -209,6 +205,12 @@ class Disk:
                 return False  # nothing can come between this and the same write again
         self.requests += 1
         return True
+
+    def _to_be_zeros(self, offset: int, data: Buffer) -> bool:
+        """Whether a write of zeros is to become a request for them."""
+        length = len(data)
+        asked = self._zero_kind is not None and not (offset | length) % BLOCK
+        return asked and data == _ZEROS[:length]
 
     async def make_zeros(self, offset: int, length: int, *, discard: bool) -> None:
         """Make zeros of a range inside the disk; with *discard*, give the space back.

@@ -53,10 +53,12 @@ def resolve(
         raise AssemblyRefusedError("resolve", f"cannot open the replica {keep}: {kept.problem}")
     if kept.sidecar is None:
         return _from_raw(found, kept, threshold, random_bytes)
-    if kept.sidecar.own_state is RoleState.RESYNCING:
+    whole = [one for one in found if one.sidecar and one.sidecar.own_state is RoleState.CURRENT]
+    if whole and kept not in whole:
         raise AssemblyRefusedError(
             "resolve",
-            f"{keep} was being resynced: it is a mixture of two times, and no disk; keep another",
+            f"{keep} was being resynced: it is a mixture of two times, and no disk. Keep "
+            f"{whole[0].path}, or give only those that are to be copies of {keep}",
         )
     return _Resolving(found, kept.path, kept.sidecar, random_bytes).resolution()
 
@@ -127,6 +129,8 @@ class _Resolving:
         own_slot = self._sidecar.slot
         everything = range(len(self._map))
         self._map.remove(lacks(own_slot), everything)
+        # Whatever it takes itself for: one that was being caught up, if nothing else is left.
+        self._roles[own_slot] = replace(self._roles[own_slot], state=RoleState.CURRENT)
         taken = {own_slot}
         for one in self._found:
             if one.path != self._keep and one.sidecar:

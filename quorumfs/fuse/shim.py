@@ -48,6 +48,11 @@ _WriteCallback = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
 )
 
+_READ_ONLY = 0x100  # PyBUF_READ
+_memory = ctypes.pythonapi.PyMemoryView_FromMemory
+_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
+_memory.restype = ctypes.py_object
+
 
 def _load() -> ctypes.CDLL | str:
     """The library, or why there is none."""
@@ -118,8 +123,7 @@ class _Requests:
     def _write(self, handle: int, address: int, offset: int, length: int) -> int:
         """Called by libfuse for every write; after an exception, as after 0, pyfuse3 gets it."""
         assert self.handlers is not None
-        data = memoryview((ctypes.c_char * length).from_address(address))
-        return self.handlers.write_now(handle, offset, data)
+        return self.handlers.write_now(handle, offset, _memory(address, length, _READ_ONLY))
 
     async def _serve(self, request: int, work: Awaitable[int | None]) -> None:
         try:

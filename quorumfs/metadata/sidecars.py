@@ -152,6 +152,8 @@ class Sidecars:
             replica.slot = member.slot
             replica.role = member.state
             replica.reason = member.reason
+            if one.image and one.image.size < self.record.size:
+                self.truncated(replica)
             if one.image and one.sidecar:
                 self._know(replica, one.image, one.sidecar)
                 joined = replica.role is State.CURRENT and one.sidecar.map.states != self.map.states
@@ -291,6 +293,13 @@ class Sidecars:
 
     def truncated(self, replica: Replica) -> None:
         self._truncated.add(replica)
+        if replica.role is State.CURRENT or replica.slot is None:
+            return  # it is left behind for that
+        everything = range(len(self.map))
+        if replica is self.target:
+            self._target_lacks(everything)
+        else:
+            self._add(lacks(replica.slot), everything)
 
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
         chunks = self.map.chunks(offset, length)
@@ -337,6 +346,11 @@ class Sidecars:
         sound = [replica for replica in in_order if not replica.hung]
         sound.sort(key=lambda replica: bool(self._lost.get(replica)))
         return next(iter([*sound, *in_order]), None)
+
+    @property
+    def may_record(self) -> bool:
+        """Whether enough are current to have it on record who is not, before anything changes."""
+        return self._recorded or len(self._members) >= self._quorum
 
     def notify(self) -> None:
         """Tell the repairs that there may be something to do."""
@@ -420,11 +434,13 @@ class Sidecars:
         known = self._images[replica]
         if image is None or own is None or replica.slot is None:
             raise OSError(errno.ENODEV, found.problem or "it is not there")
-        same = (own.record.generation, own.record.sequence, own.prepared) == (
+        same = (own.record.generation, own.record.sequence) == (
             self.record.generation,
             self.record.sequence,
-            None,
         )
+        if own.prepared is not None:  # by a commit of ours that failed elsewhere, or by others
+            ours = own.prepared.generation in (self.record.generation, *self._passed)
+            same = same and ours and own.prepared.sequence <= self._sequence
         same = same and (image.inode, image.size) == (known.inode, known.size)
         if not same or own.record.slot_of(own.replica_id) != replica.slot:
             raise OSError(errno.ESTALE, "it is not as it was")
@@ -596,7 +612,7 @@ class Sidecars:
         return max(self.threshold, self._quorum)
 
     def _all_current(self) -> bool:
-        return self._in_use and self._recorded and not any(self._out_slots())
+        return self._in_use and self._recorded and next(self._out_slots(), None) is None
 
     def _drop_target(self, reason: str) -> None:
         target = self.target
@@ -791,14 +807,14 @@ class Sidecars:
             else:
                 self._adopt(record)
                 return
+            if record.generation != self.record.generation:
+                self._passed.append(record.generation)
             if resyncing in failed and resyncing is not None:
                 error = failed.pop(resyncing)
                 self.drop_target(resyncing, f"its sidecar: {error.strerror}")
                 if not failed:
                     self._recorded = False  # until the others have all the same again
                     raise error
-            if record.generation != self.record.generation:
-                self._passed.append(record.generation)
             gone = [replica for replica in failed if replica in self._members]
             if len(self._members) - len(gone) < self._least:
                 self._recorded = False

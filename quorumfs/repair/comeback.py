@@ -121,4 +121,6 @@ class ComeBack:
             returned = await self._reopen(replica)
             replica.attach(returned.image, returned.sidecar)
             found = returned.found
+        if found.image is not None and found.image.size < self._sidecars.map.size:
+            self._sidecars.truncated(replica)
         return judge_returned(self._sidecars.record, replica.slot, found), found

@@ -111,12 +111,25 @@ class Repairs:
     async def _repair(self) -> bool:
         """Do one thing that needs doing; whether there was one."""
         sidecars = self._sidecars
-        if sidecars.unsettled:
-            await self._settling.settle()
-            return not sidecars.unsettled
+        error: OSError | None = None
         for replica in self._disk.replicas:
-            if await self._come_back.bring_back(replica) or await self._come_back.revive(replica):
+            if await self._come_back.revive(replica):
                 return True
+        if sidecars.unsettled and sidecars.may_record:
+            try:
+                await self._settling.settle()
+            except OSError as caught:
+                error = caught
+            if not sidecars.unsettled:
+                return True
+        # Even so: when others are there again, those that cannot be made equal can be left behind.
+        for replica in self._disk.replicas:
+            if await self._come_back.bring_back(replica):
+                return True
+        if sidecars.unsettled:
+            if error is not None:
+                raise error
+            return False
         if len(sidecars.members) > 1 and self._map.count(UNVERIFIED):
             return await self._verification.verify()
         return False

@@ -63,7 +63,7 @@ class Settling:
         disk, (offset, end) = self._disk, self._work.bounds(chunks)
         equal = rewritten = True
         while offset < end:
-            data_at = min(end, await disk.next_data(offset))
+            data_at = min(end, await self._work.next_data(offset))
             if data_at == offset:
                 hole_at = await disk.next_hole(offset)
                 data_at = min(end, hole_at) if hole_at > offset else end

@@ -152,7 +152,7 @@ class Work:
         """How far chunks are alike from *chunk* on, at most to *stop*: data, or a hole on all."""
         size = self.map.chunk_size
         offset = chunk * size
-        data_at = end = await self.disk.next_data(offset)
+        data_at = end = await self.next_data(offset)
         if target is not None:
             target_at = await self.seek(target, Kind.SEEK_DATA, offset)
             if target_at == offset < data_at:
@@ -163,6 +163,12 @@ class Work:
         if end <= offset:
             end = await self.disk.next_hole(data_at)
         return min(stop, max(chunk + 1, -(-end // size))), False
+
+    async def next_data(self, offset: int) -> int:
+        """Where some current replica next has data: anywhere, if one of them does not answer."""
+        found = await self.disk.next_data(offset)
+        silent = any(replica.state is State.MISSING for replica in self.sidecars.members)
+        return offset if silent else found
 
     def units(self, chunks: range, longest: int | None = None) -> Iterator[range]:
         """Chunks to be locked at a time: as few as possible, and at least *longest* bytes.
@@ -268,12 +274,18 @@ class Work:
         if not self.sidecars.prepared(offset, len(data)):
             await self.sidecars.prepare(offset, len(data))
         self.sidecars.begin(offset, len(data))
-        outcomes = await self.disk.ask(replicas, Kind.WRITE, 0, offset, len(data), data)
+        # Who was left behind just now may not even know that its image is in use.
+        current = [replica for replica in replicas if replica.role is State.CURRENT]
+        outcomes = await self.disk.ask(current, Kind.WRITE, 0, offset, len(data), data)
+        failed = sum(outcome.error is not None for outcome in outcomes)
+        # As with a guest's write (R2): where too few are left nobody is to blame, all may be full.
+        enough = len(self.sidecars.members) - failed >= self.disk.threshold
         for replica, operation in outcomes:
             well = operation.error is None
             if well:
                 replica.counters.copied_bytes += len(data)
-            await self.sidecars.repaired(replica, offset, len(data), well=well)
+            if well or enough:
+                await self.sidecars.repaired(replica, offset, len(data), well=well)
         return all(
             outcome.error is None or outcome.replica.role is not State.CURRENT
             for outcome in outcomes

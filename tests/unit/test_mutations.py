@@ -12,42 +12,37 @@ import errno
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 import trio
+from support.simulation.fate import TIMEOUT_S, Mounted
+from support.simulation.guest import REQUEST_MAX_S, BrokenError
+from support.simulation.guest import Guest as AnyGuest
 from support.simulation.harness import run_seeded
+from support.simulation.media import SECTOR
+from support.simulation.mutations import MUTATIONS
 from support.simulation.runner import (
+    BAD_ENDS,
     CONVERGE_MAX_S,
     SCALES,
-    TIMEOUT_S,
-    BrokenError,
     History,
-    Mounted,
+    Origin,
     Setup,
     _first,
-    _Guest,
 )
-from support.simulation.storage import Effect, Fault, SimulatedStorage, Weather
+from support.simulation.storage import Effect, Fault, Weather
 from support.simulation.world import Life
 
-from quorumfs import sidecar
-from quorumfs.assembly import AssemblyRefusedError, State, _Assembly
+from quorumfs.assembly import AssemblyRefusedError, State, assemble
 from quorumfs.control import snapshot
-from quorumfs.dirtymap import INTENT, lacks
+from quorumfs.dirtymap import UNVERIFIED, lacks
 from quorumfs.disk import TICK_S
-from quorumfs.metadata import Outcome
-from quorumfs.metadata.sidecars import Sidecars, Unflushed
 from quorumfs.options import MountOptions
-from quorumfs.rangelock import Claim, RangeLock
 from quorumfs.repair import repairs as repairs_module
-from quorumfs.repair import work as work_module
 from quorumfs.repair.pacing import Pacer
-from quorumfs.repair.repairs import Repairs
-from quorumfs.repair.resync import Resync
-from quorumfs.replica import Gathering, Replica
-from quorumfs.sidecar import MAP_OFFSET, Phase, Record
-from quorumfs.storage import CHANGES, Kind, Operation
+from quorumfs.resolution import resolve
+from quorumfs.sidecar import MAP_OFFSET
+from quorumfs.storage import CHANGES, Kind
 
 BLOCK = 4096
 EXTENT = SCALES[0].extent
@@ -61,7 +56,7 @@ PAIR = Setup(
     fifo=True,
     rewrite_corrupted=False,
     zero_kind=None,
-    adopted=False,
+    origin=Origin.CREATED,
     filled=False,
     lives=0,
     careless=False,
@@ -124,18 +119,21 @@ class Story(History):
         self.world.replicas[index].image_faults.weather = Weather(delay_s=(seconds, seconds))
 
 
-class Guest(_Guest):
+class Guest(AnyGuest):
     """Whoever uses a mount of a story."""
 
     def __init__(self, story: Story, life: Life, mounted: Mounted) -> None:
         story._guests += 1
-        super().__init__(story, life, mounted.disk, story._guests, think_s=1.0)
-        self.life = life
+        super().__init__(story.oracle, life, mounted.disk, story._guests)
         self.mounted = mounted
 
-    async def write(self, at: int, size: int = BLOCK) -> None:
+    async def write(self, at: int, size: int = BLOCK, *, durable: bool = False) -> None:
         """Raises `OSError`."""
-        await self._write(at, size, durable=False)
+        await super().write(at, size, durable=durable)
+
+    async def read(self, at: int, size: int = BLOCK) -> None:
+        """Raises `OSError`."""
+        await super().read(at, size)
 
     async def write_surely(self, at: int, size: int = BLOCK) -> None:
         """Write what has to be possible."""
@@ -144,20 +142,12 @@ class Guest(_Guest):
         except OSError as error:
             raise BrokenError(f"a write failed without need: {error}") from error
 
-    async def read(self, at: int, size: int = BLOCK) -> None:
-        """Raises `OSError`."""
-        await self._read(at, size)
-
     async def read_surely(self, at: int, size: int = BLOCK) -> None:
         """Read what has to be readable."""
         try:
             await self.read(at, size)
         except OSError as error:
             raise BrokenError(f"a read failed without need: {error}") from error
-
-    async def flush(self) -> None:
-        """Raises `OSError`."""
-        await self._flush()
 
     def begin(self, request: Callable[..., Awaitable[None]], *arguments: int) -> None:
         """Have *request* under way; it may fail."""
@@ -182,10 +172,6 @@ class Guest(_Guest):
 
 
 Script = Callable[[Story], Awaitable[None]]
-Patch = Callable[[pytest.MonkeyPatch], None]
-
-
-BAD_ENDS = ("ViolationError", "BrokenError")
 
 
 def told(script: Script, setup: Setup, seed: int) -> str | None:
@@ -200,11 +186,10 @@ def told(script: Script, setup: Setup, seed: int) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Mutation:
+class Told:
     """A rule that is not kept, and a story that shows it."""
 
-    name: str
-    patch: Patch
+    mutation: str
     script: Script
     setup: Setup = PAIR
     seeds: int = 1
@@ -455,21 +440,24 @@ async def power_cut_after_a_resync(story: Story) -> None:
     for one in story.world.replicas:
         one.sidecar_faults.weather = Weather(delay_s=(0.2, 0.2))
     async with story.mounted() as guest:
+        sidecars = guest.mounted.sidecars
         while guest.mounted.disk.replicas[0].role is not State.CURRENT:
             for at in EXTENTS:
                 await guest.write(at)
-            await guest.flush()
+            if not sidecars._joining:  # from then on flushes go to it too
+                await guest.flush()
+        await guest.until(lambda: sidecars.target is None)
         story.world.power_cut()
     await story.ends_well()
 
 
-async def power_cut_long_after_a_write_beside_a_resync(story: Story) -> None:
+async def power_cut_long_after_a_write_beside_a_resync(story: Story, index: int = 1) -> None:
     """The resync is so slow that the write is not synced on its target by then."""
-    await _left_behind(story)
+    await _left_behind(story, index)
     async with story.mounted() as guest:
         guest.mounted.repairs._work._pacer = Pacer(1024)
         disk_map, marked = guest.mounted.sidecars.map, guest.mounted.sidecars._marked
-        await guest.until(lambda: not disk_map.any(lacks(1), disk_map.chunks(0, BLOCK)))
+        await guest.until(lambda: not disk_map.any(lacks(index), disk_map.chunks(0, BLOCK)))
         await guest.write(0)
         for _ in range(70):
             await trio.sleep(1.0)
@@ -477,6 +465,10 @@ async def power_cut_long_after_a_write_beside_a_resync(story: Story) -> None:
                 break
         story.world.power_cut()
     await story.ends_well()
+
+
+async def the_same_with_the_first_replica(story: Story) -> None:
+    await power_cut_long_after_a_write_beside_a_resync(story, 0)
 
 
 async def a_late_write(story: Story) -> None:
@@ -572,379 +564,189 @@ async def one_hangs(story: Story) -> None:
     await story.ends_well()
 
 
-# Mutations
+QUAD = replace(PAIR, replicas=4, threshold=2, fifo=False, rewrite_corrupted=True)
+RAW = replace(PAIR, origin=Origin.ADOPTED, filled=True)
+
+
+async def touched_when_it_was_left_behind(story: Story) -> None:
+    """A wrong clock makes the stale image the younger one."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(0)
+        await guest.write(0)
+        story.world.kill()
+    story.world.attach(0)
+    image = story.world.replicas[0].image
+    while image.identity.mtime_ns <= story.world.replicas[1].image.identity.mtime_ns:
+        image.edit(0, image.cache.read(0, SECTOR))
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def one_hangs_for_good(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(0, hang=True)
+        with trio.move_on_after(REQUEST_MAX_S) as scope:
+            await guest.write_surely(0)
+        if scope.cancelled_caught:
+            raise BrokenError("a write waits for a hung replica for ever")
+    await story.ends_well()
+
+
+async def only_one_can_sync(story: Story) -> None:
+    """Then power is cut, and the next mount is without that one."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for index in (1, 2):
+            story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        story.world.power_cut()
+    async with story.mounted([1, 2]) as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def power_cut_after_one_failed_to_sync(story: Story) -> None:
+    """It lost its pages, and would be the one that others are settled from."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        await guest.flush()
+        story.world.power_cut()
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def a_tie(story: Story) -> None:
+    """Two replicas rot alike: nobody knows that they are the wrong ones, and so nothing is done."""
+    images = [one.image for one in story.world.replicas]
+    async with story.mounted() as guest:
+        await guest.write(0)
+        good = images[2].cache.read(0, BLOCK)
+        for image in images[:2]:
+            image.rot(0, b"rot!" * (BLOCK // 4))
+        with suppress(OSError):
+            await guest.mounted.disk.read(0, BLOCK)
+        await trio.sleep(10.0)
+        if any(image.cache.read(0, BLOCK) != good for image in images[2:]):
+            raise BrokenError("a tie destroyed the good data")
+
+
+async def writes_beside_a_verification(story: Story) -> None:
+    for one in story.world.replicas:
+        one.image_faults.weather = Weather(delay_s=(0.0, 0.5))
+    async with story.mounted() as guest:
+        for number in range(8):
+            for at in EXTENTS:
+                guest.begin(guest.write, at + number * BLOCK)
+            await trio.sleep(0.2)
+        await guest.until(lambda: not guest.mounted.sidecars.map.count(UNVERIFIED))
+        if guest.mounted.repairs.differing:
+            raise BrokenError(f"they are said to differ: {guest.mounted.repairs.differing}")
+    await story.ends_well()
+
+
+async def resync_of_a_sparse_disk(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(1)
+        for at in EXTENTS:
+            await guest.write(at)
+        story.world.attach(1)
+        await guest.converged()
+        source, target = (one.image.cache for one in story.world.replicas)
+        if target.allocated > source.allocated:
+            raise BrokenError(
+                f"{target.allocated} bytes of space, {source.allocated} on the source"
+            )
+    await story.ends_well()
+
 
-
-def _always(value: object) -> Callable[..., object]:
-    return lambda *_, **__: value
-
-
-def no_intent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R1: no write needs a mark, only a set that is in use."""
-
-    def in_use(self: Sidecars, offset: int, length: int) -> bool:
-        assert offset + length <= self.map.size
-        return self._in_use and self._recorded
-
-    monkeypatch.setattr(Sidecars, "prepared", in_use)
-
-
-def intent_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R1: a mark counts as soon as it is made."""
-
-    async def forget(self: Sidecars) -> None:
-        for extent in self._to_mark:
-            self._marked[extent] = 1
-        self._to_mark.clear()
-
-    monkeypatch.setattr(Sidecars, "_write_map_locked", forget)
-
-
-def map_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R1: a mark counts as soon as it is written, and before it is durable."""
-    _leave_out_syncs(monkeypatch, of_map=True)
-
-
-def slots_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R3: a record counts as soon as it is written, and before it is durable."""
-    _leave_out_syncs(monkeypatch, of_map=False)
-
-
-def _leave_out_syncs(monkeypatch: pytest.MonkeyPatch, *, of_map: bool) -> None:
-    """What is written to sidecars is not synced: pages of the map, or slots."""
-    put, submit = Sidecars._put, Replica.submit
-    unsynced = False
-
-    async def noted(
-        self: Sidecars, replicas: Sequence[Replica], pieces: Any
-    ) -> dict[Replica, OSError]:
-        nonlocal unsynced
-        unsynced = isinstance(pieces, tuple) is of_map
-        return await put(self, replicas, pieces)
-
-    def without_syncs(
-        self: Replica, operation: Operation, gathering: Gathering, *, to_sidecar: bool = False
-    ) -> None:
-        if to_sidecar and operation.kind is Kind.SYNC and unsynced:
-            gathering.answered(operation)
-        else:
-            submit(self, operation, gathering, to_sidecar=to_sidecar)
-
-    monkeypatch.setattr(Sidecars, "_put", noted)
-    monkeypatch.setattr(Replica, "submit", without_syncs)
-
-
-def one_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R2: success below the threshold."""
-    finish = Sidecars.finish
-
-    async def lenient(
-        self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int
-    ) -> None:
-        try:
-            await finish(self, outcomes, offset, length)
-        except OSError:
-            if all(outcome.error for outcome in outcomes):
-                raise
-
-    monkeypatch.setattr(Sidecars, "finish", lenient)
-
-
-def failed_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R2: who took a write that failed and who did not are still taken for equal."""
-    monkeypatch.setattr(Sidecars, "_unsettle", _always(None))
-
-
-def all_are_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R2: whoever fails is left behind, whatever the others say; but for the last one."""
-    finish = Sidecars.finish
-
-    async def blame(self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
-        failed = [outcome.replica for outcome in outcomes if outcome.operation.error]
-        self._drop(failed[1:], "blamed")
-        await finish(self, outcomes, offset, length)
-
-    monkeypatch.setattr(Sidecars, "finish", blame)
-
-
-def left_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R3: the guest hears of success before it is on record who missed the write."""
-
-    async def only_drop(
-        self: Sidecars, failed: Sequence[Replica], chunks: range, reason: str
-    ) -> None:
-        self._drop([replica for replica in failed if replica.role is State.CURRENT], reason)
-
-    monkeypatch.setattr(Sidecars, "_leave_behind", only_drop)
-
-
-def left_behind_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R3: the record is on its way when the guest hears of success."""
-    leave_behind = Sidecars._leave_behind
-
-    async def start(self: Sidecars, *arguments: Any) -> None:
-        async def quietly() -> None:
-            with suppress(OSError):
-                await leave_behind(self, *arguments)
-
-        nursery = trio.lowlevel.current_task().parent_nursery
-        assert nursery is not None
-        nursery.start_soon(quietly)
-
-    monkeypatch.setattr(Sidecars, "_leave_behind", start)
-
-
-def failed_flush_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R4: who could not flush stays current."""
-
-    async def ignore(self: Sidecars, outcomes: Sequence[Outcome]) -> None:
-        self._flushing = Unflushed()
-
-    monkeypatch.setattr(Sidecars, "finish_flush", ignore)
-
-
-def resync_compares(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R4: a resync leaves out what reads the same."""
-    copy = Resync._copy
-
-    async def comparing(
-        self: Resync, target: Replica, offset: int, end: int, *, compare: bool
-    ) -> None:
-        await copy(self, target, offset, end, compare=True)
-
-    monkeypatch.setattr(Resync, "_copy", comparing)
-
-
-def failed_flush_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R4: who could not flush is left behind, but lacks nothing for that."""
-    monkeypatch.setattr(Sidecars, "_lacks_unflushed", _always(None))
-
-
-def cleared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R5: a mark goes when its write is acknowledged."""
-    finish = Sidecars.finish
-
-    async def eager(self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
-        await finish(self, outcomes, offset, length)
-        for extent in self.map.extents(offset, length):
-            self._marked[extent] = 0
-            self._remove(INTENT, self.map.extent_chunks(range(extent, extent + 1)))
-        await self._write_map()
-
-    monkeypatch.setattr(Sidecars, "finish", eager)
-
-
-def cleared_without_flush(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R5: a mark goes after a while, synced or not."""
-
-    async def hasty(self: Repairs) -> None:
-        while not self._work.stopping:
-            await self._work.sleep(repairs_module.CLEAR_S)
-            with suppress(OSError):
-                await self._sidecars.clear_marks(self._disk.locks.exclusively_held)
-
-    monkeypatch.setattr(Repairs, "_clear_marks", hasty)
-
-
-def cleared_while_one_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R5: a mark goes although not all replicas are current."""
-
-    def in_use(self: Sidecars) -> bool:
-        return self._in_use and self._recorded
-
-    monkeypatch.setattr(Sidecars, "_all_current", in_use)
-
-
-def nothing_conflicts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R6: overlapping writes are not serialised."""
-    monkeypatch.setattr(Claim, "conflicts", _always(value=False))
-
-
-def reads_conflict_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R6: a vote may overlap a write."""
-    conflicts = Claim.conflicts
-
-    def between_writes(self: Claim, other: Claim) -> bool:
-        return self.exclusive and other.exclusive and conflicts(self, other)
-
-    monkeypatch.setattr(Claim, "conflicts", between_writes)
-
-
-def repairs_do_not_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R6: a repair reads, and then writes, beside the guest."""
-
-    @asynccontextmanager
-    async def unlocked(*_: object, **__: object) -> AsyncGenerator[None, None]:
-        yield
-
-    monkeypatch.setattr(RangeLock, "held", unlocked)
-
-
-def given_up_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R7: a request that was given up is taken for one that never was."""
-    abandon_overdue = Replica.abandon_overdue
-
-    def forget(self: Replica, now: float) -> None:
-        abandon_overdue(self, now)
-        self._abandoned.clear()
-
-    monkeypatch.setattr(Replica, "abandon_overdue", forget)
-
-
-def target_is_not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R8: a chunk is called held as soon as it was written."""
-
-    async def skip(self: Sidecars) -> None:
-        self._target_unsynced = Unflushed()
-
-    monkeypatch.setattr(Sidecars, "sync_target", skip)
-
-
-def saved_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P3: how far a resync is gets durable when it has copied much, however long that takes."""
-    monkeypatch.setattr(work_module, "SAVE_S", 1e9)
-
-
-def short_copy_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R10: what could not be read of the source counts as copied."""
-    take_over = Resync._take_over
-
-    async def credulous(self: Resync, target: Replica, offset: int, length: int) -> int:
-        return length if await take_over(self, target, offset, length) >= 0 else 0
-
-    monkeypatch.setattr(Resync, "_take_over", credulous)
-
-
-def target_gets_no_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R8: what the guest writes during a resync goes to the current replicas alone."""
-    arrange = Sidecars._arrange
-
-    def without_target(self: Sidecars) -> None:
-        arrange(self)
-        self._receivers = self._members
-
-    monkeypatch.setattr(Sidecars, "_arrange", without_target)
-
-
-def joins_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R8: a replica becomes current before what guests wrote to it meanwhile is durable."""
-    join, submit = Sidecars.join, Replica.submit
-    joining: Replica | None = None
-
-    async def noted(self: Sidecars) -> None:
-        nonlocal joining
-        joining = self.target
-        try:
-            await join(self)
-        finally:
-            joining = None
-
-    def without_sync(
-        self: Replica, operation: Operation, gathering: Gathering, *, to_sidecar: bool = False
-    ) -> None:
-        if self is joining and operation.kind is Kind.SYNC and not to_sidecar:
-            gathering.answered(operation)
-        else:
-            submit(self, operation, gathering, to_sidecar=to_sidecar)
-
-    monkeypatch.setattr(Sidecars, "join", noted)
-    monkeypatch.setattr(Replica, "submit", without_sync)
-
-
-def unreadable_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R9: a torn page of the map says that nothing differs."""
-    monkeypatch.setattr(sidecar, "UNKNOWN", 0)
-
-
-def committed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R9: one phase, over the only slot that says what is valid."""
-    write_slots = Sidecars._write_slots
-
-    async def one_phase(
-        self: Sidecars, replicas: Sequence[Replica], record: Record, phase: Phase, *rest: object
-    ) -> dict[Replica, OSError]:
-        if phase is Phase.PREPARED:
-            return {}
-        return await write_slots(self, replicas, record, phase, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Sidecars, "_write_slots", one_phase)
-
-
-def short_is_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R10: what is behind the end of a truncated image reads as zeros."""
-    monkeypatch.setattr(SimulatedStorage, "_truncated", _always(value=False))
-
-
-def truncated_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R10: an image that was too short for a while is only as stale as its marks say."""
-    monkeypatch.setattr(Sidecars, "truncated", _always(None))
-
-
-def absent_ones_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P6: whoever is there is mounted, whatever the others may hold."""
-
-    def guess(self: _Assembly, *_: object, **__: object) -> tuple[str, int]:
-        return "", self._threshold
-
-    monkeypatch.setattr(_Assembly, "_absence_rule", guess)
-
-
-def shown_before_settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """P7: what may differ is read from its source, and only later given to the others."""
-    monkeypatch.setattr(Sidecars, "may_differ", _always(value=False))
-
-
-MUTATIONS = (
-    Mutation("R1 no intent", no_intent, killed_amid_writes, seeds=4),
-    Mutation("R1 intent in memory", intent_in_memory, killed_amid_writes, seeds=4),
-    Mutation("R1 intent not synced", map_unsynced, power_cut_after_writes, seeds=8),
-    Mutation("R2 one is enough", one_is_enough, too_few_take_a_write, TRIO),
-    Mutation("R2 failed is settled", failed_is_settled, too_few_take_a_write_and_all_stay, TRIO, 3),
-    Mutation("R2 all are blamed", all_are_blamed, all_are_full, TRIO),
-    Mutation("R3 in memory", left_behind_in_memory, killed_after_one_missed_a_write),
-    Mutation("R3 not awaited", left_behind_later, killed_after_one_missed_a_write),
-    Mutation("R3 not synced", slots_unsynced, power_cut_after_one_missed_a_write, seeds=8),
-    Mutation("R4 failure ignored", failed_flush_is_ignored, pages_dropped_by_a_failed_flush),
-    Mutation("R4 compares", resync_compares, pages_dropped_long_after_a_failed_flush),
-    Mutation("R4 nothing lost", failed_flush_lost_nothing, pages_dropped_long_after_a_failed_flush),
-    Mutation("R5 cleared at once", cleared_at_once, power_cut_after_writes, seeds=6),
-    Mutation("R5 no flush", cleared_without_flush, power_cut_long_after_writes, seeds=6),
-    Mutation(
+async def one_is_away_for_long(story: Story) -> None:
+    async with story.mounted() as guest:
+        sidecars = guest.mounted.sidecars
+        await guest.write(0)
+        before = sidecars.record.generation
+        story.world.detach(0)
+        generations = set()
+        for at in EXTENTS:
+            await guest.write(at)
+            generations.add(sidecars.record.generation)
+        await sidecars.close()
+        generations.add(sidecars.record.generation)
+        if len(generations) != 1 or before in generations:
+            raise BrokenError(f"{len(generations)} generations after {before:x} for one absence")
+    story.world.attach(0)
+    await story.ends_well()
+
+
+TOLD = (
+    Told("R1 no intent", killed_amid_writes, seeds=4),
+    Told("R1 intent in memory", killed_amid_writes, seeds=4),
+    Told("R1 intent not synced", power_cut_after_writes, seeds=8),
+    Told("R2 one is enough", too_few_take_a_write, TRIO),
+    Told("R2 failed is settled", too_few_take_a_write_and_all_stay, TRIO, 3),
+    Told("R2 all are blamed", all_are_full, TRIO),
+    Told("R3 in memory", killed_after_one_missed_a_write),
+    Told("R3 not awaited", killed_after_one_missed_a_write),
+    Told("R3 not synced", power_cut_after_one_missed_a_write, seeds=8),
+    Told("R3 always minted", one_is_away_for_long),
+    Told("R4 failure ignored", pages_dropped_by_a_failed_flush),
+    Told("R4 compares", pages_dropped_long_after_a_failed_flush),
+    Told("R4 nothing lost", pages_dropped_long_after_a_failed_flush),
+    Told("R5 cleared at once", power_cut_after_writes, seeds=6),
+    Told("R5 no flush", power_cut_long_after_writes, seeds=6),
+    Told(
         "R5 one is out",
-        cleared_while_one_is_out,
         power_cut_long_after_a_write_beside_a_resync,
         seeds=8,
     ),
-    Mutation("R6 nothing conflicts", nothing_conflicts, guests_write_the_same_place, seeds=3),
-    Mutation("R6 votes", reads_conflict_with_nothing, a_vote_beside_a_write, EQUALS),
-    Mutation("R6 repairs", repairs_do_not_lock, writes_beside_a_resync, seeds=3),
-    Mutation("R7 forgotten", given_up_is_forgotten, a_late_write, seeds=3),
-    Mutation("R8 not synced", target_is_not_synced, power_cut_amid_a_resync, seeds=6),
-    Mutation("R8 joins unsynced", joins_unsynced, power_cut_after_a_resync, seeds=8),
-    Mutation("R8 no writes", target_gets_no_writes, writes_beside_a_resync, seeds=3),
-    Mutation("R9 torn is clean", unreadable_is_clean, maps_torn_after_a_kill, seeds=4),
-    Mutation("R9 in place", committed_in_place, a_torn_record, seeds=3),
-    Mutation("R10 zeros", short_is_zeros, truncated_underneath),
-    Mutation("R10 short copy", short_copy_is_whole, source_unreadable_amid_a_resync),
-    Mutation("R10 forgotten", truncated_lacks_nothing, truncated_underneath),
-    Mutation("P3 saved rarely", saved_rarely, killed_amid_a_slow_resync),
-    Mutation("P5 every request waits", given_up_is_forgotten, one_hangs),
-    Mutation("P6 guessed", absent_ones_are_ignored, only_the_one_left_behind_is_there),
-    Mutation("P7 shown before settled", shown_before_settled, source_lost_after_a_crash, seeds=4),
+    Told("R5 one is out", the_same_with_the_first_replica, seeds=8),
+    Told("R6 nothing conflicts", guests_write_the_same_place, seeds=3),
+    Told("R6 votes", a_vote_beside_a_write, EQUALS),
+    Told("R6 repairs", writes_beside_a_resync, seeds=3),
+    Told("R7 forgotten", a_late_write, seeds=3),
+    Told("R8 not synced", power_cut_amid_a_resync, seeds=6),
+    Told("R8 joins unsynced", power_cut_after_a_resync, seeds=8),
+    Told("R8 no writes", writes_beside_a_resync, seeds=3),
+    Told("R8 holes are written", resync_of_a_sparse_disk),
+    Told("R9 torn is clean", maps_torn_after_a_kill, seeds=4),
+    Told("R9 in place", a_torn_record, seeds=3),
+    Told("R10 zeros", truncated_underneath),
+    Told("R10 short copy", source_unreadable_amid_a_resync),
+    Told("P3 saved rarely", killed_amid_a_slow_resync),
+    Told("R10 forgotten", truncated_underneath),
+    Told("R12 latest by mtime", touched_when_it_was_left_behind),
+    Told("R12 wall clock", one_hangs_for_good),
+    Told("P2 one sync is enough", only_one_can_sync, TRIO),
+    Told("P2 record in memory", power_cut_after_one_failed_to_sync),
+    Told("P4 ties are repaired", a_tie, QUAD),
+    Told("P5 every request waits", one_hangs),
+    Told("P6 guessed", only_the_one_left_behind_is_there),
+    Told("P7 shown before settled", source_lost_after_a_crash, seeds=4),
+    Told("P8 verified unlocked", writes_beside_a_verification, RAW, 4),
 )
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
-def test_what_breaks_a_rule_is_noticed(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
-    for seed in range(mutation.seeds):
-        assert told(mutation.script, mutation.setup, seed) is None, f"with the rule, seed {seed}"
-    mutation.patch(monkeypatch)
+@pytest.mark.parametrize("case", TOLD, ids=lambda case: case.mutation)
+def test_what_breaks_a_rule_is_noticed(case: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(case.seeds):
+        assert told(case.script, case.setup, seed) is None, f"with the rule, seed {seed}"
+    MUTATIONS[case.mutation](monkeypatch)
     ends = []
-    for seed in range(mutation.seeds):
-        ends.append(told(mutation.script, mutation.setup, seed))
+    for seed in range(case.seeds):
+        ends.append(told(case.script, case.setup, seed))
         if ends[-1] is not None and ends[-1].startswith(BAD_ENDS):
             return
     pytest.fail(f"nothing was noticed: {ends}")
+
+
+def test_every_mutation_has_a_story() -> None:
+    assert {case.mutation for case in TOLD} == MUTATIONS.keys()
 
 
 async def all_hang_and_the_status_is_asked(story: Story) -> None:
@@ -982,3 +784,186 @@ def test_a_replica_that_fails_again_is_there() -> None:
 def test_the_status_waits_for_nobody() -> None:
     """P5: it is a plain function of what is in memory."""
     assert told(all_hang_and_the_status_is_asked, PAIR, 0) is None
+
+
+async def all_are_full_for_long(story: Story) -> None:
+    """The repair of what failed fails alike: that is nobody's fault either."""
+    async with story.mounted() as guest:
+        await guest.write_surely(0)
+        for index in range(story.setup.replicas):
+            story.fail(index, CHANGES, Fault(error=errno.ENOSPC))
+        with suppress(OSError):
+            await guest.write(0)
+        await trio.sleep(30.0)
+        for replica in guest.mounted.disk.replicas:
+            assert replica.role is State.CURRENT, f"{replica.path} is blamed: {replica.reason}"
+    await story.ends_well()
+
+
+async def too_few_are_left_after_a_crash(story: Story) -> None:
+    """One is stale, one is away and comes back: nobody needs a new mount for that."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(0)
+        await guest.write(0)
+        story.world.kill()
+    story.world.attach(0)
+    story.world.detach(1)
+    async with story.mounted() as guest:
+        await guest.until(lambda: len(guest.mounted.sidecars.members) == story.setup.threshold)
+        await guest.write_surely(0)
+        story.world.attach(1)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def gone_and_back_when_chunks_differ(story: Story) -> None:
+    """Those who cannot be left behind are opened again before anything is made equal."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(0)
+        with suppress(OSError):
+            await guest.write(0)
+        assert guest.mounted.sidecars.unsettled
+        await trio.sleep(10.0)
+        story.world.attach(0)
+        await guest.converged()
+        await guest.write_surely(0)
+    await story.ends_well()
+
+
+async def a_hole_on_those_that_answer(story: Story) -> None:
+    """The one that does not answer has data there: it is not settled for that."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(1, hang=True)
+        for at in (0, EXTENT // 2):  # what hangs will happen, the second never reaches it
+            with suppress(OSError):
+                await guest.write(at)
+        story.world.detach(0, hang=True)
+        with suppress(OSError):
+            await guest.read(0)
+        story.world.attach(1)
+        await trio.sleep(10.0)
+        story.world.attach(0)
+        await guest.converged()
+    story.oracle.check_images(story.world.contents())
+    await story.ends_well()
+
+
+async def gone_and_back_after_a_commit_that_failed(story: Story) -> None:
+    """Its sidecar has a record that led nowhere, and it cannot be left behind."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.replicas[1].sidecar_faults.plan(Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.mounted.sidecars.close()
+        story.world.detach(0)
+        with suppress(OSError):
+            await guest.read(0)
+        await trio.sleep(5.0)
+        story.world.attach(0)
+        await guest.converged()
+        await guest.write_surely(0)
+    await story.ends_well()
+
+
+async def resync_fails_in_a_commit_that_leaves_another_behind(story: Story) -> None:
+    """What was prepared on the target is not forgotten: it is no other history."""
+    await _left_behind(story, 2)
+    story.slow_down(2, 1.0)
+    async with story.mounted() as guest:
+        await guest.until(lambda: guest.mounted.sidecars.target is not None)
+        torn = Fault(error=errno.EIO, effect=Effect.ALL)
+        story.world.replicas[0].sidecar_faults.plan(Kind.WRITE, torn)
+        story.world.replicas[2].sidecar_faults.plan(Kind.SYNC, Fault(), Fault(), torn)
+        with suppress(OSError):
+            await guest.mounted.sidecars.save_progress()
+        story.world.detach(2)
+        await guest.write(0)
+    story.world.attach(2)
+    await story.ends_well()
+
+
+async def truncated_while_away(story: Story) -> None:
+    """The daemon sees it too short, and later long enough: with zeros, not with its data."""
+    async with story.mounted() as guest:
+        for at in EXTENTS:
+            await guest.write(at)
+        await guest.flush()
+        story.world.detach(0)
+        await guest.write(0)
+        story.world.replicas[0].image.truncate(EXTENT)
+        story.world.attach(0)
+        await guest.until(lambda: story.world.replicas[0].path in guest.life.seen_short)
+        await trio.sleep(1.0)
+        story.world.replicas[0].image.truncate(DISK)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def truncated_amid_its_resync(story: Story) -> None:
+    await _left_behind(story, 0)
+    story.slow_down(0, 0.5)
+    async with story.mounted() as guest:
+        replica = guest.mounted.replica(0)
+        assert replica is not None
+        await guest.until(lambda: replica.role is State.RESYNCING)
+        await trio.sleep(3.0)
+        story.world.replicas[0].image.truncate(BLOCK)
+        await guest.until(lambda: replica.role is not State.RESYNCING)
+        story.world.replicas[0].image.truncate(DISK)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def truncated_between_mounts(story: Story) -> None:
+    """After a crash, when no times are on record; the mount sees it too short."""
+    async with story.mounted() as guest:
+        for at in EXTENTS:
+            await guest.write(at)
+        await trio.sleep(4 * repairs_module.CLEAR_S)  # no mark is left of that
+        story.world.detach(0)
+        await guest.write(0)
+        story.world.kill()
+    story.world.attach(0)
+    story.world.replicas[0].image.truncate(EXTENT)
+    async with story.mounted() as guest:
+        story.world.replicas[0].image.truncate(DISK)
+        await guest.converged()
+    await story.ends_well()
+
+
+@pytest.mark.parametrize(
+    ("script", "setup"),
+    [
+        (all_are_full_for_long, TRIO),
+        (too_few_are_left_after_a_crash, TRIO),
+        (gone_and_back_when_chunks_differ, EQUALS),
+        (a_hole_on_those_that_answer, EQUALS),
+        (gone_and_back_after_a_commit_that_failed, EQUALS),
+        (
+            resync_fails_in_a_commit_that_leaves_another_behind,
+            replace(TRIO, threshold=1),
+        ),
+        (truncated_while_away, PAIR),
+        (truncated_amid_its_resync, PAIR),
+        (truncated_between_mounts, PAIR),
+    ],
+)
+def test_what_random_histories_found_ends_well(script: Script, setup: Setup) -> None:
+    assert told(script, setup, 0) is None
+
+
+def test_who_is_kept_is_current_even_if_it_was_being_caught_up() -> None:
+    """The source of a resync is lost for ever: a mixture is better than nothing, if so wanted."""
+    story = Story(0, replace(PAIR, origin=Origin.COPIED), only_the_copy_is_kept)
+    run_seeded(0, story.run)
+
+
+async def only_the_copy_is_kept(story: Story) -> None:
+    (found,) = story.world.found([1])
+    resolution = resolve([found], found.path)
+    assert resolution.kept == (found.path,)
+    plan = assemble([replace(found, sidecar=resolution.sidecars[found.path])])
+    assert [member.state for member in plan.members] == [State.CURRENT]

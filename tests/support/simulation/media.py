@@ -159,6 +159,8 @@ class Backup:
     """A file as it was copied."""
 
     content: Content
+    inode: int
+    changed_ns: int
 
 
 class SimulatedFile:
@@ -379,15 +381,19 @@ class SimulatedFile:
 
     def backup(self) -> Backup:
         """A copy made with a program that reads the file."""
-        return Backup(self.cache.copy())
+        return Backup(self.cache.copy(), self._inode, self._changed_ns)
 
-    def restore(self, backup: Backup) -> None:
-        """Replace the file by its copy: another inode, other times; durable at once."""
+    def restore(self, backup: Backup, *, in_place: bool = False) -> None:
+        """Replace the file by its copy: another inode, other times; durable at once.
+
+        *in_place*: by a snapshot of the file system, from which nothing of this can be told.
+        """
         self.cache, self.durable = backup.content.copy(), backup.content.copy()
         self.unsynced.clear()
         self._dropped.clear()
-        self._inode = next(self._inodes)
-        self._changed_ns = self._durable_changed_ns = next(self._ticks)
+        self._inode = backup.inode if in_place else next(self._inodes)
+        changed_ns = backup.changed_ns if in_place else next(self._ticks)
+        self._changed_ns = self._durable_changed_ns = changed_ns
 
     def _forget_cache(self) -> None:
         self.cache = self.durable.copy()

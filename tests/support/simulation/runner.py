@@ -14,12 +14,12 @@ what only absent replicas hold: the oracle is told to accept what is on those at
 two such sides are a split brain, which is then resolved.
 """
 
-import errno
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from unittest import mock
 
@@ -35,7 +35,7 @@ from quorumfs.assembly import (
     new_record,
 )
 from quorumfs.control.events import Event, EventLog
-from quorumfs.dirtymap import ALL_LACK, INTENT, UNVERIFIED, DirtyMap
+from quorumfs.dirtymap import ALL_LACK, INTENT, UNVERIFIED, DirtyMap, lacks
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.metadata import sidecars as sidecars_module
@@ -46,35 +46,34 @@ from quorumfs.repair.comeback import Returned
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.replica import Replica
-from quorumfs.resolution import resolve
-from quorumfs.sidecar import Record, RoleState, Sidecar, decode
+from quorumfs.resolution import Resolution, resolve
+from quorumfs.sidecar import (
+    MAP_OFFSET,
+    PAGE,
+    SLOT_OFFSETS,
+    FormatError,
+    Record,
+    RoleState,
+    Sidecar,
+    decode,
+)
 from quorumfs.storage import CHANGES, Kind
+from support.simulation.fate import TIMEOUT_S, Fate, Mounted, crash_in_a_commit, drawn_weather
+from support.simulation.guest import KIB, REQUEST_MAX_S, BrokenError, Crowd, Guest
 from support.simulation.harness import run_seeded
-from support.simulation.media import SECTOR
+from support.simulation.media import SECTOR, SimulatedFile
 from support.simulation.oracle import Oracle, ViolationError
-from support.simulation.storage import CALM, STORM, DaemonKilledError, Weather
-from support.simulation.world import Life, World
-
-KIB = 1 << 10
-
-TIMEOUT_S = 8.0
-"""The replica timeout."""
-
-REQUEST_MAX_S = 900.0
-"""No request takes longer, whatever its replicas do: a few timeouts, one after the other."""
+from support.simulation.storage import CALM, DaemonKilledError
+from support.simulation.world import Life, ReplicaBackup, World
 
 CONVERGE_MAX_S = 400.0
 """After the faults: a replica is tried again within a minute, what hangs is given up before."""
 
+LATE_MAX_S = 60.0
+"""How long what was asked for before faults stop may still take."""
+
 QUIET_S = 100.0
 """How long a mount that has nothing to do is watched doing nothing."""
-
-REQUESTS_MAX = 400
-"""Of all guests in one life."""
-
-
-class BrokenError(AssertionError):
-    """Something did not go as promised that is no business of the oracle's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +110,16 @@ SCALES = (
 )
 
 
+class Origin(Enum):
+    """How the set came to be."""
+
+    CREATED = "created"
+    ADOPTED = "adopted"
+    """By the first mount of raw images, which are then compared."""
+    COPIED = "copied"
+    """From one raw image over all others, whatever they hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What is the same in all lives of a history."""
@@ -121,8 +130,7 @@ class Setup:
     fifo: bool
     rewrite_corrupted: bool
     zero_kind: Kind | None
-    adopted: bool
-    """As raw images, which are then compared; else created as a set."""
+    origin: Origin
     filled: bool
     """With data at first; else with zeros."""
     lives: int
@@ -143,7 +151,7 @@ class Setup:
             fifo=dice.random() < 0.5,
             rewrite_corrupted=dice.random() < 0.3,
             zero_kind=dice.choice((None, Kind.ZERO, Kind.DISCARD)),
-            adopted=dice.random() < 0.3,
+            origin=dice.choice((*[Origin.CREATED] * 6, *[Origin.ADOPTED] * 3, Origin.COPIED)),
             filled=dice.random() < 0.3,
             lives=dice.randrange(1, 7),
             careless=dice.random() < 0.2,
@@ -151,53 +159,12 @@ class Setup:
         )
 
 
-_FAILING = (
-    Weather(fail=0.02),
-    Weather(fail=0.02, errors=(errno.EIO,)),
-    Weather(fail=0.05, errors=(errno.ENOSPC,)),
-    Weather(sync_fail=0.15),
-    Weather(slow=0.3),
-    Weather(late=0.01),
-    Weather(hang=0.005),
-    Weather(refuse=0.03),
-    Weather(fail=0.3, sync_fail=0.3),
-)
+class LifeKind(Enum):
+    """What happens in a life."""
 
-
-def drawn_weather(dice: random.Random) -> Weather:
-    """Any weather; half of the time a good one, and half of the time files that answer at once."""
-    weather = dice.choice((*[CALM] * 8, STORM, STORM, *_FAILING))
-    return replace(weather, prompt=dice.choice((0.0, 0.0, 0.7, 1.0)))
-
-
-@dataclass(slots=True)
-class Mounted:
-    """What one mount is made of."""
-
-    order: list[int]
-    plan: Plan
-    disk: Disk
-    sidecars: Sidecars
-    repairs: Repairs
-
-    @property
-    def converged(self) -> bool:
-        """Whether every replica of the set is here, current, and the same as the others."""
-        bits = ALL_LACK | UNVERIFIED
-        return (
-            len(self.order) == len(self.sidecars.record.roles)
-            and all(replica.state is State.CURRENT for replica in self.disk.replicas)
-            and not self.sidecars.unsettled
-            and not self.sidecars.map.count(bits)
-        )
-
-    def __str__(self) -> str:
-        states = [f"{replica.path} {replica.state.value}" for replica in self.disk.replicas]
-        counts = {
-            name: self.sidecars.map.count(bits)
-            for name, bits in (("lacks", ALL_LACK), ("unverified", UNVERIFIED))
-        }
-        return f"{', '.join(states)}; unsettled {list(self.sidecars.unsettled)}, chunks {counts}"
+    WEATHER = "faults as they come"
+    PLANS = "faults that are planned"
+    CALM = "no faults"
 
 
 class _Errors(logging.Handler):
@@ -239,8 +206,17 @@ class History:
         self._last: tuple[Record, set[int]] | None = None
         """After an unmount in order: what was on record, and who was there; None after a crash."""
         self._cuts_seen = 0
-        self._stopping = False
-        self._requests = 0
+        self._backups: list[dict[int, ReplicaBackup]] = []
+        """Of all replicas that were reachable, between lives, oldest first."""
+        self._harmed: set[int] = set()
+        """Replicas that do not hold what they should, behind the back of all daemons, and that
+        have not been brought up to date since."""
+        self._to_keep: set[int] = set()
+        """Making a set, or resolving, was cut off: whom to keep when it is done again."""
+        self._resolved = False
+        """Somebody was kept, once."""
+        self._few = self.setup.origin is Origin.COPIED
+        """Perhaps fewer than the threshold are current on record: others do not make up for them"""
         self._guests = 0
 
     async def run(self) -> None:
@@ -273,22 +249,41 @@ class History:
         setup, world = self.setup, self.world
         if self._initial is not None:
             for one in world.replicas:
-                one.image.restore(replace(one.image.backup()))
-                for content in (one.image.cache, one.image.durable):
-                    content.write(0, self._initial)
+                self._fill(one.image, self._initial)
+        dice = world.dice_for("set")
         record = new_record(
             [one.path for one in world.replicas],
             setup.scale.size,
             setup.threshold,
             chunk_size=setup.scale.chunk_size,
-            random_bytes=world.dice_for("set").randbytes,
+            random_bytes=dice.randbytes,
         )
         disk_map = DirtyMap(record.size, record.chunk_size)
-        if setup.adopted:
-            disk_map.add(UNVERIFIED, range(len(disk_map)))
-        for index, role in enumerate(record.roles):
+        everything = range(len(disk_map))
+        order = list(range(setup.replicas))
+        if setup.origin is Origin.ADOPTED:
+            disk_map.add(UNVERIFIED, everything)
+        elif setup.origin is Origin.COPIED:
+            # As resolve() does it for raw images, in its order: the source comes last.
+            order = [*order[1:], 0]
+            record = record.with_state(order[:-1], RoleState.RESYNCING)
+            for index in order[:-1]:
+                self._fill(world.replicas[index].image, dice.randbytes(setup.scale.size))
+                disk_map.add(lacks(index), everything)
+        if setup.origin is not Origin.CREATED and setup.lives and dice.random() < 0.3:
+            order = order[: dice.randrange(1, setup.replicas)]  # and there it was killed
+            world.note(f"killed when only {order} had sidecars")
+            if setup.origin is Origin.COPIED:
+                self._to_keep = {0}
+        for index in order:
             identity = world.replicas[index].image.identity
-            world.create_sidecar(index, Sidecar(role.replica_id, record, disk_map, identity))
+            replica_id = record.roles[index].replica_id
+            world.create_sidecar(index, Sidecar(replica_id, record, disk_map, identity))
+
+    def _fill(self, image: SimulatedFile, content: bytes) -> None:
+        image.restore(image.backup())
+        for one in (image.cache, image.durable):
+            one.write(0, content)
 
     def _assemble(self, order: Sequence[int], *, degraded: bool, threshold: int | None) -> Plan:
         found = self.world.found(order)
@@ -304,6 +299,17 @@ class History:
         dice.shuffle(order)
         if dice.random() < 0.4:
             order = order[: dice.randrange(1, len(order) + 1)]
+        if self._to_keep or (self._harmed and not self._reachable(order) & self._sound):
+            # Who was put back, with nobody here who could tell, is beyond any promise.
+            order = everyone
+            dice.shuffle(order)
+            if self._to_keep and self._reachable(order) != set(order):
+                return None
+            if self._to_keep and dice.random() < 0.5:
+                self._keep(cut_off=dice.random() < 0.3)
+                return None
+            if self._harmed and not self._reachable(order) & self._sound:
+                return None
         threshold = None
         if len(self._thresholds) > 1 and dice.random() < 0.5:
             threshold = dice.choice(sorted(self._thresholds))
@@ -313,6 +319,11 @@ class History:
             except AssemblyRefusedError as error:
                 self.world.note(f"mount of {order} refused, {degraded=}: {error.rule}: {error}")
                 self._require_reason(error, order, degraded=degraded, threshold=threshold)
+                if self._repairable(error) and dice.random() < 0.7:
+                    self._keep(cut_off=dice.random() < 0.3)
+                    return None
+                if self._all_is_here(order):
+                    continue
                 if not self.setup.careless or dice.random() < 0.5:
                     return None
                 usable = len(self._reachable(order))
@@ -321,7 +332,119 @@ class History:
         return None
 
     def _reachable(self, order: Sequence[int]) -> set[int]:
-        return {index for index in order if self.world.replicas[index].reachable}
+        """Those that can be used: there, and long enough."""
+        return {
+            index
+            for index in order
+            if self.world.replicas[index].reachable
+            and self.world.replicas[index].image.size >= self.world.size
+        }
+
+    def _known(self) -> dict[int, Sidecar]:
+        """All sidecars that can be read."""
+        known = {}
+        for index, one in enumerate(self.world.replicas):
+            if one.sidecar is not None:
+                with suppress(FormatError):
+                    known[index] = decode(one.sidecar.whole)
+        return known
+
+    @property
+    def _sound(self) -> set[int]:
+        """Replicas that hold all that was acknowledged, and say so; none if that is not sure."""
+        known = {
+            index: sidecar
+            for index, sidecar in self._known().items()
+            if index not in self._harmed and sidecar.own_state is not RoleState.RESYNCING
+        }
+        if self._forked or not known or any(sidecar.prepared for sidecar in known.values()):
+            return set()
+        latest = max((sidecar.record for sidecar in known.values()), key=lambda r: r.sequence)
+        return {
+            index
+            for index, sidecar in known.items()
+            if sidecar.record == latest and sidecar.own_state is RoleState.CURRENT
+        }
+
+    def _may_harm(self, index: int) -> bool:
+        """Whether all that a replica holds is elsewhere, and nothing else is wrong."""
+        if self.setup.careless or self._harmed - {index}:
+            return False
+        others = self._sound - {index}
+        return bool(others) and not any(
+            file.dropped or not self.world.replicas[other].reachable
+            for other in others
+            for file in self.world.replicas[other].files
+        )
+
+    def _is_left_behind(self, index: int) -> bool:
+        """Whether it is on record that a replica is not current."""
+        known = self._known()
+        own = known.pop(index, None)
+        if own is None or not known or any(sidecar.prepared for sidecar in known.values()):
+            return False
+        latest = max((sidecar.record for sidecar in known.values()), key=lambda r: r.sequence)
+        slot = latest.slot_of(own.replica_id)
+        return slot is not None and latest.roles[slot].state is not RoleState.CURRENT
+
+    def _all_is_here(self, order: Sequence[int]) -> bool:
+        """Whether a mount refused because of those that were harmed loses nothing."""
+        return bool(self._harmed) and bool(self._sound) and self._sound <= self._reachable(order)
+
+    def _repairable(self, error: AssemblyRefusedError) -> bool:
+        """Whether the operator is told to resolve, and can without a loss."""
+        told = {"stranger", "split brain", "only stale", "unreadable", "no quorum"}
+        strangers = len(self._known()) < self.setup.replicas
+        wanted = error.rule in told or bool(self._to_keep) or strangers
+        return wanted and not self._forked and bool(self._keepable)
+
+    @property
+    def _keepable(self) -> list[int]:
+        """Whom to keep without a loss: who is current, or, before anything was written, who holds
+        what the set began with. Nobody while one is away that others might go on with."""
+        if any(not one.reachable for one in self.world.replicas):
+            return []
+        kept = self._to_keep or self._sound
+        raw = self.setup.origin is Origin.ADOPTED and not self.world.lives
+        if raw and not self._resolved and not self._to_keep:
+            kept = set(range(self.setup.replicas)) - self._harmed
+        return sorted(kept & self._reachable(range(self.setup.replicas)))
+
+    def _keep(self, *, cut_off: bool) -> None:
+        """The operator says whose data to keep, of all that are there; nothing is lost by it.
+
+        *cut_off*: it is killed before all sidecars are written.
+        """
+        world, dice = self.world, self._dice
+        order = [index for index, one in enumerate(world.replicas) if one.reachable]
+        dice.shuffle(order)
+        keep = dice.choice(self._keepable)
+        path = world.replicas[keep].path
+        try:
+            resolution = self._decide(order, path)
+        except AssemblyRefusedError as error:
+            world.note(f"resolve --keep {keep} refused: {error}")
+            for index in set(order) - {keep}:  # as the messages say
+                world.replicas[index].sidecar = None
+            self._extend_all()
+            resolution = self._decide(order, path)
+        by_path = {one.path: index for index, one in enumerate(world.replicas)}
+        writes = list(resolution.sidecars.items())
+        self._to_keep = {by_path[path] for path in resolution.kept}
+        if cut_off:
+            writes = writes[: dice.randrange(len(writes))]
+        else:
+            self._to_keep = set()
+        world.note(f"resolved: keep {resolution.kept}, {cut_off=}")
+        for path, sidecar in writes:
+            world.create_sidecar(by_path[path], sidecar)
+        self._last = None
+        self._resolved = True
+        self._backups.clear()  # perhaps it is another set now
+        self._few |= len(resolution.kept) < self.setup.replicas
+
+    def _decide(self, order: Sequence[int], keep: str) -> Resolution:
+        return resolve(self.world.found(order), keep, threshold=self.setup.threshold)
 
     def _require_reason(
         self,
@@ -332,23 +455,28 @@ class History:
         threshold: int | None,
     ) -> None:
         """Raise if these replicas need not have been refused."""
-        here, count = self._reachable(order), self.setup.replicas
+        here, count = self._reachable(order) - self._harmed, self.setup.replicas
+        strangers = set(range(count)) - self._known().keys()
+        here -= strangers
         needed = max(self._thresholds | {threshold or 0})
         sure = len(here) == count
-        sure |= len(here) > count - min(self._thresholds) and len(here) >= needed
+        if not self._few:
+            sure |= len(here) > count - min(self._thresholds) and len(here) >= needed
         if self._last is not None and not self._forked:
             record, _ = self._last
             current = {s for s, r in enumerate(record.roles) if r.state is RoleState.CURRENT}
             sure |= current <= here and len(here) >= needed
         match error.rule:
             case "split brain":
-                justified = self._forked
+                justified = self._forked or bool(self._harmed)  # older than all that is remembered
+            case "stranger" | "unreadable":
+                justified = bool(strangers & set(order))
             case "no quorum":
                 justified = len(here) < needed
             case "may be newer":
-                justified = not degraded and not sure
+                justified = not degraded and (not sure or bool(self._to_keep))
             case "only stale":
-                justified = not sure
+                justified = not sure or bool(self._to_keep)
             case "unusable":
                 justified = not here
             case "adopt":
@@ -358,7 +486,7 @@ class History:
         if not justified:
             raise BrokenError(f"mount of {order} refused without need: {error.rule}: {error}")
 
-    def _mount(self, life: Life, order: list[int], plan: Plan) -> Mounted:
+    def _mount(self, life: Life, order: list[int], plan: Plan, limit: int | None = None) -> Mounted:
         """What `quorumfs.replicaset.ReplicaSet.make_disk` makes, on simulated storages."""
         world, setup = self.world, self.setup
         found = world.found(order)
@@ -397,7 +525,7 @@ class History:
                 raise UserError(one.problem or "there is no sidecar")
             return Returned(one, life.image(index, disk.size), life.sidecar(index))
 
-        repairs = Repairs(disk, sidecars, reopen, present=present)
+        repairs = Repairs(disk, sidecars, reopen, present=present, limit=limit)
         mounted = Mounted(order, plan, disk, sidecars, repairs)
         life.nursery.start_soon(disk.run)
         life.nursery.start_soon(repairs.run)
@@ -405,6 +533,10 @@ class History:
 
     def _tell(self, event: Event) -> None:
         self.world.note(f"event {event.name}: {event.text}")
+        if event.name == "RESYNC_FINISHED" and event.members["error"] is None:
+            for index, one in enumerate(self.world.replicas):
+                if one.path == event.members["replica"] and one.image.size >= self.world.size:
+                    self._harmed.discard(index)  # whatever it was, it was replaced
 
     async def _unmount(self, mounted: Mounted, *, must_succeed: bool = False) -> None:
         """Close in order, as at the end of `quorumfs.mounting`; the guests have gone."""
@@ -429,53 +561,117 @@ class History:
 
     async def _live(self) -> None:
         dice, world = self._dice, self.world
+        kind = dice.choice((*[LifeKind.WEATHER] * 4, *[LifeKind.PLANS] * 5, LifeKind.CALM))
         for one in world.replicas:
-            one.image_faults.weather = drawn_weather(dice)
-            one.sidecar_faults.weather = dice.choice(
-                (one.image_faults.weather, one.image_faults.weather, CALM, drawn_weather(dice))
-            )
+            one.image_faults.weather = one.sidecar_faults.weather = CALM
+            if kind is LifeKind.WEATHER:
+                one.image_faults.weather = drawn_weather(dice)
+                one.sidecar_faults.weather = dice.choice(
+                    (one.image_faults.weather, one.image_faults.weather, CALM, drawn_weather(dice))
+                )
             for file in one.files:
                 file.space = None
-        if (chosen := self._choose()) is None:
-            return
+        if (chosen := self._choose()) is None or chosen[1].adopted:
+            return  # nobody makes a set of some raw images by mistake
         order, plan = chosen
-        consented = plan.rule.startswith("degraded")
+        consented = plan.rule.startswith("degraded") and not self._all_is_here(order)
         if consented or (self._forked and len(self._reachable(order)) < self.setup.replicas):
             self._accept_loss(order, plan)
         self._forked |= consented
         self._last = None
-        mounted, lost_cache = await self._serve(order, plan)
+        self._to_keep = set()
+        mounted, fate = await self._serve(order, plan, kind)
         self._check_log()
         if self._closed_well:
             self._note_cuts()
         else:
-            self._crashed(lost_cache)
+            self._crashed(fate.lost_cache)
+            if not mounted.converged:
+                self._make_new(fate.unrecorded)
         uncommitted = mounted.sidecars.record.sequence == plan.record.sequence
         if (consented and uncommitted) or (self._forked and not self._closed_well):
             self.oracle.forget_reads()  # perhaps nothing says that this mount ever was
         self._thresholds.add(mounted.sidecars.record.threshold)
         if mounted.converged:
-            self._forked = False
+            self._forked = self._few = False
             self._thresholds = {mounted.sidecars.record.threshold}
+            self._harmed -= self._reachable(order)
 
-    async def _serve(self, order: list[int], plan: Plan) -> tuple[Mounted, bool]:
-        """Mount, be used, and end somehow; also whether a medium lost what was not synced."""
+    async def _serve(self, order: list[int], plan: Plan, kind: "LifeKind") -> tuple[Mounted, Fate]:
+        """Mount, be used, and end somehow."""
         dice, world = self._dice, self.world
+        limit = None if dice.random() < 0.7 else int(self.setup.scale.size / dice.uniform(5, 60))
         async with world.boot() as life:
-            mounted = self._mount(life, order, plan)
-            fate = _Fate(self, life, mounted)
-            crash = dice.choice(("step", "step", "time", "unmount", "unmount", None, None, None))
+            mounted = self._mount(life, order, plan, limit)
+            crowd = Crowd(think_s=10 ** dice.uniform(-2, 1))
+            fate = self._fate(life, mounted, crowd)
+            crash = dice.choice(
+                ("step", "step", "commit", "time", "unmount", "unmount", None, None, None, None)
+            )
             power = dice.random() < 0.5
+            if kind is LifeKind.PLANS and crash in ("step", "time"):
+                crash = None  # they have ends of their own
             if crash == "step":
                 life.crash_at(int(10 ** dice.uniform(0, 3.7)), power=power)
-            await self._be_used(life, mounted, fate, 10 ** dice.uniform(-1, 2.2))
+            if crash == "commit":
+                crash_in_a_commit(life, mounted, dice, power=power, ejection=dice.random() < 0.5)
+            duration_s = 10 ** dice.uniform(-1, 2.2)
+            if kind is LifeKind.PLANS:
+                duration_s = 10 ** dice.uniform(1.5, 2.6)
+                await self._be_used(mounted, crowd, fate, fate.follow_plans, duration_s)
+            elif kind is LifeKind.CALM:
+                crowd.nothing_fails = lambda: mounted.enough and not self._at_risk
+                await self._be_used(mounted, crowd, fate, trio.sleep_forever, duration_s)
+                crowd.nothing_fails = Crowd().nothing_fails
+            else:
+                await self._be_used(mounted, crowd, fate, fate.strike, duration_s)
+            if mounted.repairs.differing and not self._forked:
+                raise BrokenError(f"adopted images are said to differ: {mounted.repairs.differing}")
+            if crash is None and dice.random() < 0.5 and self._can_recover(mounted):
+                world.calm()
+                await trio.sleep(LATE_MAX_S)
+                await self._be_used(mounted, crowd, fate, trio.sleep_forever, 5.0)
+                await self._converge(mounted, fate)
+                await self._unmount(mounted, must_succeed=True)
+                return mounted, fate
             if crash == "time":
                 world.power_cut() if power else world.kill()
                 await trio.lowlevel.checkpoint()
             if crash == "unmount":
+                life.watch = None
                 life.crash_at(life.steps + int(10 ** dice.uniform(0, 1.7)), power=power)
             await self._unmount(mounted)
-        return mounted, fate.lost_cache
+        return mounted, fate
+
+    def _fate(self, life: Life, mounted: Mounted, crowd: Crowd) -> Fate:
+        self._guests += 1
+        guest = Guest(self.oracle, life, mounted.disk, self._guests, crowd)
+        fate = Fate(life, mounted, crowd, guest, self._may_harm, self._is_left_behind)
+        fate.harmed = self._harmed  # it adds to them
+        return fate
+
+    @property
+    def _at_risk(self) -> bool:
+        """Whether something is wrong that a daemon has not caused and may not know of."""
+        return self._forked or any(
+            one.image.size < self.world.size or one.image.dropped for one in self.world.replicas
+        )
+
+    def _can_recover(self, mounted: Mounted) -> bool:
+        """Whether everything must become good in this life, once faults stop."""
+        return (
+            len(mounted.order) == self.setup.replicas
+            and not self._forked
+            and not mounted.repairs.differing
+            and all(replica.role is not State.FOREIGN for replica in mounted.disk.replicas)
+            and len(self._known()) == self.setup.replicas
+        )
+
+    def _make_new(self, indices: Iterable[int]) -> None:
+        """The operator does not trust these replicas: each is to become a member anew."""
+        for index in indices:
+            self.world.note(f"the sidecar of replica {index} is removed")
+            self.world.replicas[index].sidecar = None
 
     @property
     def _closed_well(self) -> bool:
@@ -509,20 +705,25 @@ class History:
             raise BrokenError(f"logged an error: {self._errors.found[0]}")
 
     async def _be_used(
-        self, life: Life, mounted: Mounted, fate: "_Fate", duration_s: float
+        self,
+        mounted: Mounted,
+        crowd: Crowd,
+        fate: Fate,
+        happens: Callable[[], Awaitable[None]],
+        duration_s: float,
     ) -> None:
-        """Guests at work, and fate; both have ended afterwards."""
-        self._stopping = False
-        self._requests = 0
-        think_s = 10 ** self._dice.uniform(-2, 1)
+        """Guests at work while something *happens*; all have ended afterwards."""
+        crowd.stopping = False
+        crowd.requests = 0
+        life = fate.life
         async with trio.open_nursery() as nursery:
             for _ in range(self._dice.randrange(1, 5)):
                 self._guests += 1
-                guest = _Guest(self, life, mounted.disk, self._guests, think_s)
+                guest = Guest(self.oracle, life, mounted.disk, self._guests, crowd)
                 nursery.start_soon(guest.run)
             with trio.move_on_after(duration_s):
-                await fate.run()
-            self._stopping = True
+                await happens()
+            crowd.stopping = True
 
     def _between_lives(self) -> None:
         dice, world = self._dice, self.world
@@ -539,6 +740,68 @@ class History:
             world.power_cut()
             self._cuts_seen = world.power_cuts
             self.oracle.power_cut()
+        if dice.random() < 0.1:
+            self._rot()
+        if dice.random() < 0.15:
+            self._harm()
+        if dice.random() < 0.04 and not self.setup.careless and self._keepable:
+            self._keep(cut_off=dice.random() < 0.5)
+        if dice.random() < 0.5:
+            self._backups.append(
+                {i: world.backup(i) for i, one in enumerate(world.replicas) if one.reachable}
+            )
+
+    def _rot(self) -> None:
+        """The medium of a sidecar is bad: pages of the map, or one of two equal slots."""
+        dice = self._dice
+        sidecar = dice.choice(self.world.replicas).sidecar
+        if sidecar is None:
+            return
+        garbage = dice.randbytes(SECTOR)
+        if dice.random() < 0.7:
+            first, last = MAP_OFFSET // PAGE, sidecar.size // PAGE
+            for page in range(first, last):
+                if dice.random() < 0.7:
+                    self.world.note(f"page {page} of {sidecar.name} rots")
+                    sidecar.rot(page * PAGE + dice.randrange(8) * SECTOR, garbage)
+            return
+        offset = dice.choice(SLOT_OFFSETS)
+        whole = sidecar.whole
+        with suppress(FormatError):
+            records = [decode(whole[:at] + garbage + whole[at + SECTOR :]) for at in SLOT_OFFSETS]
+            if records[0].record == records[1].record:  # else a commit was cut off
+                self.world.note(f"the slot at {offset} of {sidecar.name} rots")
+                sidecar.rot(offset, garbage)
+
+    def _harm(self) -> None:
+        """A replica is not any more what it was, and all it held is elsewhere."""
+        dice, world = self._dice, self.world
+        index = dice.randrange(self.setup.replicas)
+        one = world.replicas[index]
+        if not self._may_harm(index) or one.sidecar is None or self._to_keep:
+            return
+        backups = [backup[index] for backup in self._backups if index in backup]
+        match dice.randrange(6):
+            case 0 | 1 if backups:
+                world.roll_back(index, dice.choice(backups))
+            case 2 if backups:
+                image = dice.random() < 0.7
+                sidecar = not image or dice.random() < 0.7
+                world.restore(index, dice.choice(backups), image=image, sidecar=sidecar)
+            case 3 | 4:
+                size = dice.randrange(world.size // SECTOR) * SECTOR
+                world.note(f"{one.path} truncated to {size} bytes")
+                one.image.truncate(size)
+                if (known := self._known().get(index)) and known.identity.mtime_ns:
+                    world.note(f"{one.path} extended")
+                    one.image.truncate(world.size)
+            case 5:
+                world.note(f"both slots of {one.sidecar.name} rot")
+                for offset in SLOT_OFFSETS:
+                    one.sidecar.rot(offset, dice.randbytes(SECTOR))
+            case _:
+                return
+        self._harmed.add(index)
 
     # Afterwards
 
@@ -548,18 +811,16 @@ class History:
         world.calm()
         order = list(range(self.setup.replicas))
         self._dice.shuffle(order)
-        try:
-            plan = self._assemble(order, degraded=False, threshold=None)
-        except AssemblyRefusedError as error:
-            world.note(f"mount of {order} refused: {error.rule}: {error}")
-            self._require_reason(error, order, degraded=False, threshold=None)
-            self._resolve(order)
-            plan = self._assemble(order, degraded=False, threshold=None)
+        plan = self._assemble_in_the_end(order)
         async with world.boot() as life:
             mounted = self._mount(life, order, plan)
-            await self._be_used(life, mounted, _Fate(self, life, mounted, idle=True), 5.0)
-            await self._converge(mounted)
+            crowd = Crowd(think_s=10 ** self._dice.uniform(-2, 1))
+            crowd.nothing_fails = lambda: mounted.enough and not self._at_risk
+            fate = self._fate(life, mounted, crowd)
+            await self._be_used(mounted, crowd, fate, trio.sleep_forever, 5.0)
+            await self._converge(mounted, fate)
             await self._unmount(mounted, must_succeed=True)
+        self._harmed.clear()
         self._note_cuts()
         self._check_healthy()
         if self._dice.random() < 0.5:
@@ -570,23 +831,56 @@ class History:
         self._check_healthy()
         self._check_log()
 
-    async def _converge(self, mounted: Mounted) -> None:
+    def _assemble_in_the_end(self, order: list[int]) -> Plan:
+        """The operator does what it takes to have all replicas mounted."""
+        try:
+            if not self._to_keep and len(self._known()) < self.setup.replicas:
+                plan = self._assemble(order, degraded=False, threshold=None)
+                pairs = zip(order, plan.members, strict=True)
+                self._to_keep = {i for i, m in pairs if m.state is State.CURRENT}
+            if self._to_keep:
+                self._keep(cut_off=False)
+            return self._assemble(order, degraded=False, threshold=None)
+        except AssemblyRefusedError as error:
+            self.world.note(f"mount of {order} refused: {error.rule}: {error}")
+            self._require_reason(error, order, degraded=False, threshold=None)
+            if self._repairable(error):
+                self._keep(cut_off=False)
+                self._extend_all()
+            elif self._all_is_here(order):
+                usable = len(self._reachable(order))
+                threshold = usable if error.rule == "no quorum" else None
+                return self._assemble(order, degraded=True, threshold=threshold)
+            else:
+                self._resolve(order)
+        return self._assemble(order, degraded=False, threshold=None)
+
+    def _extend_all(self) -> None:
+        """Give every image its length back: what it lacks is on record."""
+        for one in self.world.replicas:
+            if one.image.size < self.world.size:
+                self.world.note(f"{one.path} extended")
+                one.image.truncate(self.world.size)
+
+    async def _converge(self, mounted: Mounted, fate: Fate) -> None:
+        """Wait until everything is good; there is a limit for how long that may take."""
         began = trio.current_time()
-        while not mounted.converged:
-            if trio.current_time() - began > CONVERGE_MAX_S:
-                raise BrokenError(f"not healthy {CONVERGE_MAX_S:g} s after the faults: {mounted}")
+        limit = mounted.repairs._work._pacer.limit
+        at_most_s = CONVERGE_MAX_S
+        if limit is not None:
+            at_most_s += 2 * self.setup.replicas * mounted.disk.size / limit
+        while not (fate.extend_noticed() and mounted.converged):
+            if trio.current_time() - began > at_most_s:
+                raise BrokenError(f"not healthy {at_most_s:g} s after the faults: {mounted}")
+            await fate.write_something()  # else nobody could notice that an image is short
             await trio.sleep(1.0)
         self.world.note(f"healthy {trio.current_time() - began:.0f} s after the faults")
 
     def _resolve(self, order: Sequence[int]) -> None:
         """The operator chooses a side of a split brain."""
         found = self.world.found(order)
-        disks = [
-            one.path
-            for one in found
-            if one.sidecar and one.sidecar.own_state is not RoleState.RESYNCING
-        ]
-        resolution = resolve(found, self._dice.choice(disks))
+        keep = self._dice.choice(order)
+        resolution = resolve(found, self.world.replicas[keep].path)
         self.world.note(f"resolved: keep {resolution.kept}")
         by_path = {one.path: index for index, one in enumerate(self.world.replicas)}
         kept = [self.world.replicas[by_path[path]].image for path in resolution.kept]
@@ -606,7 +900,7 @@ class History:
             sidecar = decode(one.sidecar.whole)
             records.add((sidecar.record.generation, sidecar.record.sequence))
             states = {role.state for role in sidecar.record.roles}
-            marks = sidecar.map.count(INTENT | ALL_LACK)
+            marks = self._marked_data(sidecar.map)
             if states != {RoleState.CURRENT} or marks or not sidecar.record.clean:
                 raise BrokenError(
                     f"{one.path} after an unmount in order: {marks} chunks marked, "
@@ -614,6 +908,16 @@ class History:
                 )
         if len(records) > 1:
             raise BrokenError("the sidecars hold different records after an unmount in order")
+
+    def _marked_data(self, disk_map: DirtyMap) -> int:
+        """How many chunks with data are marked: where all have a hole a mark does not matter."""
+        images = [one.image.cache for one in self.world.replicas]
+        return sum(
+            image.seek(start, data=True) < end
+            for run in disk_map.runs(INTENT | ALL_LACK)
+            for start, end in [disk_map.bounds(run.start)]
+            for image in images
+        )
 
     async def _remount_untouched(self) -> None:
         """The next mount of a healthy set has nothing to do."""
@@ -634,228 +938,6 @@ class History:
         self._note_cuts()
 
 
-class _Fate:
-    """What happens to the replicas in a life."""
-
-    def __init__(
-        self, history: History, life: Life, mounted: Mounted, *, idle: bool = False
-    ) -> None:
-        self.lost_cache = False
-        """A replica's medium lost what was not synced, while the daemon went on."""
-        self._history = history
-        self._life = life
-        self._mounted = mounted
-        self._idle = idle
-        self._dice = history.world.dice_for(f"fate {life.number}")
-        self._pause_s = 10 ** self._dice.uniform(0, 2)
-        self._dropped_before = {
-            index for index, one in enumerate(history.world.replicas) if one.image.dropped
-        }
-
-    async def run(self) -> None:
-        """Until cancelled."""
-        if self._idle:
-            await trio.sleep_forever()
-        while True:
-            await trio.sleep(self._dice.expovariate(1 / self._pause_s))
-            self._strike()
-
-    def _strike(self) -> None:
-        dice, world = self._dice, self._history.world
-        index = dice.randrange(len(world.replicas))
-        one = world.replicas[index]
-        match dice.randrange(6):
-            case 0 | 1 if not one.reachable:
-                world.attach(index)
-            case 0:
-                hang = dice.random() < 0.3
-                loses = not hang and dice.random() < 0.2
-                self.lost_cache |= loses
-                world.detach(index, hang=hang, lose_cache=loses)
-            case 1:
-                world.release(index)
-            case 2:
-                one.image_faults.weather = drawn_weather(dice)
-                world.note(f"{one.path}: {one.image_faults.weather}")
-            case 3:
-                one.sidecar_faults.weather = drawn_weather(dice)
-                world.note(f"{one.path}'s sidecar: {one.sidecar_faults.weather}")
-            case 4:
-                full = one.image.space is None
-                one.image.space = one.image.cache.allocated + 4096 * 4 if full else None
-                world.note(f"{one.path}: space {one.image.space}")
-            case 5 if self._may_forget(index):
-                world.note(f"{one.path}: pages are evicted")
-                one.image.evict()
-
-    def _may_forget(self, index: int) -> bool:
-        """Whether no acknowledged write is only in pages that will be lost when they are evicted.
-
-        It is no promise that a disk survives the only media it has left.
-        """
-        world = self._history.world
-        image = world.replicas[index].image
-        if not image.dropped:
-            return True
-        if index in self._dropped_before:
-            return False  # nobody can know of it any more
-        order, replicas = self._mounted.order, self._mounted.disk.replicas
-        members = [i for i, r in zip(order, replicas, strict=True) if r.role is State.CURRENT]
-        if index not in members:
-            return True
-        others = [world.replicas[other].image for other in members if other != index]
-        return any(
-            not other.dropped
-            and all(
-                other.cache.read(sector * SECTOR, (sector + 1) * SECTOR)
-                == image.cache.read(sector * SECTOR, (sector + 1) * SECTOR)
-                for sector in image.dropped
-            )
-            for other in others
-        )
-
-
-class _Guest:
-    """Somebody who uses the disk, and waits a while after an error."""
-
-    def __init__(
-        self, history: History, life: Life, disk: Disk, number: int, think_s: float
-    ) -> None:
-        self._history = history
-        self._life = life
-        self._disk = disk
-        self._oracle = history.oracle
-        self._number = number
-        self._think_s = think_s
-        self._dice = history.world.dice_for(f"guest {number}")
-        sectors = disk.size // SECTOR
-        self._favourites = [self._dice.randrange(sectors) for _ in range(3)]
-
-    async def run(self) -> None:
-        """Until told to stop, the end of the life, or a broken promise."""
-        history, dice = self._history, self._dice
-        while True:
-            await trio.sleep(dice.expovariate(1 / self._think_s) if dice.random() < 0.9 else 0)
-            if history._stopping:
-                return
-            if history._requests >= REQUESTS_MAX:
-                await trio.sleep(1.0)
-                continue
-            history._requests += 1
-            with trio.move_on_after(REQUEST_MAX_S) as scope:
-                if not await self._request():
-                    await trio.sleep(dice.uniform(0.2, 5.0))
-            if scope.cancelled_caught:
-                raise BrokenError(f"a request of guest {self._number} did not end")
-
-    async def _request(self) -> bool:
-        """One request; whether it succeeded."""
-        name, action = self._chosen()
-        note = self._history.world.note
-        note(f"guest {self._number} {name}")
-        try:
-            await action()
-        except OSError as error:
-            if not self._life.dead:
-                note(f"guest {self._number} {name}: {error.strerror}")
-            return False
-        note(f"guest {self._number} {name}: ok")
-        return True
-
-    def _chosen(self) -> tuple[str, Callable[[], Awaitable[None]]]:
-        dice = self._dice
-        sectors = self._disk.size // SECTOR
-        length = dice.choice((1, 1, 2, 8, 8, 8, 16, 32, dice.randrange(1, 129)))
-        length = min(length, sectors)
-        hot = dice.random() < 0.5
-        start = dice.choice(self._favourites) if hot else dice.randrange(sectors)
-        if dice.random() < 0.5:
-            start = start // 8 * 8
-        start = min(start, sectors - length)
-        at, size = start * SECTOR, length * SECTOR
-        where = f"{at}+{size}"
-        draw = dice.random()
-        if draw < 0.40:
-            return f"write {where}", partial(self._write, at, size, durable=False)
-        if draw < 0.48:
-            return f"durable write {where}", partial(self._write, at, size, durable=True)
-        if draw < 0.54:
-            discard = dice.random() < 0.5
-            return f"zeros {where} {discard=}", partial(self._zeros, at, size, discard=discard)
-        if draw < 0.84:
-            return f"read {where}", partial(self._read, at, size)
-        if draw < 0.96:
-            return "flush", self._flush
-        if draw < 0.98:
-            return f"allocate {where}", partial(self._disk.allocate, at, size)
-        return f"seek data {at}", partial(self._seek, at)
-
-    def _check_alive(self) -> None:
-        """The answer of a daemon that died meanwhile reaches nobody."""
-        if self._life.dead:
-            raise DaemonKilledError
-
-    async def _write(self, at: int, size: int, *, durable: bool) -> None:
-        writing = self._oracle.begin_write(at, size, self._number)
-        self._history.world.note(f"guest {self._number} writes version {writing.version.sequence}")
-        try:
-            await self._disk.write(at, writing.data)
-            if durable:
-                await self._disk.flush()
-        except OSError:
-            self._check_alive()
-            self._oracle.write_failed(writing)
-            raise
-        self._check_alive()
-        self._oracle.wrote(writing, durably=durable)
-
-    async def _zeros(self, at: int, size: int, *, discard: bool) -> None:
-        writing = self._oracle.begin_zeros(at, size, self._number)
-        self._history.world.note(f"guest {self._number} writes version {writing.version.sequence}")
-        try:
-            await self._disk.make_zeros(at, size, discard=discard)
-        except OSError:
-            self._check_alive()
-            self._oracle.write_failed(writing)
-            raise
-        self._check_alive()
-        self._oracle.wrote(writing)
-
-    async def _read(self, at: int, size: int) -> None:
-        reading = self._oracle.begin_read(at, size)
-        try:
-            data = bytes(await self._disk.read(at, size))
-        except OSError:
-            self._check_alive()
-            self._oracle.read_failed(reading)
-            raise
-        self._check_alive()
-        self._oracle.read(reading, data)
-
-    async def _flush(self) -> None:
-        flushing = self._oracle.begin_flush()
-        await self._disk.flush()
-        self._check_alive()
-        self._oracle.flushed(flushing)
-
-    async def _seek(self, at: int) -> None:
-        """What is skipped as a hole must read as zeros."""
-        length = min(64 * KIB, self._disk.size - at)
-        reading = self._oracle.begin_read(at, length)
-        try:
-            found = await self._disk.next_data(at)
-        finally:
-            if not self._life.dead:
-                self._oracle.read_failed(reading)
-        self._check_alive()
-        skipped = min(found - at, length) // SECTOR * SECTOR
-        if skipped > 0:
-            reading.length = skipped
-            del reading.possible[skipped // SECTOR :]
-            self._oracle._readings[reading] = None
-            self._oracle.read(reading, bytes(skipped))
-
-
 @dataclass(frozen=True, slots=True)
 class Result:
     """How a history ended."""
@@ -869,6 +951,10 @@ class Result:
     checked: int
     """Sectors read."""
     lives: int
+
+
+BAD_ENDS = ("ViolationError", "BrokenError")
+"""How a violation begins that is a broken promise, and not an error in this code."""
 
 
 def live_through(seed: int, setup: Setup | None = None) -> Result:

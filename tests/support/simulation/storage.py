@@ -171,6 +171,11 @@ class Faults:
         """What becomes of the next operations of *kind*, one after the other."""
         self._planned.setdefault(kind, deque()).extend(faults)
 
+    def forget_plans(self) -> None:
+        """Leave everything to the weather again."""
+        self._planned.clear()
+        self.script = None
+
     def fault(self, dice: random.Random, operation: Operation) -> Fault:
         """What becomes of *operation*."""
         drawn = self.weather.fault(dice, operation)  # always, for the sake of what follows
@@ -219,11 +224,14 @@ class SimulatedStorage:
         size: int | None = None,
         local: bool = True,
         step: Callable[[], None] = lambda: None,
+        asked: Callable[[Operation], None] = lambda _: None,
+        truncated: Callable[[], None] = lambda: None,
         note: Note = lambda _: None,
     ) -> None:
         """*size*: of the disk, where it is not the file's own. *local*: it can be copied from.
 
         *step* is called whenever an operation is asked for, and before one happens: it may kill.
+        *asked* is told of every operation, and *truncated* that one found the file too short.
         """
         self.file = file
         self.faults = faults or Faults()
@@ -238,6 +246,8 @@ class SimulatedStorage:
         self._dice = dice
         self._size = file.size if size is None else size
         self._step = step
+        self._asked = asked
+        self._tell_truncated = truncated
         self._note = note
         self._in_flight: dict[_InFlight, None] = {}
         self._closed = False
@@ -287,6 +297,7 @@ class SimulatedStorage:
 
     def submit(self, operation: Operation, done: Done) -> None:
         assert not self._closed, "submitted after close"
+        self._asked(operation)
         self._step()
         self.log.append(operation)
         fault = self.faults.fault(self._dice, operation)
@@ -403,6 +414,7 @@ class SimulatedStorage:
             case Kind.STAT:
                 return self._status()
         if self._truncated(one):
+            self._tell_truncated()
             raise TruncatedError(file.size)
         match operation.kind:
             case Kind.READ:

@@ -15,7 +15,7 @@ import errno
 import itertools
 import os
 import random
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -23,6 +23,7 @@ import trio
 
 from quorumfs.assembly import Found
 from quorumfs.sidecar import FormatError, Sidecar, decode, encode
+from quorumfs.storage import Operation
 from support.simulation.media import Backup, Content, SimulatedFile
 from support.simulation.storage import CALM, Agenda, DaemonKilledError, Faults, SimulatedStorage
 
@@ -53,6 +54,9 @@ class ReplicaBackup:
     sidecar: Backup | None
 
 
+Watch = Callable[[SimulatedReplica, SimulatedFile, Operation], None]
+
+
 class Life:
     """One life of the daemon."""
 
@@ -65,6 +69,10 @@ class Life:
         self.dead = False
         self.steps = 0
         """Operations asked for, and operations that happened, so far."""
+        self.watch: Watch | None = None
+        """Told of every operation that is asked for, before it is."""
+        self.seen_short: set[str] = set()
+        """Paths of images of which the daemon could see that they were too short."""
         self._crash_step = 0
         self._crash_power = False
         self._storages: list[tuple[SimulatedReplica, SimulatedStorage]] = []
@@ -133,6 +141,8 @@ class Life:
             size=size,
             local=replica.local,
             step=self.step,
+            asked=lambda operation: self.watch and self.watch(replica, file, operation),
+            truncated=lambda: self.seen_short.add(replica.path),
             note=self.world.note,
         )
         self._storages.append((replica, storage))
@@ -195,6 +205,8 @@ class World:
     def _found(self, replica: SimulatedReplica) -> Found:
         if not replica.reachable:
             return Found(replica.path, None, None, "No such file or directory")
+        if self.life is not None and replica.image.size < self.size:
+            self.life.seen_short.add(replica.path)
         if replica.sidecar is None:
             return Found(replica.path, replica.image.identity)
         try:
@@ -249,6 +261,8 @@ class World:
         replica.reachable = False
         if self.life is not None:
             for storage in self.life.storages(index):
+                if storage.broken:
+                    continue  # its file system is another one by now
                 if hang:
                     storage.stalled = True
                 else:
@@ -278,7 +292,7 @@ class World:
         for index, replica in enumerate(self.replicas):
             for faults in (replica.image_faults, replica.sidecar_faults):
                 faults.weather = CALM
-                faults.script = None
+                faults.forget_plans()
             for file in replica.files:
                 file.space = None
             if not replica.reachable:
@@ -291,6 +305,15 @@ class World:
         return ReplicaBackup(
             replica.image.backup(), replica.sidecar.backup() if replica.sidecar else None
         )
+
+    def roll_back(self, index: int, backup: ReplicaBackup) -> None:
+        """The file system of a replica goes back to a snapshot: the same files, the old times."""
+        replica = self.replicas[index]
+        assert self.life is None, "not under a daemon that has it open"
+        self.note(f"{replica.path} rolled back to a snapshot")
+        replica.image.restore(backup.image, in_place=True)
+        if replica.sidecar is not None and backup.sidecar is not None:
+            replica.sidecar.restore(backup.sidecar, in_place=True)
 
     def restore(
         self, index: int, backup: ReplicaBackup, *, image: bool = True, sidecar: bool = True

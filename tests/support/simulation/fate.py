@@ -1,0 +1,551 @@
+"""Fate: what happens to the replicas while guests use the disk.
+
+In some lives faults of all kinds come as they like (`Weather`). They meet the rare moments rarely,
+so in other lives fate has plans: each sets up one situation in which a rule of order counts, with
+the details left to the dice, and everything else at rest.
+"""
+
+import errno
+import random
+import struct
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+
+import trio
+
+from quorumfs.assembly import Plan, State
+from quorumfs.dirtymap import ALL_LACK, UNVERIFIED
+from quorumfs.disk import Disk
+from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.repair.pacing import Pacer
+from quorumfs.repair.repairs import Repairs
+from quorumfs.replica import Replica
+from quorumfs.sidecar import SLOT_OFFSETS, SUFFIX
+from quorumfs.storage import CHANGES, Kind, Operation
+from support.simulation.guest import BrokenError, Crowd, Guest
+from support.simulation.media import SECTOR, SimulatedFile
+from support.simulation.storage import CALM, STORM, Effect, Fault, Weather
+from support.simulation.world import Life, SimulatedReplica, World
+
+TIMEOUT_S = 8.0
+"""The replica timeout."""
+
+_GENERATION = struct.Struct("<72xQ")
+"""Where a slot of a sidecar has its generation."""
+
+_FAILING = (
+    Weather(fail=0.02),
+    Weather(fail=0.02, errors=(errno.EIO,)),
+    Weather(fail=0.05, errors=(errno.ENOSPC,)),
+    Weather(sync_fail=0.15),
+    Weather(slow=0.3),
+    Weather(late=0.01),
+    Weather(hang=0.005),
+    Weather(refuse=0.03),
+    Weather(fail=0.3, sync_fail=0.3),
+)
+
+
+def drawn_weather(dice: random.Random) -> Weather:
+    """Any weather; half of the time a good one, and half of the time files that answer at once."""
+    weather = dice.choice((*[CALM] * 8, STORM, STORM, *_FAILING))
+    return replace(weather, prompt=dice.choice((0.0, 0.0, 0.7, 1.0)))
+
+
+@dataclass(slots=True)
+class Mounted:
+    """What one mount is made of."""
+
+    order: list[int]
+    plan: Plan
+    disk: Disk
+    sidecars: Sidecars
+    repairs: Repairs
+
+    @property
+    def converged(self) -> bool:
+        """Whether every replica of the set is here, current, and the same as the others."""
+        return len(self.order) == len(self.sidecars.record.roles) and self.even
+
+    @property
+    def even(self) -> bool:
+        """Whether every replica that is here is current, and the same as the others."""
+        return (
+            all(replica.state is State.CURRENT for replica in self.disk.replicas)
+            and self.sidecars.target is None
+            and not self.sidecars.unsettled
+            and not self.sidecars.map.count(UNVERIFIED)
+            and not self._lacking
+        )
+
+    @property
+    def enough(self) -> bool:
+        """Whether as many replicas are current as every request needs."""
+        return len(self.sidecars.members) >= self.sidecars._least
+
+    @property
+    def _lacking(self) -> bool:
+        """Whether anybody who is here lacks something."""
+        if len(self.order) == len(self.sidecars.record.roles):
+            return self.sidecars.map.count(ALL_LACK) > 0
+        slots = [replica.slot for replica in self.disk.replicas if replica.slot is not None]
+        return any(self.sidecars.map.lacking_bytes(slot) for slot in slots)
+
+    def replica(self, index: int) -> Replica | None:
+        """The replica that the world knows by *index*; None if it was not mounted."""
+        return self.disk.replicas[self.order.index(index)] if index in self.order else None
+
+    @property
+    def members(self) -> list[int]:
+        """The indices of the current replicas, in the order of the record."""
+        pairs = zip(self.order, self.disk.replicas, strict=True)
+        current = [(r.slot or 0, index) for index, r in pairs if r.role is State.CURRENT]
+        return [index for _, index in sorted(current)]
+
+    def __str__(self) -> str:
+        states = [f"{replica.path} {replica.state.value}" for replica in self.disk.replicas]
+        counts = {
+            name: self.sidecars.map.count(bits)
+            for name, bits in (("lacks", ALL_LACK), ("unverified", UNVERIFIED))
+        }
+        return f"{', '.join(states)}; unsettled {list(self.sidecars.unsettled)}, chunks {counts}"
+
+
+def is_slot_write(file: SimulatedFile, operation: Operation) -> bool:
+    """Whether *operation* is part of the commit of a record."""
+    return (
+        operation.kind is Kind.WRITE
+        and file.name.endswith(SUFFIX)
+        and operation.offset in SLOT_OFFSETS
+    )
+
+
+def crash_in_a_commit(
+    life: Life, mounted: Mounted, dice: random.Random, *, power: bool, ejection: bool
+) -> None:
+    """Die in the middle of a commit of a record, or right after it.
+
+    Of the one that next leaves somebody behind, or of any.
+    """
+    commits = 1 if ejection else dice.randrange(1, 4)
+    steps = dice.randrange(1, 10 * len(mounted.order))
+    seen = set()
+
+    def watch(_: SimulatedReplica, file: SimulatedFile, operation: Operation) -> None:
+        if not is_slot_write(file, operation):
+            return
+        (generation,) = _GENERATION.unpack_from(operation.data)
+        if ejection and generation == mounted.sidecars.record.generation:
+            return
+        seen.add(operation.data[16:24])  # the sequence number: one for each commit
+        if len(seen) >= commits:
+            life.watch = None
+            life.crash_at(life.steps + steps, power=power)
+
+    life.watch = watch
+
+
+class Fate:
+    """What happens to the replicas in a life."""
+
+    def __init__(
+        self,
+        life: Life,
+        mounted: Mounted,
+        crowd: Crowd,
+        guest: Guest,
+        may_harm: Callable[[int], bool] = lambda _: False,
+        is_left_behind: Callable[[int], bool] = lambda _: False,
+    ) -> None:
+        """*guest* does what a plan needs done.
+
+        *may_harm*: whether all that a replica holds is elsewhere, and nothing else is wrong.
+        *is_left_behind*: whether it is on record that a replica is.
+        """
+        self.lost_cache = False
+        """A replica's medium lost what was not synced, while the daemon went on."""
+        self.harmed: set[int] = set()
+        """Replicas whose image no longer holds what it should, behind the daemon's back."""
+        self.unrecorded: set[int] = set()
+        """Those that were short and got their length back before it could be on record."""
+        self._truncated_members: set[int] = set()
+        self.life = life
+        self._world: World = life.world
+        self._mounted = mounted
+        self._crowd = crowd
+        self._guest = guest
+        self._may_harm = may_harm
+        self._is_left_behind = is_left_behind
+        self._dice = self._world.dice_for(f"fate {life.number}")
+        self._pause_s = 10 ** self._dice.uniform(0, 2)
+        self._dropped_before = {
+            index for index, one in enumerate(self._world.replicas) if one.image.dropped
+        }
+
+    # Faults as they come
+
+    async def strike(self) -> None:
+        """Faults of all kinds, until cancelled."""
+        while True:
+            await trio.sleep(self._dice.expovariate(1 / self._pause_s))
+            self._strike()
+
+    def _strike(self) -> None:
+        dice, world = self._dice, self._world
+        index = dice.randrange(len(world.replicas))
+        one = world.replicas[index]
+        match dice.randrange(6):
+            case 0 | 1 if not one.reachable:
+                world.attach(index)
+            case 0:
+                hang = dice.random() < 0.3
+                # It is no promise that a disk survives what its last media lose.
+                spare = index not in self._mounted.members or self._is_spare
+                loses = not hang and dice.random() < 0.2 and spare
+                self.lost_cache |= loses
+                world.detach(index, hang=hang, lose_cache=loses)
+            case 1:
+                world.release(index)
+            case 2:
+                one.image_faults.weather = drawn_weather(dice)
+                world.note(f"{one.path}: {one.image_faults.weather}")
+            case 3:
+                one.sidecar_faults.weather = drawn_weather(dice)
+                world.note(f"{one.path}'s sidecar: {one.sidecar_faults.weather}")
+            case 4:
+                full = one.image.space is None
+                one.image.space = one.image.cache.allocated + 4096 * 4 if full else None
+                world.note(f"{one.path}: space {one.image.space}")
+            case 5:
+                self._evict(index)
+
+    def _evict(self, index: int) -> None:
+        if self._may_forget(index):
+            self._world.note(f"{self._world.replicas[index].path}: pages are evicted")
+            self._world.replicas[index].image.evict()
+
+    def _may_forget(self, index: int) -> bool:
+        """Whether no acknowledged write is only in pages that will be lost when they are evicted.
+
+        It is no promise that a disk survives the only media it has left.
+        """
+        world = self._world
+        image = world.replicas[index].image
+        if not image.dropped:
+            return True
+        if index in self._dropped_before:
+            return False  # nobody can know of it any more
+        members = self._mounted.members
+        if index not in members:
+            return True
+        others = [world.replicas[other].image for other in members if other != index]
+        return any(
+            not other.dropped
+            and all(
+                other.cache.read(sector * SECTOR, (sector + 1) * SECTOR)
+                == image.cache.read(sector * SECTOR, (sector + 1) * SECTOR)
+                for sector in image.dropped
+            )
+            for other in others
+        )
+
+    # Plans
+
+    async def follow_plans(self) -> None:
+        """One plan after the other, until cancelled."""
+        with self._tidied():
+            while True:
+                self._world.calm()
+                if await self._wait(lambda: self._mounted.even, 150.0):
+                    plan = self._dice.choice(
+                        (
+                            self._one_misses_a_write,
+                            self._one_misses_a_write,
+                            self._one_misses_a_write,
+                            self._one_fails_to_sync,
+                            self._one_fails_to_sync,
+                            self._one_is_truncated,
+                            self._a_write_hangs,
+                            self._one_is_left_behind,
+                            self._one_is_left_behind,
+                            self._all_are_full,
+                            self._one_hangs,
+                            self._guests_rest,
+                        )
+                    )
+                    self._world.note(f"plan: {plan.__name__}")
+                    await plan()
+                await trio.sleep(self._dice.uniform(0.0, 20.0))
+
+    @contextmanager
+    def _tidied(self) -> Iterator[None]:
+        """What a plan leaves behind when it is cut off is taken back."""
+        crowd = self._crowd
+        try:
+            yield
+        finally:
+            crowd.paused = crowd.reads_only = crowd.full = False
+            crowd.patience_s = None
+            crowd.acknowledged = Crowd().acknowledged
+            self.life.watch = None
+            for one in self._world.replicas:
+                one.image_faults.forget_plans()
+                one.sidecar_faults.forget_plans()
+
+    async def _one_misses_a_write(self) -> None:
+        """And the daemon dies in the commit that says so, or when a guest has heard of success."""
+        if (index := self._dispensable()) is None:
+            return
+        dice, missed = self._dice, False
+
+        def miss(operation: Operation) -> Fault | None:
+            nonlocal missed
+            if missed or operation.kind not in CHANGES:
+                return None
+            missed = True
+            return Fault(error=errno.EIO, effect=dice.choice(list(Effect)))
+
+        def die() -> None:
+            if missed:
+                self._die(power=0.3)
+
+        self._world.replicas[index].image_faults.script = miss
+        match dice.randrange(5):
+            case 0 | 1 | 2:
+                self._crowd.acknowledged = die
+            case 3:
+                power = dice.random() < 0.5
+                crash_in_a_commit(self.life, self._mounted, dice, power=power, ejection=True)
+        for _ in range(4):
+            await self._do(self._guest.write, *self._somewhere())
+        await trio.sleep(dice.uniform(0.0, 10.0))
+        self.life.watch = None
+        self._crowd.acknowledged = Crowd().acknowledged
+        self._world.replicas[index].image_faults.script = None
+
+    async def _one_fails_to_sync(self) -> None:
+        """Its pages are clean, and not on its medium; then memory is short, or power is cut."""
+        if (index := self._dispensable()) is None:
+            return
+        dice = self._dice
+        for _ in range(3):
+            await self._do(self._guest.write, *self._somewhere())
+        effect = dice.choice((Effect.NONE, Effect.NONE, Effect.PART))
+        fault = Fault(error=errno.EIO, effect=effect)
+        self._world.replicas[index].image_faults.plan(Kind.SYNC, fault)
+        await self._do(self._guest.flush)
+        if dice.random() < 0.6:
+            await self._wait(lambda: self._mounted.even, 100.0)
+        if dice.random() < 0.4:
+            self._die(power=1.0)
+            await trio.lowlevel.checkpoint()
+        self._evict(index)
+        await self._do(self._guest.read, 0, self._mounted.disk.size)
+
+    async def _one_is_truncated(self) -> None:
+        """And gets its length back some time after the daemon has noticed."""
+        if (index := self._dispensable()) is None or not self._may_harm(index):
+            return
+        dice = self._dice
+        self._truncate(index)
+        if dice.random() < 0.7:
+            await self._do(self._guest.read, 0, self._mounted.disk.size)
+        for _ in range(10):
+            if index not in self._mounted.members:
+                break
+            await self._do(self._guest.write, *self._somewhere())
+            await trio.sleep(0.1)
+        await trio.sleep(dice.choice((0.0, dice.uniform(0.0, 70.0))))
+        self.extend_noticed()
+
+    def _truncate(self, index: int) -> None:
+        one = self._world.replicas[index]
+        size = self._dice.randrange(self._mounted.disk.size // SECTOR) * SECTOR
+        self._world.note(f"{one.path} truncated to {size} bytes")
+        self.harmed.add(index)
+        self.life.seen_short.discard(one.path)
+        self._truncated_members.discard(index)
+        if index in self._mounted.members:
+            self._truncated_members.add(index)
+        one.image.truncate(size)
+
+    def extend_noticed(self) -> bool:
+        """Give images back their length of which the daemon knows that they were short.
+
+        Returns whether all have theirs now.
+        """
+        good = True
+        for index, one in enumerate(self._world.replicas):
+            if one.image.size >= self._world.size:
+                continue
+            noticed = one.path in self.life.seen_short
+            if index not in self._truncated_members:
+                self.unrecorded |= {index} if noticed else set()
+            elif not self._is_left_behind(index):
+                noticed = False  # who dies before that has told nobody of any success without it
+            good = good and noticed
+            if noticed:
+                self._world.note(f"{one.path} extended")
+                one.image.truncate(self._world.size)
+                self.harmed.add(index)
+        return good
+
+    async def _a_write_hangs(self) -> None:
+        """It happens when its replica was long given up, and the guest wrote something newer."""
+        if (index := self._dispensable()) is None:
+            return
+        dice, place = self._dice, self._somewhere()
+        self._world.replicas[index].image_faults.plan(Kind.WRITE, Fault(hang=True))
+        await self._do(self._guest.write, *place)
+        await trio.sleep(dice.uniform(0.0, 80.0))
+        self._crowd.paused = dice.random() < 0.5
+        await self._do(self._guest.write, *place)
+        if dice.random() < 0.5:
+            await trio.sleep(dice.uniform(0.0, 10.0))
+        self._world.release(index)
+        await self._wait(lambda: self._mounted.even, 100.0)
+        await self._do(self._guest.read, 0, self._mounted.disk.size)
+        self._crowd.paused = False
+
+    async def _one_is_left_behind(self) -> None:
+        """And comes back, slowly; the daemon dies at some moment of that."""
+        if (index := self._dispensable()) is None:
+            return
+        dice, world = self._dice, self._world
+        one, replica = world.replicas[index], self._mounted.replica(index)
+        assert replica is not None
+        world.detach(index)
+        for _ in range(dice.randrange(1, 12)):
+            await self._do(self._guest.write, *self._somewhere())
+        if dice.random() < 0.2 and self._may_harm(index):
+            self._truncate(index)
+        delay_s = 10 ** dice.uniform(-2.0, 0.3)
+        one.image_faults.weather = Weather(delay_s=(0.0, delay_s))
+        one.sidecar_faults.weather = Weather(delay_s=(0.0, min(1.0, delay_s)))
+        pacer = self._mounted.repairs._work._pacer
+        if dice.random() < 0.5:
+            limit = int(self._mounted.disk.size / dice.uniform(5.0, 120.0))
+            self._mounted.repairs._work._pacer = Pacer(limit)
+        world.attach(index)
+        if one.image.size < world.size:
+            await self._wait(lambda: one.path in self.life.seen_short, 70.0)
+            self.extend_noticed()
+        await self._wait(lambda: replica.role is not State.STALE, 70.0)
+        match dice.randrange(5):
+            case 0:
+                await trio.sleep(dice.uniform(0.0, 30.0))
+            case 1:
+                await self._rest()
+            case 2 if replica.role is not State.CURRENT and self._may_harm(index):
+                self._truncate(index)
+                await self._wait(lambda: one.path in self.life.seen_short, 70.0)
+                self.extend_noticed()
+            case _:
+                writing = dice.random() < 0.7
+                while replica.role is State.RESYNCING:
+                    if writing:
+                        await self._do(self._guest.write, *self._somewhere())
+                        await self._do(self._guest.flush)
+                    await trio.sleep(0.05)
+        if dice.random() < 0.6:
+            self._die(power=0.8)
+            await trio.lowlevel.checkpoint()
+        self._mounted.repairs._work._pacer = pacer
+
+    async def _all_are_full(self) -> None:
+        """All fail alike: nobody is to blame."""
+        members = self._mounted.members
+
+        def full(operation: Operation) -> Fault | None:
+            if operation.kind in (Kind.WRITE, Kind.ZERO):
+                return Fault(error=errno.ENOSPC, effect=Effect.NONE)
+            return None
+
+        self._crowd.full = True
+        for one in self._world.replicas:
+            one.image_faults.script = full
+        for _ in range(3):
+            await self._do(self._guest.write, *self._somewhere())
+        await trio.sleep(self._dice.uniform(0.5, 20.0))
+        blamed = set(members) - set(self._mounted.members)
+        if blamed:
+            raise BrokenError(f"all were full, and replicas {blamed} are blamed: {self._mounted}")
+        for one in self._world.replicas:
+            one.image_faults.script = None
+        self._crowd.full = False
+
+    async def _one_hangs(self) -> None:
+        """It costs a timeout, once."""
+        if (index := self._dispensable()) is None:
+            return
+        crowd = self._crowd
+        crowd.reads_only = True
+        await trio.sleep(2.0)
+        self._world.detach(index, hang=True)
+        await self._do(self._guest.read, *self._somewhere())
+        await trio.sleep(3 * TIMEOUT_S)
+        crowd.patience_s = TIMEOUT_S / 4
+        await trio.sleep(self._dice.uniform(5.0, 30.0))
+        crowd.patience_s = None
+        crowd.reads_only = False
+        self._world.attach(index)
+
+    async def _guests_rest(self) -> None:
+        """So long that marks are cleared; what was written before may never have been synced."""
+        for _ in range(4):
+            await self._do(self._guest.write, *self._somewhere())
+        await self._rest()
+        if self._dice.random() < 0.7:
+            self._die(power=0.8)
+            await trio.lowlevel.checkpoint()
+
+    async def _rest(self) -> None:
+        self._crowd.paused = True
+        await trio.sleep(self._dice.uniform(60.0, 140.0))
+        self._crowd.paused = False
+
+    # For plans
+
+    async def write_something(self) -> None:
+        """If an image is short: whoever gets a write finds out."""
+        if any(one.image.size < self._world.size for one in self._world.replicas):
+            await self._do(self._guest.write, *self._somewhere())
+
+    @property
+    def _is_spare(self) -> bool:
+        """Whether one current replica more than needed is there."""
+        return len(self._mounted.members) > max(1, self._mounted.sidecars._least)
+
+    def _dispensable(self) -> int | None:
+        """A current replica without which the others are enough; often the one reads prefer."""
+        members = self._mounted.members
+        if not self._is_spare:
+            return None
+        return members[0] if self._dice.random() < 0.6 else self._dice.choice(members)
+
+    def _somewhere(self) -> tuple[int, int]:
+        sectors = self._mounted.disk.size // SECTOR
+        length = self._dice.choice((1, 8, 8, 64))
+        return self._dice.randrange(sectors - length) * SECTOR, length * SECTOR
+
+    async def _do(self, action: Callable[..., Awaitable[None]], *arguments: int) -> None:
+        """Do something that may fail."""
+        with suppress(OSError):
+            await action(*arguments)
+
+    async def _wait(self, condition: Callable[[], bool], at_most_s: float) -> bool:
+        """Wait for something that may never come; whether it came."""
+        deadline = trio.current_time() + at_most_s
+        while not condition():
+            if trio.current_time() > deadline:
+                return False
+            await trio.sleep(0.25)
+        return True
+
+    def _die(self, *, power: float) -> None:
+        """The daemon dies, with this probability by a power cut."""
+        if self._dice.random() < power:
+            self._world.power_cut()
+        else:
+            self._world.kill()

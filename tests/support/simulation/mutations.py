@@ -1,0 +1,523 @@
+"""Rules of order that are not kept: each switches one off, in one small piece of the real runtime.
+
+A simulation that is worth something notices. `MUTATIONS` is what ``--mutations`` of the command
+tries random histories on; ``tests/unit/test_mutations.py`` tells each a story that must show it.
+"""
+
+import errno
+import time
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+
+from quorumfs import replica as replica_module
+from quorumfs import sidecar, voting
+from quorumfs.assembly import State, _Assembly
+from quorumfs.dirtymap import INTENT
+from quorumfs.metadata import Outcome
+from quorumfs.metadata.sidecars import Sidecars, Unflushed
+from quorumfs.rangelock import Claim, RangeLock
+from quorumfs.repair import repairs as repairs_module
+from quorumfs.repair import work as work_module
+from quorumfs.repair.repairs import Repairs
+from quorumfs.repair.resync import Resync
+from quorumfs.repair.verify import Verification
+from quorumfs.replica import Gathering, Replica
+from quorumfs.sidecar import Phase, Record
+from quorumfs.storage import Kind, Operation
+from support.simulation.storage import SimulatedStorage
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+"""Switches a rule off until the patches are undone."""
+
+
+def _always(value: object) -> Callable[..., object]:
+    return lambda *_, **__: value
+
+
+def no_intent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R1: no write needs a mark, only a set that is in use."""
+
+    def in_use(self: Sidecars, offset: int, length: int) -> bool:
+        assert offset + length <= self.map.size
+        return self._in_use and self._recorded
+
+    monkeypatch.setattr(Sidecars, "prepared", in_use)
+
+
+def intent_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R1: a mark counts as soon as it is made."""
+
+    async def forget(self: Sidecars) -> None:
+        for extent in self._to_mark:
+            self._marked[extent] = 1
+        self._to_mark.clear()
+
+    monkeypatch.setattr(Sidecars, "_write_map_locked", forget)
+
+
+def map_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R1: a mark counts as soon as it is written, and before it is durable."""
+    _leave_out_syncs(monkeypatch, of_map=True)
+
+
+def slots_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3: a record counts as soon as it is written, and before it is durable."""
+    _leave_out_syncs(monkeypatch, of_map=False)
+
+
+def _leave_out_syncs(monkeypatch: pytest.MonkeyPatch, *, of_map: bool) -> None:
+    """What is written to sidecars is not synced: pages of the map, or slots."""
+    put, submit = Sidecars._put, Replica.submit
+    unsynced = False
+
+    async def noted(
+        self: Sidecars, replicas: Sequence[Replica], pieces: Any
+    ) -> dict[Replica, OSError]:
+        nonlocal unsynced
+        unsynced = isinstance(pieces, tuple) is of_map
+        return await put(self, replicas, pieces)
+
+    def without_syncs(
+        self: Replica, operation: Operation, gathering: Gathering, *, to_sidecar: bool = False
+    ) -> None:
+        if to_sidecar and operation.kind is Kind.SYNC and unsynced:
+            gathering.answered(operation)
+        else:
+            submit(self, operation, gathering, to_sidecar=to_sidecar)
+
+    monkeypatch.setattr(Sidecars, "_put", noted)
+    monkeypatch.setattr(Replica, "submit", without_syncs)
+
+
+def one_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R2: success below the threshold."""
+    finish = Sidecars.finish
+
+    async def lenient(
+        self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int
+    ) -> None:
+        try:
+            await finish(self, outcomes, offset, length)
+        except OSError:
+            if all(outcome.error for outcome in outcomes):
+                raise
+
+    monkeypatch.setattr(Sidecars, "finish", lenient)
+
+
+def failed_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R2: who took a write that failed and who did not are still taken for equal."""
+    monkeypatch.setattr(Sidecars, "_unsettle", _always(None))
+
+
+def all_are_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R2: whoever fails is left behind, whatever the others say; but for the last one."""
+    finish = Sidecars.finish
+
+    async def blame(self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
+        failed = [outcome.replica for outcome in outcomes if outcome.operation.error]
+        self._drop(failed[1:], "blamed")
+        await finish(self, outcomes, offset, length)
+
+    monkeypatch.setattr(Sidecars, "finish", blame)
+
+
+def left_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3: the guest hears of success before it is on record who missed the write."""
+
+    async def only_drop(
+        self: Sidecars, failed: Sequence[Replica], chunks: range, reason: str
+    ) -> None:
+        self._drop([replica for replica in failed if replica.role is State.CURRENT], reason)
+
+    monkeypatch.setattr(Sidecars, "_leave_behind", only_drop)
+
+
+def left_behind_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3: the record is on its way when the guest hears of success."""
+    leave_behind = Sidecars._leave_behind
+
+    async def start(self: Sidecars, *arguments: Any) -> None:
+        async def quietly() -> None:
+            with suppress(OSError):
+                await leave_behind(self, *arguments)
+
+        nursery = trio.lowlevel.current_task().parent_nursery
+        assert nursery is not None
+        nursery.start_soon(quietly)
+
+    monkeypatch.setattr(Sidecars, "_leave_behind", start)
+
+
+def failed_flush_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: who could not flush stays current."""
+
+    async def ignore(self: Sidecars, outcomes: Sequence[Outcome]) -> None:
+        self._flushing = Unflushed()
+
+    monkeypatch.setattr(Sidecars, "finish_flush", ignore)
+
+
+def resync_compares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: a resync leaves out what reads the same."""
+    copy = Resync._copy
+
+    async def comparing(
+        self: Resync, target: Replica, offset: int, end: int, *, compare: bool
+    ) -> None:
+        await copy(self, target, offset, end, compare=True)
+
+    monkeypatch.setattr(Resync, "_copy", comparing)
+
+
+def failed_flush_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: who could not flush is left behind, but lacks nothing for that."""
+    monkeypatch.setattr(Sidecars, "_lacks_unflushed", _always(None))
+
+
+def cleared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R5: a mark goes when its write is acknowledged."""
+    finish = Sidecars.finish
+
+    async def eager(self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
+        await finish(self, outcomes, offset, length)
+        for extent in self.map.extents(offset, length):
+            self._marked[extent] = 0
+            self._remove(INTENT, self.map.extent_chunks(range(extent, extent + 1)))
+        await self._write_map()
+
+    monkeypatch.setattr(Sidecars, "finish", eager)
+
+
+def cleared_without_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R5: a mark goes after a while, synced or not."""
+
+    async def hasty(self: Repairs) -> None:
+        while not self._work.stopping:
+            await self._work.sleep(repairs_module.CLEAR_S)
+            with suppress(OSError):
+                await self._sidecars.clear_marks(self._disk.locks.exclusively_held)
+
+    monkeypatch.setattr(Repairs, "_clear_marks", hasty)
+
+
+def cleared_while_one_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R5: a mark goes although not all replicas are current."""
+
+    def in_use(self: Sidecars) -> bool:
+        return self._in_use and self._recorded
+
+    monkeypatch.setattr(Sidecars, "_all_current", in_use)
+
+
+def nothing_conflicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R6: overlapping writes are not serialised."""
+    monkeypatch.setattr(Claim, "conflicts", _always(value=False))
+
+
+def reads_conflict_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R6: a vote may overlap a write."""
+    conflicts = Claim.conflicts
+
+    def between_writes(self: Claim, other: Claim) -> bool:
+        return self.exclusive and other.exclusive and conflicts(self, other)
+
+    monkeypatch.setattr(Claim, "conflicts", between_writes)
+
+
+def repairs_do_not_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R6: a repair reads, and then writes, beside the guest."""
+
+    @asynccontextmanager
+    async def unlocked(*_: object, **__: object) -> AsyncGenerator[None, None]:
+        yield
+
+    monkeypatch.setattr(RangeLock, "held", unlocked)
+
+
+def given_up_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R7: a request that was given up is taken for one that never was."""
+    abandon_overdue = Replica.abandon_overdue
+
+    def forget(self: Replica, now: float) -> None:
+        abandon_overdue(self, now)
+        self._abandoned.clear()
+
+    monkeypatch.setattr(Replica, "abandon_overdue", forget)
+
+
+def target_is_not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R8: a chunk is called held as soon as it was written."""
+
+    async def skip(self: Sidecars) -> None:
+        self._target_unsynced = Unflushed()
+
+    monkeypatch.setattr(Sidecars, "sync_target", skip)
+
+
+def target_gets_no_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R8: what the guest writes during a resync goes to the current replicas alone."""
+    arrange = Sidecars._arrange
+
+    def without_target(self: Sidecars) -> None:
+        arrange(self)
+        self._receivers = self._members
+
+    monkeypatch.setattr(Sidecars, "_arrange", without_target)
+
+
+def joins_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R8: a replica becomes current before what guests wrote to it meanwhile is durable."""
+    join, submit = Sidecars.join, Replica.submit
+    joining: Replica | None = None
+
+    async def noted(self: Sidecars) -> None:
+        nonlocal joining
+        joining = self.target
+        try:
+            await join(self)
+        finally:
+            joining = None
+
+    def without_sync(
+        self: Replica, operation: Operation, gathering: Gathering, *, to_sidecar: bool = False
+    ) -> None:
+        if self is joining and operation.kind is Kind.SYNC and not to_sidecar:
+            gathering.answered(operation)
+        else:
+            submit(self, operation, gathering, to_sidecar=to_sidecar)
+
+    monkeypatch.setattr(Sidecars, "join", noted)
+    monkeypatch.setattr(Replica, "submit", without_sync)
+
+
+def unreadable_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R9: a torn page of the map says that nothing differs."""
+    monkeypatch.setattr(sidecar, "UNKNOWN", 0)
+
+
+def committed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R9: one phase, over the only slot that says what is valid."""
+    write_slots = Sidecars._write_slots
+
+    async def one_phase(
+        self: Sidecars, replicas: Sequence[Replica], record: Record, phase: Phase, *rest: object
+    ) -> dict[Replica, OSError]:
+        if phase is Phase.PREPARED:
+            return {}
+        return await write_slots(self, replicas, record, phase, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Sidecars, "_write_slots", one_phase)
+
+
+def short_is_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R10: what is behind the end of a truncated image reads as zeros."""
+    monkeypatch.setattr(SimulatedStorage, "_truncated", _always(value=False))
+
+
+def truncated_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R10: an image that was too short for a while is only as stale as its marks say."""
+    monkeypatch.setattr(Sidecars, "truncated", _always(None))
+
+
+def absent_ones_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P6: whoever is there is mounted, whatever the others may hold."""
+
+    def guess(self: _Assembly, *_: object, **__: object) -> tuple[str, int]:
+        return "", self._threshold
+
+    monkeypatch.setattr(_Assembly, "_absence_rule", guess)
+
+
+def shown_before_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P7: what may differ is read from its source, and only later given to the others."""
+    monkeypatch.setattr(Sidecars, "may_differ", _always(value=False))
+
+
+def latest_by_mtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R12: the image that was written to last, by its time, is the one that knows best."""
+    latest = _Assembly._latest
+
+    def by_mtime(self: _Assembly) -> Record:
+        latest(self)  # a split brain is still refused
+        usable = [one for one in self._found if one.path in self._present]
+        newest = max(usable, key=lambda one: one.image.mtime_ns if one.image else 0)
+        return self._present[newest.path].record
+
+    monkeypatch.setattr(_Assembly, "_latest", by_mtime)
+
+
+def timeouts_by_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R12: who takes too long is told by the time of day."""
+    abandon_overdue = Replica.abandon_overdue
+
+    def by_wall_clock(self: Replica, _: float) -> None:
+        abandon_overdue(self, time.time())
+
+    clock = SimpleNamespace(current_time=time.time, lowlevel=trio.lowlevel)
+    monkeypatch.setattr(replica_module, "trio", clock)
+    monkeypatch.setattr(Replica, "abandon_overdue", by_wall_clock)
+
+
+def one_sync_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P2: a flush succeeds when anybody has synced."""
+    finish_flush = Sidecars.finish_flush
+
+    async def lenient(self: Sidecars, outcomes: Sequence[Outcome]) -> None:
+        try:
+            await finish_flush(self, outcomes)
+        except OSError:
+            if all(outcome.error for outcome in outcomes):
+                raise
+
+    monkeypatch.setattr(Sidecars, "finish_flush", lenient)
+
+
+def flush_leaves_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P2: a flush succeeds before it is on record who could not sync."""
+    leave_behind, finish_flush = Sidecars._leave_behind, Sidecars.finish_flush
+    flushing = ContextVar("flushing", default=False)
+
+    async def noted(self: Sidecars, outcomes: Sequence[Outcome]) -> None:
+        token = flushing.set(True)
+        try:
+            await finish_flush(self, outcomes)
+        finally:
+            flushing.reset(token)
+
+    async def only_drop(
+        self: Sidecars, failed: Sequence[Replica], chunks: range, reason: str
+    ) -> None:
+        if not flushing.get():
+            await leave_behind(self, failed, chunks, reason)
+            return
+        gone = [replica for replica in failed if replica.role is State.CURRENT]
+        if len(self.members) - len(gone) < self.threshold:
+            raise OSError(errno.EIO, "too few replicas would be left")
+        self._drop(gone, reason)
+
+    monkeypatch.setattr(Sidecars, "finish_flush", noted)
+    monkeypatch.setattr(Sidecars, "_leave_behind", only_drop)
+
+
+def ties_are_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P4: whoever wins a vote, if only by being listed first, overwrites the others."""
+    plurality = voting.plurality
+
+    def strict(ballots: Iterable[Hashable]) -> voting.Plurality[Hashable]:
+        return replace(plurality(ballots), strict=True)
+
+    monkeypatch.setattr(voting, "plurality", strict)
+
+
+def verified_unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P8: images are compared beside the guest's writes."""
+    held, verify = RangeLock.held, Verification._verify_unit
+    verifying = ContextVar("verifying", default=False)
+
+    async def noted(self: Verification, chunks: range) -> None:
+        token = verifying.set(True)
+        try:
+            await verify(self, chunks)
+        finally:
+            verifying.reset(token)
+
+    @asynccontextmanager
+    async def unless_verifying(
+        self: RangeLock, start: int, end: int, *, exclusive: bool
+    ) -> AsyncGenerator[None, None]:
+        if verifying.get():
+            yield
+            return
+        async with held(self, start, end, exclusive=exclusive):
+            yield
+
+    monkeypatch.setattr(Verification, "_verify_unit", noted)
+    monkeypatch.setattr(RangeLock, "held", unless_verifying)
+
+
+def holes_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R8: a resync writes zeros where its source has a hole."""
+
+    async def zeros(self: Resync, target: Replica, offset: int, end: int) -> None:
+        length = end - offset
+        await self._tell(target, Operation(Kind.WRITE, offset, length, bytes(length)))
+
+    monkeypatch.setattr(Resync, "_make_hole", zeros)
+
+
+def always_minted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3: with somebody left behind every commit is a new generation."""
+    composed = Sidecars._composed
+
+    def minted(self: Sidecars, *, clean: bool, resyncing: Replica | None) -> Record:
+        record = composed(self, clean=clean, resyncing=resyncing)
+        return record.minted() if len(self.members) < len(record.roles) else record
+
+    monkeypatch.setattr(Sidecars, "_composed", minted)
+
+
+def saved_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P3: how far a resync is gets durable when it has copied much, however long that takes."""
+    monkeypatch.setattr(work_module, "SAVE_S", 1e9)
+
+
+def short_copy_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R10: what could not be read of the source counts as copied."""
+    take_over = Resync._take_over
+
+    async def credulous(self: Resync, target: Replica, offset: int, length: int) -> int:
+        return length if await take_over(self, target, offset, length) >= 0 else 0
+
+    monkeypatch.setattr(Resync, "_take_over", credulous)
+
+
+MUTATIONS: dict[str, Patch] = {
+    "R1 no intent": no_intent,
+    "R1 intent in memory": intent_in_memory,
+    "R1 intent not synced": map_unsynced,
+    "R2 one is enough": one_is_enough,
+    "R2 failed is settled": failed_is_settled,
+    "R2 all are blamed": all_are_blamed,
+    "R3 in memory": left_behind_in_memory,
+    "R3 not awaited": left_behind_later,
+    "R3 not synced": slots_unsynced,
+    "R3 always minted": always_minted,
+    "R4 failure ignored": failed_flush_is_ignored,
+    "R4 compares": resync_compares,
+    "R4 nothing lost": failed_flush_lost_nothing,
+    "R5 cleared at once": cleared_at_once,
+    "R5 no flush": cleared_without_flush,
+    "R5 one is out": cleared_while_one_is_out,
+    "R6 nothing conflicts": nothing_conflicts,
+    "R6 votes": reads_conflict_with_nothing,
+    "R6 repairs": repairs_do_not_lock,
+    "R7 forgotten": given_up_is_forgotten,
+    "R8 not synced": target_is_not_synced,
+    "R8 joins unsynced": joins_unsynced,
+    "R8 no writes": target_gets_no_writes,
+    "R8 holes are written": holes_are_written,
+    "R9 torn is clean": unreadable_is_clean,
+    "R9 in place": committed_in_place,
+    "R10 zeros": short_is_zeros,
+    "R10 short copy": short_copy_is_whole,
+    "P3 saved rarely": saved_rarely,
+    "R10 forgotten": truncated_lacks_nothing,
+    "R12 latest by mtime": latest_by_mtime,
+    "R12 wall clock": timeouts_by_wall_clock,
+    "P2 one sync is enough": one_sync_is_enough,
+    "P2 record in memory": flush_leaves_behind_in_memory,
+    "P4 ties are repaired": ties_are_repaired,
+    "P5 every request waits": given_up_is_forgotten,
+    "P6 guessed": absent_ones_are_ignored,
+    "P7 shown before settled": shown_before_settled,
+    "P8 verified unlocked": verified_unlocked,
+}
+"""By the rule or promise, and what becomes of it."""

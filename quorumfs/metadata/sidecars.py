@@ -783,7 +783,9 @@ class Sidecars:
                     self._recorded = False  # until the others have all the same again
                     raise error
             gone = [replica for replica in failed if replica in self._members]
-            if len(self._members) - len(gone) < self._least:
+            left = [replica for replica in self._members if replica not in gone]
+            # One that is still joining may fail as well: then nobody would be left.
+            if len(left) < self._least or left == [joining]:
                 self._recorded = False
                 raise voted_error(failed.values())
             self._drop(gone, f"its sidecar: {next(iter(failed.values())).strerror}")

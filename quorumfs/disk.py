@@ -125,14 +125,18 @@ class Disk:
         if length <= 0:
             return b""
         self.requests += 1
-        if self.settle is not None and self.metadata.may_differ(offset, length):
+        reading = None
+        if self.settle is None or not self.metadata.may_differ(offset, length):
+            claim = await self.locks.acquire(offset, offset + length, exclusive=False)
+            try:  # perhaps a write that we waited for has failed
+                if self.settle is None or not self.metadata.may_differ(offset, length):
+                    reading = await self.read_locked(offset, length)
+            finally:
+                self.locks.release(claim)
+        if reading is None:
+            assert self.settle is not None
             # What is seen must not turn back when its only holder is lost (P7).
             return await self.settle(offset, length)
-        claim = await self.locks.acquire(offset, offset + length, exclusive=False)
-        try:
-            reading = await self.read_locked(offset, length)
-        finally:
-            self.locks.release(claim)
         if reading.repairable and self._repair is not None:
             # Not with what was just read: a write may have come since the lock was given back.
             with suppress(OSError):  # what was read stays true: no write since is older than it

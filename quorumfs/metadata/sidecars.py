@@ -116,6 +116,8 @@ class Sidecars:
         self._quorum = plan.quorum
         """Fewer members than this start no generation of their own."""
         self._passed = list(plan.prepared)
+        self._tried: set[tuple[int, int]] = set()
+        """Records after the present one whose commits failed: some replicas may hold one."""
         self._sequence = max(plan.sequence_seen, plan.record.sequence)
         self._in_use = False
         """The record in the sidecars says so."""
@@ -434,13 +436,8 @@ class Sidecars:
         known = self._images[replica]
         if image is None or own is None or replica.slot is None:
             raise OSError(errno.ENODEV, found.problem or "it is not there")
-        same = (own.record.generation, own.record.sequence) == (
-            self.record.generation,
-            self.record.sequence,
-        )
-        if own.prepared is not None:  # by a commit of ours that failed elsewhere, or by others
-            ours = own.prepared.generation in (self.record.generation, *self._passed)
-            same = same and ours and own.prepared.sequence <= self._sequence
+        ours = {_key(self.record), *self._tried}
+        same = all(_key(one) in ours for one in (own.record, own.prepared) if one)
         same = same and (image.inode, image.size) == (known.inode, known.size)
         if not same or own.record.slot_of(own.replica_id) != replica.slot:
             raise OSError(errno.ESTALE, "it is not as it was")
@@ -786,6 +783,7 @@ class Sidecars:
         identities = await self._identities() if clean else {}
         while True:
             record = self._composed(clean=clean, resyncing=resyncing)
+            self._tried.add(_key(record))
             joining = self.target if self._joining and self.target in self._members else None
             last = [replica for replica in (resyncing or joining,) if replica is not None]
             members = [replica for replica in self._members if replica not in last]
@@ -816,7 +814,9 @@ class Sidecars:
                     self._recorded = False  # until the others have all the same again
                     raise error
             gone = [replica for replica in failed if replica in self._members]
-            if len(self._members) - len(gone) < self._least:
+            left = [replica for replica in self._members if replica not in gone]
+            # One that is still joining may fail as well: then nobody would be left.
+            if len(left) < self._least or left == [joining]:
                 self._recorded = False
                 raise voted_error(failed.values())
             self._drop(gone, f"its sidecar: {next(iter(failed.values())).strerror}")
@@ -824,6 +824,7 @@ class Sidecars:
     def _adopt(self, record: Record) -> None:
         """Go by *record*, which is valid on all that are current."""
         self.record = record
+        self._tried.clear()
         current = {replica.slot for replica in self._members}
         # One that was left behind may have committed a generation that failed elsewhere.
         self._passed = [passed for passed in self._passed if passed not in record.history]
@@ -924,6 +925,10 @@ class Sidecars:
                 if operation.error is not None:
                     failed[replica] = operation.error
         return failed
+
+
+def _key(record: Record) -> tuple[int, int]:
+    return record.generation, record.sequence
 
 
 _NOTHING = RangeSet()

@@ -213,6 +213,8 @@ class History:
         have not been brought up to date since."""
         self._to_keep: set[int] = set()
         """Making a set, or resolving, was cut off: whom to keep when it is done again."""
+        self._kept: set[int] = set()
+        """Who was kept the last time, until all have seen it."""
         self._resolved = False
         """Somebody was kept, once."""
         self._few = self.setup.origin is Origin.COPIED
@@ -299,6 +301,10 @@ class History:
         dice.shuffle(order)
         if dice.random() < 0.4:
             order = order[: dice.randrange(1, len(order) + 1)]
+        if self._kept and not self._reachable(order) & self._kept:
+            order = everyone  # the others cannot know that somebody was preferred to them
+            if not self._reachable(order) & self._kept:
+                return None
         if self._to_keep or (self._harmed and not self._reachable(order) & self._sound):
             # Who was put back, with nobody here who could tell, is beyond any promise.
             order = everyone
@@ -440,6 +446,7 @@ class History:
             world.create_sidecar(by_path[path], sidecar)
         self._last = None
         self._resolved = True
+        self._kept = {by_path[path] for path in resolution.kept}
         self._backups.clear()  # perhaps it is another set now
         self._few |= len(resolution.kept) < self.setup.replicas
 
@@ -594,6 +601,7 @@ class History:
         self._thresholds.add(mounted.sidecars.record.threshold)
         if mounted.converged:
             self._forked = self._few = False
+            self._kept = set()
             self._thresholds = {mounted.sidecars.record.threshold}
             self._harmed -= self._reachable(order)
 

@@ -848,7 +848,7 @@ class History:
             if self._repairable(error):
                 self._keep(cut_off=False)
                 self._extend_all()
-            elif self._all_is_here(order):
+            elif self._harmed and not self._forked:
                 usable = len(self._reachable(order))
                 threshold = usable if error.rule == "no quorum" else None
                 return self._assemble(order, degraded=True, threshold=threshold)

@@ -824,7 +824,9 @@ class History:
         self._harmed.clear()
         self._note_cuts()
         self._check_healthy()
-        if self._dice.random() < 0.5:
+        # Marks that a daemon killed in its unmount had cleared come back, if nobody wrote since.
+        synced = mounted.sidecars.record.sequence != plan.record.sequence
+        if synced and self._dice.random() < 0.5:
             world.power_cut()
             self._cuts_seen = world.power_cuts
             oracle.power_cut()

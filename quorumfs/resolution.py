@@ -198,7 +198,9 @@ class _Resolving:
             self._map.join(sidecar.map)
             self._kept.append(path)
             return slot
-        known = (same or role.generation in history) and not changed
+        # An older copy put in its place has a map as old as itself.
+        older = history[0] == role.generation and sidecar.record.sequence < role.sequence
+        known = (same or role.generation in history) and not older and not changed
         if known and sidecar.own_state is not RoleState.RESYNCING:
             written = sidecar.map.copy()
             written.states[:] = written.states.translate(_all_as(lacks(slot)))

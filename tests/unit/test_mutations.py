@@ -900,6 +900,24 @@ async def a_read_behind_a_write_that_fails(story: Story) -> None:
     await story.ends_well()
 
 
+async def rolled_back_and_resolved(story: Story) -> None:
+    """Its sidecar is as old as its image, and no mark is left of what was written since."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+    snapshot_before = story.world.backup(1)
+    async with story.mounted() as guest:
+        await guest.write(0)
+    story.world.roll_back(1, snapshot_before)
+    resolution = resolve(story.world.found(), story.world.replicas[0].path)
+    for index, one in enumerate(story.world.replicas):
+        if one.path in resolution.sidecars:
+            story.world.create_sidecar(index, resolution.sidecars[one.path])
+    async with story.mounted() as guest:
+        await guest.converged()
+    story.oracle.check_images(story.world.contents())
+    await story.ends_well()
+
+
 async def both_fail_when_one_joins(story: Story) -> None:
     """The source is not left behind for one that has not joined yet: nobody might be left."""
     await _left_behind(story)
@@ -1001,6 +1019,7 @@ async def truncated_between_mounts(story: Story) -> None:
         (the_last_one_is_gone_and_back_after_a_resync_failed, PAIR),
         (a_read_behind_a_write_that_fails, EQUALS),
         (both_fail_when_one_joins, PAIR),
+        (rolled_back_and_resolved, PAIR),
         (
             resync_fails_in_a_commit_that_leaves_another_behind,
             replace(TRIO, threshold=1),

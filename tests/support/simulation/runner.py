@@ -831,7 +831,9 @@ class History:
         self._harmed.clear()
         self._note_cuts()
         self._check_healthy()
-        if self._dice.random() < 0.5:
+        # Marks that a daemon killed in its unmount had cleared come back, if nobody wrote since.
+        synced = mounted.sidecars.record.sequence != plan.record.sequence
+        if synced and self._dice.random() < 0.5:
             world.power_cut()
             self._cuts_seen = world.power_cuts
             oracle.power_cut()
@@ -855,7 +857,7 @@ class History:
             if self._repairable(error):
                 self._keep(cut_off=False)
                 self._extend_all()
-            elif self._all_is_here(order):
+            elif self._harmed and not self._forked:
                 usable = len(self._reachable(order))
                 threshold = usable if error.rule == "no quorum" else None
                 return self._assemble(order, degraded=True, threshold=threshold)

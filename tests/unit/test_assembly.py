@@ -18,6 +18,7 @@ from quorumfs.assembly import (
 )
 from quorumfs.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
 from quorumfs.errors import ExitCode
+from quorumfs.resolution import resolve
 from quorumfs.sidecar import ANCESTORS_MAX, Identity, Record, RoleState, Sidecar
 
 CHUNK = 64 << 10
@@ -691,6 +692,15 @@ def test_more_replicas_than_slots_are_refused() -> None:
     error = refusal(*[Found(f"/{n}.img", image_of(n)) for n in range(7)])
     assert error.rule == "too many replicas"
     assert "metadata=none" in str(error)
+
+
+def test_a_half_done_copy_is_not_kept_beside_a_whole_one() -> None:
+    record = first_record(2, 1).with_state([B], RESYNCING)
+    members = [found(record, A), found(record, B)]
+    with pytest.raises(AssemblyRefusedError, match="mixture of two times"):
+        resolve(members, "/b.img")
+    assert resolve(members, "/a.img").kept == ("/a.img",)
+    assert resolve(members[1:], "/b.img").kept == ("/b.img",)
 
 
 # The question behind it all

@@ -16,6 +16,7 @@ from quorumfs.assembly import Found
 from quorumfs.dirtymap import CHUNK_MIN, lacks
 from quorumfs.patterns import Fifo
 from quorumfs.ranges import RangeSet
+from quorumfs.repair.asking import seek
 from quorumfs.repair.work import PIECE, Work, without
 from quorumfs.replica import Gathering, Replica
 from quorumfs.storage import Kind, Operation, TruncatedError
@@ -134,12 +135,12 @@ class Resync:
             unchanged = asked == (source, self._disk.requests)
             if not unchanged or not data_from <= offset < data_to:
                 asked = source, self._disk.requests
-                data_from = await self._work.seek(source, Kind.SEEK_DATA, offset)
+                data_from = await seek(self._disk, source, Kind.SEEK_DATA, offset)
                 if data_from > offset:
                     await self._make_hole(target, offset, min(end, data_from))
                     offset = min(end, data_from)
                     continue
-                data_to = max(await self._work.seek(source, Kind.SEEK_HOLE, offset), offset + 1)
+                data_to = max(await seek(self._disk, source, Kind.SEEK_HOLE, offset), offset + 1)
                 self._known_data = asked, data_from, data_to
             stop = min(end, data_to)
             if not compare:
@@ -178,7 +179,7 @@ class Resync:
         return copied
 
     async def _make_hole(self, target: Replica, offset: int, end: int) -> None:
-        if await self._work.seek(target, Kind.SEEK_DATA, offset) < end:
+        if await seek(self._disk, target, Kind.SEEK_DATA, offset) < end:
             await self._tell(target, Operation(Kind.DISCARD, offset, end - offset))
 
     async def _held(self, target: Replica, offset: int, length: int) -> bytes | None:

@@ -7,6 +7,7 @@ source holds: in the background, and at once what a guest reads (P7) or a flush 
 import errno
 from contextlib import aclosing
 
+from quorumfs.repair.asking import give, next_data
 from quorumfs.repair.work import Work, pieces
 from quorumfs.storage import Kind
 
@@ -63,7 +64,7 @@ class Settling:
         disk, (offset, end) = self._disk, self._work.bounds(chunks)
         equal = rewritten = True
         while offset < end:
-            data_at = min(end, await self._work.next_data(offset))
+            data_at = min(end, await next_data(disk, self._sidecars, offset))
             if data_at == offset:
                 hole_at = await disk.next_hole(offset)
                 data_at = min(end, hole_at) if hole_at > offset else end
@@ -92,5 +93,7 @@ class Settling:
         right = next((o for o in readable if o.replica is source), readable[0])
         self._sidecars.answered(right.replica)
         equal = len(readable) == len(outcomes) and all(o.data == right.data for o in readable)
-        took = await self._work.give([o.replica for o in outcomes], offset, right.data)
+        took = await give(
+            self._disk, self._sidecars, [o.replica for o in outcomes], offset, right.data
+        )
         return equal, took

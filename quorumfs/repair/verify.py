@@ -9,6 +9,7 @@ from contextlib import aclosing
 
 from quorumfs.dirtymap import UNVERIFIED
 from quorumfs.ranges import RangeSet
+from quorumfs.repair.asking import give
 from quorumfs.repair.work import Work, pieces, without
 from quorumfs.storage import Kind
 from quorumfs.voting import blocks, vote_data, voted_error
@@ -86,7 +87,7 @@ class Verification:
         first = outcomes[0].data
         if all(outcome.data == first for outcome in outcomes[1:]):
             unreadable = [outcome.replica for outcome in asked if outcome.error is not None]
-            if unreadable and not await self._work.give(unreadable, offset, first):
+            if unreadable and not await give(self._disk, self._sidecars, unreadable, offset, first):
                 raise OSError(errno.EIO, "what cannot be read cannot be written either")
             return
         for start, end in blocks(offset, length):
@@ -99,7 +100,9 @@ class Verification:
             decided = vote.data is not None and all(loss.strict for loss in vote.outvoted)
             if not decided:
                 disk.events.differs(offset + start, end - start)
-            if not decided or not await self._work.give(wrong, offset + start, vote.data or b""):
+            if not decided or not await give(
+                self._disk, self._sidecars, wrong, offset + start, vote.data or b""
+            ):
                 differing.add(offset + start, offset + end)
                 continue
             for replica in wrong:

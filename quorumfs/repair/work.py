@@ -7,16 +7,15 @@ batches, or two parts of a slow one, progress can be made durable.
 
 import errno
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import trio
 
-from quorumfs.assembly import State
 from quorumfs.disk import Disk
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.ranges import RangeSet
+from quorumfs.repair.asking import next_data, seek
 from quorumfs.repair.pacing import Pacer
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind
@@ -152,23 +151,17 @@ class Work:
         """How far chunks are alike from *chunk* on, at most to *stop*: data, or a hole on all."""
         size = self.map.chunk_size
         offset = chunk * size
-        data_at = end = await self.next_data(offset)
+        data_at = end = await next_data(self.disk, self.sidecars, offset)
         if target is not None:
-            target_at = await self.seek(target, Kind.SEEK_DATA, offset)
+            target_at = await seek(self.disk, target, Kind.SEEK_DATA, offset)
             if target_at == offset < data_at:
-                end = min(end, await self.seek(target, Kind.SEEK_HOLE, offset))
+                end = min(end, await seek(self.disk, target, Kind.SEEK_HOLE, offset))
             data_at = min(data_at, target_at)
         if data_at // size > chunk:
             return min(stop, data_at // size), True
         if end <= offset:
             end = await self.disk.next_hole(data_at)
         return min(stop, max(chunk + 1, -(-end // size))), False
-
-    async def next_data(self, offset: int) -> int:
-        """Where some current replica next has data: anywhere, if one of them does not answer."""
-        found = await self.disk.next_data(offset)
-        silent = any(replica.state is State.MISSING for replica in self.sidecars.members)
-        return offset if silent else found
 
     def units(self, chunks: range, longest: int | None = None) -> Iterator[range]:
         """Chunks to be locked at a time: as few as possible, and at least *longest* bytes.
@@ -255,41 +248,6 @@ class Work:
         if pause > 0:
             await self.sleep(pause)
         return pause > 0
-
-    # On single replicas
-
-    async def seek(self, replica: Replica | None, kind: Kind, offset: int) -> int:
-        """Where a replica's next data or hole is; all is data if it cannot tell."""
-        if replica is not None:
-            (outcome,) = await self.disk.ask([replica], kind, 0, offset)
-            if outcome.error is None:
-                return cast("int", outcome.operation.value)
-        return offset if kind is Kind.SEEK_DATA else self.map.size
-
-    async def give(self, replicas: Sequence[Replica], offset: int, data: bytes) -> bool:
-        """Write *data* to current *replicas*; False if one that stays current cannot take it.
-
-        The caller holds the lock.
-        """
-        if not self.sidecars.prepared(offset, len(data)):
-            await self.sidecars.prepare(offset, len(data))
-        self.sidecars.begin(offset, len(data))
-        # Who was left behind just now may not even know that its image is in use.
-        current = [replica for replica in replicas if replica.role is State.CURRENT]
-        outcomes = await self.disk.ask(current, Kind.WRITE, 0, offset, len(data), data)
-        failed = sum(outcome.error is not None for outcome in outcomes)
-        # As with a guest's write (R2): where too few are left nobody is to blame, all may be full.
-        enough = len(self.sidecars.members) - failed >= self.disk.threshold
-        for replica, operation in outcomes:
-            well = operation.error is None
-            if well:
-                replica.counters.copied_bytes += len(data)
-            if well or enough:
-                await self.sidecars.repaired(replica, offset, len(data), well=well)
-        return all(
-            outcome.error is None or outcome.replica.role is not State.CURRENT
-            for outcome in outcomes
-        )
 
 
 def pieces(start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,53 @@
+"""What repairs ask of single replicas: where their data is, and to take some."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from quorumfs.assembly import State
+from quorumfs.disk import Disk
+from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.replica import Replica
+from quorumfs.storage import Kind
+
+
+async def seek(disk: Disk, replica: Replica | None, kind: Kind, offset: int) -> int:
+    """Where a replica's next data or hole is; all is data if it cannot tell."""
+    if replica is not None:
+        (outcome,) = await disk.ask([replica], kind, 0, offset)
+        if outcome.error is None:
+            return cast("int", outcome.operation.value)
+    return offset if kind is Kind.SEEK_DATA else disk.size
+
+
+async def next_data(disk: Disk, sidecars: Sidecars, offset: int) -> int:
+    """Where some current replica next has data: anywhere, if one of them does not answer."""
+    found = await disk.next_data(offset)
+    silent = any(replica.state is State.MISSING for replica in sidecars.members)
+    return offset if silent else found
+
+
+async def give(
+    disk: Disk, sidecars: Sidecars, replicas: Sequence[Replica], offset: int, data: bytes
+) -> bool:
+    """Write *data* to current *replicas*; False if one that stays current cannot take it.
+
+    The caller holds the lock.
+    """
+    if not sidecars.prepared(offset, len(data)):
+        await sidecars.prepare(offset, len(data))
+    sidecars.begin(offset, len(data))
+    # Who was left behind just now may not even know that its image is in use.
+    current = [replica for replica in replicas if replica.role is State.CURRENT]
+    outcomes = await disk.ask(current, Kind.WRITE, 0, offset, len(data), data)
+    failed = sum(outcome.error is not None for outcome in outcomes)
+    # As with a guest's write (R2): where too few are left nobody is to blame, all may be full.
+    enough = len(sidecars.members) - failed >= disk.threshold
+    for replica, operation in outcomes:
+        well = operation.error is None
+        if well:
+            replica.counters.copied_bytes += len(data)
+        if well or enough:
+            await sidecars.repaired(replica, offset, len(data), well=well)
+    return all(
+        outcome.error is None or outcome.replica.role is not State.CURRENT for outcome in outcomes
+    )

@@ -15,10 +15,13 @@ class Pacer:
     _free_at: float = 0.0
     """When the work done so far is paid for."""
 
-    def rest(self, began: float, now: float, length: int, *, guest_active: bool) -> float:
-        """Seconds to rest after *length* bytes were worked on from *began* until *now*."""
-        pause = (now - began) * YIELD_TO_GUEST if guest_active else 0.0
-        if self.limit is not None:
-            self._free_at = max(self._free_at, began) + length / self.limit
-            pause = max(pause, self._free_at - now)
-        return pause
+    def pay(self, now: float, length: int) -> float:
+        """Until when to rest for *length* bytes that are worked on from *now* on."""
+        if self.limit is None:
+            return now
+        self._free_at = max(self._free_at, now) + length / self.limit
+        return self._free_at
+
+    def rest_for_guest(self, began: float, now: float) -> float:
+        """Until when to rest after work beside a guest from *began* until *now*."""
+        return now + (now - began) * YIELD_TO_GUEST

@@ -207,6 +207,8 @@ class Work:
                 unit = self._next_unit(batch, LARGE_UNIT if large else PIECE)
                 start, end = self.bounds(unit)
                 began = trio.current_time()
+                if not urgent:  # before the work, or all would begin at once
+                    self._rest_until(self._pacer.pay(began, end - start))
                 await watched(work(unit))
                 if errors:
                     return
@@ -215,7 +217,7 @@ class Work:
                     continue
                 if self.progress is not None:
                     self.progress.done_bytes += end - start
-                self._earn_rest(began, end - start)
+                self._yield_to_guest(began)
 
         async with trio.open_nursery() as nursery:
             for _ in range(PARALLEL):
@@ -235,12 +237,14 @@ class Work:
             batch.appendleft(range(unit.stop, run.stop))
         return unit
 
-    def _earn_rest(self, began: float, length: int) -> None:
-        requests, now = self.disk.requests, trio.current_time()
-        active = requests != self._requests_seen
+    def _yield_to_guest(self, began: float) -> None:
+        requests = self.disk.requests
+        if requests != self._requests_seen:
+            self._rest_until(self._pacer.rest_for_guest(began, trio.current_time()))
         self._requests_seen = requests
-        pause = self._pacer.rest(began, now, length, guest_active=active)
-        self._resume_at = max(self._resume_at, now + pause)
+
+    def _rest_until(self, time: float) -> None:
+        self._resume_at = max(self._resume_at, time)
 
     async def _rest(self, until: float) -> bool:
         """Rest as long as was earned, or until then; whether there was need to."""

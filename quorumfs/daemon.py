@@ -15,6 +15,8 @@ from typing import NoReturn
 
 from quorumfs.errors import ExitCode, UserError
 
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 Ready = Callable[[], None]
 """To be called once, when the service is up."""
 
@@ -26,14 +28,18 @@ def run_detached(serve: Callable[[Ready], None]) -> None:
     and its standard streams are ``/dev/null``.
     """
     reader, writer = os.pipe()
+    # None may come between the fork and the place where the child is ended with us.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.close(reader)
         _be_the_daemon(serve, writer)
     os.close(writer)
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.default_int_handler)
     try:
+        for signum in _STOPS:
+            signal.signal(signum, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         with os.fdopen(reader, "rb") as pipe:
             word = pipe.read()
     except KeyboardInterrupt:

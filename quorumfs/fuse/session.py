@@ -21,13 +21,13 @@ that does synchronous I/O brings one more; those of a hung replica must leave ro
 TURN = 64
 """Requests that one task takes before everybody else in the loop has a turn."""
 
-SPIN_NS = 30_000
+SPIN_NS = 100_000
 """How long (nanoseconds) to wait for the next request without asking trio: to be woken by trio
 takes longer than a guest takes to send the next of a series."""
 
-WORTH_SPINNING_NS = 300_000
-"""Only after a request that came this soon (nanoseconds) after trio was asked: an idle disk must
-cost nothing, and a slow guest little."""
+WORTH_SPINNING_NS = 150_000
+"""Only if the last request came this soon (nanoseconds), with the time that it takes to be woken:
+an idle disk must cost nothing, and a slow guest little."""
 
 IDLE_TASKS = 2
 """Tasks that wait for a request: one, and one that has had its turn."""
@@ -56,24 +56,19 @@ class Readiness:
         second task would find nothing there, and its read would block the loop.
         """
         self._taken += 1
-        if self._taken % TURN and self._now():
-            return True
-        began = perf_counter_ns()
-        while await self._wait():
+        began = 0
+        if self._taken % TURN:
             if self._poll.poll(0):
-                self._spin = perf_counter_ns() - began < WORTH_SPINNING_NS
                 return True
-        return False
-
-    def _now(self) -> bool:
-        """Whether there is a request, or soon."""
-        if self._poll.poll(0):
-            return True
-        if self._spin:
-            until = perf_counter_ns() + SPIN_NS
-            while perf_counter_ns() < until:
+            began = perf_counter_ns()
+            while self._spin and perf_counter_ns() - began < SPIN_NS:
                 if self._poll.poll(0):
                     return True
+        while await self._wait():
+            if self._poll.poll(0):
+                if began:
+                    self._spin = perf_counter_ns() - began < WORTH_SPINNING_NS
+                return True
         return False
 
 

@@ -265,7 +265,10 @@ class Fate:
                             self._one_fails_to_sync,
                             self._one_fails_to_sync,
                             self._one_is_truncated,
+                            self._one_is_truncated,
                             self._a_write_hangs,
+                            self._a_write_hangs,
+                            self._one_is_left_behind,
                             self._one_is_left_behind,
                             self._one_is_left_behind,
                             self._all_are_full,
@@ -442,7 +445,9 @@ class Fate:
                 self.extend_noticed()
             case _:
                 writing = dice.random() < 0.7
-                while replica.role is State.RESYNCING:
+                for _ in range(200):
+                    if replica.role is not State.RESYNCING:
+                        break
                     if writing:
                         await self._do(self._guest.write, *self._somewhere())
                         await self._do(self._guest.flush)

@@ -197,7 +197,7 @@ class Fate:
         match dice.randrange(6):
             case 0 | 1 if not one.reachable:
                 world.attach(index)
-            case 0:
+            case 0 if not self.lost_cache:  # perhaps nobody has noticed, and only others hold it
                 hang = dice.random() < 0.3
                 # It is no promise that a disk survives what its last media lose.
                 spare = index not in self._mounted.members or self._is_spare

@@ -198,7 +198,7 @@ class Fate:
         match dice.randrange(6):
             case 0 | 1 if not one.reachable:
                 world.attach(index)
-            case 0:
+            case 0 if not self.lost_cache:  # perhaps nobody has noticed, and only others hold it
                 hang = dice.random() < 0.3
                 # It is no promise that a disk survives what its last media lose.
                 spare = index not in self._mounted.members or self._is_spare
@@ -266,7 +266,10 @@ class Fate:
                             self._one_fails_to_sync,
                             self._one_fails_to_sync,
                             self._one_is_truncated,
+                            self._one_is_truncated,
                             self._a_write_hangs,
+                            self._a_write_hangs,
+                            self._one_is_left_behind,
                             self._one_is_left_behind,
                             self._one_is_left_behind,
                             self._all_are_full,
@@ -443,7 +446,9 @@ class Fate:
                 self.extend_noticed()
             case _:
                 writing = dice.random() < 0.7
-                while replica.role is State.RESYNCING:
+                for _ in range(200):
+                    if replica.role is not State.RESYNCING:
+                        break
                     if writing:
                         await self._do(self._guest.write, *self._somewhere())
                         await self._do(self._guest.flush)

@@ -31,7 +31,8 @@ from quorumfs.repair.verify import Verification
 from quorumfs.replica import Gathering, Replica
 from quorumfs.sidecar import Phase, Record
 from quorumfs.storage import Kind, Operation
-from support.simulation.storage import SimulatedStorage
+from support.simulation.media import Content
+from support.simulation.storage import DaemonKilledError, SimulatedStorage
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 """Switches a rule off until the patches are undone."""
@@ -146,12 +147,10 @@ def left_behind_later(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def start(self: Sidecars, *arguments: Any) -> None:
         async def quietly() -> None:
-            with suppress(OSError):
+            with suppress(OSError, DaemonKilledError):
                 await leave_behind(self, *arguments)
 
-        nursery = trio.lowlevel.current_task().parent_nursery
-        assert nursery is not None
-        nursery.start_soon(quietly)
+        trio.lowlevel.spawn_system_task(quietly)
 
     monkeypatch.setattr(Sidecars, "_leave_behind", start)
 
@@ -319,7 +318,15 @@ def committed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def short_is_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
     """R10: what is behind the end of a truncated image reads as zeros."""
+    write = Content.write
+
+    def extending(self: Content, start: int, data: bytes) -> None:
+        if start + len(data) > self.size:
+            self.resize(start + len(data))
+        write(self, start, data)
+
     monkeypatch.setattr(SimulatedStorage, "_truncated", _always(value=False))
+    monkeypatch.setattr(Content, "write", extending)
 
 
 def truncated_lacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -594,7 +594,7 @@ class History:
         else:
             self._crashed(fate.lost_cache)
             if not mounted.converged:
-                self._make_new(fate.unrecorded)
+                self._make_new(fate.unrecorded & self._harmed)
         uncommitted = mounted.sidecars.record.sequence == plan.record.sequence
         if (consented and uncommitted) or (self._forked and not self._closed_well):
             self.oracle.forget_reads()  # perhaps nothing says that this mount ever was

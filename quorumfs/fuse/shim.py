@@ -121,9 +121,16 @@ class _Requests:
             self.nursery.start_soon(self._serve, request, change)
 
     def _write(self, handle: int, address: int, offset: int, length: int) -> int:
-        """Called by libfuse for every write; after an exception, as after 0, pyfuse3 gets it."""
+        """Called by libfuse for every write: not 0 if it was done; else pyfuse3 gets it.
+
+        After an exception C would take whatever is in memory for the answer.
+        """
         assert self.handlers is not None
-        return self.handlers.write_now(handle, offset, _memory(address, length, _READ_ONLY))
+        try:
+            return self.handlers.write_now(handle, offset, _memory(address, length, _READ_ONLY))
+        except Exception:
+            log.exception("internal error in a write: it goes the long way")
+            return 0
 
     async def _serve(self, request: int, work: Awaitable[int | None]) -> None:
         try:

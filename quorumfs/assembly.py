@@ -221,7 +221,8 @@ def judge_returned(record: Record, slot: int, found: Found) -> Member:
         reason = f"the image was truncated to {found.image.size} bytes, the disk has {record.size}"
         return Member(path, slot, State.MISSING, reason)
     mixture = sidecar.own_state is RoleState.RESYNCING
-    if sidecar.record.generation not in record.history and not mixture:
+    known = (*record.history, record.roles[slot].generation)  # it may be long ago
+    if sidecar.record.generation not in known and not mixture:
         return Member(path, slot, State.FOREIGN, "split brain: it was used without the others")
     if image_changed(sidecar, found.image):
         reason = "the image was changed behind its sidecar"

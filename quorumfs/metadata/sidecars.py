@@ -576,6 +576,9 @@ class Sidecars:
         """Take over what was found of a replica's files."""
         self._images[replica] = image
         self._spare_slot[replica] = own.spare_slot
+        if own.prepared is not None and _key(own.prepared) == _key(self.record):
+            # Committed elsewhere, it is what shows that this one was there: the older one may go.
+            self._spare_slot[replica] = 1 - own.spare_slot
         sequences = [own.record.sequence, own.prepared.sequence if own.prepared else 0]
         self._sequence = max(self._sequence, *sequences)  # its slots must not seem later than ours
 

@@ -33,15 +33,30 @@ from support.simulation.runner import (
 from support.simulation.storage import Effect, Fault, Weather
 from support.simulation.world import Life
 
-from quorumfs.assembly import AssemblyRefusedError, State, assemble
+from quorumfs.assembly import (
+    AssemblyRefusedError,
+    Found,
+    State,
+    assemble,
+    judge_returned,
+    new_record,
+)
 from quorumfs.control import snapshot
-from quorumfs.dirtymap import UNVERIFIED, lacks
+from quorumfs.dirtymap import UNVERIFIED, DirtyMap, lacks
 from quorumfs.disk import TICK_S
 from quorumfs.options import MountOptions
 from quorumfs.repair import repairs as repairs_module
 from quorumfs.repair.pacing import Pacer
 from quorumfs.resolution import resolve
-from quorumfs.sidecar import MAP_OFFSET, SLOT_OFFSETS, Phase
+from quorumfs.sidecar import (
+    ANCESTORS_MAX,
+    MAP_OFFSET,
+    SLOT_OFFSETS,
+    Identity,
+    Phase,
+    RoleState,
+    Sidecar,
+)
 from quorumfs.storage import CHANGES, Kind, Operation
 
 BLOCK = 4096
@@ -918,6 +933,28 @@ async def rolled_back_and_resolved(story: Story) -> None:
     await story.ends_well()
 
 
+async def two_commits_are_cut_off(story: Story) -> None:
+    """One replica had only prepared the first; the second must not take that from it."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.replicas[2].sidecar_faults.plan(Kind.WRITE, Fault(), Fault(hang=True))
+        guest.begin(guest.mounted.sidecars.close)
+        await trio.sleep(1.0)
+        story.world.kill()
+    async with story.mounted() as guest:
+
+        def torn(operation: Operation) -> Fault | None:
+            is_slot = operation.kind is Kind.WRITE and operation.offset in SLOT_OFFSETS
+            return Fault(error=errno.EIO, effect=Effect.PART) if is_slot else None
+
+        for one in story.world.replicas:
+            one.sidecar_faults.script = torn
+        with suppress(OSError):
+            await guest.write(0)
+        story.world.kill()
+    await story.ends_well()
+
+
 async def both_fail_when_one_joins(story: Story) -> None:
     """The source is not left behind for one that has not joined yet: nobody might be left."""
     await _left_behind(story)
@@ -1018,6 +1055,7 @@ async def truncated_between_mounts(story: Story) -> None:
         (gone_and_back_after_a_commit_that_failed, EQUALS),
         (the_last_one_is_gone_and_back_after_a_resync_failed, PAIR),
         (a_read_behind_a_write_that_fails, EQUALS),
+        (two_commits_are_cut_off, replace(TRIO, threshold=1)),
         (both_fail_when_one_joins, PAIR),
         (rolled_back_and_resolved, PAIR),
         (
@@ -1031,6 +1069,19 @@ async def truncated_between_mounts(story: Story) -> None:
 )
 def test_what_random_histories_found_ends_well(script: Script, setup: Setup) -> None:
     assert [told(script, setup, seed) for seed in range(4)] == [None] * 4
+
+
+def test_one_that_was_away_for_many_generations_comes_back() -> None:
+    """More than are remembered: the role says which one it was left with."""
+    record = new_record(["/a", "/b"], DISK, 1)
+    own = Sidecar(record.roles[1].replica_id, record, DirtyMap(DISK, record.chunk_size))
+    later = record.with_state([1], RoleState.STALE).minted()
+    for _ in range(ANCESTORS_MAX + 1):
+        later = later.minted()
+    assert record.generation not in later.history
+    returned = judge_returned(later, 1, Found("/b", Identity(1, DISK), own))
+    assert returned.state is State.STALE
+    assert not returned.compare
 
 
 def test_who_is_kept_is_current_even_if_it_was_being_caught_up() -> None:

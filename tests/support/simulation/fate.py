@@ -365,6 +365,8 @@ class Fate:
     def _truncate(self, index: int) -> None:
         one = self._world.replicas[index]
         size = self._dice.randrange(self._mounted.disk.size // SECTOR) * SECTOR
+        if (data_at := one.image.cache.seek(size, data=True)) < one.image.size:
+            size = data_at  # so that something is lost
         self._world.note(f"{one.path} truncated to {size} bytes")
         self.harmed.add(index)
         self.life.seen_short.discard(one.path)
@@ -523,11 +525,15 @@ class Fate:
         return len(self._mounted.members) > max(1, self._mounted.sidecars._least)
 
     def _dispensable(self) -> int | None:
-        """A current replica without which the others are enough; often the one reads prefer."""
+        """A current replica without which the others are enough.
+
+        Often the one that is right where they may differ, or the one that is read first.
+        """
         members = self._mounted.members
         if not self._is_spare:
             return None
-        return members[0] if self._dice.random() < 0.6 else self._dice.choice(members)
+        first_read = next(index for index in self._mounted.order if index in members)
+        return self._dice.choice((members[0], first_read, self._dice.choice(members)))
 
     def _somewhere(self) -> tuple[int, int]:
         sectors = self._mounted.disk.size // SECTOR

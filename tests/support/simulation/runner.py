@@ -64,7 +64,7 @@ from support.simulation.harness import run_seeded
 from support.simulation.media import SECTOR, SimulatedFile
 from support.simulation.oracle import Oracle, ViolationError
 from support.simulation.storage import CALM, DaemonKilledError
-from support.simulation.world import Life, ReplicaBackup, World
+from support.simulation.world import Life, ReplicaBackup, SimulatedReplica, World
 
 CONVERGE_MAX_S = 400.0
 """After the faults: a replica is tried again within a minute, what hangs is given up before."""
@@ -748,7 +748,7 @@ class History:
             world.power_cut()
             self._cuts_seen = world.power_cuts
             self.oracle.power_cut()
-        if dice.random() < 0.1:
+        if dice.random() < (0.05 if self._closed_well else 0.2):
             self._rot()
         if dice.random() < 0.15:
             self._harm()
@@ -762,16 +762,14 @@ class History:
     def _rot(self) -> None:
         """The medium of a sidecar is bad: pages of the map, or one of two equal slots."""
         dice = self._dice
-        sidecar = dice.choice(self.world.replicas).sidecar
-        if sidecar is None:
-            return
+        chosen = [dice.choice(self.world.replicas)]
         garbage = dice.randbytes(SECTOR)
         if dice.random() < 0.7:
-            first, last = MAP_OFFSET // PAGE, sidecar.size // PAGE
-            for page in range(first, last):
-                if dice.random() < 0.7:
-                    self.world.note(f"page {page} of {sidecar.name} rots")
-                    sidecar.rot(page * PAGE + dice.randrange(8) * SECTOR, garbage)
+            for one in self.world.replicas if dice.random() < 0.5 else chosen:
+                self._rot_map(one, garbage)
+            return
+        sidecar = chosen[0].sidecar
+        if sidecar is None:
             return
         offset = dice.choice(SLOT_OFFSETS)
         whole = sidecar.whole
@@ -780,6 +778,15 @@ class History:
             if records[0].record == records[1].record:  # else a commit was cut off
                 self.world.note(f"the slot at {offset} of {sidecar.name} rots")
                 sidecar.rot(offset, garbage)
+
+    def _rot_map(self, replica: SimulatedReplica, garbage: bytes) -> None:
+        if replica.sidecar is None:
+            return
+        for page in range(MAP_OFFSET // PAGE, replica.sidecar.size // PAGE):
+            if self._dice.random() < 0.8:
+                self.world.note(f"page {page} of {replica.sidecar.name} rots")
+                at = page * PAGE + self._dice.randrange(8) * SECTOR
+                replica.sidecar.rot(at, garbage)
 
     def _harm(self) -> None:
         """A replica is not any more what it was, and all it held is elsewhere."""

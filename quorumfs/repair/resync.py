@@ -60,11 +60,12 @@ class Resync:
         assert self._work.progress is not None
         self._disk.events.resync_started(replica.path, self._work.progress.total_bytes)
         copied_before = replica.counters.copied_bytes
-        error: str | None = None
+        error: str | None = "it was broken off"
         try:
             while self._map.count(bit):
                 await self._copy_all(replica, bit, compare=full)
             await sidecars.join()
+            error = None
         except Exception as caught:
             error = (isinstance(caught, OSError) and caught.strerror) or str(caught)
             sidecars.drop_target(replica, error)

@@ -896,8 +896,10 @@ class History:
     def _resolve(self, order: Sequence[int]) -> None:
         """The operator chooses a side of a split brain."""
         found = self.world.found(order)
-        keep = self._dice.choice(order)
-        resolution = resolve(found, self.world.replicas[keep].path)
+        disks = [  # a mixture of two times is refused beside a whole one
+            one.path for one in found if one.sidecar and one.sidecar.own_state is RoleState.CURRENT
+        ]
+        resolution = resolve(found, self._dice.choice(disks or [one.path for one in found]))
         self.world.note(f"resolved: keep {resolution.kept}")
         by_path = {one.path: index for index, one in enumerate(self.world.replicas)}
         kept = [self.world.replicas[by_path[path]].image for path in resolution.kept]

@@ -140,6 +140,8 @@ class Guest(AnyGuest):
     def __init__(self, story: Story, life: Life, mounted: Mounted) -> None:
         story._guests += 1
         super().__init__(story.oracle, life, mounted.disk, story._guests)
+        for _ in self._favourites:  # the seeds of the stories were chosen with these draws
+            self._dice.randrange(mounted.disk.size // SECTOR)
         self.mounted = mounted
 
     async def write(self, at: int, size: int = BLOCK, *, durable: bool = False) -> None:

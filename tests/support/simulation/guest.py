@@ -64,7 +64,9 @@ class Guest:
         self._note = life.world.note
         self._dice = life.world.dice_for(f"guest {number}")
         sectors = disk.size // SECTOR
-        self._favourites = [self._dice.randrange(sectors) for _ in range(3)]
+        places = life.world.dice_for(f"places of life {life.number}")
+        self._favourites = [places.randrange(sectors) for _ in range(3)]
+        """The same for all guests of a life, so that they get in each other's way."""
 
     async def run(self) -> None:
         """Until told to stop, the end of the life, or a broken promise."""

@@ -61,6 +61,9 @@ class Settling:
         """Have all current replicas hold the same in *chunks*; whether they do now."""
         if not self._sidecars.unsettled.overlaps(chunks.start, chunks.stop):
             return True
+        # Who is not here may hold something else, even where there is nothing to write now: it is
+        # left behind before anything is shown.
+        await self._sidecars.open()
         disk, (offset, end) = self._disk, self._work.bounds(chunks)
         equal = rewritten = True
         while offset < end:

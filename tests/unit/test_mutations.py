@@ -610,6 +610,20 @@ async def one_hangs_for_good(story: Story) -> None:
     await story.ends_well()
 
 
+async def only_one_can_sync(story: Story) -> None:
+    """Then power is cut, and the next mount is without that one."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for index in (1, 2):
+            story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        story.world.power_cut()
+    async with story.mounted([1, 2]) as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
 async def power_cut_after_one_failed_to_sync(story: Story) -> None:
     """It lost its pages, and would be the one that others are settled from."""
     async with story.mounted() as guest:
@@ -723,6 +737,7 @@ TOLD = (
     Told("R10 forgotten", truncated_underneath),
     Told("R12 latest by mtime", touched_when_it_was_left_behind),
     Told("R12 wall clock", one_hangs_for_good),
+    Told("P2 one sync is enough", only_one_can_sync, TRIO),
     Told("P2 record in memory", power_cut_after_one_failed_to_sync),
     Told("P4 ties are repaired", a_tie, QUAD),
     Told("P5 every request waits", one_hangs),

@@ -127,14 +127,16 @@ def alternate(
 ) -> Iterator[Run]:
     """In each round, each row on the disk of each entrant, one right after the other.
 
+    The order turns round each time: whoever comes second might find a machine that has warmed up.
     stderr is told how far it is.
     """
     where = place(directory)
     with disks(directory, entrants) as ready:
         for number in range(1, rounds + 1):
-            for row in rows:
+            for row_number, row in enumerate(rows):
                 print(f"{where}, round {number}: {row.name}", end="", file=sys.stderr, flush=True)
-                for disk, entrant in zip(ready, entrants, strict=True):
+                pairs = list(zip(ready, entrants, strict=True))
+                for disk, entrant in pairs[:: -1 if (number + row_number) % 2 else 1]:
                     run = run_once(disk, entrant, row, seconds, where, number)
                     said = f", {run.contender} ({run.family}) {run.iops:.0f}"
                     print(said, end="", file=sys.stderr, flush=True)

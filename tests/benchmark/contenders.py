@@ -1,6 +1,7 @@
 """The ways to have a disk, each a context manager that leaves nothing behind."""
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -301,13 +302,22 @@ def _exported(export: Export, images: Sequence[Path]) -> Iterator[Disk]:
 
 
 def _make_image(path: Path, space: Space) -> None:
-    """Filled with what fio writes, see `PATTERN`."""
+    """Filled with what fio writes, see `PATTERN`.
+
+    Raises `ValueError` if the file system has no files of this size.
+    """
     with path.open("wb") as file:
         if space.filled:
             block = PATTERN * (MIB // len(PATTERN))
             for _ in range(space.size // MIB):
                 file.write(block)
-        file.truncate(space.size)
+        try:
+            file.truncate(space.size)
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            what = f"{space.size >> 30} GiB: {path.parent.parent} has no files as large"
+            raise ValueError(what) from None
 
 
 def _end(daemon: int) -> None:

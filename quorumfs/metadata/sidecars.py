@@ -27,6 +27,7 @@ import trio
 from quorumfs.assembly import Found, Plan, State
 from quorumfs.dirtymap import INTENT, UNVERIFIED, lacks
 from quorumfs.metadata import Choice, Outcome
+from quorumfs.metadata.intents import Intents
 from quorumfs.ranges import RangeSet
 from quorumfs.replica import Gathering, Replica
 from quorumfs.sidecar import (
@@ -128,11 +129,7 @@ class Sidecars:
         self._map_rounds = 0
         self._changed_pages: set[int] = set()
         self._extent_chunks = self.map.extent // self.map.chunk_size
-        self._marked = bytearray(len(self.map.extents(0, self.map.size)))
-        """Per extent: 1 when its marks are durable on all that will get the write."""
-        self._to_mark: set[int] = set()
-        self._touched = bytearray(self._marked)
-        """Per extent: 1 when it was written to since the last look."""
+        self._intents = Intents(len(self.map.extents(0, self.map.size)))
         self._unflushed = Unflushed()
         self._flushing = Unflushed()
         self._target_unsynced = Unflushed()
@@ -187,11 +184,12 @@ class Sidecars:
         size = self.map.chunk_size
         first, last = offset // size, (offset + length - 1) // size
         extent, last_extent = first // self._extent_chunks, last // self._extent_chunks
+        intents = self._intents
         if (
             not (self._in_use and self._recorded)
             or self._joining
             or len(self._members) < self.threshold
-            or not (self._marked[extent] and self._marked[last_extent])
+            or not (intents.marked[extent] and intents.marked[last_extent])
             or last_extent - extent > 1
         ):
             return ()
@@ -200,19 +198,15 @@ class Sidecars:
             return ()
         if self._out_bits:
             self._add(self._out_bits, chunks)
-        self._touched[extent] = self._touched[last_extent] = 1
+        intents.touched[extent] = intents.touched[last_extent] = 1
         self._unflushed.add(chunks)
         if self.target is not None:
             self._target_unsynced.add(chunks)
         return self._receivers
 
     def prepared(self, offset: int, length: int) -> bool:
-        extents = self.map.extents(offset, length)
-        return (
-            self._in_use
-            and self._recorded
-            and self._marked.find(0, extents.start, extents.stop) < 0
-        )
+        covered = self._intents.cover(self.map.extents(offset, length))
+        return self._in_use and self._recorded and covered
 
     async def prepare(self, offset: int, length: int) -> None:
         extents = self.map.extents(offset, length)
@@ -220,10 +214,8 @@ class Sidecars:
             await self.open()
             if not self._recorded:
                 raise OSError(errno.EIO, "too few replicas are current")
-            for extent in extents:
-                if not self._marked[extent]:
-                    self._add(INTENT, self.map.extent_chunks(range(extent, extent + 1)))
-                    self._to_mark.add(extent)
+            if span := self._intents.want(extents):
+                self._add(INTENT, self.map.extent_chunks(span))
             await self._write_map()
 
     def begin(self, offset: int, length: int) -> Sequence[Replica]:
@@ -534,8 +526,8 @@ class Sidecars:
         Called after a flush that began after the previous call returned. *still_written* tells
         whether a change of a range (offset, end; bytes) is under way.
         """
-        idle = [e for e, marked in enumerate(self._marked) if marked and not self._touched[e]]
-        self._touched = bytearray(len(self._touched))
+        idle = list(self._intents.idle())
+        self._intents.look_anew()
         if not idle or not self._all_current():
             return
         async with self._lock:
@@ -544,25 +536,22 @@ class Sidecars:
             # By its number a replica put back from before this is known for one that has no mark
             # for what it lacks.
             await self._commit(clean=False)
-            for extent in idle:
-                chunks = self.map.extent_chunks(range(extent, extent + 1))
+            for span in idle:
+                chunks = self.map.extent_chunks(span)
                 start, end = self.map.bounds(chunks.start)[0], self.map.bounds(chunks[-1])[1]
-                busy = self._touched[extent] or still_written(start, end)
+                busy = self._intents.in_use(span) or still_written(start, end)
                 if not busy and not self.unsettled.overlaps(chunks.start, chunks.stop):
-                    self._marked[extent] = 0
+                    self._intents.clear(span)
                     self._remove(INTENT, chunks)
             await self._write_map_locked()
 
     def idle_extents(self) -> bool:
         """Whether `clear_marks` has something to do."""
-        return self._all_current() and any(
-            marked and not touched
-            for marked, touched in zip(self._marked, self._touched, strict=True)
-        )
+        return self._all_current() and next(self._intents.idle(), None) is not None
 
     def forget_touched(self) -> None:
         """Begin to look anew for extents that are not written to."""
-        self._touched = bytearray(len(self._touched))
+        self._intents.look_anew()
 
     # Who is what
 
@@ -700,7 +689,7 @@ class Sidecars:
         """Note that a change of *chunks* begins or ends."""
         per_extent = self._extent_chunks
         for extent in range(chunks.start // per_extent, chunks[-1] // per_extent + 1):
-            self._touched[extent] = 1
+            self._intents.touched[extent] = 1
         self._unflushed.add(chunks)
         if self.target is not None:
             self._target_unsynced.add(chunks)
@@ -750,7 +739,7 @@ class Sidecars:
     async def _write_map_locked(self) -> None:
         self._map_rounds += 1
         changed, self._changed_pages = self._changed_pages, set()
-        to_mark, self._to_mark = self._to_mark, set()
+        to_mark = self._intents.take_wanted()
         pieces = [
             (MAP_OFFSET + first * PAGE, encode_pages(self.map, self.record.set_id, first, last))
             for first, last in page_runs(changed)
@@ -760,10 +749,9 @@ class Sidecars:
                 await self._outlive(await self._put(self._members, piece))
         except OSError:
             self._changed_pages |= changed
-            self._to_mark |= to_mark
+            self._intents.wanted += to_mark
             raise
-        for extent in to_mark:
-            self._marked[extent] = 1
+        self._intents.mark(to_mark)
 
     async def _outlive(self, failed: dict[Replica, OSError]) -> None:
         """Leave behind those whose sidecars cannot be written, if the others are enough."""

@@ -471,7 +471,7 @@ async def power_cut_long_after_a_write_beside_a_resync(story: Story, index: int 
     await _left_behind(story, index)
     async with story.mounted() as guest:
         guest.mounted.repairs._work._pacer = Pacer(1024)
-        disk_map, marked = guest.mounted.sidecars.map, guest.mounted.sidecars._marked
+        disk_map, marked = guest.mounted.sidecars.map, guest.mounted.sidecars._intents.marked
         await guest.until(lambda: not disk_map.any(lacks(index), disk_map.chunks(0, BLOCK)))
         await guest.write(0)
         for _ in range(70):

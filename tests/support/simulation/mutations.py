@@ -56,9 +56,7 @@ def intent_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """R1: a mark counts as soon as it is made."""
 
     async def forget(self: Sidecars) -> None:
-        for extent in self._to_mark:
-            self._marked[extent] = 1
-        self._to_mark.clear()
+        self._intents.mark(self._intents.take_wanted())
 
     monkeypatch.setattr(Sidecars, "_write_map_locked", forget)
 
@@ -187,9 +185,9 @@ def cleared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def eager(self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
         await finish(self, outcomes, offset, length)
-        for extent in self.map.extents(offset, length):
-            self._marked[extent] = 0
-            self._remove(INTENT, self.map.extent_chunks(range(extent, extent + 1)))
+        extents = self.map.extents(offset, length)
+        self._intents.clear(extents)
+        self._remove(INTENT, self.map.extent_chunks(extents))
         await self._write_map()
 
     monkeypatch.setattr(Sidecars, "finish", eager)

@@ -38,6 +38,7 @@ from quorumfs.control.events import Event, EventLog
 from quorumfs.dirtymap import ALL_LACK, INTENT, UNVERIFIED, DirtyMap, lacks
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
+from quorumfs.metadata import intents as intents_module
 from quorumfs.metadata import sidecars as sidecars_module
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.patterns import Fifo, Quorum
@@ -86,6 +87,7 @@ class Scale:
     piece: int
     batch: int
     unflushed_max: int
+    misses_max: int
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -97,6 +99,7 @@ class Scale:
                 (work_module, "LARGE_UNIT", 2 * self.piece),
                 (work_module, "BATCH", self.batch),
                 (sidecars_module, "UNFLUSHED_MAX", self.unflushed_max),
+                (intents_module, "MISSES_MAX", self.misses_max),
                 (disk_module, "ZEROS_MAX", 2 * self.piece),
             ):
                 stack.enter_context(mock.patch.object(module, name, value))
@@ -104,9 +107,9 @@ class Scale:
 
 
 SCALES = (
-    Scale(32 * 16 * KIB, 16 * KIB, 64 * KIB, 32 * KIB, 128 * KIB, 65_536),
-    Scale(20 * 16 * KIB + 5 * SECTOR, 16 * KIB, 16 * KIB, 16 * KIB, 64 * KIB, 8),
-    Scale(9 * KIB * 256, SECTOR, 16 * KIB, 64 * KIB, 256 * KIB, 64),  # two pages of map
+    Scale(32 * 16 * KIB, 16 * KIB, 64 * KIB, 32 * KIB, 128 * KIB, 65_536, 256),
+    Scale(20 * 16 * KIB + 5 * SECTOR, 16 * KIB, 16 * KIB, 16 * KIB, 64 * KIB, 8, 2),
+    Scale(9 * KIB * 256, SECTOR, 16 * KIB, 64 * KIB, 256 * KIB, 64, 8),  # two pages of map
 )
 
 

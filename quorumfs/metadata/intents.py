@@ -1,0 +1,92 @@
+"""Which extents of the disk are marked as intended, and which of them are written to. Pure.
+
+An extent is marked, durably, before the first write to it (R1), and that write waits for it. So
+that writes all over a large disk do not wait each, the more extents were found without a mark
+lately, the more are marked at a time: aligned *spans* of a power of two of extents. Spans shrink
+again when marks are cleared: after a crash whatever is marked has to be made equal.
+"""
+
+from collections.abc import Iterator
+
+SPAN_MAX = 1024
+"""Extents in the largest span: 4 GiB of a disk up to 16 TiB."""
+
+MISSES_MAX = 256
+"""After so many requests that had to wait for a mark, spans get twice as long. Where all that is in
+use has fewer extents than that (1 GiB, in one piece), nothing is marked that is not written to."""
+
+
+class Intents:
+    """The marks of a disk of *count* extents, and what is to be marked."""
+
+    __slots__ = ("_misses", "_span", "marked", "touched", "wanted")
+
+    def __init__(self, count: int) -> None:
+        self.marked = bytearray(count)
+        """Per extent: 1 when its mark is durable on all that will get the write."""
+        self.touched = bytearray(count)
+        """Per extent: 1 when it was written to since `look_anew`."""
+        self.wanted: list[range] = []
+        """What is to be marked, and is not yet durably."""
+        self._span = 1
+        self._misses = 0
+
+    def cover(self, extents: range) -> bool:
+        """Whether all *extents* are marked."""
+        return self.marked.find(0, extents.start, extents.stop) < 0
+
+    def want(self, extents: range) -> range | None:
+        """Note that *extents* are to be marked; returns what becomes wanted by it, if anything."""
+        known = (span.start <= extents.start and extents.stop <= span.stop for span in self.wanted)
+        if self.cover(extents) or any(known):
+            return None
+        span = range(self._span_of(extents[0]).start, self._span_of(extents[-1]).stop)
+        self.wanted.append(span)
+        self._misses += 1
+        if self._misses >= MISSES_MAX:
+            self._misses = 0
+            self._span = min(2 * self._span, SPAN_MAX)
+        return span
+
+    def take_wanted(self) -> list[range]:
+        """What is to be marked now; from here on nothing is wanted."""
+        taken, self.wanted = self.wanted, []
+        return taken
+
+    def mark(self, spans: list[range]) -> None:
+        """Note that the marks of *spans* are durable."""
+        for span in spans:
+            self.marked[span.start : span.stop] = b"\1" * len(span)
+
+    def clear(self, span: range) -> None:
+        """Note that the extents of *span* lose their marks."""
+        self.marked[span.start : span.stop] = bytes(len(span))
+
+    def in_use(self, span: range) -> bool:
+        """Whether any extent of *span* was written to since `look_anew`, or is about to be."""
+        about_to = any(each.start < span.stop and span.start < each.stop for each in self.wanted)
+        return about_to or self.touched.find(1, span.start, span.stop) >= 0
+
+    def look_anew(self) -> None:
+        """Begin to look anew for extents that are written to; marks come in shorter spans."""
+        self.touched = bytearray(len(self.touched))
+        self._span = max(1, self._span // 2)
+        self._misses = 0
+
+    def idle(self) -> Iterator[range]:
+        """Spans with a mark that nothing was written to since `look_anew`, in order."""
+        extent = self.marked.find(1)
+        while extent >= 0:
+            span = self._span_of(extent)
+            stop = span.stop
+            used = self.touched.find(1, span.start, span.stop)
+            if used < 0:
+                yield span
+            else:  # what was written to in one piece is passed over in one step
+                unused = self.touched.find(0, used)
+                stop = self._span_of(unused - 1).stop if unused > 0 else len(self.touched)
+            extent = self.marked.find(1, stop)
+
+    def _span_of(self, extent: int) -> range:
+        start = extent // self._span * self._span
+        return range(start, min(start + self._span, len(self.marked)))

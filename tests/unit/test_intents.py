@@ -1,0 +1,104 @@
+"""Marks of what is written to: a mark that goes too early costs data, one too many only time."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quorumfs.metadata import intents as module
+from quorumfs.metadata.intents import SPAN_MAX, Intents
+
+COUNT = 300
+
+
+def mark(intents: Intents, extents: range) -> bool:
+    """As before a write; whether it had to wait for a mark."""
+    wanted = intents.want(extents)
+    intents.mark(intents.take_wanted())
+    assert intents.cover(extents)
+    return wanted is not None
+
+
+@pytest.fixture(autouse=True)
+def few_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MISSES_MAX", 4)
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(0, COUNT - 1), st.integers(1, 5)),
+        st.tuples(st.just("want"), st.integers(0, COUNT - 1), st.integers(1, 5)),
+        st.tuples(st.just("clear"), st.just(0), st.just(0)),
+    ),
+    max_size=200,
+)
+
+
+@given(steps)
+def test_no_mark_goes_that_somebody_relies_on(history: list[tuple[str, int, int]]) -> None:
+    """Neither of what was written to since the last look, nor of what is about to be."""
+    intents = Intents(COUNT)
+    written: set[int] = set()
+    for step, start, length in history:
+        extents = range(start, min(start + length, COUNT))
+        if step == "write":
+            mark(intents, extents)
+            for extent in extents:
+                intents.touched[extent] = 1
+            written.update(extents)
+        elif step == "want":
+            intents.want(extents)
+        else:
+            idle = list(intents.idle())
+            assert all(one.stop <= other.start for one, other in pairwise(idle))
+            gone = {extent for span in idle for extent in span}
+            assert not gone & written
+            assert {e for e in range(COUNT) if intents.marked[e]} - gone <= {
+                neighbour for e in written for neighbour in intents._span_of(e)
+            }
+            intents.look_anew()
+            written.clear()
+            for span in idle:
+                if not intents.in_use(span):
+                    intents.clear(span)
+            assert all(intents.in_use(span) for span in intents.wanted)
+
+
+def test_a_small_working_set_is_marked_and_nothing_else() -> None:
+    intents = Intents(1000)
+    for extent in (5, 500, 999):
+        assert mark(intents, range(extent, extent + 1))
+        assert not mark(intents, range(extent, extent + 1))
+    assert [extent for extent in range(1000) if intents.marked[extent]] == [5, 500, 999]
+
+
+def test_writes_all_over_a_large_disk_soon_find_it_marked() -> None:
+    """Not one wait for each extent: their number grows with the logarithm of the disk's size."""
+    count = 1 << 20
+    intents = Intents(count)
+    step = 514_229  # coprime to the count: every extent once, in a scattered order
+    waits = sum(mark(intents, range(e, e + 1)) for e in (n * step % count for n in range(count)))
+    assert waits <= count // SPAN_MAX + 4 * SPAN_MAX.bit_length()
+
+
+def test_spans_get_short_again_in_calm_times() -> None:
+    """So that a crash does not cost what a storm long ago did."""
+    intents = Intents(100_000)
+    for extent in range(0, 100_000, 100):
+        mark(intents, range(extent, extent + 1))
+    for _ in range(SPAN_MAX.bit_length()):
+        for span in list(intents.idle()):
+            intents.clear(span)
+        intents.look_anew()
+    assert not any(intents.marked)
+    mark(intents, range(7, 8))
+    assert sum(intents.marked) == 1
+
+
+def test_who_wants_what_another_wants_already_waits_with_it() -> None:
+    intents = Intents(100)
+    assert intents.want(range(3, 5)) == range(3, 5)
+    assert intents.want(range(4, 5)) is None
+    assert intents.take_wanted() == [range(3, 5)]
+    assert intents.want(range(4, 5)) == range(4, 5)  # the round that has begun may fail

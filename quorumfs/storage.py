@@ -58,6 +58,12 @@ class Kind(Enum):
 CHANGES = frozenset({Kind.WRITE, Kind.COPY, Kind.DISCARD, Kind.ZERO})
 """What changes bytes, which a flush then makes durable."""
 
+_TELLING = CHANGES | {Kind.SYNC}
+"""What may fail because of an earlier write."""
+
+_HOLDING = frozenset({Kind.SEEK_DATA, Kind.SEEK_HOLE, Kind.DISCARD, Kind.ZERO, Kind.ALLOCATE})
+"""What holds a lock of the file, that others want, while its file system looks where data is."""
+
 
 class Operation:
     """One I/O on one replica's file, and afterwards its outcome.
@@ -129,7 +135,7 @@ class Storage(Protocol):
 
     def write_now(self, offset: int, data: Buffer) -> bool:
         """Write here and now; False if that failed: then it must be submitted, and perhaps some of
-        it was written.
+        it was written. An error is told of what is submitted.
         """
 
     def copying(self, source: "Storage", offset: int, length: int) -> Operation | None:
@@ -155,6 +161,9 @@ _ZEROS = bytes(1 << 20)
 _COPY_BUFFER = 256 << 10
 """Bytes copied at a time: small enough to stay in the processor's cache between the two calls."""
 
+DOUBTS = 64
+"""After a read of what was not cached, so many have to be of what is before it is expected."""
+
 _libc = ctypes.CDLL(None, use_errno=True)  # the os module has no fallocate with modes
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
@@ -171,6 +180,26 @@ def _cache_answers(fd: int) -> bool:
     except OSError as error:
         return error.errno == errno.EAGAIN
     return True
+
+
+class _CacheRange(ctypes.Structure):
+    _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
+
+
+class _CacheStat(ctypes.Structure):
+    _fields_ = (("cached", ctypes.c_uint64), ("others", ctypes.c_uint64 * 4))
+
+
+_CACHESTAT = 451  # the same on all architectures but Alpha
+_PAGE = os.sysconf("SC_PAGESIZE")
+
+
+def _is_cached(fd: int, offset: int, length: int) -> bool:
+    """Whether all of a range is in the page cache, or the kernel (before 6.5) cannot tell."""
+    asked, found = _CacheRange(offset, length), _CacheStat()
+    if _libc.syscall(_CACHESTAT, fd, ctypes.byref(asked), ctypes.byref(found), 0):
+        return True
+    return bool(found.cached > (offset + length - 1) // _PAGE - offset // _PAGE)
 
 
 class Descriptor:
@@ -231,6 +260,12 @@ class FileStorage:
         self._finished: deque[tuple[Operation, Done, Value, OSError | None]] = deque()
         self._threads: list[Thread] = []
         self._in_flight = 0
+        self._holding = 0
+        """Operations in flight that hold a lock of the file: a write here and now would wait."""
+        self._lost: OSError | None = None
+        """Of a write that failed here and now: the kernel may not tell it again."""
+        self._doubtful = DOUBTS
+        """Reads for which to ask beforehand if they are cached."""
         self._progress_at = 0
         """When a thread last began or ended something, by `perf_counter_ns`."""
         self._modes_missing: set[int] = set()
@@ -239,7 +274,7 @@ class FileStorage:
     @property
     def prompt(self) -> bool:
         promptness = self._promptness
-        if promptness.watched:
+        if promptness.watched or not promptness.trusted:  # threads change them one by one
             promptness.look_again(perf_counter_ns())
         if self._in_flight and perf_counter_ns() - self._progress_at > TOO_LONG_NS:
             return False  # a thread waits long for it: so might we
@@ -247,33 +282,46 @@ class FileStorage:
 
     def read_now(self, offset: int, length: int) -> Bytes | None:
         data: Bytes
-        try:
-            if self._cache_answers:
-                data = bytearray(length)
-                return (
-                    data if os.preadv(self._fd, (data,), offset, os.RWF_NOWAIT) == length else None
-                )
-            if not self._in_memory:
-                return None
-            waits = _waits() if self._promptness.watched else None
-            began = perf_counter_ns()
-            data = os.pread(self._fd, length, offset)
-        except OSError:
+        if not self._cache_answers and not self._in_memory:
             return None
-        if perf_counter_ns() - began > PROMPT_NS:
-            self._was_slow(began, waits)
-        return data if len(data) == length else None
-
-    def write_now(self, offset: int, data: Buffer) -> bool:
+        if self._doubtful:
+            # A read of what is not cached begins to read ahead, even with RWF_NOWAIT: that may
+            # have to wait for the file system's own data, which tells where the file's is.
+            self._doubtful -= 1
+            if not _is_cached(self._fd, offset, length):
+                self._doubtful = DOUBTS
+                return None
         waits = _waits() if self._promptness.watched else None
         began = perf_counter_ns()
+        try:
+            if self._in_memory:
+                data = os.pread(self._fd, length, offset)
+                whole = len(data) == length
+            else:
+                data = bytearray(length)
+                whole = os.preadv(self._fd, (data,), offset, os.RWF_NOWAIT) == length
+        except OSError:
+            whole = False
+        if perf_counter_ns() - began > PROMPT_NS:
+            self._was_slow(began, waits)
+        if whole:
+            return data
+        self._doubtful = DOUBTS if self._cache_answers else 0
+        return None
+
+    def write_now(self, offset: int, data: Buffer) -> bool:
+        if self._holding or self._lost is not None:
+            return False
+        waits = _waits() if self._promptness.watched else None
+        began = perf_counter_ns()
+        written = 0
         try:
             # Not fstat, which takes three times as long; what that is better for is never local.
             if os.lseek(self._fd, 0, os.SEEK_END) < self._size:
                 return False
             written = os.pwrite(self._fd, data, offset)
-        except OSError:
-            return False
+        except OSError as error:
+            self._lost = error
         if perf_counter_ns() - began > PROMPT_NS:
             self._was_slow(began, waits)
         return written == len(data)
@@ -284,6 +332,12 @@ class FileStorage:
         self._promptness.took(now - began, now, waited=waited)
 
     def submit(self, operation: Operation, done: Done) -> None:
+        if self._lost is not None and operation.kind in _TELLING:
+            # The same write as a rule. It is not tried again: where writes are synchronous the
+            # error may be that of an earlier one, told once, and what that wrote is lost.
+            error, self._lost = self._lost, None
+            done(operation, 0, error)
+            return
         if operation.kind is Kind.SYNC and self._in_memory:
             done(operation, 0, None)  # there is no medium that it could be made durable on
             return
@@ -301,6 +355,7 @@ class FileStorage:
         if not self._in_flight:
             self._progress_at = perf_counter_ns()
         self._in_flight += 1
+        self._holding += operation.kind in _HOLDING
         self._queue.put((operation, done))
 
     def copying(self, source: Storage, offset: int, length: int) -> Operation | None:
@@ -356,6 +411,7 @@ class FileStorage:
         while self._finished:
             operation, done, value, error = self._finished.popleft()
             self._in_flight -= 1
+            self._holding -= operation.kind in _HOLDING
             self._progress_at = perf_counter_ns()
             done(operation, value, error)
 

@@ -21,6 +21,9 @@ that does synchronous I/O brings one more; those of a hung replica must leave ro
 TURN = 64
 """Requests that one task takes before everybody else in the loop has a turn."""
 
+TURN_NS = 5_000_000
+"""How long (nanoseconds) a turn may last: requests of 1 MiB take longer than those of 4 KiB."""
+
 SPIN_NS = 100_000
 """How long (nanoseconds) to wait for the next request without asking trio: to be woken by trio
 takes longer than a guest takes to send the next of a series."""
@@ -47,27 +50,29 @@ class Readiness:
         self._poll.register(fd, select.POLLIN)
         self._wait = wait
         self._taken = 0
+        self._turn_began = perf_counter_ns()
         self._spin = False
 
     async def wait(self) -> bool:
         """Wait for a request that no other task has taken; False when the session has ended.
 
-        Nothing may run between the last look at the descriptor and the read that follows: a
-        second task would find nothing there, and its read would block the loop.
+        Nothing should run between the last look at the descriptor and the read that follows: a
+        second task would find nothing there, and come back in vain.
         """
         self._taken += 1
         began = 0
-        if self._taken % TURN:
+        if self._taken % TURN and (now := perf_counter_ns()) - self._turn_began < TURN_NS:
             if self._poll.poll(0):
                 return True
-            began = perf_counter_ns()
+            began = now
             while self._spin and perf_counter_ns() - began < SPIN_NS:
                 if self._poll.poll(0):
                     return True
         while await self._wait():
             if self._poll.poll(0):
+                self._turn_began = perf_counter_ns()
                 if began:
-                    self._spin = perf_counter_ns() - began < WORTH_SPINNING_NS
+                    self._spin = self._turn_began - began < WORTH_SPINNING_NS
                 return True
         return False
 
@@ -92,6 +97,9 @@ async def serve(operations: DiskOperations) -> None:
     """Serve requests until unmounted or `stop`; all that were begun are finished."""
     fd = shim.session_fd()
     if fd is not None:
+        # A request goes away unread when whoever waits for it is killed: a read that blocked would
+        # stop the loop until the next one comes. The shim tells pyfuse3 to look again.
+        os.set_blocking(fd, False)
         # pyfuse3's session loop looks it up among the globals of its module at each call.
         waits = vars(pyfuse3)
         waits["_wait_fuse_readable"] = Readiness(fd, waits["_wait_fuse_readable"]).wait

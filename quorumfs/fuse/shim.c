@@ -14,6 +14,7 @@
  *   requests read at once     the pipe that libfuse would use is turned off there too
  *   writes without a copy     offered to a callback first, in the memory where libfuse has them
  *   the session's descriptor  kept when the session is made
+ *   reads that do not block   EAGAIN, which pyfuse3 does not expect, becomes EINTR
  */
 
 #define _GNU_SOURCE
@@ -175,6 +176,21 @@ PUBLIC struct fuse_session *fuse_session_new(struct fuse_args *args,
     return session = real(args, extended(operations, size), size, userdata);
 }
 #endif
+
+/*
+ * The descriptor does not block: a request may be gone between the look at the descriptor and this,
+ * when the process that waited for it is killed. pyfuse3 tries again after EINTR only.
+ */
+PUBLIC int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buffer)
+{
+    static int (*real)(struct fuse_session *, struct fuse_buf *);
+    int length;
+
+    if (real == NULL)
+        *(void **)&real = dlsym(RTLD_NEXT, "fuse_session_receive_buf");
+    length = real(se, buffer);
+    return length == -EAGAIN ? -EINTR : length;
+}
 
 PUBLIC int fuse_reply_open(fuse_req_t request, const struct fuse_file_info *file)
 {

@@ -4,13 +4,16 @@ import os
 import re
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from support.command import wait_until
+from support import mounting
+from support.command import PATIENCE_S, wait_until
 from support.faultfs import FaultFS
 from support.mounting import quorumfs
 from support.oracle import Oracle, Writers
@@ -175,3 +178,129 @@ def test_requests_that_nobody_waits_for_any_more_do_no_harm(tmp_path: Path) -> N
             assert os.pread(fd, BLOCK, 0) == b"w" * BLOCK
         quorumfs("umount", disk.mountpoint)
     assert same(images)
+
+
+PREEMPTED = """
+import sys, time
+from quorumfs.fuse.session import Readiness
+
+wait = Readiness.wait
+
+async def preempted(self):
+    ready = await wait(self)
+    until = time.perf_counter() + 0.0005
+    while time.perf_counter() < until:
+        pass
+    return ready
+
+Readiness.wait = preempted
+from quorumfs.cli import main
+sys.exit(main())
+"""
+"""Quorumfs on a machine that gives the processor to others before a request is read."""
+
+
+def test_the_loop_goes_on_when_a_request_is_gone_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process was killed, and no other request comes: the file stays open elsewhere."""
+    program = tmp_path / "preempted.py"
+    program.write_text(PREEMPTED)
+    monkeypatch.setattr(mounting, "QUORUMFS", [sys.executable, str(program)])
+    images = create([tmp_path / "a.img", tmp_path / "b.img"], SIZE)
+    with SetMount(images, tmp_path, FIFO) as disk, opened(disk.file) as fd:
+        for number in range(10):
+            os.lseek(fd, 0, os.SEEK_SET)
+            victim = subprocess.Popen(
+                ["dd", "of=/dev/null", "bs=4k"], stdin=fd, stderr=subprocess.DEVNULL
+            )
+            time.sleep(0.02 + 0.003 * (number % 7))  # any moment of its requests
+            victim.kill()
+            victim.wait()
+            disk.status()
+
+
+LARGE = 64 * MIB
+
+
+@pytest.fixture
+def scattered(tmp_path: Path) -> Iterator[tuple[FaultFS, list[Path]]]:
+    """Images with many extents, of which nothing is cached; the first one's device can hang."""
+    with ExitStack() as stack:
+        faulty = stack.enter_context(FaultFS(tmp_path, parallel=True))
+        with faulty.backing("device").open("wb") as file:
+            file.truncate(2 * LARGE)
+        run("mkfs.ext4", "-q", "-m", "0", faulty.backing("device"))
+        device = stack.enter_context(loop_device(faulty.path("device")))
+        directory = tmp_path / "local"
+        directory.mkdir()
+        run("mount", device, directory)
+        stack.callback(run, "umount", directory)
+        stack.callback(faulty.clear)
+        images = create([directory / "a.img", tmp_path / "b.img"], LARGE, ONE)
+        for image in images:
+            with image.open("r+b", buffering=0) as file:
+                for offset in range(0, LARGE, 2 * BLOCK):
+                    os.pwrite(file.fileno(), b"x" * BLOCK, offset)
+                os.fsync(file.fileno())
+        run("umount", directory)
+        run("mount", device, directory)
+        yield faulty, images
+
+
+HANGS = f"{FIFO},replica-timeout=1"
+
+
+def test_a_read_from_a_local_device_that_hangs_costs_one_timeout(
+    scattered: tuple[FaultFS, list[Path]], tmp_path: Path
+) -> None:
+    """P5: not even the file system's own data, which tells where the file's is, is waited for."""
+    faulty, images = scattered
+    with SetMount(images, tmp_path, HANGS) as disk, opened(disk.file) as fd:
+        disk.expected_errors = [""]
+        faulty.hang("device")
+        reads = faulty.counters("device").reads
+        with ThreadPoolExecutor() as pool:
+            try:
+                reading = pool.submit(os.pread, fd, BLOCK, LARGE // 2)
+                faulty.wait_for(lambda counters: counters.reads > reads, "device")
+                disk.status()
+                assert reading.result(PATIENCE_S) == b"x" * BLOCK  # by the other replica
+            finally:
+                faulty.clear()
+
+
+def test_writes_do_not_wait_for_a_search_that_hangs(
+    scattered: tuple[FaultFS, list[Path]], tmp_path: Path
+) -> None:
+    """P5: while a file system searches for a hole it holds locks that a write wants."""
+    faulty, images = scattered
+    with SetMount(images, tmp_path, HANGS) as disk, opened(disk.file) as fd:
+        disk.expected_errors = [""]
+        written = 0
+        stopped = False
+
+        def write() -> None:
+            nonlocal written
+            while not stopped:
+                written += os.pwrite(fd, os.urandom(BLOCK), 0) // BLOCK
+
+        def more(count: int) -> None:
+            before = written
+            wait_until(lambda: written > before + count, "more writes")
+
+        with ThreadPoolExecutor() as pool:
+            try:
+                writing = pool.submit(write)
+                more(200)
+                faulty.hang("device", "read")
+                reads = faulty.counters("device").reads
+                searching = pool.submit(os.lseek, fd, LARGE // 2, os.SEEK_HOLE)
+                faulty.wait_for(lambda counters: counters.reads > reads, "device")
+                disk.status()
+                more(20)
+                searching.result(PATIENCE_S)
+            finally:
+                stopped = True
+                faulty.clear()
+            writing.result()

@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -12,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.faultfs import FaultFS
 
+from quorumfs import storage
 from quorumfs.filesystems import Locality, locality
 from quorumfs.promptness import PROMPT_NS, REST_NS, TOO_LONG_NS, WATCHED_NS, Promptness
-from quorumfs.storage import FileStorage, Kind, Operation
+from quorumfs.storage import DOUBTS, FileStorage, Kind, Operation
 
 SIZE = 1 << 20
 FIRST, LONGEST = REST_NS
@@ -118,6 +120,16 @@ def test_what_is_in_the_page_cache_is_read_and_written_at_once(image: Path) -> N
     assert image.read_bytes()[4096:4396] == b"new" * 100
 
 
+def test_whoever_is_distrusted_is_looked_at_again(image: Path) -> None:
+    """Also when a thread was amid saying so while the loop looked."""
+
+    def test(file: FileStorage) -> None:
+        file._promptness.trusted = file._promptness.watched = False
+        assert file.prompt
+
+    with_storage(image, test)
+
+
 def test_without_inline_io_nothing_is_done_at_once(image: Path) -> None:
     def test(file: FileStorage) -> None:
         assert not file.prompt
@@ -145,6 +157,106 @@ def test_what_is_not_in_the_page_cache_is_left_to_a_thread(
 
     monkeypatch.setattr(os, "preadv", not_cached)
     with_storage(image, test)
+
+
+def test_reads_that_are_not_cached_are_not_tried_while_that_is_to_be_expected(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read with RWF_NOWAIT may wait for the file system's own data before it says so."""
+    tried = []
+    cached = True
+    preadv = os.preadv
+
+    def counted(*arguments: Any) -> int:
+        tried.append(arguments)
+        if not cached:
+            raise BlockingIOError(errno.EAGAIN, "not cached")
+        return preadv(*arguments)
+
+    def test(file: FileStorage) -> None:
+        nonlocal cached
+        monkeypatch.setattr(os, "preadv", counted)
+        monkeypatch.setattr(storage, "_is_cached", lambda *_: cached)
+        cached = False
+        assert file.read_now(0, 4096) is None
+        assert not tried, "nothing has shown yet that anything is cached"
+        cached = True
+        for _ in range(DOUBTS):
+            assert file.read_now(0, 4096) is not None
+        cached = False
+        tried.clear()
+        for _ in range(DOUBTS):
+            assert file.read_now(0, 4096) is None
+        assert len(tried) == 1
+
+    with_storage(image, test)
+
+
+def test_the_kernel_is_asked_what_is_cached(image: Path) -> None:
+    with image.open("rb") as file:
+        os.pread(file.fileno(), SIZE, 0)
+        assert storage._is_cached(file.fileno(), 100, 8192)
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+        assert storage._is_cached(file.fileno(), 100, 8192) is (release < (6, 5))
+
+
+def outcome_of(file: FileStorage, kind: Kind) -> OSError | None:
+    """How an operation ends that ends at once."""
+    told: list[OSError | None] = []
+    file.submit(Operation(kind, 4096, 4, b"new!"), lambda _, __, error: told.append(error))
+    (outcome,) = told
+    return outcome
+
+
+@pytest.mark.parametrize("kind", [Kind.WRITE, Kind.DISCARD, Kind.SYNC])
+def test_an_error_of_a_write_is_told_and_not_tried_away(
+    image: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    """R3, R4: the kernel tells only once of a page that was lost, if need be to a later write."""
+
+    def fails(*_: object) -> int:
+        raise OSError(errno.EIO, "of an earlier page")
+
+    def test(file: FileStorage) -> None:
+        with monkeypatch.context() as context:
+            context.setattr(os, "pwrite", fails)
+            assert not file.write_now(4096, b"new!")
+        assert not file.write_now(4096, b"new!"), "nothing may come before it is told"
+        error = outcome_of(file, kind)
+        assert error is not None
+        assert error.errno == errno.EIO
+        assert file.write_now(4096, b"new!")
+
+    with_storage(image, test)
+
+
+def test_a_write_does_not_wait_for_a_search(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search holds locks of the file while it waits for the device."""
+    searching, may_go_on = threading.Event(), threading.Event()
+    lseek = os.lseek
+
+    def slow(fd: int, offset: int, whence: int) -> int:
+        if whence == os.SEEK_HOLE:
+            searching.set()
+            may_go_on.wait()
+        return lseek(fd, offset, whence)
+
+    async def run() -> None:
+        fd = os.open(image, os.O_RDWR)
+        file = FileStorage(fd, SIZE, "a", locality=Locality.HERE, inline=True)
+        monkeypatch.setattr(os, "lseek", slow)
+        done = trio.Event()
+        file.submit(Operation(Kind.SEEK_HOLE, 0, 0), lambda *_: done.set())
+        searching.wait()
+        assert not file.write_now(0, b"new!")
+        may_go_on.set()
+        await done.wait()
+        assert file.write_now(0, b"new!")
+        await file.close()
+
+    trio.run(run)
 
 
 def test_a_truncated_image_is_neither_read_nor_made_long_again(image: Path) -> None:

@@ -136,7 +136,7 @@ def alternate(
             for row_number, row in enumerate(rows):
                 print(f"{where}, round {number}: {row.name}", end="", file=sys.stderr, flush=True)
                 pairs = list(zip(ready, entrants, strict=True))
-                for disk, entrant in pairs[:: -1 if (number + row_number) % 2 else 1]:
+                for disk, entrant in pairs[:: 1 if (number + row_number) % 2 else -1]:
                     run = run_once(disk, entrant, row, seconds, where, number)
                     said = f", {run.contender} ({run.family}) {run.iops:.0f}"
                     print(said, end="", file=sys.stderr, flush=True)

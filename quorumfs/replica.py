@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import trio
 
@@ -263,6 +263,9 @@ class Gathering:
 
     __slots__ = ("_needed", "_pending", "_task")
 
+    waited_for: ClassVar[int] = 0
+    """How many there are, in the whole process, that somebody waits for."""
+
     def __init__(self, needed: int) -> None:
         """*needed* successes make the request succeed without the rest."""
         self._needed = needed
@@ -296,7 +299,11 @@ class Gathering:
         """
         if self._pending:
             self._task = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._abort)
+            Gathering.waited_for += 1
+            try:
+                await trio.lowlevel.wait_task_rescheduled(self._abort)
+            finally:
+                Gathering.waited_for -= 1
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self._task = None

@@ -161,6 +161,9 @@ _ZEROS = bytes(1 << 20)
 _COPY_BUFFER = 256 << 10
 """Bytes copied at a time: small enough to stay in the processor's cache between the two calls."""
 
+CHEAP_MAX = 64 << 10
+"""Bytes that are rather copied in the trio thread than handed to another one."""
+
 DOUBTS = 64
 """After a read of what was not cached, so many have to be of what is before it is expected."""
 
@@ -192,14 +195,16 @@ class _CacheStat(ctypes.Structure):
 
 _CACHESTAT = 451  # the same on all architectures but Alpha
 _PAGE = os.sysconf("SC_PAGESIZE")
+_asked, _found = _CacheRange(), _CacheStat()  # the trio thread's: to make them takes longer
+_asked_and_found = (ctypes.byref(_asked), ctypes.byref(_found), 0)
 
 
 def _is_cached(fd: int, offset: int, length: int) -> bool:
     """Whether all of a range is in the page cache, or the kernel (before 6.5) cannot tell."""
-    asked, found = _CacheRange(offset, length), _CacheStat()
-    if _libc.syscall(_CACHESTAT, fd, ctypes.byref(asked), ctypes.byref(found), 0):
+    _asked.offset, _asked.length = offset, length
+    if _libc.syscall(_CACHESTAT, fd, *_asked_and_found):
         return True
-    return bool(found.cached > (offset + length - 1) // _PAGE - offset // _PAGE)
+    return bool(_found.cached > (offset + length - 1) // _PAGE - offset // _PAGE)
 
 
 class Descriptor:
@@ -284,14 +289,13 @@ class FileStorage:
         data: Bytes
         if not self._cache_answers and not self._in_memory:
             return None
-        if self._doubtful:
+        if self._doubtful and self._cache_answers:
             # A read of what is not cached begins to read ahead, even with RWF_NOWAIT: that may
             # have to wait for the file system's own data, which tells where the file's is.
             self._doubtful -= 1
             if not _is_cached(self._fd, offset, length):
                 self._doubtful = DOUBTS
                 return None
-        waits = _waits() if self._promptness.watched else None
         began = perf_counter_ns()
         try:
             if self._in_memory:
@@ -302,11 +306,11 @@ class FileStorage:
                 whole = os.preadv(self._fd, (data,), offset, os.RWF_NOWAIT) == length
         except OSError:
             whole = False
-        if perf_counter_ns() - began > PROMPT_NS:
-            self._was_slow(began, waits)
+        if perf_counter_ns() - began > TOO_LONG_NS:
+            self._was_slow(began, None)
         if whole:
             return data
-        self._doubtful = DOUBTS if self._cache_answers else 0
+        self._doubtful = DOUBTS
         return None
 
     def write_now(self, offset: int, data: Buffer) -> bool:
@@ -341,6 +345,12 @@ class FileStorage:
         if operation.kind is Kind.SYNC and self._in_memory:
             done(operation, 0, None)  # there is no medium that it could be made durable on
             return
+        if operation.kind is Kind.READ and operation.length <= CHEAP_MAX and self.prompt:
+            # It is another replica that has to be waited for.
+            data = self.read_now(operation.offset, operation.length)
+            if data is not None:
+                done(operation, bytes(data), None)
+                return
         if self._in_flight >= len(self._threads) < WORKERS_MAX:
             # Daemon threads: one that hangs in a system call must not keep the process alive.
             thread = Thread(target=self._work, name=f"io {self._name}", daemon=True)

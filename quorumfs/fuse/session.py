@@ -13,6 +13,7 @@ import trio
 from quorumfs.errors import UserError
 from quorumfs.fuse import shim
 from quorumfs.fuse.operations import FILE_INODE, DiskOperations
+from quorumfs.replica import Gathering
 
 REQUESTS_MAX = 1024
 """Requests handled at a time. The kernel limits asynchronous ones by itself, but every thread
@@ -24,11 +25,11 @@ TURN = 64
 TURN_NS = 5_000_000
 """How long (nanoseconds) a turn may last: requests of 1 MiB take longer than those of 4 KiB."""
 
-SPIN_NS = 100_000
+SPIN_NS = 300_000
 """How long (nanoseconds) to wait for the next request without asking trio: to be woken by trio
-takes longer than a guest takes to send the next of a series."""
+takes longer than a guest takes to send the next of a series, buffered writes of 128 KiB too."""
 
-WORTH_SPINNING_NS = 150_000
+WORTH_SPINNING_NS = 400_000
 """Only if the last request came this soon (nanoseconds), with the time that it takes to be woken:
 an idle disk must cost nothing, and a slow guest little."""
 
@@ -45,7 +46,10 @@ class Readiness:
     """
 
     def __init__(self, fd: int, wait: Callable[[], Awaitable[bool]]) -> None:
-        """*fd* is the session's, *wait* pyfuse3's function: False when the session has ended."""
+        """*fd* is the session's, *wait* pyfuse3's function: False when the session has ended.
+
+        It looks for nothing but requests only while no replica's answer is waited for.
+        """
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
         self._wait = wait
@@ -65,7 +69,8 @@ class Readiness:
             if self._poll.poll(0):
                 return True
             began = now
-            while self._spin and perf_counter_ns() - began < SPIN_NS:
+            spin = self._spin and not Gathering.waited_for
+            while spin and perf_counter_ns() - began < SPIN_NS:
                 if self._poll.poll(0):
                     return True
         while await self._wait():

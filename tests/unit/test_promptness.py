@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from support.faultfs import FaultFS
@@ -16,7 +17,7 @@ from support.faultfs import FaultFS
 from quorumfs import storage
 from quorumfs.filesystems import Locality, locality
 from quorumfs.promptness import PROMPT_NS, REST_NS, TOO_LONG_NS, WATCHED_NS, Promptness
-from quorumfs.storage import DOUBTS, FileStorage, Kind, Operation
+from quorumfs.storage import CHEAP_MAX, DOUBTS, FileStorage, Kind, Operation, Value
 
 SIZE = 1 << 20
 FIRST, LONGEST = REST_NS
@@ -230,6 +231,26 @@ def test_an_error_of_a_write_is_told_and_not_tried_away(
         assert file.write_now(4096, b"new!")
 
     with_storage(image, test)
+
+
+def test_a_cheap_read_needs_no_thread_because_another_replica_does(image: Path) -> None:
+    def at_once(file: FileStorage, length: int) -> Value | None:
+        told: list[Value] = []
+        file.submit(Operation(Kind.READ, 0, length), lambda _, value, __: told.append(value))
+        return told[0] if told else None
+
+    content = image.read_bytes()
+
+    async def run() -> None:
+        for inline in True, False:
+            fd = os.open(image, os.O_RDWR)
+            file = FileStorage(fd, SIZE, "a", locality=Locality.HERE, inline=inline)
+            assert at_once(file, CHEAP_MAX) == (content[:CHEAP_MAX] if inline else None)
+            assert at_once(file, CHEAP_MAX + 1) is None
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            await file.close()
+
+    trio.run(run)
 
 
 def test_a_write_does_not_wait_for_a_search(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

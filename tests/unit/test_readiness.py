@@ -2,11 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import trio
+import trio.testing
 
+from quorumfs.fuse import session as module
 from quorumfs.fuse.session import TURN, Readiness
+from quorumfs.replica import Gathering
 
 
 class Session:
@@ -52,7 +56,14 @@ def session() -> Iterator[Session]:
     os.close(session.writer)
 
 
-def test_a_series_of_requests_does_not_ask_trio(session: Session) -> None:
+NEVER_NS = 10**15
+
+
+def test_a_series_of_requests_does_not_ask_trio(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TURN_NS", NEVER_NS)
+
     async def run() -> None:
         readiness = Readiness(session.reader, session.wait)
         session.send(TURN - 1)
@@ -60,6 +71,50 @@ def test_a_series_of_requests_does_not_ask_trio(session: Session) -> None:
             assert await readiness.wait()
             session.receive()
         assert session.asked == 0
+
+    trio.run(run)
+
+
+def test_a_turn_of_long_requests_ends_sooner(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TURN_NS", 0)
+
+    async def run() -> None:
+        readiness = Readiness(session.reader, session.wait)
+        session.send(TURN - 1)
+        for _ in range(TURN - 1):
+            assert await readiness.wait()
+            session.receive()
+        assert session.asked == TURN - 1
+
+    trio.run(run)
+
+
+def test_who_waits_for_a_replica_does_not_wait_for_the_next_request(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answer comes through trio, which is not asked while requests are looked for."""
+    monkeypatch.setattr(module, "TURN_NS", NEVER_NS)
+    monkeypatch.setattr(module, "SPIN_NS", NEVER_NS)
+    monkeypatch.setattr(module, "WORTH_SPINNING_NS", NEVER_NS)
+
+    async def run() -> None:
+        readiness = Readiness(session.reader, session.wait)
+        with trio.move_on_after(0):
+            await readiness.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(readiness.wait)
+            await trio.testing.wait_all_tasks_blocked()
+            session.send()  # soon after the last: the next one is worth to be looked for
+        session.receive()
+        monkeypatch.setattr(Gathering, "waited_for", 1)
+        looks = iter([False] * 100)
+        monkeypatch.setattr(readiness, "_poll", SimpleNamespace(poll=lambda _: next(looks, True)))
+        asked = session.asked
+        with trio.move_on_after(0):
+            await readiness.wait()
+        assert session.asked == asked + 1
 
     trio.run(run)
 

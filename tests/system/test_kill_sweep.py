@@ -20,6 +20,8 @@ from support.mounting import make_set, quorumfs
 from support.oracle import BLOCK
 from support.sets import CHUNK, MIB, SetMount, create, named, opened, same, tmpfs
 
+from quorumfs.control.client import ControlError
+
 SIZE = MIB
 ONE = "read-pattern=fifo,vote-threshold=1"
 OLD, NEW = (letter * BLOCK for letter in (b"o", b"n"))
@@ -86,6 +88,13 @@ class Run(SetMount):
         except OSError as error:
             raise KilledError from error
         self.flushed[offset] = data
+
+    def converge(self) -> None:
+        """Wait until all replicas are current. Raises `KilledError`."""
+        try:
+            self.wait_healthy()
+        except ControlError as error:
+            raise KilledError from error
 
     def end(self) -> None:
         """Whatever still runs is killed now."""
@@ -162,6 +171,25 @@ def test_a_replica_is_left_behind(memory: Path) -> None:
         run.check()
 
     assert sweep(memory, live, check) > 8
+
+
+def test_a_replica_is_caught_up(memory: Path) -> None:
+    """The first to be read, which was behind when the set was unmounted."""
+
+    def live(run: Run) -> None:
+        run.make()
+        run.mount()
+        run.write(0, OLD)
+        os.truncate(run.replicas[0], CHUNK)
+        run.write(CHUNK, NEW)
+        quorumfs("umount", run.mountpoint)
+        os.truncate(run.replicas[0], SIZE)
+        run.arm()
+        run.mount()
+        run.converge()
+        quorumfs("umount", run.mountpoint, check=False)
+
+    assert sweep(memory, live, Run.check) > 20
 
 
 def test_create(memory: Path) -> None:

@@ -233,10 +233,10 @@ def test_an_error_of_a_write_is_told_and_not_tried_away(
     with_storage(image, test)
 
 
-def test_a_cheap_read_needs_no_thread_because_another_replica_does(image: Path) -> None:
-    def at_once(file: FileStorage, length: int) -> Value | None:
+def test_what_is_cheap_needs_no_thread_because_another_replica_does(image: Path) -> None:
+    def at_once(file: FileStorage, length: int, kind: Kind = Kind.READ) -> Value | None:
         told: list[Value] = []
-        file.submit(Operation(Kind.READ, 0, length), lambda _, value, __: told.append(value))
+        file.submit(Operation(kind, 0, length), lambda _, value, __: told.append(value))
         return told[0] if told else None
 
     content = image.read_bytes()
@@ -247,6 +247,7 @@ def test_a_cheap_read_needs_no_thread_because_another_replica_does(image: Path) 
             file = FileStorage(fd, SIZE, "a", locality=Locality.HERE, inline=inline)
             assert at_once(file, CHEAP_MAX) == (content[:CHEAP_MAX] if inline else None)
             assert at_once(file, CHEAP_MAX + 1) is None
+            assert (at_once(file, 0, Kind.STAT) is not None) is inline
             await trio.testing.wait_all_tasks_blocked(0.05)
             await file.close()
 

@@ -258,7 +258,7 @@ def test_a_read_from_a_local_device_that_hangs_costs_one_timeout(
     faulty, images = scattered
     with SetMount(images, tmp_path, HANGS) as disk, opened(disk.file) as fd:
         disk.expected_errors = [""]
-        faulty.hang("device")
+        faulty.hang("device", "read")
         reads = faulty.counters("device").reads
         with ThreadPoolExecutor() as pool:
             try:

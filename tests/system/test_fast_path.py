@@ -101,14 +101,21 @@ class SlowDisk:
         self._faulty.clear("device")
 
 
+@contextmanager
+def ext4_device(directory: Path, size: int) -> Iterator[tuple[FaultFS, Path]]:
+    """A new ext4 on a device over the file «device», whose requests can be made to fail."""
+    with FaultFS(directory, parallel=True) as faulty:
+        with faulty.backing("device").open("wb") as file:
+            file.truncate(size)
+        run("mkfs.ext4", "-q", "-m", "0", faulty.backing("device"))
+        with loop_device(faulty.path("device")) as device:
+            yield faulty, device
+
+
 @pytest.fixture
 def slow_disk(tmp_path: Path) -> Iterator[SlowDisk]:
     with ExitStack() as stack:
-        faulty = stack.enter_context(FaultFS(tmp_path, parallel=True))
-        with faulty.backing("device").open("wb") as file:
-            file.truncate(64 * MIB)
-        run("mkfs.ext4", "-q", "-m", "0", faulty.backing("device"))
-        device = stack.enter_context(loop_device(faulty.path("device")))
+        faulty, device = stack.enter_context(ext4_device(tmp_path, 64 * MIB))
         stack.enter_context(mounted_sync(device, tmp_path / "slow"))
         stack.callback(faulty.clear)
         yield SlowDisk(faulty, tmp_path / "slow")
@@ -227,11 +234,7 @@ LARGE = 64 * MIB
 def scattered(tmp_path: Path) -> Iterator[tuple[FaultFS, list[Path]]]:
     """Images with many extents, of which nothing is cached; the first one's device can hang."""
     with ExitStack() as stack:
-        faulty = stack.enter_context(FaultFS(tmp_path, parallel=True))
-        with faulty.backing("device").open("wb") as file:
-            file.truncate(2 * LARGE)
-        run("mkfs.ext4", "-q", "-m", "0", faulty.backing("device"))
-        device = stack.enter_context(loop_device(faulty.path("device")))
+        faulty, device = stack.enter_context(ext4_device(tmp_path, 2 * LARGE))
         directory = tmp_path / "local"
         directory.mkdir()
         run("mount", device, directory)

@@ -59,10 +59,11 @@ def session() -> Iterator[Session]:
 NEVER_NS = 10**15
 
 
-def test_a_series_of_requests_does_not_ask_trio(
-    session: Session, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("turn_ns", "asked"), [(NEVER_NS, 0), (0, TURN - 1)])
+def test_a_series_of_requests_asks_trio_only_when_a_turn_lasts_too_long(
+    session: Session, monkeypatch: pytest.MonkeyPatch, turn_ns: int, asked: int
 ) -> None:
-    monkeypatch.setattr(module, "TURN_NS", NEVER_NS)
+    monkeypatch.setattr(module, "TURN_NS", turn_ns)
 
     async def run() -> None:
         readiness = Readiness(session.reader, session.wait)
@@ -70,23 +71,7 @@ def test_a_series_of_requests_does_not_ask_trio(
         for _ in range(TURN - 1):
             assert await readiness.wait()
             session.receive()
-        assert session.asked == 0
-
-    trio.run(run)
-
-
-def test_a_turn_of_long_requests_ends_sooner(
-    session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "TURN_NS", 0)
-
-    async def run() -> None:
-        readiness = Readiness(session.reader, session.wait)
-        session.send(TURN - 1)
-        for _ in range(TURN - 1):
-            assert await readiness.wait()
-            session.receive()
-        assert session.asked == TURN - 1
+        assert session.asked == asked
 
     trio.run(run)
 

@@ -613,7 +613,6 @@ class _Assembly:
             state = next((m.state for m in members.values() if m.slot == slot), State.MISSING)
             if state is State.CURRENT:  # whoever said that it lacks something: it may differ
                 joined.add_where(lacks(slot), INTENT)
-                joined.remove(lacks(slot), everything)
             elif role.state is not RoleState.CURRENT or state is State.MISSING:
                 joined.add_where(INTENT, lacks(slot))
         for path, member in members.items():

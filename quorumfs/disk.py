@@ -458,7 +458,7 @@ class Disk:
             if pinned:
                 # What may differ is settled in its own time; here it only counts who is right.
                 answering = next(outcome.replica for outcome in outcomes if not outcome.error)
-                self.metadata.answered(answering)
+                self.metadata.answered(answering, offset)
                 return Reading(verdict.data, repairable=False)
             repairable = any(replica.state is not State.MISSING for replica in wrong)
             return Reading(verdict.data, repairable)

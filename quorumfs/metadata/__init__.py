@@ -114,8 +114,8 @@ class Metadata(Protocol):
     def unverified(self, offset: int, length: int) -> bool:
         """Whether nobody has compared these bytes since the images were adopted."""
 
-    def answered(self, replica: Replica) -> None:
-        """Note that a read of what may differ was answered by *replica*."""
+    def answered(self, replica: Replica, offset: int) -> None:
+        """Note that a read of what may differ, at *offset*, was answered by *replica*."""
 
     def truncated(self, replica: Replica) -> None:
         """Note that the image of *replica* lost its end."""

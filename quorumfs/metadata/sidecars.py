@@ -9,7 +9,8 @@ all current replicas:
 * ``INTENT`` marks: durable before the first write to an extent of the disk (R1), cleared when it
   has not been written to for long and all replicas are current and synced (R5);
 * the ``lacks`` bits of each replica left behind. In the sidecars they may be old: after a crash a
-  replica lacks whatever has its bit or an ``INTENT`` mark.
+  replica lacks whatever has its bit or an ``INTENT`` mark. A current replica has them where it lost
+  what it could not flush, and too few would be left without it.
 
 Two things are in memory alone, because an ``INTENT`` mark stands for them in the sidecars: which
 chunks are *unsettled* (the current replicas may differ there, and reads have one pinned source),
@@ -28,7 +29,7 @@ from quorumfs.assembly import Found, Plan, State
 from quorumfs.dirtymap import INTENT, UNVERIFIED, lacks
 from quorumfs.metadata import Choice, Outcome
 from quorumfs.metadata.intents import Intents
-from quorumfs.ranges import RangeSet
+from quorumfs.ranges import RangeSet, segments
 from quorumfs.replica import Gathering, Replica
 from quorumfs.sidecar import (
     MAP_OFFSET,
@@ -138,7 +139,7 @@ class Sidecars:
         self._lacking_anew = RangeSet()
         """Chunks that the target may have been given too early, since the last save."""
         self._lost: dict[Replica, RangeSet] = {}
-        """Chunks that a current replica took and could not flush."""
+        """Chunks that a current replica took and could not flush: its ``lacks`` bits, too."""
         self._truncated: set[Replica] = set()
         self._left_here: set[Replica] = set()
         """Left behind since the mount: what they lack is known to the chunk."""
@@ -160,6 +161,7 @@ class Sidecars:
                     self._changed_pages.update(range(pages(self.map)))
         self._arrange()
         self._unsettle_marked()
+        self._recall_lost()
 
     # What the disk asks and tells
 
@@ -177,7 +179,7 @@ class Sidecars:
 
     @property
     def alike(self) -> Sequence[Replica]:
-        return () if self.unsettled else self._members
+        return () if self.unsettled or self._lost else self._members
 
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
         # As `prepared` and `begin` together: on the path of every write, so it is spelled out.
@@ -254,23 +256,21 @@ class Sidecars:
         good = [
             o
             for o in outcomes
-            if o.error is None and o.replica.role is State.CURRENT and not self._lost.get(o.replica)
+            if o.error is None and o.replica.role is State.CURRENT and o.replica not in self._lost
         ]
         if not self._in_use and not self.inherited and not failed:
             return  # nothing was ever written
         if len(good) < self.threshold:
-            for replica in failed:
-                self._lose(replica)
+            await self._lose(failed)
             raise voted_error(o.error for o in outcomes if o.error is not None)
-        lossy = [replica for replica in self._members if self._lost.get(replica)]
+        lossy = [replica for replica in self._members if replica in self._lost]
         await self._leave_behind([*failed, *lossy], range(0), "it could not make writes durable")
         self._flushing = Unflushed()
 
     def choices(self, offset: int, length: int) -> Iterable[Choice]:
-        members = list(self._members)
-        if not self.unsettled:
-            return [Choice(offset, length, members)]
-        return self._cut(offset, length, members)
+        if not self.unsettled and not self._lost:
+            return [Choice(offset, length, list(self._members))]
+        return self._cut(offset, length)
 
     def may_differ(self, offset: int, length: int) -> bool:
         if not self.unsettled:
@@ -281,9 +281,10 @@ class Sidecars:
     def missed(self, replica: Replica) -> RangeSet:
         return _NOTHING
 
-    def answered(self, replica: Replica) -> None:
-        if replica is not self.source:
-            self._pin = replica
+    def answered(self, replica: Replica, offset: int) -> None:
+        for _, sources in self.sources(self.map.chunks(offset, 1)):
+            if replica is not sources[0]:
+                self._pin = replica
 
     def truncated(self, replica: Replica) -> None:
         self._truncated.add(replica)
@@ -328,18 +329,16 @@ class Sidecars:
         """The current replicas."""
         return self._members
 
-    @property
-    def source(self) -> Replica | None:
-        """Whose data is right where the current replicas may differ (P7).
+    def sources(self, chunks: range) -> Iterator[tuple[range, list[Replica]]]:
+        """Cut *chunks* where it changes whose data is right if the current replicas differ (P7).
 
-        The same after every mount: the first in the record that answers and lost nothing.
+        With each part those that lost nothing there, or all if nobody did not; the best first. It
+        is the same after every mount: the first in the record that answers.
         """
-        if self._pin is not None and self._pin in self._members and not self._pin.hung:
-            return self._pin
-        in_order = sorted(self._members, key=lambda replica: replica.slot or 0)
-        sound = [replica for replica in in_order if not replica.hung]
-        sound.sort(key=lambda replica: bool(self._lost.get(replica)))
-        return next(iter([*sound, *in_order]), None)
+        order = sorted(self._members, key=lambda r: (r.hung, r is not self._pin, r.slot or 0))
+        lost = [self._lost.get(replica, _NOTHING) for replica in order]
+        for start, stop, usable in segments(chunks.start, chunks.stop, lost):
+            yield range(start, stop), [order[index] for index in usable] or order
 
     @property
     def may_record(self) -> bool:
@@ -366,8 +365,12 @@ class Sidecars:
         """Note that all current replicas hold the same in *chunks*."""
         self.unsettled.remove(chunks.start, chunks.stop)
         self.inherited.remove(chunks.start, chunks.stop)
-        for lost in self._lost.values():
-            lost.remove(chunks.start, chunks.stop)
+        for replica, lost in list(self._lost.items()):
+            if lost.overlaps(chunks.start, chunks.stop) and replica.slot is not None:
+                lost.remove(chunks.start, chunks.stop)
+                self._remove(lacks(replica.slot), chunks)
+            if not lost:
+                del self._lost[replica]
         self._target_lacks(chunks)  # what it was given may be from another source
         self._note_written(chunks)
         if not self.unsettled:
@@ -377,7 +380,7 @@ class Sidecars:
         return self.map.any(UNVERIFIED, self.map.chunks(offset, length))
 
     def unflushable(self) -> bool:
-        return bool(self.inherited) or any(self._lost.values())
+        return bool(self.inherited or self._lost)
 
     def to_settle_first(self) -> list[range]:
         """The chunks of which a flush could not tell what it made durable."""
@@ -434,7 +437,7 @@ class Sidecars:
         if not same or own.record.slot_of(own.replica_id) != replica.slot:
             raise OSError(errno.ESTALE, "it is not as it was")
         self._know(replica, image, own)
-        self._lose(replica)
+        await self._lose([replica])
 
     async def sync_target(self) -> None:
         """Make durable what the target was given; raises `OSError`, and then it is no more one."""
@@ -561,6 +564,19 @@ class Sidecars:
             self._unsettle(run)
         self.inherited = self.unsettled.union(RangeSet())
 
+    def _recall_lost(self) -> None:
+        """Take from the map what current replicas lost before, as far as anybody may say so."""
+        for replica in self._members:
+            assert replica.slot is not None
+            lost = RangeSet()
+            for run in self.map.runs(lacks(replica.slot), longest=len(self.map)):
+                lost.add(run.start, run.stop)
+            for run in self.map.runs(UNVERIFIED, longest=len(self.map)):
+                lost.remove(run.start, run.stop)
+                self._remove(lacks(replica.slot), run)
+            if lost:
+                self._lost[replica] = lost
+
     def _know(self, replica: Replica, image: Identity, own: Sidecar) -> None:
         """Take over what was found of a replica's files."""
         self._images[replica] = image
@@ -674,16 +690,24 @@ class Sidecars:
             self.unsettled.remove(run.start, run.stop)
         self.notify()
 
-    def _lose(self, replica: Replica) -> None:
-        """A current replica that cannot be left behind lost what it took since its last flush."""
-        lost = self._lost.setdefault(replica, RangeSet())
-        for unflushed in (self._unflushed, self._flushing):
-            chunks: Iterable[range] = (range(c, c + 1) for c in unflushed.chunks)
-            if unflushed.all_marked:
-                chunks = self.map.runs(INTENT, longest=len(self.map))
-            for run in chunks:
-                lost.add(run.start, run.stop)
-                self._unsettle(run)
+    async def _lose(self, replicas: Iterable[Replica]) -> None:
+        """Note that current replicas, too few without them, lost what they took since a flush."""
+        for replica in replicas:
+            if replica.role is not State.CURRENT or replica.slot is None:
+                continue
+            lost = self._lost.get(replica, RangeSet())
+            for unflushed in (self._unflushed, self._flushing):
+                chunks: Iterable[range] = (range(c, c + 1) for c in unflushed.chunks)
+                if unflushed.all_marked:
+                    chunks = self.map.runs(INTENT, longest=len(self.map))
+                for run in chunks:
+                    lost.add(run.start, run.stop)
+                    self._add(lacks(replica.slot), run)
+                    self._unsettle(run)
+            if lost:
+                self._lost[replica] = lost
+        with suppress(OSError):  # the flush has failed in any case, and those that can, remember
+            await self._write_map()
 
     def _note_written(self, chunks: range) -> None:
         """Note that a change of *chunks* begins or ends."""
@@ -694,26 +718,15 @@ class Sidecars:
         if self.target is not None:
             self._target_unsynced.add(chunks)
 
-    def _cut(self, offset: int, length: int, members: list[Replica]) -> Iterator[Choice]:
-        """Parts of a range that are settled, and parts that are not."""
-        end = offset + length
+    def _cut(self, offset: int, length: int) -> Iterator[Choice]:
+        """Parts of a range that differ in who holds them, or in whether they are settled."""
         size = self.map.chunk_size
-        while offset < end:
-            chunk = offset // size
-            unsettled = self.unsettled.overlaps(chunk, chunk + 1)
-            if unsettled:
-                stop = self.unsettled.next_outside(chunk)
-            else:
-                stop = self.unsettled.next_inside(chunk, default=len(self.map))
-            part = min(end, stop * size) - offset
-            if unsettled:
-                source = self.source
-                others = [replica for replica in members if replica is not source]
-                holders = [source, *others] if source else others
-                yield Choice(offset, part, holders, pinned=True)
-            else:
-                yield Choice(offset, part, members)
-            offset += part
+        chunks, end = self.map.chunks(offset, length), offset + length
+        for start, stop, settled in segments(chunks.start, chunks.stop, [self.unsettled]):
+            for part, sources in self.sources(range(start, stop)):
+                first, last = max(offset, part.start * size), min(end, part.stop * size)
+                holders = [r for r in self._members if r in sources] if settled else sources
+                yield Choice(first, last - first, holders, pinned=not settled)
 
     # What is in the sidecars
 

@@ -185,7 +185,7 @@ class Volatile:
     def unverified(self, offset: int, length: int) -> bool:
         return False
 
-    def answered(self, replica: Replica) -> None:
+    def answered(self, replica: Replica, offset: int) -> None:
         """Nothing is ever pinned here."""
 
     def truncated(self, replica: Replica) -> None:

@@ -79,13 +79,16 @@ class Resync:
 
         What was copied is synced while more is, and held after a sync that began later (R8).
         """
+        sidecars = self._sidecars
         unreadable = RangeSet()
         copied: list[range] = []
         """Since the last sync began."""
 
         async def copy_chunks(chunks: range) -> None:
             try:
-                await self._copy(replica, *self._work.bounds(chunks), compare=compare)
+                for part, (source, *_) in sidecars.sources(chunks):
+                    bounds = self._work.bounds(part)
+                    await self._copy(replica, source, *bounds, compare=compare)
             except _UnreadableError:
                 if len(chunks) == 1:
                     unreadable.add(chunks.start, chunks.stop)
@@ -103,8 +106,8 @@ class Resync:
             synced = list(without(copied, unreadable))
             copied.clear()
             self._require_target(replica)
-            await self._sidecars.sync_target()
-            self._sidecars.caught_up(synced)
+            await sidecars.sync_target()
+            sidecars.caught_up(synced)
 
         lacking = self._map.runs(bit, longest=len(self._map))
         async with aclosing(self._work.batches(lacking, copied.append, replica)) as batches:
@@ -125,13 +128,14 @@ class Resync:
             count = sum(end - start for start, end in unreadable)
             raise OSError(errno.EIO, f"{count} chunks can be read on no current replica")
 
-    async def _copy(self, target: Replica, offset: int, end: int, *, compare: bool) -> None:
-        """Give *target* what the disk holds from *offset* to *end*; holes stay holes.
+    async def _copy(
+        self, target: Replica, source: Replica, offset: int, end: int, *, compare: bool
+    ) -> None:
+        """Give *target* what the disk holds from *offset* to *end*; holes stay those of *source*.
 
         The lock is held.
         """
         while offset < end:
-            source = self._sidecars.source
             asked, data_from, data_to = self._known_data
             unchanged = asked == (source, self._disk.requests)
             if not unchanged or not data_from <= offset < data_to:

@@ -5,10 +5,12 @@ source holds: in the background, and at once what a guest reads (P7) or a flush 
 """
 
 import errno
+from collections.abc import Sequence
 from contextlib import aclosing
 
 from quorumfs.repair.asking import give, next_data
 from quorumfs.repair.work import Work, pieces
+from quorumfs.replica import Replica
 from quorumfs.storage import Kind
 
 
@@ -64,7 +66,19 @@ class Settling:
         # Who is not here may hold something else, even where there is nothing to write now: it is
         # left behind before anything is shown.
         await self._sidecars.open()
-        disk, (offset, end) = self._disk, self._work.bounds(chunks)
+        everywhere = True
+        for part, sources in self._sidecars.sources(chunks):
+            equal, rewritten = await self._settle_part(*self._work.bounds(part), sources)
+            if rewritten:
+                self._sidecars.settled(part)
+            everywhere = everywhere and equal
+        return everywhere
+
+    async def _settle_part(
+        self, offset: int, end: int, sources: Sequence[Replica]
+    ) -> tuple[bool, bool]:
+        """As `_settle_piece`, but for what is a hole on all of them, and at any length."""
+        disk = self._disk
         equal = rewritten = True
         while offset < end:
             data_at = min(end, await next_data(disk, self._sidecars, offset))
@@ -72,31 +86,29 @@ class Settling:
                 hole_at = await disk.next_hole(offset)
                 data_at = min(end, hole_at) if hole_at > offset else end
                 for piece in pieces(offset, data_at):
-                    before, after = await self._settle_piece(*piece)
+                    before, after = await self._settle_piece(*piece, sources)
                     equal = equal and (before or after)
                     rewritten = rewritten and after
             offset = data_at
-        if rewritten:
-            self._sidecars.settled(chunks)
-        return equal
+        return equal, rewritten
 
-    async def _settle_piece(self, offset: int, length: int) -> tuple[bool, bool]:
-        """Have all current replicas hold what the source holds.
+    async def _settle_piece(
+        self, offset: int, length: int, sources: Sequence[Replica]
+    ) -> tuple[bool, bool]:
+        """Have all current replicas hold what the first of *sources* that can be read holds.
 
         All are written to, the source too and however equal they look: a flush that failed before
         a crash may have dropped pages that reads still show (R4). What is a hole on all replicas
         can hide no such loss, and is left out. Returns whether they were equal before, and whether
         all took it.
         """
-        source = self._sidecars.source
         outcomes = await self._disk.ask(self._sidecars.members, Kind.READ, 1, offset, length)
-        readable = [outcome for outcome in outcomes if outcome.error is None]
-        if not readable:
+        read = {o.replica: o.data for o in outcomes if o.error is None}
+        source = next((replica for replica in sources if replica in read), None)
+        if source is None:
             return False, False
-        right = next((o for o in readable if o.replica is source), readable[0])
-        self._sidecars.answered(right.replica)
-        equal = len(readable) == len(outcomes) and all(o.data == right.data for o in readable)
-        took = await give(
-            self._disk, self._sidecars, [o.replica for o in outcomes], offset, right.data
-        )
+        self._sidecars.answered(source, offset)
+        data = read[source]
+        equal = len(read) == len(outcomes) and all(other == data for other in read.values())
+        took = await give(self._disk, self._sidecars, [o.replica for o in outcomes], offset, data)
         return equal, took

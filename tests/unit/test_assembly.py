@@ -113,7 +113,7 @@ def test_an_unreadable_map_page_means_that_all_of_it_may_differ() -> None:
     """Scenario 11: never «clean»; and nothing is said of replicas that do not exist."""
     record = first_record(2, 1)
     torn = found(record, B, dict.fromkeys(range(CHUNKS), UNKNOWN))
-    assert marks(assemble([found(record, A), torn])) == [INTENT] * CHUNKS
+    assert marks(assemble([found(record, A), torn])) == [INTENT | lacks(A) | lacks(B)] * CHUNKS
 
 
 def test_what_another_one_committed_was_prepared_here_and_is_valid() -> None:
@@ -346,10 +346,13 @@ def test_a_mixture_is_never_current() -> None:
 
 
 def test_what_a_current_replica_was_said_to_lack_may_differ() -> None:
-    """The end of a resync is written after the join; and too few leave nobody behind."""
+    """The end of a resync is written after the join; and too few leave nobody behind.
+
+    The one that is said to lack something is not the one to be believed.
+    """
     record = first_record(2, 1)
     plan = assemble([found(record, A), found(record, B, {1: lacks(A)})])
-    assert marks(plan) == [0, INTENT, 0, 0]
+    assert marks(plan) == [0, INTENT | lacks(A), 0, 0]
 
 
 def test_each_returning_replica_gets_what_was_written_since_it_left() -> None:

@@ -462,8 +462,9 @@ class Session:
         self.commit()
         if self.out():
             return
+        lost = sum(lacks(replica.slot) for replica in self.members)
         for chunk in settled:
-            self.map.remove(INTENT | UNVERIFIED, range(chunk, chunk + 1))
+            self.map.remove(INTENT | UNVERIFIED | lost, range(chunk, chunk + 1))
         self.put_map(self.members)
         self.set.note(f"cleared {settled}")
 

@@ -338,6 +338,20 @@ async def pages_dropped_long_after_a_failed_flush(story: Story) -> None:
     await story.ends_well()
 
 
+async def pages_dropped_where_all_must_agree(story: Story) -> None:
+    """Nobody can be left behind for it, and before it is mended the daemon is killed."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        story.world.replicas[0].image.evict()
+        story.world.kill()
+    async with story.mounted() as guest:
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
 async def guests_write_the_same_place(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
@@ -713,6 +727,7 @@ TOLD = (
     Told("R4 failure ignored", pages_dropped_by_a_failed_flush),
     Told("R4 compares", pages_dropped_long_after_a_failed_flush),
     Told("R4 nothing lost", pages_dropped_long_after_a_failed_flush),
+    Told("R4 loss in memory", pages_dropped_where_all_must_agree, EQUALS),
     Told("R5 cleared at once", power_cut_after_writes, seeds=6),
     Told("R5 no flush", power_cut_long_after_writes, seeds=6),
     Told(

@@ -167,9 +167,9 @@ def resync_compares(monkeypatch: pytest.MonkeyPatch) -> None:
     copy = Resync._copy
 
     async def comparing(
-        self: Resync, target: Replica, offset: int, end: int, *, compare: bool
+        self: Resync, target: Replica, source: Replica, offset: int, end: int, *, compare: bool
     ) -> None:
-        await copy(self, target, offset, end, compare=True)
+        await copy(self, target, source, offset, end, compare=True)
 
     monkeypatch.setattr(Resync, "_copy", comparing)
 
@@ -177,6 +177,11 @@ def resync_compares(monkeypatch: pytest.MonkeyPatch) -> None:
 def failed_flush_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who could not flush is left behind, but lacks nothing for that."""
     monkeypatch.setattr(Sidecars, "_lacks_unflushed", _always(None))
+
+
+def loss_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: what those lost that cannot be left behind is forgotten with the daemon."""
+    monkeypatch.setattr(Sidecars, "_recall_lost", _always(None))
 
 
 def cleared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,6 +503,7 @@ MUTATIONS: dict[str, Patch] = {
     "R4 failure ignored": failed_flush_is_ignored,
     "R4 compares": resync_compares,
     "R4 nothing lost": failed_flush_lost_nothing,
+    "R4 loss in memory": loss_in_memory,
     "R5 cleared at once": cleared_at_once,
     "R5 no flush": cleared_without_flush,
     "R5 one is out": cleared_while_one_is_out,

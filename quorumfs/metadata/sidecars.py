@@ -501,13 +501,13 @@ class Sidecars:
                 await gathering.complete()
                 if operation.error is not None:
                     raise operation.error
-                if self.map.count(lacks(target.slot)):
-                    raise OSError(errno.EIO, "a write to it failed meanwhile")
                 last = pages(self.map) - 1
                 content = encode_pages(self.map, self.record.set_id, 0, last)
                 failed = await self._put([target], (MAP_OFFSET, content))
                 if failed:
                     raise failed[target]
+                if self.map.count(lacks(target.slot)):
+                    raise OSError(errno.EIO, "a write to it or a flush failed meanwhile")
                 target.role = State.CURRENT
                 self._arrange()
                 await self._commit(clean=False)
@@ -516,6 +516,8 @@ class Sidecars:
                 self.target = None
                 self._target_unsynced = Unflushed()
                 self._remove(lacks(target.slot), range(len(self.map)))
+                for start, end in self._lost.get(target, _NOTHING):
+                    self._add(lacks(target.slot), range(start, end))
         finally:
             self._joining = False
             if self.target is target:
@@ -626,6 +628,7 @@ class Sidecars:
         self.target = None
         self._lacks_unflushed(target.slot, self._target_unsynced)
         self._target_unsynced = Unflushed()
+        self._lost.pop(target, None)
         target.role = State.STALE
         target.reason = reason
         self._arrange()
@@ -691,10 +694,9 @@ class Sidecars:
         self.notify()
 
     async def _lose(self, replicas: Iterable[Replica]) -> None:
-        """Note that current replicas, too few without them, lost what they took since a flush."""
+        """Note that *replicas* lost what they took since a flush, and too few are left without."""
         for replica in replicas:
-            if replica.role is not State.CURRENT or replica.slot is None:
-                continue
+            assert replica.slot is not None
             lost = self._lost.get(replica, RangeSet())
             for unflushed in (self._unflushed, self._flushing):
                 chunks: Iterable[range] = (range(c, c + 1) for c in unflushed.chunks)
@@ -704,9 +706,9 @@ class Sidecars:
                     lost.add(run.start, run.stop)
                     self._add(lacks(replica.slot), run)
                     self._unsettle(run)
-            if lost:
+            if lost and replica.role is State.CURRENT:  # else the bits alone say so
                 self._lost[replica] = lost
-        with suppress(OSError):  # the flush has failed in any case, and those that can, remember
+        with suppress(OSError):  # whoever can, remembers
             await self._write_map()
 
     def _note_written(self, chunks: range) -> None:

@@ -857,7 +857,7 @@ class History:
             if not self._to_keep and len(self._known()) < self.setup.replicas:
                 plan = self._assemble(order, degraded=False, threshold=None)
                 pairs = zip(order, plan.members, strict=True)
-                self._to_keep = {i for i, m in pairs if m.state is State.CURRENT}
+                self._to_keep = {i for i, m in pairs if m.state is State.CURRENT} - self._harmed
             if self._to_keep:
                 self._keep(cut_off=False)
             return self._assemble(order, degraded=False, threshold=None)

@@ -855,9 +855,7 @@ class History:
         """The operator does what it takes to have all replicas mounted."""
         try:
             if not self._to_keep and len(self._known()) < self.setup.replicas:
-                plan = self._assemble(order, degraded=False, threshold=None)
-                pairs = zip(order, plan.members, strict=True)
-                self._to_keep = {i for i, m in pairs if m.state is State.CURRENT} - self._harmed
+                self._prefer_current(order, self._assemble(order, degraded=False, threshold=None))
             if self._to_keep:
                 self._keep(cut_off=False)
             return self._assemble(order, degraded=False, threshold=None)
@@ -867,6 +865,11 @@ class History:
             if self._repairable(error):
                 self._keep(cut_off=False)
                 self._extend_all()
+            elif error.rule == "stranger" and not self._forked:
+                known = [index for index in order if index in self._known()]
+                plan = self._assemble(known, degraded=True, threshold=len(known))
+                self._prefer_current(known, plan)
+                self._keep(cut_off=False)
             elif self._harmed and not self._forked:
                 usable = len(self._reachable(order))
                 threshold = usable if error.rule == "no quorum" else None
@@ -874,6 +877,10 @@ class History:
             else:
                 self._resolve(order)
         return self._assemble(order, degraded=False, threshold=None)
+
+    def _prefer_current(self, order: Sequence[int], plan: Plan) -> None:
+        pairs = zip(order, plan.members, strict=True)
+        self._to_keep = {i for i, m in pairs if m.state is State.CURRENT} - self._harmed
 
     def _extend_all(self) -> None:
         """Give every image its length back: what it lacks is on record."""

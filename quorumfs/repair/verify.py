@@ -63,16 +63,22 @@ class Verification:
                 await self._verify_unit(unit)
 
     async def _verify_unit(self, chunks: range) -> None:
-        start, end = self._work.bounds(chunks)
-        async with self._disk.locks.held(start, end, exclusive=True):
-            differing = RangeSet()
-            for piece in pieces(start, end):
-                await self._verify_piece(*piece, differing)
-            for chunk in chunks:
-                if differing.overlaps(*self._map.bounds(chunk)):
-                    self.differing.add(chunk, chunk + 1)
-                else:
-                    self._sidecars.verified(range(chunk, chunk + 1))
+        async with self._disk.locks.held(*self._work.bounds(chunks), exclusive=True):
+            # What was compared meanwhile, for a guest's write, may differ for another reason now:
+            # a write that failed. Then it is to be settled, and nothing to ask a majority about.
+            for run in self._map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
+                if run.start < chunks.stop:
+                    await self._verify_locked(range(run.start, min(run.stop, chunks.stop)))
+
+    async def _verify_locked(self, chunks: range) -> None:
+        differing = RangeSet()
+        for piece in pieces(*self._work.bounds(chunks)):
+            await self._verify_piece(*piece, differing)
+        for chunk in chunks:
+            if differing.overlaps(*self._map.bounds(chunk)):
+                self.differing.add(chunk, chunk + 1)
+            else:
+                self._sidecars.verified(range(chunk, chunk + 1))
 
     async def _verify_piece(self, offset: int, length: int, differing: RangeSet) -> None:
         """Compare a piece, and repair what a majority decides; *differing* gets the rest.

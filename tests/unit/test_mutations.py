@@ -679,6 +679,23 @@ async def writes_beside_a_verification(story: Story) -> None:
     await story.ends_well()
 
 
+async def a_write_fails_ahead_of_a_verification(story: Story) -> None:
+    """What it left different was compared before it; that is nothing to ask an operator about."""
+    for index in range(2):
+        story.slow_down(index, 0.5)
+    async with story.mounted() as guest:
+        await guest.write_surely(EXTENTS[-1])
+        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[-1])
+        assert guest.mounted.sidecars.unsettled
+        assert guest.mounted.sidecars.map.count(UNVERIFIED)
+        await guest.converged()
+        if guest.mounted.repairs.differing:
+            raise BrokenError(f"they are said to differ: {guest.mounted.repairs.differing}")
+    await story.ends_well()
+
+
 async def resync_of_a_sparse_disk(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
@@ -1070,6 +1087,7 @@ async def truncated_between_mounts(story: Story) -> None:
         (gone_and_back_after_a_commit_that_failed, EQUALS),
         (the_last_one_is_gone_and_back_after_a_resync_failed, PAIR),
         (a_read_behind_a_write_that_fails, EQUALS),
+        (a_write_fails_ahead_of_a_verification, replace(RAW, threshold=2)),
         (two_commits_are_cut_off, replace(TRIO, threshold=1)),
         (both_fail_when_one_joins, PAIR),
         (rolled_back_and_resolved, PAIR),

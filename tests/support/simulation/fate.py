@@ -72,7 +72,7 @@ class Mounted:
     def even(self) -> bool:
         """Whether every replica that is here is current, and the same as the others."""
         return (
-            all(replica.state is State.CURRENT for replica in self.disk.replicas)
+            all(r.state is State.CURRENT and not r.dead for r in self.disk.replicas)
             and self.sidecars.target is None
             and not self.sidecars.unsettled
             and not self.sidecars.map.count(UNVERIFIED)
@@ -170,6 +170,7 @@ class Fate:
         self.unrecorded: set[int] = set()
         """Those that were short and got their length back before it could be on record."""
         self._truncated_members: set[int] = set()
+        self._under_way = 0
         self.life = life
         self._world: World = life.world
         self._mounted = mounted
@@ -515,9 +516,13 @@ class Fate:
     # For plans
 
     async def write_something(self) -> None:
-        """If an image is short: whoever gets a write finds out."""
+        """Whoever gets a write finds out if its image is short, or was away meanwhile."""
+        await self._do(self._guest.write, *self._somewhere())
+
+    async def write_if_short(self) -> None:
+        """The same, as long as an image is short."""
         if any(one.image.size < self._world.size for one in self._world.replicas):
-            await self._do(self._guest.write, *self._somewhere())
+            await self.write_something()
 
     @property
     def _is_spare(self) -> bool:
@@ -541,9 +546,22 @@ class Fate:
         return self._dice.randrange(sectors - length) * SECTOR, length * SECTOR
 
     async def _do(self, action: Callable[..., Awaitable[None]], *arguments: int) -> None:
-        """Do something that may fail."""
-        with suppress(OSError):
-            await action(*arguments)
+        """Do something that may fail, and that goes on to its end when this is cut off."""
+        ended = trio.Event()
+
+        async def request() -> None:
+            with suppress(OSError):
+                await action(*arguments)
+            self._under_way -= 1
+            ended.set()
+
+        self._under_way += 1
+        self.life.nursery.start_soon(request)
+        await ended.wait()
+
+    async def requests_ended(self) -> None:
+        """Wait for what was begun: nobody unmounts, in order, a disk that still has to answer."""
+        await self._wait(lambda: not self._under_way, float("inf"))
 
     async def _wait(self, condition: Callable[[], bool], at_most_s: float) -> bool:
         """Wait for something that may never come; whether it came."""

@@ -361,18 +361,17 @@ class History:
     @property
     def _sound(self) -> set[int]:
         """Replicas that hold all that was acknowledged, and say so; none if that is not sure."""
-        known = {
-            index: sidecar
-            for index, sidecar in self._known().items()
-            if index not in self._harmed and sidecar.own_state is not RoleState.RESYNCING
-        }
+        known = self._known()
         if self._forked or not known or any(sidecar.prepared for sidecar in known.values()):
             return set()
+        # One that was harmed may since have become the only one that holds everything.
         latest = max((sidecar.record for sidecar in known.values()), key=lambda r: r.sequence)
         return {
             index
             for index, sidecar in known.items()
-            if sidecar.record == latest and sidecar.own_state is RoleState.CURRENT
+            if sidecar.record == latest
+            and sidecar.own_state is RoleState.CURRENT
+            and index not in self._harmed
         }
 
     def _may_harm(self, index: int) -> bool:
@@ -734,6 +733,7 @@ class History:
                 nursery.start_soon(guest.run)
             with trio.move_on_after(duration_s):
                 await happens()
+            await fate.requests_ended()
             crowd.stopping = True
 
     def _between_lives(self) -> None:
@@ -896,11 +896,12 @@ class History:
         at_most_s = CONVERGE_MAX_S
         if limit is not None:
             at_most_s += 2 * self.setup.replicas * mounted.disk.size / limit
+        await fate.write_something()  # else nobody could notice what is wrong
         while not (fate.extend_noticed() and mounted.converged):
             if trio.current_time() - began > at_most_s:
                 raise BrokenError(f"not healthy {at_most_s:g} s after the faults: {mounted}")
-            await fate.write_something()  # else nobody could notice that an image is short
             await trio.sleep(1.0)
+            await fate.write_if_short()
         self.world.note(f"healthy {trio.current_time() - began:.0f} s after the faults")
 
     def _resolve(self, order: Sequence[int]) -> None:

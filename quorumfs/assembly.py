@@ -26,7 +26,7 @@ behind the others mint a new *generation*, whose ancestors are all earlier ones.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -574,11 +574,18 @@ class _Assembly:
         quorum = max(self._threshold, record.threshold)
         if not unaware:
             return "absent ones are on record as stale" if absent else "", quorum
-        if knowing > len(record.roles) - record.threshold and usable >= quorum:
+        enough = knowing > len(record.roles) - record.threshold and usable >= quorum
+        if enough and not self._lost_by_all(members):
             return "enough are present: nothing acknowledged can be elsewhere", quorum
         if self._degraded:
             rule = "degraded: the operator accepts that absent ones may hold later writes"
             return rule, self._threshold
+        if enough:
+            raise AssemblyRefusedError(
+                "may be newer",
+                f"{_names(unaware)} missing, and may be the only one to hold what could not be "
+                "flushed on the others. Bring it back, or go on without it: mount with -o degraded",
+            )
         why = "nobody can say that it is" if moved else "nobody recorded it as"
         raise AssemblyRefusedError(
             "may be newer",
@@ -604,10 +611,9 @@ class _Assembly:
         record = self._record
         joined = DirtyMap(record.size, record.chunk_size)
         everything = range(len(joined))
-        for path, member in members.items():
-            if member.state is State.CURRENT:
-                joined.join(self._present[path].map)
-        for slot in range(len(record.roles), REPLICAS_MAX):  # from an unreadable page
+        for own in self._maps_of_current(members):
+            joined.join(own)
+        for slot in range(len(record.roles), REPLICAS_MAX):
             joined.remove(lacks(slot), everything)
         for slot, role in enumerate(record.roles):
             state = next((m.state for m in members.values() if m.slot == slot), State.MISSING)
@@ -626,6 +632,23 @@ class _Assembly:
                 own.states[:] = own.states.translate(_intent_as(lacks(member.slot)))
                 joined.join(own)
         return joined
+
+    def _maps_of_current(self, members: dict[str, Member]) -> Iterator[DirtyMap]:
+        """What the current members know; of an unreadable page, not who of them lost what."""
+        slots = {m.slot for m in members.values() if m.state is State.CURRENT}
+        others = [slot for slot in range(len(self._record.roles)) if slot not in slots]
+        for path, member in members.items():
+            if member.state is State.CURRENT:
+                yield self._present[path].map.read_as(sum(map(lacks, others)))
+
+    def _lost_by_all(self, members: dict[str, Member]) -> bool:
+        """Whether no current member that is here holds some chunk: a flush failed on all (R4)."""
+        slots = [m.slot for m in members.values() if m.state is State.CURRENT]
+        lost = sum(lacks(slot) for slot in slots if slot is not None)
+        joined = DirtyMap(self._record.size, self._record.chunk_size)
+        for own in self._maps_of_current(members):
+            joined.join(own)
+        return any(state & lost == lost for state in set(joined.states))
 
     def _absent_member(self, one: Found) -> Member:
         """A path with nothing usable: the role it fills, if the record tells."""

@@ -70,6 +70,14 @@ class DirtyMap:
         """An independent map with the same facts."""
         return DirtyMap(self.size, self.chunk_size, bytearray(self.states))
 
+    def read_as(self, behind: int) -> "DirtyMap":
+        """A copy in which what is unreadable (`UNKNOWN`) is lacked by those *behind* alone.
+
+        *behind* are bits. Else one such page would hide what a current replica really lost.
+        """
+        table = bytes(INTENT | behind if state == UNKNOWN else state for state in range(256))
+        return DirtyMap(self.size, self.chunk_size, self.states.translate(table))
+
     def chunks(self, offset: int, length: int) -> range:
         """The chunks that ``[offset, offset + length)`` (bytes) touches."""
         return range(offset // self.chunk_size, -(-(offset + length) // self.chunk_size))

@@ -295,7 +295,7 @@ class Disk:
             self._flush_lock.release()
 
     async def _flush_replicas(self) -> None:
-        self.metadata.begin_flush()
+        self.metadata.begin_flush(self.locks.changing())
         outcomes = await self.ask(self.metadata.flushed, Kind.SYNC, self.threshold)
         self._report(outcome for outcome in outcomes if outcome.error is not None)
         await self.metadata.finish_flush(outcomes)

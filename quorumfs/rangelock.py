@@ -90,6 +90,10 @@ class RangeLock:
             claim.exclusive and claim.start < end and start < claim.end for claim in self._claims
         )
 
+    def changing(self) -> list[tuple[int, int]]:
+        """All ranges claimed by those who change them, ``(start, end)``."""
+        return [(claim.start, claim.end) for claim in self._claims if claim.exclusive]
+
     @asynccontextmanager
     async def held(self, start: int, end: int, *, exclusive: bool) -> AsyncIterator[None]:
         """The lock as a context, for callers that are not on the path of every request."""

@@ -116,7 +116,9 @@ class _Resolving:
         self._sidecar = sidecar
         self._random_bytes = random_bytes
         self._parent = sidecar.record
-        self._map = sidecar.map.copy()
+        roles = enumerate(sidecar.record.roles)
+        self._out = sum(lacks(s) for s, role in roles if role.state is not RoleState.CURRENT)
+        self._map = sidecar.map.read_as(self._out)
         self._roles = list(sidecar.record.roles)
         self._passed: list[int] = []
         self._kept = [keep]
@@ -195,7 +197,7 @@ class _Resolving:
         undecided = self._map.count(UNVERIFIED) or sidecar.map.count(UNVERIFIED)
         changed = one.image is not None and image_changed(sidecar, one.image)
         if same and not undecided and not changed and role.state is RoleState.CURRENT:
-            self._map.join(sidecar.map)
+            self._map.join(sidecar.map.read_as(self._out))
             self._kept.append(path)
             return slot
         # An older copy put in its place has a map as old as itself.

@@ -93,8 +93,8 @@ class Metadata(Protocol):
         The caller holds the lock of these bytes. Raises `OSError` if it was not enough.
         """
 
-    def begin_flush(self) -> None:
-        """Note that a flush begins now."""
+    def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
+        """Note that a flush begins now, amid changes of these ranges (start, end; bytes)."""
 
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
         """Make known what a flush did (R4). Raises `OSError` if it was not enough."""

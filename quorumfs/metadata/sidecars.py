@@ -130,6 +130,8 @@ class Sidecars:
         self._map_rounds = 0
         self._changed_pages: set[int] = set()
         self._extent_chunks = self.map.extent // self.map.chunk_size
+        self._everything = RangeSet()
+        self._everything.add(0, len(self.map))
         self._intents = Intents(len(self.map.extents(0, self.map.size)))
         self._unflushed = Unflushed()
         self._flushing = Unflushed()
@@ -140,7 +142,12 @@ class Sidecars:
         """Chunks that the target may have been given too early, since the last save."""
         self._lost: dict[Replica, RangeSet] = {}
         """Chunks that a current replica took and could not flush: its ``lacks`` bits, too."""
+        self._lossy_before: set[Replica] = set()
+        """Those that had lost something when the last flush began."""
+        self.losses = 0
+        """How often a replica lost something: for who must know whether one did meanwhile."""
         self._truncated: set[Replica] = set()
+        """Current replicas whose image lost its end: it may get it back, with zeros."""
         self._left_here: set[Replica] = set()
         """Left behind since the mount: what they lack is known to the chunk."""
         self._images: dict[Replica, Identity] = {}
@@ -160,8 +167,8 @@ class Sidecars:
                 if joined:
                     self._changed_pages.update(range(pages(self.map)))
         self._arrange()
-        self._unsettle_marked()
         self._recall_lost()
+        self._unsettle_marked()
 
     # What the disk asks and tells
 
@@ -179,7 +186,7 @@ class Sidecars:
 
     @property
     def alike(self) -> Sequence[Replica]:
-        return () if self.unsettled or self._lost else self._members
+        return () if self.unsettled or self._lost or self._truncated else self._members
 
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
         # As `prepared` and `begin` together: on the path of every write, so it is spelled out.
@@ -246,29 +253,36 @@ class Sidecars:
             self._unsettle(chunks)
             raise
 
-    def begin_flush(self) -> None:
+    def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
+        self._lossy_before = {*self._lost, *self._truncated}
         taken = self._unflushed.take()
+        for start, end in changing:  # the syncs that begin now need not cover it
+            self._unflushed.add(self.map.chunks(start, end - start))
         taken.put_back(self._flushing)
         self._flushing = taken
 
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
         failed = [o.replica for o in outcomes if o.error is not None]
+        # Its sync may have begun before what it had lost was written again.
+        lossy = {*self._lossy_before, *self._lost, *self._truncated}
         good = [
             o
             for o in outcomes
-            if o.error is None and o.replica.role is State.CURRENT and o.replica not in self._lost
+            if o.error is None and o.replica.role is State.CURRENT and o.replica not in lossy
         ]
         if not self._in_use and not self.inherited and not failed:
             return  # nothing was ever written
         if len(good) < self.threshold:
             await self._lose(failed)
             raise voted_error(o.error for o in outcomes if o.error is not None)
-        lossy = [replica for replica in self._members if replica in self._lost]
-        await self._leave_behind([*failed, *lossy], range(0), "it could not make writes durable")
+        lossy_members = [replica for replica in self._members if replica in lossy]
+        await self._leave_behind(
+            [*failed, *lossy_members], range(0), "it could not make writes durable"
+        )
         self._flushing = Unflushed()
 
     def choices(self, offset: int, length: int) -> Iterable[Choice]:
-        if not self.unsettled and not self._lost:
+        if self.alike:
             return [Choice(offset, length, list(self._members))]
         return self._cut(offset, length)
 
@@ -287,11 +301,14 @@ class Sidecars:
                 self._pin = replica
 
     def truncated(self, replica: Replica) -> None:
-        self._truncated.add(replica)
-        if replica.role is State.CURRENT or replica.slot is None:
-            return  # it is left behind for that
+        if replica.slot is None or replica in self._truncated:
+            return
         everything = range(len(self.map))
-        if replica is self.target:
+        if replica.role is State.CURRENT:  # it is left behind for that, as soon as it can be
+            self._truncated.add(replica)
+            self.losses += 1
+            self._add(lacks(replica.slot), everything)
+        elif replica is self.target:
             self._target_lacks(everything)
         else:
             self._add(lacks(replica.slot), everything)
@@ -336,7 +353,10 @@ class Sidecars:
         is the same after every mount: the first in the record that answers.
         """
         order = sorted(self._members, key=lambda r: (r.hung, r is not self._pin, r.slot or 0))
-        lost = [self._lost.get(replica, _NOTHING) for replica in order]
+        lost = [
+            self._everything if replica in self._truncated else self._lost.get(replica, _NOTHING)
+            for replica in order
+        ]
         for start, stop, usable in segments(chunks.start, chunks.stop, lost):
             yield range(start, stop), [order[index] for index in usable] or order
 
@@ -392,6 +412,12 @@ class Sidecars:
     def verified(self, chunks: range) -> None:
         """Note that *chunks* were compared, and are equal on all current replicas."""
         self._remove(UNVERIFIED, chunks)
+        self._target_lacks(chunks)
+        for slot in self._out_slots():  # nor was who is not here compared
+            self._add(lacks(slot), chunks)
+        for lost in self._lost.values():
+            if lost.overlaps(chunks.start, chunks.stop):
+                self._unsettle(chunks)  # perhaps what a flush lost made them equal
 
     async def start_resync(
         self, replica: Replica, image: Identity, own: Sidecar, *, full: bool
@@ -419,7 +445,6 @@ class Sidecars:
         replica.reason = None
         self.target = replica
         self._caught_up, self._lacking_anew = RangeSet(), RangeSet()
-        self._truncated.discard(replica)
         self._arrange()
 
     async def revive(self, replica: Replica, found: Found) -> None:
@@ -516,7 +541,8 @@ class Sidecars:
                 self.target = None
                 self._target_unsynced = Unflushed()
                 self._remove(lacks(target.slot), range(len(self.map)))
-                for start, end in self._lost.get(target, _NOTHING):
+                lost = self._lost.get(target, _NOTHING)
+                for start, end in self._everything if target in self._truncated else lost:
                     self._add(lacks(target.slot), range(start, end))
         finally:
             self._joining = False
@@ -560,24 +586,24 @@ class Sidecars:
 
     # Who is what
 
-    def _unsettle_marked(self) -> None:
-        """After a crash the current replicas may differ wherever there is a mark."""
-        for run in self.map.runs(INTENT, longest=len(self.map)):
-            self._unsettle(run)
-        self.inherited = self.unsettled.union(RangeSet())
-
     def _recall_lost(self) -> None:
-        """Take from the map what current replicas lost before, as far as anybody may say so."""
+        """Take from the map what current replicas lost before."""
         for replica in self._members:
             assert replica.slot is not None
             lost = RangeSet()
             for run in self.map.runs(lacks(replica.slot), longest=len(self.map)):
                 lost.add(run.start, run.stop)
-            for run in self.map.runs(UNVERIFIED, longest=len(self.map)):
-                lost.remove(run.start, run.stop)
-                self._remove(lacks(replica.slot), run)
             if lost:
                 self._lost[replica] = lost
+        for lost in list(self._lost.values()):
+            for start, end in lost:
+                self._believe_the_one_left(range(start, end))
+
+    def _unsettle_marked(self) -> None:
+        """After a crash the current replicas may differ wherever there is a mark."""
+        for run in self.map.runs(INTENT, longest=len(self.map)):
+            self._unsettle(run)
+        self.inherited = self.unsettled.union(RangeSet())
 
     def _know(self, replica: Replica, image: Identity, own: Sidecar) -> None:
         """Take over what was found of a replica's files."""
@@ -629,6 +655,7 @@ class Sidecars:
         self._lacks_unflushed(target.slot, self._target_unsynced)
         self._target_unsynced = Unflushed()
         self._lost.pop(target, None)
+        self._truncated.discard(target)
         target.role = State.STALE
         target.reason = reason
         self._arrange()
@@ -651,9 +678,10 @@ class Sidecars:
                 return
             if len(self._members) - len(gone) < self._least:
                 raise OSError(errno.EIO, "too few replicas would be left")
+            more_than_marked = not self._in_use or self._truncated.intersection(gone)
             self._drop(gone, reason)
-            if not self._in_use or self._truncated.intersection(gone):
-                await self._write_map_locked()  # somebody lacks more than what is marked
+            if more_than_marked:
+                await self._write_map_locked()
             await self._commit(clean=False)
 
     def _drop(self, gone: Iterable[Replica], reason: str) -> None:
@@ -664,23 +692,28 @@ class Sidecars:
             replica.reason = reason
             self._left_here.add(replica)
             self._recorded = False
-            if replica in self._truncated:
-                self._add(lacks(replica.slot), range(len(self.map)))
             for unflushed in (self._unflushed, self._flushing):
                 self._lacks_unflushed(replica.slot, unflushed)
+                for run in self._runs(unflushed):  # it may have been given that after it was lost
+                    self._target_lacks(run)
             for start, end in self.unsettled:
                 self._add(lacks(replica.slot), range(start, end))
             self._lost.pop(replica, None)
+            self._truncated.discard(replica)
         self._arrange()
         self.notify()
 
     def _lacks_unflushed(self, slot: int, unflushed: Unflushed) -> None:
         """A replica that failed may have lost all it has not synced."""
+        for run in self._runs(unflushed):
+            self._add(lacks(slot), run)
+
+    def _runs(self, unflushed: Unflushed) -> Iterator[range]:
+        """The chunks that *unflushed* counts."""
         if unflushed.all_marked:
-            self.map.add_where(INTENT, lacks(slot))
-            self._changed_pages.update(range(pages(self.map)))
+            yield from self.map.runs(INTENT, longest=len(self.map))
         for chunk in unflushed.chunks:
-            self._add(lacks(slot), range(chunk, chunk + 1))
+            yield range(chunk, chunk + 1)
 
     def _unsettle(self, chunks: range) -> None:
         """The current replicas may differ in *chunks*."""
@@ -695,21 +728,31 @@ class Sidecars:
 
     async def _lose(self, replicas: Iterable[Replica]) -> None:
         """Note that *replicas* lost what they took since a flush, and too few are left without."""
+        self.losses += 1
+        runs = [*self._runs(self._unflushed), *self._runs(self._flushing)]
         for replica in replicas:
             assert replica.slot is not None
             lost = self._lost.get(replica, RangeSet())
-            for unflushed in (self._unflushed, self._flushing):
-                chunks: Iterable[range] = (range(c, c + 1) for c in unflushed.chunks)
-                if unflushed.all_marked:
-                    chunks = self.map.runs(INTENT, longest=len(self.map))
-                for run in chunks:
-                    lost.add(run.start, run.stop)
-                    self._add(lacks(replica.slot), run)
-                    self._unsettle(run)
+            for run in runs:
+                lost.add(run.start, run.stop)
+                self._add(lacks(replica.slot), run)
+                self._unsettle(run)
             if lost and replica.role is State.CURRENT:  # else the bits alone say so
                 self._lost[replica] = lost
+        for run in runs:
+            self._believe_the_one_left(run)
         with suppress(OSError):  # whoever can, remembers
             await self._write_map()
+
+    def _believe_the_one_left(self, chunks: range) -> None:
+        """Take what was never compared, where all current replicas but one lost it, from that one.
+
+        It is on record who lost something there (P4). Where two are left and differ, nobody can
+        say which one is right: a flush fails until the operator did.
+        """
+        for part, sources in self.sources(chunks):
+            if len(sources) == 1 < len(self._members) and self.map.any(UNVERIFIED, part):
+                self.verified(part)
 
     def _note_written(self, chunks: range) -> None:
         """Note that a change of *chunks* begins or ends."""

@@ -52,11 +52,14 @@ class Holdings:
             self.missed.remove(start, end)
             if not self.missed:
                 self._replica.role = State.CURRENT
-        if self.unsure:
-            self.unsure.remove(start, end)
 
     def wrote(self, start: int, end: int) -> None:
-        """Remember that ``[start, end)`` was written and not synced since."""
+        """Remember that ``[start, end)`` was written and not synced since.
+
+        What was lost there before is to be synced again; what is lost from now on, anew.
+        """
+        if self.unsure:
+            self.unsure.remove(start, end)
         self._unsynced.add(start, end)
         self._unsynced.limit(UNSYNCED_MAX)
 
@@ -132,7 +135,8 @@ class Volatile:
             else:
                 self.holdings[replica].hold(offset, offset + length)
 
-    def begin_flush(self) -> None:
+    def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
+        # A change is noted for each replica when it has taken it, so *changing* tells nothing new.
         # A write or repair may come to a replica after its own flush and before the slowest
         # one's: such bytes do not count for it, though it holds them by then.
         for replica, holdings in self.holdings.items():

@@ -83,6 +83,8 @@ async def _rewrite(
             await metadata.prepare(offset, length)
         except OSError:
             return  # it cannot be remembered now; the next read tries again
+    if replica not in metadata.receivers:
+        return  # it was left behind meanwhile, and its sidecar takes its image for a whole one
     metadata.begin(offset, length)
     (outcome,) = await disk.ask([replica], Kind.WRITE, 0, offset, length, data)
     if outcome.error is None and read_back:

@@ -8,6 +8,7 @@ import errno
 from collections.abc import Sequence
 from contextlib import aclosing
 
+from quorumfs.ranges import segments
 from quorumfs.repair.asking import give, next_data
 from quorumfs.repair.work import Work, pieces
 from quorumfs.replica import Replica
@@ -66,12 +67,18 @@ class Settling:
         # Who is not here may hold something else, even where there is nothing to write now: it is
         # left behind before anything is shown.
         await self._sidecars.open()
+        sidecars = self._sidecars
         everywhere = True
-        for part, sources in self._sidecars.sources(chunks):
-            equal, rewritten = await self._settle_part(*self._work.bounds(part), sources)
-            if rewritten:
-                self._sidecars.settled(part)
-            everywhere = everywhere and equal
+        for start, stop, settled in segments(chunks.start, chunks.stop, [sidecars.unsettled]):
+            # What is settled may differ for another reason, which a vote or an operator decides.
+            for part, sources in sidecars.sources(range(start, stop)) if not settled else ():
+                losses, members = sidecars.losses, frozenset(sidecars.members)
+                equal, rewritten = await self._settle_part(*self._work.bounds(part), sources)
+                # Meanwhile one may have lost what it was given, or have joined without it.
+                same = sidecars.losses == losses and members.issuperset(sidecars.members)
+                if rewritten and same:
+                    sidecars.settled(part)
+                everywhere = everywhere and equal and same
         return everywhere
 
     async def _settle_part(

@@ -11,6 +11,7 @@ from quorumfs.dirtymap import UNVERIFIED
 from quorumfs.ranges import RangeSet
 from quorumfs.repair.asking import give
 from quorumfs.repair.work import Work, pieces, without
+from quorumfs.replica import Replica
 from quorumfs.storage import Kind
 from quorumfs.voting import blocks, vote_data, voted_error
 
@@ -19,17 +20,33 @@ class Verification:
     """Compares the current replicas of one disk."""
 
     def __init__(self, work: Work) -> None:
-        self.differing = RangeSet()
-        """Chunks that differ without a majority."""
+        self._differing = RangeSet()
+        self._compared: frozenset[Replica] = frozenset()
+        """Those of whom it was found that they differ."""
+        self._losses = work.sidecars.losses
         self._work = work
         self._disk = work.disk
         self._sidecars = work.sidecars
         self._map = work.map
 
+    @property
+    def differing(self) -> RangeSet:
+        """Chunks that differ without a majority."""
+        if self._losses != self._sidecars.losses:  # then some of them may be decided
+            self._losses = self._sidecars.losses
+            for start, end in list(self._differing):
+                for chunk in range(start, end):
+                    if not self._map.any(UNVERIFIED, range(chunk, chunk + 1)):
+                        self._differing.remove(chunk, chunk + 1)
+        return self._differing
+
     async def verify(self) -> bool:
         """Compare all that nobody has compared; whether all of it could be."""
+        members = frozenset(self._sidecars.members)
+        if not members <= self._compared:  # with one more there may be a majority
+            self._compared, self._differing = members, RangeSet()
         unverified = self._map.runs(UNVERIFIED, longest=len(self._map))
-        runs = list(without(unverified, self.differing))
+        runs = list(without(unverified, self._differing))
         if not runs:
             return False
         total = sum(map(len, runs)) * self._map.chunk_size
@@ -56,7 +73,7 @@ class Verification:
         extents = self._map.extents(offset, length)
         chunks = self._map.extent_chunks(extents)
         unverified = self._map.runs(UNVERIFIED, chunks.start, longest=len(chunks))
-        for run in without(unverified, self.differing):
+        for run in without(unverified, self._differing):
             if run.start >= chunks.stop:
                 break
             for unit in self._work.units(range(run.start, min(run.stop, chunks.stop))):
@@ -68,17 +85,24 @@ class Verification:
             # a write that failed. Then it is to be settled, and nothing to ask a majority about.
             for run in self._map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
                 if run.start < chunks.stop:
-                    await self._verify_locked(range(run.start, min(run.stop, chunks.stop)))
+                    part = range(run.start, min(run.stop, chunks.stop))
+                    while not await self._verify_locked(part):
+                        pass
 
-    async def _verify_locked(self, chunks: range) -> None:
+    async def _verify_locked(self, chunks: range) -> bool:
+        """Compare *chunks* of all that are current; False if one more is now."""
+        members = frozenset(self._sidecars.members)
         differing = RangeSet()
         for piece in pieces(*self._work.bounds(chunks)):
             await self._verify_piece(*piece, differing)
+        if not members.issuperset(self._sidecars.members):
+            return False
         for chunk in chunks:
             if differing.overlaps(*self._map.bounds(chunk)):
-                self.differing.add(chunk, chunk + 1)
+                self._differing.add(chunk, chunk + 1)
             else:
                 self._sidecars.verified(range(chunk, chunk + 1))
+        return True
 
     async def _verify_piece(self, offset: int, length: int, differing: RangeSet) -> None:
         """Compare a piece, and repair what a majority decides; *differing* gets the rest.

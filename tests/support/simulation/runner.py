@@ -20,7 +20,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
+from functools import partial, reduce
+from operator import or_
 from unittest import mock
 
 import trio
@@ -483,7 +484,8 @@ class History:
             case "no quorum":
                 justified = len(here) < needed
             case "may be newer":
-                justified = not degraded and (not sure or bool(self._to_keep))
+                lost = self._lost_by_all(here)
+                justified = not degraded and (not sure or bool(self._to_keep) or lost)
             case "only stale":
                 justified = not sure or bool(self._to_keep)
             case "unusable":
@@ -494,6 +496,13 @@ class History:
                 justified = False
         if not justified:
             raise BrokenError(f"mount of {order} refused without need: {error.rule}: {error}")
+
+    def _lost_by_all(self, here: set[int]) -> bool:
+        """Whether it is on record that none of these could flush some chunk, and all stayed."""
+        known = [sidecar for index, sidecar in self._known().items() if index in here]
+        bits = sum(lacks(sidecar.slot) for sidecar in known)
+        states = zip(*(sidecar.map.states for sidecar in known), strict=True)
+        return any(reduce(or_, chunk) & bits == bits for chunk in states)
 
     def _mount(self, life: Life, order: list[int], plan: Plan, limit: int | None = None) -> Mounted:
         """What `quorumfs.replicaset.ReplicaSet.make_disk` makes, on simulated storages."""
@@ -865,7 +874,7 @@ class History:
             if self._repairable(error):
                 self._keep(cut_off=False)
                 self._extend_all()
-            elif error.rule == "stranger" and not self._forked:
+            elif len(self._known()) < self.setup.replicas and not self._forked:
                 known = [index for index in order if index in self._known()]
                 plan = self._assemble(known, degraded=True, threshold=len(known))
                 self._prefer_current(known, plan)

@@ -1,0 +1,169 @@
+"""Stories: what a test has happen to a set on the simulated world, and how it must end."""
+
+import errno
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+
+import trio
+
+from quorumfs.assembly import AssemblyRefusedError
+from quorumfs.storage import CHANGES, Kind
+from support.simulation.fate import Mounted
+from support.simulation.guest import BrokenError
+from support.simulation.guest import Guest as AnyGuest
+from support.simulation.harness import run_seeded
+from support.simulation.runner import CONVERGE_MAX_S, SCALES, History, Origin, Setup, _first
+from support.simulation.storage import Fault, Weather
+from support.simulation.world import Life
+
+BLOCK = 4096
+EXTENT = SCALES[0].extent
+DISK = SCALES[0].size
+EXTENTS = range(0, DISK, EXTENT)
+
+PAIR = Setup(
+    replicas=2,
+    threshold=1,
+    scale=SCALES[0],
+    fifo=True,
+    rewrite_corrupted=False,
+    zero_kind=None,
+    origin=Origin.CREATED,
+    filled=False,
+    lives=0,
+    careless=False,
+)
+TRIO = replace(PAIR, replicas=3, threshold=2, fifo=False)
+EQUALS = replace(PAIR, threshold=2, fifo=False)
+QUAD = replace(PAIR, replicas=4, threshold=2, fifo=False, rewrite_corrupted=True)
+RAW = replace(PAIR, origin=Origin.ADOPTED, filled=True)
+
+
+class Story(History):
+    """A history that a test tells, instead of the dice."""
+
+    def __init__(self, seed: int, setup: Setup, script: "Script") -> None:
+        super().__init__(seed, setup)
+        self._script = script
+
+    async def _run(self) -> None:
+        self._create()
+        await self._script(self)
+
+    @asynccontextmanager
+    async def mounted(self, order: Sequence[int] | None = None) -> AsyncGenerator["Guest", None]:
+        """A mount of these replicas, or of all, that ends in order unless it is dead by then."""
+        paths = list(range(self.setup.replicas) if order is None else order)
+        try:
+            plan = self._assemble(paths, degraded=False, threshold=None)
+        except AssemblyRefusedError as error:
+            self._require_reason(error, paths, degraded=False, threshold=None)
+            raise
+        self._last = None
+        async with self.world.boot() as life:
+            mounted = self._mount(life, paths, plan)
+            yield Guest(self, life, mounted)
+            if not life.dead:
+                await self._unmount(mounted)
+        self._check_log()
+        if self._closed_well:
+            self._note_cuts()
+        else:
+            self._crashed(lost_cache=False)
+
+    async def ends_well(self) -> None:
+        """Faults stop, and everything becomes good."""
+        await self._end()
+
+    def fail(self, index: int, kinds: Iterable[Kind], fault: Fault) -> None:
+        """From now on these operations on the image of a replica have *fault*."""
+        faults, wrong = self.world.replicas[index].image_faults, frozenset(kinds)
+        faults.script = lambda operation: fault if operation.kind in wrong else None
+
+    def fail_once(self, index: int, kind: Kind, fault: Fault) -> None:
+        """The next operation of *kind* on the image of a replica has *fault*."""
+        self.world.replicas[index].image_faults.plan(kind, fault)
+
+    def mend(self, index: int) -> None:
+        """No more of that."""
+        self.world.replicas[index].image_faults.script = None
+
+    def slow_down(self, index: int, seconds: float) -> None:
+        """Everything on the image of a replica takes so long."""
+        self.world.replicas[index].image_faults.weather = Weather(delay_s=(seconds, seconds))
+
+
+class Guest(AnyGuest):
+    """Whoever uses a mount of a story."""
+
+    def __init__(self, story: Story, life: Life, mounted: Mounted) -> None:
+        story._guests += 1
+        super().__init__(story.oracle, life, mounted.disk, story._guests)
+        self.mounted = mounted
+
+    async def write(self, at: int, size: int = BLOCK, *, durable: bool = False) -> None:
+        """Raises `OSError`."""
+        await super().write(at, size, durable=durable)
+
+    async def read(self, at: int, size: int = BLOCK) -> None:
+        """Raises `OSError`."""
+        await super().read(at, size)
+
+    async def write_surely(self, at: int, size: int = BLOCK) -> None:
+        """Write what has to be possible."""
+        try:
+            await self.write(at, size)
+        except OSError as error:
+            raise BrokenError(f"a write failed without need: {error}") from error
+
+    async def read_surely(self, at: int, size: int = BLOCK) -> None:
+        """Read what has to be readable."""
+        try:
+            await self.read(at, size)
+        except OSError as error:
+            raise BrokenError(f"a read failed without need: {error}") from error
+
+    def begin(self, request: Callable[..., Awaitable[None]], *arguments: int) -> None:
+        """Have *request* under way; it may fail."""
+
+        async def quietly() -> None:
+            with suppress(OSError):
+                await request(*arguments)
+
+        self.life.nursery.start_soon(quietly)
+
+    async def converged(self) -> None:
+        """Wait until the replicas are the same again."""
+        await self.until(lambda: self.mounted.converged)
+
+    async def until(self, condition: Callable[[], bool], every_s: float = 1.0) -> None:
+        """Wait for what has to come."""
+        for _ in range(int(CONVERGE_MAX_S / every_s)):
+            if condition():
+                return
+            await trio.sleep(every_s)
+        raise BrokenError(f"not so after {CONVERGE_MAX_S:g} s: {self.mounted}")
+
+
+Script = Callable[[Story], Awaitable[None]]
+
+
+def told(script: Script, setup: Setup, seed: int) -> str | None:
+    """How a story ends: None if well."""
+    story = Story(seed, setup, script)
+    end = None
+    try:
+        run_seeded(seed, story.run)
+    except* Exception as group:
+        end = _first(group)
+    return end
+
+
+async def left_behind(story: Story, index: int = 1) -> None:
+    """A first mount, closed in order, after which one replica lacks all there is."""
+    async with story.mounted() as guest:
+        story.fail(index, CHANGES, Fault(error=errno.EIO))
+        for at in EXTENTS:
+            await guest.write(at, EXTENT)
+    story.mend(index)

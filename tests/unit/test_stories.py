@@ -1,0 +1,482 @@
+"""Stories of faults at the worst moment between a decision and its act; all must end well."""
+
+import errno
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import trio
+import trio.testing
+from support import simulated
+from support.simulation.guest import BrokenError
+from support.simulation.runner import Origin, Setup
+from support.simulation.storage import Fault, Weather
+from support.simulation.story import (
+    BLOCK,
+    DISK,
+    EQUALS,
+    EXTENT,
+    EXTENTS,
+    PAIR,
+    RAW,
+    TRIO,
+    Script,
+    Story,
+    left_behind,
+    told,
+)
+
+from quorumfs.assembly import AssemblyRefusedError, State
+from quorumfs.dirtymap import UNVERIFIED, lacks
+from quorumfs.patterns import Fifo
+from quorumfs.repair.pacing import Pacer
+from quorumfs.sidecar import MAP_OFFSET
+from quorumfs.storage import CHANGES, Kind
+
+
+async def a_flush_behind_one_that_failed(story: Story) -> None:
+    """Its sync began before what the first one lost was written again, and counts for it."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(1.0, errno.EIO))
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(1.0), Fault(10.0))
+        guest.begin(guest.flush)
+        await trio.sleep(0.5)
+        with suppress(OSError):  # it may well fail; yet it succeeds
+            await guest.flush()
+        story.world.power_cut()
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def a_flush_fails_amid_settling(story: Story) -> None:
+    """What settling wrote is lost with it, and the loss is forgotten when settling ends."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(6.0))  # settling
+        with suppress(OSError):
+            await guest.write(BLOCK)
+        await trio.sleep(2.0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        assert guest.mounted.sidecars._lost
+        await guest.until(lambda: not guest.mounted.sidecars._lost)
+        await trio.sleep(20.0)  # and that is on record
+        await guest.flush()
+        story.world.power_cut()
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def a_flush_fails_amid_settling_and_memory_is_short(story: Story) -> None:
+    """The same without a crash: memory is short."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(6.0))  # settling
+        with suppress(OSError):
+            await guest.write(BLOCK)
+        await trio.sleep(2.0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await guest.until(lambda: not guest.mounted.sidecars._lost)
+        await guest.flush()
+        story.world.replicas[0].image.evict()
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def a_flush_before_one_is_left_behind(story: Story) -> None:
+    """A write failed on it and waits to say so; the flush forgets what was written."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        story.world.replicas[1].sidecar_faults.weather = Weather(delay_s=(2.0, 2.0))
+        guest.begin(guest.write, EXTENTS[2])  # its mark is slow
+        await trio.sleep(0.5)
+        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        guest.begin(guest.write, 0)
+        await trio.sleep(0.5)
+        await guest.flush()
+        await trio.sleep(30.0)
+        await guest.converged()
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def a_flush_before_one_that_joins_is_left_behind(story: Story) -> None:
+    """The same, of one that is just becoming current."""
+    await left_behind(story, 0)
+    async with story.mounted() as guest:
+        sidecars, replica = guest.mounted.sidecars, guest.mounted.replica(0)
+        assert replica is not None
+        await guest.write(0)
+        story.world.replicas[1].sidecar_faults.weather = Weather(delay_s=(1.0, 1.0))
+        await guest.until(lambda: sidecars._joining and replica.role is State.CURRENT, every_s=0.01)
+        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        guest.begin(guest.write, 0)
+        await trio.sleep(0.1)
+        await guest.flush()
+        assert sidecars._joining
+        await guest.until(lambda: replica.role is not State.CURRENT, every_s=0.01)
+        story.world.calm()
+        await guest.converged()
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def a_write_under_way_beside_a_flush(story: Story) -> None:
+    """Then its replica is left behind for another one, and then it fails there."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.write(EXTENTS[2])
+        await guest.flush()
+        story.fail_once(0, Kind.WRITE, Fault(6.0, errno.EIO))
+        guest.begin(guest.write, 0)
+        await trio.sleep(1.0)
+        await guest.flush()
+        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        await guest.write(EXTENTS[2])
+        await trio.sleep(10.0)
+        await guest.converged()
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def a_hole_shown_by_too_few(story: Story) -> None:
+    """Who is not here may hold something else, and is not on record as left behind."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(2)
+        await guest.write(0)
+        story.fail_once(1, Kind.WRITE, Fault(hang=True))
+        guest.begin(guest.write, EXTENT // 2)
+        await trio.sleep(1.0)
+        # it must not happen when the life ends
+        assert story.world.life
+        for storage in story.world.life.storages(1):
+            for one in list(storage._in_flight):
+                if one.operation.kind is Kind.WRITE:
+                    del storage._in_flight[one]
+        story.world.kill()
+    story.world.attach(2)
+    story.world.detach(0)
+    story.world.replicas[2].image_faults.weather = Weather(delay_s=(3.0, 3.0))
+    async with story.mounted() as guest:
+        with suppress(OSError):
+            await guest.read(EXTENT // 2)
+        story.world.kill()
+    story.world.calm()
+    async with story.mounted([0, 1]) as guest:
+        await guest.read(EXTENT // 2)
+    await story.ends_well()
+
+
+async def away_while_others_are_compared(story: Story) -> None:
+    """Nobody ever looks at what it holds."""
+    story.world.replicas[2].image.rot(EXTENTS[5], b"rot!" * (BLOCK // 4))
+    story.world.detach(2)
+    for index in (0, 1):
+        story.slow_down(index, 0.01)
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.until(lambda: not guest.mounted.sidecars.map.count(UNVERIFIED))
+        story.world.attach(2)
+        await guest.converged()
+        assert not guest.mounted.repairs.differing
+    story.oracle.check_images(story.world.contents())
+    await story.ends_well()
+
+
+async def lost_where_adopted_images_differ(story: Story) -> None:
+    """One failed flush, and no flush succeeds any more."""
+    story.world.replicas[1].image.rot(EXTENTS[5], b"rot!" * (BLOCK // 4))
+    async with story.mounted() as guest:
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+        await guest.write(EXTENTS[5])
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(60.0)
+        try:
+            await guest.flush()
+        except OSError as error:
+            raise BrokenError(f"it fails for ever: {error}") from error
+
+
+async def lost_amid_a_verification(story: Story) -> None:
+    """What a majority repaired is lost before it counts as compared: nobody settles it."""
+    story.world.replicas[0].image.rot(EXTENTS[5], b"rot!" * (BLOCK // 4))
+    story.world.replicas[0].image_faults.plan(Kind.WRITE, Fault(5.0))
+    async with story.mounted() as guest:
+        await guest.until(
+            lambda: (
+                story.world.replicas[0].image_faults._planned.get(Kind.WRITE) is None
+                or not story.world.replicas[0].image_faults._planned[Kind.WRITE]
+            ),
+            every_s=0.01,
+        )
+        for index in (0, 1):
+            story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(60.0)
+        assert not guest.mounted.sidecars.map.count(UNVERIFIED)
+        try:
+            await guest.flush()
+        except OSError as error:
+            raise BrokenError(f"it fails for ever: {error}") from error
+
+
+async def truncated_where_all_must_agree(story: Story) -> None:
+    """It cannot be left behind, and gets its length back: with zeros, not with its data."""
+    async with story.mounted() as guest:
+        for at in EXTENTS:
+            await guest.write(at)
+        await guest.flush()
+        story.world.replicas[0].image.truncate(EXTENT)
+        await guest.read(EXTENTS[-1])
+        assert guest.mounted.sidecars._truncated
+        story.world.replicas[0].image.truncate(DISK)
+        for at in EXTENTS:
+            with suppress(OSError):
+                await guest.read(at)
+
+
+async def lost_and_a_map_torn(story: Story) -> None:
+    """An unreadable page says that all have lost everything; so nobody did."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(5.0)
+        assert guest.mounted.sidecars._lost
+        story.world.kill()
+    story.mend(0)
+    story.world.replicas[0].image.evict()
+    sidecar = story.world.replicas[1].sidecar
+    assert sidecar is not None
+    sidecar.rot(MAP_OFFSET + 512, b"torn" * 128)
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+CHUNK = 16 << 10
+
+
+async def settled_beside_what_only_an_operator_may_decide(story: Story) -> None:
+    """A read that covers both settles both."""
+    image = story.world.replicas[1].image
+    image.rot(CHUNK, b"rot!" * (BLOCK // 4))
+    async with story.mounted() as guest:
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 2)
+        await guest.write(0)
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(0)
+        with suppress(OSError):
+            await guest.mounted.disk.read(0, 2 * CHUNK)
+        if image.cache.read(CHUNK, CHUNK + BLOCK) != b"rot!" * (BLOCK // 4):
+            raise BrokenError("a tie was decided")
+
+
+async def settled_beside_what_one_holds_wrongly(story: Story) -> None:
+    """What a majority holds is replaced by what nobody but the first replica does."""
+    async with story.mounted() as guest:
+        await guest.write(0, 2 * CHUNK)
+        await guest.flush()
+        story.world.replicas[0].image.rot(CHUNK, b"rot!" * (BLOCK // 4))
+        for index in (1, 2):
+            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(0)
+        await guest.read_surely(0, 2 * CHUNK)
+
+
+async def copied_from_one_that_had_lost_it(story: Story) -> None:
+    """Before its failed flush was heard of; the target is not given it again."""
+    await left_behind(story, 2)
+    async with story.mounted() as guest:
+        guest.mounted.repairs._work._pacer = Pacer(16 << 10)
+        disk_map, replica = guest.mounted.sidecars.map, guest.mounted.replica(2)
+        assert replica is not None
+        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.1)
+        chunk = disk_map.chunks(5 * CHUNK, BLOCK)
+        assert disk_map.any(lacks(2), chunk)
+        await guest.write(5 * CHUNK)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(14.0))
+        guest.begin(guest.flush)
+        await trio.sleep(0.5)
+        story.world.replicas[0].image.evict()
+        await trio.sleep(12.0)
+        assert 0 in guest.mounted.members
+        await trio.sleep(8.0)
+        assert 0 not in guest.mounted.members
+        await guest.converged()
+    story.oracle.check_images(story.world.contents())
+
+
+async def joins_amid_settling(story: Story) -> None:
+    """Settled are those that were current when it began."""
+    await left_behind(story, 2)
+    async with story.mounted() as guest:
+        sidecars, replica = guest.mounted.sidecars, guest.mounted.replica(2)
+        assert replica is not None
+        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(0)
+        assert sidecars.unsettled
+        for one in story.world.replicas:
+            one.sidecar_faults.weather = Weather(delay_s=(1.0, 1.0))
+        await guest.until(lambda: sidecars._joining, every_s=0.001)
+        assert replica.role is State.RESYNCING
+        assert sidecars.unsettled
+        story.fail_once(0, Kind.READ, Fault(6.0, errno.EIO))
+        guest.begin(guest.read, 0)
+        await trio.sleep(20.0)
+        story.world.calm()
+        await guest.converged()
+    story.oracle.check_images(story.world.contents())
+
+
+async def mounted_without_the_only_one_that_lost_nothing(story: Story) -> None:
+    """Those who are here know that they lost it, and nobody who is here has it."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for index in (0, 1):
+            story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+            story.fail(index, CHANGES, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(1.0)
+        story.world.kill()
+    for index in (0, 1):
+        story.mend(index)
+        story.world.replicas[index].image.evict()
+    with suppress(AssemblyRefusedError):
+        async with story.mounted([0, 1]) as guest:
+            with suppress(OSError):
+                await guest.read(0)
+
+
+async def lost_where_adopted_images_differ_and_killed(story: Story) -> None:
+    """Another block of that chunk differs; the loss of an acknowledged write is forgotten."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, b"rot!" * (BLOCK // 4))
+    async with story.mounted() as guest:
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+        await guest.write(EXTENTS[5])
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(10.0)
+        story.world.replicas[0].image.evict()
+        await guest.read(EXTENTS[5])
+        story.world.kill()
+    async with story.mounted() as guest:
+        await guest.read(EXTENTS[5])
+
+
+async def a_majority_that_comes_later(story: Story) -> None:
+    """Two differ; the third, that was away, decides."""
+    story.world.replicas[1].image.rot(EXTENTS[5], b"rot!" * (BLOCK // 4))
+    story.world.detach(2)
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        story.world.attach(2)
+        await guest.until(lambda: len(guest.mounted.members) == 3)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def a_write_under_way_beside_two_flushes(story: Story) -> None:
+    """The first forgets it, the second loses what one replica had taken of it since."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        story.world.replicas[0].image_faults.plan(Kind.WRITE, Fault(0.5))
+        story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(6.0))
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(1.0))
+        guest.begin(guest.write, 0)
+        await trio.sleep(0.1)
+        await guest.flush()
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(10.0)
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(30.0)
+        story.world.replicas[0].image.evict()
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+STORIES = [
+    (a_flush_behind_one_that_failed, EQUALS),
+    (a_flush_fails_amid_settling, EQUALS),
+    (a_flush_fails_amid_settling, replace(EQUALS, fifo=True)),
+    (a_flush_fails_amid_settling_and_memory_is_short, EQUALS),
+    (a_flush_fails_amid_settling_and_memory_is_short, replace(EQUALS, fifo=True)),
+    (a_flush_before_one_is_left_behind, PAIR),
+    (a_flush_before_one_that_joins_is_left_behind, PAIR),
+    (a_write_under_way_beside_a_flush, PAIR),
+    (a_hole_shown_by_too_few, replace(TRIO, fifo=True)),
+    (away_while_others_are_compared, replace(TRIO, origin=Origin.ADOPTED, filled=True)),
+    (lost_where_adopted_images_differ, replace(RAW, threshold=2)),
+    (lost_amid_a_verification, replace(TRIO, origin=Origin.ADOPTED, filled=True)),
+    (truncated_where_all_must_agree, replace(EQUALS, fifo=True)),
+    (lost_and_a_map_torn, replace(EQUALS, fifo=True)),
+    (settled_beside_what_only_an_operator_may_decide, replace(RAW, threshold=2)),
+    (settled_beside_what_one_holds_wrongly, TRIO),
+    (copied_from_one_that_had_lost_it, replace(TRIO, threshold=1, fifo=True)),
+    (joins_amid_settling, TRIO),
+    (mounted_without_the_only_one_that_lost_nothing, TRIO),
+    (lost_where_adopted_images_differ_and_killed, replace(RAW, threshold=2)),
+    (a_majority_that_comes_later, replace(TRIO, origin=Origin.ADOPTED, filled=True)),
+    (a_write_under_way_beside_two_flushes, EQUALS),
+    (a_write_under_way_beside_two_flushes, replace(EQUALS, fifo=True)),
+]
+
+
+@pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
+def test_it_ends_well(script: Script, setup: Setup) -> None:
+    assert [told(script, setup, seed) for seed in range(4)] == [None] * 4
+
+
+@pytest.mark.parametrize("late_s", [0.0, 5.0])
+def test_without_sidecars_a_flush_fails_amid_a_write(late_s: float) -> None:
+    """``metadata=none``: the one replica took it, then lost it, and then the write ended."""
+
+    async def story() -> None:
+        async with trio.open_nursery() as nursery:
+            bench = simulated.make_bench(nursery, 2, pattern=Fifo(), threshold=2)
+            first, second = bench.files
+            second.choose = simulated.takes(late_s, Kind.WRITE)
+            nursery.start_soon(bench.disk.write, 0, bytes([1]) * BLOCK)
+            await trio.sleep(1.0)
+            first.choose = simulated.fails(errno.EIO, Kind.SYNC)
+            with pytest.raises(OSError, match="error"):
+                await bench.disk.flush()
+            first.choose = simulated.takes(0.0)
+            await trio.sleep(10.0)
+            with pytest.raises(
+                OSError, match="error"
+            ):  # only the second one can have it on its medium
+                await bench.disk.flush()
+            nursery.cancel_scope.cancel()
+
+    trio.run(story, clock=trio.testing.MockClock(autojump_threshold=0))

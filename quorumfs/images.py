@@ -4,9 +4,10 @@ import fcntl
 import logging
 import os
 import stat
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from threading import Timer
 
 from quorumfs.assembly import Found
 from quorumfs.errors import UserError
@@ -23,6 +24,9 @@ from quorumfs.sidecar import (
 from quorumfs.sidecarfile import SidecarLockedError, open_sidecar, read_sidecar
 
 log = logging.getLogger(__name__)
+
+HANGS_S = 3.0
+"""After this long (seconds) it is said which replica is waited for."""
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -100,10 +104,11 @@ def open_set(
     with ExitStack() as stack:
         opened: list[Image | Found] = []
         for path in map(os.path.abspath, paths):
-            if mountpoint is not None and _inside(path, mountpoint):
-                raise UserError(f"{path} is inside the mount point {mountpoint}")
             try:
-                image = _open(path, read_only=read_only)
+                with _named_if_it_hangs(path):
+                    if mountpoint is not None and _inside(path, mountpoint):
+                        raise UserError(f"{path} is inside the mount point {mountpoint}")
+                    image = _open(path, read_only=read_only)
             except OSError as error:
                 opened.append(Found(path, None, problem=error.strerror))
                 continue
@@ -114,9 +119,10 @@ def open_set(
             opened.append(image)
         for position, one in enumerate(opened):
             if isinstance(one, Image):
-                _lock(one, read_only)
-                if sidecars:
-                    opened[position] = _with_sidecar(one, stack, read_only=read_only)
+                with _named_if_it_hangs(one.path):
+                    _lock(one, read_only)
+                    if sidecars:
+                        opened[position] = _with_sidecar(one, stack, read_only=read_only)
         stack.pop_all()
         return opened
 
@@ -133,6 +139,20 @@ def open_again(path: str, *, read_only: bool = False) -> Image:
         image = _with_sidecar(image, stack, read_only=read_only)
         stack.pop_all()
         return image
+
+
+@contextmanager
+def _named_if_it_hangs(path: str) -> Iterator[None]:
+    """Say which replica is waited for: a hung file system does not even refuse."""
+    text = "waiting for %s: its file system does not answer (interrupt to give up)"
+    timer = Timer(HANGS_S, log.warning, (text, path))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # who goes on may count on being alone
 
 
 def _inside(path: str, mountpoint: str) -> bool:

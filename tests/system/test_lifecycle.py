@@ -409,7 +409,7 @@ def test_a_mount_that_waits_for_a_hung_replica_can_be_stopped(
     slow: FaultFS, mountpoint: Path, signum: signal.Signals, option: list[str]
 ) -> None:
     """45: Ctrl-C (or timeout(1)) ends the command; no process and no mount comes of it, nothing
-    is changed, and the set can be mounted once the replica answers."""
+    is changed, and the set can be mounted once the replica answers. It says whom it waits for."""
     replicas = [mountpoint.parent / "well.img", slow.path("a.img")]
     replicas[0].write_bytes(bytes(SIZE))
     make_set(replicas)  # and the kernel has greeted the server: what hangs now is the request
@@ -418,6 +418,8 @@ def test_a_mount_that_waits_for_a_hung_replica_can_be_stopped(
     process = quorumfs_in_background("mount", *option, *replicas, mountpoint)
     try:
         wait_until(lambda: any(map(waits_for_fuse, processes_of(mountpoint))), "the hanging")
+        assert process.stderr
+        assert f"waiting for {replicas[1]}" in process.stderr.readline()
         process.send_signal(signum)
         # To the end of its stderr: whatever the command started has ended as well.
         _, stderr = process.communicate(timeout=60)

@@ -74,11 +74,12 @@ class Settling:
             for part, sources in sidecars.sources(range(start, stop)) if not settled else ():
                 losses, members = sidecars.losses, frozenset(sidecars.members)
                 equal, rewritten = await self._settle_part(*self._work.bounds(part), sources)
-                # Meanwhile one may have lost what it was given, or have joined without it.
-                same = sidecars.losses == losses and members.issuperset(sidecars.members)
-                if rewritten and same:
+                if sidecars.losses != losses or not members.issuperset(sidecars.members):
+                    # Meanwhile one lost what it was given, or joined without it: once more.
+                    equal = await self._settle_locked(part)
+                elif rewritten:
                     sidecars.settled(part)
-                everywhere = everywhere and equal and same
+                everywhere = everywhere and equal
         return everywhere
 
     async def _settle_part(

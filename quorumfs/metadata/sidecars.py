@@ -151,6 +151,8 @@ class Sidecars:
         self._left_here: set[Replica] = set()
         """Left behind since the mount: what they lack is known to the chunk."""
         self._images: dict[Replica, Identity] = {}
+        self._as_found: set[Replica] = set()
+        """Those whose sidecars are as a daemon left them that may have died before its sync."""
         self._spare_slot: dict[Replica, int] = {}
         self._members: tuple[Replica, ...] = ()
         self._receivers: tuple[Replica, ...] = ()
@@ -608,6 +610,7 @@ class Sidecars:
     def _know(self, replica: Replica, image: Identity, own: Sidecar) -> None:
         """Take over what was found of a replica's files."""
         self._images[replica] = image
+        self._as_found.add(replica)
         self._spare_slot[replica] = own.spare_slot
         if own.prepared is not None and _key(own.prepared) == _key(self.record):
             # Committed elsewhere, it is what shows that this one was there: the older one may go.
@@ -931,7 +934,15 @@ class Sidecars:
         identities: dict[Replica, Identity] | None = None,
     ) -> dict[Replica, OSError]:
         """Write one slot of each; returns who failed."""
-
+        # The good slot must be on the medium before the other one is written to.
+        as_found = [replica for replica in replicas if replica in self._as_found]
+        if as_found:
+            failed = await self._put(as_found, {}, kinds=(Kind.SYNC,))
+            self._as_found.difference_update(
+                replica for replica in as_found if replica not in failed
+            )
+            if failed:
+                return failed
         slots = {}
         for replica in replicas:
             spare = self._spare_slot[replica]
@@ -951,13 +962,14 @@ class Sidecars:
         self,
         replicas: Sequence[Replica],
         pieces: tuple[int, bytes] | Mapping[Replica, tuple[int, bytes]],
+        kinds: Sequence[Kind] = (Kind.WRITE, Kind.SYNC),
     ) -> dict[Replica, OSError]:
         """Write a piece (offset in bytes, content) of each sidecar, durably; returns who failed.
 
         Either the same piece for all, or each its own.
         """
         failed: dict[Replica, OSError] = {}
-        for kind in (Kind.WRITE, Kind.SYNC):
+        for kind in kinds:
             gathering = Gathering(self.threshold)
             asked = []
             for replica in replicas:

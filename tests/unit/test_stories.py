@@ -1,6 +1,7 @@
 """Stories of faults at the worst moment between a decision and its act; all must end well."""
 
 import errno
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
@@ -30,8 +31,8 @@ from quorumfs.assembly import AssemblyRefusedError, State
 from quorumfs.dirtymap import UNVERIFIED, lacks
 from quorumfs.patterns import Fifo
 from quorumfs.repair.pacing import Pacer
-from quorumfs.sidecar import MAP_OFFSET
-from quorumfs.storage import CHANGES, Kind
+from quorumfs.sidecar import MAP_OFFSET, SLOT_OFFSETS, Phase
+from quorumfs.storage import CHANGES, Kind, Operation
 
 
 async def a_flush_behind_one_that_failed(story: Story) -> None:
@@ -425,6 +426,39 @@ async def a_write_under_way_beside_two_flushes(story: Story) -> None:
     await story.ends_well()
 
 
+async def a_commit_over_one_that_was_not_synced(story: Story) -> None:
+    """A kill leaves a record in memory alone, and power is cut amid the next commit."""
+
+    def no_sync_after(phase: Phase) -> Callable[[Operation], Fault | None]:
+        written = False
+
+        def script(operation: Operation) -> Fault | None:
+            nonlocal written
+            if operation.kind is Kind.WRITE and operation.offset in SLOT_OFFSETS:
+                written |= operation.data[12] == phase
+            return Fault(hang=True) if written and operation.kind is Kind.SYNC else None
+
+        return script
+
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for replica in story.world.replicas:
+            replica.sidecar_faults.script = no_sync_after(Phase.COMMITTED)
+        guest.begin(_after_a_second, story.world.kill)
+    for replica in story.world.replicas:
+        replica.sidecar_faults.script = no_sync_after(Phase.PREPARED)
+    async with story.mounted() as guest:
+        guest.begin(guest.write, 0)
+        await trio.sleep(1.0)
+        story.world.power_cut()
+    await story.ends_well()
+
+
+async def _after_a_second(action: Callable[[], None]) -> None:
+    await trio.sleep(1.0)
+    action()
+
+
 STORIES = [
     (a_flush_behind_one_that_failed, EQUALS),
     (a_flush_fails_amid_settling, EQUALS),
@@ -455,6 +489,12 @@ STORIES = [
 @pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
 def test_it_ends_well(script: Script, setup: Setup) -> None:
     assert [told(script, setup, seed) for seed in range(4)] == [None] * 4
+
+
+def test_a_commit_is_written_over_none_that_was_not_synced() -> None:
+    """What a power cut leaves is a matter of luck."""
+    script = a_commit_over_one_that_was_not_synced
+    assert [told(script, PAIR, seed) for seed in range(40)] == [None] * 40
 
 
 @pytest.mark.parametrize("late_s", [0.0, 5.0])

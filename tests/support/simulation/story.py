@@ -124,7 +124,7 @@ class Guest(AnyGuest):
         except OSError as error:
             raise BrokenError(f"a read failed without need: {error}") from error
 
-    def begin(self, request: Callable[..., Awaitable[None]], *arguments: int) -> None:
+    def begin(self, request: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Have *request* under way; it may fail."""
 
         async def quietly() -> None:

@@ -77,11 +77,11 @@ def _leave_out_syncs(monkeypatch: pytest.MonkeyPatch, *, of_map: bool) -> None:
     unsynced = False
 
     async def noted(
-        self: Sidecars, replicas: Sequence[Replica], pieces: Any
+        self: Sidecars, replicas: Sequence[Replica], pieces: Any, **others: Any
     ) -> dict[Replica, OSError]:
         nonlocal unsynced
         unsynced = isinstance(pieces, tuple) is of_map
-        return await put(self, replicas, pieces)
+        return await put(self, replicas, pieces, **others)
 
     def without_syncs(
         self: Replica, operation: Operation, gathering: Gathering, *, to_sidecar: bool = False

@@ -392,7 +392,7 @@ class Disk:
         await gathering.complete()
         for replica, operation in outcomes:
             if isinstance(operation.error, TruncatedError):
-                self.metadata.truncated(replica)
+                await self.metadata.truncated(replica)
         return outcomes
 
     async def read_locked(
@@ -431,7 +431,12 @@ class Disk:
         outcomes: list[Outcome] = []
         succeeded = 0
         waiting = holders
-        while count := pattern.ask_now(len(waiting), succeeded):
+        while True:
+            # Who was left behind while others were asked does not hold it any more.
+            choices = list(self.metadata.choices(offset, length))
+            waiting = [r for r in waiting if all(r in other.holders for other in choices)]
+            if not (count := pattern.ask_now(len(waiting), succeeded)):
+                break
             wave, waiting = waiting[:count], waiting[count:]
             outcomes += await self.ask(
                 wave, Kind.READ, pattern.needed(len(waiting)), offset, length

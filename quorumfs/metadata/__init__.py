@@ -117,8 +117,8 @@ class Metadata(Protocol):
     def answered(self, replica: Replica, offset: int) -> None:
         """Note that a read of what may differ, at *offset*, was answered by *replica*."""
 
-    def truncated(self, replica: Replica) -> None:
-        """Note that the image of *replica* lost its end."""
+    async def truncated(self, replica: Replica) -> None:
+        """Note that the image of *replica* lost its end; the caller may have locked any range."""
 
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
         """Note that a range of *replica* was rewritten with what the others hold, or could not be.

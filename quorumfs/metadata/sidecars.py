@@ -22,6 +22,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import trio
 
@@ -142,6 +143,8 @@ class Sidecars:
         """Chunks that the target may have been given too early, since the last save."""
         self._lost: dict[Replica, RangeSet] = {}
         """Chunks that a current replica took and could not flush: its ``lacks`` bits, too."""
+        self._losing: dict[Replica, RangeSet] = {}
+        """The same, of those whose sync has failed, while the flush waits for others."""
         self._lossy_before: set[Replica] = set()
         """Those that had lost something when the last flush began."""
         self.losses = 0
@@ -159,10 +162,11 @@ class Sidecars:
         self._out_bits = 0
         for replica, member, one in zip(replicas, plan.members, found, strict=True):
             replica.slot = member.slot
+            replica.settled = partial(self._sync_ended, replica)
             replica.role = member.state
             replica.reason = member.reason
-            if one.image and one.image.size < self.record.size:
-                self.truncated(replica)
+            if one.image and one.image.size < self.record.size and replica.slot is not None:
+                self._add(lacks(replica.slot), range(len(self.map)))
             if one.image and one.sidecar:
                 self._know(replica, one.image, one.sidecar)
                 joined = replica.role is State.CURRENT and one.sidecar.map.states != self.map.states
@@ -188,7 +192,8 @@ class Sidecars:
 
     @property
     def alike(self) -> Sequence[Replica]:
-        return () if self.unsettled or self._lost or self._truncated else self._members
+        sound = not (self.unsettled or self._lost or self._losing or self._truncated)
+        return self._members if sound else ()
 
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
         # As `prepared` and `begin` together: on the path of every write, so it is spelled out.
@@ -261,6 +266,8 @@ class Sidecars:
         for start, end in changing:  # the syncs that begin now need not cover it
             self._unflushed.add(self.map.chunks(start, end - start))
         taken.put_back(self._flushing)
+        if self._joining:  # it may be told of what its own sync, still under way, was to cover
+            taken.put_back(self._target_unsynced)
         self._flushing = taken
 
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
@@ -274,13 +281,18 @@ class Sidecars:
         ]
         if not self._in_use and not self.inherited and not failed:
             return  # nothing was ever written
-        if len(good) < self.threshold:
-            await self._lose(failed)
-            raise voted_error(o.error for o in outcomes if o.error is not None)
         lossy_members = [replica for replica in self._members if replica in lossy]
-        await self._leave_behind(
-            [*failed, *lossy_members], range(0), "it could not make writes durable"
-        )
+        try:
+            if len(good) < self.threshold:
+                raise voted_error(o.error for o in outcomes if o.error is not None)
+            await self._leave_behind(
+                [*failed, *lossy_members], range(0), "it could not make writes durable"
+            )
+        except OSError:
+            await self._lose(failed)
+            raise
+        finally:
+            self._losing.clear()
         self._flushing = Unflushed()
 
     def choices(self, offset: int, length: int) -> Iterable[Choice]:
@@ -302,7 +314,7 @@ class Sidecars:
             if replica is not sources[0]:
                 self._pin = replica
 
-    def truncated(self, replica: Replica) -> None:
+    async def truncated(self, replica: Replica) -> None:
         if replica.slot is None or replica in self._truncated:
             return
         everything = range(len(self.map))
@@ -310,6 +322,13 @@ class Sidecars:
             self._truncated.add(replica)
             self.losses += 1
             self._add(lacks(replica.slot), everything)
+            if self._read_only:
+                return
+            try:
+                await self._leave_behind([replica], range(0), "its image was truncated")
+            except OSError:  # the others would be too few
+                with suppress(OSError):
+                    await self._write_map()
         elif replica is self.target:
             self._target_lacks(everything)
         else:
@@ -355,12 +374,16 @@ class Sidecars:
         is the same after every mount: the first in the record that answers.
         """
         order = sorted(self._members, key=lambda r: (r.hung, r is not self._pin, r.slot or 0))
-        lost = [
-            self._everything if replica in self._truncated else self._lost.get(replica, _NOTHING)
-            for replica in order
-        ]
+        lost = [self._lost_by(replica) for replica in order]
         for start, stop, usable in segments(chunks.start, chunks.stop, lost):
             yield range(start, stop), [order[index] for index in usable] or order
+
+    def _lost_by(self, replica: Replica) -> RangeSet:
+        """Chunks for which a current replica must not be believed."""
+        if replica in self._truncated:
+            return self._everything
+        lost = self._lost.get(replica, _NOTHING)
+        return lost.union(self._losing[replica]) if replica in self._losing else lost
 
     @property
     def may_record(self) -> bool:
@@ -676,7 +699,7 @@ class Sidecars:
                         pass  # until it is known what has become of it
                 self.drop_target(replica, reason)
         async with self._lock:
-            gone = [replica for replica in failed if replica.role is State.CURRENT]
+            gone = [one for one in dict.fromkeys(failed) if one.role is State.CURRENT]
             if not gone and (self._recorded or not self._in_use):
                 return
             if len(self._members) - len(gone) < self._least:
@@ -702,6 +725,7 @@ class Sidecars:
             for start, end in self.unsettled:
                 self._add(lacks(replica.slot), range(start, end))
             self._lost.pop(replica, None)
+            self._losing.pop(replica, None)
             self._truncated.discard(replica)
         self._arrange()
         self.notify()
@@ -728,6 +752,19 @@ class Sidecars:
                 break
             self.unsettled.remove(run.start, run.stop)
         self.notify()
+
+    def _sync_ended(self, replica: Replica, operation: Operation) -> None:
+        """Stop to believe a replica whose sync failed, before the slowest one has answered."""
+        if operation.kind is not Kind.SYNC or operation.error is None:
+            return
+        if replica.role is not State.CURRENT:
+            return
+        losing = self._losing.setdefault(replica, RangeSet())
+        self.losses += 1
+        for unflushed in (self._unflushed, self._flushing):
+            for run in self._runs(unflushed):
+                losing.add(run.start, run.stop)
+                self._target_lacks(run)  # it may have been given that after it was lost
 
     async def _lose(self, replicas: Iterable[Replica]) -> None:
         """Note that *replicas* lost what they took since a flush, and too few are left without."""

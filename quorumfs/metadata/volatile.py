@@ -81,7 +81,9 @@ class Holdings:
     def _settled(self, operation: Operation) -> None:
         """Keep the record of what is durable, now that *operation* has its outcome."""
         if operation.kind in CHANGES and operation.error is None:
+            # Here, and not when all have answered: what it loses after this, it holds no more.
             self.wrote(operation.offset, operation.offset + operation.length)
+            self.hold(operation.offset, operation.offset + operation.length)
         elif operation.kind is Kind.SYNC:
             if operation.error is not None:
                 # The page that was lost may have been written after the flush began.
@@ -127,13 +129,9 @@ class Volatile:
         failed = [outcome for outcome in outcomes if outcome.error is not None]
         if succeeded(outcomes) < self._threshold:
             raise voted_error(outcome.error for outcome in failed)
-        # Both on record before the guest hears of success: whom a read must not ask for this
-        # range from now on, and who may be asked again.
-        for replica, operation in outcomes:
-            if operation.error is not None:
-                self.holdings[replica].miss(offset, offset + length)
-            else:
-                self.holdings[replica].hold(offset, offset + length)
+        # On record before the guest hears of success: whom a read must not ask for this range.
+        for outcome in failed:
+            self.holdings[outcome.replica].miss(offset, offset + length)
 
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
         # A change is noted for each replica when it has taken it, so *changing* tells nothing new.
@@ -192,12 +190,12 @@ class Volatile:
     def answered(self, replica: Replica, offset: int) -> None:
         """Nothing is ever pinned here."""
 
-    def truncated(self, replica: Replica) -> None:
+    async def truncated(self, replica: Replica) -> None:
         self.holdings[replica].miss(0, self._size)  # nothing can be told from a hole any more
 
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
-        if well:
-            self.holdings[replica].hold(offset, offset + length)
+        if not well:
+            self.holdings[replica].miss(offset, offset + length)
 
     async def close(self) -> None:
         """All is forgotten."""

@@ -122,5 +122,5 @@ class ComeBack:
             replica.attach(returned.image, returned.sidecar)
             found = returned.found
         if found.image is not None and found.image.size < self._sidecars.map.size:
-            self._sidecars.truncated(replica)
+            await self._sidecars.truncated(replica)
         return judge_returned(self._sidecars.record, replica.slot, found), found

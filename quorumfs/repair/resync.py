@@ -7,7 +7,7 @@ point, with the process or with a replica, and goes on from there the next time.
 
 import errno
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import cast
 
 import trio
@@ -16,7 +16,7 @@ from quorumfs.assembly import Found
 from quorumfs.dirtymap import CHUNK_MIN, lacks
 from quorumfs.patterns import Fifo
 from quorumfs.ranges import RangeSet
-from quorumfs.repair.asking import seek
+from quorumfs.repair.asking import next_data, seek
 from quorumfs.repair.work import PIECE, Work, without
 from quorumfs.replica import Gathering, Replica
 from quorumfs.storage import Kind, Operation, TruncatedError
@@ -64,6 +64,9 @@ class Resync:
         try:
             while self._map.count(bit):
                 await self._copy_all(replica, bit, compare=full)
+                with suppress(OSError):
+                    # Who it was copied from may have lost that before: then it lacks it still.
+                    await self._disk.flush()
             await sidecars.join()
             error = None
         except Exception as caught:
@@ -140,12 +143,12 @@ class Resync:
             unchanged = asked == (source, self._disk.requests)
             if not unchanged or not data_from <= offset < data_to:
                 asked = source, self._disk.requests
-                data_from = await seek(self._disk, source, Kind.SEEK_DATA, offset)
+                data_from = await self._next_data(source, offset, end)
                 if data_from > offset:
                     await self._make_hole(target, offset, min(end, data_from))
                     offset = min(end, data_from)
                     continue
-                data_to = max(await seek(self._disk, source, Kind.SEEK_HOLE, offset), offset + 1)
+                data_to = await self._next_hole(source, offset, end)
                 self._known_data = asked, data_from, data_to
             stop = min(end, data_to)
             if not compare:
@@ -165,6 +168,17 @@ class Resync:
                 await self._tell(target, Operation(Kind.WRITE, offset + start, len(data), data))
                 target.counters.copied_bytes += len(data)
             offset = stop
+
+    async def _next_data(self, source: Replica, offset: int, end: int) -> int:
+        if self._disk.sole_source(offset, end - offset) is source:
+            return await seek(self._disk, source, Kind.SEEK_DATA, offset)
+        # What one of several shows as a hole may be data that it lost, or never got.
+        return await next_data(self._disk, self._sidecars, offset)
+
+    async def _next_hole(self, source: Replica, offset: int, end: int) -> int:
+        if self._disk.sole_source(offset, end - offset) is source:
+            return max(await seek(self._disk, source, Kind.SEEK_HOLE, offset), offset + 1)
+        return max(await self._disk.next_hole(offset), offset + CHUNK_MIN)
 
     async def _take_over(self, target: Replica, offset: int, length: int) -> int:
         """Have *target* itself copy from whom a read would be answered by; returns the bytes.
@@ -197,7 +211,7 @@ class Resync:
         gathering.submit(target, operation)
         await gathering.complete()
         if isinstance(operation.error, TruncatedError):
-            self._sidecars.truncated(target)
+            await self._sidecars.truncated(target)
         if operation.error is not None:
             raise operation.error
 

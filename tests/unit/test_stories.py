@@ -19,6 +19,7 @@ from support.simulation.story import (
     EXTENT,
     EXTENTS,
     PAIR,
+    QUAD,
     RAW,
     TRIO,
     Script,
@@ -459,6 +460,209 @@ async def _after_a_second(action: Callable[[], None]) -> None:
     action()
 
 
+async def joins_before_a_loss_is_heard(story: Story) -> None:
+    """The target is copied from one that lost it, and is current when that is heard."""
+    await left_behind(story, 0)
+    async with story.mounted() as guest:
+        replica = guest.mounted.replica(0)
+        assert replica is not None
+        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        await guest.write(5 * CHUNK)
+        assert guest.mounted.sidecars.map.any(
+            lacks(0), guest.mounted.sidecars.map.chunks(5 * CHUNK, BLOCK)
+        )
+        story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+        story.world.replicas[2].image_faults.plan(Kind.SYNC, Fault(14.0))
+        guest.begin(guest.flush)
+        await trio.sleep(0.001)
+        story.world.replicas[1].image.evict()
+        await guest.until(lambda: replica.role is State.CURRENT, every_s=0.1)
+        await trio.sleep(20)
+        await guest.read(5 * CHUNK)
+        await guest.converged()
+        await guest.read_surely(5 * CHUNK)
+    story.oracle.check_images(story.world.contents())
+
+
+async def left_behind_beside_a_flush(story: Story) -> None:
+    """A flush failed on one; while that waits, another is left behind: so it is forgotten."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.write(EXTENTS[2])
+        other = story.setup.replicas - 1
+        # The lock of the sidecars is held by the mark of another extent.
+        for one in story.world.replicas:
+            one.sidecar_faults.weather = Weather(delay_s=(2.0, 2.0))
+        guest.begin(guest.write, EXTENTS[4])
+        await trio.sleep(0.1)
+        story.fail_once(other, Kind.WRITE, Fault(error=errno.EIO))
+        guest.begin(guest.write, EXTENTS[2])
+        await trio.sleep(0.1)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        # It cannot be left behind, and what it lost is not on record.
+        lost = guest.mounted.sidecars._lost
+        story.world.note(f"lost: {lost} members {guest.mounted.members}")
+        for one in story.world.replicas:
+            one.sidecar_faults.weather = Weather()
+        with suppress(OSError):
+            await guest.flush()
+            story.world.note("acknowledged flush")
+        story.world.power_cut()
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def read_from_one_left_behind_meanwhile(story: Story) -> None:
+    """The next to be asked, when the first one fails, lost it meanwhile and was left behind."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail(0, {Kind.READ}, Fault(6.0, errno.EIO))
+        guest.begin(guest.read, 0)
+        await trio.sleep(1.0)
+        story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+        await guest.flush()
+        assert guest.mounted.members == [0] or 1 not in guest.mounted.members
+        story.world.replicas[1].image.evict()
+        await trio.sleep(90.0)
+        story.mend(0)
+
+
+async def settled_from_one_whose_loss_waits(story: Story) -> None:
+    """Its flush has failed already, but the other one's is slow; meanwhile it is the source."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        for index in range(1, story.setup.replicas):
+            story.world.replicas[index].image_faults.plan(Kind.SYNC, Fault(14.0))
+        guest.begin(guest.flush)
+        await trio.sleep(0.5)
+        story.world.replicas[0].image.evict()
+        for index in range(story.setup.replicas):
+            story.fail_once(index, Kind.WRITE, Fault(error=errno.ENOSPC))
+        with suppress(OSError):
+            await guest.write(BLOCK)
+        with suppress(OSError):
+            await guest.read(0)
+        await trio.sleep(30.0)
+        with suppress(OSError):
+            await guest.read(0)
+
+
+async def a_hole_of_a_minority(story: Story) -> None:
+    """A resync makes a hole of what one source shows as one, against a majority."""
+    await left_behind(story, 3)
+    async with story.mounted() as guest:
+        # Where the target lacks it: it was written before
+        for content in (story.world.replicas[0].image.cache, story.world.replicas[0].image.durable):
+            content.punch(0, EXTENT)
+        await guest.converged()
+        story.world.note(f"{guest.mounted}")
+        fourth = story.world.replicas[3].image
+        good = story.world.replicas[1].image.cache.read(0, EXTENT)
+        assert good == story.world.replicas[2].image.cache.read(0, EXTENT)
+        if fourth.cache.read(0, EXTENT) != good:
+            raise BrokenError("the target was given what only a minority held")
+
+
+async def a_hole_of_one_that_lost_it(story: Story) -> None:
+    """No vote is held about holes: the target is given one, and joins before that is heard."""
+    async with story.mounted() as guest:
+        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        for at in EXTENTS[:6]:
+            await guest.write(at, EXTENT)
+        await guest._zeros(EXTENTS[6], EXTENT, discard=True)
+        await guest.flush()
+    story.mend(0)
+    async with story.mounted() as guest:
+        replica = guest.mounted.replica(0)
+        assert replica is not None
+        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        await guest.write(EXTENTS[6])
+        story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+        story.world.replicas[2].image_faults.plan(Kind.SYNC, Fault(14.0))
+        guest.begin(guest.flush)
+        await trio.sleep(0.001)
+        story.world.replicas[1].image.evict()
+        await guest.until(lambda: replica.role is State.CURRENT, every_s=0.1)
+        await trio.sleep(20)
+        await guest.read(EXTENTS[6])
+        await guest.converged()
+        await guest.read_surely(EXTENTS[6])
+
+
+async def a_flush_amid_a_join(story: Story) -> None:
+    """Of two syncs of the target the flush's is told of what an earlier flush did not cover."""
+    await left_behind(story, 0)
+    async with story.mounted() as guest:
+        sidecars, replica = guest.mounted.sidecars, guest.mounted.replica(0)
+        assert replica is not None
+        await guest.write(EXTENTS[2])
+        syncs: list[Operation] = []
+
+        def wrong(operation: Operation) -> Fault | None:
+            if operation.kind is Kind.SYNC and sidecars._joining:
+                syncs.append(operation)
+                return Fault(3.0) if len(syncs) == 1 else Fault(error=errno.EIO)
+            return None
+
+        story.world.replicas[0].image_faults.script = wrong
+        # The last progress is being saved: all is copied and synced.
+        story.world.replicas[1].sidecar_faults.weather = Weather(delay_s=(1.0, 1.0))
+        bit = lacks(0)
+        await guest.until(
+            lambda: bool(
+                sidecars._lock.locked()
+                and not sidecars._target_unsynced.chunks
+                and sum(e - s for s, e in sidecars._caught_up) >= sidecars.map.count(bit) > 0
+            ),
+            every_s=0.0005,
+        )
+        await guest.write(EXTENTS[2])
+        await guest.flush()
+        assert not sidecars._joining
+        await guest.until(lambda: sidecars._joining, every_s=0.001)
+        await trio.sleep(0.1)
+        with suppress(OSError):
+            await guest.flush()
+        story.world.replicas[1].sidecar_faults.weather = Weather()
+        story.world.note(f"syncs {len(syncs)}")
+        story.mend(0)
+        story.world.replicas[0].image.evict()
+        await guest.converged()
+        story.world.note(f"converged {guest.mounted}")
+        await guest.read(EXTENTS[2])
+    story.oracle.check_images(story.world.contents())
+
+
+async def truncated_and_seen(story: Story) -> None:
+    """The read that noticed is answered, and nothing is on record."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        story.world.replicas[0].image.truncate(0)
+        await guest.read(0)
+        story.world.kill()
+    story.world.replicas[0].image.truncate(DISK)
+    async with story.mounted() as guest:
+        await guest.read(0)
+
+
+async def truncated_and_failing_a_flush(story: Story) -> None:
+    """It is counted twice among those that are to be left behind."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.replicas[0].image.truncate(0)
+        await guest.read(0)
+        story.fail(0, {Kind.SYNC}, Fault(error=errno.EIO))
+        try:
+            await guest.flush()
+        except OSError as error:
+            raise BrokenError(f"the others are enough: {error}") from error
+
+
 STORIES = [
     (a_flush_behind_one_that_failed, EQUALS),
     (a_flush_fails_amid_settling, EQUALS),
@@ -483,6 +687,20 @@ STORIES = [
     (a_majority_that_comes_later, replace(TRIO, origin=Origin.ADOPTED, filled=True)),
     (a_write_under_way_beside_two_flushes, EQUALS),
     (a_write_under_way_beside_two_flushes, replace(EQUALS, fifo=True)),
+    (truncated_and_failing_a_flush, PAIR),
+    (truncated_and_failing_a_flush, TRIO),
+    (truncated_and_seen, PAIR),
+    (joins_before_a_loss_is_heard, replace(TRIO, threshold=1, fifo=True)),
+    (left_behind_beside_a_flush, PAIR),
+    (left_behind_beside_a_flush, TRIO),
+    (left_behind_beside_a_flush, replace(TRIO, fifo=True)),
+    (read_from_one_left_behind_meanwhile, PAIR),
+    (settled_from_one_whose_loss_waits, EQUALS),
+    (settled_from_one_whose_loss_waits, TRIO),
+    (a_hole_of_a_minority, QUAD),
+    (a_hole_of_one_that_lost_it, TRIO),
+    (a_flush_amid_a_join, PAIR),
+    (a_flush_amid_a_join, replace(TRIO, fifo=True)),
 ]
 
 
@@ -518,5 +736,27 @@ def test_without_sidecars_a_flush_fails_amid_a_write(late_s: float) -> None:
             ):  # only the second one can have it on its medium
                 await bench.disk.flush()
             nursery.cancel_scope.cancel()
+
+    trio.run(story, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_without_sidecars_what_was_lost_amid_a_write_is_held_again() -> None:
+    """``metadata=none``: it took the write, lost it, was found out, and then the write ended."""
+
+    async def story() -> None:
+        async with trio.open_nursery() as nursery:
+            bench = simulated.make_bench(nursery, 2, pattern=Fifo(), threshold=1)
+            first, second = bench.files
+            second.choose = simulated.takes(5.0, Kind.WRITE)
+            nursery.start_soon(bench.disk.write, 0, bytes([1]) * BLOCK)
+            await trio.sleep(1.0)
+            first.choose = simulated.fails(errno.EIO, Kind.SYNC)
+            await bench.disk.flush()
+            first.content[:BLOCK] = bytes(BLOCK)  # memory is short
+            first.choose = simulated.takes(0.0)
+            await trio.sleep(10.0)
+            data = await bench.disk.read(0, BLOCK)
+            nursery.cancel_scope.cancel()
+            assert data == bytes([1]) * BLOCK
 
     trio.run(story, clock=trio.testing.MockClock(autojump_threshold=0))

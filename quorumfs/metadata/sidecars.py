@@ -292,8 +292,9 @@ class Sidecars:
             await self._lose(failed)
             raise
         finally:
+            # Whoever could not sync it has lost it, or was left behind; the others have it.
+            self._flushing = Unflushed()
             self._losing.clear()
-        self._flushing = Unflushed()
 
     def choices(self, offset: int, length: int) -> Iterable[Choice]:
         if self.alike:

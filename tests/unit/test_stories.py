@@ -663,7 +663,29 @@ async def truncated_and_failing_a_flush(story: Story) -> None:
             raise BrokenError(f"the others are enough: {error}") from error
 
 
+async def gone_and_back_after_it_alone_had_synced(story: Story) -> None:
+    """What it made durable in a flush that failed on the other is not lost with its cache."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        story.world.replicas[0].image.evict()
+        story.world.detach(1)
+        with suppress(OSError):
+            await guest.write(EXTENTS[2])
+        story.world.attach(1)
+        await trio.sleep(10.0)
+        story.mend(0)
+        await guest.converged()
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
 STORIES = [
+    (gone_and_back_after_it_alone_had_synced, EQUALS),
+    (gone_and_back_after_it_alone_had_synced, replace(EQUALS, fifo=True)),
     (a_flush_behind_one_that_failed, EQUALS),
     (a_flush_fails_amid_settling, EQUALS),
     (a_flush_fails_amid_settling, replace(EQUALS, fifo=True)),

@@ -308,7 +308,13 @@ class Sidecars:
         return self.unsettled.overlaps(chunks.start, chunks.stop)
 
     def missed(self, replica: Replica) -> RangeSet:
-        return _NOTHING
+        if not any(member.state is State.MISSING for member in self._members):
+            return _NOTHING
+        # The one that is away may alone hold something there: nobody else's hole counts.
+        doubtful = RangeSet()
+        for start, end in self.unsettled:
+            doubtful.add(self.map.bounds(start)[0], self.map.bounds(end - 1)[1])
+        return doubtful
 
     def answered(self, replica: Replica, offset: int) -> None:
         for _, sources in self.sources(self.map.chunks(offset, 1)):

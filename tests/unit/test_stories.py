@@ -683,7 +683,34 @@ async def gone_and_back_after_it_alone_had_synced(story: Story) -> None:
     await story.ends_well()
 
 
+async def a_hole_shown_beside_one_that_is_away(story: Story) -> None:
+    """It alone took a write that failed; who seeks is told that nothing is there."""
+    async with story.mounted() as guest:
+        await guest.write(EXTENT // 2)
+        for index in range(1, story.setup.replicas):
+            story.fail_once(index, Kind.WRITE, Fault(6.0, errno.EIO))
+        write = guest.write
+
+        async def fails() -> None:
+            with suppress(OSError):
+                await write(0)
+            await guest._seek(0)
+            story.world.kill()
+
+        guest.life.nursery.start_soon(fails)
+        await trio.sleep(1.0)
+        story.world.detach(0)
+        with suppress(OSError):
+            await guest.read(EXTENT // 2)
+        await trio.sleep(12.0)
+        story.world.kill()
+    story.world.attach(0)
+    async with story.mounted([0, 1]) as guest:
+        await guest.read(0)
+
+
 STORIES = [
+    (a_hole_shown_beside_one_that_is_away, EQUALS),
     (gone_and_back_after_it_alone_had_synced, EQUALS),
     (gone_and_back_after_it_alone_had_synced, replace(EQUALS, fifo=True)),
     (a_flush_behind_one_that_failed, EQUALS),

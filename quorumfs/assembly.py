@@ -18,6 +18,9 @@ behind the others mint a new *generation*, whose ancestors are all earlier ones.
   an older one it was put back.
 * Each current replica of the latest record holds everything that was flushed. They differ at
   most where one of their maps has `INTENT`, so it is the union of the maps that counts.
+* Where too few would be left, one that could not flush stays current, with its own ``lacks`` bits:
+  it is not believed there. If nobody who is here is, an absent one that is current on record may
+  be the only one to hold what was acknowledged.
 * The members track for each replica left behind what was written since the record that its role
   names. If it comes back with that one, or a later one of theirs, then what they tracked is all it
   lacks; with an older one its own map, too old like itself, is not believed. So no mark is cleared

@@ -474,7 +474,9 @@ class History:
             sure |= len(here) > count - min(self._thresholds) and len(here) >= needed
         if self._last is not None and not self._forked:
             record, _ = self._last
-            current = {s for s, r in enumerate(record.roles) if r.state is RoleState.CURRENT}
+            by_slot = {record.slot_of(s.replica_id): index for index, s in self._known().items()}
+            roles = enumerate(record.roles)
+            current = {by_slot.get(s) for s, r in roles if r.state is RoleState.CURRENT}
             sure |= current <= here and len(here) >= needed
         match error.rule:
             case "split brain":

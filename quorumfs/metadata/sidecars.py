@@ -290,11 +290,15 @@ class Sidecars:
             )
         except OSError:
             await self._lose(failed)
+            self._forget_flushing()
             raise
-        finally:
-            # Whoever could not sync it has lost it, or was left behind; the others have it.
-            self._flushing = Unflushed()
-            self._losing.clear()
+        self._forget_flushing()
+
+    def _forget_flushing(self) -> None:
+        # Whoever could not sync it is on record as having lost it, or as left behind; the others
+        # have it. Not so after any other exception: then the next flush is to cover it.
+        self._flushing = Unflushed()
+        self._losing.clear()
 
     def choices(self, offset: int, length: int) -> Iterable[Choice]:
         if self.alike:

@@ -22,6 +22,7 @@ from support.simulation.story import (
     QUAD,
     RAW,
     TRIO,
+    Guest,
     Script,
     Story,
     left_behind,
@@ -52,20 +53,24 @@ async def a_flush_behind_one_that_failed(story: Story) -> None:
     await story.ends_well()
 
 
+async def _lose_amid_settling(story: Story, guest: Guest) -> None:
+    await guest.write(0)
+    story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+    story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(6.0))  # settling
+    with suppress(OSError):
+        await guest.write(BLOCK)
+    await trio.sleep(2.0)
+    story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+    with suppress(OSError):
+        await guest.flush()
+    assert guest.mounted.sidecars._lost
+    await guest.until(lambda: not guest.mounted.sidecars._lost)
+
+
 async def a_flush_fails_amid_settling(story: Story) -> None:
     """What settling wrote is lost with it, and the loss is forgotten when settling ends."""
     async with story.mounted() as guest:
-        await guest.write(0)
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
-        story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(6.0))  # settling
-        with suppress(OSError):
-            await guest.write(BLOCK)
-        await trio.sleep(2.0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
-        with suppress(OSError):
-            await guest.flush()
-        assert guest.mounted.sidecars._lost
-        await guest.until(lambda: not guest.mounted.sidecars._lost)
+        await _lose_amid_settling(story, guest)
         await trio.sleep(20.0)  # and that is on record
         await guest.flush()
         story.world.power_cut()
@@ -75,18 +80,9 @@ async def a_flush_fails_amid_settling(story: Story) -> None:
 
 
 async def a_flush_fails_amid_settling_and_memory_is_short(story: Story) -> None:
-    """The same without a crash: memory is short."""
+    """The same without a crash."""
     async with story.mounted() as guest:
-        await guest.write(0)
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
-        story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(6.0))  # settling
-        with suppress(OSError):
-            await guest.write(BLOCK)
-        await trio.sleep(2.0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
-        with suppress(OSError):
-            await guest.flush()
-        await guest.until(lambda: not guest.mounted.sidecars._lost)
+        await _lose_amid_settling(story, guest)
         await guest.flush()
         story.world.replicas[0].image.evict()
         await guest.read_surely(0)

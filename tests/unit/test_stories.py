@@ -480,6 +480,28 @@ async def joins_before_a_loss_is_heard(story: Story) -> None:
     story.oracle.check_images(story.world.contents())
 
 
+async def joins_before_anybody_synced(story: Story) -> None:
+    """The kernel could not write a page back and dropped it; the next sync will tell."""
+    await left_behind(story, 0)
+    async with story.mounted() as guest:
+        replica = guest.mounted.replica(0)
+        assert replica is not None
+        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        await guest.write(5 * CHUNK)
+        image = story.world.replicas[1].image
+        for change in image.unsynced:
+            image._land(change, [])
+        image.unsynced.clear()
+        image.evict()
+        story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+        await guest.until(lambda: replica.role is State.CURRENT, every_s=0.1)
+        await guest.flush()
+        await guest.read_surely(5 * CHUNK)
+        await guest.converged()
+        await guest.read_surely(5 * CHUNK)
+    story.oracle.check_images(story.world.contents())
+
+
 async def left_behind_beside_a_flush(story: Story) -> None:
     """A flush failed on one; while that waits, another is left behind: so it is forgotten."""
     async with story.mounted() as guest:
@@ -736,6 +758,7 @@ STORIES = [
     (truncated_and_failing_a_flush, TRIO),
     (truncated_and_seen, PAIR),
     (joins_before_a_loss_is_heard, replace(TRIO, threshold=1, fifo=True)),
+    (joins_before_anybody_synced, replace(TRIO, threshold=1, fifo=True)),
     (left_behind_beside_a_flush, PAIR),
     (left_behind_beside_a_flush, TRIO),
     (left_behind_beside_a_flush, replace(TRIO, fifo=True)),

@@ -1,6 +1,7 @@
 """What the tests of the command look at: refusals, processes, and the command as another user."""
 
 import contextlib
+import fcntl
 import os
 import pwd
 import shutil
@@ -229,11 +230,16 @@ class OrdinaryUser:
 def ordinary_user() -> Iterator[OrdinaryUser]:
     """A user as most systems have them: /dev/fuse for everybody, no rights beyond.
 
-    The package is copied, because a checkout may lie below a private directory.
+    The package is copied, because a checkout may lie below a private directory. Tests in other
+    processes wait: there is one such user, with one runtime directory, and one /dev/fuse.
     """
     require_root()
-    device_mode = os.stat("/dev/fuse").st_mode & 0o7777
-    with tempfile.TemporaryDirectory(prefix="quorumfs-test-", dir="/tmp") as name:
+    with (
+        open("/dev/fuse", "rb") as device,
+        tempfile.TemporaryDirectory(prefix="quorumfs-test-", dir="/tmp") as name,
+    ):
+        fcntl.flock(device, fcntl.LOCK_EX)
+        device_mode = os.fstat(device.fileno()).st_mode & 0o7777
         directory = Path(name)
         directory.chmod(0o755)
         source = Path(package.__file__).parent

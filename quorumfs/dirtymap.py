@@ -96,6 +96,10 @@ class DirtyMap:
         start = chunk * self.chunk_size
         return start, min(start + self.chunk_size, self.size)
 
+    def bounds_of(self, chunks: range) -> tuple[int, int]:
+        """Where *chunks*, at least one, begin and end on the disk (bytes)."""
+        return self.bounds(chunks[0])[0], self.bounds(chunks[-1])[1]
+
     def add(self, bits: int, chunks: range) -> None:
         """Set *bits* for *chunks*."""
         self._translate(_adding(bits), chunks)

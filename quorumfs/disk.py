@@ -15,7 +15,7 @@ import trio
 from quorumfs.assembly import State
 from quorumfs.control.events import EventLog
 from quorumfs.metadata import Choice, Metadata, Outcome, succeeded
-from quorumfs.patterns import Fifo, ReadPattern
+from quorumfs.patterns import Fifo, Quorum, ReadPattern
 from quorumfs.rangelock import RangeLock
 from quorumfs.replica import Gathering, Replica
 from quorumfs.storage import Buffer, Bytes, FileStatus, Kind, Operation, TruncatedError
@@ -425,9 +425,13 @@ class Disk:
 
     async def _read_part(self, choice: Choice, pattern: ReadPattern, deadline: float) -> Reading:
         """Read a range from those who hold all of it; look for a way until *deadline*."""
-        offset, length, holders, pinned, lacking = choice
+        offset, length, holders, pinned, lacking, torn = choice
         if pinned:
             pattern = Fifo()
+        elif torn and not isinstance(pattern, Fifo):
+            pattern = Quorum(max(1, len(holders)))
+        elif torn:
+            holders = holders[:1]
         outcomes: list[Outcome] = []
         succeeded = 0
         waiting = holders

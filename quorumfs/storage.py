@@ -50,6 +50,9 @@ class Kind(Enum):
     STAT = "stat"
     SEAL = "seal"
     """Make everything durable, the file's times too, and then stat."""
+    EVICT = "evict"
+    """Have reads from now on show what is on the medium, where all is synced; a file system whose
+    cache is the medium ignores it."""
     SEEK_DATA = "seek data"
     """Find the next byte at or after the offset that is not in a hole."""
     SEEK_HOLE = "seek hole"
@@ -452,6 +455,8 @@ class FileStorage:
                 return self._seek(operation.kind, operation.offset)
             case Kind.SYNC:
                 os.fdatasync(self._fd)
+            case Kind.EVICT:
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
             case Kind.STAT:
                 return self._status()
             case Kind.SEAL:

@@ -45,6 +45,9 @@ class Choice(NamedTuple):
     """They may differ: the first that can be read is right, and no vote is held."""
     lacking: tuple[Replica, ...] = ()
     """Those that may be given what they lack here."""
+    torn: bool = False
+    """They differed, and then a change failed on some: what they all hold is right, or else what
+    the first one does. None of them, if that is not to be read any more."""
 
 
 class Metadata(Protocol):

@@ -6,7 +6,7 @@ lately, the more are marked at a time: aligned *spans* of a power of two of exte
 again when marks are cleared: after a crash whatever is marked has to be made equal.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 SPAN_MAX = 1024
 """Extents in the largest span: 4 GiB of a disk up to 16 TiB."""
@@ -35,12 +35,17 @@ class Intents:
         """Whether all *extents* are marked."""
         return self.marked.find(0, extents.start, extents.stop) < 0
 
-    def want(self, extents: range) -> range | None:
-        """Note that *extents* are to be marked; returns what becomes wanted by it, if anything."""
+    def want(self, extents: range, may_mark: Callable[[range], bool]) -> range | None:
+        """Note that *extents* are to be marked; returns what becomes wanted by it, if anything.
+
+        *may_mark*: whether a span around them may be marked that nobody asked for.
+        """
         known = (span.start <= extents.start and extents.stop <= span.stop for span in self.wanted)
         if self.cover(extents) or any(known):
             return None
         span = range(self._span_of(extents[0]).start, self._span_of(extents[-1]).stop)
+        if not may_mark(span):
+            span = extents
         self.wanted.append(span)
         self._misses += 1
         if self._misses >= MISSES_MAX:

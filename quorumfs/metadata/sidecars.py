@@ -48,7 +48,7 @@ from quorumfs.sidecar import (
     pages,
 )
 from quorumfs.storage import FileStatus, Kind, Operation
-from quorumfs.voting import voted_error
+from quorumfs.voting import BLOCK, voted_error
 
 UNFLUSHED_MAX = 65_536
 """Chunks written since the last flush that are remembered one by one; with more, all that is
@@ -112,6 +112,11 @@ class Sidecars:
         flush lost, nobody knows any more."""
         self._pin: Replica | None = None
         """Who answered for an unsettled chunk when the first current replica could not."""
+        self.torn = RangeSet()
+        """Bytes in which adopted images differ, and a change failed or was cut off: nobody may make
+        them equal, and of the two contents a guest may have seen one."""
+        self._torn_pin: Replica | None = None
+        """Whose content that is, where no vote is held."""
         self.target: Replica | None = None
         """The replica being resynced."""
         self._joining = False
@@ -192,7 +197,7 @@ class Sidecars:
 
     @property
     def alike(self) -> Sequence[Replica]:
-        sound = not (self.unsettled or self._lost or self._losing or self._truncated)
+        sound = not (self.unsettled or self.torn or self._lost or self._losing or self._truncated)
         return self._members if sound else ()
 
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
@@ -230,9 +235,16 @@ class Sidecars:
             await self.open()
             if not self._recorded:
                 raise OSError(errno.EIO, "too few replicas are current")
-            if span := self._intents.want(extents):
+            if span := self._intents.want(extents, self._may_mark):
                 self._add(INTENT, self.map.extent_chunks(span))
             await self._write_map()
+
+    def _may_mark(self, extents: range) -> bool:
+        """Whether *extents* may be marked that are not about to be written to.
+
+        Not what was never compared: a mark says there that a write may have torn it.
+        """
+        return not self.map.any(UNVERIFIED, self.map.extent_chunks(extents))
 
     def begin(self, offset: int, length: int) -> Sequence[Replica]:
         chunks = self.map.chunks(offset, length)
@@ -246,11 +258,13 @@ class Sidecars:
         self._note_written(chunks)
         failed = [replica for replica, operation in outcomes if operation.error is not None]
         if not failed and self._recorded and len(self._members) >= self.threshold:
+            self._mend(offset, offset + length)
             return
         current = [o for o in outcomes if o.replica.role is State.CURRENT]
         if sum(o.error is None for o in current) < self.threshold:
             # Nobody is blamed; but who took it and who did not now differ.
             self._unsettle(chunks)
+            self._tear(offset, offset + length)
             if self.target in failed:
                 await self._leave_behind([r for r in failed if r is self.target], chunks, _WRITE)
             raise voted_error(o.error for o in current or outcomes if o.error is not None)
@@ -258,7 +272,9 @@ class Sidecars:
             await self._leave_behind(failed, chunks, _WRITE)
         except OSError:
             self._unsettle(chunks)
+            self._tear(offset, offset + length)
             raise
+        self._mend(offset, offset + length)
 
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
         self._lossy_before = {*self._lost, *self._truncated}
@@ -317,7 +333,7 @@ class Sidecars:
         # The one that is away may alone hold something there: nobody else's hole counts.
         doubtful = RangeSet()
         for start, end in self.unsettled:
-            doubtful.add(self.map.bounds(start)[0], self.map.bounds(end - 1)[1])
+            doubtful.add(*self.map.bounds_of(range(start, end)))
         return doubtful
 
     def answered(self, replica: Replica, offset: int) -> None:
@@ -369,6 +385,8 @@ class Sidecars:
             self._remove(INTENT, range(len(self.map)))
             for start, end in self.unsettled:
                 self._add(INTENT, range(start, end))
+            for start, end in self.torn:
+                self._add(INTENT, self.map.chunks(start, end - start))
             await self._write_map_locked()
 
     # What repairs ask and tell
@@ -448,12 +466,19 @@ class Sidecars:
     def verified(self, chunks: range) -> None:
         """Note that *chunks* were compared, and are equal on all current replicas."""
         self._remove(UNVERIFIED, chunks)
+        self.equal(*self.map.bounds_of(chunks))
         self._target_lacks(chunks)
         for slot in self._out_slots():  # nor was who is not here compared
             self._add(lacks(slot), chunks)
         for lost in self._lost.values():
             if lost.overlaps(chunks.start, chunks.stop):
                 self._unsettle(chunks)  # perhaps what a flush lost made them equal
+
+    def equal(self, start: int, end: int) -> None:
+        """Note that all current replicas hold the same in ``[start, end)`` (bytes)."""
+        self.torn.remove(start, end)
+        if not self.torn:
+            self._torn_pin = None
 
     async def start_resync(
         self, replica: Replica, image: Identity, own: Sidecar, *, full: bool
@@ -605,9 +630,10 @@ class Sidecars:
             await self._commit(clean=False)
             for span in idle:
                 chunks = self.map.extent_chunks(span)
-                start, end = self.map.bounds(chunks.start)[0], self.map.bounds(chunks[-1])[1]
+                start, end = self.map.bounds_of(chunks)
                 busy = self._intents.in_use(span) or still_written(start, end)
-                if not busy and not self.unsettled.overlaps(chunks.start, chunks.stop):
+                doubtful = self.unsettled.overlaps(chunks.start, chunks.stop)
+                if not busy and not doubtful and not self.torn.overlaps(start, end):
                     self._intents.clear(span)
                     self._remove(INTENT, chunks)
             await self._write_map_locked()
@@ -639,6 +665,7 @@ class Sidecars:
         """After a crash the current replicas may differ wherever there is a mark."""
         for run in self.map.runs(INTENT, longest=len(self.map)):
             self._unsettle(run)
+            self._tear(*self.map.bounds_of(run))
         self.inherited = self.unsettled.union(RangeSet())
 
     def _know(self, replica: Replica, image: Identity, own: Sidecar) -> None:
@@ -764,6 +791,25 @@ class Sidecars:
             self.unsettled.remove(run.start, run.stop)
         self.notify()
 
+    def _tear(self, start: int, end: int) -> None:
+        """A change of ``[start, end)`` (bytes) failed, or was cut off, on some of all."""
+        chunks = self.map.chunks(start, end - start)
+        for run in self.map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
+            if run.start >= chunks.stop:
+                break
+            first, last = self.map.bounds_of(run)
+            low, high = max(start, first) // BLOCK * BLOCK, -(-min(end, last) // BLOCK) * BLOCK
+            self.torn.add(low, min(high, self.map.size))
+            if self._torn_pin is None:
+                self._torn_pin = min(self._members, key=lambda replica: replica.slot or 0)
+
+    def _mend(self, start: int, end: int) -> None:
+        """A change of ``[start, end)`` (bytes) ended: whole blocks of it are the same on all."""
+        low = -(-start // BLOCK) * BLOCK
+        high = end if end == self.map.size else end // BLOCK * BLOCK
+        if self.torn and low < high:
+            self.equal(low, high)
+
     def _sync_ended(self, replica: Replica, operation: Operation) -> None:
         """Stop to believe a replica whose sync failed, before the slowest one has answered."""
         if operation.kind is not Kind.SYNC or operation.error is None:
@@ -802,6 +848,9 @@ class Sidecars:
         say which one is right: a flush fails until the operator did.
         """
         for part, sources in self.sources(chunks):
+            torn = self.torn.overlaps(*self.map.bounds_of(part))
+            if torn and sources != [self._torn_pin]:
+                continue  # what was seen of it is lost
             if len(sources) == 1 < len(self._members) and self.map.any(UNVERIFIED, part):
                 self.verified(part)
 
@@ -822,7 +871,14 @@ class Sidecars:
             for part, sources in self.sources(range(start, stop)):
                 first, last = max(offset, part.start * size), min(end, part.stop * size)
                 holders = [r for r in self._members if r in sources] if settled else sources
-                yield Choice(first, last - first, holders, pinned=not settled)
+                if not self.torn.overlaps(first, last):
+                    yield Choice(first, last - first, holders, pinned=not settled)
+                    continue
+                pin = self._torn_pin
+                shown = sorted(holders, key=lambda r: r is not pin) if pin in holders else []
+                for low, high, whole in segments(first, last, [self.torn]):
+                    whom = holders if whole else shown
+                    yield Choice(low, high - low, whom, pinned=not settled, torn=not whole)
 
     # What is in the sidecars
 

@@ -6,20 +6,22 @@ point, with the process or with a replica, and goes on from there the next time.
 """
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing, suppress
+from itertools import groupby
 from typing import cast
 
 import trio
 
 from quorumfs.assembly import Found
-from quorumfs.dirtymap import CHUNK_MIN, lacks
+from quorumfs.dirtymap import CHUNK_MIN, UNVERIFIED, lacks
 from quorumfs.patterns import Fifo
 from quorumfs.ranges import RangeSet
 from quorumfs.repair.asking import next_data, seek
-from quorumfs.repair.work import PIECE, Work, without
+from quorumfs.repair.work import PIECE, Work, pieces, without
 from quorumfs.replica import Gathering, Replica
 from quorumfs.storage import Kind, Operation, TruncatedError
+from quorumfs.voting import blocks, vote_data
 
 COPIES_MAX = 2
 """Copies from one image to another at a time, so that one reads while the other one writes. More
@@ -62,6 +64,11 @@ class Resync:
         copied_before = replica.counters.copied_bytes
         error: str | None = "it was broken off"
         try:
+            if full or self._map.count(UNVERIFIED):
+                # A flush that failed may have dropped pages that a read still shows (R4): they
+                # would compare equal.
+                await sidecars.sync_target()
+                await self._tell(replica, Operation(Kind.EVICT))
             while self._map.count(bit):
                 await self._copy_all(replica, bit, compare=full)
                 with suppress(OSError):
@@ -89,9 +96,13 @@ class Resync:
 
         async def copy_chunks(chunks: range) -> None:
             try:
-                for part, (source, *_) in sidecars.sources(chunks):
-                    bounds = self._work.bounds(part)
-                    await self._copy(replica, source, *bounds, compare=compare)
+                for part, sources in sidecars.sources(chunks):
+                    for run, undecided in self._cut(part):
+                        bounds = self._work.bounds(run)
+                        if undecided and len(sources) > 1:
+                            await self._copy_agreed(replica, sources, *bounds)
+                        else:
+                            await self._copy(replica, sources[0], *bounds, compare=compare)
             except _UnreadableError:
                 if len(chunks) == 1:
                     unreadable.add(chunks.start, chunks.stop)
@@ -158,16 +169,48 @@ class Resync:
                 continue
             # Too few are left to hold a vote: what they hold is still all there is.
             few = len(self._sidecars.members) < self._disk.threshold
-            pattern = Fifo() if few else None
-            try:
-                reading = await self._disk.read_locked(offset, stop - offset, pattern)
-            except OSError as error:
-                raise _UnreadableError(*error.args) from None
+            data = await self._read(offset, stop - offset, Fifo() if few else None)
             held = await self._held(target, offset, stop - offset) if compare else None
-            for start, data in _differing(reading.data, held):
-                await self._tell(target, Operation(Kind.WRITE, offset + start, len(data), data))
-                target.counters.copied_bytes += len(data)
+            await self._write(target, offset, data, held)
             offset = stop
+
+    def _cut(self, chunks: range) -> Iterator[tuple[range, bool]]:
+        """Cut *chunks* into what adopted images may differ in, without a majority, and the rest."""
+        for undecided, run in groupby(chunks, lambda c: self._map.any(UNVERIFIED, range(c, c + 1))):
+            first, *others = run
+            yield range(first, first + 1 + len(others)), undecided
+
+    async def _copy_agreed(
+        self, target: Replica, sources: Sequence[Replica], offset: int, end: int
+    ) -> None:
+        """Give *target* what *sources* agree on, or a strict majority of them; the lock is held.
+
+        Elsewhere it keeps its own: perhaps that makes a majority, which another one's would only
+        feign (P4). It lacks nothing there: what was written since is the same on all sources, but
+        where that failed on some. There it gets what a read does.
+        """
+        needed = min(self._disk.threshold, len(sources))
+        for start, length in pieces(offset, end):
+            asked = await self._disk.ask(sources, Kind.READ, needed, start, length)
+            outcomes = [outcome for outcome in asked if outcome.error is None]
+            if len(outcomes) < needed:
+                raise _UnreadableError(errno.EIO, "too few can be read to compare")
+            held = await self._held(target, start, length)
+            agreed, winning = RangeSet(), bytearray(length)
+            for low, high in blocks(start, length):
+                if self._sidecars.torn.overlaps(start + low, start + high):
+                    agreed.add(low, high)
+                    winning[low:high] = await self._read(start + low, high - low, Fifo())
+                    continue
+                answers = [(o.replica.index, o.data[low:high]) for o in outcomes]
+                vote = vote_data(answers, start + low, needed)
+                if vote.data is not None and all(loss.strict for loss in vote.outvoted):
+                    agreed.add(low, high)
+                    winning[low:high] = vote.data
+            for low, high in agreed:
+                await self._write(
+                    target, start + low, bytes(winning[low:high]), held and held[low:high]
+                )
 
     async def _next_data(self, source: Replica, offset: int, end: int) -> int:
         if self._disk.sole_source(offset, end - offset) is source:
@@ -201,9 +244,21 @@ class Resync:
         if await seek(self._disk, target, Kind.SEEK_DATA, offset) < end:
             await self._tell(target, Operation(Kind.DISCARD, offset, end - offset))
 
+    async def _read(self, offset: int, length: int, pattern: Fifo | None) -> bytes:
+        try:
+            return (await self._disk.read_locked(offset, length, pattern)).data
+        except OSError as error:
+            raise _UnreadableError(*error.args) from None
+
     async def _held(self, target: Replica, offset: int, length: int) -> bytes | None:
         (outcome,) = await self._disk.ask([target], Kind.READ, 0, offset, length)
         return None if outcome.error is not None else outcome.data
+
+    async def _write(self, target: Replica, offset: int, data: bytes, held: bytes | None) -> None:
+        """Give *target* what it has not, by what it is known to have held."""
+        for start, part in _differing(data, held):
+            await self._tell(target, Operation(Kind.WRITE, offset + start, len(part), part))
+            target.counters.copied_bytes += len(part)
 
     async def _tell(self, target: Replica, operation: Operation) -> None:
         self._require_target(target)

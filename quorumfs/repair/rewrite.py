@@ -36,8 +36,8 @@ async def read_and_rewrite(disk: Disk, offset: int, length: int, *, outvoted: bo
 
 
 async def _rewrite_part(disk: Disk, choice: Choice, deadline: float, *, outvoted: bool) -> bytes:
-    offset, length, holders, pinned, lacking = choice
-    if pinned:  # a write has failed here meanwhile: what it left must not be shown as it is
+    offset, length, holders, pinned, lacking, torn = choice
+    if pinned or torn:  # a write has failed here meanwhile: what it left must not be shown as it is
         raise OSError(errno.EIO, "the replicas may differ")
     outcomes = await disk.ask(holders, Kind.READ, disk.threshold, offset, length)
     verdict = Quorum(disk.threshold).judge(

@@ -120,6 +120,7 @@ class Verification:
             if unreadable and not await give(self._disk, self._sidecars, unreadable, offset, first):
                 raise OSError(errno.EIO, "what cannot be read cannot be written either")
             return
+        torn = self._sidecars.torn
         for start, end in blocks(offset, length):
             answers = [(o.replica.index, o.data[start:end]) for o in outcomes]
             vote = vote_data(answers, offset + start, disk.threshold)
@@ -127,7 +128,12 @@ class Verification:
             wrong = [outcome.replica for outcome in outcomes if outcome.replica.index in losers]
             if not wrong:
                 continue
-            decided = vote.data is not None and all(loss.strict for loss in vote.outvoted)
+            # Where a write failed since, the guest may have seen what a minority holds.
+            decided = (
+                vote.data is not None
+                and all(loss.strict for loss in vote.outvoted)
+                and not torn.overlaps(offset + start, offset + end)
+            )
             if not decided:
                 disk.events.differs(offset + start, end - start)
             if not decided or not await give(

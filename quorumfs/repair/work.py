@@ -99,7 +99,7 @@ class Work:
 
     def bounds(self, chunks: range) -> tuple[int, int]:
         """Where *chunks* begin and end, bytes."""
-        return self.map.bounds(chunks.start)[0], self.map.bounds(chunks[-1])[1]
+        return self.map.bounds_of(chunks)
 
     async def batches(
         self,

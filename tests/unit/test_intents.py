@@ -12,9 +12,14 @@ from quorumfs.metadata.intents import SPAN_MAX, Intents
 COUNT = 300
 
 
+def anywhere(span: range) -> bool:
+    """What may be marked that nobody asked for."""
+    return True
+
+
 def mark(intents: Intents, extents: range) -> bool:
     """As before a write; whether it had to wait for a mark."""
-    wanted = intents.want(extents)
+    wanted = intents.want(extents, anywhere)
     intents.mark(intents.take_wanted())
     assert intents.cover(extents)
     return wanted is not None
@@ -48,7 +53,7 @@ def test_no_mark_goes_that_somebody_relies_on(history: list[tuple[str, int, int]
                 intents.touched[extent] = 1
             written.update(extents)
         elif step == "want":
-            intents.want(extents)
+            intents.want(extents, anywhere)
         else:
             idle = list(intents.idle())
             assert all(one.stop <= other.start for one, other in pairwise(idle))
@@ -98,7 +103,16 @@ def test_spans_get_short_again_in_calm_times() -> None:
 
 def test_who_wants_what_another_wants_already_waits_with_it() -> None:
     intents = Intents(100)
-    assert intents.want(range(3, 5)) == range(3, 5)
-    assert intents.want(range(4, 5)) is None
+    assert intents.want(range(3, 5), anywhere) == range(3, 5)
+    assert intents.want(range(4, 5), anywhere) is None
     assert intents.take_wanted() == [range(3, 5)]
-    assert intents.want(range(4, 5)) == range(4, 5)  # the round that has begun may fail
+    assert intents.want(range(4, 5), anywhere) == range(4, 5)  # the round that has begun may fail
+
+
+def test_nothing_is_marked_around_what_must_not_be() -> None:
+    """However many requests had to wait."""
+    intents = Intents(COUNT)
+    for extent in range(20):
+        assert intents.want(range(extent, extent + 1), lambda span: len(span) == 1) == range(
+            extent, extent + 1
+        )

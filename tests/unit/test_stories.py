@@ -727,7 +727,25 @@ async def a_hole_shown_beside_one_that_is_away(story: Story) -> None:
         await guest.read(0)
 
 
+async def compared_with_what_only_memory_shows(story: Story) -> None:
+    """A resync in full skips what a cached read shows as equal, and no medium holds (R4)."""
+    old = story.world.backup(0)
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        await guest.flush()
+        assert 0 not in guest.mounted.members
+        story.world.kill()
+    story.world.restore(0, old, image=False)
+    async with story.mounted() as guest:
+        await guest.converged()
+        await guest.flush()
+        story.world.replicas[0].image.evict()
+        await guest.read_surely(0)
+
+
 STORIES = [
+    (compared_with_what_only_memory_shows, PAIR),
     (a_hole_shown_beside_one_that_is_away, EQUALS),
     (gone_and_back_after_it_alone_had_synced, EQUALS),
     (gone_and_back_after_it_alone_had_synced, replace(EQUALS, fifo=True)),

@@ -437,6 +437,8 @@ class SimulatedStorage:
                     pieces = sector_pieces(self._dice, start, end) if part else None
                     file.change(Kind.WRITE, start, end, data, pieces)
                 return len(data)
+            case Kind.EVICT:
+                file.evict()
             case Kind.SEEK_DATA | Kind.SEEK_HOLE:
                 found = file.cache.seek(start, data=operation.kind is Kind.SEEK_DATA)
                 return min(found, self._size)

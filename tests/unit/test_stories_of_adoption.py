@@ -1,0 +1,267 @@
+"""Stories of images that were adopted as they were, and differ: nobody may say which one is right
+but a majority, or the operator; and yet what was read does not turn back."""
+
+import errno
+from contextlib import suppress
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import trio
+from support.simulation.guest import BrokenError
+from support.simulation.runner import SCALES, Origin, Setup
+from support.simulation.storage import Fault
+from support.simulation.story import BLOCK, EXTENTS, RAW, TRIO, Guest, Script, Story, told
+
+from quorumfs.dirtymap import UNVERIFIED
+from quorumfs.storage import CHANGES, Kind
+
+WRONG = b"rot!" * (BLOCK // 4)
+
+
+async def _found_to_differ(guest: Guest) -> None:
+    await guest.until(lambda: bool(guest.mounted.repairs.differing))
+    await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+
+
+async def _half_a_write(story: Story, guest: Guest, on: int) -> None:
+    """A write where they differ that one of two replicas took, and the guest saw or not."""
+    await guest.write(EXTENTS[5])
+    story.fail_once(on, Kind.WRITE, Fault(error=errno.EIO))
+    with suppress(OSError):
+        await guest.write(EXTENTS[5])
+        raise BrokenError("a write succeeded on too few")
+
+
+async def _read_whoever_answers(story: Story, guest: Guest) -> None:
+    """Read while both can be read, and while the one or the other cannot."""
+    with suppress(OSError):
+        await guest.read(EXTENTS[5])
+    for index in range(2):
+        story.fail(index, {Kind.READ}, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+        story.mend(index)
+    with suppress(OSError):
+        await guest.read(EXTENTS[5])
+
+
+async def half_a_write(story: Story) -> None:
+    """Then they are read in turn."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        await _half_a_write(story, guest, on=1)
+        await _read_whoever_answers(story, guest)
+
+
+async def half_a_write_on_the_first(story: Story) -> None:
+    """The other one alone took it."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        await _half_a_write(story, guest, on=0)
+        await _read_whoever_answers(story, guest)
+
+
+async def half_a_write_and_an_unmount(story: Story) -> None:
+    """Nobody forgets it for that."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        await _half_a_write(story, guest, on=1)
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+    async with story.mounted() as guest:
+        await _read_whoever_answers(story, guest)
+
+
+async def half_a_write_and_idle_times(story: Story) -> None:
+    """Marks go away that nobody needs; not this one."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        await _half_a_write(story, guest, on=1)
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+        await trio.sleep(200.0)
+        story.world.kill()
+    async with story.mounted() as guest:
+        await _read_whoever_answers(story, guest)
+
+
+async def half_a_write_and_a_whole_one(story: Story) -> None:
+    """What was written anew can be read from both again."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        await _half_a_write(story, guest, on=1)
+        await guest.write_surely(EXTENTS[5])
+        story.fail(0, {Kind.READ}, Fault(error=errno.EIO))
+        await guest.read_surely(EXTENTS[5])
+        story.mend(0)
+
+
+async def killed_amid_a_write(story: Story) -> None:
+    """After a crash no source is pinned there: what is read depends on who answers."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        await guest.write(EXTENTS[5])
+        story.fail_once(1, Kind.WRITE, Fault(hang=True))
+        guest.begin(guest.write, EXTENTS[5])
+        await trio.sleep(1.0)
+        assert story.world.life
+        for storage in story.world.life.storages(1):
+            for one in list(storage._in_flight):
+                if one.operation.kind is Kind.WRITE:
+                    del storage._in_flight[one]
+        story.world.kill()
+    async with story.mounted() as guest:
+        await _read_whoever_answers(story, guest)
+
+
+async def half_a_write_and_a_flush_that_fails(story: Story) -> None:
+    """The one that the guest has seen it of lost it: the other one has something older."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        await _half_a_write(story, guest, on=1)
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await _read_whoever_answers(story, guest)
+
+
+async def half_a_write_and_the_one_that_took_it_left_behind(story: Story) -> None:
+    """Whom it was read from is not there any more: better nothing than what is older."""
+    for index in (0, 1):
+        story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        await guest.write(EXTENTS[5])
+        for index in (1, 2):
+            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[5])
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        await guest.write(EXTENTS[1])
+        assert guest.mounted.members == [1, 2]
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+
+
+async def half_a_write_and_one_that_comes_back(story: Story) -> None:
+    """The first one missed a write, and is given it where a later one tore it."""
+    for index in (1, 2):
+        story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        await guest.write(EXTENTS[5])
+        story.fail_once(2, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[5])
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+        story.mend(0)
+        await guest.until(lambda: len(guest.mounted.members) == 3)
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+    async with story.mounted() as guest:
+        await _read_whoever_answers(story, guest)
+
+
+async def a_majority_against_what_was_seen(story: Story) -> None:
+    """The third one holds what the second does; but the guest has seen what the first one took."""
+    story.world.detach(2)
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[5])
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+        story.world.attach(2)
+        await guest.until(lambda: len(guest.mounted.members) == 3)
+        await trio.sleep(100.0)
+        await _read_whoever_answers(story, guest)
+
+
+async def a_majority_that_comes_later_to_a_chunk_written_meanwhile(story: Story) -> None:
+    """Two differ; the third decides, and is given what was written beside that."""
+    await _decided_by_the_third(story, wrong=1)
+
+
+async def a_majority_that_the_first_is_not_in(story: Story) -> None:
+    """It is given nothing that would make a majority of what one holds alone (P4)."""
+    await _decided_by_the_third(story, wrong=0)
+
+
+async def _decided_by_the_third(story: Story, *, wrong: int) -> None:
+    good = story.world.replicas[2].image.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK)
+    story.world.replicas[wrong].image.rot(EXTENTS[5], WRONG)
+    story.world.detach(2)
+    async with story.mounted() as guest:
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        await guest.write(EXTENTS[5] + BLOCK)
+        story.world.attach(2)
+        await guest.until(lambda: len(guest.mounted.members) == 3)
+        await guest.converged()
+        for replica in story.world.replicas:
+            if replica.image.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK) != good:
+                raise BrokenError("a majority was outvoted by a copy")
+    await story.ends_well()
+
+
+async def killed_before_all_was_compared(story: Story) -> None:
+    """What nobody had written to is not taken for torn, however much is marked at once."""
+    story.world.replicas[1].image.rot(EXTENTS[7], WRONG)
+    async with story.mounted() as guest:
+        for at in (*EXTENTS[:3], EXTENTS[4]):
+            await guest.write(at)
+        story.world.kill()
+    async with story.mounted() as guest:
+        await guest.converged()
+    await story.ends_well()
+
+
+PAIRS = [replace(RAW, threshold=2, fifo=fifo) for fifo in (True, False)]
+TRIOS = [replace(TRIO, origin=Origin.ADOPTED, filled=True, fifo=fifo) for fifo in (True, False)]
+FEW_MARKS = replace(SCALES[0], misses_max=1)
+STORIES = [
+    *product(
+        [
+            half_a_write,
+            half_a_write_on_the_first,
+            half_a_write_and_an_unmount,
+            half_a_write_and_idle_times,
+            half_a_write_and_a_flush_that_fails,
+            killed_amid_a_write,
+        ],
+        PAIRS,
+    ),
+    (half_a_write_and_a_whole_one, PAIRS[0]),
+    (killed_amid_a_write, replace(RAW, fifo=False)),
+    (killed_before_all_was_compared, replace(TRIOS[0], scale=FEW_MARKS)),
+    *product(
+        [
+            half_a_write_and_the_one_that_took_it_left_behind,
+            half_a_write_and_one_that_comes_back,
+            a_majority_against_what_was_seen,
+            a_majority_that_comes_later_to_a_chunk_written_meanwhile,
+            a_majority_that_the_first_is_not_in,
+        ],
+        TRIOS,
+    ),
+]
+
+
+@pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
+def test_it_ends_well(script: Script, setup: Setup) -> None:
+    assert [told(script, setup, seed) for seed in range(4)] == [None] * 4

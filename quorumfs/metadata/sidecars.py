@@ -19,7 +19,7 @@ and what was written since the last flush (a replica that fails may have lost it
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -30,24 +30,23 @@ from quorumfs.assembly import Found, Plan, State
 from quorumfs.dirtymap import INTENT, UNVERIFIED, lacks
 from quorumfs.metadata import Choice, Outcome
 from quorumfs.metadata.intents import Intents
+from quorumfs.metadata.writer import SidecarWriter, identities_of
 from quorumfs.ranges import RangeSet, segments
 from quorumfs.replica import Gathering, Replica
 from quorumfs.sidecar import (
     MAP_OFFSET,
     PAGE,
-    SLOT_OFFSETS,
     Identity,
     Phase,
     Record,
     RoleState,
     Sidecar,
     encode_pages,
-    encode_slot,
     page_of,
     page_runs,
     pages,
 )
-from quorumfs.storage import FileStatus, Kind, Operation
+from quorumfs.storage import Kind, Operation
 from quorumfs.voting import BLOCK, voted_error
 
 UNFLUSHED_MAX = 65_536
@@ -158,10 +157,7 @@ class Sidecars:
         """Current replicas whose image lost its end: it may get it back, with zeros."""
         self._left_here: set[Replica] = set()
         """Left behind since the mount: what they lack is known to the chunk."""
-        self._images: dict[Replica, Identity] = {}
-        self._as_found: set[Replica] = set()
-        """Those whose sidecars are as a daemon left them that may have died before its sync."""
-        self._spare_slot: dict[Replica, int] = {}
+        self._writer = SidecarWriter(threshold)
         self._members: tuple[Replica, ...] = ()
         self._receivers: tuple[Replica, ...] = ()
         self._out_bits = 0
@@ -514,7 +510,7 @@ class Sidecars:
         Raises `OSError` if it is not as it was: then it can only come back as one left behind.
         """
         image, own = found.image, found.sidecar
-        known = self._images[replica]
+        known = self._writer.images[replica]
         if image is None or own is None or replica.slot is None:
             raise OSError(errno.ENODEV, found.problem or "it is not there")
         ours = {_key(self.record), *self._tried}
@@ -589,7 +585,7 @@ class Sidecars:
                     raise operation.error
                 last = pages(self.map) - 1
                 content = encode_pages(self.map, self.record.set_id, 0, last)
-                failed = await self._put([target], (MAP_OFFSET, content))
+                failed = await self._writer.put([target], (MAP_OFFSET, content))
                 if failed:
                     raise failed[target]
                 if self.map.count(lacks(target.slot)):
@@ -670,12 +666,11 @@ class Sidecars:
 
     def _know(self, replica: Replica, image: Identity, own: Sidecar) -> None:
         """Take over what was found of a replica's files."""
-        self._images[replica] = image
-        self._as_found.add(replica)
-        self._spare_slot[replica] = own.spare_slot
+        spare = own.spare_slot
         if own.prepared is not None and _key(own.prepared) == _key(self.record):
             # Committed elsewhere, it is what shows that this one was there: the older one may go.
-            self._spare_slot[replica] = 1 - own.spare_slot
+            spare = 1 - spare
+        self._writer.know(replica, image, spare)
         sequences = [own.record.sequence, own.prepared.sequence if own.prepared else 0]
         self._sequence = max(self._sequence, *sequences)  # its slots must not seem later than ours
 
@@ -911,7 +906,7 @@ class Sidecars:
         ]
         try:
             for piece in pieces:
-                await self._outlive(await self._put(self._members, piece))
+                await self._outlive(await self._writer.put(self._members, piece))
         except OSError:
             self._changed_pages |= changed
             self._intents.wanted += to_mark
@@ -936,7 +931,7 @@ class Sidecars:
         behind, by another record. Raises `OSError` when fewer than the threshold would be left,
         or when the replica that is resyncing failed; the lock is held.
         """
-        identities = await self._identities() if clean else {}
+        identities = await identities_of(self._members) if clean else {}
         while True:
             record = self._composed(clean=clean, resyncing=resyncing)
             self._tried.add(_key(record))
@@ -952,11 +947,11 @@ class Sidecars:
             ]
             failed: dict[Replica, OSError] = {}
             for phase, holders in steps:
-                failed = await self._write_slots(holders, record, phase, identities)
+                failed = await self._writer.write_slots(holders, record, phase, identities)
                 if failed:
                     if phase is Phase.COMMITTED:
                         for replica in failed:  # only what it prepared is sure to be whole
-                            self._spare_slot[replica] = 1 - self._spare_slot[replica]
+                            self._writer.keep_other_slot(replica)
                     break
             else:
                 self._adopt(record)
@@ -1016,80 +1011,6 @@ class Sidecars:
             if replica.slot is not None:
                 record = record.with_role(replica.slot, path=replica.path)
         return record
-
-    async def _identities(self) -> dict[Replica, Identity]:
-        """What the images look like now that nothing is written to them any more."""
-        gathering = Gathering(0)
-        asked = {replica: Operation(Kind.SEAL) for replica in self._members}
-        for replica, operation in asked.items():
-            gathering.submit(replica, operation)
-        await gathering.complete()
-        return {
-            replica: operation.value.identity
-            for replica, operation in asked.items()
-            if operation.error is None and isinstance(operation.value, FileStatus)
-        }
-
-    async def _write_slots(
-        self,
-        replicas: Sequence[Replica],
-        record: Record,
-        phase: Phase,
-        identities: dict[Replica, Identity] | None = None,
-    ) -> dict[Replica, OSError]:
-        """Write one slot of each; returns who failed."""
-        # The good slot must be on the medium before the other one is written to.
-        as_found = [replica for replica in replicas if replica in self._as_found]
-        if as_found:
-            failed = await self._put(as_found, {}, kinds=(Kind.SYNC,))
-            self._as_found.difference_update(
-                replica for replica in as_found if replica not in failed
-            )
-            if failed:
-                return failed
-        slots = {}
-        for replica in replicas:
-            spare = self._spare_slot[replica]
-            number = spare if phase is Phase.PREPARED else 1 - spare
-            assert replica.slot is not None
-            replica_id = self.record.roles[replica.slot].replica_id
-            image = self._images[replica]
-            in_use = Identity(image.inode, image.size)
-            identity = (identities or {}).get(replica, in_use)
-            if not image.inode:  # it is not the same from mount to mount of that file system
-                identity = replace(identity, inode=0, ctime_ns=0)
-            content = encode_slot(record, replica_id, identity, phase)
-            slots[replica] = SLOT_OFFSETS[number], content
-        return await self._put(replicas, slots)
-
-    async def _put(
-        self,
-        replicas: Sequence[Replica],
-        pieces: tuple[int, bytes] | Mapping[Replica, tuple[int, bytes]],
-        kinds: Sequence[Kind] = (Kind.WRITE, Kind.SYNC),
-    ) -> dict[Replica, OSError]:
-        """Write a piece (offset in bytes, content) of each sidecar, durably; returns who failed.
-
-        Either the same piece for all, or each its own.
-        """
-        failed: dict[Replica, OSError] = {}
-        for kind in kinds:
-            gathering = Gathering(self.threshold)
-            asked = []
-            for replica in replicas:
-                if replica in failed:
-                    continue
-                operation = Operation(kind)
-                if kind is Kind.WRITE:
-                    offset, data = pieces if isinstance(pieces, tuple) else pieces[replica]
-                    operation = Operation(kind, offset, len(data), data)
-                asked.append((replica, operation))
-                gathering.submit(replica, operation, to_sidecar=True)
-            await gathering.complete()
-            for replica, operation in asked:
-                if operation.error is not None:
-                    failed[replica] = operation.error
-        return failed
 
 
 def _key(record: Record) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from quorumfs.assembly import State, _Assembly
 from quorumfs.dirtymap import INTENT
 from quorumfs.metadata import Outcome
 from quorumfs.metadata.sidecars import Sidecars, Unflushed
+from quorumfs.metadata.writer import SidecarWriter
 from quorumfs.rangelock import Claim, RangeLock
 from quorumfs.repair import repairs as repairs_module
 from quorumfs.repair import work as work_module
@@ -73,11 +74,11 @@ def slots_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _leave_out_syncs(monkeypatch: pytest.MonkeyPatch, *, of_map: bool) -> None:
     """What is written to sidecars is not synced: pages of the map, or slots."""
-    put, submit = Sidecars._put, Replica.submit
+    put, submit = SidecarWriter.put, Replica.submit
     unsynced = False
 
     async def noted(
-        self: Sidecars, replicas: Sequence[Replica], pieces: Any, **others: Any
+        self: SidecarWriter, replicas: Sequence[Replica], pieces: Any, **others: Any
     ) -> dict[Replica, OSError]:
         nonlocal unsynced
         unsynced = isinstance(pieces, tuple) is of_map
@@ -91,7 +92,7 @@ def _leave_out_syncs(monkeypatch: pytest.MonkeyPatch, *, of_map: bool) -> None:
         else:
             submit(self, operation, gathering, to_sidecar=to_sidecar)
 
-    monkeypatch.setattr(Sidecars, "_put", noted)
+    monkeypatch.setattr(SidecarWriter, "put", noted)
     monkeypatch.setattr(Replica, "submit", without_syncs)
 
 
@@ -307,16 +308,16 @@ def unreadable_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def committed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """R9: one phase, over the only slot that says what is valid."""
-    write_slots = Sidecars._write_slots
+    write_slots = SidecarWriter.write_slots
 
     async def one_phase(
-        self: Sidecars, replicas: Sequence[Replica], record: Record, phase: Phase, *rest: object
+        self: SidecarWriter, replicas: Sequence[Replica], record: Record, phase: Phase, *rest: Any
     ) -> dict[Replica, OSError]:
         if phase is Phase.PREPARED:
             return {}
-        return await write_slots(self, replicas, record, phase, *rest)  # type: ignore[arg-type]
+        return await write_slots(self, replicas, record, phase, *rest)
 
-    monkeypatch.setattr(Sidecars, "_write_slots", one_phase)
+    monkeypatch.setattr(SidecarWriter, "write_slots", one_phase)
 
 
 def short_is_zeros(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,109 @@
+"""Writing to the sidecars of several replicas at once: slots, pages of maps, and when to sync."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from quorumfs.replica import Gathering, Replica
+from quorumfs.sidecar import SLOT_OFFSETS, Identity, Phase, Record, encode_slot
+from quorumfs.storage import FileStatus, Kind, Operation
+
+
+class SidecarWriter:
+    """Writes to sidecars, and knows which slot of each must not be lost."""
+
+    def __init__(self, threshold: int) -> None:
+        """*threshold* successes let a write go on without replicas that do not answer."""
+        self.images: dict[Replica, Identity] = {}
+        """What the images looked like when they were found."""
+        self._threshold = threshold
+        self._as_found: set[Replica] = set()
+        """Those whose sidecars are as a daemon left them that may have died before its sync."""
+        self._spare_slot: dict[Replica, int] = {}
+
+    def know(self, replica: Replica, image: Identity, spare_slot: int) -> None:
+        """Take over what was found of a replica's files."""
+        self.images[replica] = image
+        self._as_found.add(replica)
+        self._spare_slot[replica] = spare_slot
+
+    def keep_other_slot(self, replica: Replica) -> None:
+        """Note that of the two slots the one is good that was the spare one."""
+        self._spare_slot[replica] = 1 - self._spare_slot[replica]
+
+    async def write_slots(
+        self,
+        replicas: Sequence[Replica],
+        record: Record,
+        phase: Phase,
+        identities: Mapping[Replica, Identity],
+    ) -> dict[Replica, OSError]:
+        """Write one slot of each, durably; returns who failed.
+
+        *identities*: of images that nothing is written to any more.
+        """
+        # The good slot must be on the medium before the other one is written to.
+        as_found = [replica for replica in replicas if replica in self._as_found]
+        if as_found:
+            failed = await self.put(as_found, {}, kinds=(Kind.SYNC,))
+            self._as_found.difference_update(
+                replica for replica in as_found if replica not in failed
+            )
+            if failed:
+                return failed
+        slots = {}
+        for replica in replicas:
+            spare = self._spare_slot[replica]
+            number = spare if phase is Phase.PREPARED else 1 - spare
+            assert replica.slot is not None
+            replica_id = record.roles[replica.slot].replica_id
+            image = self.images[replica]
+            in_use = Identity(image.inode, image.size)
+            identity = identities.get(replica, in_use)
+            if not image.inode:  # it is not the same from mount to mount of that file system
+                identity = replace(identity, inode=0, ctime_ns=0)
+            content = encode_slot(record, replica_id, identity, phase)
+            slots[replica] = SLOT_OFFSETS[number], content
+        return await self.put(replicas, slots)
+
+    async def put(
+        self,
+        replicas: Sequence[Replica],
+        pieces: tuple[int, bytes] | Mapping[Replica, tuple[int, bytes]],
+        kinds: Sequence[Kind] = (Kind.WRITE, Kind.SYNC),
+    ) -> dict[Replica, OSError]:
+        """Write a piece (offset in bytes, content) of each sidecar, durably; returns who failed.
+
+        Either the same piece for all, or each its own.
+        """
+        failed: dict[Replica, OSError] = {}
+        for kind in kinds:
+            gathering = Gathering(self._threshold)
+            asked = []
+            for replica in replicas:
+                if replica in failed:
+                    continue
+                operation = Operation(kind)
+                if kind is Kind.WRITE:
+                    offset, data = pieces if isinstance(pieces, tuple) else pieces[replica]
+                    operation = Operation(kind, offset, len(data), data)
+                asked.append((replica, operation))
+                gathering.submit(replica, operation, to_sidecar=True)
+            await gathering.complete()
+            for replica, operation in asked:
+                if operation.error is not None:
+                    failed[replica] = operation.error
+        return failed
+
+
+async def identities_of(replicas: Iterable[Replica]) -> dict[Replica, Identity]:
+    """What the images look like now that nothing is written to them any more."""
+    gathering = Gathering(0)
+    asked = {replica: Operation(Kind.SEAL) for replica in replicas}
+    for replica, operation in asked.items():
+        gathering.submit(replica, operation)
+    await gathering.complete()
+    return {
+        replica: operation.value.identity
+        for replica, operation in asked.items()
+        if operation.error is None and isinstance(operation.value, FileStatus)
+    }

@@ -47,7 +47,7 @@ def take(
             for slot, role in enumerate(sidecars.record.roles)
             if slot not in given
         ]
-        unsettled = len(sidecars.unsettled) + sidecars.map.count(UNVERIFIED)
+        unsettled = len(sidecars.doubts.unsettled) + sidecars.map.count(UNVERIFIED)
     if repairs is not None:
         chunks = sum(end - start for start, end in repairs.differing)
         undecided = chunks * repairs.chunk_size

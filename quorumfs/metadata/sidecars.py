@@ -29,9 +29,11 @@ import trio
 from quorumfs.assembly import Found, Plan, State
 from quorumfs.dirtymap import INTENT, UNVERIFIED, lacks
 from quorumfs.metadata import Choice, Outcome
+from quorumfs.metadata.doubts import Doubts
 from quorumfs.metadata.intents import Intents
+from quorumfs.metadata.marks import Marks
 from quorumfs.metadata.writer import SidecarWriter, identities_of
-from quorumfs.ranges import RangeSet, segments
+from quorumfs.ranges import RangeSet
 from quorumfs.replica import Gathering, Replica
 from quorumfs.sidecar import (
     MAP_OFFSET,
@@ -42,12 +44,11 @@ from quorumfs.sidecar import (
     RoleState,
     Sidecar,
     encode_pages,
-    page_of,
     page_runs,
     pages,
 )
 from quorumfs.storage import Kind, Operation
-from quorumfs.voting import BLOCK, voted_error
+from quorumfs.voting import voted_error
 
 UNFLUSHED_MAX = 65_536
 """Chunks written since the last flush that are remembered one by one; with more, all that is
@@ -104,18 +105,8 @@ class Sidecars:
         self._read_only = read_only
         self.changed = trio.Event()
         """Set, and replaced, when there may be something to repair; see `notify`."""
-        self.unsettled = RangeSet()
-        """Chunks in which the current replicas may differ."""
-        self.inherited = RangeSet()
-        """Those that were so when the set was mounted: what was acknowledged there, and what a
-        flush lost, nobody knows any more."""
-        self._pin: Replica | None = None
-        """Who answered for an unsettled chunk when the first current replica could not."""
-        self.torn = RangeSet()
-        """Bytes in which adopted images differ, and a change failed or was cut off: nobody may make
-        them equal, and of the two contents a guest may have seen one."""
-        self._torn_pin: Replica | None = None
-        """Whose content that is, where no vote is held."""
+        self._marks = Marks(plan.map)
+        self.doubts = Doubts(self._marks)
         self.target: Replica | None = None
         """The replica being resynced."""
         self._joining = False
@@ -133,10 +124,7 @@ class Sidecars:
         self._lock = trio.Lock()
         """Whoever writes to the sidecars holds it."""
         self._map_rounds = 0
-        self._changed_pages: set[int] = set()
         self._extent_chunks = self.map.extent // self.map.chunk_size
-        self._everything = RangeSet()
-        self._everything.add(0, len(self.map))
         self._intents = Intents(len(self.map.extents(0, self.map.size)))
         self._unflushed = Unflushed()
         self._flushing = Unflushed()
@@ -145,16 +133,8 @@ class Sidecars:
         """Chunks that the target now has, durably, and that are still marked as lacking."""
         self._lacking_anew = RangeSet()
         """Chunks that the target may have been given too early, since the last save."""
-        self._lost: dict[Replica, RangeSet] = {}
-        """Chunks that a current replica took and could not flush: its ``lacks`` bits, too."""
-        self._losing: dict[Replica, RangeSet] = {}
-        """The same, of those whose sync has failed, while the flush waits for others."""
         self._lossy_before: set[Replica] = set()
         """Those that had lost something when the last flush began."""
-        self.losses = 0
-        """How often a replica lost something: for who must know whether one did meanwhile."""
-        self._truncated: set[Replica] = set()
-        """Current replicas whose image lost its end: it may get it back, with zeros."""
         self._left_here: set[Replica] = set()
         """Left behind since the mount: what they lack is known to the chunk."""
         self._writer = SidecarWriter(threshold)
@@ -167,12 +147,12 @@ class Sidecars:
             replica.role = member.state
             replica.reason = member.reason
             if one.image and one.image.size < self.record.size and replica.slot is not None:
-                self._add(lacks(replica.slot), range(len(self.map)))
+                self._marks.add(lacks(replica.slot), range(len(self.map)))
             if one.image and one.sidecar:
                 self._know(replica, one.image, one.sidecar)
                 joined = replica.role is State.CURRENT and one.sidecar.map.states != self.map.states
                 if joined:
-                    self._changed_pages.update(range(pages(self.map)))
+                    self._marks.rewrite()
         self._arrange()
         self._recall_lost()
         self._unsettle_marked()
@@ -193,8 +173,7 @@ class Sidecars:
 
     @property
     def alike(self) -> Sequence[Replica]:
-        sound = not (self.unsettled or self.torn or self._lost or self._losing or self._truncated)
-        return self._members if sound else ()
+        return () if self.doubts else self._members
 
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
         # As `prepared` and `begin` together: on the path of every write, so it is spelled out.
@@ -214,7 +193,7 @@ class Sidecars:
         if self.map.any(UNVERIFIED, chunks):
             return ()
         if self._out_bits:
-            self._add(self._out_bits, chunks)
+            self._marks.add(self._out_bits, chunks)
         intents.touched[extent] = intents.touched[last_extent] = 1
         self._unflushed.add(chunks)
         if self.target is not None:
@@ -232,7 +211,7 @@ class Sidecars:
             if not self._recorded:
                 raise OSError(errno.EIO, "too few replicas are current")
             if span := self._intents.want(extents, self._may_mark):
-                self._add(INTENT, self.map.extent_chunks(span))
+                self._marks.add(INTENT, self.map.extent_chunks(span))
             await self._write_map()
 
     def _may_mark(self, extents: range) -> bool:
@@ -245,7 +224,7 @@ class Sidecars:
     def begin(self, offset: int, length: int) -> Sequence[Replica]:
         chunks = self.map.chunks(offset, length)
         if self._out_bits:
-            self._add(self._out_bits, chunks)
+            self._marks.add(self._out_bits, chunks)
         self._note_written(chunks)
         return self._receivers
 
@@ -254,13 +233,13 @@ class Sidecars:
         self._note_written(chunks)
         failed = [replica for replica, operation in outcomes if operation.error is not None]
         if not failed and self._recorded and len(self._members) >= self.threshold:
-            self._mend(offset, offset + length)
+            self.doubts.mend(offset, offset + length)
             return
         current = [o for o in outcomes if o.replica.role is State.CURRENT]
         if sum(o.error is None for o in current) < self.threshold:
             # Nobody is blamed; but who took it and who did not now differ.
             self._unsettle(chunks)
-            self._tear(offset, offset + length)
+            self.doubts.tear(offset, offset + length)
             if self.target in failed:
                 await self._leave_behind([r for r in failed if r is self.target], chunks, _WRITE)
             raise voted_error(o.error for o in current or outcomes if o.error is not None)
@@ -268,12 +247,12 @@ class Sidecars:
             await self._leave_behind(failed, chunks, _WRITE)
         except OSError:
             self._unsettle(chunks)
-            self._tear(offset, offset + length)
+            self.doubts.tear(offset, offset + length)
             raise
-        self._mend(offset, offset + length)
+        self.doubts.mend(offset, offset + length)
 
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
-        self._lossy_before = {*self._lost, *self._truncated}
+        self._lossy_before = self.doubts.lossy
         taken = self._unflushed.take()
         for start, end in changing:  # the syncs that begin now need not cover it
             self._unflushed.add(self.map.chunks(start, end - start))
@@ -285,13 +264,13 @@ class Sidecars:
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
         failed = [o.replica for o in outcomes if o.error is not None]
         # Its sync may have begun before what it had lost was written again.
-        lossy = {*self._lossy_before, *self._lost, *self._truncated}
+        lossy = self._lossy_before | self.doubts.lossy
         good = [
             o
             for o in outcomes
             if o.error is None and o.replica.role is State.CURRENT and o.replica not in lossy
         ]
-        if not self._in_use and not self.inherited and not failed:
+        if not self._in_use and not self.doubts.inherited and not failed:
             return  # nothing was ever written
         lossy_members = [replica for replica in self._members if replica in lossy]
         try:
@@ -310,41 +289,39 @@ class Sidecars:
         # Whoever could not sync it is on record as having lost it, or as left behind; the others
         # have it. Not so after any other exception: then the next flush is to cover it.
         self._flushing = Unflushed()
-        self._losing.clear()
+        self.doubts.losing.clear()
 
     def choices(self, offset: int, length: int) -> Iterable[Choice]:
         if self.alike:
             return [Choice(offset, length, list(self._members))]
-        return self._cut(offset, length)
+        return self.doubts.choices(offset, length)
 
     def may_differ(self, offset: int, length: int) -> bool:
-        if not self.unsettled:
+        if not self.doubts.unsettled:
             return False
         chunks = self.map.chunks(offset, length)
-        return self.unsettled.overlaps(chunks.start, chunks.stop)
+        return self.doubts.unsettled.overlaps(chunks.start, chunks.stop)
 
     def missed(self, replica: Replica) -> RangeSet:
         if not any(member.state is State.MISSING for member in self._members):
             return _NOTHING
         # The one that is away may alone hold something there: nobody else's hole counts.
         doubtful = RangeSet()
-        for start, end in self.unsettled:
+        for start, end in self.doubts.unsettled:
             doubtful.add(*self.map.bounds_of(range(start, end)))
         return doubtful
 
     def answered(self, replica: Replica, offset: int) -> None:
-        for _, sources in self.sources(self.map.chunks(offset, 1)):
-            if replica is not sources[0]:
-                self._pin = replica
+        self.doubts.answered(replica, self.map.chunks(offset, 1))
 
     async def truncated(self, replica: Replica) -> None:
-        if replica.slot is None or replica in self._truncated:
+        if replica.slot is None or replica in self.doubts.truncated:
             return
         everything = range(len(self.map))
         if replica.role is State.CURRENT:  # it is left behind for that, as soon as it can be
-            self._truncated.add(replica)
-            self.losses += 1
-            self._add(lacks(replica.slot), everything)
+            self.doubts.truncated.add(replica)
+            self.doubts.losses += 1
+            self._marks.add(lacks(replica.slot), everything)
             if self._read_only:
                 return
             try:
@@ -355,7 +332,7 @@ class Sidecars:
         elif replica is self.target:
             self._target_lacks(everything)
         else:
-            self._add(lacks(replica.slot), everything)
+            self._marks.add(lacks(replica.slot), everything)
 
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
         chunks = self.map.chunks(offset, length)
@@ -378,11 +355,9 @@ class Sidecars:
             # for what it lacks.
             await self._commit(clean=True)
             self._in_use = False
-            self._remove(INTENT, range(len(self.map)))
-            for start, end in self.unsettled:
-                self._add(INTENT, range(start, end))
-            for start, end in self.torn:
-                self._add(INTENT, self.map.chunks(start, end - start))
+            self._marks.remove(INTENT, range(len(self.map)))
+            for chunks in self.doubts.to_remember():
+                self._marks.add(INTENT, chunks)
             await self._write_map_locked()
 
     # What repairs ask and tell
@@ -391,24 +366,6 @@ class Sidecars:
     def members(self) -> Sequence[Replica]:
         """The current replicas."""
         return self._members
-
-    def sources(self, chunks: range) -> Iterator[tuple[range, list[Replica]]]:
-        """Cut *chunks* where it changes whose data is right if the current replicas differ (P7).
-
-        With each part those that lost nothing there, or all if nobody did not; the best first. It
-        is the same after every mount: the first in the record that answers.
-        """
-        order = sorted(self._members, key=lambda r: (r.hung, r is not self._pin, r.slot or 0))
-        lost = [self._lost_by(replica) for replica in order]
-        for start, stop, usable in segments(chunks.start, chunks.stop, lost):
-            yield range(start, stop), [order[index] for index in usable] or order
-
-    def _lost_by(self, replica: Replica) -> RangeSet:
-        """Chunks for which a current replica must not be believed."""
-        if replica in self._truncated:
-            return self._everything
-        lost = self._lost.get(replica, _NOTHING)
-        return lost.union(self._losing[replica]) if replica in self._losing else lost
 
     @property
     def may_record(self) -> bool:
@@ -433,48 +390,25 @@ class Sidecars:
 
     def settled(self, chunks: range) -> None:
         """Note that all current replicas hold the same in *chunks*."""
-        self.unsettled.remove(chunks.start, chunks.stop)
-        self.inherited.remove(chunks.start, chunks.stop)
-        for replica, lost in list(self._lost.items()):
-            if lost.overlaps(chunks.start, chunks.stop) and replica.slot is not None:
-                lost.remove(chunks.start, chunks.stop)
-                self._remove(lacks(replica.slot), chunks)
-            if not lost:
-                del self._lost[replica]
+        self.doubts.settled(chunks)
         self._target_lacks(chunks)  # what it was given may be from another source
         self._note_written(chunks)
-        if not self.unsettled:
-            self._pin = None
 
     def unverified(self, offset: int, length: int) -> bool:
         return self.map.any(UNVERIFIED, self.map.chunks(offset, length))
 
     def unflushable(self) -> bool:
-        return bool(self.inherited or self._lost)
-
-    def to_settle_first(self) -> list[range]:
-        """The chunks of which a flush could not tell what it made durable."""
-        first = self.inherited
-        for lost in self._lost.values():
-            first = first.union(lost)
-        return [range(start, end) for start, end in first]
+        return bool(self.doubts.inherited or self.doubts.lost)
 
     def verified(self, chunks: range) -> None:
         """Note that *chunks* were compared, and are equal on all current replicas."""
-        self._remove(UNVERIFIED, chunks)
-        self.equal(*self.map.bounds_of(chunks))
+        self._marks.remove(UNVERIFIED, chunks)
+        self.doubts.equal(*self.map.bounds_of(chunks))
         self._target_lacks(chunks)
         for slot in self._out_slots():  # nor was who is not here compared
-            self._add(lacks(slot), chunks)
-        for lost in self._lost.values():
-            if lost.overlaps(chunks.start, chunks.stop):
-                self._unsettle(chunks)  # perhaps what a flush lost made them equal
-
-    def equal(self, start: int, end: int) -> None:
-        """Note that all current replicas hold the same in ``[start, end)`` (bytes)."""
-        self.torn.remove(start, end)
-        if not self.torn:
-            self._torn_pin = None
+            self._marks.add(lacks(slot), chunks)
+        if self.doubts.lost_in(chunks):
+            self._unsettle(chunks)  # perhaps what a flush lost made them equal
 
     async def start_resync(
         self, replica: Replica, image: Identity, own: Sidecar, *, full: bool
@@ -490,10 +424,10 @@ class Sidecars:
         await self.open()
         self._know(replica, image, own)
         if full:
-            self._add(bit, range(len(self.map)))
+            self._marks.add(bit, range(len(self.map)))
         elif own.own_state is not RoleState.RESYNCING and replica not in self._left_here:
             for run in own.map.runs(INTENT, longest=len(self.map)):
-                self._add(bit, run)
+                self._marks.add(bit, run)
         async with self._lock:
             await self._write_map_locked()
             # From its first new byte on it is a mixture that nobody must take for a disk.
@@ -555,7 +489,7 @@ class Sidecars:
                 self._caught_up.remove(start, end)
             for bit in self._target_bit():
                 for start, end in self._caught_up:
-                    self._remove(bit, range(start, end))
+                    self._marks.remove(bit, range(start, end))
             self._caught_up, self._lacking_anew = RangeSet(), RangeSet()
             await self._write_map_locked()
 
@@ -597,10 +531,9 @@ class Sidecars:
                     raise OSError(errno.EIO, "its sidecar could not be written")
                 self.target = None
                 self._target_unsynced = Unflushed()
-                self._remove(lacks(target.slot), range(len(self.map)))
-                lost = self._lost.get(target, _NOTHING)
-                for start, end in self._everything if target in self._truncated else lost:
-                    self._add(lacks(target.slot), range(start, end))
+                self._marks.remove(lacks(target.slot), range(len(self.map)))
+                for start, end in self.doubts.lost_by(target):
+                    self._marks.add(lacks(target.slot), range(start, end))
         finally:
             self._joining = False
             if self.target is target:
@@ -628,10 +561,9 @@ class Sidecars:
                 chunks = self.map.extent_chunks(span)
                 start, end = self.map.bounds_of(chunks)
                 busy = self._intents.in_use(span) or still_written(start, end)
-                doubtful = self.unsettled.overlaps(chunks.start, chunks.stop)
-                if not busy and not doubtful and not self.torn.overlaps(start, end):
+                if not busy and not self.doubts.unequal(chunks):
                     self._intents.clear(span)
-                    self._remove(INTENT, chunks)
+                    self._marks.remove(INTENT, chunks)
             await self._write_map_locked()
 
     def idle_extents(self) -> bool:
@@ -648,21 +580,17 @@ class Sidecars:
         """Take from the map what current replicas lost before."""
         for replica in self._members:
             assert replica.slot is not None
-            lost = RangeSet()
             for run in self.map.runs(lacks(replica.slot), longest=len(self.map)):
-                lost.add(run.start, run.stop)
-            if lost:
-                self._lost[replica] = lost
-        for lost in list(self._lost.values()):
-            for start, end in lost:
-                self._believe_the_one_left(range(start, end))
+                self.doubts.lose(replica, run)
+        for start, end in (run for lost in list(self.doubts.lost.values()) for run in lost):
+            self._believe_the_one_left(range(start, end))
 
     def _unsettle_marked(self) -> None:
         """After a crash the current replicas may differ wherever there is a mark."""
         for run in self.map.runs(INTENT, longest=len(self.map)):
             self._unsettle(run)
-            self._tear(*self.map.bounds_of(run))
-        self.inherited = self.unsettled.union(RangeSet())
+            self.doubts.tear(*self.map.bounds_of(run))
+        self.doubts.inherited = self.doubts.unsettled.union(RangeSet())
 
     def _know(self, replica: Replica, image: Identity, own: Sidecar) -> None:
         """Take over what was found of a replica's files."""
@@ -677,6 +605,7 @@ class Sidecars:
     def _arrange(self) -> None:
         """Follow the replicas' roles."""
         self._members = tuple(r for r in self.replicas if r.role is State.CURRENT)
+        self.doubts.members = self._members
         receiving = (State.CURRENT, State.RESYNCING)
         self._receivers = tuple(r for r in self.replicas if r.role in receiving)
         inside = {replica.slot for replica in self._receivers}
@@ -686,7 +615,7 @@ class Sidecars:
     def _target_lacks(self, chunks: range) -> None:
         """Have the target be given *chunks* again."""
         for bit in self._target_bit():
-            self._add(bit, chunks)
+            self._marks.add(bit, chunks)
             self._lacking_anew.add(chunks.start, chunks.stop)
 
     def _target_bit(self) -> Iterator[int]:
@@ -713,8 +642,7 @@ class Sidecars:
         self.target = None
         self._lacks_unflushed(target.slot, self._target_unsynced)
         self._target_unsynced = Unflushed()
-        self._lost.pop(target, None)
-        self._truncated.discard(target)
+        self.doubts.forget(target)
         target.role = State.STALE
         target.reason = reason
         self._arrange()
@@ -726,7 +654,7 @@ class Sidecars:
             return
         for replica in failed:
             if replica is self.target and replica.slot is not None:
-                self._add(lacks(replica.slot), chunks)
+                self._marks.add(lacks(replica.slot), chunks)
                 if self._joining:
                     async with self._lock:
                         pass  # until it is known what has become of it
@@ -737,7 +665,7 @@ class Sidecars:
                 return
             if len(self._members) - len(gone) < self._least:
                 raise OSError(errno.EIO, "too few replicas would be left")
-            more_than_marked = not self._in_use or self._truncated.intersection(gone)
+            more_than_marked = not self._in_use or self.doubts.truncated.intersection(gone)
             self._drop(gone, reason)
             if more_than_marked:
                 await self._write_map_locked()
@@ -755,18 +683,16 @@ class Sidecars:
                 self._lacks_unflushed(replica.slot, unflushed)
                 for run in self._runs(unflushed):  # it may have been given that after it was lost
                     self._target_lacks(run)
-            for start, end in self.unsettled:
-                self._add(lacks(replica.slot), range(start, end))
-            self._lost.pop(replica, None)
-            self._losing.pop(replica, None)
-            self._truncated.discard(replica)
+            for start, end in self.doubts.unsettled:
+                self._marks.add(lacks(replica.slot), range(start, end))
+            self.doubts.forget(replica)
         self._arrange()
         self.notify()
 
     def _lacks_unflushed(self, slot: int, unflushed: Unflushed) -> None:
         """A replica that failed may have lost all it has not synced."""
         for run in self._runs(unflushed):
-            self._add(lacks(slot), run)
+            self._marks.add(lacks(slot), run)
 
     def _runs(self, unflushed: Unflushed) -> Iterator[range]:
         """The chunks that *unflushed* counts."""
@@ -778,32 +704,8 @@ class Sidecars:
     def _unsettle(self, chunks: range) -> None:
         """The current replicas may differ in *chunks*."""
         self._target_lacks(chunks)
-        self.unsettled.add(chunks.start, chunks.stop)
-        for run in self.map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
-            # Nobody may say what is right there but a majority, or the operator.
-            if run.start >= chunks.stop:
-                break
-            self.unsettled.remove(run.start, run.stop)
+        self.doubts.unsettle(chunks)
         self.notify()
-
-    def _tear(self, start: int, end: int) -> None:
-        """A change of ``[start, end)`` (bytes) failed, or was cut off, on some of all."""
-        chunks = self.map.chunks(start, end - start)
-        for run in self.map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
-            if run.start >= chunks.stop:
-                break
-            first, last = self.map.bounds_of(run)
-            low, high = max(start, first) // BLOCK * BLOCK, -(-min(end, last) // BLOCK) * BLOCK
-            self.torn.add(low, min(high, self.map.size))
-            if self._torn_pin is None:
-                self._torn_pin = min(self._members, key=lambda replica: replica.slot or 0)
-
-    def _mend(self, start: int, end: int) -> None:
-        """A change of ``[start, end)`` (bytes) ended: whole blocks of it are the same on all."""
-        low = -(-start // BLOCK) * BLOCK
-        high = end if end == self.map.size else end // BLOCK * BLOCK
-        if self.torn and low < high:
-            self.equal(low, high)
 
     def _sync_ended(self, replica: Replica, operation: Operation) -> None:
         """Stop to believe a replica whose sync failed, before the slowest one has answered."""
@@ -811,8 +713,8 @@ class Sidecars:
             return
         if replica.role is not State.CURRENT:
             return
-        losing = self._losing.setdefault(replica, RangeSet())
-        self.losses += 1
+        losing = self.doubts.losing.setdefault(replica, RangeSet())
+        self.doubts.losses += 1
         for unflushed in (self._unflushed, self._flushing):
             for run in self._runs(unflushed):
                 losing.add(run.start, run.stop)
@@ -820,17 +722,15 @@ class Sidecars:
 
     async def _lose(self, replicas: Iterable[Replica]) -> None:
         """Note that *replicas* lost what they took since a flush, and too few are left without."""
-        self.losses += 1
+        self.doubts.losses += 1
         runs = [*self._runs(self._unflushed), *self._runs(self._flushing)]
         for replica in replicas:
             assert replica.slot is not None
-            lost = self._lost.get(replica, RangeSet())
             for run in runs:
-                lost.add(run.start, run.stop)
-                self._add(lacks(replica.slot), run)
+                self._marks.add(lacks(replica.slot), run)
                 self._unsettle(run)
-            if lost and replica.role is State.CURRENT:  # else the bits alone say so
-                self._lost[replica] = lost
+                if replica.role is State.CURRENT:  # else the bits alone say so
+                    self.doubts.lose(replica, run)
         for run in runs:
             self._believe_the_one_left(run)
         with suppress(OSError):  # whoever can, remembers
@@ -842,12 +742,8 @@ class Sidecars:
         It is on record who lost something there (P4). Where two are left and differ, nobody can
         say which one is right: a flush fails until the operator did.
         """
-        for part, sources in self.sources(chunks):
-            torn = self.torn.overlaps(*self.map.bounds_of(part))
-            if torn and sources != [self._torn_pin]:
-                continue  # what was seen of it is lost
-            if len(sources) == 1 < len(self._members) and self.map.any(UNVERIFIED, part):
-                self.verified(part)
+        for part in self.doubts.decided_by_loss(chunks):
+            self.verified(part)
 
     def _note_written(self, chunks: range) -> None:
         """Note that a change of *chunks* begins or ends."""
@@ -858,34 +754,7 @@ class Sidecars:
         if self.target is not None:
             self._target_unsynced.add(chunks)
 
-    def _cut(self, offset: int, length: int) -> Iterator[Choice]:
-        """Parts of a range that differ in who holds them, or in whether they are settled."""
-        size = self.map.chunk_size
-        chunks, end = self.map.chunks(offset, length), offset + length
-        for start, stop, settled in segments(chunks.start, chunks.stop, [self.unsettled]):
-            for part, sources in self.sources(range(start, stop)):
-                first, last = max(offset, part.start * size), min(end, part.stop * size)
-                holders = [r for r in self._members if r in sources] if settled else sources
-                if not self.torn.overlaps(first, last):
-                    yield Choice(first, last - first, holders, pinned=not settled)
-                    continue
-                pin = self._torn_pin
-                shown = sorted(holders, key=lambda r: r is not pin) if pin in holders else []
-                for low, high, whole in segments(first, last, [self.torn]):
-                    whom = holders if whole else shown
-                    yield Choice(low, high - low, whom, pinned=not settled, torn=not whole)
-
     # What is in the sidecars
-
-    def _add(self, bits: int, chunks: range) -> None:
-        if chunks:
-            self.map.add(bits, chunks)
-            self._changed_pages.update(range(page_of(chunks.start), page_of(chunks[-1]) + 1))
-
-    def _remove(self, bits: int, chunks: range) -> None:
-        if chunks:
-            self.map.remove(bits, chunks)
-            self._changed_pages.update(range(page_of(chunks.start), page_of(chunks[-1]) + 1))
 
     async def _write_map(self) -> None:
         """Make all changes of the map until now durable; concurrent callers share the work."""
@@ -898,7 +767,7 @@ class Sidecars:
 
     async def _write_map_locked(self) -> None:
         self._map_rounds += 1
-        changed, self._changed_pages = self._changed_pages, set()
+        changed = self._marks.take_changed()
         to_mark = self._intents.take_wanted()
         pieces = [
             (MAP_OFFSET + first * PAGE, encode_pages(self.map, self.record.set_id, first, last))
@@ -908,7 +777,7 @@ class Sidecars:
             for piece in pieces:
                 await self._outlive(await self._writer.put(self._members, piece))
         except OSError:
-            self._changed_pages |= changed
+            self._marks.put_back(changed)
             self._intents.wanted += to_mark
             raise
         self._intents.mark(to_mark)

@@ -115,18 +115,18 @@ class Repairs:
         for replica in self._disk.replicas:
             if await self._come_back.revive(replica):
                 return True
-        if sidecars.unsettled and sidecars.may_record:
+        if sidecars.doubts.unsettled and sidecars.may_record:
             try:
                 await self._settling.settle()
             except OSError as caught:
                 error = caught
-            if not sidecars.unsettled:
+            if not sidecars.doubts.unsettled:
                 return True
         # Even so: when others are there again, those that cannot be made equal can be left behind.
         for replica in self._disk.replicas:
             if await self._come_back.bring_back(replica):
                 return True
-        if sidecars.unsettled:
+        if sidecars.doubts.unsettled:
             if error is not None:
                 raise error
             return False

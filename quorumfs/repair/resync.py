@@ -96,7 +96,7 @@ class Resync:
 
         async def copy_chunks(chunks: range) -> None:
             try:
-                for part, sources in sidecars.sources(chunks):
+                for part, sources in sidecars.doubts.sources(chunks):
                     for run, undecided in self._cut(part):
                         bounds = self._work.bounds(run)
                         if undecided and len(sources) > 1:
@@ -198,7 +198,7 @@ class Resync:
             held = await self._held(target, start, length)
             agreed, winning = RangeSet(), bytearray(length)
             for low, high in blocks(start, length):
-                if self._sidecars.torn.overlaps(start + low, start + high):
+                if self._sidecars.doubts.torn.overlaps(start + low, start + high):
                     agreed.add(low, high)
                     winning[low:high] = await self._read(start + low, high - low, Fifo())
                     continue

@@ -26,9 +26,9 @@ class Settling:
 
     async def settle(self) -> None:
         """Settle all that may differ, beside the guest."""
-        total = sum(end - start for start, end in self._sidecars.unsettled)
+        total = sum(end - start for start, end in self._sidecars.doubts.unsettled)
         self._work.begin("settle", None, total * self._map.chunk_size)
-        runs = [range(start, end) for start, end in self._sidecars.unsettled]
+        runs = [range(start, end) for start, end in self._sidecars.doubts.unsettled]
         async with aclosing(self._work.batches(runs, self._sidecars.settled)) as batches:
             async for batch in batches:
                 await self._work.in_parallel(batch, self._settle_unit)
@@ -37,7 +37,7 @@ class Settling:
     async def settle_all(self) -> None:
         """Settle what a flush must know to be equal; raises EIO if it cannot be made so."""
         sidecars = self._sidecars
-        runs = sidecars.to_settle_first()
+        runs = sidecars.doubts.to_settle_first()
         async with aclosing(self._work.batches(runs, sidecars.settled, urgent=True)) as batches:
             async for batch in batches:
                 await self._work.in_parallel(batch, self._settle_unit, urgent=True)
@@ -62,19 +62,19 @@ class Settling:
 
     async def _settle_locked(self, chunks: range) -> bool:
         """Have all current replicas hold the same in *chunks*; whether they do now."""
-        if not self._sidecars.unsettled.overlaps(chunks.start, chunks.stop):
+        if not self._sidecars.doubts.unsettled.overlaps(chunks.start, chunks.stop):
             return True
         # Who is not here may hold something else, even where there is nothing to write now: it is
         # left behind before anything is shown.
         await self._sidecars.open()
-        sidecars = self._sidecars
+        sidecars, doubts = self._sidecars, self._sidecars.doubts
         everywhere = True
-        for start, stop, settled in segments(chunks.start, chunks.stop, [sidecars.unsettled]):
+        for start, stop, settled in segments(chunks.start, chunks.stop, [doubts.unsettled]):
             # What is settled may differ for another reason, which a vote or an operator decides.
-            for part, sources in sidecars.sources(range(start, stop)) if not settled else ():
-                losses, members = sidecars.losses, frozenset(sidecars.members)
+            for part, sources in doubts.sources(range(start, stop)) if not settled else ():
+                losses, members = doubts.losses, frozenset(sidecars.members)
                 equal, rewritten = await self._settle_part(*self._work.bounds(part), sources)
-                if sidecars.losses != losses or not members.issuperset(sidecars.members):
+                if doubts.losses != losses or not members.issuperset(sidecars.members):
                     # Meanwhile one lost what it was given, or joined without it: once more.
                     equal = await self._settle_locked(part)
                 elif rewritten:

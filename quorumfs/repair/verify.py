@@ -23,7 +23,7 @@ class Verification:
         self._differing = RangeSet()
         self._compared: frozenset[Replica] = frozenset()
         """Those of whom it was found that they differ."""
-        self._losses = work.sidecars.losses
+        self._losses = work.sidecars.doubts.losses
         self._work = work
         self._disk = work.disk
         self._sidecars = work.sidecars
@@ -32,8 +32,8 @@ class Verification:
     @property
     def differing(self) -> RangeSet:
         """Chunks that differ without a majority."""
-        if self._losses != self._sidecars.losses:  # then some of them may be decided
-            self._losses = self._sidecars.losses
+        if self._losses != self._sidecars.doubts.losses:  # then some of them may be decided
+            self._losses = self._sidecars.doubts.losses
             for start, end in list(self._differing):
                 for chunk in range(start, end):
                     if not self._map.any(UNVERIFIED, range(chunk, chunk + 1)):
@@ -120,7 +120,7 @@ class Verification:
             if unreadable and not await give(self._disk, self._sidecars, unreadable, offset, first):
                 raise OSError(errno.EIO, "what cannot be read cannot be written either")
             return
-        torn = self._sidecars.torn
+        torn = self._sidecars.doubts.torn
         for start, end in blocks(offset, length):
             answers = [(o.replica.index, o.data[start:end]) for o in outcomes]
             vote = vote_data(answers, offset + start, disk.threshold)

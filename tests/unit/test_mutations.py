@@ -545,7 +545,7 @@ async def a_write_fails_ahead_of_a_verification(story: Story) -> None:
         story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
         with suppress(OSError):
             await guest.write(EXTENTS[-1])
-        assert guest.mounted.sidecars.unsettled
+        assert guest.mounted.sidecars.doubts.unsettled
         assert guest.mounted.sidecars.map.count(UNVERIFIED)
         await guest.converged()
         if guest.mounted.repairs.differing:
@@ -728,7 +728,7 @@ async def gone_and_back_when_chunks_differ(story: Story) -> None:
         story.world.detach(0)
         with suppress(OSError):
             await guest.write(0)
-        assert guest.mounted.sidecars.unsettled
+        assert guest.mounted.sidecars.doubts.unsettled
         await trio.sleep(10.0)
         story.world.attach(0)
         await guest.converged()

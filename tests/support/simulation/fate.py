@@ -74,7 +74,7 @@ class Mounted:
         return (
             all(r.state is State.CURRENT and not r.dead for r in self.disk.replicas)
             and self.sidecars.target is None
-            and not self.sidecars.unsettled
+            and not self.sidecars.doubts.unsettled
             and not self.sidecars.map.count(UNVERIFIED)
             and not self._lacking
         )
@@ -109,7 +109,8 @@ class Mounted:
             name: self.sidecars.map.count(bits)
             for name, bits in (("lacks", ALL_LACK), ("unverified", UNVERIFIED))
         }
-        return f"{', '.join(states)}; unsettled {list(self.sidecars.unsettled)}, chunks {counts}"
+        unsettled = list(self.sidecars.doubts.unsettled)
+        return f"{', '.join(states)}; unsettled {unsettled}, chunks {counts}"
 
 
 def is_slot_write(file: SimulatedFile, operation: Operation) -> bool:

@@ -193,7 +193,7 @@ def cleared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         await finish(self, outcomes, offset, length)
         extents = self.map.extents(offset, length)
         self._intents.clear(extents)
-        self._remove(INTENT, self.map.extent_chunks(extents))
+        self._marks.remove(INTENT, self.map.extent_chunks(extents))
         await self._write_map()
 
     monkeypatch.setattr(Sidecars, "finish", eager)

@@ -1,0 +1,198 @@
+"""Where the current replicas of a set are not all to be believed. Pure: no I/O, no clock.
+
+*Unsettled* chunks may differ, through a crash or a change that failed: reads have one pinned
+source, and repairs make them equal. A replica *lost* what it took and could not flush: others are
+the source there. What adopted images differ in is nobody's to make equal; where a change failed
+there it is *torn*, and what was read of it must not turn back.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from quorumfs.dirtymap import UNVERIFIED, lacks
+from quorumfs.metadata import Choice
+from quorumfs.metadata.marks import Marks
+from quorumfs.ranges import RangeSet, segments
+from quorumfs.replica import Replica
+from quorumfs.voting import BLOCK
+
+
+class Doubts:
+    """What is known about differences between the current replicas of one set."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks = marks
+        self._map = marks.map
+        self._everything = RangeSet()
+        self._everything.add(0, len(self._map))
+        self.members: Sequence[Replica] = ()
+        """The current replicas."""
+        self.unsettled = RangeSet()
+        """Chunks in which they may differ."""
+        self.inherited = RangeSet()
+        """Those that were so when the set was mounted: what was acknowledged there, and what a
+        flush lost, nobody knows any more."""
+        self._pin: Replica | None = None
+        """Who answered for an unsettled chunk when the first current replica could not."""
+        self.torn = RangeSet()
+        """Bytes in which adopted images differ, and a change failed or was cut off: nobody may make
+        them equal, and of the two contents a guest may have seen one."""
+        self._torn_pin: Replica | None = None
+        """Whose content that is, where no vote is held."""
+        self.lost: dict[Replica, RangeSet] = {}
+        """Chunks that a current replica took and could not flush: its ``lacks`` bits, too."""
+        self.losing: dict[Replica, RangeSet] = {}
+        """The same, of those whose sync has failed, while the flush waits for others."""
+        self.truncated: set[Replica] = set()
+        """Current replicas whose image lost its end: it may get it back, with zeros."""
+        self.losses = 0
+        """How often a replica lost something: for who must know whether one did meanwhile."""
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self.unsettled or self.torn or self.lost or self.losing or self.truncated)
+
+    # Whom to believe
+
+    def sources(self, chunks: range) -> Iterator[tuple[range, list[Replica]]]:
+        """Cut *chunks* where it changes whose data is right if the current replicas differ (P7).
+
+        With each part those that lost nothing there, or all if nobody did not; the best first. It
+        is the same after every mount: the first in the record that answers.
+        """
+        order = sorted(self.members, key=lambda r: (r.hung, r is not self._pin, r.slot or 0))
+        lost = [self.lost_by(replica) for replica in order]
+        for start, stop, usable in segments(chunks.start, chunks.stop, lost):
+            yield range(start, stop), [order[index] for index in usable] or order
+
+    def lost_by(self, replica: Replica) -> RangeSet:
+        """Chunks for which a current replica must not be believed."""
+        if replica in self.truncated:
+            return self._everything
+        lost = self.lost.get(replica, _NOTHING)
+        return lost.union(self.losing[replica]) if replica in self.losing else lost
+
+    def choices(self, offset: int, length: int) -> Iterator[Choice]:
+        """Parts of a range (bytes) that differ in who holds them, or in whether they are equal."""
+        size = self._map.chunk_size
+        chunks, end = self._map.chunks(offset, length), offset + length
+        for start, stop, settled in segments(chunks.start, chunks.stop, [self.unsettled]):
+            for part, sources in self.sources(range(start, stop)):
+                first, last = max(offset, part.start * size), min(end, part.stop * size)
+                holders = [r for r in self.members if r in sources] if settled else sources
+                pin = self._torn_pin
+                pin_first = sorted(holders, key=lambda r: r is not pin) if pin in holders else []
+                for low, high, whole in segments(first, last, [self.torn]):
+                    shown = holders if whole else pin_first
+                    yield Choice(low, high - low, shown, pinned=not settled, torn=not whole)
+
+    def answered(self, replica: Replica, chunks: range) -> None:
+        """Note that a read of *chunks*, which are unsettled, was answered by *replica*."""
+        for _, sources in self.sources(chunks):
+            if replica is not sources[0]:
+                self._pin = replica
+
+    # What is unequal
+
+    def unsettle(self, chunks: range) -> None:
+        """The current replicas may differ in *chunks*."""
+        self.unsettled.add(chunks.start, chunks.stop)
+        for run in self._unverified(chunks):
+            # Nobody may say what is right there but a majority, or the operator.
+            self.unsettled.remove(run.start, run.stop)
+
+    def settled(self, chunks: range) -> None:
+        """All current replicas hold the same in *chunks*."""
+        self.unsettled.remove(chunks.start, chunks.stop)
+        self.inherited.remove(chunks.start, chunks.stop)
+        for replica, lost in list(self.lost.items()):
+            if lost.overlaps(chunks.start, chunks.stop) and replica.slot is not None:
+                lost.remove(chunks.start, chunks.stop)
+                self._marks.remove(lacks(replica.slot), chunks)
+            if not lost:
+                del self.lost[replica]
+        if not self.unsettled:
+            self._pin = None
+
+    def tear(self, start: int, end: int) -> None:
+        """A change of ``[start, end)`` (bytes) failed, or was cut off, on some of all."""
+        for run in self._unverified(self._map.chunks(start, end - start)):
+            first, last = self._map.bounds_of(run)
+            low, high = max(start, first) // BLOCK * BLOCK, -(-min(end, last) // BLOCK) * BLOCK
+            self.torn.add(low, min(high, self._map.size))
+            if self._torn_pin is None:
+                self._torn_pin = min(self.members, key=lambda replica: replica.slot or 0)
+
+    def mend(self, start: int, end: int) -> None:
+        """A change of ``[start, end)`` (bytes) ended: whole blocks of it are the same on all."""
+        low = -(-start // BLOCK) * BLOCK
+        high = end if end == self._map.size else end // BLOCK * BLOCK
+        if self.torn and low < high:
+            self.equal(low, high)
+
+    def equal(self, start: int, end: int) -> None:
+        """All current replicas hold the same in ``[start, end)`` (bytes)."""
+        self.torn.remove(start, end)
+        if not self.torn:
+            self._torn_pin = None
+
+    def unequal(self, chunks: range) -> bool:
+        """Whether anything in *chunks* may differ in a way that is to be remembered."""
+        torn = self.torn.overlaps(*self._map.bounds_of(chunks))
+        return torn or self.unsettled.overlaps(chunks.start, chunks.stop)
+
+    def to_remember(self) -> Iterator[range]:
+        """All chunks in which something may differ in such a way."""
+        for start, end in self.unsettled:
+            yield range(start, end)
+        for start, end in self.torn:
+            yield self._map.chunks(start, end - start)
+
+    # What was lost
+
+    @property
+    def lossy(self) -> set[Replica]:
+        """Current replicas that lost something, as the last flush found them."""
+        return {*self.lost, *self.truncated}
+
+    def lose(self, replica: Replica, chunks: range) -> None:
+        """*replica*, which is current, lost what it had taken of *chunks*."""
+        self.lost.setdefault(replica, RangeSet()).add(chunks.start, chunks.stop)
+
+    def forget(self, replica: Replica) -> None:
+        """It is not current any more: then its ``lacks`` bits alone say what it lost."""
+        self.lost.pop(replica, None)
+        self.losing.pop(replica, None)
+        self.truncated.discard(replica)
+
+    def lost_in(self, chunks: range) -> bool:
+        """Whether anybody lost any of *chunks*, as the last flush found them."""
+        return any(lost.overlaps(chunks.start, chunks.stop) for lost in self.lost.values())
+
+    def to_settle_first(self) -> list[range]:
+        """The chunks of which a flush could not tell what it made durable."""
+        first = self.inherited
+        for lost in self.lost.values():
+            first = first.union(lost)
+        return [range(start, end) for start, end in first]
+
+    def decided_by_loss(self, chunks: range) -> Iterator[range]:
+        """What of *chunks* was never compared, and all current replicas but one lost.
+
+        It is on record who lost something there (P4): the one is right, but where it is torn and
+        the guest may have seen what another one held.
+        """
+        for part, sources in self.sources(chunks):
+            if len(sources) == 1 < len(self.members) and self._map.any(UNVERIFIED, part):
+                torn = self.torn.overlaps(*self._map.bounds_of(part))
+                if not torn or sources == [self._torn_pin]:
+                    yield part
+
+    def _unverified(self, chunks: range) -> Iterator[range]:
+        """What of *chunks* nobody has compared, or nobody could decide."""
+        for run in self._map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
+            if run.start >= chunks.stop:
+                break
+            yield range(run.start, min(run.stop, chunks.stop))
+
+
+_NOTHING = RangeSet()

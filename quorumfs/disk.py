@@ -14,7 +14,7 @@ import trio
 
 from quorumfs.assembly import State
 from quorumfs.control.events import EventLog
-from quorumfs.metadata import Choice, Metadata, Outcome, succeeded
+from quorumfs.metadata import Choice, Metadata, Outcome, holders_of, succeeded
 from quorumfs.patterns import Fifo, Quorum, ReadPattern
 from quorumfs.rangelock import RangeLock
 from quorumfs.replica import Gathering, Replica
@@ -251,6 +251,7 @@ class Disk:
         try:
             if not metadata.prepared(offset, length):
                 await metadata.prepare(offset, length)
+            claim.changes = ((offset, offset + length),)
             receivers = metadata.begin(offset, length)
             outcomes = await self.ask(receivers, kind, self.threshold, offset, length, data)
             failed = [outcome for outcome in outcomes if outcome.error is not None]
@@ -433,19 +434,19 @@ class Disk:
         elif torn:
             holders = holders[:1]
         outcomes: list[Outcome] = []
-        succeeded = 0
         waiting = holders
         while True:
-            # Who was left behind while others were asked does not hold it any more.
-            choices = list(self.metadata.choices(offset, length))
-            waiting = [r for r in waiting if all(r in other.holders for other in choices)]
+            # Who lost it while others were asked, or was left behind, does not hold it any more.
+            still = holders_of(self.metadata, offset, length)
+            waiting = [replica for replica in waiting if replica in still]
+            outcomes = [o for o in outcomes if o.error is not None or o.replica in still]
+            succeeded = sum(outcome.error is None for outcome in outcomes)
             if not (count := pattern.ask_now(len(waiting), succeeded)):
                 break
             wave, waiting = waiting[:count], waiting[count:]
             outcomes += await self.ask(
                 wave, Kind.READ, pattern.needed(len(waiting)), offset, length
             )
-            succeeded = sum(outcome.error is None for outcome in outcomes)
 
         failed = [outcome for outcome in outcomes if outcome.error is not None]
         verdict = pattern.judge(
@@ -467,7 +468,7 @@ class Disk:
             if pinned:
                 # What may differ is settled in its own time; here it only counts who is right.
                 answering = next(outcome.replica for outcome in outcomes if not outcome.error)
-                self.metadata.answered(answering, offset)
+                self.metadata.answered(answering, offset, length)
                 return Reading(verdict.data, repairable=False)
             repairable = any(replica.state is not State.MISSING for replica in wrong)
             return Reading(verdict.data, repairable)

@@ -19,13 +19,15 @@ import trio
 class Claim:
     """One holder of, or waiter for, ``[start, end)``."""
 
-    __slots__ = ("blockers", "end", "exclusive", "start", "task")
+    __slots__ = ("blockers", "changes", "end", "exclusive", "start", "task")
 
     def __init__(self, start: int, end: int, exclusive: bool) -> None:
         self.start = start
         self.end = end
         self.exclusive = exclusive
         self.blockers = 0
+        self.changes: tuple[tuple[int, int], ...] = ()
+        """What of it is being written to, or was since it was granted."""
         self.task: trio.lowlevel.Task | None = None
 
     def conflicts(self, other: "Claim") -> bool:
@@ -90,9 +92,16 @@ class RangeLock:
             claim.exclusive and claim.start < end and start < claim.end for claim in self._claims
         )
 
+    def change(self, start: int, end: int) -> None:
+        """Note that ``[start, end)`` is written to from here on, until its claim is released."""
+        for claim in self._claims:
+            if claim.exclusive and claim.start <= start and end <= claim.end:
+                claim.changes += ((start, end),)
+                return  # those that wait for it come later
+
     def changing(self) -> list[tuple[int, int]]:
-        """All ranges claimed by those who change them, ``(start, end)``."""
-        return [(claim.start, claim.end) for claim in self._claims if claim.exclusive]
+        """All ranges that are being written to, ``(start, end)``: not what is merely claimed."""
+        return [change for claim in self._claims for change in claim.changes]
 
     @asynccontextmanager
     async def held(self, start: int, end: int, *, exclusive: bool) -> AsyncIterator[None]:

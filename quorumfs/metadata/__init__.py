@@ -117,8 +117,8 @@ class Metadata(Protocol):
     def unverified(self, offset: int, length: int) -> bool:
         """Whether nobody has compared these bytes since the images were adopted."""
 
-    def answered(self, replica: Replica, offset: int) -> None:
-        """Note that a read of what may differ, at *offset*, was answered by *replica*."""
+    def answered(self, replica: Replica, offset: int, length: int) -> None:
+        """Note that a read of a range that may differ was answered by *replica*."""
 
     async def truncated(self, replica: Replica) -> None:
         """Note that the image of *replica* lost its end; the caller may have locked any range."""
@@ -131,6 +131,16 @@ class Metadata(Protocol):
 
     async def close(self) -> None:
         """Note that the disk is closed in order: everything is durable, nothing is under way."""
+
+
+def holders_of(metadata: Metadata, offset: int, length: int) -> list[Replica]:
+    """Those that hold all of a range, as far as is known now.
+
+    An answer that somebody gave is worth no more than this says after it came: a flush may have
+    shown meanwhile that the one who gave it had lost what it held.
+    """
+    first, *others = metadata.choices(offset, length)
+    return [r for r in first.holders if all(r in choice.holders for choice in others)]
 
 
 def succeeded(outcomes: Iterable[Outcome]) -> int:

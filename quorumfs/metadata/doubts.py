@@ -19,8 +19,10 @@ from quorumfs.voting import BLOCK
 class Doubts:
     """What is known about differences between the current replicas of one set."""
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, marks: Marks, *, settling: bool) -> None:
+        """*settling*: what may differ is made equal before it is shown."""
         self._marks = marks
+        self._settling = settling
         self._map = marks.map
         self._everything = RangeSet()
         self._everything.add(0, len(self._map))
@@ -33,6 +35,8 @@ class Doubts:
         flush lost, nobody knows any more."""
         self._pin: Replica | None = None
         """Who answered for an unsettled chunk when the first current replica could not."""
+        self._shown: dict[Replica, RangeSet] = {}
+        """Whose chunks were shown without being made equal first."""
         self.torn = RangeSet()
         """Bytes in which adopted images differ, and a change failed or was cut off: nobody may make
         them equal, and of the two contents a guest may have seen one."""
@@ -61,8 +65,11 @@ class Doubts:
         """
         order = sorted(self.members, key=lambda r: (r.hung, r is not self._pin, r.slot or 0))
         lost = [self.lost_by(replica) for replica in order]
-        for start, stop, usable in segments(chunks.start, chunks.stop, lost):
-            yield range(start, stop), [order[index] for index in usable] or order
+        cuts = [*lost, *self._shown.values()]
+        for start, stop, usable in segments(chunks.start, chunks.stop, cuts):
+            shown = [r for r, theirs in self._shown.items() if theirs.overlaps(start, stop)]
+            sound = [replica for index, replica in enumerate(order) if index in usable]
+            yield range(start, stop), shown or sound or order
 
     def lost_by(self, replica: Replica) -> RangeSet:
         """Chunks for which a current replica must not be believed."""
@@ -82,11 +89,14 @@ class Doubts:
                 pin = self._torn_pin
                 pin_first = sorted(holders, key=lambda r: r is not pin) if pin in holders else []
                 for low, high, whole in segments(first, last, [self.torn]):
-                    shown = holders if whole else pin_first
-                    yield Choice(low, high - low, shown, pinned=not settled, torn=not whole)
+                    whom = holders if whole else pin_first
+                    yield Choice(low, high - low, whom, pinned=not settled, torn=not whole)
 
     def answered(self, replica: Replica, chunks: range) -> None:
         """Note that a read of *chunks*, which are unsettled, was answered by *replica*."""
+        if not self._settling:
+            self._shown.setdefault(replica, RangeSet()).add(chunks.start, chunks.stop)
+            return
         for _, sources in self.sources(chunks):
             if replica is not sources[0]:
                 self._pin = replica

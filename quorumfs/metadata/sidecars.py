@@ -33,7 +33,7 @@ from quorumfs.metadata.doubts import Doubts
 from quorumfs.metadata.intents import Intents
 from quorumfs.metadata.marks import Marks
 from quorumfs.metadata.writer import SidecarWriter, identities_of
-from quorumfs.ranges import RangeSet
+from quorumfs.ranges import RangeSet, segments
 from quorumfs.replica import Gathering, Replica
 from quorumfs.sidecar import (
     MAP_OFFSET,
@@ -106,7 +106,7 @@ class Sidecars:
         self.changed = trio.Event()
         """Set, and replaced, when there may be something to repair; see `notify`."""
         self._marks = Marks(plan.map)
-        self.doubts = Doubts(self._marks)
+        self.doubts = Doubts(self._marks, settling=not read_only)
         self.target: Replica | None = None
         """The replica being resynced."""
         self._joining = False
@@ -125,6 +125,9 @@ class Sidecars:
         """Whoever writes to the sidecars holds it."""
         self._map_rounds = 0
         self._extent_chunks = self.map.extent // self.map.chunk_size
+        self._compared = RangeSet()
+        """Chunks that were found equal, or made so, since adoption; no sidecar says so yet. A write
+        that was cut off there would be taken for what adopted images differ in."""
         self._intents = Intents(len(self.map.extents(0, self.map.size)))
         self._unflushed = Unflushed()
         self._flushing = Unflushed()
@@ -133,6 +136,8 @@ class Sidecars:
         """Chunks that the target now has, durably, and that are still marked as lacking."""
         self._lacking_anew = RangeSet()
         """Chunks that the target may have been given too early, since the last save."""
+        self._copied_from: dict[Replica, RangeSet] = {}
+        """Chunks that the target was given while a replica was believed to hold them."""
         self._lossy_before: set[Replica] = set()
         """Those that had lost something when the last flush began."""
         self._left_here: set[Replica] = set()
@@ -190,7 +195,7 @@ class Sidecars:
         ):
             return ()
         chunks = range(first, last + 1)
-        if self.map.any(UNVERIFIED, chunks):
+        if self.map.any(UNVERIFIED, chunks) or self._compared.overlaps(first, last + 1):
             return ()
         if self._out_bits:
             self._marks.add(self._out_bits, chunks)
@@ -202,7 +207,13 @@ class Sidecars:
 
     def prepared(self, offset: int, length: int) -> bool:
         covered = self._intents.cover(self.map.extents(offset, length))
-        return self._in_use and self._recorded and covered
+        return self._in_use and self._recorded and covered and not self._is_compared(offset, length)
+
+    def _is_compared(self, offset: int, length: int) -> bool:
+        if not self._compared:
+            return False
+        chunks = self.map.chunks(offset, length)
+        return self._compared.overlaps(chunks.start, chunks.stop)
 
     async def prepare(self, offset: int, length: int) -> None:
         extents = self.map.extents(offset, length)
@@ -262,6 +273,8 @@ class Sidecars:
         self._flushing = taken
 
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
+        if self._read_only:
+            return  # there is nothing to make durable, and nothing may be recorded
         failed = [o.replica for o in outcomes if o.error is not None]
         # Its sync may have begun before what it had lost was written again.
         lossy = self._lossy_before | self.doubts.lossy
@@ -303,16 +316,18 @@ class Sidecars:
         return self.doubts.unsettled.overlaps(chunks.start, chunks.stop)
 
     def missed(self, replica: Replica) -> RangeSet:
-        if not any(member.state is State.MISSING for member in self._members):
+        away = any(member.state is State.MISSING for member in self._members)
+        if self._recorded and not away:
             return _NOTHING
-        # The one that is away may alone hold something there: nobody else's hole counts.
+        # One that is away may alone hold something there: nobody else's hole counts, until it is
+        # on record as left behind.
         doubtful = RangeSet()
         for start, end in self.doubts.unsettled:
             doubtful.add(*self.map.bounds_of(range(start, end)))
         return doubtful
 
-    def answered(self, replica: Replica, offset: int) -> None:
-        self.doubts.answered(replica, self.map.chunks(offset, 1))
+    def answered(self, replica: Replica, offset: int, length: int) -> None:
+        self.doubts.answered(replica, self.map.chunks(offset, length))
 
     async def truncated(self, replica: Replica) -> None:
         if replica.slot is None or replica in self.doubts.truncated:
@@ -329,15 +344,24 @@ class Sidecars:
             except OSError:  # the others would be too few
                 with suppress(OSError):
                     await self._write_map()
-        elif replica is self.target:
+            return
+        if replica is self.target:
             self._target_lacks(everything)
         else:
             self._marks.add(lacks(replica.slot), everything)
+        if not self._read_only and self.may_record:
+            with suppress(OSError):  # it may get its length back, and look whole to the next mount
+                await self.open()
+                await self._write_map()
 
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
+        self.target_missed(offset, length)  # it may hold what this replica held
+        await self.given(replica, offset, length, well=well)
+
+    async def given(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
+        """As `repaired`, where the target was given the same."""
         chunks = self.map.chunks(offset, length)
         self._note_written(chunks)
-        self._target_lacks(chunks)  # it may hold what this replica held
         if not well:
             with suppress(OSError):  # without it the rest would be too few: it stays
                 await self._leave_behind([replica], chunks, "a range of it cannot be repaired")
@@ -391,7 +415,6 @@ class Sidecars:
     def settled(self, chunks: range) -> None:
         """Note that all current replicas hold the same in *chunks*."""
         self.doubts.settled(chunks)
-        self._target_lacks(chunks)  # what it was given may be from another source
         self._note_written(chunks)
 
     def unverified(self, offset: int, length: int) -> bool:
@@ -403,6 +426,7 @@ class Sidecars:
     def verified(self, chunks: range) -> None:
         """Note that *chunks* were compared, and are equal on all current replicas."""
         self._marks.remove(UNVERIFIED, chunks)
+        self._compared.add(chunks.start, chunks.stop)
         self.doubts.equal(*self.map.bounds_of(chunks))
         self._target_lacks(chunks)
         for slot in self._out_slots():  # nor was who is not here compared
@@ -436,6 +460,7 @@ class Sidecars:
         replica.reason = None
         self.target = replica
         self._caught_up, self._lacking_anew = RangeSet(), RangeSet()
+        self._copied_from = {}
         self._arrange()
 
     async def revive(self, replica: Replica, found: Found) -> None:
@@ -471,6 +496,15 @@ class Sidecars:
             elif target.slot is not None:
                 self._lacks_unflushed(target.slot, syncing)
             raise operation.error or OSError(errno.EIO, "it failed meanwhile")
+
+    def copying(self, sources: Iterable[Replica], chunks: range) -> None:
+        """Note that the target is about to be given what *sources* hold of *chunks*."""
+        for source in sources:
+            self._copied_from.setdefault(source, RangeSet()).add(chunks.start, chunks.stop)
+
+    def target_missed(self, offset: int, length: int) -> None:
+        """Note that the target was not given what others were."""
+        self._target_lacks(self.map.chunks(offset, length))
 
     def caught_up(self, chunks: Iterable[range]) -> None:
         """Note that the target has all of *chunks*, durably."""
@@ -618,6 +652,19 @@ class Sidecars:
             self._marks.add(bit, chunks)
             self._lacking_anew.add(chunks.start, chunks.stop)
 
+    def _target_got(self, replica: Replica, chunks: range) -> None:
+        """Have the target be given *chunks* again, where it may hold what *replica* has lost.
+
+        Only there: else it never caught up beside one that fails every flush.
+        """
+        copied = self._copied_from.get(replica)
+        if not copied:
+            return
+        for start, stop, not_copied in segments(chunks.start, chunks.stop, [copied]):
+            if not not_copied:
+                self._target_lacks(range(start, stop))
+        copied.remove(chunks.start, chunks.stop)
+
     def _target_bit(self) -> Iterator[int]:
         """What the target lacks is marked with; nothing while there is none."""
         if self.target is not None and self.target.slot is not None:
@@ -681,8 +728,8 @@ class Sidecars:
             self._recorded = False
             for unflushed in (self._unflushed, self._flushing):
                 self._lacks_unflushed(replica.slot, unflushed)
-                for run in self._runs(unflushed):  # it may have been given that after it was lost
-                    self._target_lacks(run)
+                for run in self._runs(unflushed):
+                    self._target_got(replica, run)
             for start, end in self.doubts.unsettled:
                 self._marks.add(lacks(replica.slot), range(start, end))
             self.doubts.forget(replica)
@@ -718,7 +765,7 @@ class Sidecars:
         for unflushed in (self._unflushed, self._flushing):
             for run in self._runs(unflushed):
                 losing.add(run.start, run.stop)
-                self._target_lacks(run)  # it may have been given that after it was lost
+                self._target_got(replica, run)
 
     async def _lose(self, replicas: Iterable[Replica]) -> None:
         """Note that *replicas* lost what they took since a flush, and too few are left without."""
@@ -728,11 +775,13 @@ class Sidecars:
             assert replica.slot is not None
             for run in runs:
                 self._marks.add(lacks(replica.slot), run)
-                self._unsettle(run)
+                self._target_got(replica, run)
+                self.doubts.unsettle(run)
                 if replica.role is State.CURRENT:  # else the bits alone say so
                     self.doubts.lose(replica, run)
         for run in runs:
             self._believe_the_one_left(run)
+        self.notify()
         with suppress(OSError):  # whoever can, remembers
             await self._write_map()
 
@@ -769,6 +818,7 @@ class Sidecars:
         self._map_rounds += 1
         changed = self._marks.take_changed()
         to_mark = self._intents.take_wanted()
+        compared, self._compared = self._compared, RangeSet()
         pieces = [
             (MAP_OFFSET + first * PAGE, encode_pages(self.map, self.record.set_id, first, last))
             for first, last in page_runs(changed)
@@ -779,6 +829,7 @@ class Sidecars:
         except OSError:
             self._marks.put_back(changed)
             self._intents.wanted += to_mark
+            self._compared = self._compared.union(compared)
             raise
         self._intents.mark(to_mark)
 

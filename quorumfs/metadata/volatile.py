@@ -187,7 +187,7 @@ class Volatile:
     def unverified(self, offset: int, length: int) -> bool:
         return False
 
-    def answered(self, replica: Replica, offset: int) -> None:
+    def answered(self, replica: Replica, offset: int, length: int) -> None:
         """Nothing is ever pinned here."""
 
     async def truncated(self, replica: Replica) -> None:

@@ -5,6 +5,7 @@ from typing import cast
 
 from quorumfs.assembly import State
 from quorumfs.disk import Disk
+from quorumfs.metadata import holders_of
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind
@@ -27,18 +28,29 @@ async def next_data(disk: Disk, sidecars: Sidecars, offset: int) -> int:
 
 
 async def give(
-    disk: Disk, sidecars: Sidecars, replicas: Sequence[Replica], offset: int, data: bytes
+    disk: Disk,
+    sidecars: Sidecars,
+    replicas: Sequence[Replica],
+    offset: int,
+    data: bytes,
+    sources: Sequence[Replica],
 ) -> bool:
     """Write *data* to current *replicas*; False if one that stays current cannot take it.
 
-    The caller holds the lock.
+    Nor if none of *sources*, who answered with it, is still believed to hold it. Who is being
+    resynced gets it as well. The caller holds the lock.
     """
     if not sidecars.prepared(offset, len(data)):
         await sidecars.prepare(offset, len(data))
+    if not set(sources).intersection(holders_of(sidecars, offset, len(data))):
+        return False
+    disk.locks.change(offset, offset + len(data))
     sidecars.begin(offset, len(data))
     # Who was left behind just now may not even know that its image is in use.
     current = [replica for replica in replicas if replica.role is State.CURRENT]
-    outcomes = await disk.ask(current, Kind.WRITE, 0, offset, len(data), data)
+    targets = [sidecars.target] if sidecars.target is not None else []
+    gathered = await disk.ask([*current, *targets], Kind.WRITE, 0, offset, len(data), data)
+    outcomes, to_targets = gathered[: len(current)], gathered[len(current) :]
     failed = sum(outcome.error is not None for outcome in outcomes)
     # As with a guest's write (R2): where too few are left nobody is to blame, all may be full.
     enough = len(sidecars.members) - failed >= disk.threshold
@@ -47,7 +59,11 @@ async def give(
         if well:
             replica.counters.copied_bytes += len(data)
         if well or enough:
-            await sidecars.repaired(replica, offset, len(data), well=well)
+            await sidecars.given(replica, offset, len(data), well=well)
+    for replica, operation in to_targets:
+        if operation.error is not None:
+            sidecars.target_missed(offset, len(data))
+            sidecars.drop_target(replica, "a write to it failed")
     return all(
         outcome.error is None or outcome.replica.role is not State.CURRENT for outcome in outcomes
     )

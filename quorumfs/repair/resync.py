@@ -97,6 +97,7 @@ class Resync:
         async def copy_chunks(chunks: range) -> None:
             try:
                 for part, sources in sidecars.doubts.sources(chunks):
+                    sidecars.copying(sources, part)
                     for run, undecided in self._cut(part):
                         bounds = self._work.bounds(run)
                         if undecided and len(sources) > 1:

@@ -7,12 +7,13 @@ guest's write can come between reading and rewriting. A tie rewrites nothing.
 """
 
 import errno
+from collections.abc import Sequence
 
 import trio
 
 from quorumfs.assembly import State
 from quorumfs.disk import Disk
-from quorumfs.metadata import Choice
+from quorumfs.metadata import Choice, holders_of
 from quorumfs.patterns import Quorum
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind
@@ -39,7 +40,9 @@ async def _rewrite_part(disk: Disk, choice: Choice, deadline: float, *, outvoted
     offset, length, holders, pinned, lacking, torn = choice
     if pinned or torn:  # a write has failed here meanwhile: what it left must not be shown as it is
         raise OSError(errno.EIO, "the replicas may differ")
-    outcomes = await disk.ask(holders, Kind.READ, disk.threshold, offset, length)
+    asked = await disk.ask(holders, Kind.READ, disk.threshold, offset, length)
+    still = holders_of(disk.metadata, offset, length)  # one may have lost it meanwhile
+    outcomes = [outcome for outcome in asked if outcome.replica in still]
     verdict = Quorum(disk.threshold).judge(
         offset,
         [(outcome.replica.index, outcome.data) for outcome in outcomes if not outcome.error],
@@ -59,21 +62,30 @@ async def _rewrite_part(disk: Disk, choice: Choice, deadline: float, *, outvoted
             )
         return (await disk.read_locked(offset, length)).data
 
+    lost = {disk.replicas[loss.voter] for loss in verdict.outvoted}
+    winners = [o.replica for o in outcomes if not o.error and o.replica not in lost]
     if outvoted:
         for loss in verdict.outvoted:
             if loss.strict:
                 data = verdict.data[loss.start : loss.end]
-                await _rewrite(disk, disk.replicas[loss.voter], offset + loss.start, data)
+                loser = disk.replicas[loss.voter]
+                await _rewrite(disk, loser, offset + loss.start, data, winners)
     if all(loss.strict for loss in verdict.outvoted):
         for replica in unreadable:
-            await _rewrite(disk, replica, offset, verdict.data, read_back=True)
+            await _rewrite(disk, replica, offset, verdict.data, winners, read_back=True)
         for replica in lacking:
-            await _rewrite(disk, replica, offset, verdict.data)
+            await _rewrite(disk, replica, offset, verdict.data, winners)
     return verdict.data
 
 
 async def _rewrite(
-    disk: Disk, replica: Replica, offset: int, data: bytes, *, read_back: bool = False
+    disk: Disk,
+    replica: Replica,
+    offset: int,
+    data: bytes,
+    winners: Sequence[Replica],
+    *,
+    read_back: bool = False,
 ) -> None:
     if replica.state is State.MISSING:
         return
@@ -85,6 +97,9 @@ async def _rewrite(
             return  # it cannot be remembered now; the next read tries again
     if replica not in metadata.receivers:
         return  # it was left behind meanwhile, and its sidecar takes its image for a whole one
+    if not set(winners).intersection(holders_of(metadata, offset, length)):
+        return  # those who answered with it lost it meanwhile
+    disk.locks.change(offset, offset + length)
     metadata.begin(offset, length)
     (outcome,) = await disk.ask([replica], Kind.WRITE, 0, offset, length, data)
     if outcome.error is None and read_back:

@@ -8,6 +8,7 @@ import errno
 from collections.abc import Sequence
 from contextlib import aclosing
 
+from quorumfs.metadata import holders_of
 from quorumfs.ranges import segments
 from quorumfs.repair.asking import give, next_data
 from quorumfs.repair.work import Work, pieces
@@ -26,6 +27,7 @@ class Settling:
 
     async def settle(self) -> None:
         """Settle all that may differ, beside the guest."""
+        await self._sidecars.open()  # holes are shown, too: first it is on record who is not here
         total = sum(end - start for start, end in self._sidecars.doubts.unsettled)
         self._work.begin("settle", None, total * self._map.chunk_size)
         runs = [range(start, end) for start, end in self._sidecars.doubts.unsettled]
@@ -37,6 +39,7 @@ class Settling:
     async def settle_all(self) -> None:
         """Settle what a flush must know to be equal; raises EIO if it cannot be made so."""
         sidecars = self._sidecars
+        await sidecars.open()
         runs = sidecars.doubts.to_settle_first()
         async with aclosing(self._work.batches(runs, sidecars.settled, urgent=True)) as batches:
             async for batch in batches:
@@ -111,12 +114,14 @@ class Settling:
         all took it.
         """
         outcomes = await self._disk.ask(self._sidecars.members, Kind.READ, 1, offset, length)
+        believed = holders_of(self._sidecars, offset, length)  # one may have lost it meanwhile
         read = {o.replica: o.data for o in outcomes if o.error is None}
-        source = next((replica for replica in sources if replica in read), None)
+        source = next((r for r in sources if r in read and r in believed), None)
         if source is None:
             return False, False
-        self._sidecars.answered(source, offset)
+        self._sidecars.answered(source, offset, length)
         data = read[source]
         equal = len(read) == len(outcomes) and all(other == data for other in read.values())
-        took = await give(self._disk, self._sidecars, [o.replica for o in outcomes], offset, data)
+        asked = [outcome.replica for outcome in outcomes]
+        took = await give(self._disk, self._sidecars, asked, offset, data, [source])
         return equal, took

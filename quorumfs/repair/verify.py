@@ -111,13 +111,16 @@ class Verification:
         """
         disk, members = self._disk, list(self._sidecars.members)
         asked = await disk.ask(members, Kind.READ, disk.threshold, offset, length)
-        outcomes = [outcome for outcome in asked if outcome.error is None]
+        sources = self._sidecars.doubts.sources(self._map.chunks(offset, length))
+        believed = set(members).intersection(*(believed for _, believed in sources))
+        outcomes = [o for o in asked if o.error is None and o.replica in believed]
         if len(outcomes) < disk.threshold or not outcomes:
             raise voted_error(outcome.error for outcome in asked if outcome.error)
         first = outcomes[0].data
         if all(outcome.data == first for outcome in outcomes[1:]):
             unreadable = [outcome.replica for outcome in asked if outcome.error is not None]
-            if unreadable and not await give(self._disk, self._sidecars, unreadable, offset, first):
+            good = [outcome.replica for outcome in outcomes]
+            if unreadable and not await give(disk, self._sidecars, unreadable, offset, first, good):
                 raise OSError(errno.EIO, "what cannot be read cannot be written either")
             return
         torn = self._sidecars.doubts.torn
@@ -126,6 +129,7 @@ class Verification:
             vote = vote_data(answers, offset + start, disk.threshold)
             losers = {loss.voter for loss in vote.outvoted}
             wrong = [outcome.replica for outcome in outcomes if outcome.replica.index in losers]
+            right = [outcome.replica for outcome in outcomes if outcome.replica not in wrong]
             if not wrong:
                 continue
             # Where a write failed since, the guest may have seen what a minority holds.
@@ -137,7 +141,7 @@ class Verification:
             if not decided:
                 disk.events.differs(offset + start, end - start)
             if not decided or not await give(
-                self._disk, self._sidecars, wrong, offset + start, vote.data or b""
+                disk, self._sidecars, wrong, offset + start, vote.data or b"", right
             ):
                 differing.add(offset + start, offset + end)
                 continue

@@ -155,13 +155,7 @@ async def a_hole_shown_by_too_few(story: Story) -> None:
         story.fail_once(1, Kind.WRITE, Fault(hang=True))
         guest.begin(guest.write, EXTENT // 2)
         await trio.sleep(1.0)
-        # it must not happen when the life ends
-        assert story.world.life
-        for storage in story.world.life.storages(1):
-            for one in list(storage._in_flight):
-                if one.operation.kind is Kind.WRITE:
-                    del storage._in_flight[one]
-        story.world.kill()
+        story.cut_off(1)
     story.world.attach(2)
     story.world.detach(0)
     story.world.replicas[2].image_faults.weather = Weather(delay_s=(3.0, 3.0))

@@ -11,9 +11,10 @@ import trio
 from support.simulation.guest import BrokenError
 from support.simulation.runner import SCALES, Origin, Setup
 from support.simulation.storage import Fault
-from support.simulation.story import BLOCK, EXTENTS, RAW, TRIO, Guest, Script, Story, told
+from support.simulation.story import BLOCK, EXTENT, EXTENTS, RAW, TRIO, Guest, Script, Story, told
 
 from quorumfs.dirtymap import UNVERIFIED
+from quorumfs.repair.pacing import Pacer
 from quorumfs.storage import CHANGES, Kind
 
 WRONG = b"rot!" * (BLOCK // 4)
@@ -111,12 +112,7 @@ async def killed_amid_a_write(story: Story) -> None:
         story.fail_once(1, Kind.WRITE, Fault(hang=True))
         guest.begin(guest.write, EXTENTS[5])
         await trio.sleep(1.0)
-        assert story.world.life
-        for storage in story.world.life.storages(1):
-            for one in list(storage._in_flight):
-                if one.operation.kind is Kind.WRITE:
-                    del storage._in_flight[one]
-        story.world.kill()
+        story.cut_off(1)
     async with story.mounted() as guest:
         await _read_whoever_answers(story, guest)
 
@@ -231,6 +227,47 @@ async def killed_before_all_was_compared(story: Story) -> None:
     await story.ends_well()
 
 
+async def allocated_before_it_was_compared(story: Story) -> None:
+    """The same: fallocate, or a discard of more than ZEROS_MAX (mkfs), marks without comparing."""
+    async with story.mounted() as guest:
+        guest.mounted.repairs._work._pacer = Pacer(4096)  # resync-rate
+        await guest.mounted.disk.allocate(EXTENTS[5], EXTENT)
+        assert guest.mounted.sidecars.unverified(EXTENTS[5], BLOCK)
+        for other in range(1, story.setup.replicas):
+            story.fail_once(other, Kind.WRITE, Fault(hang=True))
+        guest.begin(guest.write, EXTENTS[5])
+        await trio.sleep(1.0)
+        story.cut_off(*range(1, story.setup.replicas))
+    async with story.mounted() as guest:
+        guest.mounted.repairs._work._pacer = Pacer(4096)
+        await guest.read(EXTENTS[5])
+        guest.mounted.repairs._work._pacer = Pacer()
+        await guest.converged()
+        await guest.read_surely(EXTENTS[5])
+
+
+async def a_tie_decided_by_a_lock(story: Story) -> None:
+    """What is merely being compared counts as written to when a flush begins, and as lost when it
+    fails: then the other one is right, where nobody ever wrote and nobody can say (P4)."""
+    story.world.replicas[1].image.rot(EXTENTS[5], WRONG)
+    first = story.world.replicas[0].image
+    held = first.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK)
+    for index in (0, 1):
+        story.slow_down(index, 4.0)
+    async with story.mounted() as guest:
+        locks = guest.mounted.disk.locks
+        await guest.until(
+            lambda: locks.exclusively_held(EXTENTS[5], EXTENTS[5] + BLOCK), every_s=0.1
+        )
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        story.world.calm()
+        await trio.sleep(60.0)
+        if first.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK) != held:
+            raise BrokenError("a tie was decided where nothing was ever written")
+
+
 PAIRS = [replace(RAW, threshold=2, fifo=fifo) for fifo in (True, False)]
 TRIOS = [replace(TRIO, origin=Origin.ADOPTED, filled=True, fifo=fifo) for fifo in (True, False)]
 FEW_MARKS = replace(SCALES[0], misses_max=1)
@@ -249,6 +286,9 @@ STORIES = [
     (half_a_write_and_a_whole_one, PAIRS[0]),
     (killed_amid_a_write, replace(RAW, fifo=False)),
     (killed_before_all_was_compared, replace(TRIOS[0], scale=FEW_MARKS)),
+    (allocated_before_it_was_compared, RAW),
+    (allocated_before_it_was_compared, replace(RAW, replicas=3)),
+    *product([a_tie_decided_by_a_lock], [RAW, *PAIRS]),
     *product(
         [
             half_a_write_and_the_one_that_took_it_left_behind,

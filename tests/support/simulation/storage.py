@@ -345,6 +345,12 @@ class SimulatedStorage:
                 one.delayed = True
                 self._agenda.at(trio.current_time(), lambda one=one: self._finish(one))  # type: ignore[misc]
 
+    def drop_writes(self) -> None:
+        """No write in flight happens, nor is answered."""
+        for one in list(self._in_flight):
+            if one.operation.kind is Kind.WRITE:
+                del self._in_flight[one]
+
     def break_off(self, error: int) -> None:
         """What is in flight perhaps happens, and it and all that follows fails with *error*."""
         self.broken = error

@@ -85,6 +85,14 @@ class Story(History):
         """The next operation of *kind* on the image of a replica has *fault*."""
         self.world.replicas[index].image_faults.plan(kind, fault)
 
+    def cut_off(self, *indexes: int) -> None:
+        """The daemon is killed, and what it was writing to the images of these never happened."""
+        assert self.world.life is not None
+        for index in indexes:
+            for storage in self.world.life.storages(index):
+                storage.drop_writes()
+        self.world.kill()
+
     def mend(self, index: int) -> None:
         """No more of that."""
         self.world.replicas[index].image_faults.script = None
@@ -124,7 +132,7 @@ class Guest(AnyGuest):
         except OSError as error:
             raise BrokenError(f"a read failed without need: {error}") from error
 
-    def begin(self, request: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    def begin(self, request: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Have *request* under way; it may fail."""
 
         async def quietly() -> None:

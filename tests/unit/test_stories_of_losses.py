@@ -1,0 +1,163 @@
+"""Stories of what a replica loses while it is asked for it, or compared by it, or given it."""
+
+import errno
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import trio
+import trio.testing
+from support import simulated
+from support.simulation.guest import BrokenError
+from support.simulation.runner import Setup
+from support.simulation.storage import Fault
+from support.simulation.story import (
+    BLOCK,
+    DISK,
+    EQUALS,
+    PAIR,
+    TRIO,
+    Script,
+    Story,
+    left_behind,
+    told,
+)
+
+from quorumfs.patterns import Fifo
+from quorumfs.storage import Kind
+
+
+async def read_while_it_is_lost(story: Story) -> None:
+    """A slow read is answered by one whose flush failed, and who was left behind, meanwhile."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.replicas[0].image_faults.plan(Kind.READ, Fault(4.0))
+        reading = story.oracle.begin_read(0, BLOCK)
+        got: list[bytes] = []
+
+        async def read() -> None:
+            got.append(bytes(await guest.mounted.disk.read(0, BLOCK)))
+
+        guest.life.nursery.start_soon(read)
+        await trio.sleep(1.0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        await guest.flush()
+        assert 0 not in guest.mounted.members
+        story.world.replicas[0].image.evict()
+        await guest.until(lambda: bool(got))
+        story.oracle.read(reading, got[0])
+        await guest.converged()
+    await story.ends_well()
+
+
+async def repaired_with_what_is_lost(story: Story) -> None:
+    """The only one that has it durably cannot be read once; the other loses it meanwhile."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.replicas[0].image_faults.plan(
+            Kind.READ, Fault(error=errno.EIO), Fault(error=errno.EIO)
+        )
+        story.world.replicas[1].image_faults.plan(Kind.READ, Fault(), Fault(4.0))
+        guest.begin(guest.mounted.disk.read, 0, BLOCK)
+        await trio.sleep(1.0)
+        story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+        await guest.flush()
+        assert guest.mounted.members == [0]
+        story.world.replicas[1].image.evict()
+        await trio.sleep(10.0)
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def settled_with_what_is_lost(story: Story) -> None:
+    """The source's flush fails between its answer and the writes; all get what it lost."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.replicas[0].image_faults.plan(Kind.READ, Fault(4.0))
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(BLOCK)
+        await trio.sleep(1.0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        story.world.replicas[0].image.evict()
+        await trio.sleep(20.0)
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def compared_by_its_page_cache(story: Story) -> None:
+    """It failed a flush; then its image gets longer (39), so that all of it is compared (R4)."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.replicas[0].image.truncate(DISK + BLOCK)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        await guest.flush()
+        assert guest.mounted.members == [1]
+        await guest.until(lambda: 0 in guest.mounted.members, every_s=0.1)
+        story.world.replicas[0].image.evict()
+        await guest.read_surely(0)
+
+
+async def never_caught_up_beside_one_that_never_syncs(story: Story) -> None:
+    """With the one that is being resynced the others would be enough, and the sick one could go."""
+    await left_behind(story, 2)
+    async with story.mounted() as guest:
+        story.fail(0, {Kind.SYNC}, Fault(error=errno.EIO))
+        for _ in range(3):
+            with suppress(OSError):
+                await guest.write(0)
+            with suppress(OSError):
+                await guest.flush()
+        await guest.until(lambda: 2 in guest.mounted.members)
+        await guest.until(lambda: 0 not in guest.mounted.members)
+        try:
+            await guest.flush()
+        except OSError as error:
+            raise BrokenError(f"two of three are sound: {error}") from error
+        story.mend(0)
+    await story.ends_well()
+
+
+STORIES = [
+    (read_while_it_is_lost, replace(PAIR, fifo=True)),
+    (read_while_it_is_lost, replace(TRIO, threshold=1, fifo=True)),
+    (repaired_with_what_is_lost, PAIR),
+    (settled_with_what_is_lost, EQUALS),
+    (settled_with_what_is_lost, replace(EQUALS, fifo=True)),
+    (compared_by_its_page_cache, PAIR),
+    (never_caught_up_beside_one_that_never_syncs, TRIO),
+]
+
+
+@pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
+def test_it_ends_well(script: Script, setup: Setup) -> None:
+    assert [told(script, setup, seed) for seed in range(8)] == [None] * 8
+
+
+def test_without_sidecars_read_while_it_is_lost() -> None:
+    """``metadata=none``: the flush succeeded on the other, and this one's answer counts still."""
+
+    async def story() -> None:
+        async with trio.open_nursery() as nursery:
+            bench = simulated.make_bench(nursery, 2, pattern=Fifo(), threshold=1)
+            first, _ = bench.files
+            await bench.disk.write(0, bytes([1]) * BLOCK)
+            first.choose = simulated.takes(4.0, Kind.READ)
+            got: list[bytes] = []
+
+            async def read() -> None:
+                got.append(bytes(await bench.disk.read(0, BLOCK)))
+
+            nursery.start_soon(read)
+            await trio.sleep(1.0)
+            first.choose = simulated.fails(errno.EIO, Kind.SYNC)
+            await bench.disk.flush()
+            first.content[:BLOCK] = bytes(BLOCK)  # memory is short
+            first.choose = simulated.takes(0.0)
+            await trio.sleep(10.0)
+            nursery.cancel_scope.cancel()
+            assert got == [bytes([1]) * BLOCK]
+
+    trio.run(story, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -1,0 +1,118 @@
+"""Stories of read-only mounts, where nothing can be repaired and nothing recorded."""
+
+import errno
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+
+import pytest
+import trio
+from support.simulation.fate import TIMEOUT_S, Mounted
+from support.simulation.guest import BrokenError
+from support.simulation.runner import Setup
+from support.simulation.storage import Fault
+from support.simulation.story import EQUALS, EXTENT, PAIR, Guest, Script, Story, told
+
+from quorumfs.assembly import State
+from quorumfs.control.events import EventLog
+from quorumfs.disk import Disk
+from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.patterns import Fifo, Quorum
+from quorumfs.replica import Replica
+from quorumfs.storage import CHANGES, Kind
+
+
+@asynccontextmanager
+async def mounted_read_only(story: Story, order: Sequence[int]) -> AsyncGenerator[Guest, None]:
+    """As `ReplicaSet.make_disk` does it with ``-o ro``: nothing repairs, nothing is recorded."""
+    paths = list(order)
+    plan = story._assemble(paths, degraded=False, threshold=None)
+    found = story.world.found(paths)
+    story._last = None
+    async with story.world.boot() as life:
+        replicas = []
+        for number, (index, member) in enumerate(zip(paths, plan.members, strict=True)):
+            path = story.world.replicas[index].path
+            if member.state in (State.FOREIGN, State.MISSING):
+                replicas.append(Replica(number, path, None, TIMEOUT_S))
+                continue
+            image = life.image(index, plan.record.size)
+            sidecar = life.sidecar(index)
+            replicas.append(Replica(number, path, image, TIMEOUT_S, sidecar=sidecar))
+        threshold = plan.record.threshold
+        sidecars = Sidecars(replicas, plan, found, threshold=threshold, read_only=True)
+        disk = Disk(
+            replicas,
+            plan.record.size,
+            sidecars,
+            threshold=threshold,
+            pattern=Fifo() if story.setup.fifo else Quorum(threshold),
+            repair=None,
+            search_s=TIMEOUT_S,
+            events=EventLog("disk", story._tell),
+        )
+        life.nursery.start_soon(disk.run)
+        mounted = Mounted(paths, plan, disk, sidecars, None)  # type: ignore[arg-type]
+        yield Guest(story, life, mounted)
+        written = [
+            operation
+            for index in paths
+            for storage in life.storages(index)
+            for operation in storage.log
+            if operation.kind in CHANGES
+        ]
+        if written:
+            raise BrokenError(f"a read-only mount wrote {len(written)} times")
+    story._crashed(lost_cache=False)
+
+
+async def pinned_anew_read_only(story: Story) -> None:
+    """One sector of the pinned source cannot be read; so another one is believed everywhere."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.write(EXTENT // 2)
+        await guest.flush()
+        story.fail_once(1, Kind.WRITE, Fault(hang=True))
+        guest.begin(guest.write, 0)
+        await trio.sleep(1.0)
+        story.cut_off(1)
+    async with mounted_read_only(story, [0, 1]) as guest:
+        await guest.read(0)
+        story.fail_once(0, Kind.READ, Fault(error=errno.EIO))
+        await guest.read(EXTENT // 2)
+        with suppress(OSError):
+            await guest.read(0)
+    await story.ends_well()
+
+
+async def flushed_read_only(story: Story) -> None:
+    """One is on record as having lost something: a flush of what cannot be written to says EIO,
+    and tries to write to the sidecars (in life their descriptors are read-only)."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(5.0)
+        story.world.kill()
+    story.mend(0)
+    async with mounted_read_only(story, [0, 1]) as guest:
+        await guest.read_surely(0)
+        try:
+            await guest.flush()
+        except OSError as error:
+            raise BrokenError(f"a read-only disk cannot be flushed: {error}") from error
+    await story.ends_well()
+
+
+STORIES = [
+    (flushed_read_only, EQUALS),
+    (flushed_read_only, replace(EQUALS, fifo=True)),
+    (pinned_anew_read_only, PAIR),
+]
+
+
+@pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
+def test_it_ends_well(script: Script, setup: Setup) -> None:
+    assert [told(script, setup, seed) for seed in range(8)] == [None] * 8

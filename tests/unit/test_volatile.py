@@ -79,11 +79,22 @@ async def lose_a_write_in_flight(bench: Bench, file: CachedFile) -> OSError | No
 
 
 async def test_a_write_lost_in_flight_is_read_from_others(nursery: trio.Nursery) -> None:
-    """P1: at once, not only when the next flush has found others to have it."""
+    """P1: as soon as the flush has found others to have what this replica lost."""
     bench, (first, _) = cached_bench(nursery, 2, pattern=Fifo(), threshold=1)
     assert await lose_a_write_in_flight(bench, first) is None
     assert await bench.disk.read(0, BLOCK) == NEW
     await bench.disk.flush()
+    assert await bench.disk.read(0, BLOCK) == NEW
+
+
+async def test_a_write_lost_in_flight_is_read_from_others_though_the_flush_failed(
+    nursery: trio.Nursery,
+) -> None:
+    """P1: nothing more is needed than a replica that took the write, and lost nothing."""
+    bench, (first, second) = cached_bench(nursery, 2, pattern=Fifo(), threshold=1)
+    second.choose = fails(errno.EIO, Kind.DISCARD)
+    await bench.disk.make_zeros(8 * BLOCK, BLOCK, discard=True)  # the second one lacks that
+    assert await lose_a_write_in_flight(bench, first) is not None
     assert await bench.disk.read(0, BLOCK) == NEW
 
 
@@ -120,6 +131,28 @@ async def test_writes_before_and_after_a_lost_one_count(nursery: trio.Nursery) -
     await bench.disk.write(0, NEW)
     await bench.disk.flush()
     assert [file.medium[: 3 * BLOCK] for file in files] == [3 * NEW, 3 * NEW]
+
+
+async def test_a_flush_that_fails_may_lose_what_was_written_since_it_began(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    bench = make_bench(nursery, 2, pattern=Quorum(2), threshold=2)
+    first = bench.files[0]
+
+    async def flush() -> None:
+        with pytest.raises(OSError, match="error"):
+            await bench.disk.flush()
+
+    def choose(operation: Operation) -> Fault:
+        return Fault(5.0, errno.EIO) if operation.kind is Kind.SYNC else Fault(1.0)
+
+    first.choose = choose
+    async with trio.open_nursery() as flushing:
+        flushing.start_soon(flush)
+        await trio.sleep(2.0)
+        await bench.disk.write(0, NEW)
+    first.choose = takes(0.0)
+    await flush()
 
 
 async def test_a_flush_given_up_may_lose_a_write_in_flight(

@@ -1,7 +1,7 @@
 """One replica: what is in flight on it, and whether it answers."""
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -77,6 +77,15 @@ class Replica:
     def in_flight(self) -> int:
         """Operations that have not returned, given up or not."""
         return len(self._in_flight) + len(self._abandoned)
+
+    @property
+    def changing(self) -> Iterator[Operation]:
+        """Changes of the image that have no outcome yet."""
+        return (
+            operation
+            for operation, waiting in self._in_flight.items()
+            if operation.kind in CHANGES and not waiting.to_sidecar
+        )
 
     @property
     def attached(self) -> bool:

@@ -15,7 +15,7 @@ from enum import Enum
 from queue import SimpleQueue
 from resource import RUSAGE_THREAD, getrusage
 from threading import Thread
-from time import perf_counter_ns
+from time import perf_counter_ns, sleep
 from typing import NamedTuple, Protocol
 
 import trio
@@ -61,6 +61,9 @@ class Kind(Enum):
 
 CHANGES = frozenset({Kind.WRITE, Kind.COPY, Kind.DISCARD, Kind.ZERO})
 """What changes bytes, which a flush then makes durable."""
+
+_ONCE = frozenset({Kind.SYNC, Kind.SEAL})
+"""What is never tried again: the kernel tells whatever error a lost page had, once."""
 
 _TELLING = CHANGES | {Kind.SYNC}
 """What may fail because of an earlier write."""
@@ -170,6 +173,9 @@ CHEAP_MAX = 64 << 10
 
 DOUBTS = 64
 """After a read of what was not cached, so many have to be of what is before it is expected."""
+
+PAUSES_S = tuple(0.001 * 2**n for n in range(10))
+"""How long (seconds) to wait before an operation that got EAGAIN is tried again; 1 s in all."""
 
 _libc = ctypes.CDLL(None, use_errno=True)  # the os module has no fallocate with modes
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -328,6 +334,8 @@ class FileStorage:
             if os.lseek(self._fd, 0, os.SEEK_END) < self._size:
                 return False
             written = os.pwrite(self._fd, data, offset)
+        except BlockingIOError:
+            pass  # a thread can wait until it goes
         except OSError as error:
             self._lost = error
         if perf_counter_ns() - began > PROMPT_NS:
@@ -414,7 +422,7 @@ class FileStorage:
             error: OSError | None = None
             try:
                 began = perf_counter_ns()
-                value = self._perform(operation)
+                value = self._insist(operation)
                 took = (now := perf_counter_ns()) - began
                 if took > TOO_LONG_NS and operation.kind is Kind.WRITE:
                     self._promptness.took(took, now, waited=True)
@@ -437,6 +445,15 @@ class FileStorage:
             self._holding -= operation.kind in _HOLDING
             self._progress_at = perf_counter_ns()
             done(operation, value, error)
+
+    def _insist(self, operation: Operation) -> Value:
+        """Perform it, again and again for a while if its file system puts it off with EAGAIN."""
+        for pause_s in () if operation.kind in _ONCE else PAUSES_S:
+            try:
+                return self._perform(operation)
+            except BlockingIOError:
+                sleep(pause_s)
+        return self._perform(operation)
 
     def _perform(self, operation: Operation) -> Value:
         match operation.kind:

@@ -38,6 +38,8 @@ class Holdings:
         """Bytes written since the last flush began."""
         self._syncing = RangeSet()
         """What the flush in flight is to make durable."""
+        self._doubted: set[Operation] = set()
+        """Changes that were in flight when a flush failed: their pages may be among the lost."""
         replica.settled = self._settled
 
     def miss(self, start: int, end: int) -> None:
@@ -63,6 +65,10 @@ class Holdings:
         self._unsynced.add(start, end)
         self._unsynced.limit(UNSYNCED_MAX)
 
+    def doubts(self, start: int, end: int) -> bool:
+        """Whether what it took of ``[start, end)`` may have been lost since."""
+        return bool(self.unsure) and self.unsure.overlaps(start, end)
+
     def miss_what_is_unsure(self) -> None:
         """Others have made it durable: do not read it here any more."""
         for start, end in self.unsure:
@@ -80,17 +86,29 @@ class Holdings:
 
     def _settled(self, operation: Operation) -> None:
         """Keep the record of what is durable, now that *operation* has its outcome."""
-        if operation.kind in CHANGES and operation.error is None:
-            # Here, and not when all have answered: what it loses after this, it holds no more.
-            self.wrote(operation.offset, operation.offset + operation.length)
-            self.hold(operation.offset, operation.offset + operation.length)
+        if operation.kind in CHANGES:
+            doubted = operation in self._doubted
+            self._doubted.discard(operation)
+            if operation.error is None:
+                self._took(operation.offset, operation.offset + operation.length, sure=not doubted)
         elif operation.kind is Kind.SYNC:
             if operation.error is not None:
-                # The page that was lost may have been written after the flush began.
+                # The page that was lost may have been written after the flush began, and by a
+                # change that has not told us yet that it is done.
                 lost = self._syncing.union(self._unsynced)
                 self.unsure = self.unsure.union(lost)
                 self.unsure.limit(MISSED_MAX)
+                self._doubted.update(self._replica.changing)
             self._syncing = RangeSet()
+
+    def _took(self, start: int, end: int, *, sure: bool) -> None:
+        # Not only when all have answered: what it loses after this, it holds no more.
+        if sure:
+            self.wrote(start, end)
+            self.hold(start, end)
+        else:
+            self.unsure.add(start, end)
+            self.unsure.limit(MISSED_MAX)
 
 
 class Volatile:
@@ -132,9 +150,19 @@ class Volatile:
         # On record before the guest hears of success: whom a read must not ask for this range.
         for outcome in failed:
             self.holdings[outcome.replica].miss(offset, offset + length)
+        self._miss_where_doubted(outcomes, offset, offset + length)
+
+    def _miss_where_doubted(self, outcomes: Sequence[Outcome], start: int, end: int) -> None:
+        """Do not read it where a failed flush may have lost it meanwhile, if others will do."""
+        took = [self.holdings[o.replica] for o in outcomes if o.error is None]
+        doubted = [holdings for holdings in took if holdings.doubts(start, end)]
+        if doubted and len(took) - len(doubted) >= self._threshold:
+            for holdings in doubted:
+                holdings.miss(start, end)
 
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
-        # A change is noted for each replica when it has taken it, so *changing* tells nothing new.
+        # A change is noted for each replica when it tells that it has taken it, and until then a
+        # flush that fails there knows it by the replica: *changing* tells nothing new.
         # A write or repair may come to a replica after its own flush and before the slowest
         # one's: such bytes do not count for it, though it holds them by then.
         for replica, holdings in self.holdings.items():

@@ -161,9 +161,10 @@ def make_bench(
     timeout_s: float = 8.0,
     repair: Repair | None = None,
     zero_kind: Kind | None = None,
+    storage: type[SimulatedStorage] = SimulatedStorage,
 ) -> Bench:
     """A running disk of *size* bytes on *count* simulated files, all zeros."""
-    files = [SimulatedStorage(nursery, size) for _ in range(count)]
+    files = [storage(nursery, size) for _ in range(count)]
     told: list[Event] = []
     replicas = [Replica(i, f"r{i}", file, timeout_s) for i, file in enumerate(files)]
     disk = Disk(

@@ -1,15 +1,19 @@
-"""One image copied from another on real files; see also ``test_simulation_parts.py``."""
+"""One replica's file on a real file system; see also ``test_simulation_parts.py``."""
 
+import ctypes
+import errno
+import mmap
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
-from quorumfs.filesystems import Locality
-from quorumfs.storage import FileStorage, Operation, TruncatedError, Value
+from quorumfs import storage as module
+from quorumfs.filesystems import Locality, locality
+from quorumfs.storage import FileStorage, Kind, Operation, TruncatedError, Value
 
 KIB = 1 << 10
 SIZE = 1200 * KIB
@@ -37,9 +41,12 @@ def open_files() -> list[Path]:
 
 
 @asynccontextmanager
-async def opened(path: Path, *, local: bool = True) -> AsyncGenerator[FileStorage, None]:
+async def opened(
+    path: Path, *, local: bool = True, inline: bool = False
+) -> AsyncGenerator[FileStorage, None]:
     where = Locality.HERE if local else Locality.ELSEWHERE
-    storage = FileStorage(os.open(path, os.O_RDWR), SIZE, path.name, locality=where)
+    fd = os.open(path, os.O_RDWR)
+    storage = FileStorage(fd, SIZE, path.name, locality=where, inline=inline)
     yield storage
     await storage.close()
 
@@ -123,3 +130,112 @@ async def test_who_depends_on_other_hosts_is_asked_by_itself(
 ) -> None:
     async with opened(source, local=one_local) as one, opened(target, local=other_local) as other:
         assert other.copying(one, 0, SIZE) is None
+
+
+class PutOff:
+    """Makes a function of the ``os`` module fail with EAGAIN *times* times, and then work."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, times: int) -> None:
+        self.calls = 0
+        self._function: Callable[..., object] = getattr(os, name)
+        self._times = times
+        monkeypatch.setattr(os, name, self._call)
+
+    def _call(self, *arguments: object) -> object:
+        self.calls += 1
+        if self.calls <= self._times:
+            raise BlockingIOError(errno.EAGAIN, "put off")
+        return self._function(*arguments)
+
+
+NEW = b"n" * KIB
+
+
+@pytest.mark.parametrize("times", [1, len(module.PAUSES_S)])
+async def test_what_is_put_off_is_done(
+    target: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """Who answers with EAGAIN has not failed."""
+    monkeypatch.setattr(module, "PAUSES_S", (0.0,) * times)
+    async with opened(target) as storage:
+        puts_off = PutOff(monkeypatch, "pwrite", times)
+        await outcome(storage, Operation(Kind.WRITE, KIB, KIB, NEW))
+        assert puts_off.calls == times + 1
+        PutOff(monkeypatch, "pread", times)
+        assert await outcome(storage, Operation(Kind.READ, KIB, KIB)) == NEW
+        PutOff(monkeypatch, "fstat", times)
+        await outcome(storage, Operation(Kind.STAT))
+
+
+def test_a_copy_that_is_put_off_is_done(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PutOff(monkeypatch, "pwrite", 3)
+    assert copied(source, target, 0, SIZE) == SIZE
+    assert target.read_bytes() == source.read_bytes()
+
+
+async def test_what_is_put_off_for_ever_fails(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P5: as soon as a replica that hangs would be given up, or sooner."""
+    assert sum(module.PAUSES_S) < 2.0
+    monkeypatch.setattr(module, "PAUSES_S", (0.0,) * 5)
+    puts_off = PutOff(monkeypatch, "pwrite", 100)
+    async with opened(target) as storage:
+        with pytest.raises(BlockingIOError):
+            await outcome(storage, Operation(Kind.WRITE, 0, KIB, NEW))
+    assert puts_off.calls == 6
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Kind.SYNC, "fdatasync"), (Kind.SEAL, "fsync")])
+async def test_a_failed_flush_is_not_tried_again(
+    target: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind, name: str
+) -> None:
+    """R4: the kernel passes on what a lost page's write failed with, once, be it EAGAIN."""
+    puts_off = PutOff(monkeypatch, name, 1)
+    async with opened(target) as storage:
+        with pytest.raises(BlockingIOError):
+            await outcome(storage, Operation(kind))
+    assert puts_off.calls == 1
+
+
+async def test_a_write_put_off_here_and_now_is_left_to_a_thread(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon's loop does not wait, and the thread does not take it for failed."""
+    async with opened(target, inline=True) as storage:
+        puts_off = PutOff(monkeypatch, "pwrite", 2)
+        assert not storage.write_now(KIB, NEW)
+        assert puts_off.calls == 1
+        await outcome(storage, Operation(Kind.WRITE, KIB, KIB, NEW))
+        assert await outcome(storage, Operation(Kind.READ, KIB, KIB)) == NEW
+
+
+def pages_in_cache(path: Path) -> int:
+    """How many pages of the file are in the page cache, by ``mincore(2)``.
+
+    A read with RWF_NOWAIT would make the kernel read ahead, and find that if it was quick.
+    """
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), SIZE) as mapping:
+        resident = (ctypes.c_ubyte * -(-SIZE // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapping)
+        length = ctypes.c_size_t(SIZE)
+        assert ctypes.CDLL(None).mincore(ctypes.byref(start), length, resident) == 0
+        del start  # else the mapping could not be closed
+    return sum(page & 1 for page in resident)
+
+
+async def test_what_is_evicted_is_read_from_the_medium(target: Path) -> None:
+    """Needs a file system with a page cache before its medium (ext4, XFS, Btrfs) below the
+    temporary directory to see that; on tmpfs the data must be there all the same.
+    """
+    content = os.urandom(SIZE)
+    async with opened(target) as storage:
+        await outcome(storage, Operation(Kind.WRITE, 0, SIZE, content))
+        await outcome(storage, Operation(Kind.SYNC))
+        await outcome(storage, Operation(Kind.EVICT))
+        with target.open("rb") as file:
+            in_memory = locality(file.fileno()) is Locality.MEMORY
+        assert in_memory or not pages_in_cache(target)
+        assert await outcome(storage, Operation(Kind.READ, 0, SIZE)) == content

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import trio
 import trio.testing
-from support import simulated
 from support.simulation.guest import BrokenError
 from support.simulation.runner import Origin, Setup
 from support.simulation.storage import Fault, Weather
@@ -31,7 +30,6 @@ from support.simulation.story import (
 
 from quorumfs.assembly import AssemblyRefusedError, State
 from quorumfs.dirtymap import UNVERIFIED, lacks
-from quorumfs.patterns import Fifo
 from quorumfs.repair.pacing import Pacer
 from quorumfs.sidecar import MAP_OFFSET, SLOT_OFFSETS, Phase
 from quorumfs.storage import CHANGES, Kind, Operation
@@ -793,50 +791,3 @@ def test_a_commit_is_written_over_none_that_was_not_synced() -> None:
     """What a power cut leaves is a matter of luck."""
     script = a_commit_over_one_that_was_not_synced
     assert [told(script, PAIR, seed) for seed in range(40)] == [None] * 40
-
-
-@pytest.mark.parametrize("late_s", [0.0, 5.0])
-def test_without_sidecars_a_flush_fails_amid_a_write(late_s: float) -> None:
-    """``metadata=none``: the one replica took it, then lost it, and then the write ended."""
-
-    async def story() -> None:
-        async with trio.open_nursery() as nursery:
-            bench = simulated.make_bench(nursery, 2, pattern=Fifo(), threshold=2)
-            first, second = bench.files
-            second.choose = simulated.takes(late_s, Kind.WRITE)
-            nursery.start_soon(bench.disk.write, 0, bytes([1]) * BLOCK)
-            await trio.sleep(1.0)
-            first.choose = simulated.fails(errno.EIO, Kind.SYNC)
-            with pytest.raises(OSError, match="error"):
-                await bench.disk.flush()
-            first.choose = simulated.takes(0.0)
-            await trio.sleep(10.0)
-            with pytest.raises(
-                OSError, match="error"
-            ):  # only the second one can have it on its medium
-                await bench.disk.flush()
-            nursery.cancel_scope.cancel()
-
-    trio.run(story, clock=trio.testing.MockClock(autojump_threshold=0))
-
-
-def test_without_sidecars_what_was_lost_amid_a_write_is_held_again() -> None:
-    """``metadata=none``: it took the write, lost it, was found out, and then the write ended."""
-
-    async def story() -> None:
-        async with trio.open_nursery() as nursery:
-            bench = simulated.make_bench(nursery, 2, pattern=Fifo(), threshold=1)
-            first, second = bench.files
-            second.choose = simulated.takes(5.0, Kind.WRITE)
-            nursery.start_soon(bench.disk.write, 0, bytes([1]) * BLOCK)
-            await trio.sleep(1.0)
-            first.choose = simulated.fails(errno.EIO, Kind.SYNC)
-            await bench.disk.flush()
-            first.content[:BLOCK] = bytes(BLOCK)  # memory is short
-            first.choose = simulated.takes(0.0)
-            await trio.sleep(10.0)
-            data = await bench.disk.read(0, BLOCK)
-            nursery.cancel_scope.cancel()
-            assert data == bytes([1]) * BLOCK
-
-    trio.run(story, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -818,7 +818,7 @@ class Sidecars:
         self._map_rounds += 1
         changed = self._marks.take_changed()
         to_mark = self._intents.take_wanted()
-        compared, self._compared = self._compared, RangeSet()
+        compared = list(self._compared)
         pieces = [
             (MAP_OFFSET + first * PAGE, encode_pages(self.map, self.record.set_id, first, last))
             for first, last in page_runs(changed)
@@ -829,9 +829,10 @@ class Sidecars:
         except OSError:
             self._marks.put_back(changed)
             self._intents.wanted += to_mark
-            self._compared = self._compared.union(compared)
             raise
         self._intents.mark(to_mark)
+        for start, end in compared:
+            self._compared.remove(start, end)
 
     async def _outlive(self, failed: dict[Replica, OSError]) -> None:
         """Leave behind those whose sidecars cannot be written, if the others are enough."""

@@ -37,12 +37,12 @@ async def give(
 ) -> bool:
     """Write *data* to current *replicas*; False if one that stays current cannot take it.
 
-    Nor if none of *sources*, who answered with it, is still believed to hold it. Who is being
+    Nor if any of *sources*, whose answers decided for it, is not believed any more. Who is being
     resynced gets it as well. The caller holds the lock.
     """
     if not sidecars.prepared(offset, len(data)):
         await sidecars.prepare(offset, len(data))
-    if not set(sources).intersection(holders_of(sidecars, offset, len(data))):
+    if not set(sources).issubset(holders_of(sidecars, offset, len(data))):
         return False
     disk.locks.change(offset, offset + len(data))
     sidecars.begin(offset, len(data))

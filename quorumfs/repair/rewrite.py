@@ -62,19 +62,18 @@ async def _rewrite_part(disk: Disk, choice: Choice, deadline: float, *, outvoted
             )
         return (await disk.read_locked(offset, length)).data
 
-    lost = {disk.replicas[loss.voter] for loss in verdict.outvoted}
-    winners = [o.replica for o in outcomes if not o.error and o.replica not in lost]
+    voters = [outcome.replica for outcome in outcomes if not outcome.error]
     if outvoted:
         for loss in verdict.outvoted:
             if loss.strict:
                 data = verdict.data[loss.start : loss.end]
                 loser = disk.replicas[loss.voter]
-                await _rewrite(disk, loser, offset + loss.start, data, winners)
+                await _rewrite(disk, loser, offset + loss.start, data, voters)
     if all(loss.strict for loss in verdict.outvoted):
         for replica in unreadable:
-            await _rewrite(disk, replica, offset, verdict.data, winners, read_back=True)
+            await _rewrite(disk, replica, offset, verdict.data, voters, read_back=True)
         for replica in lacking:
-            await _rewrite(disk, replica, offset, verdict.data, winners)
+            await _rewrite(disk, replica, offset, verdict.data, voters)
     return verdict.data
 
 
@@ -83,7 +82,7 @@ async def _rewrite(
     replica: Replica,
     offset: int,
     data: bytes,
-    winners: Sequence[Replica],
+    voters: Sequence[Replica],
     *,
     read_back: bool = False,
 ) -> None:
@@ -97,8 +96,8 @@ async def _rewrite(
             return  # it cannot be remembered now; the next read tries again
     if replica not in metadata.receivers:
         return  # it was left behind meanwhile, and its sidecar takes its image for a whole one
-    if not set(winners).intersection(holders_of(metadata, offset, length)):
-        return  # those who answered with it lost it meanwhile
+    if not set(voters).issubset(holders_of(metadata, offset, length)):
+        return  # one of those who decided it lost it meanwhile
     disk.locks.change(offset, offset + length)
     metadata.begin(offset, length)
     (outcome,) = await disk.ask([replica], Kind.WRITE, 0, offset, length, data)

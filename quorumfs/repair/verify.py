@@ -90,12 +90,12 @@ class Verification:
                         pass
 
     async def _verify_locked(self, chunks: range) -> bool:
-        """Compare *chunks* of all that are current; False if one more is now."""
-        members = frozenset(self._sidecars.members)
+        """Compare *chunks* of all that are current; False if others are to be believed since."""
+        believed = list(self._sidecars.doubts.sources(chunks))
         differing = RangeSet()
         for piece in pieces(*self._work.bounds(chunks)):
             await self._verify_piece(*piece, differing)
-        if not members.issuperset(self._sidecars.members):
+        if believed != list(self._sidecars.doubts.sources(chunks)):
             return False
         for chunk in chunks:
             if differing.overlaps(*self._map.bounds(chunk)):
@@ -116,10 +116,9 @@ class Verification:
         outcomes = [o for o in asked if o.error is None and o.replica in believed]
         if len(outcomes) < disk.threshold or not outcomes:
             raise voted_error(outcome.error for outcome in asked if outcome.error)
-        first = outcomes[0].data
+        first, good = outcomes[0].data, [outcome.replica for outcome in outcomes]
         if all(outcome.data == first for outcome in outcomes[1:]):
             unreadable = [outcome.replica for outcome in asked if outcome.error is not None]
-            good = [outcome.replica for outcome in outcomes]
             if unreadable and not await give(disk, self._sidecars, unreadable, offset, first, good):
                 raise OSError(errno.EIO, "what cannot be read cannot be written either")
             return
@@ -129,7 +128,6 @@ class Verification:
             vote = vote_data(answers, offset + start, disk.threshold)
             losers = {loss.voter for loss in vote.outvoted}
             wrong = [outcome.replica for outcome in outcomes if outcome.replica.index in losers]
-            right = [outcome.replica for outcome in outcomes if outcome.replica not in wrong]
             if not wrong:
                 continue
             # Where a write failed since, the guest may have seen what a minority holds.
@@ -141,7 +139,7 @@ class Verification:
             if not decided:
                 disk.events.differs(offset + start, end - start)
             if not decided or not await give(
-                disk, self._sidecars, wrong, offset + start, vote.data or b"", right
+                disk, self._sidecars, wrong, offset + start, vote.data or b"", good
             ):
                 differing.add(offset + start, offset + end)
                 continue

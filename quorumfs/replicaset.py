@@ -86,7 +86,7 @@ class ReplicaSet:
             size, threshold = self.images[0].size, options.vote_threshold
             metadata = Volatile(replicas, size, threshold)
         else:
-            size, threshold = plan.record.size, plan.record.threshold
+            size, threshold = plan.record.size, plan.threshold
             found = [one.found if isinstance(one, Image) else one for one in self.opened]
             metadata = sidecars = Sidecars(
                 replicas, plan, found, threshold=threshold, read_only=options.read_only

@@ -518,7 +518,7 @@ class History:
                 continue
             image = life.image(index, plan.record.size)
             replicas.append(Replica(number, path, image, TIMEOUT_S, sidecar=life.sidecar(index)))
-        threshold = plan.record.threshold
+        threshold = plan.threshold
         sidecars = Sidecars(replicas, plan, found, threshold=threshold)
         disk = Disk(
             replicas,
@@ -707,7 +707,7 @@ class History:
         for index in members:
             image = self.world.replicas[index].image
             self.oracle.allow([image.cache, image.durable])
-        self._thresholds.add(plan.record.threshold)
+        self._thresholds.add(plan.threshold)
 
     def _crashed(self, lost_cache: bool) -> None:
         """Tell the oracle how the life ended."""

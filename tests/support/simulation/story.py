@@ -72,6 +72,7 @@ class Story(History):
             if not life.dead:
                 await self._unmount(mounted)
         self._check_log()
+        self._note_thresholds(mounted)
         if self._closed_well:
             self._note_cuts()
         else:

@@ -63,7 +63,6 @@ async def a_threshold_lowered_by_enough(story: Story) -> None:
     """Then one alone that is here goes on, and the two others know that it may have."""
     async with story.mounted(threshold=1) as guest:
         await guest.write(0)
-        story._thresholds.add(1)
         story.world.detach(1)
         story.world.detach(2)
         await guest.write_surely(EXTENTS[2])

@@ -104,6 +104,8 @@ class Plan:
     """The name of the rule that decided."""
     record: Record
     """The latest one."""
+    threshold: int
+    """The one asked for, or else the record's; a commit by enough puts it on record."""
     map: DirtyMap
     """All that may differ, and what each replica lacks."""
     members: tuple[Member, ...]
@@ -307,11 +309,11 @@ def _adoption(found: Sequence[Found], record: Record, threshold: int) -> Plan:
         disk_map.add(UNVERIFIED, range(len(disk_map)))
     slots = {role.path: slot for slot, role in enumerate(record.roles)}
     members = tuple(Member(one.path, slots[one.path], State.CURRENT) for one in found)
-    record = replace(record, threshold=threshold)
+    record = replace(record, threshold=threshold)  # nothing was acknowledged under another one
     rule = "adopt: not all replicas have a sidecar, and nothing was written yet"
     if not any(one.sidecar for one in found):
         rule = "adopt: no replica has a sidecar"
-    return Plan(rule, record, disk_map, members, adopted=True)
+    return Plan(rule, record, threshold, disk_map, members, adopted=True)
 
 
 def _refuse_strangers(found: Sequence[Found]) -> None:
@@ -429,7 +431,8 @@ class _Assembly:
         prepared = [r for one in sidecars if (r := one.prepared) and _current_in(r, one)]
         return Plan(
             rule,
-            replace(record, threshold=self._threshold),
+            record,
+            self._threshold,
             disk_map,
             tuple(members.get(one.path) or self._absent_member(one) for one in self._found),
             tuple(

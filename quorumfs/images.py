@@ -99,7 +99,7 @@ def open_set(
     """Open, check and lock what there is at *paths*; `Found` for a file that cannot be opened.
 
     The caller owns the images. Raises `UserError` for what can never be a replica: not a regular
-    file, the same file twice, in use by somebody else, inside *mountpoint*.
+    file, an empty one of no set, the same file twice, in use by somebody else, inside *mountpoint*.
     """
     with ExitStack() as stack:
         opened: list[Image | Found] = []
@@ -121,8 +121,10 @@ def open_set(
             if isinstance(one, Image):
                 with _named_if_it_hangs(one.path):
                     _lock(one, read_only)
+                    image = one
                     if sidecars:
-                        opened[position] = _with_sidecar(one, stack, read_only=read_only)
+                        image = opened[position] = _with_sidecar(one, stack, read_only=read_only)
+                    _refuse_empty(image)
         stack.pop_all()
         return opened
 
@@ -167,8 +169,6 @@ def _open(path: str, *, read_only: bool) -> Image:
     try:
         status = os.fstat(fd)
         _require_regular(path, status)
-        if status.st_size == 0:
-            raise UserError(f"{path} is empty: a replica must have the size of the disk")
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
     except BaseException:
         os.close(fd)
@@ -205,6 +205,13 @@ def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
         return replace(image, sidecar_fd=fd, problem=str(error))
     except OSError as error:
         return replace(image, sidecar_fd=fd, problem=f"{path_for(image.path)}: {error.strerror}")
+
+
+def _refuse_empty(image: Image) -> None:
+    """Refuse what has no size to go by; a member of a set was cut off, and only that one is out."""
+    member = image.sidecar_fd is not None or image.problem is not None
+    if image.size == 0 and not member:
+        raise UserError(f"{image.path} is empty: a replica must have the size of the disk")
 
 
 def _require_regular(path: str, status: os.stat_result) -> None:

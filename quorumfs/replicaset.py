@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from quorumfs.assembly import Found, Plan, State, assemble
+from quorumfs.assembly import Found, Plan, State, assemble, judge_returned
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
@@ -86,7 +87,7 @@ class ReplicaSet:
             size, threshold = self.images[0].size, options.vote_threshold
             metadata = Volatile(replicas, size, threshold)
         else:
-            size, threshold = plan.record.size, plan.record.threshold
+            size, threshold = plan.record.size, plan.threshold
             found = [one.found if isinstance(one, Image) else one for one in self.opened]
             metadata = sidecars = Sidecars(
                 replicas, plan, found, threshold=threshold, read_only=options.read_only
@@ -112,7 +113,7 @@ class ReplicaSet:
             for replica, one in zip(replicas, self.opened, strict=True)
             if isinstance(one, Image) and replica.role is not State.CURRENT and replica.attached
         }
-        reopener = _Reopener(size, file_size(sidecars.map), options)
+        reopener = _Reopener(sidecars, options)
         limit = options.resync_rate
         return disk, Repairs(disk, sidecars, reopener.reopen, present=present, limit=limit)
 
@@ -217,9 +218,9 @@ class _Reopener:
     not begun again; what it opens too late is closed.
     """
 
-    def __init__(self, size: int, sidecar_size: int, options: MountOptions) -> None:
-        self._size = size
-        self._sidecar_size = sidecar_size
+    def __init__(self, sidecars: Sidecars, options: MountOptions) -> None:
+        self._sidecars = sidecars
+        self._sidecar_size = file_size(sidecars.map)
         self._options = options
         self._opening: set[str] = set()
 
@@ -227,34 +228,71 @@ class _Reopener:
         """Open, check and lock *replica* again; raises `OSError` or `UserError`."""
         if replica.path in self._opening:
             raise UserError("its file system does not answer")
-        late = False
+        handover = _Handover()
 
-        def open_files() -> Image | None:
+        def open_files() -> None:
             try:
-                image = open_again(replica.path)
-                if image.sidecar_fd is not None:
-                    _lengthen(image.sidecar_fd, self._sidecar_size)
-                    _sign(image.sidecar_fd, State.STALE)
+                handover.give(self._open(replica))
             finally:
                 self._opening.discard(replica.path)
-            if late:
-                image.close()
-                return None
-            return image
 
         self._opening.add(replica.path)
-        image = None
-        with trio.move_on_after(self._options.replica_timeout_s):
-            image = await trio.to_thread.run_sync(open_files, abandon_on_cancel=True)
+        try:
+            with trio.move_on_after(self._options.replica_timeout_s):
+                await trio.to_thread.run_sync(open_files, abandon_on_cancel=True)
+        except trio.Cancelled:
+            handover.refuse()
+            raise
+        image = handover.take()
         if image is None:
-            late = True
             raise UserError("its file system does not answer")
         found = image.found
         if image.sidecar_fd is None or image.sidecar is None:
             image.close()
             raise UserError(found.problem or f"there is no {path_for(image.path)}")
-        storage = _image_storage(image, self._size, self._options)
+        storage = _image_storage(image, self._sidecars.map.size, self._options)
         return Returned(found, storage, _sidecar_storage(image, self._sidecar_size))
+
+    def _open(self, replica: Replica) -> Image:
+        """In a thread: whatever touches the files may hang."""
+        image = open_again(replica.path)
+        if image.sidecar_fd is not None and replica.slot is not None:
+            member = judge_returned(self._sidecars.record, replica.slot, image.found)
+            if member.state not in (State.FOREIGN, State.MISSING):  # else it is not ours to write
+                _lengthen(image.sidecar_fd, self._sidecar_size)
+                _sign(image.sidecar_fd, member.state)
+        return image
+
+
+class _Handover:
+    """What a thread opened goes to who waits for it, or is closed if nobody does any more.
+
+    The result of a thread that was given up is lost, whenever it ended: and with it the
+    descriptors, which hold the locks.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._image: Image | None = None
+        self._too_late = False
+
+    def give(self, image: Image) -> None:
+        """Leave *image* for who waits for it."""
+        with self._lock:
+            self._image, refused = image, self._too_late
+        if refused:
+            image.close()
+
+    def take(self) -> Image | None:
+        """Wait no longer: what was opened until now, for the caller to close."""
+        with self._lock:
+            self._too_late = True
+            return self._image
+
+    def refuse(self) -> None:
+        """Wait no longer, and want nothing any more."""
+        if (image := self.take()) is not None:
+            image.close()
 
 
 def _sign(fd: int, state: State) -> None:

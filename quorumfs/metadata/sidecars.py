@@ -922,7 +922,7 @@ class Sidecars:
                 record = record.with_role(slot, state=RoleState.STALE)
             record = record.minted(self._passed)
         self._sequence += 1
-        enough = len(self._members) >= self._quorum  # else they may not lower the threshold
+        enough = len(self._members) >= self._quorum  # else they may not change the threshold
         threshold = self.threshold if enough else record.threshold
         record = replace(record, sequence=self._sequence, clean=clean, threshold=threshold)
         record = record.with_state([s for s in current if s is not None], RoleState.CURRENT)

@@ -221,7 +221,7 @@ def test_fewer_than_the_threshold_cannot_be_mounted() -> None:
     assert "missing /b.img" in str(error)
     assert "-o degraded,vote-threshold=2" in str(error)
     plan = assemble([found(record, A), found(record, C)], threshold=2, degraded=True)
-    assert (plan.record.threshold, plan.quorum) == (2, 2)
+    assert (plan.record.threshold, plan.threshold, plan.quorum) == (3, 2, 2)
 
 
 def test_few_replicas_cannot_lower_the_threshold_without_consent() -> None:
@@ -231,7 +231,7 @@ def test_few_replicas_cannot_lower_the_threshold_without_consent() -> None:
     assert assemble([found(record, A)], threshold=1, degraded=True).quorum == 1
     # With all there it may be lowered, but not by a first commit that only one gets.
     plan = assemble([found(record, A), found(record, B)], threshold=1)
-    assert (plan.record.threshold, plan.quorum) == (1, 2)
+    assert (plan.record.threshold, plan.threshold, plan.quorum) == (2, 1, 2)
 
 
 def test_a_replica_that_was_removed_from_the_set_proves_nothing() -> None:

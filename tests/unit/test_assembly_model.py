@@ -239,7 +239,7 @@ class Session:
         self.map = plan.map.copy()
         self.passed = list(plan.prepared)
         self.sequence = plan.sequence_seen
-        self.threshold = plan.record.threshold
+        self.threshold = plan.threshold
         self.quorum = plan.quorum
         by_slot = {replica.slot: replica for replica in present}
         self.members = [
@@ -314,7 +314,7 @@ class Session:
             enough = len(self.members) >= self.quorum
             if self.left() and enough:
                 record = record.with_state(self.left(), RoleState.STALE).minted(self.passed)
-            threshold = self.threshold if enough else self.quorum
+            threshold = self.threshold if enough else record.threshold
             record = replace(record, sequence=self.sequence, clean=clean, threshold=threshold)
             record = record.with_state([r.slot for r in self.members], RoleState.CURRENT)
             if resyncing:

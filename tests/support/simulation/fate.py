@@ -203,7 +203,7 @@ class Fate:
             case 0 if not self.lost_cache:  # perhaps nobody has noticed, and only others hold it
                 hang = dice.random() < 0.3
                 # It is no promise that a disk survives what its last media lose.
-                spare = index not in self._mounted.members or self._is_spare
+                spare = index not in self._mounted.members or self._is_spare_beside_whole(index)
                 loses = not hang and dice.random() < 0.2 and spare
                 self.lost_cache |= loses
                 world.detach(index, hang=hang, lose_cache=loses)
@@ -529,6 +529,15 @@ class Fate:
     def _is_spare(self) -> bool:
         """Whether one current replica more than needed is there."""
         return len(self._mounted.members) > max(1, self._mounted.sidecars._least)
+
+    def _is_spare_beside_whole(self, index: int) -> bool:
+        """Whether enough others are left, none of them with a file system that was gone.
+
+        Nobody may have noticed; then a flush fails on all, and nobody knows who has it still.
+        """
+        others = [other for other in self._mounted.members if other != index]
+        storages = [self.life.storages(other) for other in others]
+        return self._is_spare and not any(all(s.broken for s in of_one) for of_one in storages)
 
     def _dispensable(self) -> int | None:
         """A current replica without which the others are enough.

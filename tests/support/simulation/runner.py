@@ -16,6 +16,7 @@ two such sides are a split brain, which is then resolved.
 
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -201,10 +202,11 @@ class History:
         initial = dice.randbytes(size) if self.setup.filled else None
         self.oracle = Oracle(size, initial)
         self._dice = self.world.dice_for("history")
+        self._asking = self.world.dice_for("threshold")
         self._errors = _Errors(self.world)
         self._initial = initial
         self._thresholds = {self.setup.threshold}
-        """All that a record may have: it is lowered with consent only, and may be raised again."""
+        """All that a record may have: it is lowered with consent, or by as many as it was."""
         self._forked = False
         """Somebody consented to a loss, and since then not all replicas have been one set."""
         self._last: tuple[Record, set[int]] | None = None
@@ -323,6 +325,8 @@ class History:
         threshold = None
         if len(self._thresholds) > 1 and dice.random() < 0.5:
             threshold = dice.choice(sorted(self._thresholds))
+        elif self._asking.random() < 0.15:
+            threshold = self._asking.randrange(1, self.setup.replicas + 1)
         for degraded in (False, True):
             try:
                 return order, self._assemble(order, degraded=degraded, threshold=threshold)
@@ -449,6 +453,7 @@ class History:
             world.create_sidecar(by_path[path], sidecar)
         self._last = None
         self._resolved = True
+        self._thresholds.add(self.setup.threshold)  # perhaps it is another set now
         self._kept = {by_path[path] for path in resolution.kept}
         self._backups.clear()  # perhaps it is another set now
         self._few |= len(resolution.kept) < self.setup.replicas
@@ -518,7 +523,7 @@ class History:
                 continue
             image = life.image(index, plan.record.size)
             replicas.append(Replica(number, path, image, TIMEOUT_S, sidecar=life.sidecar(index)))
-        threshold = plan.record.threshold
+        threshold = plan.threshold
         sidecars = Sidecars(replicas, plan, found, threshold=threshold)
         disk = Disk(
             replicas,
@@ -611,12 +616,27 @@ class History:
         uncommitted = mounted.sidecars.record.sequence == plan.record.sequence
         if (consented and uncommitted) or (self._forked and not self._closed_well):
             self.oracle.forget_reads()  # perhaps nothing says that this mount ever was
-        self._thresholds.add(mounted.sidecars.record.threshold)
+        self._note_thresholds(mounted)
         if mounted.converged:
             self._forked = self._few = False
             self._kept = set()
-            self._thresholds = {mounted.sidecars.record.threshold}
             self._harmed -= self._reachable(order)
+
+    def _note_thresholds(self, mounted: Mounted) -> None:
+        """What the next mount may find on record: no lower one that too few hold."""
+        known = self._known()
+        sure = len(known) == self.setup.replicas and not self._harmed
+        least = min(self._thresholds)
+        if mounted.converged:
+            self._thresholds = {mounted.sidecars.record.threshold}
+        holders = Counter(
+            threshold
+            for sidecar in known.values()
+            for threshold in {one.threshold for one in (sidecar.record, sidecar.prepared) if one}
+        )
+        for threshold, count in holders.items():
+            if threshold >= least or count >= least or not sure:
+                self._thresholds.add(threshold)
 
     async def _serve(self, order: list[int], plan: Plan, kind: "LifeKind") -> tuple[Mounted, Fate]:
         """Mount, be used, and end somehow."""
@@ -707,7 +727,7 @@ class History:
         for index in members:
             image = self.world.replicas[index].image
             self.oracle.allow([image.cache, image.durable])
-        self._thresholds.add(plan.record.threshold)
+        self._thresholds.add(plan.threshold)
 
     def _crashed(self, lost_cache: bool) -> None:
         """Tell the oracle how the life ended."""

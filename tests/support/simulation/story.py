@@ -52,13 +52,18 @@ class Story(History):
         await self._script(self)
 
     @asynccontextmanager
-    async def mounted(self, order: Sequence[int] | None = None) -> AsyncGenerator["Guest", None]:
-        """A mount of these replicas, or of all, that ends in order unless it is dead by then."""
+    async def mounted(
+        self, order: Sequence[int] | None = None, *, threshold: int | None = None
+    ) -> AsyncGenerator["Guest", None]:
+        """A mount of these replicas, or of all, that ends in order unless it is dead by then.
+
+        *threshold*: the vote threshold asked for; None: that of the set.
+        """
         paths = list(range(self.setup.replicas) if order is None else order)
         try:
-            plan = self._assemble(paths, degraded=False, threshold=None)
+            plan = self._assemble(paths, degraded=False, threshold=threshold)
         except AssemblyRefusedError as error:
-            self._require_reason(error, paths, degraded=False, threshold=None)
+            self._require_reason(error, paths, degraded=False, threshold=threshold)
             raise
         self._last = None
         async with self.world.boot() as life:
@@ -67,6 +72,7 @@ class Story(History):
             if not life.dead:
                 await self._unmount(mounted)
         self._check_log()
+        self._note_thresholds(mounted)
         if self._closed_well:
             self._note_cuts()
         else:

@@ -1,0 +1,204 @@
+"""The replicas' files opened: which ones are used, and which are left as they are."""
+
+import os
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from threading import Event
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from quorumfs import replicaset
+from quorumfs.administration import create_empty
+from quorumfs.assembly import State
+from quorumfs.control.events import EventLog
+from quorumfs.errors import UserError
+from quorumfs.images import Image, open_again
+from quorumfs.metadata.sidecars import Sidecars, signature
+from quorumfs.options import parse_options
+from quorumfs.repair.comeback import Returned
+from quorumfs.replica import Replica
+from quorumfs.replicaset import _Reopener, open_replica_set
+from quorumfs.sidecar import path_for
+from quorumfs.sidecarfile import holder
+
+SIZE = 1 << 20
+OPTIONS = parse_options([], 2)
+HANGS_S = 60.0
+"""After so long (seconds) a test that would hang fails instead."""
+
+
+def make_set(directory: Path, count: int) -> list[str]:
+    """The paths of a new set's images."""
+    directory.mkdir(exist_ok=True)
+    paths = [str(directory / f"{letter}.img") for letter in "abc"[:count]]
+    create_empty(paths, SIZE, None)
+    return paths
+
+
+@pytest.mark.parametrize("size", [4096, 1, 0])
+def test_an_image_cut_to_nothing_is_not_used(size: int, tmp_path: Path) -> None:
+    """Scenario 38: as one cut to a block is; two of three are enough."""
+    paths = make_set(tmp_path, 3)
+    os.truncate(paths[0], size)
+    replica_set = open_replica_set(paths, None, parse_options([], 3))
+    for image in replica_set.images:
+        image.close()
+    assert replica_set.plan is not None
+    members = replica_set.plan.members
+    assert [member.state for member in members] == [State.MISSING, State.CURRENT, State.CURRENT]
+    assert f"truncated to {size} bytes" in str(members[0].reason)
+
+
+def test_an_empty_image_of_no_set_is_refused(tmp_path: Path) -> None:
+    """Also beside members: nobody says that it ever was one."""
+    paths = make_set(tmp_path, 2)
+    (tmp_path / "new.img").touch()
+    for others in ([], paths):
+        given = [*others, str(tmp_path / "new.img")]
+        with pytest.raises(UserError, match=r"new\.img is empty"):
+            open_replica_set(given, None, parse_options([], len(given)))
+
+
+@asynccontextmanager
+async def _left_behind(directory: Path) -> AsyncGenerator[tuple[_Reopener, Replica]]:
+    """The second replica of a set of two, its files closed, and what opens them again."""
+    paths = make_set(directory, 2)
+    replica_set = open_replica_set(paths, None, OPTIONS)
+    disk, _ = replica_set.make_disk(OPTIONS, EventLog("", lambda _: None))
+    assert isinstance(disk.metadata, Sidecars)
+    first, second = disk.replicas
+    await second.detach()
+    yield _Reopener(disk.metadata, OPTIONS), second
+    await first.detach()
+
+
+async def _close(returned: Returned) -> None:
+    await returned.image.close()
+    await returned.sidecar.close()
+
+
+def _sidecar(path: str) -> bytes:
+    return Path(path_for(path)).read_bytes()
+
+
+def _who_uses(path: str) -> str:
+    fd = os.open(path_for(path), os.O_RDONLY)
+    try:
+        return holder(fd)
+    finally:
+        os.close(fd)
+
+
+def test_reopening_does_not_touch_a_member_of_another_set(tmp_path: Path) -> None:
+    """It is in the place of ours: a path may be mounted over, or given to another one."""
+    theirs = make_set(tmp_path / "theirs", 2)[0]
+    os.truncate(path_for(theirs), os.path.getsize(path_for(theirs)) - 1)  # nor is it lengthened
+    before = _sidecar(theirs)
+
+    async def story() -> None:
+        async with _left_behind(tmp_path / "ours") as (reopener, replica):
+            os.replace(theirs, replica.path)
+            os.replace(path_for(theirs), path_for(replica.path))
+            await _close(await reopener.reopen(replica))
+            assert _sidecar(replica.path) == before
+
+    trio.run(story)
+
+
+def test_reopening_one_of_ours_says_who_uses_it(tmp_path: Path) -> None:
+    """And gives its sidecar the length back that it is written to in place."""
+
+    async def story() -> None:
+        async with _left_behind(tmp_path) as (reopener, replica):
+            whole = len(_sidecar(replica.path))
+            os.truncate(path_for(replica.path), whole - 1)
+            assert not _who_uses(replica.path)
+            await _close(await reopener.reopen(replica))
+            assert _who_uses(replica.path) == signature()
+            assert len(_sidecar(replica.path)) == whole
+
+    trio.run(story)
+
+
+def test_reopening_one_cut_to_nothing_finds_it_so(tmp_path: Path) -> None:
+    """Else nobody would know that it lacks everything, if it is given its length back."""
+
+    async def story() -> None:
+        async with _left_behind(tmp_path) as (reopener, replica):
+            os.truncate(replica.path, 0)
+            returned = await reopener.reopen(replica)
+            assert returned.found.image is not None
+            assert returned.found.image.size == 0
+            await _close(returned)
+
+    trio.run(story)
+
+
+class _Opening:
+    """Has somebody give up waiting after the files were opened, and before that is known."""
+
+    def __init__(self, give_up: Callable[[], None], *, late: bool) -> None:
+        """*late*: the thread goes on when that has been noticed; else it ends before."""
+        self.may_end = Event()
+        self._give_up = give_up
+        self._late = late
+        self._ended = Event()
+        self._token = trio.lowlevel.current_trio_token()
+        self._run_sync = trio.to_thread.run_sync
+
+    async def run_sync(
+        self, open_files: Callable[[], None], *, abandon_on_cancel: bool = False
+    ) -> None:
+        def run() -> None:
+            try:
+                open_files()
+            finally:
+                self._ended.set()
+
+        await self._run_sync(run, abandon_on_cancel=abandon_on_cancel)
+
+    def open_again(self, path: str) -> Image:
+        image = open_again(path)
+        self._token.run_sync_soon(self._in_the_loop)
+        assert self.may_end.wait(HANGS_S)
+        return image
+
+    def _in_the_loop(self) -> None:
+        self._give_up()
+        if not self._late:  # nothing else happens in the loop until the thread has ended
+            self.may_end.set()
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the thread has ended."""
+        assert self._ended.wait(HANGS_S)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
+@pytest.mark.parametrize("cancelled", [False, True], ids=["timeout", "cancelled"])
+def test_what_is_opened_when_nobody_waits_any_more_is_not_left_locked(
+    cancelled: bool, late: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Or the next attempt would find the replica in use, by ourselves, for ever."""
+    clock = MockClock()
+
+    async def story() -> None:
+        async with _left_behind(tmp_path) as (reopener, replica):
+            with trio.CancelScope() as scope, monkeypatch.context() as patch:
+                opening = _Opening(
+                    scope.cancel if cancelled else lambda: clock.jump(OPTIONS.replica_timeout_s),
+                    late=late,
+                )
+                patch.setattr(replicaset, "open_again", opening.open_again)
+                patch.setattr(trio.to_thread, "run_sync", opening.run_sync)
+                with suppress(UserError):  # a timeout; or it was in time after all
+                    await _close(await reopener.reopen(replica))
+            assert scope.cancelled_caught == cancelled
+            opening.may_end.set()
+            opening.wait()
+            await _close(await reopener.reopen(replica))
+
+    trio.run(story, clock=clock)

@@ -62,15 +62,17 @@ def create_from(
     try:
         size = os.stat(source).st_size
         for path in paths:
-            if os.path.exists(path_for(path)):
+            if os.path.lexists(path_for(path)):
                 raise UserError(f"{path} is a member of a set: {path_for(path)}")
+            if os.path.exists(path) and os.stat(path).st_nlink > 1:
+                raise UserError(f"{path} has other names, and may be a member of a set by one")
             with suppress(FileExistsError):
                 fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
                 os.truncate(fd, size)
                 os.close(fd)
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from None
-    if os.path.exists(path_for(source)):
+    if os.path.lexists(path_for(source)):
         raise UserError(
             f"{source} is a member of a set: to add replicas to it, run: quorumfs resolve --keep "
             f"{source} {' '.join([source, *paths])}"

@@ -6,7 +6,7 @@ from contextlib import ExitStack, suppress
 
 import trio
 
-from quorumfs.assembly import State, new_record
+from quorumfs.assembly import State, new_record, refuse_too_many
 from quorumfs.control.events import EventLog
 from quorumfs.dirtymap import DirtyMap
 from quorumfs.errors import UserError
@@ -27,6 +27,7 @@ def create_empty(paths: Sequence[str], size: int, threshold: int | None) -> None
 
     Nothing that exists is touched; after a failure nothing is left. Raises `UserError`.
     """
+    refuse_too_many(len(paths))
     with ExitStack() as undo:
         images = []
         for path in map(os.path.abspath, paths):
@@ -59,24 +60,47 @@ def create_from(
     ends early the next mount goes on. Raises `UserError`.
     """
     source, *paths = map(os.path.abspath, (source, *others))
-    try:
-        size = os.stat(source).st_size
-        for path in paths:
-            if os.path.exists(path_for(path)):
-                raise UserError(f"{path} is a member of a set: {path_for(path)}")
-            with suppress(FileExistsError):
-                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-                os.truncate(fd, size)
-                os.close(fd)
-    except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from None
-    if os.path.exists(path_for(source)):
+    refuse_too_many(1 + len(paths))
+    for path in paths:
+        if os.path.lexists(path_for(path)):
+            raise UserError(f"{path} is a member of a set: {path_for(path)}")
+    if os.path.lexists(path_for(source)):
         raise UserError(
             f"{source} is a member of a set: to add replicas to it, run: quorumfs resolve --keep "
             f"{source} {' '.join([source, *paths])}"
         )
-    keep(source, [source, *paths], threshold=threshold)
+    with ExitStack() as undo:
+        try:
+            size = os.stat(source).st_size
+            for path in paths:
+                _create_if_absent(path, size, undo)
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}") from None
+        keep(source, [source, *paths], threshold=threshold)
+        undo.pop_all()
     trio.run(_copy, [source, *paths], say)
+
+
+def _create_if_absent(path: str, size: int, undo: ExitStack) -> None:
+    """Have an image of *size* bytes at *path*, or the one that is there; *undo* removes a new one.
+
+    Raises `OSError`, and `UserError` if it must not be overwritten.
+    """
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except FileExistsError:
+        if os.path.exists(path) and os.stat(path).st_nlink > 1:
+            raise UserError(
+                f"{path} has other names, and may be a member of a set by one"
+            ) from None
+        return
+    undo.callback(_remove, path)
+    try:
+        os.truncate(fd, size)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(fd)
 
 
 def keep(
@@ -84,8 +108,10 @@ def keep(
 ) -> Resolution:
     """Make all replicas at *paths* copies of the one *kept*, from the next mount on.
 
-    Raises `UserError`, and then nothing has been written.
+    Raises `UserError`, and then nothing has been written; or, should a sidecar not be writable,
+    nothing where there was none before.
     """
+    refuse_too_many(len(paths))
     kept = os.path.abspath(kept)
     absolute = [os.path.abspath(path) for path in paths]
     if kept not in absolute:
@@ -98,8 +124,12 @@ def keep(
         found = [one.found if isinstance(one, Image) else one for one in opened]
         resolution = resolve(found, kept, threshold=threshold)
         if not dry_run:
-            for path, sidecar in resolution.sidecars.items():
-                _write(path, sidecar)
+            with ExitStack() as undo:
+                for path, sidecar in resolution.sidecars.items():
+                    if not os.path.lexists(path_for(path)):
+                        undo.callback(_remove, path_for(path))
+                    _write(path, sidecar)
+                undo.pop_all()
         return resolution
 
 

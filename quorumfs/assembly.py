@@ -148,12 +148,7 @@ def assemble(
     *degraded*: the operator accepts that a missing replica may hold something later.
     Raises `AssemblyRefusedError`; nothing has been written then.
     """
-    if len(found) > REPLICAS_MAX:
-        raise AssemblyRefusedError(
-            "too many replicas",
-            f"{len(found)} replicas: a set with sidecars has at most {REPLICAS_MAX}; "
-            "use metadata=none for more",
-        )
+    refuse_too_many(len(found))
     if not any(f.sidecar or (f.image and f.problem) for f in found):
         return _adopt(found, threshold, chunk_size, random_bytes)
     if begun := _begun_adoption(found):
@@ -169,6 +164,16 @@ def assemble(
             ExitCode.USAGE,
         )
     return plan
+
+
+def refuse_too_many(count: int) -> None:
+    """Refuse *count* replicas where there is no place for as many in a record."""
+    if count > REPLICAS_MAX:
+        raise AssemblyRefusedError(
+            "too many replicas",
+            f"{count} replicas: a set with sidecars has at most {REPLICAS_MAX}; "
+            "use metadata=none for more",
+        )
 
 
 def new_record(

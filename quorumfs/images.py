@@ -21,7 +21,7 @@ from quorumfs.sidecar import (
     identity_of,
     path_for,
 )
-from quorumfs.sidecarfile import SidecarLockedError, open_sidecar, read_sidecar
+from quorumfs.sidecarfile import SidecarLockedError, misplaced, open_sidecar, read_sidecar
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ class Image:
 
     path: str
     """As the user gave it, made absolute."""
+    real_path: str
+    """The same without symbolic links, as it was opened: its sidecar is beside it."""
     fd: int
     size: int
     """Bytes."""
@@ -158,24 +160,32 @@ def _named_if_it_hangs(path: str) -> Iterator[None]:
 
 
 def _inside(path: str, mountpoint: str) -> bool:
-    return os.path.realpath(path).startswith(mountpoint.rstrip("/") + "/")
+    """Whether the mount would hide the file, or the symbolic link by which it is given."""
+    link = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    below = mountpoint.rstrip("/") + "/"
+    return any(place.startswith(below) for place in (link, os.path.realpath(path)))
 
 
 def _open(path: str, *, read_only: bool) -> Image:
-    _require_regular(path, os.stat(path))
+    given = os.stat(path)
+    _require_regular(path, given)
+    # Once: a link that is changed later must not part the image from its sidecar.
+    real_path = os.path.realpath(path, strict=True)
     # Not blocking: between the look and the opening it may have become a FIFO.
     access = os.O_RDONLY if read_only else os.O_RDWR
-    fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = os.open(real_path, access | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(fd)
         _require_regular(path, status)
+        if real_path != path and not os.path.samestat(given, status):
+            raise UserError(f"{path} led to another file a moment ago than {real_path}")
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
     except BaseException:
         os.close(fd)
         raise
     file = (status.st_dev, status.st_ino)
     size, mtime_ns = status.st_size, status.st_mtime_ns
-    return Image(path, fd, size, mtime_ns, file, lasting_identity(fd), locality(fd))
+    return Image(path, real_path, fd, size, mtime_ns, file, lasting_identity(fd), locality(fd))
 
 
 def lasting_identity(file: int | str) -> Identity:
@@ -188,23 +198,27 @@ def lasting_identity(file: int | str) -> Identity:
 
 def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
     """The same image with its sidecar, if it has one; *stack* gets what is to be closed."""
+    place = path_for(image.real_path)
     try:
-        fd = open_sidecar(image.path, read_only=read_only)
+        fd = open_sidecar(image.real_path, read_only=read_only)
+        stray = misplaced(image.path) if fd is None else None
     except SidecarLockedError as error:
         raise UserError(f"{image.path} is in use by {error}") from None
     except OSError as error:
-        return replace(image, problem=f"{path_for(image.path)}: {error.strerror}")
+        return replace(image, problem=f"{place}: {error.strerror}")
+    if stray is not None:
+        raise UserError(stray)
     if fd is None:
         return image
     stack.callback(os.close, fd)
     try:
         return replace(image, sidecar_fd=fd, sidecar=read_sidecar(fd))
     except UnknownVersionError as error:
-        raise UserError(f"{path_for(image.path)}: {error}; it was left as it is") from None
+        raise UserError(f"{place}: {error}; it was left as it is") from None
     except FormatError as error:
         return replace(image, sidecar_fd=fd, problem=str(error))
     except OSError as error:
-        return replace(image, sidecar_fd=fd, problem=f"{path_for(image.path)}: {error.strerror}")
+        return replace(image, sidecar_fd=fd, problem=f"{place}: {error.strerror}")
 
 
 def _refuse_empty(image: Image) -> None:

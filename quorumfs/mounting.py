@@ -22,6 +22,7 @@ import trio
 from quorumfs.assembly import State
 from quorumfs.control import logs, mounts, runtime, server, snapshot
 from quorumfs.control.events import EventLog
+from quorumfs.control.whereabouts import Whereabouts
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.fuse import session, shim
@@ -88,10 +89,15 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
             nursery.start_soon(disk.run)
             nursery.start_soon(_return_memory, disk)
 
+            whereabouts = Whereabouts(disk.replicas)
+            nursery.start_soon(whereabouts.run)
+
             def status(_: object) -> dict[str, Any]:
                 missing = shim.missing()
                 notes = (missing,) if missing else ()
-                return snapshot.take(plan.mountpoint, plan.options, disk, repairs, notes).to_json()
+                return snapshot.take(
+                    plan.mountpoint, plan.options, disk, repairs, notes, whereabouts.astray
+                ).to_json()
 
             socket = runtime.path_for(plan.mountpoint, "sock")
             await nursery.start(server.serve, socket, {"status": status})
@@ -111,6 +117,8 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
             await session.serve(operations)
             if repairs is not None:
                 await repairs.stop()
+            with trio.move_on_after(plan.options.replica_timeout_s):
+                await whereabouts.look()
             failure = await _close(disk)  # in the nursery, where its deadlines are watched
             nursery.cancel_scope.cancel()
     except BaseException:

@@ -29,6 +29,7 @@ from quorumfs.sidecar import Sidecar, file_size, path_for
 from quorumfs.sidecarfile import (
     SidecarLockedError,
     create_sidecar,
+    misplaced,
     open_sidecar,
     read_sidecar,
     sign,
@@ -129,11 +130,15 @@ def open_replica_set(
         assert mountpoint is not None
         opened = open_images(paths, mountpoint, read_only=options.read_only)
         for image in opened:
-            if not options.read_only and os.path.exists(path_for(image.path)):
+            if options.read_only:
+                continue
+            if os.path.lexists(path_for(image.real_path)):
                 raise UserError(
-                    f"{image.path} is a member of a set ({path_for(image.path)}): without its "
+                    f"{image.path} is a member of a set ({path_for(image.real_path)}): without its "
                     "metadata it would silently become different from the others"
                 )
+            if (stray := misplaced(image.path)) is not None:
+                raise UserError(stray)
         return ReplicaSet(list(opened), None)
     found_or_open = open_set(paths, mountpoint, read_only=options.read_only)
     plan = assemble(
@@ -165,12 +170,12 @@ def _create_sidecars(images: Sequence[Image], plan: Plan, undo: ExitStack) -> li
             continue
         sidecar = Sidecar(role.replica_id, plan.record, plan.map, image.identity)
         try:
-            create_sidecar(image.path, sidecar)
-            undo.callback(Path(path_for(image.path)).unlink, missing_ok=True)
-            fd = open_sidecar(image.path, read_only=False)
+            create_sidecar(image.real_path, sidecar)
+            undo.callback(Path(path_for(image.real_path)).unlink, missing_ok=True)
+            fd = open_sidecar(image.real_path, read_only=False)
         except OSError as error:
             raise UserError(
-                f"cannot write {path_for(image.path)}: {error.strerror}; metadata=none does "
+                f"cannot write {path_for(image.real_path)}: {error.strerror}; metadata=none does "
                 "without it"
             ) from None
         except SidecarLockedError:
@@ -179,7 +184,7 @@ def _create_sidecars(images: Sequence[Image], plan: Plan, undo: ExitStack) -> li
         assert fd is not None
         adopted.append(replace(image, sidecar_fd=fd, sidecar=sidecar))
     for image, role in zip(images, roles, strict=True):
-        fd = os.open(path_for(image.path), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path_for(image.real_path), os.O_RDONLY | os.O_CLOEXEC)
         try:
             if read_sidecar(fd).replica_id != role.replica_id:
                 raise UserError(f"{image.path} and another replica are the same file")
@@ -249,7 +254,7 @@ class _Reopener:
         found = image.found
         if image.sidecar_fd is None or image.sidecar is None:
             image.close()
-            raise UserError(found.problem or f"there is no {path_for(image.path)}")
+            raise UserError(found.problem or f"there is no {path_for(image.real_path)}")
         storage = _image_storage(image, self._sidecars.map.size, self._options)
         return Returned(found, storage, _sidecar_storage(image, self._sidecar_size))
 

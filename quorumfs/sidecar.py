@@ -408,8 +408,12 @@ def _page_checksum(body: bytes, set_id: bytes, page: int) -> bytes:
 
 
 def path_for(image_path: str) -> str:
-    """Where the sidecar of the image at *image_path* is."""
-    return image_path + SUFFIX
+    """Where the sidecar of the image at *image_path* is: beside the file itself, not beside a
+    symbolic link to it, so that by whatever path the image is given its memory is found.
+
+    Asks the file system where there are links. It need not exist, nor the image.
+    """
+    return os.path.realpath(image_path) + SUFFIX
 
 
 def page_runs(page_numbers: Iterable[int]) -> list[tuple[int, int]]:

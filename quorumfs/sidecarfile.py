@@ -2,10 +2,11 @@
 
 import errno
 import os
+import stat
 from contextlib import suppress
 
 from quorumfs.ofdlock import try_lock
-from quorumfs.sidecar import HOLDER_OFFSET, PAGE, Sidecar, decode, encode, path_for
+from quorumfs.sidecar import HOLDER_OFFSET, PAGE, SUFFIX, Sidecar, decode, encode, path_for
 
 READ_MAX = 1 << 30
 """Bytes: no sidecar is nearly as large."""
@@ -22,9 +23,12 @@ def open_sidecar(image_path: str, *, read_only: bool) -> int | None:
     `SidecarLockedError`, and `OSError` if it cannot be opened.
     """
     access = os.O_RDONLY if read_only else os.O_RDWR
+    path = path_for(image_path)
     try:
-        fd = os.open(path_for(image_path), access | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
+        if os.path.islink(path):  # then there is one, and its store is away
+            raise OSError(errno.ENOENT, "a symbolic link to nothing") from None
         return None
     try:
         lock(fd, read_only=read_only)
@@ -32,6 +36,24 @@ def open_sidecar(image_path: str, *, read_only: bool) -> int | None:
         os.close(fd)
         raise
     return fd
+
+
+def misplaced(given: str) -> str | None:
+    """Why the image at the path *given* must not be taken for one without a sidecar.
+
+    Earlier versions looked for it beside the path given, so it may lie beside a symbolic link.
+    To be asked where there is none beside the image. Raises `OSError`.
+    """
+    place, stray = path_for(given), given + SUFFIX
+    try:
+        if place == stray or not stat.S_ISREG(os.stat(stray).st_mode):
+            return None
+    except FileNotFoundError:
+        return None
+    return (
+        f"{stray} lies beside a symbolic link, and belongs beside the image: if it is of this "
+        f"image, move it to {place}, else remove it"
+    )
 
 
 def lock(fd: int, *, read_only: bool) -> None:
@@ -68,7 +90,7 @@ def create_sidecar(image_path: str, sidecar: Sidecar) -> None:
 
     A name of its own first, then renamed; both the file and its directory are synced.
     """
-    path = path_for(image_path)
+    path = os.path.realpath(path_for(image_path))  # it may be a link itself, and remain one
     temporary = f"{path}.tmp"
     mode = os.stat(image_path).st_mode & 0o666
     with suppress(FileNotFoundError):  # somebody was killed here
@@ -87,7 +109,7 @@ def create_sidecar(image_path: str, sidecar: Sidecar) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-    directory = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     try:
         with suppress(OSError):  # some file systems cannot sync a directory
             os.fsync(directory)

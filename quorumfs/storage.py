@@ -266,6 +266,8 @@ class FileStorage:
         self._local = locality is not Locality.ELSEWHERE
         self._size = size
         self._name = name
+        self._file = os.fstat(fd) if self._local else None
+        """By which it is told from others; elsewhere numbers of files may change."""
         self._promptness = Promptness()
         self._inline = inline and self._local
         self._in_memory = inline and locality is Locality.MEMORY
@@ -285,6 +287,21 @@ class FileStorage:
         """When a thread last began or ended something, by `perf_counter_ns`."""
         self._modes_missing: set[int] = set()
         """Modes of fallocate that this file system has been found not to have."""
+
+    def astray(self, path: str) -> str | None:
+        """Why *path* does not lead to this file; None if it does, or that cannot be told.
+
+        Asks the file system of the path, which may take long.
+        """
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return "its file was removed or replaced: nothing is at its path any more"
+            return None
+        if self._file is not None and not os.path.samestat(status, self._file):
+            return "its file was removed or replaced: another one is at its path"
+        return None
 
     @property
     def prompt(self) -> bool:

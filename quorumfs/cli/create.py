@@ -34,8 +34,12 @@ def create(
 
     if (size is None) == (source is None):
         raise UsageError("give either --size or --source")
-    if threshold is not None and threshold > len(replicas) + 1:
-        raise UsageError(f"--vote-threshold {threshold} is more than there are replicas")
+    others = list(replicas)
+    if source is not None:
+        others = [path for path in replicas if os.path.abspath(path) != os.path.abspath(source)]
+    count = len(others) + (source is not None)
+    if threshold is not None and threshold > count:
+        raise UsageError(f"--vote-threshold {threshold} is more than there are replicas: {count}")
     if size is not None:
         try:
             bytes_ = parse_size(size)
@@ -44,7 +48,6 @@ def create(
         create_empty(replicas, bytes_, threshold)
         return
     assert source is not None
-    others = [path for path in replicas if os.path.abspath(path) != os.path.abspath(source)]
     if not others:
         raise UsageError("give the replicas to be made from the source too")
     shown = sys.stderr.isatty()

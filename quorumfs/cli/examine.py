@@ -30,7 +30,7 @@ from quorumfs.sidecar import (
     UnknownVersionError,
     path_for,
 )
-from quorumfs.sidecarfile import holder, read_sidecar
+from quorumfs.sidecarfile import holder, misplaced, read_sidecar
 
 SCHEMA = 1
 
@@ -128,16 +128,30 @@ def look_at(path: str) -> Examined:
     if path.endswith(SUFFIX) and not os.path.exists(path_for(path)):
         path = path.removesuffix(SUFFIX)
     examined = _look_at_image(path)
+    place = path_for(path)
     try:
-        fd = os.open(path_for(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        return replace(examined, sidecar_problem="there is none", absent=True)
+        return _without_sidecar(examined, place)
     except OSError as error:
         return replace(examined, sidecar_problem=error.strerror or str(error))
     try:
         return _look_at_sidecar(examined, fd)
     finally:
         os.close(fd)
+
+
+def _without_sidecar(examined: Examined, place: str) -> Examined:
+    """Nothing can be opened at *place*, where its sidecar should be."""
+    if os.path.islink(place):
+        return replace(examined, sidecar_problem="a symbolic link to nothing")
+    try:
+        stray = misplaced(examined.path) if examined.image is not None else None
+    except OSError as error:
+        return replace(examined, sidecar_problem=error.strerror or str(error))
+    if stray is not None:
+        return replace(examined, sidecar_problem=stray, refusal=stray)
+    return replace(examined, sidecar_problem="there is none", absent=True)
 
 
 def _look_at_image(path: str) -> Examined:

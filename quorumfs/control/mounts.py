@@ -29,11 +29,13 @@ def mount_at(mountpoint: str) -> Mount | None:
     Asks the table only, never the mounted file system: that one may be dead or hung.
     """
     found = None
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for line in Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n"):
         fields, _, rest = line.partition(b" - ")
-        target = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields.split()[4])
+        # At single spaces: the source may be empty, and other white space is part of a path.
+        path = fields.split(b" ")[4]
+        target = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), path)
         if target == os.fsencode(mountpoint):
-            kind, _, options = rest.split()[:3]
+            kind, _, options = rest.split(b" ")[:3]
             owner = re.search(rb"(?:^|,)user_id=(\d+)", options)
             fs_type = kind.decode("ascii")
             found = Mount(mountpoint, fs_type, int(owner[1]) if owner else 0)

@@ -1,6 +1,8 @@
 """The status of a running mount, taken from memory alone: it never waits for a replica."""
 
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import trio
 
@@ -29,10 +31,14 @@ def take(
     disk: Disk,
     repairs: Repairs | None,
     notes: tuple[str, ...],
+    astray: Mapping[Replica, str] = MappingProxyType({}),
 ) -> Status:
-    """The status of *disk*, mounted at *mountpoint*; *notes* are what holds whatever its state."""
+    """The status of *disk*, mounted at *mountpoint*; *notes* are what holds whatever its state.
+
+    *astray*: replicas in use that are not at their paths any more, and why.
+    """
     sidecars = disk.metadata if isinstance(disk.metadata, Sidecars) else None
-    replicas = [_replica(disk, replica) for replica in disk.replicas]
+    replicas = [_replica(disk, replica, astray.get(replica)) for replica in disk.replicas]
     unsettled = undecided = 0
     if sidecars is not None:
         given = {replica.slot for replica in disk.replicas}
@@ -60,7 +66,7 @@ def take(
         state=overall_state(
             [replica.state for replica in replicas],
             vote_threshold=disk.threshold,
-            unsettled=bool(unsettled),
+            unsettled=bool(unsettled or astray),
             undecided_bytes=undecided,
         ),
         read_pattern=options.read_pattern,
@@ -74,7 +80,7 @@ def take(
     )
 
 
-def _replica(disk: Disk, replica: Replica) -> ReplicaStatus:
+def _replica(disk: Disk, replica: Replica, astray: str | None) -> ReplicaStatus:
     counters = replica.counters
     replica_id = None
     lacking = 0
@@ -87,6 +93,8 @@ def _replica(disk: Disk, replica: Replica) -> ReplicaStatus:
         reason = "it missed writes" if lacking else None
     if replica.hung:
         reason = "it does not answer"
+    if replica.state is State.CURRENT:
+        reason = astray or reason
     return ReplicaStatus(
         replica.path,
         replica_id,

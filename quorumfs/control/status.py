@@ -29,7 +29,8 @@ class DiskState(Enum):
     HEALTHY = "healthy"
     """Every replica holds every acknowledged write, and no two may differ."""
     DEGRADED = "degraded"
-    """It works, and a replica is not in full use, or something has yet to be compared."""
+    """It works, and a replica is not in full use or not at its path any more, or something has yet
+    to be compared."""
     NO_QUORUM = "no-quorum"
     """Fewer replicas than the vote threshold can serve: requests fail or wait."""
     NEEDS_OPERATOR = "needs-operator"
@@ -98,7 +99,7 @@ class ReplicaStatus:
     state: str
     """A value of `quorumfs.assembly.State`."""
     reason: str | None = None
-    """Why it is not current."""
+    """Why it is not current, or what is wrong with it although it is."""
     reads: int = 0
     writes: int = 0
     flushes: int = 0
@@ -272,7 +273,7 @@ def describe(status: Status) -> list[str]:
     lines += [
         _advice(status, replica)
         for replica in status.replicas
-        if replica.state != State.CURRENT.value
+        if replica.state != State.CURRENT.value or replica.reason
     ]
     if status.undecided_bytes:
         lines.append(
@@ -296,7 +297,12 @@ def describe(status: Status) -> list[str]:
 
 
 def _advice(status: Status, replica: ReplicaStatus) -> str:
-    """What became of one replica that is not current, and what to do about it."""
+    """What became of one replica that is not in order, and what to do about it."""
+    if replica.state == State.CURRENT.value:
+        return (
+            f"{replica.path}: {replica.reason}; it gets every write until it is unmounted, and is "
+            "not found after that: put it back there if it was renamed"
+        )
     happened = f"{replica.path} is {replica.state}"
     if replica.reason:
         happened += f" ({replica.reason})"

@@ -229,14 +229,15 @@ class DiskOperations(pyfuse3.Operations):
         try:
             handle = self._handles[FileHandleT(fh & _HANDLE)]
             handle.wrote = True
-            if handle.direct and off + len(buf) > self._disk.size:
+            direct = handle.direct or fh & shim.DIRECT_WRITE
+            if direct and off + len(buf) > self._disk.size:
                 # The kernel makes EIO of a direct write that is short.
                 raise OSError(errno.ENOSPC, "the disk ends before")
             written = await self._disk.write(off, buf)
             # The kernel itself sends an fsync after a buffered write that must be durable. After a
             # direct one it often does not, and never to a handle answered with direct_io.
             durable = handle.durable or fh & shim.DURABLE_WRITE
-            if (durable and (handle.direct or fh & shim.DIRECT_WRITE)) or self._options.sync:
+            if (durable and direct) or self._options.sync:
                 await self._disk.flush()
         except Exception as error:
             raise _refusal(error, "write") from None

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import mmap
 import os
@@ -282,15 +283,17 @@ def test_requests_at_the_end(flags: int, disk: Mounted) -> None:
 
 
 @pytest.mark.parametrize("length", [11, BLOCK, MIB])
+@pytest.mark.parametrize("later", [False, True], ids=["opened", "fcntl"])
 @pytest.mark.parametrize("flags", [0, os.O_DIRECT], ids=["buffered", "O_DIRECT"])
-def test_a_write_across_the_end(flags: int, length: int, disk: Mounted) -> None:
+def test_a_write_across_the_end(flags: int, later: bool, length: int, disk: Mounted) -> None:
     """It writes what fits and says how much, as on a block device; EIO would be a sick disk.
 
     ENOSPC would do for O_DIRECT: there the kernel makes EIO of every short write.
     """
     old, new = RANDOM[SIZE - 10 : SIZE], os.urandom(length)
     allowed = [new[:10]]
-    with opened(disk.file, os.O_RDWR | flags) as fd:
+    with opened(disk.file, os.O_RDWR | (0 if later else flags)) as fd:
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags)
         try:
             assert os.pwrite(fd, new, SIZE - 10) == 10
         except OSError as error:

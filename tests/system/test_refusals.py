@@ -5,6 +5,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,11 @@ from support.command import (
     processes_of,
     refused,
 )
-from support.mounting import Mounted, quorumfs
+from support.mounting import QUORUMFS, Mounted, quorumfs
+from support.sets import filled, same, tmpfs
+
+from quorumfs.control.mounts import Mount
+from quorumfs.ofdlock import try_lock
 
 
 @pytest.fixture
@@ -127,7 +132,105 @@ def test_any_size_can_be_mounted(make_images: MakeImages, tmp_path: Path, size: 
     assert {path.read_bytes() for path in replicas} == {data}
 
 
+# Sets that cannot be made
+
+
+@pytest.mark.parametrize("how", ["size", "source", "resolve"])
+def test_a_set_of_too_many_replicas_is_not_made(tmp_path: Path, how: str) -> None:
+    """A record has six places. Nothing is left of the attempt."""
+    source, *others = paths = [tmp_path / f"{number}.img" for number in range(7)]
+    if how != "size":
+        source.write_bytes(bytes(4096))
+    if how == "resolve":
+        for path in others:
+            path.write_bytes(bytes(4096))
+    before = sorted(os.listdir(tmp_path))
+    arguments = {
+        "size": "create --size=1M",
+        "source": f"create --source={source}",
+        "resolve": f"resolve --keep={source}",
+    }[how].split()
+    line = one_line(quorumfs(*arguments, *paths, check=False), 1)
+    assert "7 replicas: a set with sidecars has at most 6" in line
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("how", ["size", "source"])
+def test_a_threshold_above_the_number_of_replicas_is_refused(tmp_path: Path, how: str) -> None:
+    """No mount would take that set as it was made; as many as there are it does take."""
+    source, other = tmp_path / "a.img", tmp_path / "b.img"
+    paths = [source, other]
+    if how == "source":
+        source.write_bytes(bytes(4096))
+        paths = [other]
+    make = ["create", "--size=4096"] if how == "size" else ["create", "--source", source]
+    line = one_line(quorumfs(*make, "--vote-threshold=3", *paths, check=False), 4)
+    assert "--vote-threshold 3 is more than there are replicas: 2" in line
+    assert not other.exists()
+    quorumfs(*make, "--vote-threshold=2", *paths)
+    with Mounted([source, other], tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("what", ["dir", "missing", "fifo", "empty", "second in use"])
+def test_a_source_that_cannot_be_copied_leaves_nothing(tmp_path: Path, what: str) -> None:
+    """Images that were made for its copies are taken away again; what was there stays."""
+    source, new, there = tmp_path / "a.img", tmp_path / "b.img", tmp_path / "c.img"
+    there.write_bytes(content := os.urandom(4096))
+    match what:
+        case "dir":
+            source.mkdir()
+        case "fifo":
+            os.mkfifo(source)
+        case "empty":
+            source.touch()
+        case "second in use":
+            source.write_bytes(bytes(4096))
+    before = sorted(os.listdir(tmp_path))
+    with there.open("rb") as file:
+        if what == "second in use":
+            assert try_lock(file.fileno(), 201, 1, exclusive=False)  # as QEMU: nobody else writes
+        done = quorumfs("create", "--source", source, new, there, check=False)
+    assert str(there if what == "second in use" else source) in one_line(done, 1)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert there.read_bytes() == content
+
+
+def test_a_sidecar_that_cannot_be_written_leaves_none(tmp_path: Path) -> None:
+    """`create --source` can be said again once there is space: nobody is a member yet."""
+    directory = tmp_path / "full"
+    source = tmp_path / "a.img"
+    source.write_bytes(os.urandom(1 << 20))
+    with tmpfs(directory, 2 << 20):
+        others = [tmp_path / "b.img", directory / "c.img"]
+        others[1].write_bytes(bytes(1 << 20))
+        with filled(directory):
+            line = one_line(quorumfs("create", "--source", source, *others, check=False), 1)
+        assert f"cannot write {others[1]}.quorumfs: No space left" in line
+        assert sorted(os.listdir(tmp_path)) == ["a.img", "full"]
+        assert os.listdir(directory) == ["c.img"]
+        quorumfs("create", "--source", source, *others)
+        assert same([source, *others])
+
+
 # Mount points
+
+
+@pytest.mark.parametrize("path", ["mnt", "m\rnt", "m\vn t"], ids=repr)
+def test_mounts_without_a_source_are_understood(tmp_path: Path, path: str) -> None:
+    """The kernel's table has an empty field there, and escapes not all white space of a path."""
+    mountpoint = tmp_path / path
+    mountpoint.mkdir()
+    # Out of sight of everybody else, who may read the table too.
+    script = 'mount -i -t tmpfs "" "$1" && shift && exec "$@"'
+    command = [*QUORUMFS, "umount", str(mountpoint)]
+    private = ["unshare", "--mount", "sh", "-c", script, "sh", str(mountpoint)]
+    done = subprocess.run([*private, *command], capture_output=True, text=True, check=False)
+    assert "is not a quorumfs mount" in one_line(done, 4)
+    show = "import sys; from quorumfs.control.mounts import *; print(mount_at(sys.argv[1]))"
+    command = [sys.executable, "-c", show, str(mountpoint)]
+    done = subprocess.run([*private, *command], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{Mount(str(mountpoint), 'tmpfs', 0)}\n"
 
 
 @pytest.mark.parametrize(

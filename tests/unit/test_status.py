@@ -374,6 +374,13 @@ def test_each_replica_that_is_not_current_gets_one_line(state: str, advice: str)
     assert advice in line
 
 
+def test_a_current_replica_with_a_reason_gets_one_line_too() -> None:
+    """Nothing fails, but the next mount would not find it."""
+    replica = replace(B, state="current", reason="the reason")
+    (line,) = describe(with_replica(replica))
+    assert line.startswith("/nas2/b.img: the reason; it gets every write until it is unmounted")
+
+
 def test_without_a_quorum_the_numbers_come_first() -> None:
     status = with_replica(replace(B, state="missing"), state=DiskState.NO_QUORUM, vote_threshold=2)
     first, second = describe(status)

@@ -1,4 +1,7 @@
-"""One replica's file on a real file system; see also ``test_simulation_parts.py``."""
+"""One replica's file on a real file system, and whether its path leads to it.
+
+See also ``test_simulation_parts.py``.
+"""
 
 import ctypes
 import errno
@@ -7,12 +10,15 @@ import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from threading import Event
 
 import pytest
 import trio
 
 from quorumfs import storage as module
+from quorumfs.control.whereabouts import Whereabouts
 from quorumfs.filesystems import Locality, locality
+from quorumfs.replica import Replica
 from quorumfs.storage import FileStorage, Kind, Operation, TruncatedError, Value
 
 KIB = 1 << 10
@@ -239,3 +245,52 @@ async def test_what_is_evicted_is_read_from_the_medium(target: Path) -> None:
             in_memory = locality(file.fileno()) is Locality.MEMORY
         assert in_memory or not pages_in_cache(target)
         assert await outcome(storage, Operation(Kind.READ, 0, SIZE)) == content
+
+
+# Whether its path still leads to it
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_path_that_leads_elsewhere_is_told(tmp_path: Path, local: bool) -> None:
+    """Where the numbers of files are not to be relied on, only that nothing is there."""
+    path = image(tmp_path / "a.img", bytes(SIZE))
+
+    async def main() -> None:
+        async with opened(path, local=local) as storage:
+            link = tmp_path / "link"
+            link.symlink_to(path)
+            assert storage.astray(str(path)) is None
+            assert storage.astray(str(link)) is None
+            away = path.rename(tmp_path / "away")
+            for gone in path, link, path / "below":
+                assert "nothing is at its path" in (storage.astray(str(gone)) or "")
+            link.unlink()
+            link.symlink_to(away)
+            assert storage.astray(str(link)) is None
+            path.touch()
+            reason = storage.astray(str(path))
+            assert ("another one is at its path" in (reason or "")) == local
+
+    trio.run(main)
+
+
+def test_a_look_at_a_path_that_hangs_can_be_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits in a thread of its own: neither the status nor unmounting waits with it."""
+    path = image(tmp_path / "a.img", bytes(SIZE))
+    answering = Event()
+    monkeypatch.setattr(FileStorage, "astray", lambda *_: answering.wait(60) and None)
+
+    async def main() -> None:
+        async with opened(path) as storage:
+            whereabouts = Whereabouts([Replica(0, str(path), storage, 1)])
+            try:
+                with trio.move_on_after(0.1) as patience:
+                    await whereabouts.look()
+                assert patience.cancelled_caught
+            finally:
+                answering.set()
+            assert not whereabouts.astray
+
+    trio.run(main)

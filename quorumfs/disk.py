@@ -273,6 +273,13 @@ class Disk:
         """
         if self.settle_all is not None and self.metadata.unflushable():
             await self.settle_all()
+        await self.sync()
+
+    async def sync(self) -> None:
+        """As `flush`, but what may differ is not made equal first: nothing is promised by it.
+
+        Who copies from replicas has them tell first what they lost without anybody knowing.
+        """
         asked = self._flushes
         if self._flush_lock.locked():
             await self._flush_lock.acquire()
@@ -297,7 +304,14 @@ class Disk:
 
     async def _flush_replicas(self) -> None:
         self.metadata.begin_flush(self.locks.changing())
-        outcomes = await self.ask(self.metadata.flushed, Kind.SYNC, self.threshold)
+        gathering = Gathering(self.threshold)
+        outcomes = [Outcome(replica, Operation(Kind.SYNC)) for replica in self.metadata.flushed]
+        for replica, operation in outcomes:
+            gathering.submit(replica, operation)
+        if await gathering.complete_or_failed():
+            # Should we die while the slowest one is awaited, nobody else knows of it.
+            await self.metadata.record_losses()
+            await gathering.complete()
         self._report(outcome for outcome in outcomes if outcome.error is not None)
         await self.metadata.finish_flush(outcomes)
         self.announce_states()
@@ -435,11 +449,14 @@ class Disk:
             holders = holders[:1]
         outcomes: list[Outcome] = []
         waiting = holders
+        lost = False
         while True:
             # Who lost it while others were asked, or was left behind, does not hold it any more.
             still = holders_of(self.metadata, offset, length)
             waiting = [replica for replica in waiting if replica in still]
-            outcomes = [o for o in outcomes if o.error is not None or o.replica in still]
+            kept = [o for o in outcomes if o.error is not None or o.replica in still]
+            lost = lost or len(kept) < len(outcomes)
+            outcomes = kept
             succeeded = sum(outcome.error is None for outcome in outcomes)
             if not (count := pattern.ask_now(len(waiting), succeeded)):
                 break
@@ -473,6 +490,8 @@ class Disk:
             repairable = any(replica.state is not State.MISSING for replica in wrong)
             return Reading(verdict.data, repairable)
 
+        if lost and not failed:  # others are to be asked now
+            return await self.read_locked(offset, length, pattern)
         middle = middle_block(offset, length)
         if failed and middle and trio.current_time() < deadline:
             # One unreadable sector fails a whole request. Where replicas are bad at different

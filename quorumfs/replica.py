@@ -270,7 +270,7 @@ class Gathering:
     outcome is in, and no scheduler turn at all when every replica answered at once.
     """
 
-    __slots__ = ("_needed", "_pending", "_task")
+    __slots__ = ("_failed", "_impatient", "_needed", "_pending", "_task")
 
     waited_for: ClassVar[int] = 0
     """How many there are, in the whole process, that somebody waits for."""
@@ -279,6 +279,7 @@ class Gathering:
         """*needed* successes make the request succeed without the rest."""
         self._needed = needed
         self._pending = 0
+        self._failed = self._impatient = False
         self._task: trio.lowlevel.Task | None = None
 
     @property
@@ -295,10 +296,21 @@ class Gathering:
     def answered(self, operation: Operation) -> None:
         """Take the outcome of *operation*."""
         self._pending -= 1
-        if operation.error is None and operation.counts:
+        if operation.error is not None:
+            self._failed = True
+        elif operation.counts:
             self._needed -= 1
-        if not self._pending and self._task is not None:
-            trio.lowlevel.reschedule(self._task)
+        if self._task is not None and (not self._pending or (self._impatient and self._failed)):
+            task, self._task = self._task, None
+            trio.lowlevel.reschedule(task)
+
+    async def complete_or_failed(self) -> bool:
+        """Wait until every operation has an outcome, or one has failed; whether some have none."""
+        self._impatient = True
+        if not self._failed:
+            await self.complete()
+        self._impatient = False
+        return self._pending > 0
 
     async def complete(self) -> None:
         """Wait until every operation has an outcome.

@@ -99,6 +99,9 @@ class Metadata(Protocol):
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
         """Note that a flush begins now, amid changes of these ranges (start, end; bytes)."""
 
+    async def record_losses(self) -> None:
+        """Make what syncs that failed lost known, while others are still awaited."""
+
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
         """Make known what a flush did (R4). Raises `OSError` if it was not enough."""
 

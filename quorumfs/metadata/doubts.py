@@ -19,9 +19,12 @@ from quorumfs.voting import BLOCK
 class Doubts:
     """What is known about differences between the current replicas of one set."""
 
-    def __init__(self, marks: Marks, *, settling: bool) -> None:
-        """*settling*: what may differ is made equal before it is shown."""
+    def __init__(self, marks: Marks, threshold: int, *, settling: bool) -> None:
+        """*threshold*: what a vote needs. *settling*: what may differ is made equal before it is
+        shown.
+        """
         self._marks = marks
+        self._threshold = threshold
         self._settling = settling
         self._map = marks.map
         self._everything = RangeSet()
@@ -30,6 +33,9 @@ class Doubts:
         """The current replicas."""
         self.unsettled = RangeSet()
         """Chunks in which they may differ."""
+        self.heard = False
+        """Whether all have synced since something was last unsettled: who lost a page, and has not
+        been asked since, must not be who the others are made equal to."""
         self.inherited = RangeSet()
         """Those that were so when the set was mounted: what was acknowledged there, and what a
         flush lost, nobody knows any more."""
@@ -86,11 +92,14 @@ class Doubts:
             for part, sources in self.sources(range(start, stop)):
                 first, last = max(offset, part.start * size), min(end, part.stop * size)
                 holders = [r for r in self.members if r in sources] if settled else sources
+                # Where too few have not lost it to hold a vote, they are still right.
+                few = len(sources) < min(self._threshold, len(self.members))
                 pin = self._torn_pin
                 pin_first = sorted(holders, key=lambda r: r is not pin) if pin in holders else []
                 for low, high, whole in segments(first, last, [self.torn]):
                     whom = holders if whole else pin_first
-                    yield Choice(low, high - low, whom, pinned=not settled, torn=not whole)
+                    pinned = not settled or few
+                    yield Choice(low, high - low, whom, pinned=pinned, torn=not whole)
 
     def answered(self, replica: Replica, chunks: range) -> None:
         """Note that a read of *chunks*, which are unsettled, was answered by *replica*."""

@@ -32,6 +32,7 @@ from quorumfs.metadata import Choice, Outcome
 from quorumfs.metadata.doubts import Doubts
 from quorumfs.metadata.intents import Intents
 from quorumfs.metadata.marks import Marks
+from quorumfs.metadata.unflushed import Unflushed
 from quorumfs.metadata.writer import SidecarWriter, identities_of
 from quorumfs.ranges import RangeSet, segments
 from quorumfs.replica import Gathering, Replica
@@ -49,40 +50,6 @@ from quorumfs.sidecar import (
 )
 from quorumfs.storage import Kind, Operation
 from quorumfs.voting import voted_error
-
-UNFLUSHED_MAX = 65_536
-"""Chunks written since the last flush that are remembered one by one; with more, all that is
-marked counts as unflushed."""
-
-
-class Unflushed:
-    """Chunks that were written and not yet synced; bounded."""
-
-    __slots__ = ("all_marked", "chunks")
-
-    def __init__(self) -> None:
-        self.chunks: set[int] = set()
-        self.all_marked = False
-        """There are too many: whatever is marked counts."""
-
-    def add(self, chunks: range) -> None:
-        """Note a write of *chunks*."""
-        self.chunks.update(chunks)
-        if len(self.chunks) > UNFLUSHED_MAX:
-            self.chunks.clear()
-            self.all_marked = True
-
-    def take(self) -> "Unflushed":
-        """Everything noted until now; from here on it is empty."""
-        taken = Unflushed()
-        taken.chunks, taken.all_marked = self.chunks, self.all_marked
-        self.chunks, self.all_marked = set(), False
-        return taken
-
-    def put_back(self, taken: "Unflushed") -> None:
-        """Note again what a sync that failed was to cover."""
-        self.chunks |= taken.chunks
-        self.all_marked |= taken.all_marked
 
 
 class Sidecars:
@@ -106,7 +73,7 @@ class Sidecars:
         self.changed = trio.Event()
         """Set, and replaced, when there may be something to repair; see `notify`."""
         self._marks = Marks(plan.map)
-        self.doubts = Doubts(self._marks, settling=not read_only)
+        self.doubts = Doubts(self._marks, threshold, settling=not read_only)
         self.target: Replica | None = None
         """The replica being resynced."""
         self._joining = False
@@ -136,8 +103,9 @@ class Sidecars:
         """Chunks that the target now has, durably, and that are still marked as lacking."""
         self._lacking_anew = RangeSet()
         """Chunks that the target may have been given too early, since the last save."""
-        self._copied_from: dict[Replica, RangeSet] = {}
-        """Chunks that the target was given while a replica was believed to hold them."""
+        self._copied_from: dict[int, dict[Replica, RangeSet]] = {}
+        """By the slot of a replica being resynced, at one go or several: the chunks that it was
+        given while another one was believed to hold them."""
         self._lossy_before: set[Replica] = set()
         """Those that had lost something when the last flush began."""
         self._left_here: set[Replica] = set()
@@ -460,7 +428,6 @@ class Sidecars:
         replica.reason = None
         self.target = replica
         self._caught_up, self._lacking_anew = RangeSet(), RangeSet()
-        self._copied_from = {}
         self._arrange()
 
     async def revive(self, replica: Replica, found: Found) -> None:
@@ -497,10 +464,12 @@ class Sidecars:
                 self._lacks_unflushed(target.slot, syncing)
             raise operation.error or OSError(errno.EIO, "it failed meanwhile")
 
-    def copying(self, sources: Iterable[Replica], chunks: range) -> None:
-        """Note that the target is about to be given what *sources* hold of *chunks*."""
+    def copying(self, target: Replica, sources: Iterable[Replica], chunks: range) -> None:
+        """Note that *target* is about to be given what *sources* hold of *chunks*."""
+        assert target.slot is not None
+        copied = self._copied_from.setdefault(target.slot, {})
         for source in sources:
-            self._copied_from.setdefault(source, RangeSet()).add(chunks.start, chunks.stop)
+            copied.setdefault(source, RangeSet()).add(chunks.start, chunks.stop)
 
     def target_missed(self, offset: int, length: int) -> None:
         """Note that the target was not given what others were."""
@@ -565,6 +534,7 @@ class Sidecars:
                     raise OSError(errno.EIO, "its sidecar could not be written")
                 self.target = None
                 self._target_unsynced = Unflushed()
+                self._copied_from.pop(target.slot, None)
                 self._marks.remove(lacks(target.slot), range(len(self.map)))
                 for start, end in self.doubts.lost_by(target):
                     self._marks.add(lacks(target.slot), range(start, end))
@@ -623,6 +593,8 @@ class Sidecars:
         """After a crash the current replicas may differ wherever there is a mark."""
         for run in self.map.runs(INTENT, longest=len(self.map)):
             self._unsettle(run)
+            for slot in self._out_slots():  # one that was being resynced may have been given less
+                self._marks.add(lacks(slot), run)
             self.doubts.tear(*self.map.bounds_of(run))
         self.doubts.inherited = self.doubts.unsettled.union(RangeSet())
 
@@ -653,17 +625,18 @@ class Sidecars:
             self._lacking_anew.add(chunks.start, chunks.stop)
 
     def _target_got(self, replica: Replica, chunks: range) -> None:
-        """Have the target be given *chunks* again, where it may hold what *replica* has lost.
+        """Have the target be given *chunks* again, where it may hold what *replica* has lost; and
+        who was it before, and is to be again.
 
         Only there: else it never caught up beside one that fails every flush.
         """
-        copied = self._copied_from.get(replica)
-        if not copied:
-            return
-        for start, stop, not_copied in segments(chunks.start, chunks.stop, [copied]):
-            if not not_copied:
-                self._target_lacks(range(start, stop))
-        copied.remove(chunks.start, chunks.stop)
+        for slot, sources in self._copied_from.items():
+            copied = sources.get(replica, _NOTHING)
+            for start, stop, elsewhere in segments(chunks.start, chunks.stop, [copied]):
+                if not elsewhere:
+                    self._marks.add(lacks(slot), range(start, stop))
+                    self._lacking_anew.add(start, stop)
+            copied.remove(chunks.start, chunks.stop)
 
     def _target_bit(self) -> Iterator[int]:
         """What the target lacks is marked with; nothing while there is none."""
@@ -728,7 +701,7 @@ class Sidecars:
             self._recorded = False
             for unflushed in (self._unflushed, self._flushing):
                 self._lacks_unflushed(replica.slot, unflushed)
-                for run in self._runs(unflushed):
+                for run in unflushed.runs():
                     self._target_got(replica, run)
             for start, end in self.doubts.unsettled:
                 self._marks.add(lacks(replica.slot), range(start, end))
@@ -738,39 +711,46 @@ class Sidecars:
 
     def _lacks_unflushed(self, slot: int, unflushed: Unflushed) -> None:
         """A replica that failed may have lost all it has not synced."""
-        for run in self._runs(unflushed):
+        for run in unflushed.runs():
             self._marks.add(lacks(slot), run)
-
-    def _runs(self, unflushed: Unflushed) -> Iterator[range]:
-        """The chunks that *unflushed* counts."""
-        if unflushed.all_marked:
-            yield from self.map.runs(INTENT, longest=len(self.map))
-        for chunk in unflushed.chunks:
-            yield range(chunk, chunk + 1)
 
     def _unsettle(self, chunks: range) -> None:
         """The current replicas may differ in *chunks*."""
         self._target_lacks(chunks)
         self.doubts.unsettle(chunks)
+        self.doubts.heard = False
         self.notify()
 
     def _sync_ended(self, replica: Replica, operation: Operation) -> None:
         """Stop to believe a replica whose sync failed, before the slowest one has answered."""
         if operation.kind is not Kind.SYNC or operation.error is None:
             return
+        if replica is self.target and self._joining and replica.slot is not None:
+            # Of two syncs the other one, of the join itself, may have been told nothing.
+            for unflushed in (self._unflushed, self._flushing, self._target_unsynced):
+                self._lacks_unflushed(replica.slot, unflushed)
         if replica.role is not State.CURRENT:
             return
         losing = self.doubts.losing.setdefault(replica, RangeSet())
         self.doubts.losses += 1
         for unflushed in (self._unflushed, self._flushing):
-            for run in self._runs(unflushed):
+            for run in unflushed.runs():
                 losing.add(run.start, run.stop)
                 self._target_got(replica, run)
+
+    async def record_losses(self) -> None:
+        for replica, losing in self.doubts.losing.items():
+            assert replica.slot is not None
+            for start, end in losing:
+                self._marks.add(lacks(replica.slot), range(start, end))
+        if not self._read_only:
+            with suppress(OSError):  # whoever can, remembers
+                await self._write_map()
 
     async def _lose(self, replicas: Iterable[Replica]) -> None:
         """Note that *replicas* lost what they took since a flush, and too few are left without."""
         self.doubts.losses += 1
-        runs = [*self._runs(self._unflushed), *self._runs(self._flushing)]
+        runs = [*self._unflushed.runs(), *self._flushing.runs()]
         for replica in replicas:
             assert replica.slot is not None
             for run in runs:
@@ -781,6 +761,8 @@ class Sidecars:
                     self.doubts.lose(replica, run)
         for run in runs:
             self._believe_the_one_left(run)
+            if all(self.doubts.lost_by(r).overlaps(run.start, run.stop) for r in self._members):
+                self._target_lacks(run)  # it alone may hold what all others lost
         self.notify()
         with suppress(OSError):  # whoever can, remembers
             await self._write_map()

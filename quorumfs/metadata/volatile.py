@@ -169,6 +169,9 @@ class Volatile:
             self._lacking_before[replica] = holdings.not_durable()
             holdings.begin_flush()
 
+    async def record_losses(self) -> None:
+        """Nothing outlives the process."""
+
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
         """A replica's success counts only for the bytes that it holds and did not lose before."""
         lacking = [

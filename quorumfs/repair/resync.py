@@ -73,7 +73,8 @@ class Resync:
                 await self._copy_all(replica, bit, compare=full)
                 with suppress(OSError):
                     # Who it was copied from may have lost that before: then it lacks it still.
-                    await self._disk.flush()
+                    await self._disk.sync()
+            self._require_target(replica)
             await sidecars.join()
             error = None
         except Exception as caught:
@@ -97,7 +98,7 @@ class Resync:
         async def copy_chunks(chunks: range) -> None:
             try:
                 for part, sources in sidecars.doubts.sources(chunks):
-                    sidecars.copying(sources, part)
+                    sidecars.copying(replica, sources, part)
                     for run, undecided in self._cut(part):
                         bounds = self._work.bounds(run)
                         if undecided and len(sources) > 1:

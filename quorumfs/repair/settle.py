@@ -6,7 +6,9 @@ source holds: in the background, and at once what a guest reads (P7) or a flush 
 
 import errno
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+
+import trio
 
 from quorumfs.metadata import holders_of
 from quorumfs.ranges import segments
@@ -24,10 +26,12 @@ class Settling:
         self._disk = work.disk
         self._sidecars = work.sidecars
         self._map = work.map
+        self._hearing = trio.Lock()
 
     async def settle(self) -> None:
         """Settle all that may differ, beside the guest."""
         await self._sidecars.open()  # holes are shown, too: first it is on record who is not here
+        await self._hear_losses()
         total = sum(end - start for start, end in self._sidecars.doubts.unsettled)
         self._work.begin("settle", None, total * self._map.chunk_size)
         runs = [range(start, end) for start, end in self._sidecars.doubts.unsettled]
@@ -40,6 +44,7 @@ class Settling:
         """Settle what a flush must know to be equal; raises EIO if it cannot be made so."""
         sidecars = self._sidecars
         await sidecars.open()
+        await self._hear_losses()
         runs = sidecars.doubts.to_settle_first()
         async with aclosing(self._work.batches(runs, sidecars.settled, urgent=True)) as batches:
             async for batch in batches:
@@ -70,6 +75,7 @@ class Settling:
         # Who is not here may hold something else, even where there is nothing to write now: it is
         # left behind before anything is shown.
         await self._sidecars.open()
+        await self._hear_losses()
         sidecars, doubts = self._sidecars, self._sidecars.doubts
         everywhere = True
         for start, stop, settled in segments(chunks.start, chunks.stop, [doubts.unsettled]):
@@ -84,6 +90,18 @@ class Settling:
                     sidecars.settled(part)
                 everywhere = everywhere and equal
         return everywhere
+
+    async def _hear_losses(self) -> None:
+        """Have all sync once, since something was last unsettled.
+
+        One may have lost a page and show an older one, and nobody knows until it syncs: the others
+        must not be given that.
+        """
+        async with self._hearing:
+            if not self._sidecars.doubts.heard:
+                self._sidecars.doubts.heard = True  # what is unsettled meanwhile is another matter
+                with suppress(OSError):
+                    await self._disk.sync()
 
     async def _settle_part(
         self, offset: int, end: int, sources: Sequence[Replica]

@@ -625,7 +625,7 @@ async def a_flush_amid_a_join(story: Story) -> None:
         await guest.until(
             lambda: bool(
                 sidecars._lock.locked()
-                and not sidecars._target_unsynced.chunks
+                and not sidecars._target_unsynced
                 and sum(e - s for s, e in sidecars._caught_up) >= sidecars.map.count(bit) > 0
             ),
             every_s=0.0005,

@@ -21,7 +21,8 @@ from quorumfs import sidecar, voting
 from quorumfs.assembly import State, _Assembly
 from quorumfs.dirtymap import INTENT
 from quorumfs.metadata import Outcome
-from quorumfs.metadata.sidecars import Sidecars, Unflushed
+from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.metadata.unflushed import Unflushed
 from quorumfs.metadata.writer import SidecarWriter
 from quorumfs.rangelock import Claim, RangeLock
 from quorumfs.repair import repairs as repairs_module
@@ -161,6 +162,17 @@ def failed_flush_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
         self._flushing = Unflushed()
 
     monkeypatch.setattr(Sidecars, "finish_flush", ignore)
+    _nothing_early(monkeypatch)
+
+
+def _nothing_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That a sync failed counts when all have answered; a second line, which hides the first."""
+
+    async def not_yet(self: Sidecars) -> None:
+        pass
+
+    monkeypatch.setattr(Sidecars, "record_losses", not_yet)
+    monkeypatch.setattr(Sidecars, "_sync_ended", _always(None))
 
 
 def resync_compares(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +190,7 @@ def resync_compares(monkeypatch: pytest.MonkeyPatch) -> None:
 def failed_flush_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who could not flush is left behind, but lacks nothing for that."""
     monkeypatch.setattr(Sidecars, "_lacks_unflushed", _always(None))
+    _nothing_early(monkeypatch)
 
 
 def loss_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,6 +403,7 @@ def one_sync_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
             await finish_flush(self, outcomes)
 
     monkeypatch.setattr(Sidecars, "finish_flush", lenient)
+    _nothing_early(monkeypatch)
 
 
 def flush_leaves_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,6 +431,7 @@ def flush_leaves_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Sidecars, "finish_flush", noted)
     monkeypatch.setattr(Sidecars, "_leave_behind", only_drop)
+    _nothing_early(monkeypatch)
 
 
 def ties_are_repaired(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ from quorumfs.dirtymap import ALL_LACK, INTENT, UNVERIFIED, DirtyMap, lacks
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.metadata import intents as intents_module
-from quorumfs.metadata import sidecars as sidecars_module
+from quorumfs.metadata import unflushed as unflushed_module
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.patterns import Fifo, Quorum
 from quorumfs.repair import work as work_module
@@ -100,7 +100,7 @@ class Scale:
                 (work_module, "PIECE", self.piece),
                 (work_module, "LARGE_UNIT", 2 * self.piece),
                 (work_module, "BATCH", self.batch),
-                (sidecars_module, "UNFLUSHED_MAX", self.unflushed_max),
+                (unflushed_module, "CHUNKS_MAX", self.unflushed_max),
                 (intents_module, "MISSES_MAX", self.misses_max),
                 (disk_module, "ZEROS_MAX", 2 * self.piece),
             ):

@@ -1,0 +1,278 @@
+"""Stories of what is lost while nobody says so yet: until it is heard of nobody may build on it."""
+
+import errno
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import trio
+from support.simulation.guest import BrokenError
+from support.simulation.runner import Setup
+from support.simulation.storage import Fault
+from support.simulation.story import (
+    BLOCK,
+    EQUALS,
+    EXTENT,
+    EXTENTS,
+    PAIR,
+    TRIO,
+    Guest,
+    Script,
+    Story,
+    left_behind,
+    told,
+)
+
+from quorumfs.assembly import State
+from quorumfs.dirtymap import lacks
+from quorumfs.repair.pacing import Pacer
+from quorumfs.storage import CHANGES, Kind, Operation
+
+CHUNK = 16 << 10
+
+
+def _lose_a_page(story: Story, index: int) -> None:
+    """The kernel could not write back, dropped the pages, and tells at the next sync."""
+    image = story.world.replicas[index].image
+    for change in image.unsynced:
+        image._land(change, [])
+    image.unsynced.clear()
+    image.evict()
+    story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+
+
+async def joins_while_its_failed_sync_waits(story: Story) -> None:
+    """Of two syncs of the target the flush's is told; it is current, and read, before all heard."""
+    await left_behind(story, 0)
+    async with story.mounted() as guest:
+        sidecars, replica = guest.mounted.sidecars, guest.mounted.replica(0)
+        assert replica is not None
+        syncs: list[Operation] = []
+
+        def wrong(operation: Operation) -> Fault | None:
+            if operation.kind is Kind.SYNC and sidecars._joining:
+                syncs.append(operation)
+                if len(syncs) == 1:
+                    return Fault(3.0)
+                return Fault(error=errno.EIO) if len(syncs) == 2 else None
+            return None
+
+        story.world.replicas[0].image_faults.script = wrong
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(2.0))  # the resync's last
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(25.0))
+        await guest.until(guest.mounted.disk._flush_lock.locked, every_s=0.001)
+        await guest.write(EXTENTS[2])
+        await guest.until(lambda: sidecars._joining, every_s=0.001)
+        await trio.sleep(0.1)
+        guest.begin(guest.flush)
+        await guest.until(lambda: len(syncs) == 2, every_s=0.01)
+        story.world.replicas[0].image.evict()
+        await guest.until(lambda: replica.role is State.CURRENT, every_s=0.01)
+        await guest.read_surely(EXTENTS[2])
+
+
+async def killed_while_a_failed_sync_waits(story: Story) -> None:
+    """One has failed at once, the other takes its time, and nothing is on record until then."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(25.0))
+        guest.begin(guest.flush)
+        await trio.sleep(20.0)
+        story.world.replicas[0].image.evict()
+        await guest.read_surely(0)
+        story.world.kill()
+    async with story.mounted() as guest:
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def read_amid_a_flush_that_fails(story: Story) -> None:
+    """One of two has it, and it could be settled; the guest gets EIO."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for index in (0, 1):
+            story.world.replicas[index].image_faults.plan(Kind.READ, Fault(4.0))
+        failed: list[BaseException] = []
+
+        async def read() -> None:
+            try:
+                await guest.read_surely(0)
+            except BrokenError as error:
+                failed.append(error)
+
+        guest.life.nursery.start_soon(read)
+        await trio.sleep(1.0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(20.0)
+        if failed:
+            raise failed[0]
+    await story.ends_well()
+
+
+async def read_while_a_failed_sync_waits(story: Story) -> None:
+    """The same while the other one's sync is slow."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(20.0))
+        guest.begin(guest.flush)
+        await trio.sleep(1.0)
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def resynced_in_two_goes(story: Story) -> None:
+    """It is copied from one whose page is lost already, and fails once before the next sync tells
+    of that: nobody remembers then whom it was copied from."""
+    await left_behind(story, 0)
+    async with story.mounted() as guest:
+        await _copied_what_is_lost(story, guest)
+        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        await guest.write(EXTENTS[2])
+        await guest.until(lambda: guest.mounted.sidecars.target is None, every_s=0.01)
+        guest.mounted.repairs._work._pacer = Pacer()
+        await guest.until(lambda: 0 in guest.mounted.members, every_s=0.1)
+        await guest.read_surely(5 * CHUNK)
+        await guest.converged()
+    story.oracle.check_images(story.world.contents())
+
+
+async def resynced_in_two_mounts(story: Story) -> None:
+    """The same, where the flush of an unmount tells."""
+    await left_behind(story, 0)
+    async with story.mounted() as guest:
+        await _copied_what_is_lost(story, guest)
+    async with story.mounted() as guest:
+        await guest.converged()
+        await guest.read_surely(5 * CHUNK)
+    story.oracle.check_images(story.world.contents())
+
+
+async def _copied_what_is_lost(story: Story, guest: Guest) -> None:
+    replica, sidecars = guest.mounted.replica(0), guest.mounted.sidecars
+    assert replica is not None
+    guest.mounted.repairs._work._pacer = Pacer(16 << 10)
+    await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+    chunks = sidecars.map.chunks(5 * CHUNK, BLOCK)
+    assert sidecars.map.any(lacks(0), chunks)
+    await guest.write(5 * CHUNK)
+    assert sidecars.map.any(lacks(0), chunks)
+    _lose_a_page(story, 1)
+    await guest.until(lambda: not sidecars.map.any(lacks(0), chunks), every_s=0.1)
+    assert replica.role is State.RESYNCING
+
+
+async def lost_by_all_but_the_target(story: Story) -> None:
+    """A hole is left on all that are current, and settled: not on the one being resynced."""
+    async with story.mounted() as guest:
+        story.fail(2, CHANGES, Fault(error=errno.EIO))
+        for at in EXTENTS[:6]:
+            await guest.write(at, EXTENT)
+        await guest.flush()
+    story.mend(2)
+    async with story.mounted() as guest:
+        replica = guest.mounted.replica(2)
+        assert replica is not None
+        guest.mounted.repairs._work._pacer = Pacer(64 << 10)
+        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        await guest.write(EXTENTS[7])
+        for index in (0, 1):
+            story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        for index in (0, 1):
+            story.world.replicas[index].image.evict()
+        await guest.until(lambda: 2 in guest.mounted.members)
+        await guest.converged()
+    held = {one.image.cache.read(EXTENTS[7], EXTENTS[7] + BLOCK) for one in story.world.replicas}
+    if len(held) > 1:
+        raise BrokenError("the replicas differ, and are taken for the same (P3)")
+
+
+async def settled_with_a_page_lost_before_anybody_synced(story: Story) -> None:
+    """The others hold an acknowledged write; a write beside it fails, and all get what the first
+    one has: it lost that page, and nobody asked it to sync before (R4)."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        _lose_a_page(story, 0)
+        if story.setup.replicas > 2:
+            await guest.read_surely(0)
+        for index in range(1, story.setup.replicas):
+            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(BLOCK)
+        await trio.sleep(20.0)
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def joins_without_a_last_flush(story: Story) -> None:
+    """One has lost what it cannot be given, so no flush begins; what else it lost nobody asks, and
+    the target joins with what it was copied from there."""
+    await left_behind(story, 2)
+    async with story.mounted() as guest:
+        replica, sidecars = guest.mounted.replica(2), guest.mounted.sidecars
+        assert replica is not None
+        guest.mounted.repairs._work._pacer = Pacer(16 << 10)
+        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        faults = story.world.replicas[0].image_faults
+        faults.script = lambda o: (
+            Fault(error=errno.EIO) if o.kind in CHANGES and o.offset < EXTENT else None
+        )
+        with suppress(OSError):
+            await guest.flush()
+        assert sidecars.doubts.lost
+        at = EXTENTS[-1]
+        await guest.write(at)
+        assert sidecars.map.any(lacks(2), sidecars.map.chunks(at, BLOCK))
+        _lose_a_page(story, 0)
+        guest.mounted.repairs._work._pacer = Pacer()
+        await guest.until(lambda: 2 in guest.mounted.members, every_s=0.1)
+        story.mend(0)
+        await trio.sleep(100.0)
+        story.world.note(f"{guest.mounted}")
+        await guest.converged()
+        await guest.flush()
+        await guest.read_surely(at)
+    story.oracle.check_images(story.world.contents())
+
+
+async def killed_with_a_page_lost_before_anybody_synced(story: Story) -> None:
+    """The pinned source has lost an acknowledged write, and the next sync of it would tell; it is
+    copied over the one that holds it (P1)."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        await guest.write(0)
+        _lose_a_page(story, 0)
+        story.world.kill()
+    async with story.mounted() as guest:
+        await guest.converged()
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+ONE_OF_THREE = replace(TRIO, threshold=1, fifo=True)
+STORIES = [
+    (joins_while_its_failed_sync_waits, PAIR),
+    (killed_while_a_failed_sync_waits, PAIR),
+    (read_amid_a_flush_that_fails, EQUALS),
+    (read_while_a_failed_sync_waits, EQUALS),
+    (resynced_in_two_goes, ONE_OF_THREE),
+    (resynced_in_two_mounts, ONE_OF_THREE),
+    (lost_by_all_but_the_target, TRIO),
+    (settled_with_a_page_lost_before_anybody_synced, EQUALS),
+    (settled_with_a_page_lost_before_anybody_synced, TRIO),
+    (joins_without_a_last_flush, replace(TRIO, fifo=True)),
+    (killed_with_a_page_lost_before_anybody_synced, PAIR),
+]
+
+
+@pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
+def test_it_ends_well(script: Script, setup: Setup) -> None:
+    assert [told(script, setup, seed) for seed in range(8)] == [None] * 8

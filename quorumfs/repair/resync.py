@@ -67,7 +67,7 @@ class Resync:
             if full or self._map.count(UNVERIFIED):
                 # A flush that failed may have dropped pages that a read still shows (R4): they
                 # would compare equal.
-                await sidecars.sync_target()
+                await self._sync(replica)
                 await self._tell(replica, Operation(Kind.EVICT))
             while self._map.count(bit):
                 await self._copy_all(replica, bit, compare=full)
@@ -124,7 +124,7 @@ class Resync:
             synced = list(without(copied, unreadable))
             copied.clear()
             self._require_target(replica)
-            await sidecars.sync_target()
+            await self._sync(replica)
             sidecars.caught_up(synced)
 
         lacking = self._map.runs(bit, longest=len(self._map))
@@ -218,20 +218,32 @@ class Resync:
         doubts = self._sidecars.doubts
         contents = [data for _, data in answers]
         length = len(contents[0])
-        if not doubts.torn.overlaps(offset, offset + length):
+        torn = doubts.torn.overlaps(offset, offset + length)
+        if not torn:
             vote = vote_data(answers, offset, needed)
             if vote.data is not None and all(loss.strict for loss in vote.outvoted):
                 return vote.data
-        elif doubts.torn_pin not in (None, target):
+        elif doubts.torn_pin is None:
+            # Nothing is shown there. What failed may lie over what succeeded before: its own may
+            # be older than both.
+            return contents[0]
+        elif doubts.torn_pin is not target:
             return await self._read(offset, length, Fifo())  # what a guest may have seen
         if own is None:
             own = await self._held(target, offset, length)
         if own is None:
             raise _UnreadableError(errno.EIO, "what it alone may hold cannot be read")
-        if doubts.torn_pin is target and doubts.torn.overlaps(offset, offset + length):
-            # The guest may have seen what it alone took.
+        if torn:  # the guest may have seen what it alone took
             return _overlaid(own, contents[0], offset, doubts.missed_by_pin)
         return _agreed(own, contents)
+
+    async def _sync(self, replica: Replica) -> None:
+        """Make durable what the target was given; raises `OSError`, and then it is no more one."""
+        try:
+            await self._sidecars.sync_target()
+        except OSError:
+            self._sidecars.doubts.distrust(replica)
+            raise
 
     async def _next_data(self, source: Replica, offset: int, end: int) -> int:
         if self._disk.sole_source(offset, end - offset) is source:

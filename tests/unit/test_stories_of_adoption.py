@@ -396,6 +396,37 @@ async def the_pin_of_torn_blocks_comes_back_to_one(story: Story) -> None:
         await guest.read_surely(EXTENTS[5])
 
 
+async def the_pin_of_torn_blocks_loses_them_while_it_is_away(story: Story) -> None:
+    """The first sync after it came back tells: then nothing is shown, and after a second mount
+    nothing that is older than what was written there with success (P1)."""
+    for index in (0, 1):
+        story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
+    async with story.mounted() as guest:
+        await _torn_and_seen_on_the_first_alone(story, guest)
+        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        await guest.write(EXTENTS[1])
+        assert guest.mounted.members == [1, 2]
+        _lose_what_is_not_synced(story, 0)
+        await guest.write(EXTENTS[5], SECTOR)
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[5], SECTOR)
+        await guest.until(lambda: 0 in guest.mounted.members)
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+    async with story.mounted() as guest:
+        await guest.read(EXTENTS[5], SECTOR)
+
+
+def _lose_what_is_not_synced(story: Story, index: int) -> None:
+    image = story.world.replicas[index].image
+    for change in image.unsynced:
+        image._land(change, [])
+    image.unsynced.clear()
+    image.evict()
+    story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+
+
 async def the_pin_of_torn_blocks_comes_back_without_them(story: Story) -> None:
     """It lost what was seen of it: then nobody has that, nor after another write that failed; but
     it is current again, and all is well when that is written anew."""
@@ -403,12 +434,7 @@ async def the_pin_of_torn_blocks_comes_back_without_them(story: Story) -> None:
         story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
     async with story.mounted() as guest:
         await _torn_and_seen_on_the_first_alone(story, guest)
-        image = story.world.replicas[0].image
-        for change in image.unsynced:
-            image._land(change, [])
-        image.unsynced.clear()
-        image.evict()
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        _lose_what_is_not_synced(story, 0)
         await guest.flush()
         assert guest.mounted.members == [1, 2]
         await guest.until(lambda: 0 in guest.mounted.members)
@@ -459,6 +485,7 @@ STORIES = [
         TRIOS,
     ),
     (the_pin_of_torn_blocks_comes_back, TRIOS[0]),
+    (the_pin_of_torn_blocks_loses_them_while_it_is_away, TRIOS[0]),
     (the_pin_of_torn_blocks_comes_back_without_them, TRIOS[0]),
     (the_pin_of_torn_blocks_comes_back_to_one, RAW),
     *product([outvoted_by_two_who_missed_it], [replace(one, replicas=4) for one in TRIOS]),

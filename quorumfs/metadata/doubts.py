@@ -46,8 +46,10 @@ class Doubts:
         self.torn = RangeSet()
         """Bytes in which adopted images differ, and a change failed or was cut off: nobody may make
         them equal, and of the two contents a guest may have seen one."""
-        self._torn_pin: Replica | None = None
-        """Whose content that is, where no vote is held."""
+        self.torn_pin: Replica | None = None
+        """Whose content that is, where no vote is held; None: perhaps nobody's any more."""
+        self.missed_by_pin = RangeSet()
+        """Torn bytes that were written since it was left behind."""
         self.lost: dict[Replica, RangeSet] = {}
         """Chunks that a current replica took and could not flush: its ``lacks`` bits, too."""
         self.losing: dict[Replica, RangeSet] = {}
@@ -94,7 +96,7 @@ class Doubts:
                 holders = [r for r in self.members if r in sources] if settled else sources
                 # Where too few have not lost it to hold a vote, they are still right.
                 few = len(sources) < min(self._threshold, len(self.members))
-                pin = self._torn_pin
+                pin = self.torn_pin
                 pin_first = sorted(holders, key=lambda r: r is not pin) if pin in holders else []
                 for low, high, whole in segments(first, last, [self.torn]):
                     whom = holders if whole else pin_first
@@ -137,9 +139,11 @@ class Doubts:
         for run in self._unverified(self._map.chunks(start, end - start)):
             first, last = self._map.bounds_of(run)
             low, high = max(start, first) // BLOCK * BLOCK, -(-min(end, last) // BLOCK) * BLOCK
+            if not self.torn:
+                self.torn_pin = min(self.members, key=lambda replica: replica.slot or 0)
             self.torn.add(low, min(high, self._map.size))
-            if self._torn_pin is None:
-                self._torn_pin = min(self.members, key=lambda replica: replica.slot or 0)
+        if self.torn_pin in self.members:
+            self.missed_by_pin.remove(start, end)
 
     def mend(self, start: int, end: int) -> None:
         """A change of ``[start, end)`` (bytes) ended: whole blocks of it are the same on all."""
@@ -147,12 +151,19 @@ class Doubts:
         high = end if end == self._map.size else end // BLOCK * BLOCK
         if self.torn and low < high:
             self.equal(low, high)
+        if self.torn.overlaps(start, end):
+            if self.torn_pin in self.members:
+                self.missed_by_pin.remove(start, end)
+            else:
+                self.missed_by_pin.add(start, end)
 
     def equal(self, start: int, end: int) -> None:
         """All current replicas hold the same in ``[start, end)`` (bytes)."""
         self.torn.remove(start, end)
+        self.missed_by_pin.remove(start, end)
         if not self.torn:
-            self._torn_pin = None
+            self.torn_pin = None
+            self.missed_by_pin = RangeSet()
 
     def unequal(self, chunks: range) -> bool:
         """Whether anything in *chunks* may differ in a way that is to be remembered."""
@@ -179,9 +190,16 @@ class Doubts:
 
     def forget(self, replica: Replica) -> None:
         """It is not current any more: then its ``lacks`` bits alone say what it lost."""
+        if self._may_have_lost_torn(replica):
+            self.distrust(replica)
         self.lost.pop(replica, None)
         self.losing.pop(replica, None)
         self.truncated.discard(replica)
+
+    def distrust(self, replica: Replica) -> None:
+        """*replica* perhaps has not any more what a guest has seen of it."""
+        if replica is self.torn_pin:
+            self.torn_pin = None
 
     def lost_in(self, chunks: range) -> bool:
         """Whether anybody lost any of *chunks*, as the last flush found them."""
@@ -203,8 +221,14 @@ class Doubts:
         for part, sources in self.sources(chunks):
             if len(sources) == 1 < len(self.members) and self._map.any(UNVERIFIED, part):
                 torn = self.torn.overlaps(*self._map.bounds_of(part))
-                if not torn or sources == [self._torn_pin]:
+                if not torn or sources == [self.torn_pin]:
                     yield part
+
+    def _may_have_lost_torn(self, replica: Replica) -> bool:
+        # Without its file system it may come back without what it had not synced.
+        lost = self.lost_by(replica)
+        torn = (self._map.chunks(start, end - start) for start, end in self.torn)
+        return replica.dead or any(lost.overlaps(part.start, part.stop) for part in torn)
 
     def _unverified(self, chunks: range) -> Iterator[range]:
         """What of *chunks* nobody has compared, or nobody could decide."""

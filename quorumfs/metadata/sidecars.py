@@ -127,6 +127,7 @@ class Sidecars:
                 if joined:
                     self._marks.rewrite()
         self._arrange()
+        self._tear_marked()
         self._recall_lost()
         self._unsettle_marked()
 
@@ -212,7 +213,7 @@ class Sidecars:
         self._note_written(chunks)
         failed = [replica for replica, operation in outcomes if operation.error is not None]
         if not failed and self._recorded and len(self._members) >= self.threshold:
-            self.doubts.mend(offset, offset + length)
+            self._mend(offset, length)
             return
         current = [o for o in outcomes if o.replica.role is State.CURRENT]
         if sum(o.error is None for o in current) < self.threshold:
@@ -228,7 +229,7 @@ class Sidecars:
             self._unsettle(chunks)
             self.doubts.tear(offset, offset + length)
             raise
-        self.doubts.mend(offset, offset + length)
+        self._mend(offset, length)
 
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
         self._lossy_before = self.doubts.lossy
@@ -589,13 +590,20 @@ class Sidecars:
         for start, end in (run for lost in list(self.doubts.lost.values()) for run in lost):
             self._believe_the_one_left(range(start, end))
 
+    def _tear_marked(self) -> None:
+        """After a crash a write may have been cut off wherever there is a mark.
+
+        What a replica lost there decides nothing: the guest may have seen what it held (P7).
+        """
+        for run in self.map.runs(INTENT, longest=len(self.map)):
+            self.doubts.tear(*self.map.bounds_of(run))
+
     def _unsettle_marked(self) -> None:
         """After a crash the current replicas may differ wherever there is a mark."""
         for run in self.map.runs(INTENT, longest=len(self.map)):
             self._unsettle(run)
             for slot in self._out_slots():  # one that was being resynced may have been given less
                 self._marks.add(lacks(slot), run)
-            self.doubts.tear(*self.map.bounds_of(run))
         self.doubts.inherited = self.doubts.unsettled.union(RangeSet())
 
     def _know(self, replica: Replica, image: Identity, own: Sidecar) -> None:
@@ -775,6 +783,14 @@ class Sidecars:
         """
         for part in self.doubts.decided_by_loss(chunks):
             self.verified(part)
+
+    def _mend(self, offset: int, length: int) -> None:
+        """Note that a write went well: what a loss could not decide while torn, it may now."""
+        torn = bool(self.doubts.torn)
+        self.doubts.mend(offset, offset + length)
+        if torn and self.doubts.lost:
+            self._believe_the_one_left(self.map.chunks(offset, length))
+            self.doubts.losses += 1  # who noted what differs looks at it anew
 
     def _note_written(self, chunks: range) -> None:
         """Note that a change of *chunks* begins or ends."""

@@ -16,7 +16,7 @@ import trio
 from quorumfs.assembly import Found
 from quorumfs.dirtymap import CHUNK_MIN, UNVERIFIED, lacks
 from quorumfs.patterns import Fifo
-from quorumfs.ranges import RangeSet
+from quorumfs.ranges import RangeSet, segments
 from quorumfs.repair.asking import next_data, seek
 from quorumfs.repair.work import PIECE, Work, pieces, without
 from quorumfs.replica import Gathering, Replica
@@ -67,7 +67,7 @@ class Resync:
             if full or self._map.count(UNVERIFIED):
                 # A flush that failed may have dropped pages that a read still shows (R4): they
                 # would compare equal.
-                await sidecars.sync_target()
+                await self._sync(replica)
                 await self._tell(replica, Operation(Kind.EVICT))
             while self._map.count(bit):
                 await self._copy_all(replica, bit, compare=full)
@@ -91,6 +91,8 @@ class Resync:
         What was copied is synced while more is, and held after a sync that began later (R8).
         """
         sidecars = self._sidecars
+        if compare:
+            sidecars.doubts.distrust(replica)
         unreadable = RangeSet()
         copied: list[range] = []
         """Since the last sync began."""
@@ -101,7 +103,8 @@ class Resync:
                     sidecars.copying(replica, sources, part)
                     for run, undecided in self._cut(part):
                         bounds = self._work.bounds(run)
-                        if undecided and len(sources) > 1:
+                        torn = sidecars.doubts.torn.overlaps(*bounds)
+                        if torn or (undecided and len(sources) > 1):
                             await self._copy_agreed(replica, sources, *bounds)
                         else:
                             await self._copy(replica, sources[0], *bounds, compare=compare)
@@ -122,7 +125,7 @@ class Resync:
             synced = list(without(copied, unreadable))
             copied.clear()
             self._require_target(replica)
-            await sidecars.sync_target()
+            await self._sync(replica)
             sidecars.caught_up(synced)
 
         lacking = self._map.runs(bit, longest=len(self._map))
@@ -188,8 +191,7 @@ class Resync:
         """Give *target* what *sources* agree on, or a strict majority of them; the lock is held.
 
         Elsewhere it keeps its own: perhaps that makes a majority, which another one's would only
-        feign (P4). It lacks nothing there: what was written since is the same on all sources, but
-        where that failed on some. There it gets what a read does.
+        feign (P4).
         """
         needed = min(self._disk.threshold, len(sources))
         for start, length in pieces(offset, end):
@@ -198,21 +200,51 @@ class Resync:
             if len(outcomes) < needed:
                 raise _UnreadableError(errno.EIO, "too few can be read to compare")
             held = await self._held(target, start, length)
-            agreed, winning = RangeSet(), bytearray(length)
+            right = bytearray()
             for low, high in blocks(start, length):
-                if self._sidecars.doubts.torn.overlaps(start + low, start + high):
-                    agreed.add(low, high)
-                    winning[low:high] = await self._read(start + low, high - low, Fifo())
-                    continue
                 answers = [(o.replica.index, o.data[low:high]) for o in outcomes]
-                vote = vote_data(answers, start + low, needed)
-                if vote.data is not None and all(loss.strict for loss in vote.outvoted):
-                    agreed.add(low, high)
-                    winning[low:high] = vote.data
-            for low, high in agreed:
-                await self._write(
-                    target, start + low, bytes(winning[low:high]), held and held[low:high]
-                )
+                own = held and held[low:high]
+                right += await self._right_block(target, start + low, answers, own, needed)
+            await self._write(target, start, bytes(right), held)
+
+    async def _right_block(
+        self,
+        target: Replica,
+        offset: int,
+        answers: Sequence[tuple[int, bytes]],
+        own: bytes | None,
+        needed: int,
+    ) -> bytes:
+        """What *target*, which holds *own*, is to hold of a block; *answers* are the sources'."""
+        doubts = self._sidecars.doubts
+        contents = [data for _, data in answers]
+        length = len(contents[0])
+        torn = doubts.torn.overlaps(offset, offset + length)
+        if not torn:
+            vote = vote_data(answers, offset, needed)
+            if vote.data is not None and all(loss.strict for loss in vote.outvoted):
+                return vote.data
+        elif doubts.torn_pin is None:
+            # Nothing is shown there. What failed may lie over what succeeded before: its own may
+            # be older than both.
+            return contents[0]
+        elif doubts.torn_pin is not target:
+            return await self._read(offset, length, Fifo())  # what a guest may have seen
+        if own is None:
+            own = await self._held(target, offset, length)
+        if own is None:
+            raise _UnreadableError(errno.EIO, "what it alone may hold cannot be read")
+        if torn:  # the guest may have seen what it alone took
+            return _overlaid(own, contents[0], offset, doubts.missed_by_pin)
+        return _agreed(own, contents)
+
+    async def _sync(self, replica: Replica) -> None:
+        """Make durable what the target was given; raises `OSError`, and then it is no more one."""
+        try:
+            await self._sidecars.sync_target()
+        except OSError:
+            self._sidecars.doubts.distrust(replica)
+            raise
 
     async def _next_data(self, source: Replica, offset: int, end: int) -> int:
         if self._disk.sole_source(offset, end - offset) is source:
@@ -275,6 +307,32 @@ class Resync:
     def _require_target(self, replica: Replica) -> None:
         if self._sidecars.target is not replica:
             raise OSError(errno.EIO, replica.reason or "it failed meanwhile")
+
+
+_ALL_BITS = bytes([0]) + bytes([255]) * 255
+"""Makes a mask of bytes that differ from their exclusive or."""
+
+
+def _agreed(own: bytes, contents: Sequence[bytes]) -> bytes:
+    """The bytes that *contents* agree on, and elsewhere those of *own*; all are equally long.
+
+    Whatever a guest wrote since they were adopted, in part of a block perhaps, is the same on all.
+    """
+    first, *others = (int.from_bytes(content) for content in contents)
+    unlike = 0
+    for other in others:
+        unlike |= first ^ other
+    mask = int.from_bytes(unlike.to_bytes(len(own)).translate(_ALL_BITS))
+    return (first ^ ((first ^ int.from_bytes(own)) & mask)).to_bytes(len(own))
+
+
+def _overlaid(own: bytes, newer: bytes, offset: int, where: RangeSet) -> bytes:
+    """*own* with *newer* in the ranges *where* (bytes of the disk); both begin at *offset*."""
+    laid = bytearray(own)
+    for start, end, inside in segments(offset, offset + len(own), [where]):
+        if not inside:  # none of those that are without it
+            laid[start - offset : end - offset] = newer[start - offset : end - offset]
+    return bytes(laid)
 
 
 def _differing(data: bytes, held: bytes | None) -> Iterator[tuple[int, bytes]]:

@@ -9,8 +9,9 @@ from itertools import product
 import pytest
 import trio
 from support.simulation.guest import BrokenError
+from support.simulation.media import SECTOR
 from support.simulation.runner import SCALES, Origin, Setup
-from support.simulation.storage import Fault
+from support.simulation.storage import Fault, Weather
 from support.simulation.story import BLOCK, EXTENT, EXTENTS, RAW, TRIO, Guest, Script, Story, told
 
 from quorumfs.dirtymap import UNVERIFIED
@@ -18,6 +19,7 @@ from quorumfs.repair.pacing import Pacer
 from quorumfs.storage import CHANGES, Kind
 
 WRONG = b"rot!" * (BLOCK // 4)
+CHUNK = SCALES[0].chunk_size
 
 
 async def _found_to_differ(guest: Guest) -> None:
@@ -268,6 +270,231 @@ async def a_tie_decided_by_a_lock(story: Story) -> None:
             raise BrokenError("a tie was decided where nothing was ever written")
 
 
+async def missed_in_part_of_a_block_that_differs(story: Story) -> None:
+    """The first one missed a write of one sector of a block in which the others differ (in another
+    sector): it is given that before it is current again, and read (P1)."""
+    for index in (1, 2):
+        story.world.replicas[index].image.rot(EXTENTS[5] + SECTOR, bytes([index]) * SECTOR)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        await guest.write(EXTENTS[5], SECTOR)
+        assert 0 not in guest.mounted.members
+        story.mend(0)
+        await guest.until(lambda: 0 in guest.mounted.members)
+        await guest.read_surely(EXTENTS[5], SECTOR)
+
+
+async def outvoted_by_two_who_missed_it(story: Story) -> None:
+    """Two hold a flushed write of one sector, in a block in which they differ; two that missed it
+    come back, agree, and are the majority (P1)."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + SECTOR, WRONG[:SECTOR])
+    async with story.mounted() as guest:
+        guest.mounted.repairs._work._pacer = Pacer(4096)
+        for index in (0, 3):
+            story.world.detach(index)
+        await guest.write(0)
+        assert guest.mounted.members == [1, 2]
+        guest.mounted.repairs._work._pacer = Pacer()
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        await guest.write(EXTENTS[5], SECTOR)
+        await guest.flush()
+        for index in (0, 3):
+            story.world.attach(index)
+        await guest.until(lambda: len(guest.mounted.members) == 4)
+        await trio.sleep(60.0)
+        await guest.read_surely(EXTENTS[5], SECTOR)
+
+
+async def torn_and_lost_and_written_anew(story: Story) -> None:
+    """Then both hold the same, and it can be flushed."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        await _half_a_write(story, guest, on=1)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(1.0)
+        await guest.write_surely(EXTENTS[5], EXTENT)
+        await guest.converged()
+        assert not guest.mounted.repairs.differing
+        await guest.flush()
+
+
+async def torn_and_seen_and_lost_and_killed(story: Story) -> None:
+    """What was read of the first one is lost there, and nothing is shown: nor is after a crash the
+    other one's older content (P7)."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        await _half_a_write(story, guest, on=1)
+        await guest.read_surely(EXTENTS[5])
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(1.0)
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+        story.world.kill()
+    async with story.mounted() as guest:
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+
+
+async def _torn_and_seen_on_the_first_alone(story: Story, guest: Guest) -> None:
+    await _found_to_differ(guest)
+    await guest.write(EXTENTS[5])
+    others = range(1, story.setup.replicas)
+    for index in others:
+        story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+    with suppress(OSError):
+        await guest.write(EXTENTS[5])
+        raise BrokenError("a write succeeded on too few")
+    await guest.read_surely(EXTENTS[5])
+
+
+async def the_pin_of_torn_blocks_comes_back(story: Story) -> None:
+    """It missed a write elsewhere, and one in part of what is torn, which failed there once more:
+    it comes back (P3), with what was seen of it (P7), and with what it missed (P1)."""
+    for index in (0, 1):
+        story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
+    async with story.mounted() as guest:
+        await _torn_and_seen_on_the_first_alone(story, guest)
+        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        await guest.write(EXTENTS[1])
+        assert guest.mounted.members == [1, 2]
+        await guest.write(EXTENTS[5], SECTOR)
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[5], SECTOR)
+        story.mend(0)
+        await guest.until(lambda: 0 in guest.mounted.members)
+        await guest.read_surely(EXTENTS[5])
+    async with story.mounted() as guest:
+        await guest.read_surely(EXTENTS[5])
+
+
+async def the_pin_of_torn_blocks_comes_back_to_one(story: Story) -> None:
+    """The same where one is enough, and a crash tore it."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        await guest.write(EXTENTS[5])
+        for index in (0, 1):
+            story.fail_once(index, Kind.WRITE, Fault(hang=True))
+        guest.begin(guest.write, EXTENTS[5])
+        await trio.sleep(1.0)
+        story.cut_off(1)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        await guest.read(EXTENTS[5])
+        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        await guest.write(EXTENTS[1])
+        assert guest.mounted.members == [1]
+        await guest.write(EXTENTS[5], SECTOR)
+        await guest.until(lambda: 0 in guest.mounted.members)
+        await guest.read_surely(EXTENTS[5])
+
+
+async def the_pin_of_torn_blocks_loses_them_while_it_is_away(story: Story) -> None:
+    """The first sync after it came back tells: then nothing is shown, and after a second mount
+    nothing that is older than what was written there with success (P1)."""
+    for index in (0, 1):
+        story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
+    async with story.mounted() as guest:
+        await _torn_and_seen_on_the_first_alone(story, guest)
+        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        await guest.write(EXTENTS[1])
+        assert guest.mounted.members == [1, 2]
+        _lose_what_is_not_synced(story, 0)
+        await guest.write(EXTENTS[5], SECTOR)
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[5], SECTOR)
+        await guest.until(lambda: 0 in guest.mounted.members)
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+    async with story.mounted() as guest:
+        await guest.read(EXTENTS[5], SECTOR)
+
+
+def _lose_what_is_not_synced(story: Story, index: int) -> None:
+    image = story.world.replicas[index].image
+    for change in image.unsynced:
+        image._land(change, [])
+    image.unsynced.clear()
+    image.evict()
+    story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+
+
+async def the_pin_of_torn_blocks_comes_back_without_them(story: Story) -> None:
+    """It lost what was seen of it: then nobody has that, nor after another write that failed; but
+    it is current again, and all is well when that is written anew."""
+    for index in (0, 1):
+        story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
+    async with story.mounted() as guest:
+        await _torn_and_seen_on_the_first_alone(story, guest)
+        _lose_what_is_not_synced(story, 0)
+        await guest.flush()
+        assert guest.mounted.members == [1, 2]
+        await guest.until(lambda: 0 in guest.mounted.members)
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+        for index in (1, 2):
+            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[5] + 2 * BLOCK)
+        with suppress(OSError):
+            await guest.read(EXTENTS[5])
+        await guest.write(EXTENTS[5])
+        await guest.read_surely(EXTENTS[5])
+
+
+async def written_before_its_comparison_is_on_record(story: Story) -> None:
+    """What was compared is being written to the sidecars; a write does not wait for that."""
+    async with story.mounted() as guest:
+        sidecars = guest.mounted.sidecars
+        guest.mounted.repairs._work._pacer = Pacer(4096)
+        await guest.mounted.disk.allocate(EXTENTS[5], EXTENT)
+        assert sidecars.unverified(EXTENTS[5], BLOCK)
+        guest.mounted.repairs._work._pacer = Pacer()
+        for one in story.world.replicas:
+            one.sidecar_faults.weather = Weather(delay_s=(3.0, 3.0))
+        await guest.until(
+            lambda: not sidecars.unverified(EXTENTS[5], BLOCK) and sidecars._lock.locked(),
+            every_s=0.001,
+        )
+        story.fail_once(1, Kind.WRITE, Fault(hang=True))
+        guest.begin(guest.write, EXTENTS[5])
+        await trio.sleep(0.1)
+        assert story.world.life is not None
+        story.cut_off(0, 1)
+    story.world.calm()
+    async with story.mounted() as guest:
+        await guest.read_surely(EXTENTS[5])
+        await guest.converged()
+
+
+async def a_tie_decided_by_many_writes(story: Story) -> None:
+    """More is written than is remembered one by one: then all that is marked counts as lost by a
+    flush that fails, also a chunk in which the images differ and that nobody ever wrote to (P4)."""
+    story.world.replicas[1].image.rot(EXTENTS[5], WRONG)
+    first = story.world.replicas[0].image
+    held = first.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK)
+    async with story.mounted() as guest:
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+        for number in range(1, 4):
+            await guest.write(EXTENTS[5] + number * CHUNK)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(60.0)
+        if first.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK) != held:
+            raise BrokenError("a tie was decided where nothing was ever written")
+
+
 PAIRS = [replace(RAW, threshold=2, fifo=fifo) for fifo in (True, False)]
 TRIOS = [replace(TRIO, origin=Origin.ADOPTED, filled=True, fifo=fifo) for fifo in (True, False)]
 FEW_MARKS = replace(SCALES[0], misses_max=1)
@@ -280,15 +507,19 @@ STORIES = [
             half_a_write_and_idle_times,
             half_a_write_and_a_flush_that_fails,
             killed_amid_a_write,
+            torn_and_lost_and_written_anew,
         ],
         PAIRS,
     ),
     (half_a_write_and_a_whole_one, PAIRS[0]),
+    (torn_and_seen_and_lost_and_killed, PAIRS[0]),
     (killed_amid_a_write, replace(RAW, fifo=False)),
     (killed_before_all_was_compared, replace(TRIOS[0], scale=FEW_MARKS)),
     (allocated_before_it_was_compared, RAW),
     (allocated_before_it_was_compared, replace(RAW, replicas=3)),
     *product([a_tie_decided_by_a_lock], [RAW, *PAIRS]),
+    (written_before_its_comparison_is_on_record, RAW),
+    (a_tie_decided_by_many_writes, replace(PAIRS[1], scale=replace(SCALES[0], unflushed_max=2))),
     *product(
         [
             half_a_write_and_the_one_that_took_it_left_behind,
@@ -296,9 +527,15 @@ STORIES = [
             a_majority_against_what_was_seen,
             a_majority_that_comes_later_to_a_chunk_written_meanwhile,
             a_majority_that_the_first_is_not_in,
+            missed_in_part_of_a_block_that_differs,
         ],
         TRIOS,
     ),
+    (the_pin_of_torn_blocks_comes_back, TRIOS[0]),
+    (the_pin_of_torn_blocks_loses_them_while_it_is_away, TRIOS[0]),
+    (the_pin_of_torn_blocks_comes_back_without_them, TRIOS[0]),
+    (the_pin_of_torn_blocks_comes_back_to_one, RAW),
+    *product([outvoted_by_two_who_missed_it], [replace(one, replicas=4) for one in TRIOS]),
 ]
 
 

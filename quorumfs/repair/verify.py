@@ -43,10 +43,13 @@ class Verification:
         self._written = RangeSet()
         """Chunks that a guest wrote to although they differ, or could not be compared."""
         self._pause_s = AGAIN_S[0]
+        """How long to wait after the next time."""
         self._again_at = 0.0
         """Until then neither of them is compared again; trio's clock, seconds."""
         self._compared: frozenset[Replica] = frozenset()
         """Those of whom it was found that they differ."""
+        self._answering: frozenset[Replica] = frozenset()
+        """Those of them that were there when it was last tried."""
         self._losses = work.sidecars.doubts.losses
         self._work = work
         self._disk = work.disk
@@ -69,6 +72,10 @@ class Verification:
         members = frozenset(self._sidecars.members)
         if not members <= self._compared:  # with one more there may be a majority
             self._compared, self._differing, self._unread = members, RangeSet(), RangeSet()
+        answering = frozenset(r for r in members if r.state is not State.MISSING)
+        if not answering <= self._answering:  # one is there again
+            self._again_at = 0.0
+        self._answering = answering
         unverified = self._map.runs(UNVERIFIED, longest=len(self._map))
         runs = list(without(unverified, self._left_out()))
         if not runs:
@@ -81,15 +88,17 @@ class Verification:
                 if self._work.save_due:
                     await self._work.save()
         await self._work.save()
-        again = self._unread or self._written
-        self._pause_s = min(2 * self._pause_s, AGAIN_S[1]) if again else AGAIN_S[0]
         self._again_at = trio.current_time() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, AGAIN_S[1])
         return True
 
     def _left_out(self) -> RangeSet:
         """Chunks that were compared, and are not to be compared again yet."""
-        if trio.current_time() < self._again_at:
+        late = trio.current_time() - self._again_at
+        if late < 0:
             return self._differing.union(self._unread)
+        if late > AGAIN_S[1]:
+            self._pause_s = AGAIN_S[0]  # what was before is long ago
         left_out = self._differing.union(RangeSet())
         for start, end in self._unread.union(self._written):
             left_out.remove(start, end)

@@ -163,6 +163,79 @@ async def written_anew_and_still_undecided(story: Story) -> None:
         assert not guest.mounted.repairs.differing
 
 
+async def written_where_it_cannot_be_read(story: Story) -> None:
+    """Then the disk has remapped it, and all is the same."""
+    _bad_sector(story, 0, EXTENTS[5] + CHUNK)
+    async with story.mounted() as guest:
+        await trio.sleep(100.0)
+        assert not guest.mounted.converged
+        assert not guest.mounted.repairs.differing
+        await guest.write_surely(EXTENTS[5] + CHUNK)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def a_bad_sector_for_long(story: Story) -> None:
+    """It is tried again now and then, and all around it is compared, but not again."""
+    at, tries, others = EXTENTS[5] + CHUNK, 0, 0
+
+    def script(operation: Operation) -> Fault | None:
+        nonlocal tries, others
+        if operation.kind is not Kind.READ:
+            return None
+        if not operation.offset <= at < operation.offset + operation.length:
+            others += not at // CHUNK * CHUNK <= operation.offset < at // CHUNK * CHUNK + CHUNK
+            return None
+        tries += operation.length == BLOCK
+        return Fault(error=errno.EIO)
+
+    story.world.replicas[0].image_faults.script = script
+    async with story.mounted() as guest:
+        unverified = guest.mounted.sidecars.map
+        await guest.until(lambda: unverified.count(UNVERIFIED) == 1)
+        tries = others = 0
+        await trio.sleep(3600.0)
+        if not 30 < tries < 100 or others:
+            raise BrokenError(f"it was tried {tries} times, and elsewhere {others} times")
+        story.mend(0)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def one_that_was_away_for_long(story: Story) -> None:
+    """As soon as it is back it is compared."""
+    async with story.mounted() as guest:
+        story.world.detach(1)
+        await trio.sleep(1000.0)
+        assert guest.mounted.members == [0, 1]
+        story.world.attach(1)
+        with trio.fail_after(20.0):
+            await guest.converged()
+
+
+async def written_beside_what_differs(story: Story) -> None:
+    """It is compared again, but not for every write."""
+    story.world.replicas[1].image.rot(EXTENTS[5], WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        reads = 0
+
+        def script(operation: Operation) -> None:
+            nonlocal reads
+            reads += (
+                operation.kind is Kind.READ and operation.offset // CHUNK == EXTENTS[5] // CHUNK
+            )
+
+        story.world.replicas[0].image_faults.script = script
+        for _ in range(1000):
+            await guest.write(EXTENTS[5] + BLOCK)
+            await trio.sleep(1.0)
+        if not 0 < reads < 100:
+            raise BrokenError(f"compared {reads} times")
+        await guest.write(EXTENTS[5])
+        await guest.converged()
+
+
 ADOPTED_TRIO = replace(TRIO, origin=Origin.ADOPTED, filled=True)
 STORIES = [
     (a_tie_decided_by_a_bad_sector, RAW),
@@ -173,6 +246,10 @@ STORIES = [
     (undecided_for_one_read_error, ADOPTED_TRIO),
     (a_write_beside_a_bad_sector, replace(RAW, threshold=2)),
     (written_anew_and_still_undecided, RAW),
+    (written_where_it_cannot_be_read, RAW),
+    (a_bad_sector_for_long, RAW),
+    (one_that_was_away_for_long, RAW),
+    (written_beside_what_differs, RAW),
 ]
 
 

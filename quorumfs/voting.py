@@ -88,6 +88,17 @@ def vote_data(answers: Sequence[tuple[int, bytes]], offset: int, threshold: int)
     return DataVerdict(b"".join(winning) if decided else None, tuple(_joined(losses)))
 
 
+def majority(ballots: Sequence[bytes], voters: int, threshold: int) -> bytes | None:
+    """What more than half of all *voters*, and at least *threshold*, hold by their *ballots*.
+
+    None if there is no such version. Who could not be heard may hold anything, and counts.
+    """
+    if not ballots:
+        return None
+    winner = plurality(ballots)
+    return winner.version if winner.count >= threshold and 2 * winner.count > voters else None
+
+
 def vote_errno(errnos: Iterable[int]) -> int:
     """The errno that most failed replicas gave; of equally many, the first-listed replica's."""
     return plurality(errnos).version

@@ -3,7 +3,8 @@
 A replica gets the winning data where it could not be read (a write makes a disk remap a bad
 sector), where it is on record as having missed a write, and with ``rewrite-corrupted`` also where
 it was strictly outvoted. The decision is made on data read anew under the exclusive lock, so no
-guest's write can come between reading and rewriting. A tie rewrites nothing.
+guest's write can come between reading and rewriting. A tie rewrites nothing; and in images that
+were adopted and not yet found equal nothing does but a majority of all, readable or not (P4).
 """
 
 import errno
@@ -17,7 +18,7 @@ from quorumfs.metadata import Choice, holders_of
 from quorumfs.patterns import Quorum
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind
-from quorumfs.voting import middle_block
+from quorumfs.voting import majority, middle_block
 
 
 async def read_and_rewrite(disk: Disk, offset: int, length: int, *, outvoted: bool) -> bytes:
@@ -49,27 +50,34 @@ async def _rewrite_part(disk: Disk, choice: Choice, deadline: float, *, outvoted
         [outcome.error.errno or errno.EIO for outcome in outcomes if outcome.error],
     )
     unreadable = [outcome.replica for outcome in outcomes if outcome.error]
+    unverified = disk.metadata.unverified(offset, length)
+    # Of two of whom one cannot be read there is no majority, however small the part.
+    divisible = verdict.data is None or (unverified and len(outcomes) > 2)
+    middle = middle_block(offset, length)
+    if unreadable and divisible and middle and trio.current_time() < deadline:
+        left = choice._replace(length=middle - offset)
+        right = choice._replace(offset=middle, length=offset + length - middle)
+        return b"".join(
+            [await _rewrite_part(disk, half, deadline, outvoted=outvoted) for half in (left, right)]
+        )
     if verdict.data is None:
-        middle = middle_block(offset, length)
-        if unreadable and middle and trio.current_time() < deadline:
-            left = choice._replace(length=middle - offset)
-            right = choice._replace(offset=middle, length=offset + length - middle)
-            return b"".join(
-                [
-                    await _rewrite_part(disk, half, deadline, outvoted=outvoted)
-                    for half in (left, right)
-                ]
-            )
         return (await disk.read_locked(offset, length)).data
 
-    voters = [outcome.replica for outcome in outcomes if not outcome.error]
+    answers = [outcome for outcome in outcomes if not outcome.error]
+    voters = [outcome.replica for outcome in answers]
+
+    def decided(start: int, end: int, data: bytes) -> bool:
+        """Whether nobody else's content may be right there."""
+        ballots = [answer.data[start:end] for answer in answers]
+        return not unverified or majority(ballots, len(asked), disk.threshold) == data
+
     if outvoted:
         for loss in verdict.outvoted:
-            if loss.strict:
-                data = verdict.data[loss.start : loss.end]
+            data = verdict.data[loss.start : loss.end]
+            if loss.strict and decided(loss.start, loss.end, data):
                 loser = disk.replicas[loss.voter]
                 await _rewrite(disk, loser, offset + loss.start, data, voters)
-    if all(loss.strict for loss in verdict.outvoted):
+    if all(loss.strict for loss in verdict.outvoted) and decided(0, length, verdict.data):
         for replica in unreadable:
             await _rewrite(disk, replica, offset, verdict.data, voters, read_back=True)
         for replica in lacking:

@@ -1,19 +1,36 @@
 """Verifying: comparing images that were adopted as they were.
 
-What differs is repaired by a strict majority alone, and else reported: nobody can tell which one is
-right (P4).
+What differs is repaired by a strict majority of all alone, and else reported: nobody can tell which
+one is right (P4). Who cannot be read may hold anything: that is compared again in a while.
 """
 
-import errno
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass, field
 
+import trio
+
+from quorumfs.assembly import State
 from quorumfs.dirtymap import UNVERIFIED
+from quorumfs.metadata import Outcome
 from quorumfs.ranges import RangeSet
 from quorumfs.repair.asking import give
 from quorumfs.repair.work import Work, pieces, without
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind
-from quorumfs.voting import blocks, vote_data, voted_error
+from quorumfs.voting import blocks, majority, middle_block
+
+AGAIN_S = (1.0, 60.0)
+"""How long to wait before the same is compared again (seconds): at first, and at most."""
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a comparison leaves as it is (bytes)."""
+
+    differing: RangeSet = field(default_factory=RangeSet)
+    unread: RangeSet = field(default_factory=RangeSet)
+    """What not all could be read of, or written to, and the others do not decide."""
 
 
 class Verification:
@@ -21,8 +38,18 @@ class Verification:
 
     def __init__(self, work: Work) -> None:
         self._differing = RangeSet()
+        self._unread = RangeSet()
+        """Chunks that could not be compared as a whole: to be tried again."""
+        self._written = RangeSet()
+        """Chunks that a guest wrote to although they differ, or could not be compared."""
+        self._pause_s = AGAIN_S[0]
+        """How long to wait after the next time."""
+        self._again_at = 0.0
+        """Until then neither of them is compared again; trio's clock, seconds."""
         self._compared: frozenset[Replica] = frozenset()
         """Those of whom it was found that they differ."""
+        self._answering: frozenset[Replica] = frozenset()
+        """Those of them that were there when it was last tried."""
         self._losses = work.sidecars.doubts.losses
         self._work = work
         self._disk = work.disk
@@ -41,107 +68,165 @@ class Verification:
         return self._differing
 
     async def verify(self) -> bool:
-        """Compare all that nobody has compared; whether all of it could be."""
+        """Compare all that nobody has compared, if it is time; whether there was anything."""
         members = frozenset(self._sidecars.members)
         if not members <= self._compared:  # with one more there may be a majority
-            self._compared, self._differing = members, RangeSet()
+            self._compared, self._differing, self._unread = members, RangeSet(), RangeSet()
+        answering = frozenset(r for r in members if r.state is not State.MISSING)
+        if not answering <= self._answering:  # one is there again
+            self._again_at = 0.0
+        self._answering = answering
         unverified = self._map.runs(UNVERIFIED, longest=len(self._map))
-        runs = list(without(unverified, self._differing))
+        runs = list(without(unverified, self._left_out()))
         if not runs:
             return False
         total = sum(map(len, runs)) * self._map.chunk_size
         self._work.begin("verify", None, total)
-        unreadable = False
-
-        async def verify_if_readable(chunks: range) -> None:
-            nonlocal unreadable
-            try:
-                await self._verify_unit(chunks)
-            except OSError:
-                unreadable = True  # to be tried again
-
-        async with aclosing(self._work.batches(runs, self._sidecars.verified)) as batches:
+        async with aclosing(self._work.batches(runs, self._equal)) as batches:
             async for batch in batches:
-                await self._work.in_parallel(batch, verify_if_readable)
+                await self._work.in_parallel(batch, self._verify_unit)
                 if self._work.save_due:
                     await self._work.save()
         await self._work.save()
-        return not unreadable
+        self._again_at = trio.current_time() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, AGAIN_S[1])
+        return True
+
+    def _left_out(self) -> RangeSet:
+        """Chunks that were compared, and are not to be compared again yet."""
+        late = trio.current_time() - self._again_at
+        if late < 0:
+            return self._differing.union(self._unread)
+        if late > AGAIN_S[1]:
+            self._pause_s = AGAIN_S[0]  # what was before is long ago
+        left_out = self._differing.union(RangeSet())
+        for start, end in self._unread.union(self._written):
+            left_out.remove(start, end)
+        return left_out
 
     async def verify_range(self, offset: int, length: int) -> None:
-        """Compare the extents of a range, before they are changed."""
+        """Compare the extents of a range, as far as they can be, before they are changed."""
         extents = self._map.extents(offset, length)
-        chunks = self._map.extent_chunks(extents)
-        unverified = self._map.runs(UNVERIFIED, chunks.start, longest=len(chunks))
-        for run in without(unverified, self._differing):
+        left_out = self._differing.union(self._unread)
+        for run in without(self._unverified(self._map.extent_chunks(extents)), left_out):
+            for unit in self._work.units(run):
+                await self._verify_unit(unit)
+        # Nothing can run between this and the change's claim of its range: who compares it from
+        # here on waits for the change.
+        for run in self._unverified(self._map.chunks(offset, length)):
+            self._written.add(run.start, run.stop)
+
+    def _unverified(self, chunks: range) -> Iterator[range]:
+        """What of *chunks* nobody has compared, or nobody could decide."""
+        for run in self._map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
             if run.start >= chunks.stop:
                 break
-            for unit in self._work.units(range(run.start, min(run.stop, chunks.stop))):
-                await self._verify_unit(unit)
+            yield range(run.start, min(run.stop, chunks.stop))
 
     async def _verify_unit(self, chunks: range) -> None:
+        self._written.remove(chunks.start, chunks.stop)  # what is written from here on comes after
         async with self._disk.locks.held(*self._work.bounds(chunks), exclusive=True):
             # What was compared meanwhile, for a guest's write, may differ for another reason now:
             # a write that failed. Then it is to be settled, and nothing to ask a majority about.
-            for run in self._map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
-                if run.start < chunks.stop:
-                    part = range(run.start, min(run.stop, chunks.stop))
-                    while not await self._verify_locked(part):
+            for run in self._unverified(chunks):
+                try:
+                    while not await self._verify_locked(run):
                         pass
+                except OSError:
+                    self._unread.add(run.start, run.stop)
 
     async def _verify_locked(self, chunks: range) -> bool:
         """Compare *chunks* of all that are current; False if others are to be believed since."""
         believed = list(self._sidecars.doubts.sources(chunks))
-        differing = RangeSet()
-        for piece in pieces(*self._work.bounds(chunks)):
-            await self._verify_piece(*piece, differing)
+        found = Findings()
+        deadline = trio.current_time() + self._disk.search_s
+        for part, voters in believed:
+            for piece in pieces(*self._work.bounds(part)):
+                await self._verify_piece(*piece, voters, found, deadline)
         if believed != list(self._sidecars.doubts.sources(chunks)):
             return False
         for chunk in chunks:
-            if differing.overlaps(*self._map.bounds(chunk)):
-                self._differing.add(chunk, chunk + 1)
-            else:
-                self._sidecars.verified(range(chunk, chunk + 1))
+            one, bounds = range(chunk, chunk + 1), self._map.bounds(chunk)
+            differs, unread = found.differing.overlaps(*bounds), found.unread.overlaps(*bounds)
+            if not differs and not unread:
+                self._equal(one)
+            for kept, here in (self._differing, differs), (self._unread, unread):
+                (kept.add if here else kept.remove)(chunk, chunk + 1)
         return True
 
-    async def _verify_piece(self, offset: int, length: int, differing: RangeSet) -> None:
-        """Compare a piece, and repair what a majority decides; *differing* gets the rest.
+    def _equal(self, chunks: range) -> None:
+        """All current replicas hold the same in *chunks*, which are locked."""
+        self._sidecars.verified(chunks)
+        for kept in (self._differing, self._unread, self._written):
+            kept.remove(chunks.start, chunks.stop)
 
-        Raises `OSError` if fewer than the threshold can be read, or repaired.
+    async def _verify_piece(
+        self,
+        offset: int,
+        length: int,
+        voters: Sequence[Replica],
+        found: Findings,
+        deadline: float,
+    ) -> None:
+        """Compare a piece, and repair what a majority of *voters* decides.
+
+        Where one cannot be read it is divided until *deadline*, so that a bad sector spoils its own
+        block alone.
         """
         disk, members = self._disk, list(self._sidecars.members)
         asked = await disk.ask(members, Kind.READ, disk.threshold, offset, length)
-        sources = self._sidecars.doubts.sources(self._map.chunks(offset, length))
-        believed = set(members).intersection(*(believed for _, believed in sources))
-        outcomes = [o for o in asked if o.error is None and o.replica in believed]
-        if len(outcomes) < disk.threshold or not outcomes:
-            raise voted_error(outcome.error for outcome in asked if outcome.error)
-        first, good = outcomes[0].data, [outcome.replica for outcome in outcomes]
-        if all(outcome.data == first for outcome in outcomes[1:]):
-            unreadable = [outcome.replica for outcome in asked if outcome.error is not None]
-            if unreadable and not await give(disk, self._sidecars, unreadable, offset, first, good):
-                raise OSError(errno.EIO, "what cannot be read cannot be written either")
+        failed = [outcome for outcome in asked if outcome.error is not None]
+        answers = [o for o in asked if o.error is None and o.replica in voters]
+        answering = any(outcome.replica.state is not State.MISSING for outcome in failed)
+        middle = middle_block(offset, length)
+        if answering and middle and trio.current_time() < deadline:
+            for start, end in (offset, middle), (middle, offset + length):
+                await self._verify_piece(start, end - start, voters, found, deadline)
             return
-        torn = self._sidecars.doubts.torn
-        for start, end in blocks(offset, length):
-            answers = [(o.replica.index, o.data[start:end]) for o in outcomes]
-            vote = vote_data(answers, offset + start, disk.threshold)
-            losers = {loss.voter for loss in vote.outvoted}
-            wrong = [outcome.replica for outcome in outcomes if outcome.replica.index in losers]
-            if not wrong:
-                continue
-            # Where a write failed since, the guest may have seen what a minority holds.
-            decided = (
-                vote.data is not None
-                and all(loss.strict for loss in vote.outvoted)
-                and not torn.overlaps(offset + start, offset + end)
-            )
-            if not decided:
-                disk.events.differs(offset + start, end - start)
-            if not decided or not await give(
-                disk, self._sidecars, wrong, offset + start, vote.data or b"", good
-            ):
-                differing.add(offset + start, offset + end)
-                continue
+        equal = all(answer.data == answers[0].data for answer in answers)
+        for start, end in [(0, length)] if equal else blocks(offset, length):
+            ballots = {answer.replica: answer.data[start:end] for answer in answers}
+            await self._verify_block(offset + start, ballots, failed, voters, found, end - start)
+
+    async def _verify_block(
+        self,
+        offset: int,
+        ballots: dict[Replica, bytes],
+        failed: Sequence[Outcome],
+        voters: Sequence[Replica],
+        found: Findings,
+        length: int,
+    ) -> None:
+        """Go by *ballots*, what those of *voters* hold that could be read."""
+        doubts, end = self._sidecars.doubts, offset + length
+        versions = list(ballots.values())
+        winner = majority(versions, len(voters), self._disk.threshold)
+        wrong = [replica for replica, ballot in ballots.items() if ballot != winner]
+        wrong += [outcome.replica for outcome in failed]
+        if not wrong:
+            return
+        differ = len(set(versions)) > 1
+        # Where a write failed since, the guest may have seen what a minority holds.
+        if winner is not None and not doubts.torn.overlaps(offset, end):
+            if not await give(self._disk, self._sidecars, wrong, offset, winner, list(ballots)):
+                found.unread.add(offset, end)
+                return
             for replica in wrong:
-                disk.events.repaired(replica.path, offset + start, end - start)
+                if replica.role is State.CURRENT:
+                    self._disk.events.repaired(replica.path, offset, length)
+            return
+        if differ:
+            found.differing.add(offset, end)
+        if failed or not differ:
+            found.unread.add(offset, end)
+        self._report(offset, length, failed, differ=differ)
+
+    def _report(self, offset: int, length: int, failed: Sequence[Outcome], *, differ: bool) -> None:
+        """Tell what is found the first time."""
+        chunks, events = self._map.chunks(offset, length), self._disk.events
+        if differ and not self._differing.overlaps(chunks.start, chunks.stop):
+            events.differs(offset, length)
+        if not self._unread.overlaps(chunks.start, chunks.stop):
+            for replica, operation in failed:
+                if replica.state is not State.MISSING:
+                    events.bad(Kind.READ, replica.path, offset, length, operation.error)

@@ -12,6 +12,7 @@ from quorumfs.voting import (
     BLOCK,
     blocks,
     first_difference,
+    majority,
     plurality,
     vote_data,
     vote_errno,
@@ -164,3 +165,23 @@ def test_blkverify_names_the_first_byte_that_differs() -> None:
     verdict = Blkverify(2).judge(0, [(0, X), (1, X[:7] + b"y" + X[8:])], [])
     assert (verdict.data, verdict.errno, verdict.difference) == (None, errno.EIO, 7)
     assert Blkverify(2).judge(0, [(0, X), (1, X)], []).data == X
+
+
+@pytest.mark.parametrize(
+    ("ballots", "voters", "threshold", "winner"),
+    [
+        ([X, X], 2, 1, X),
+        ([X], 2, 1, None),  # the other one may hold anything
+        ([X, X], 3, 1, X),
+        ([X, X], 3, 3, None),
+        ([X, X, Y], 4, 2, None),
+        ([X, X, Y, Z], 4, 2, None),
+        ([Y, X, X, X], 4, 2, X),
+        ([X, X], 4, 2, None),
+        ([], 1, 1, None),
+    ],
+)
+def test_a_majority_is_one_of_all(
+    ballots: list[bytes], voters: int, threshold: int, winner: bytes | None
+) -> None:
+    assert majority(ballots, voters, threshold) == winner

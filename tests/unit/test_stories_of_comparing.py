@@ -1,0 +1,258 @@
+"""Stories of comparisons of adopted images that not all could take part in: who cannot be read may
+hold anything, and is neither outvoted nor left out for good."""
+
+import errno
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import trio
+from support.simulation.guest import BrokenError
+from support.simulation.runner import Origin, Setup
+from support.simulation.storage import Fault
+from support.simulation.story import (
+    BLOCK,
+    EXTENT,
+    EXTENTS,
+    RAW,
+    TRIO,
+    Guest,
+    Script,
+    Story,
+    told,
+)
+
+from quorumfs.dirtymap import UNVERIFIED
+from quorumfs.storage import CHANGES, Kind, Operation
+
+CHUNK = 16 << 10
+WRONG = b"rot!" * (BLOCK // 4)
+
+
+async def _found_to_differ(guest: Guest) -> None:
+    await guest.until(lambda: bool(guest.mounted.repairs.differing))
+    await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+
+
+def _bad_sector(story: Story, index: int, at: int) -> None:
+    """A block cannot be read until it is written to."""
+    bad = True
+
+    def script(operation: Operation) -> Fault | None:
+        nonlocal bad
+        if not operation.offset <= at < operation.offset + operation.length:
+            return None
+        if operation.kind in CHANGES:
+            bad = False
+        return Fault(error=errno.EIO) if bad and operation.kind is Kind.READ else None
+
+    story.world.replicas[index].image_faults.script = script
+
+
+def _fail_a_read(story: Story, index: int, at: int) -> None:
+    failed = False
+
+    def script(operation: Operation) -> Fault | None:
+        nonlocal failed
+        here = operation.offset <= at < operation.offset + operation.length
+        if here and operation.kind is Kind.READ and not failed:
+            failed = True
+            return Fault(error=errno.EIO)
+        return None
+
+    story.world.replicas[index].image_faults.script = script
+
+
+async def a_tie_decided_by_a_bad_sector(story: Story) -> None:
+    """One block of the first cannot be read while the two are compared: all of the piece around
+    it is overwritten, and what differed there is gone, unreported (P4)."""
+    story.world.replicas[0].image.rot(EXTENTS[5], WRONG)
+    _bad_sector(story, 0, EXTENTS[5] + BLOCK)
+    async with story.mounted() as guest:
+        await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+        await trio.sleep(10.0)
+        if story.world.replicas[0].image.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK) != WRONG:
+            raise BrokenError("a tie was decided by a block beside it that could not be read")
+
+
+async def a_tie_decided_by_a_read_of_a_bad_sector(story: Story) -> None:
+    """The same when a guest reads it, after it was found to differ, and reported."""
+    story.world.replicas[0].image.rot(EXTENTS[5], WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        _bad_sector(story, 0, EXTENTS[5] + BLOCK)
+        with suppress(OSError):
+            await guest.mounted.disk.read(EXTENTS[5], 2 * BLOCK)
+        if story.world.replicas[0].image.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK) != WRONG:
+            raise BrokenError("a tie was decided by a block beside it that could not be read")
+
+
+async def a_tie_of_four_and_one_read_error(story: Story) -> None:
+    """Two hold this and two that; one of them cannot be read once, and the other one of its side
+    is outvoted, and overwritten (P4)."""
+    for index in (0, 1):
+        story.world.replicas[index].image.rot(EXTENTS[5], WRONG)
+    _fail_a_read(story, 0, EXTENTS[5])
+    async with story.mounted() as guest:
+        await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+        await trio.sleep(10.0)
+        if story.world.replicas[1].image.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK) != WRONG:
+            raise BrokenError("a tie was decided by one who could not be read once")
+
+
+async def turned_back_by_a_bad_sector(story: Story) -> None:
+    """A write that failed was seen on the first one; that cannot be read for once when all is
+    compared after the next mount, and gets what the others hold (P7)."""
+    for index in (0, 1):
+        story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        await guest.write(EXTENTS[5])
+        for index in (1, 2):
+            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[5])
+        await guest.read_surely(EXTENTS[5])
+        await guest.write(EXTENTS[5] + BLOCK)
+    _bad_sector(story, 0, EXTENTS[5] + 2 * BLOCK)
+    async with story.mounted() as guest:
+        await trio.sleep(30.0)
+        await guest.read_surely(EXTENTS[5])
+
+
+async def compared_without_one_that_could_not_be_read(story: Story) -> None:
+    """Two differ in one chunk of a piece; so the third, unreadable there, is never compared in the
+    next one either, and yet that counts as compared."""
+    story.world.replicas[1].image.rot(EXTENTS[5], WRONG)
+    story.world.replicas[0].image.rot(EXTENTS[5] + CHUNK, WRONG)
+    _bad_sector(story, 0, EXTENTS[5] + BLOCK)
+    async with story.mounted() as guest:
+        await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+        await trio.sleep(100.0)
+        at = EXTENTS[5] + CHUNK
+        if not guest.mounted.sidecars.unverified(at, BLOCK):
+            held = {one.image.cache.read(at, at + BLOCK) for one in story.world.replicas}
+            if len(held) > 1:
+                raise BrokenError("what differs counts as compared")
+
+
+async def undecided_for_one_read_error(story: Story) -> None:
+    """Two of three agree; one of them could not be read once: nobody looks again."""
+    story.world.replicas[1].image.rot(EXTENTS[5], WRONG)
+    _fail_a_read(story, 0, EXTENTS[5])
+    async with story.mounted() as guest:
+        await guest.converged()
+    await story.ends_well()
+
+
+async def a_write_beside_a_bad_sector(story: Story) -> None:
+    """It fails because another block of the extent cannot be read on one of two."""
+    _bad_sector(story, 0, EXTENTS[5] + CHUNK)
+    async with story.mounted() as guest:
+        await trio.sleep(30.0)
+        await guest.write_surely(EXTENTS[5])
+
+
+async def written_anew_and_still_undecided(story: Story) -> None:
+    """All of the chunk that differed was written anew; the operator is asked all the same."""
+    story.world.replicas[1].image.rot(EXTENTS[5], WRONG)
+    async with story.mounted() as guest:
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        await guest.write(EXTENTS[5], EXTENT)
+        await guest.converged()
+        assert not guest.mounted.repairs.differing
+
+
+async def written_where_it_cannot_be_read(story: Story) -> None:
+    """Then the disk has remapped it, and all is the same."""
+    _bad_sector(story, 0, EXTENTS[5] + CHUNK)
+    async with story.mounted() as guest:
+        await trio.sleep(100.0)
+        assert not guest.mounted.converged
+        assert not guest.mounted.repairs.differing
+        await guest.write_surely(EXTENTS[5] + CHUNK)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def a_bad_sector_for_long(story: Story) -> None:
+    """It is tried again now and then, and all around it is compared, but not again."""
+    at, tries, others = EXTENTS[5] + CHUNK, 0, 0
+
+    def script(operation: Operation) -> Fault | None:
+        nonlocal tries, others
+        if operation.kind is not Kind.READ:
+            return None
+        if not operation.offset <= at < operation.offset + operation.length:
+            others += not at // CHUNK * CHUNK <= operation.offset < at // CHUNK * CHUNK + CHUNK
+            return None
+        tries += operation.length == BLOCK
+        return Fault(error=errno.EIO)
+
+    story.world.replicas[0].image_faults.script = script
+    async with story.mounted() as guest:
+        unverified = guest.mounted.sidecars.map
+        await guest.until(lambda: unverified.count(UNVERIFIED) == 1)
+        tries = others = 0
+        await trio.sleep(3600.0)
+        if not 30 < tries < 100 or others:
+            raise BrokenError(f"it was tried {tries} times, and elsewhere {others} times")
+        story.mend(0)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def one_that_was_away_for_long(story: Story) -> None:
+    """As soon as it is back it is compared."""
+    async with story.mounted() as guest:
+        story.world.detach(1)
+        await trio.sleep(1000.0)
+        assert guest.mounted.members == [0, 1]
+        story.world.attach(1)
+        with trio.fail_after(20.0):
+            await guest.converged()
+
+
+async def written_beside_what_differs(story: Story) -> None:
+    """It is compared again, but not for every write."""
+    story.world.replicas[1].image.rot(EXTENTS[5], WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        reads = 0
+
+        def script(operation: Operation) -> None:
+            nonlocal reads
+            reads += (
+                operation.kind is Kind.READ and operation.offset // CHUNK == EXTENTS[5] // CHUNK
+            )
+
+        story.world.replicas[0].image_faults.script = script
+        for _ in range(1000):
+            await guest.write(EXTENTS[5] + BLOCK)
+            await trio.sleep(1.0)
+        if not 0 < reads < 100:
+            raise BrokenError(f"compared {reads} times")
+        await guest.write(EXTENTS[5])
+        await guest.converged()
+
+
+ADOPTED_TRIO = replace(TRIO, origin=Origin.ADOPTED, filled=True)
+STORIES = [
+    (a_tie_decided_by_a_bad_sector, RAW),
+    (a_tie_decided_by_a_read_of_a_bad_sector, RAW),
+    (a_tie_of_four_and_one_read_error, replace(ADOPTED_TRIO, replicas=4)),
+    (turned_back_by_a_bad_sector, replace(ADOPTED_TRIO, fifo=True)),
+    (compared_without_one_that_could_not_be_read, ADOPTED_TRIO),
+    (undecided_for_one_read_error, ADOPTED_TRIO),
+    (a_write_beside_a_bad_sector, replace(RAW, threshold=2)),
+    (written_anew_and_still_undecided, RAW),
+    (written_where_it_cannot_be_read, RAW),
+    (a_bad_sector_for_long, RAW),
+    (one_that_was_away_for_long, RAW),
+    (written_beside_what_differs, RAW),
+]
+
+
+@pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
+def test_it_ends_well(script: Script, setup: Setup) -> None:
+    assert [told(script, setup, seed) for seed in range(4)] == [None] * 4

@@ -47,7 +47,7 @@ class Verification:
         self._again_at = 0.0
         """Until then neither of them is compared again; trio's clock, seconds."""
         self._compared: frozenset[Replica] = frozenset()
-        """Those of whom it was found that they differ."""
+        """Those that were current when it was last tried."""
         self._answering: frozenset[Replica] = frozenset()
         """Those of them that were there when it was last tried."""
         self._losses = work.sidecars.doubts.losses
@@ -71,7 +71,8 @@ class Verification:
         """Compare all that nobody has compared, if it is time; whether there was anything."""
         members = frozenset(self._sidecars.members)
         if not members <= self._compared:  # with one more there may be a majority
-            self._compared, self._differing, self._unread = members, RangeSet(), RangeSet()
+            self._differing, self._unread = RangeSet(), RangeSet()
+        self._compared = members
         answering = frozenset(r for r in members if r.state is not State.MISSING)
         if not answering <= self._answering:  # one is there again
             self._again_at = 0.0
@@ -148,6 +149,7 @@ class Verification:
         for chunk in chunks:
             one, bounds = range(chunk, chunk + 1), self._map.bounds(chunk)
             differs, unread = found.differing.overlaps(*bounds), found.unread.overlaps(*bounds)
+            differs = differs or self._unseen(one)
             if not differs and not unread:
                 self._equal(one)
             for kept, here in (self._differing, differs), (self._unread, unread):
@@ -156,9 +158,18 @@ class Verification:
 
     def _equal(self, chunks: range) -> None:
         """All current replicas hold the same in *chunks*, which are locked."""
+        if self._unseen(chunks):
+            self._differing.add(chunks.start, chunks.stop)
+            return
         self._sidecars.verified(chunks)
         for kept in (self._differing, self._unread, self._written):
             kept.remove(chunks.start, chunks.stop)
+
+    def _unseen(self, chunks: range) -> bool:
+        """Whether a guest may have seen something in *chunks* that only one who is away holds."""
+        doubts = self._sidecars.doubts
+        pinned = doubts.torn_pin in self._sidecars.members
+        return not pinned and doubts.torn.overlaps(*self._work.bounds(chunks))
 
     async def _verify_piece(
         self,

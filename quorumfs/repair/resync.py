@@ -6,6 +6,7 @@ point, with the process or with a replica, and goes on from there the next time.
 """
 
 import errno
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, suppress
 from itertools import groupby
@@ -13,7 +14,7 @@ from typing import cast
 
 import trio
 
-from quorumfs.assembly import Found
+from quorumfs.assembly import Found, State
 from quorumfs.dirtymap import CHUNK_MIN, UNVERIFIED, lacks
 from quorumfs.patterns import Fifo
 from quorumfs.ranges import RangeSet, segments
@@ -21,7 +22,7 @@ from quorumfs.repair.asking import next_data, seek
 from quorumfs.repair.work import PIECE, Work, pieces, without
 from quorumfs.replica import Gathering, Replica
 from quorumfs.storage import Kind, Operation, TruncatedError
-from quorumfs.voting import blocks, vote_data
+from quorumfs.voting import blocks, middle_block, vote_data
 
 COPIES_MAX = 2
 """Copies from one image to another at a time, so that one reads while the other one writes. More
@@ -191,14 +192,20 @@ class Resync:
         """Give *target* what *sources* agree on, or a strict majority of them; the lock is held.
 
         Elsewhere it keeps its own: perhaps that makes a majority, which another one's would only
-        feign (P4).
+        feign (P4). One that cannot be read has no say in a block, but in the rest of the piece.
         """
-        needed = min(self._disk.threshold, len(sources))
-        for start, length in pieces(offset, end):
-            asked = await self._disk.ask(sources, Kind.READ, needed, start, length)
+        left = deque(pieces(offset, end))
+        while left:
+            start, length = left.popleft()
+            asked = await self._disk.ask(sources, Kind.READ, len(sources), start, length)
             outcomes = [outcome for outcome in asked if outcome.error is None]
-            if len(outcomes) < needed:
-                raise _UnreadableError(errno.EIO, "too few can be read to compare")
+            failed = [o for o in asked if o.error and o.replica.state is not State.MISSING]
+            if failed and outcomes and (middle := middle_block(start, length)):
+                left.extendleft([(middle, start + length - middle), (start, middle - start)])
+                continue
+            if not outcomes:
+                raise _UnreadableError(errno.EIO, "nobody can be read")
+            needed = min(self._disk.threshold, len(outcomes))
             held = await self._held(target, start, length)
             right = bytearray()
             for low, high in blocks(start, length):

@@ -16,7 +16,7 @@ from support.simulation.story import BLOCK, EXTENT, EXTENTS, RAW, TRIO, Guest, S
 
 from quorumfs.dirtymap import UNVERIFIED
 from quorumfs.repair.pacing import Pacer
-from quorumfs.storage import CHANGES, Kind
+from quorumfs.storage import CHANGES, Kind, Operation
 
 WRONG = b"rot!" * (BLOCK // 4)
 CHUNK = SCALES[0].chunk_size
@@ -199,6 +199,30 @@ async def a_majority_that_comes_later_to_a_chunk_written_meanwhile(story: Story)
 async def a_majority_that_the_first_is_not_in(story: Story) -> None:
     """It is given nothing that would make a majority of what one holds alone (P4)."""
     await _decided_by_the_third(story, wrong=0)
+
+
+async def a_majority_beside_what_cannot_be_read(story: Story) -> None:
+    """One of the two that differ has a bad sector beside that: it has its say all the same."""
+    good = story.world.replicas[2].image.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK)
+    story.world.replicas[1].image.rot(EXTENTS[5], WRONG)
+    story.world.detach(2)
+    async with story.mounted() as guest:
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        await guest.write(EXTENTS[5] + BLOCK)
+
+        def bad_sector(operation: Operation) -> Fault | None:
+            at, end = operation.offset, operation.offset + operation.length
+            hit = operation.kind is Kind.READ and at <= EXTENTS[5] + 2 * BLOCK < end
+            return Fault(error=errno.EIO) if hit else None
+
+        story.world.replicas[0].image_faults.script = bad_sector
+        story.world.attach(2)
+        await guest.until(lambda: len(guest.mounted.members) == 3)
+        story.mend(0)
+        await guest.converged()
+        for replica in story.world.replicas:
+            if replica.image.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK) != good:
+                raise BrokenError("a majority was outvoted by a copy")
 
 
 async def _decided_by_the_third(story: Story, *, wrong: int) -> None:
@@ -537,6 +561,7 @@ STORIES = [
             a_majority_against_what_was_seen,
             a_majority_that_comes_later_to_a_chunk_written_meanwhile,
             a_majority_that_the_first_is_not_in,
+            a_majority_beside_what_cannot_be_read,
             missed_in_part_of_a_block_that_differs,
         ],
         TRIOS,

@@ -12,9 +12,9 @@ all current replicas:
   replica lacks whatever has its bit or an ``INTENT`` mark. A current replica has them where it lost
   what it could not flush, and too few would be left without it.
 
-Two things are in memory alone, because an ``INTENT`` mark stands for them in the sidecars: which
-chunks are *unsettled* (the current replicas may differ there, and reads have one pinned source),
-and what was written since the last flush (a replica that fails may have lost it).
+Two things are in memory alone, because an ``INTENT`` mark stands for them in the sidecars: where
+the current replicas may differ (`quorumfs.metadata.doubts`), and what was written since the last
+flush (a replica that fails may have lost it).
 """
 
 import errno

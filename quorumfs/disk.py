@@ -453,6 +453,7 @@ class Disk:
         while True:
             # Who lost it while others were asked, or was left behind, does not hold it any more.
             still = holders_of(self.metadata, offset, length)
+            lost = lost or not set(waiting).issubset(still)
             waiting = [replica for replica in waiting if replica in still]
             kept = [o for o in outcomes if o.error is not None or o.replica in still]
             lost = lost or len(kept) < len(outcomes)

@@ -117,6 +117,11 @@ class Metadata(Protocol):
     def unflushable(self) -> bool:
         """Whether a flush cannot tell what is durable before all that may differ is settled."""
 
+    def unsynced(self, offset: int, length: int) -> bool:
+        """Whether any of it was written since the last flush: somebody may have lost it since, and
+        nobody knows before a sync tells.
+        """
+
     def unverified(self, offset: int, length: int) -> bool:
         """Whether nobody has compared these bytes since the images were adopted."""
 

@@ -232,6 +232,8 @@ class Doubts:
 
     def _unverified(self, chunks: range) -> Iterator[range]:
         """What of *chunks* nobody has compared, or nobody could decide."""
+        if not self._map.any(UNVERIFIED, chunks):
+            return  # else all the rest of a map would be searched
         for run in self._map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
             if run.start >= chunks.stop:
                 break

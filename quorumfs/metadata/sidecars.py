@@ -243,6 +243,7 @@ class Sidecars:
 
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
         if self._read_only:
+            self._forget_flushing()
             return  # there is nothing to make durable, and nothing may be recorded
         failed = [o.replica for o in outcomes if o.error is not None]
         # Its sync may have begun before what it had lost was written again.
@@ -385,6 +386,10 @@ class Sidecars:
         """Note that all current replicas hold the same in *chunks*."""
         self.doubts.settled(chunks)
         self._note_written(chunks)
+
+    def unsynced(self, offset: int, length: int) -> bool:
+        chunks = self.map.chunks(offset, length)
+        return self._unflushed.overlaps(chunks) or self._flushing.overlaps(chunks)
 
     def unverified(self, offset: int, length: int) -> bool:
         return self.map.any(UNVERIFIED, self.map.chunks(offset, length))
@@ -587,6 +592,7 @@ class Sidecars:
             assert replica.slot is not None
             for run in self.map.runs(lacks(replica.slot), longest=len(self.map)):
                 self.doubts.lose(replica, run)
+                self._unsettle(run)
         for start, end in (run for lost in list(self.doubts.lost.values()) for run in lost):
             self._believe_the_one_left(range(start, end))
 
@@ -660,6 +666,13 @@ class Sidecars:
         """How many current replicas must be left."""
         return max(self.threshold, self._quorum)
 
+    def _enough_without(self, gone: Sequence[Replica]) -> bool:
+        """Whether enough are left if *gone* are left behind, and know what those know."""
+        lossy = self.doubts.lossy.union(self.doubts.losing)
+        left = set(self._members).difference(gone)
+        only_good = lossy.issuperset(left) and not lossy.issuperset(gone)
+        return len(left) >= self._least and not only_good
+
     def _all_current(self) -> bool:
         return self._in_use and self._recorded and next(self._out_slots(), None) is None
 
@@ -691,7 +704,7 @@ class Sidecars:
             gone = [one for one in dict.fromkeys(failed) if one.role is State.CURRENT]
             if not gone and (self._recorded or not self._in_use):
                 return
-            if len(self._members) - len(gone) < self._least:
+            if not self._enough_without(gone):
                 raise OSError(errno.EIO, "too few replicas would be left")
             more_than_marked = not self._in_use or self.doubts.truncated.intersection(gone)
             self._drop(gone, reason)
@@ -741,10 +754,15 @@ class Sidecars:
             return
         losing = self.doubts.losing.setdefault(replica, RangeSet())
         self.doubts.losses += 1
-        for unflushed in (self._unflushed, self._flushing):
-            for run in unflushed.runs():
-                losing.add(run.start, run.stop)
-                self._target_got(replica, run)
+        for run in self._unsynced_runs():
+            losing.add(run.start, run.stop)
+            self._target_got(replica, run)
+
+    def _unsynced_runs(self) -> Iterator[range]:
+        """What a sync that fails may be about: also what was written before a crash."""
+        yield from self._unflushed.runs()
+        yield from self._flushing.runs()
+        yield from (range(start, end) for start, end in self.doubts.inherited)
 
     async def record_losses(self) -> None:
         for replica, losing in self.doubts.losing.items():
@@ -758,9 +776,10 @@ class Sidecars:
     async def _lose(self, replicas: Iterable[Replica]) -> None:
         """Note that *replicas* lost what they took since a flush, and too few are left without."""
         self.doubts.losses += 1
-        runs = [*self._unflushed.runs(), *self._flushing.runs()]
+        runs = list(self._unsynced_runs())
         for replica in replicas:
             assert replica.slot is not None
+            self.doubts.losing.pop(replica, None)
             for run in runs:
                 self._marks.add(lacks(replica.slot), run)
                 self._target_got(replica, run)
@@ -768,7 +787,8 @@ class Sidecars:
                 if replica.role is State.CURRENT:  # else the bits alone say so
                     self.doubts.lose(replica, run)
         for run in runs:
-            self._believe_the_one_left(run)
+            if self.map.any(UNVERIFIED, run):
+                self._believe_the_one_left(run)
             if all(self.doubts.lost_by(r).overlaps(run.start, run.stop) for r in self._members):
                 self._target_lacks(run)  # it alone may hold what all others lost
         self.notify()
@@ -837,7 +857,7 @@ class Sidecars:
         if not failed:
             return
         gone = [replica for replica in failed if replica in self._members]
-        if len(self._members) - len(gone) < self._least:
+        if not self._enough_without(gone):
             raise voted_error(failed.values())
         if gone:
             self._drop(gone, f"its sidecar: {failed[gone[0]].strerror}")
@@ -886,7 +906,7 @@ class Sidecars:
             gone = [replica for replica in failed if replica in self._members]
             left = [replica for replica in self._members if replica not in gone]
             # One that is still joining may fail as well: then nobody would be left.
-            if len(left) < self._least or left == [joining]:
+            if not self._enough_without(gone) or left == [joining]:
                 self._recorded = False
                 raise voted_error(failed.values())
             self._drop(gone, f"its sidecar: {next(iter(failed.values())).strerror}")

@@ -34,6 +34,12 @@ class Unflushed:
                 self._table[chunk] = 1
             self._chunks.clear()
 
+    def overlaps(self, chunks: range) -> bool:
+        """Whether any of *chunks* is in it."""
+        if self._table:
+            return self._table.find(1, chunks.start, chunks.stop) >= 0
+        return not self._chunks.isdisjoint(chunks)
+
     def take(self) -> "Unflushed":
         """Everything noted until now; from here on it is empty."""
         taken = Unflushed()
@@ -47,9 +53,13 @@ class Unflushed:
             self.add(run)
 
     def runs(self) -> Iterator[range]:
-        """What is in it, adjacent chunks together if there are many."""
-        for chunk in self._chunks:
-            yield range(chunk, chunk + 1)
+        """What is in it, in order, adjacent chunks together."""
+        chunks = sorted(self._chunks)
+        first = 0  # of those that are adjacent
+        for position, chunk in enumerate(chunks, 1):
+            if position == len(chunks) or chunks[position] != chunk + 1:
+                yield range(chunks[first], chunk + 1)
+                first = position
         start = self._table.find(1)
         while start >= 0:
             stop = self._table.find(0, start)

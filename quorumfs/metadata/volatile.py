@@ -75,6 +75,10 @@ class Holdings:
             self.miss(start, end)
         self.unsure = RangeSet()
 
+    def unsynced(self, start: int, end: int) -> bool:
+        """Whether any of ``[start, end)`` was written and not yet synced."""
+        return self._unsynced.overlaps(start, end) or self._syncing.overlaps(start, end)
+
     def not_durable(self) -> RangeSet:
         """The bytes that a flush of this replica that succeeds does not make durable."""
         return self.missed.union(self.unsure)
@@ -214,6 +218,9 @@ class Volatile:
 
     def unflushable(self) -> bool:
         return False
+
+    def unsynced(self, offset: int, length: int) -> bool:
+        return any(h.unsynced(offset, offset + length) for h in self.holdings.values())
 
     def unverified(self, offset: int, length: int) -> bool:
         return False

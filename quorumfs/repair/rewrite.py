@@ -9,6 +9,7 @@ were adopted and not yet found equal nothing does but a majority of all, readabl
 
 import errno
 from collections.abc import Sequence
+from contextlib import suppress
 
 import trio
 
@@ -29,6 +30,9 @@ async def read_and_rewrite(disk: Disk, offset: int, length: int, *, outvoted: bo
     """
     deadline = trio.current_time() + disk.search_s
     async with disk.locks.held(offset, offset + length, exclusive=True):
+        if disk.metadata.unsynced(offset, length):
+            with suppress(OSError):  # first let all tell what they have lost of it
+                await disk.sync()
         parts = [
             await _rewrite_part(disk, choice, deadline, outvoted=outvoted)
             for choice in disk.metadata.choices(offset, length)

@@ -75,7 +75,11 @@ class Settling:
         # Who is not here may hold something else, even where there is nothing to write now: it is
         # left behind before anything is shown.
         await self._sidecars.open()
-        await self._hear_losses()
+        await self._hear_losses(chunks)
+        return await self._settle_heard(chunks)
+
+    async def _settle_heard(self, chunks: range) -> bool:
+        """As `_settle_locked`, when those who lost what was written there have said so."""
         sidecars, doubts = self._sidecars, self._sidecars.doubts
         everywhere = True
         for start, stop, settled in segments(chunks.start, chunks.stop, [doubts.unsettled]):
@@ -85,23 +89,29 @@ class Settling:
                 equal, rewritten = await self._settle_part(*self._work.bounds(part), sources)
                 if doubts.losses != losses or not members.issuperset(sidecars.members):
                     # Meanwhile one lost what it was given, or joined without it: once more.
-                    equal = await self._settle_locked(part)
+                    equal = await self._settle_heard(part)
                 elif rewritten:
                     sidecars.settled(part)
                 everywhere = everywhere and equal
         return everywhere
 
-    async def _hear_losses(self) -> None:
-        """Have all sync once, since something was last unsettled.
+    async def _hear_losses(self, chunks: range = range(0)) -> None:
+        """Have all sync once since something was last unsettled, and since *chunks* were written.
 
         One may have lost a page and show an older one, and nobody knows until it syncs: the others
         must not be given that.
         """
         async with self._hearing:
-            if not self._sidecars.doubts.heard:
+            written = bool(chunks) and self._sidecars.unsynced(*self._span(chunks))
+            if written or not self._sidecars.doubts.heard:
                 self._sidecars.doubts.heard = True  # what is unsettled meanwhile is another matter
                 with suppress(OSError):
                     await self._disk.sync()
+
+    def _span(self, chunks: range) -> tuple[int, int]:
+        """Offset and length, bytes."""
+        start, end = self._work.bounds(chunks)
+        return start, end - start
 
     async def _settle_part(
         self, offset: int, end: int, sources: Sequence[Replica]

@@ -4,7 +4,7 @@ What differs is repaired by a strict majority of all alone, and else reported: n
 one is right (P4). Who cannot be read may hold anything: that is compared again in a while.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -119,6 +119,8 @@ class Verification:
 
     def _unverified(self, chunks: range) -> Iterator[range]:
         """What of *chunks* nobody has compared, or nobody could decide."""
+        if not self._map.any(UNVERIFIED, chunks):
+            return  # else all the rest of a map would be searched
         for run in self._map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
             if run.start >= chunks.stop:
                 break
@@ -138,13 +140,13 @@ class Verification:
 
     async def _verify_locked(self, chunks: range) -> bool:
         """Compare *chunks* of all that are current; False if others are to be believed since."""
-        believed = list(self._sidecars.doubts.sources(chunks))
+        believed = self._believed(chunks)
         found = Findings()
         deadline = trio.current_time() + self._disk.search_s
         for part, voters in believed:
             for piece in pieces(*self._work.bounds(part)):
                 await self._verify_piece(*piece, voters, found, deadline)
-        if believed != list(self._sidecars.doubts.sources(chunks)):
+        if believed != self._believed(chunks):
             return False
         for chunk in chunks:
             one, bounds = range(chunk, chunk + 1), self._map.bounds(chunk)
@@ -155,6 +157,11 @@ class Verification:
             for kept, here in (self._differing, differs), (self._unread, unread):
                 (kept.add if here else kept.remove)(chunk, chunk + 1)
         return True
+
+    def _believed(self, chunks: range) -> list[tuple[range, frozenset[Replica]]]:
+        """Who may hold what is right, part by part."""
+        sources = self._sidecars.doubts.sources(chunks)
+        return [(part, frozenset(believed)) for part, believed in sources]
 
     def _equal(self, chunks: range) -> None:
         """All current replicas hold the same in *chunks*, which are locked."""
@@ -175,7 +182,7 @@ class Verification:
         self,
         offset: int,
         length: int,
-        voters: Sequence[Replica],
+        voters: Collection[Replica],
         found: Findings,
         deadline: float,
     ) -> None:
@@ -204,7 +211,7 @@ class Verification:
         offset: int,
         ballots: dict[Replica, bytes],
         failed: Sequence[Outcome],
-        voters: Sequence[Replica],
+        voters: Collection[Replica],
         found: Findings,
         length: int,
     ) -> None:

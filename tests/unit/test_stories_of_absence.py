@@ -1,5 +1,6 @@
 """Stories of replicas that are away, or not whole: first that goes on record."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,18 @@ import trio
 from support.simulation.guest import BrokenError
 from support.simulation.runner import Setup
 from support.simulation.storage import Fault, Weather
-from support.simulation.story import DISK, EXTENT, EXTENTS, PAIR, TRIO, Script, Story, told
+from support.simulation.story import (
+    BLOCK,
+    DISK,
+    EQUALS,
+    EXTENT,
+    EXTENTS,
+    PAIR,
+    TRIO,
+    Script,
+    Story,
+    told,
+)
 
 from quorumfs.assembly import AssemblyRefusedError
 from quorumfs.storage import Kind
@@ -101,7 +113,32 @@ async def truncated_while_stale(story: Story) -> None:
     story.oracle.check_images(story.world.contents())
 
 
+async def truncated_and_flushed_after_the_next_mount(story: Story) -> None:
+    """Its image was truncated and got its length back, and too few would be left without it."""
+    async with story.mounted() as guest:
+        for at in EXTENTS:
+            await guest.write(at, EXTENT)
+        await guest.flush()
+        image = story.world.replicas[0].image
+        size = image.size
+        image.truncate(EXTENT)
+        with suppress(OSError):
+            await guest.mounted.disk.read(EXTENTS[-1], BLOCK)
+        image.truncate(size)
+        await trio.sleep(5.0)
+        with suppress(OSError):
+            await guest.flush()
+        story.world.kill()
+    async with story.mounted() as guest:
+        await trio.sleep(300.0)
+        await guest.read_surely(EXTENTS[-1])
+        await guest.write_surely(0)
+        await guest.flush()
+        await guest.converged()
+
+
 STORIES = [
+    (truncated_and_flushed_after_the_next_mount, EQUALS),
     (a_hole_passed_over_without_a_record, TRIO),
     (a_hole_passed_over_without_a_record, replace(TRIO, fifo=True)),
     (a_hole_sought_without_a_record, TRIO),

@@ -237,7 +237,25 @@ async def written_beside_what_differs(story: Story) -> None:
 
 
 ADOPTED_TRIO = replace(TRIO, origin=Origin.ADOPTED, filled=True)
+
+
+async def compared_for_ever_with_one_that_is_slow(story: Story) -> None:
+    """The first answers a read later than a timeout, each time; the other takes its time. Who is
+    hung goes to and fro, which is taken for another source: the range stays locked."""
+    faults = story.world.replicas[0].image_faults, story.world.replicas[1].image_faults
+    for one, seconds in zip(faults, (10.0, 4.0), strict=True):
+        one.script = lambda o, s=seconds: Fault(s) if o.kind is Kind.READ else None
+    async with story.mounted() as guest:
+        with trio.move_on_after(600.0) as scope:
+            with suppress(OSError):
+                await guest.mounted.disk.write(0, bytes(BLOCK))
+        story.world.kill()
+    if scope.cancelled_caught:
+        raise BrokenError("a write has waited for ten minutes")
+
+
 STORIES = [
+    (compared_for_ever_with_one_that_is_slow, RAW),
     (a_tie_decided_by_a_bad_sector, RAW),
     (a_tie_decided_by_a_read_of_a_bad_sector, RAW),
     (a_tie_of_four_and_one_read_error, replace(ADOPTED_TRIO, replicas=4)),

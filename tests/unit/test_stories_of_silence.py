@@ -257,6 +257,194 @@ async def killed_with_a_page_lost_before_anybody_synced(story: Story) -> None:
     await story.ends_well()
 
 
+async def written_after_hearing_then_flushed(story: Story) -> None:
+    """After a crash; settling has begun, all have synced. A guest writes where it is not settled
+    yet, the source loses that page, and a flush settles before it hears of that: it succeeds."""
+    last = EXTENTS[-1]
+    async with story.mounted() as guest:
+        for at in EXTENTS:
+            await guest.write(at, EXTENT)
+        await guest.flush()
+        await guest.write(last)
+        story.world.kill()
+    async with story.mounted() as guest:
+        guest.mounted.repairs._work._pacer = Pacer(16 << 10)
+        doubts = guest.mounted.sidecars.doubts
+        await guest.until(lambda: doubts.heard and guest.mounted.repairs.progress is not None)
+        await trio.sleep(1.0)
+        await guest.write_surely(last)
+        chunks = guest.mounted.sidecars.map.chunks(last, BLOCK)
+        assert doubts.unsettled.overlaps(chunks.start, chunks.stop)
+        _lose_a_page(story, 0)
+        with suppress(OSError):
+            await guest.flush()
+        await guest.read_surely(last)
+        guest.mounted.repairs._work._pacer = Pacer()
+        await guest.converged()
+        await guest.read_surely(last)
+    await story.ends_well()
+
+
+async def written_after_hearing_then_settled(story: Story) -> None:
+    """The same; settling comes there in its own time, and the flush after it."""
+    last = EXTENTS[-1]
+    async with story.mounted() as guest:
+        for at in EXTENTS:
+            await guest.write(at, EXTENT)
+        await guest.flush()
+        await guest.write(last)
+        story.world.kill()
+    async with story.mounted() as guest:
+        guest.mounted.repairs._work._pacer = Pacer(16 << 10)
+        doubts = guest.mounted.sidecars.doubts
+        await guest.until(lambda: doubts.heard and guest.mounted.repairs.progress is not None)
+        await trio.sleep(1.0)
+        await guest.write_surely(last)
+        chunks = guest.mounted.sidecars.map.chunks(last, BLOCK)
+        assert doubts.unsettled.overlaps(chunks.start, chunks.stop)
+        _lose_a_page(story, 0)
+        guest.mounted.repairs._work._pacer = Pacer()
+        await guest.until(lambda: not doubts.unsettled, every_s=0.1)
+        with suppress(OSError):
+            await guest.flush()
+        await guest.converged()
+        await guest.read_surely(last)
+    await story.ends_well()
+
+
+async def repaired_with_a_page_lost_before_anybody_synced(story: Story) -> None:
+    """The first cannot be read once, the other one lost the page and shows an older one; that is
+    written over the only good copy, and the flush that tells of it succeeds."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        await guest.write(0)
+        _lose_a_page(story, 1)
+        story.world.replicas[0].image_faults.plan(
+            Kind.READ, Fault(error=errno.EIO), Fault(error=errno.EIO)
+        )
+        with suppress(OSError):
+            await guest.mounted.disk.read(0, BLOCK)  # may be the older one until a flush tells
+        await guest.flush()
+        assert guest.mounted.members == [0]
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def read_of_two_parts_amid_a_flush_that_fails(story: Story) -> None:
+    """Where the second part was lost while the first one was read, too few are left for a vote on
+    it; it is not looked at anew, and the guest gets EIO though it could be settled."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(6.0))
+        guest.begin(guest.flush)
+        await trio.sleep(1.0)
+        await guest.write_surely(CHUNK)
+        story.world.replicas[1].image_faults.plan(Kind.READ, Fault(7.0))
+        await guest.read_surely(0, 2 * CHUNK)
+    await story.ends_well()
+
+
+async def outvoted_by_two_that_lost_it(story: Story) -> None:
+    """Two of three show an older page, and nobody was asked to sync: they overwrite the third."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        await guest.write(0)
+        _lose_a_page(story, 0)
+        _lose_a_page(story, 1)
+        with suppress(OSError):
+            await guest.mounted.disk.read(0, BLOCK)
+        await trio.sleep(5.0)
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(60.0)
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def left_alone_with_what_it_lost(story: Story) -> None:
+    """One has failed its sync, the other is awaited; a write that fails on that one leaves it
+    behind, and the only good copy with it: the guest saw it, and sees an older one then."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(20.0))
+        guest.begin(guest.flush)
+        await trio.sleep(1.0)
+        story.world.replicas[0].image.evict()
+        await guest.read_surely(0)
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[2])
+        with suppress(OSError):
+            await guest.read(0)
+        await trio.sleep(60.0)
+        with suppress(OSError):
+            await guest.read(0)
+    await story.ends_well()
+
+
+async def left_alone_by_a_sidecar(story: Story) -> None:
+    """The same by the very record of that loss, which cannot be written on the other one."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(20.0))
+        story.world.replicas[1].sidecar_faults.plan(Kind.WRITE, Fault(error=errno.EIO))
+        guest.begin(guest.flush)
+        await trio.sleep(1.0)
+        story.world.replicas[0].image.evict()
+        with suppress(OSError):
+            await guest.read(0)
+        await trio.sleep(60.0)
+        with suppress(OSError):
+            await guest.read(0)
+    await story.ends_well()
+
+
+async def the_only_one_that_lost_nothing_is_left_behind(story: Story) -> None:
+    """Two of three failed the flush, which failed; a write fails on the third before settling."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        await guest.write(0)
+        for index in (0, 1):
+            story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+        story.world.replicas[2].image_faults.plan(Kind.READ, Fault(5.0))
+        with suppress(OSError):
+            await guest.flush()
+        for index in (0, 1):
+            story.world.replicas[index].image.evict()
+        story.fail_once(2, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[2])
+        await trio.sleep(60.0)
+        with suppress(OSError):
+            await guest.read(0)
+    await story.ends_well()
+
+
+async def killed_with_a_page_lost_and_too_few_without_it(story: Story) -> None:
+    """As `killed_with_a_page_lost_before_anybody_synced`; but it cannot be left behind, and what
+    it lost was written in the life before, which is not taken for lost: it is the source."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        await guest.write(0)
+        _lose_a_page(story, 0)
+        story.world.kill()
+    async with story.mounted() as guest:
+        await guest.converged()
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
 ONE_OF_THREE = replace(TRIO, threshold=1, fifo=True)
 STORIES = [
     (joins_while_its_failed_sync_waits, PAIR),
@@ -270,6 +458,21 @@ STORIES = [
     (settled_with_a_page_lost_before_anybody_synced, TRIO),
     (joins_without_a_last_flush, replace(TRIO, fifo=True)),
     (killed_with_a_page_lost_before_anybody_synced, PAIR),
+    (written_after_hearing_then_flushed, PAIR),
+    (written_after_hearing_then_flushed, EQUALS),
+    (written_after_hearing_then_flushed, TRIO),
+    (written_after_hearing_then_settled, PAIR),
+    (written_after_hearing_then_settled, TRIO),
+    (repaired_with_a_page_lost_before_anybody_synced, PAIR),
+    (read_of_two_parts_amid_a_flush_that_fails, EQUALS),
+    (read_of_two_parts_amid_a_flush_that_fails, replace(EQUALS, replicas=3, threshold=3)),
+    (outvoted_by_two_that_lost_it, replace(TRIO, rewrite_corrupted=True)),
+    (left_alone_with_what_it_lost, PAIR),
+    (left_alone_by_a_sidecar, PAIR),
+    (the_only_one_that_lost_nothing_is_left_behind, TRIO),
+    (outvoted_by_two_that_lost_it, TRIO),
+    (killed_with_a_page_lost_and_too_few_without_it, EQUALS),
+    (killed_with_a_page_lost_and_too_few_without_it, TRIO),
 ]
 
 

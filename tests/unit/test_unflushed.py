@@ -1,5 +1,7 @@
 """What a failed sync may have lost: exact, however much was written."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,5 +38,9 @@ def test_it_holds_what_was_added_and_nothing_else(history: list[tuple[str, range
             taken.put_back(flushing)
             flushing, flushing_model, model = taken, flushing_model | model, set()
         assert members(unflushed) == sorted(model)
+        runs = list(unflushed.runs())
+        assert all(one.stop < other.start for one, other in pairwise(runs))
         assert members(flushing) == sorted(flushing_model)
         assert bool(unflushed) == bool(model)
+        asked = range(added.start, added.start + 3)
+        assert unflushed.overlaps(asked) == (not model.isdisjoint(asked))

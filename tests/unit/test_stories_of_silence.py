@@ -478,4 +478,4 @@ STORIES = [
 
 @pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
 def test_it_ends_well(script: Script, setup: Setup) -> None:
-    assert [told(script, setup, seed) for seed in range(8)] == [None] * 8
+    assert [told(script, setup, seed) for seed in range(4)] == [None] * 4

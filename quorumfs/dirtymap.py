@@ -147,6 +147,15 @@ class DirtyMap:
                 start += 1
             yield range(first, start)
 
+    def runs_in(self, bits: int, chunks: range) -> Iterator[range]:
+        """As `runs`, but of *chunks* alone: the rest of the map is not looked at."""
+        start = chunks.start
+        while found := _having(bits).search(self.states, start, chunks.stop):
+            first = start = found.start()
+            while start < chunks.stop and self.states[start] & bits:
+                start += 1
+            yield range(first, start)
+
     def _translate(self, table: bytes, chunks: range) -> None:
         part = slice(chunks.start, chunks.stop)
         self.states[part] = self.states[part].translate(table)

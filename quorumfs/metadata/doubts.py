@@ -117,7 +117,7 @@ class Doubts:
     def unsettle(self, chunks: range) -> None:
         """The current replicas may differ in *chunks*."""
         self.unsettled.add(chunks.start, chunks.stop)
-        for run in self._unverified(chunks):
+        for run in self._map.runs_in(UNVERIFIED, chunks):
             # Nobody may say what is right there but a majority, or the operator.
             self.unsettled.remove(run.start, run.stop)
 
@@ -136,7 +136,7 @@ class Doubts:
 
     def tear(self, start: int, end: int) -> None:
         """A change of ``[start, end)`` (bytes) failed, or was cut off, on some of all."""
-        for run in self._unverified(self._map.chunks(start, end - start)):
+        for run in self._map.runs_in(UNVERIFIED, self._map.chunks(start, end - start)):
             first, last = self._map.bounds_of(run)
             low, high = max(start, first) // BLOCK * BLOCK, -(-min(end, last) // BLOCK) * BLOCK
             if not self.torn:
@@ -229,15 +229,6 @@ class Doubts:
         lost = self.lost_by(replica)
         torn = (self._map.chunks(start, end - start) for start, end in self.torn)
         return replica.dead or any(lost.overlaps(part.start, part.stop) for part in torn)
-
-    def _unverified(self, chunks: range) -> Iterator[range]:
-        """What of *chunks* nobody has compared, or nobody could decide."""
-        if not self._map.any(UNVERIFIED, chunks):
-            return  # else all the rest of a map would be searched
-        for run in self._map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
-            if run.start >= chunks.stop:
-                break
-            yield range(run.start, min(run.stop, chunks.stop))
 
 
 _NOTHING = RangeSet()

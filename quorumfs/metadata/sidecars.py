@@ -164,7 +164,9 @@ class Sidecars:
         ):
             return ()
         chunks = range(first, last + 1)
-        if self.map.any(UNVERIFIED, chunks) or self._compared.overlaps(first, last + 1):
+        if self.map.any(UNVERIFIED, chunks):
+            return ()
+        if self._compared and self._compared.overlaps(first, last + 1):
             return ()
         if self._out_bits:
             self._marks.add(self._out_bits, chunks)

@@ -4,7 +4,7 @@ What differs is repaired by a strict majority of all alone, and else reported: n
 one is right (P4). Who cannot be read may hold anything: that is compared again in a while.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -109,29 +109,22 @@ class Verification:
         """Compare the extents of a range, as far as they can be, before they are changed."""
         extents = self._map.extents(offset, length)
         left_out = self._differing.union(self._unread)
-        for run in without(self._unverified(self._map.extent_chunks(extents)), left_out):
+        for run in without(
+            self._map.runs_in(UNVERIFIED, self._map.extent_chunks(extents)), left_out
+        ):
             for unit in self._work.units(run):
                 await self._verify_unit(unit)
         # Nothing can run between this and the change's claim of its range: who compares it from
         # here on waits for the change.
-        for run in self._unverified(self._map.chunks(offset, length)):
+        for run in self._map.runs_in(UNVERIFIED, self._map.chunks(offset, length)):
             self._written.add(run.start, run.stop)
-
-    def _unverified(self, chunks: range) -> Iterator[range]:
-        """What of *chunks* nobody has compared, or nobody could decide."""
-        if not self._map.any(UNVERIFIED, chunks):
-            return  # else all the rest of a map would be searched
-        for run in self._map.runs(UNVERIFIED, chunks.start, longest=len(chunks)):
-            if run.start >= chunks.stop:
-                break
-            yield range(run.start, min(run.stop, chunks.stop))
 
     async def _verify_unit(self, chunks: range) -> None:
         self._written.remove(chunks.start, chunks.stop)  # what is written from here on comes after
         async with self._disk.locks.held(*self._work.bounds(chunks), exclusive=True):
             # What was compared meanwhile, for a guest's write, may differ for another reason now:
             # a write that failed. Then it is to be settled, and nothing to ask a majority about.
-            for run in self._unverified(chunks):
+            for run in self._map.runs_in(UNVERIFIED, chunks):
                 try:
                     while not await self._verify_locked(run):
                         pass

@@ -77,6 +77,17 @@ def test_runs_are_exactly_the_chunks_in_order_and_no_longer_than_asked(
         assert run.stop < following.start or len(run) == longest  # not cut without need
 
 
+@given(changes, facts, st.integers(0, CHUNKS), st.integers(0, CHUNKS))
+def test_runs_within_some_chunks_are_those_of_these_alone(
+    history: list[tuple[str, set[int], range]], bits: set[int], start: int, stop: int
+) -> None:
+    disk_map, model = applied(history)
+    runs = list(disk_map.runs_in(sum(bits), range(start, stop)))
+    expected = [chunk for chunk in range(start, stop) if model[chunk] & bits]
+    assert [chunk for run in runs for chunk in run] == expected
+    assert all(run.stop < following.start for run, following in pairwise(runs))
+
+
 @given(changes, changes, facts)
 def test_a_join_knows_what_either_knew_and_changes_only_itself(
     one: list[tuple[str, set[int], range]],

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import trio
 
@@ -45,6 +46,9 @@ _FAILING = (
     Weather(refuse=0.03),
     Weather(fail=0.3, sync_fail=0.3),
 )
+
+_DROPPING = (Effect.NONE, Effect.NONE, Effect.PART)
+"""Of a sync that fails."""
 
 
 def drawn_weather(dice: random.Random) -> Weather:
@@ -267,6 +271,8 @@ class Fate:
                             self._one_misses_a_write,
                             self._one_fails_to_sync,
                             self._one_fails_to_sync,
+                            self._one_fails_to_sync_amid_other_work,
+                            self._one_fails_to_sync_amid_other_work,
                             self._one_is_truncated,
                             self._one_is_truncated,
                             self._a_write_hangs,
@@ -336,14 +342,48 @@ class Fate:
         dice = self._dice
         for _ in range(3):
             await self._do(self._guest.write, *self._somewhere())
-        effect = dice.choice((Effect.NONE, Effect.NONE, Effect.PART))
-        fault = Fault(error=errno.EIO, effect=effect)
+        fault = Fault(error=errno.EIO, effect=dice.choice(_DROPPING))
         self._world.replicas[index].image_faults.plan(Kind.SYNC, fault)
         await self._do(self._guest.flush)
         if dice.random() < 0.6:
             await self._wait(lambda: self._mounted.even, 100.0)
         if dice.random() < 0.4:
             self._die(power=1.0)
+            await trio.lowlevel.checkpoint()
+        self._evict(index)
+        await self._do(self._guest.read, 0, self._mounted.disk.size)
+
+    async def _one_fails_to_sync_amid_other_work(self) -> None:
+        """Its pages are lost while it is asked for them, or compared, or others are given them."""
+        if (index := self._dispensable()) is None:
+            return
+        dice, replicas = self._dice, self._world.replicas
+        place = self._somewhere()
+        await self._do(self._guest.write, *place)
+        for one in replicas:
+            faults = one.image_faults
+            for _ in range(dice.randrange(4)):
+                faults.plan(dice.choice((Kind.READ, Kind.WRITE)), Fault(dice.uniform(0.0, 5.0)))
+            faults.plan(Kind.SYNC, *[Fault(dice.uniform(0.0, 5.0))] * dice.randrange(3))
+        other = replicas[dice.randrange(len(replicas))]
+        kind = dice.choice((Kind.READ, Kind.READ, Kind.WRITE))
+        other.image_faults.plan(kind, Fault(dice.uniform(0.0, 2.0), errno.EIO))
+        fault = Fault(dice.uniform(0.0, 3.0), errno.EIO, effect=dice.choice(_DROPPING))
+        replicas[index].image_faults.plan(Kind.SYNC, fault)
+        actions: tuple[Callable[[], Awaitable[None]], ...] = (
+            partial(self._do, self._guest.write, *place),
+            partial(self._do, self._guest.read, *place),
+            partial(self._do, self._guest.read, 0, self._mounted.disk.size),
+            partial(self._do, self._guest.flush),
+        )
+        for _ in range(dice.randrange(4, 16)):
+            self.life.nursery.start_soon(dice.choice(actions))
+            await trio.sleep(dice.uniform(0.0, 1.5))
+            self._evict(index)
+        if dice.random() < 0.5:
+            await self._wait(lambda: not self._under_way, 60.0)
+        if dice.random() < 0.3:
+            self._die(power=0.5)
             await trio.lowlevel.checkpoint()
         self._evict(index)
         await self._do(self._guest.read, 0, self._mounted.disk.size)

@@ -424,9 +424,9 @@ class Disk:
         return Reading(b"".join(part.data for part in parts), any(p.repairable for p in parts))
 
     def sole_source(self, offset: int, length: int) -> Replica | None:
-        """Whose answer alone would do for a read of this range; None: several, or one is pinned."""
+        """Whose answer alone would do for a read of this range; None: nobody's, or it is pinned."""
         choice, *others = self.metadata.choices(offset, length)
-        if others or choice.pinned or not choice.holders:
+        if others or choice.pinned or choice.torn or not choice.holders:
             return None
         alone = isinstance(self._pattern, Fifo) or len(choice.holders) == 1
         return choice.holders[0] if alone else None
@@ -441,12 +441,10 @@ class Disk:
     async def _read_part(self, choice: Choice, pattern: ReadPattern, deadline: float) -> Reading:
         """Read a range from those who hold all of it; look for a way until *deadline*."""
         offset, length, holders, pinned, lacking, torn = choice
-        if pinned:
-            pattern = Fifo()
-        elif torn and not isinstance(pattern, Fifo):
+        if torn:
             pattern = Quorum(max(1, len(holders)))
-        elif torn:
-            holders = holders[:1]
+        elif pinned:
+            pattern = Fifo()
         outcomes: list[Outcome] = []
         waiting = holders
         lost = False

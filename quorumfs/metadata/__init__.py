@@ -46,8 +46,7 @@ class Choice(NamedTuple):
     lacking: tuple[Replica, ...] = ()
     """Those that may be given what they lack here."""
     torn: bool = False
-    """They differed, and then a change failed on some: what they all hold is right, or else what
-    the first one does. None of them, if that is not to be read any more."""
+    """They may have differed before a change failed on some: only what they all hold is right."""
 
 
 class Metadata(Protocol):

@@ -3,7 +3,7 @@
 *Unsettled* chunks may differ, through a crash or a change that failed: reads have one pinned
 source, and repairs make them equal. A replica *lost* what it took and could not flush: others are
 the source there. What adopted images differ in is nobody's to make equal; where a change failed
-there it is *torn*, and what was read of it must not turn back.
+there it is *torn*, and read only where all hold the same: nothing that was read turns back.
 """
 
 from collections.abc import Iterator, Sequence
@@ -44,12 +44,8 @@ class Doubts:
         self._shown: dict[Replica, RangeSet] = {}
         """Whose chunks were shown without being made equal first."""
         self.torn = RangeSet()
-        """Bytes in which adopted images differ, and a change failed or was cut off: nobody may make
-        them equal, and of the two contents a guest may have seen one."""
-        self.torn_pin: Replica | None = None
-        """Whose content that is, where no vote is held; None: perhaps nobody's any more."""
-        self.missed_by_pin = RangeSet()
-        """Torn bytes that were written since it was left behind."""
+        """Bytes in which adopted images may differ, and a change failed or was cut off: nobody may
+        make them equal, and nobody can tell what of it is the change."""
         self.lost: dict[Replica, RangeSet] = {}
         """Chunks that a current replica took and could not flush: its ``lacks`` bits, too."""
         self.losing: dict[Replica, RangeSet] = {}
@@ -96,12 +92,9 @@ class Doubts:
                 holders = [r for r in self.members if r in sources] if settled else sources
                 # Where too few have not lost it to hold a vote, they are still right.
                 few = len(sources) < min(self._threshold, len(self.members))
-                pin = self.torn_pin
-                pin_first = sorted(holders, key=lambda r: r is not pin) if pin in holders else []
                 for low, high, whole in segments(first, last, [self.torn]):
-                    whom = holders if whole else pin_first
                     pinned = not settled or few
-                    yield Choice(low, high - low, whom, pinned=pinned, torn=not whole)
+                    yield Choice(low, high - low, holders, pinned=pinned, torn=not whole)
 
     def answered(self, replica: Replica, chunks: range) -> None:
         """Note that a read of *chunks*, which are unsettled, was answered by *replica*."""
@@ -138,32 +131,15 @@ class Doubts:
         """A change of ``[start, end)`` (bytes) failed, or was cut off, on some of all."""
         for run in self._map.runs_in(UNVERIFIED, self._map.chunks(start, end - start)):
             first, last = self._map.bounds_of(run)
-            low, high = max(start, first) // BLOCK * BLOCK, -(-min(end, last) // BLOCK) * BLOCK
-            if not self.torn:
-                self.torn_pin = min(self.members, key=lambda replica: replica.slot or 0)
-            self.torn.add(low, min(high, self._map.size))
-        if self.torn_pin in self.members:
-            self.missed_by_pin.remove(start, end)
+            low, high = start // BLOCK * BLOCK, -(-end // BLOCK) * BLOCK
+            self.torn.add(max(low, first), min(high, last))
 
     def mend(self, start: int, end: int) -> None:
         """A change of ``[start, end)`` (bytes) ended: whole blocks of it are the same on all."""
         low = -(-start // BLOCK) * BLOCK
         high = end if end == self._map.size else end // BLOCK * BLOCK
         if self.torn and low < high:
-            self.equal(low, high)
-        if self.torn.overlaps(start, end):
-            if self.torn_pin in self.members:
-                self.missed_by_pin.remove(start, end)
-            else:
-                self.missed_by_pin.add(start, end)
-
-    def equal(self, start: int, end: int) -> None:
-        """All current replicas hold the same in ``[start, end)`` (bytes)."""
-        self.torn.remove(start, end)
-        self.missed_by_pin.remove(start, end)
-        if not self.torn:
-            self.torn_pin = None
-            self.missed_by_pin = RangeSet()
+            self.torn.remove(low, high)
 
     def unequal(self, chunks: range) -> bool:
         """Whether anything in *chunks* may differ in a way that is to be remembered."""
@@ -190,16 +166,9 @@ class Doubts:
 
     def forget(self, replica: Replica) -> None:
         """It is not current any more: then its ``lacks`` bits alone say what it lost."""
-        if self._may_have_lost_torn(replica):
-            self.distrust(replica)
         self.lost.pop(replica, None)
         self.losing.pop(replica, None)
         self.truncated.discard(replica)
-
-    def distrust(self, replica: Replica) -> None:
-        """*replica* perhaps has not any more what a guest has seen of it."""
-        if replica is self.torn_pin:
-            self.torn_pin = None
 
     def lost_in(self, chunks: range) -> bool:
         """Whether anybody lost any of *chunks*, as the last flush found them."""
@@ -215,20 +184,11 @@ class Doubts:
     def decided_by_loss(self, chunks: range) -> Iterator[range]:
         """What of *chunks* was never compared, and all current replicas but one lost.
 
-        It is on record who lost something there (P4): the one is right, but where it is torn and
-        the guest may have seen what another one held.
+        It is on record who lost something there (P4): the one is right.
         """
         for part, sources in self.sources(chunks):
             if len(sources) == 1 < len(self.members) and self._map.any(UNVERIFIED, part):
-                torn = self.torn.overlaps(*self._map.bounds_of(part))
-                if not torn or sources == [self.torn_pin]:
-                    yield part
-
-    def _may_have_lost_torn(self, replica: Replica) -> bool:
-        # Without its file system it may come back without what it had not synced.
-        lost = self.lost_by(replica)
-        torn = (self._map.chunks(start, end - start) for start, end in self.torn)
-        return replica.dead or any(lost.overlaps(part.start, part.stop) for part in torn)
+                yield part
 
 
 _NOTHING = RangeSet()

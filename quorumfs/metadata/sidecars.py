@@ -215,7 +215,7 @@ class Sidecars:
         self._note_written(chunks)
         failed = [replica for replica, operation in outcomes if operation.error is not None]
         if not failed and self._recorded and len(self._members) >= self.threshold:
-            self._mend(offset, length)
+            self.doubts.mend(offset, offset + length)
             return
         current = [o for o in outcomes if o.replica.role is State.CURRENT]
         if sum(o.error is None for o in current) < self.threshold:
@@ -231,7 +231,7 @@ class Sidecars:
             self._unsettle(chunks)
             self.doubts.tear(offset, offset + length)
             raise
-        self._mend(offset, length)
+        self.doubts.mend(offset, offset + length)
 
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
         self._lossy_before = self.doubts.lossy
@@ -403,7 +403,7 @@ class Sidecars:
         """Note that *chunks* were compared, and are equal on all current replicas."""
         self._marks.remove(UNVERIFIED, chunks)
         self._compared.add(chunks.start, chunks.stop)
-        self.doubts.equal(*self.map.bounds_of(chunks))
+        self.doubts.torn.remove(*self.map.bounds_of(chunks))
         self._target_lacks(chunks)
         for slot in self._out_slots():  # nor was who is not here compared
             self._marks.add(lacks(slot), chunks)
@@ -599,10 +599,7 @@ class Sidecars:
             self._believe_the_one_left(range(start, end))
 
     def _tear_marked(self) -> None:
-        """After a crash a write may have been cut off wherever there is a mark.
-
-        What a replica lost there decides nothing: the guest may have seen what it held (P7).
-        """
+        """After a crash a write may have been cut off wherever there is a mark."""
         for run in self.map.runs(INTENT, longest=len(self.map)):
             self.doubts.tear(*self.map.bounds_of(run))
 
@@ -805,14 +802,6 @@ class Sidecars:
         """
         for part in self.doubts.decided_by_loss(chunks):
             self.verified(part)
-
-    def _mend(self, offset: int, length: int) -> None:
-        """Note that a write went well: what a loss could not decide while torn, it may now."""
-        torn = bool(self.doubts.torn)
-        self.doubts.mend(offset, offset + length)
-        if torn and self.doubts.lost:
-            self._believe_the_one_left(self.map.chunks(offset, length))
-            self.doubts.losses += 1  # who noted what differs looks at it anew
 
     def _note_written(self, chunks: range) -> None:
         """Note that a change of *chunks* begins or ends."""

@@ -17,7 +17,7 @@ import trio
 from quorumfs.assembly import Found, State
 from quorumfs.dirtymap import CHUNK_MIN, UNVERIFIED, lacks
 from quorumfs.patterns import Fifo
-from quorumfs.ranges import RangeSet, segments
+from quorumfs.ranges import RangeSet
 from quorumfs.repair.asking import next_data, seek
 from quorumfs.repair.work import PIECE, Work, pieces, without
 from quorumfs.replica import Gathering, Replica
@@ -68,7 +68,7 @@ class Resync:
             if full or self._map.count(UNVERIFIED):
                 # A flush that failed may have dropped pages that a read still shows (R4): they
                 # would compare equal.
-                await self._sync(replica)
+                await sidecars.sync_target()
                 await self._tell(replica, Operation(Kind.EVICT))
             while self._map.count(bit):
                 await self._copy_all(replica, bit, compare=full)
@@ -92,8 +92,6 @@ class Resync:
         What was copied is synced while more is, and held after a sync that began later (R8).
         """
         sidecars = self._sidecars
-        if compare:
-            sidecars.doubts.distrust(replica)
         unreadable = RangeSet()
         copied: list[range] = []
         """Since the last sync began."""
@@ -126,7 +124,7 @@ class Resync:
             synced = list(without(copied, unreadable))
             copied.clear()
             self._require_target(replica)
-            await self._sync(replica)
+            await sidecars.sync_target()
             sidecars.caught_up(synced)
 
         lacking = self._map.runs(bit, longest=len(self._map))
@@ -223,35 +221,19 @@ class Resync:
         needed: int,
     ) -> bytes:
         """What *target*, which holds *own*, is to hold of a block; *answers* are the sources'."""
-        doubts = self._sidecars.doubts
         contents = [data for _, data in answers]
         length = len(contents[0])
-        torn = doubts.torn.overlaps(offset, offset + length)
-        if not torn:
-            vote = vote_data(answers, offset, needed)
-            if vote.data is not None and all(loss.strict for loss in vote.outvoted):
-                return vote.data
-        elif doubts.torn_pin is None:
-            # Nothing is shown there. What failed may lie over what succeeded before: its own may
-            # be older than both.
+        if self._sidecars.doubts.torn.overlaps(offset, offset + length):
+            # What failed may lie over what succeeded before: its own may be older than both.
             return contents[0]
-        elif doubts.torn_pin is not target:
-            return await self._read(offset, length, Fifo())  # what a guest may have seen
+        vote = vote_data(answers, offset, needed)
+        if vote.data is not None and all(loss.strict for loss in vote.outvoted):
+            return vote.data
         if own is None:
             own = await self._held(target, offset, length)
         if own is None:
             raise _UnreadableError(errno.EIO, "what it alone may hold cannot be read")
-        if torn:  # the guest may have seen what it alone took
-            return _overlaid(own, contents[0], offset, doubts.missed_by_pin)
         return _agreed(own, contents)
-
-    async def _sync(self, replica: Replica) -> None:
-        """Make durable what the target was given; raises `OSError`, and then it is no more one."""
-        try:
-            await self._sidecars.sync_target()
-        except OSError:
-            self._sidecars.doubts.distrust(replica)
-            raise
 
     async def _next_data(self, source: Replica, offset: int, end: int) -> int:
         if self._disk.sole_source(offset, end - offset) is source:
@@ -331,15 +313,6 @@ def _agreed(own: bytes, contents: Sequence[bytes]) -> bytes:
         unlike |= first ^ other
     mask = int.from_bytes(unlike.to_bytes(len(own)).translate(_ALL_BITS))
     return (first ^ ((first ^ int.from_bytes(own)) & mask)).to_bytes(len(own))
-
-
-def _overlaid(own: bytes, newer: bytes, offset: int, where: RangeSet) -> bytes:
-    """*own* with *newer* in the ranges *where* (bytes of the disk); both begin at *offset*."""
-    laid = bytearray(own)
-    for start, end, inside in segments(offset, offset + len(own), [where]):
-        if not inside:  # none of those that are without it
-            laid[start - offset : end - offset] = newer[start - offset : end - offset]
-    return bytes(laid)
 
 
 def _differing(data: bytes, held: bytes | None) -> Iterator[tuple[int, bytes]]:

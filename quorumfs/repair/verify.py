@@ -144,7 +144,6 @@ class Verification:
         for chunk in chunks:
             one, bounds = range(chunk, chunk + 1), self._map.bounds(chunk)
             differs, unread = found.differing.overlaps(*bounds), found.unread.overlaps(*bounds)
-            differs = differs or self._unseen(one)
             if not differs and not unread:
                 self._equal(one)
             for kept, here in (self._differing, differs), (self._unread, unread):
@@ -158,18 +157,9 @@ class Verification:
 
     def _equal(self, chunks: range) -> None:
         """All current replicas hold the same in *chunks*, which are locked."""
-        if self._unseen(chunks):
-            self._differing.add(chunks.start, chunks.stop)
-            return
         self._sidecars.verified(chunks)
         for kept in (self._differing, self._unread, self._written):
             kept.remove(chunks.start, chunks.stop)
-
-    def _unseen(self, chunks: range) -> bool:
-        """Whether a guest may have seen something in *chunks* that only one who is away holds."""
-        doubts = self._sidecars.doubts
-        pinned = doubts.torn_pin in self._sidecars.members
-        return not pinned and doubts.torn.overlaps(*self._work.bounds(chunks))
 
     async def _verify_piece(
         self,
@@ -217,7 +207,7 @@ class Verification:
         if not wrong:
             return
         differ = len(set(versions)) > 1
-        # Where a write failed since, the guest may have seen what a minority holds.
+        # Where a write failed since, a majority may be one that was given another one's content.
         if winner is not None and not doubts.torn.overlaps(offset, end):
             if not await give(self._disk, self._sidecars, wrong, offset, winner, list(ballots)):
                 found.unread.add(offset, end)

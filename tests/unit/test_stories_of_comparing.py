@@ -100,26 +100,6 @@ async def a_tie_of_four_and_one_read_error(story: Story) -> None:
             raise BrokenError("a tie was decided by one who could not be read once")
 
 
-async def turned_back_by_a_bad_sector(story: Story) -> None:
-    """A write that failed was seen on the first one; that cannot be read for once when all is
-    compared after the next mount, and gets what the others hold (P7)."""
-    for index in (0, 1):
-        story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
-        await guest.write(EXTENTS[5])
-        for index in (1, 2):
-            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
-        with suppress(OSError):
-            await guest.write(EXTENTS[5])
-        await guest.read_surely(EXTENTS[5])
-        await guest.write(EXTENTS[5] + BLOCK)
-    _bad_sector(story, 0, EXTENTS[5] + 2 * BLOCK)
-    async with story.mounted() as guest:
-        await trio.sleep(30.0)
-        await guest.read_surely(EXTENTS[5])
-
-
 async def compared_without_one_that_could_not_be_read(story: Story) -> None:
     """Two differ in one chunk of a piece; so the third, unreadable there, is never compared in the
     next one either, and yet that counts as compared."""
@@ -259,7 +239,6 @@ STORIES = [
     (a_tie_decided_by_a_bad_sector, RAW),
     (a_tie_decided_by_a_read_of_a_bad_sector, RAW),
     (a_tie_of_four_and_one_read_error, replace(ADOPTED_TRIO, replicas=4)),
-    (turned_back_by_a_bad_sector, replace(ADOPTED_TRIO, fifo=True)),
     (compared_without_one_that_could_not_be_read, ADOPTED_TRIO),
     (undecided_for_one_read_error, ADOPTED_TRIO),
     (a_write_beside_a_bad_sector, replace(RAW, threshold=2)),

@@ -11,7 +11,7 @@ import trio
 from support.simulation.guest import BrokenError
 from support.simulation.media import SECTOR
 from support.simulation.runner import SCALES, Origin, Setup
-from support.simulation.storage import Fault, Weather
+from support.simulation.storage import Effect, Fault, Weather
 from support.simulation.story import BLOCK, EXTENT, EXTENTS, RAW, TRIO, Guest, Script, Story, told
 
 from quorumfs.dirtymap import UNVERIFIED
@@ -495,6 +495,71 @@ async def who_took_a_torn_write_comes_back_without_it(story: Story) -> None:
         await guest.read_surely(EXTENTS[5])
 
 
+async def a_majority_feigned_in_torn_blocks(story: Story) -> None:
+    """Two differ and a write tore it; the third, which missed one there, is given what the first
+    one holds. The two make no majority: the second keeps what it had (P4)."""
+    story.world.replicas[1].image.rot(EXTENTS[5], WRONG)
+    async with story.mounted() as guest:
+        story.world.detach(2)
+        await guest.write(0)
+        await guest.until(lambda: 2 not in guest.mounted.members)
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[5], SECTOR)
+        story.world.attach(2)
+        await guest.until(lambda: len(guest.mounted.members) == 3)
+        await trio.sleep(100.0)
+        second = story.world.replicas[1].image.cache
+        if second.read(EXTENTS[5] + SECTOR, EXTENTS[5] + BLOCK) != WRONG[SECTOR:]:
+            raise BrokenError("outvoted by a copy of the first one")
+
+
+async def alone_with_what_it_missed_in_torn_blocks(story: Story) -> None:
+    """The third one missed a write, and comes back when a later one tore it: what it held is older
+    than both, and not shown when it is left alone (P1)."""
+    for index in (0, 1):
+        story.world.replicas[index].image.rot(EXTENTS[5] + SECTOR, bytes([index]) * SECTOR)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        story.fail(2, CHANGES, Fault(error=errno.EIO))
+        await guest.write(EXTENTS[5], SECTOR)
+        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO, effect=Effect.ALL))
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[5], SECTOR)
+        story.mend(2)
+        await guest.until(lambda: 2 in guest.mounted.members)
+        for index in (0, 1):
+            story.fail(index, CHANGES, Fault(error=errno.EIO))
+        await guest.write(EXTENTS[1])
+        assert guest.mounted.members == [2]
+        await guest.read_surely(EXTENTS[5], SECTOR)
+        for index in (0, 1):
+            story.mend(index)
+
+
+async def repaired_after_it_was_torn(story: Story) -> None:
+    """A read finds one that cannot be read; before that is repaired a write fails: what only the
+    one has of it is not shown."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
+    async with story.mounted() as guest:
+        await _found_to_differ(guest)
+        await guest.write(EXTENTS[5])
+        story.fail_once(0, Kind.READ, Fault(2.0, error=errno.EIO))
+        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO, effect=Effect.ALL))
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        guest.begin(guest.read, EXTENTS[5])
+        await trio.sleep(1.0)
+        with suppress(OSError):
+            await guest.write(EXTENTS[5])
+        await trio.sleep(1.0)
+        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        await guest.write(EXTENTS[1])
+        assert guest.mounted.members == [1]
+        await guest.read_surely(EXTENTS[5])
+
+
 async def written_before_its_comparison_is_on_record(story: Story) -> None:
     """What was compared is being written to the sidecars; a write does not wait for that."""
     async with story.mounted() as guest:
@@ -584,6 +649,9 @@ STORIES = [
         ],
         TRIOS,
     ),
+    *product([a_majority_feigned_in_torn_blocks], TRIOS),
+    (alone_with_what_it_missed_in_torn_blocks, replace(TRIOS[0], threshold=1)),
+    (repaired_after_it_was_torn, RAW),
     (torn_by_a_crash_and_one_left, RAW),
     (torn_by_a_crash_and_one_left_before_it_was_compared, RAW),
     *product([outvoted_by_two_who_missed_it], [replace(one, replicas=4) for one in TRIOS]),

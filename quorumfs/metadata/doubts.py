@@ -6,7 +6,7 @@ the source there. What adopted images differ in is nobody's to make equal; where
 there it is *torn*, and read only where all hold the same: nothing that was read turns back.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from quorumfs.dirtymap import UNVERIFIED, lacks
 from quorumfs.metadata import Choice
@@ -159,6 +159,14 @@ class Doubts:
     def lossy(self) -> set[Replica]:
         """Current replicas that lost something, as the last flush found them."""
         return {*self.lost, *self.truncated}
+
+    def held_only_by(self, replicas: Collection[Replica]) -> bool:
+        """Whether some chunk is held by none but these: all others lost it."""
+        if not self:
+            return False
+        parts = self.sources(range(len(self._map)))
+        held_by_few = (sources for _, sources in parts if len(sources) < len(self.members))
+        return any(set(sources).issubset(replicas) for sources in held_by_few)
 
     def lose(self, replica: Replica, chunks: range) -> None:
         """*replica*, which is current, lost what it had taken of *chunks*."""

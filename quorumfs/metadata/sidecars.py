@@ -455,11 +455,16 @@ class Sidecars:
         self._know(replica, image, own)
         await self._lose([replica])
 
-    async def sync_target(self) -> None:
-        """Make durable what the target was given; raises `OSError`, and then it is no more one."""
+    async def sync_target(self, changing: Iterable[tuple[int, int]]) -> None:
+        """Make durable what the target was given; raises `OSError`, and then it is no more one.
+
+        *changing*: ranges (start, end; bytes) that are being changed.
+        """
         target = self.target
         assert target is not None
         syncing = self._target_unsynced.take()
+        for start, end in changing:  # this sync need not cover it
+            self._target_unsynced.add(self.map.chunks(start, end - start))
         operation = Operation(Kind.SYNC)
         gathering = Gathering(0)
         gathering.submit(target, operation)
@@ -556,19 +561,21 @@ class Sidecars:
     async def clear_marks(self, still_written: Callable[[int, int], bool]) -> None:
         """Clear the marks of extents that were not written to since the last call (R5).
 
+        The record gets a new number, whatever there is to clear.
+
         Called after a flush that began after the previous call returned. *still_written* tells
         whether a change of a range (offset, end; bytes) is under way.
         """
         idle = list(self._intents.idle())
         self._intents.look_anew()
-        if not idle or not self._all_current():
-            return
         async with self._lock:
+            if not self._in_use or not self._recorded:
+                return
+            # By its number a replica put back from before this is known for one that lacks what was
+            # written meanwhile, and has no mark for what is cleared now.
+            await self._commit(clean=False, resyncing=self.target)
             if not self._all_current():
                 return
-            # By its number a replica put back from before this is known for one that has no mark
-            # for what it lacks.
-            await self._commit(clean=False)
             for span in idle:
                 chunks = self.map.extent_chunks(span)
                 start, end = self.map.bounds_of(chunks)
@@ -578,13 +585,11 @@ class Sidecars:
                     self._marks.remove(INTENT, chunks)
             await self._write_map_locked()
 
-    def idle_extents(self) -> bool:
+    def to_clear(self) -> bool:
         """Whether `clear_marks` has something to do."""
+        if self._intents.touched.find(1) >= 0:
+            return True
         return self._all_current() and next(self._intents.idle(), None) is not None
-
-    def forget_touched(self) -> None:
-        """Begin to look anew for extents that are not written to."""
-        self._intents.look_anew()
 
     # Who is what
 
@@ -666,11 +671,9 @@ class Sidecars:
         return max(self.threshold, self._quorum)
 
     def _enough_without(self, gone: Sequence[Replica]) -> bool:
-        """Whether enough are left if *gone* are left behind, and know what those know."""
-        lossy = self.doubts.lossy.union(self.doubts.losing)
-        left = set(self._members).difference(gone)
-        only_good = lossy.issuperset(left) and not lossy.issuperset(gone)
-        return len(left) >= self._least and not only_good
+        """Whether enough are left if *gone* are left behind, and hold all that those hold."""
+        left = len(self._members) - len(gone)
+        return left >= self._least and not self.doubts.held_only_by(gone)
 
     def _all_current(self) -> bool:
         return self._in_use and self._recorded and next(self._out_slots(), None) is None

@@ -140,8 +140,7 @@ class Repairs:
             await self._work.sleep(CLEAR_S)
             if self._work.stopping:
                 return
-            if not self._sidecars.idle_extents():
-                self._sidecars.forget_touched()
+            if not self._sidecars.to_clear():
                 continue
             with suppress(OSError):  # the next time, then
                 await self._disk.flush()

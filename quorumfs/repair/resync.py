@@ -68,7 +68,7 @@ class Resync:
             if full or self._map.count(UNVERIFIED):
                 # A flush that failed may have dropped pages that a read still shows (R4): they
                 # would compare equal.
-                await sidecars.sync_target()
+                await sidecars.sync_target(self._disk.locks.changing())
                 await self._tell(replica, Operation(Kind.EVICT))
             while self._map.count(bit):
                 await self._copy_all(replica, bit, compare=full)
@@ -124,7 +124,7 @@ class Resync:
             synced = list(without(copied, unreadable))
             copied.clear()
             self._require_target(replica)
-            await sidecars.sync_target()
+            await sidecars.sync_target(self._disk.locks.changing())
             sidecars.caught_up(synced)
 
         lacking = self._map.runs(bit, longest=len(self._map))

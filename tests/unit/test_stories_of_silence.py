@@ -8,7 +8,7 @@ import pytest
 import trio
 from support.simulation.guest import BrokenError
 from support.simulation.runner import Setup
-from support.simulation.storage import Fault
+from support.simulation.storage import Effect, Fault
 from support.simulation.story import (
     BLOCK,
     EQUALS,
@@ -33,12 +33,16 @@ CHUNK = 16 << 10
 
 def _lose_a_page(story: Story, index: int) -> None:
     """The kernel could not write back, dropped the pages, and tells at the next sync."""
+    _drop_pages(story, index)
+    story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+
+
+def _drop_pages(story: Story, index: int) -> None:
     image = story.world.replicas[index].image
     for change in image.unsynced:
         image._land(change, [])
     image.unsynced.clear()
     image.evict()
-    story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
 
 
 async def joins_while_its_failed_sync_waits(story: Story) -> None:
@@ -445,8 +449,60 @@ async def killed_with_a_page_lost_and_too_few_without_it(story: Story) -> None:
     await story.ends_well()
 
 
+async def each_lost_something_else(story: Story) -> None:
+    """Two fail a flush, and the third the sync that is to tell what was lost: it alone has the
+    first page, though it lost another one, and then fails a write."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        await guest.write(0)
+        for index in (0, 1):
+            story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+        last = story.world.replicas[2].image_faults
+        last.plan(Kind.SYNC, Fault(3.0), Fault(1.0, error=errno.EIO))
+        last.plan(Kind.READ, Fault(7.0), Fault(7.0))
+        guest.begin(guest.flush)
+        await trio.sleep(1.0)
+        await guest.write(EXTENTS[1])
+        await trio.sleep(5.0)
+        for index in (0, 1):
+            story.world.replicas[index].image.evict()
+        story.fail_once(2, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[2])
+        await trio.sleep(60.0)
+        with suppress(OSError):
+            await guest.read(0)
+    await story.ends_well()
+
+
+async def both_lost_one_then_another(story: Story) -> None:
+    """Both fail a flush; of the sync that is to tell what was lost one fails, and while the other
+    one's is slow a write fails there: it alone has what was written meanwhile."""
+    untrue = Fault(error=errno.EIO, effect=Effect.ALL)  # whatever it lost, it was not this
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.replicas[0].image_faults.plan(Kind.SYNC, untrue, Fault(2.0, error=errno.EIO))
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, untrue, Fault(20.0))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(1.0)
+        await guest.write(EXTENTS[3])
+        await trio.sleep(0.5)
+        _drop_pages(story, 0)  # the sync under way will tell
+        await trio.sleep(2.5)
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[2])
+        await trio.sleep(60.0)
+        await guest.read(EXTENTS[3])
+    await story.ends_well()
+
+
 ONE_OF_THREE = replace(TRIO, threshold=1, fifo=True)
 STORIES = [
+    (each_lost_something_else, TRIO),
+    (both_lost_one_then_another, PAIR),
     (joins_while_its_failed_sync_waits, PAIR),
     (killed_while_a_failed_sync_waits, PAIR),
     (read_amid_a_flush_that_fails, EQUALS),

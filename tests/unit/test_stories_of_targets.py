@@ -1,0 +1,134 @@
+"""Stories of a replica that is left behind once more while it is resynced: it lacks also what was
+being written at that moment."""
+
+import errno
+from dataclasses import replace
+
+import pytest
+import trio
+from support.simulation.runner import Setup
+from support.simulation.storage import Fault
+from support.simulation.story import (
+    BLOCK,
+    EXTENT,
+    EXTENTS,
+    PAIR,
+    TRIO,
+    Guest,
+    Script,
+    Story,
+    told,
+)
+
+from quorumfs.assembly import State
+from quorumfs.dirtymap import lacks
+from quorumfs.repair.pacing import Pacer
+from quorumfs.storage import CHANGES, Kind, Operation
+
+LAST, NEXT_TO_LAST = EXTENTS[-1], EXTENTS[-2]
+
+
+async def _missed_the_beginning(story: Story) -> None:
+    """The first replica lacks what is at the beginning, and has all the rest."""
+    async with story.mounted() as guest:
+        await guest.write(LAST, EXTENT)
+        await guest.write(NEXT_TO_LAST, EXTENT)
+        await guest.flush()
+        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        for at in EXTENTS[:5]:
+            await guest.write(at, EXTENT)
+    story.mend(0)
+
+
+async def _comes_back_with_all(story: Story, guest: Guest, written: list[None]) -> None:
+    story.mend(0)
+    guest.mounted.repairs._work._pacer = Pacer()
+    await guest.until(lambda: bool(written), every_s=0.1)
+    await guest.until(lambda: 0 in guest.mounted.members, every_s=0.1)
+    await guest.read_surely(LAST)
+    await guest.converged()
+
+
+async def left_behind_while_another_is_slow(story: Story) -> None:
+    """A write fails on it while another replica is slow; and one more, by which it is left behind,
+    before that is through."""
+    await _missed_the_beginning(story)
+    async with story.mounted() as guest:
+        sidecars, replica = guest.mounted.sidecars, guest.mounted.replica(0)
+        assert replica is not None
+        guest.mounted.repairs._work._pacer = Pacer(32 << 10)
+        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        assert not sidecars.map.any(lacks(0), sidecars.map.chunks(LAST, BLOCK))
+        written: list[None] = []
+
+        async def write() -> None:
+            await guest.write(LAST)
+            written.append(None)
+
+        def beyond(operation: Operation) -> Fault | None:
+            wrong = operation.kind is Kind.WRITE and operation.offset >= NEXT_TO_LAST
+            return Fault(error=errno.EIO) if wrong else None
+
+        story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(5.0))
+        story.world.replicas[0].image_faults.script = beyond
+        guest.life.nursery.start_soon(write)
+        await trio.sleep(4.0)  # a sync of the target comes at least every two seconds
+        assert replica.role is State.RESYNCING
+        await guest.write(NEXT_TO_LAST)
+        await guest.until(lambda: replica.role is State.STALE, every_s=0.001)
+        await _comes_back_with_all(story, guest, written)
+    story.oracle.check_images(story.world.contents())
+
+
+async def written_beside_its_sync(story: Story) -> None:
+    """One sync of it begins amid a write, and need not cover that; the next one fails."""
+    await _missed_the_beginning(story)
+    async with story.mounted() as guest:
+        sidecars, replica = guest.mounted.sidecars, guest.mounted.replica(0)
+        assert replica is not None
+        guest.mounted.repairs._work._pacer = Pacer(32 << 10)
+        faults = story.world.replicas[0].image_faults
+        syncs: list[float] = []
+        begun: list[float] = []
+
+        def slow_then_unsynced(operation: Operation) -> Fault | None:
+            now = trio.current_time()
+            if operation.kind is Kind.SYNC:
+                syncs.append(now)
+                if begun and now > begun[0] + 4.0:
+                    faults.script = None
+                    return Fault(error=errno.EIO)
+            if operation.kind is Kind.WRITE and operation.offset == LAST and not begun:
+                begun.append(now)
+                return Fault(4.0)
+            return None
+
+        faults.script = slow_then_unsynced
+        await guest.until(lambda: bool(syncs), every_s=0.01)
+        assert not sidecars.map.any(lacks(0), sidecars.map.chunks(LAST, BLOCK))
+        story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(12.0))
+        written: list[None] = []
+
+        async def write() -> None:
+            await guest.write(LAST)
+            written.append(None)
+
+        guest.life.nursery.start_soon(write)
+        await guest.until(lambda: replica.role is State.STALE, every_s=0.01)
+        story.world.replicas[0].image.evict()
+        await _comes_back_with_all(story, guest, written)
+    story.oracle.check_images(story.world.contents())
+
+
+STORIES = [
+    *[
+        (left_behind_while_another_is_slow, setup)
+        for setup in (PAIR, TRIO, replace(TRIO, threshold=1, fifo=True))
+    ],
+    (written_beside_its_sync, PAIR),
+]
+
+
+@pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
+def test_it_ends_well(script: Script, setup: Setup) -> None:
+    assert [told(script, setup, seed) for seed in range(4)] == [None] * 4

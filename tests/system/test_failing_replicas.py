@@ -213,6 +213,20 @@ def test_one_that_does_not_answer_a_flush(faulty: FaultFS, tmp_path: Path) -> No
         disk.wait_healthy()
 
 
+def test_one_whose_sidecar_cannot_be_written(faulty: FaultFS, tmp_path: Path) -> None:
+    """The image takes every write, and the guest gets errors all the same."""
+    images = create([tmp_path / "a.img", faulty.path("b.img")], SIZE)
+    with mounted(faulty, images, tmp_path) as disk:
+        faulty.inject("b.img.quorumfs", "write", errno=errno.EIO)
+        fails(disk, errno.EIO)
+        text = told(disk, 2)
+        assert f"{images[1]}: the last write to its sidecar failed: Input/output error" in text
+        faulty.clear()
+        write(disk, b"w")
+        disk.wait_healthy()
+        assert disk.replica(images[1])["last_error"] is None
+
+
 def test_one_failed_write_that_was_made_good(faulty: FaultFS, tmp_path: Path) -> None:
     """P8: the guest got an error, the replicas were made equal, and all is well."""
     images = create([tmp_path / "a.img", faulty.path("b.img")], SIZE)

@@ -3,12 +3,22 @@
 import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import ClassVar, NamedTuple
 
 import trio
 
 from quorumfs.assembly import State
-from quorumfs.storage import CHANGES, Buffer, Bytes, Kind, Operation, Storage, Value
+from quorumfs.storage import (
+    CHANGES,
+    Buffer,
+    Bytes,
+    Kind,
+    Operation,
+    Storage,
+    TruncatedError,
+    Value,
+)
 
 SYNC_PATIENCE = 4
 """A flush may take this many times the replica timeout: it waits for everything written before
@@ -17,6 +27,32 @@ to reach the medium, where a read or a write waits only for itself."""
 
 _GONE = frozenset({errno.ENOTCONN, errno.ESTALE, errno.ENODEV})
 """What a file answers whose file system is there no more, even if another took its place."""
+
+
+class Sort(Enum):
+    """Operations of which one that succeeds shows that a failed one is a matter of the past."""
+
+    READ = "read"
+    WRITE = "write"
+    FLUSH = "flush"
+    SIDECAR = "sidecar"
+    """Whatever its record needs; until that is durable again."""
+
+
+_SORTS = {Kind.READ: Sort.READ, Kind.SYNC: Sort.FLUSH} | dict.fromkeys(CHANGES, Sort.WRITE)
+
+
+class Failure(NamedTuple):
+    """The last operation of one sort that failed on a replica."""
+
+    sort: Sort
+    errno: int
+    text: str
+    """The same for a reader."""
+    at: float
+    """When, by trio's clock (seconds)."""
+    successes: int
+    """How many of this sort had succeeded until then."""
 
 
 class Replica:
@@ -52,6 +88,9 @@ class Replica:
         self.counters = Counters()
         self.dead = False
         """Its file system was gone, the last time that it was asked."""
+        self.truncated_to: int | None = None
+        """How long (bytes) its image was when it was last found to be too short."""
+        self._failures: dict[Sort, Failure] = {}
         self.settled: Callable[[Operation], None] = lambda _: None
         """Called with each operation on the image that has its outcome, given up or not."""
         self._image = storage
@@ -79,6 +118,25 @@ class Replica:
         return len(self._in_flight) + len(self._abandoned)
 
     @property
+    def waiting(self) -> tuple[Kind, float] | None:
+        """What it has not answered for the longest time, and since when (trio's clock, seconds).
+
+        Without what was given up.
+        """
+        waiting = ((one.since, operation.kind) for operation, one in self._in_flight.items())
+        since, kind = min(waiting, key=lambda one: one[0], default=(0.0, None))
+        return None if kind is None else (kind, since)
+
+    @property
+    def failures(self) -> list[Failure]:
+        """The last one of each sort."""
+        return list(self._failures.values())
+
+    def overcome(self, failure: Failure) -> bool:
+        """Whether it has done something of the same sort since."""
+        return failure.successes != self.counters.successes(failure.sort)
+
+    @property
     def changing(self) -> Iterator[Operation]:
         """Changes of the image that have no outcome yet."""
         return (
@@ -101,6 +159,8 @@ class Replica:
         """Use these files from now on; there must be none in use."""
         assert self._image is None
         self.dead = self._away = False
+        self.truncated_to = None
+        self._failures.clear()  # were those of files that may be gone
         self._image = storage
         self._sidecar = sidecar
 
@@ -176,7 +236,22 @@ class Replica:
         if not waiting.to_sidecar:
             self.counters.count(operation)
             self.settled(operation)
+        elif error is None and operation.kind is Kind.SYNC:
+            self._failures.pop(Sort.SIDECAR, None)
+        if error is not None:
+            self._failed(operation, error, to_sidecar=waiting.to_sidecar)
         waiting.gathering.answered(operation)
+
+    def _failed(self, operation: Operation, error: OSError, *, to_sidecar: bool) -> None:
+        """Remember that *operation*, which was counted, failed."""
+        if isinstance(error, TruncatedError):
+            self.truncated_to = error.size
+        sort = Sort.SIDECAR if to_sidecar else _SORTS.get(operation.kind)
+        if sort is not None:
+            # Not the error itself, which holds on to the stack it was raised in, and to its data.
+            text, successes = error.strerror or str(error), self.counters.successes(sort)
+            number = error.errno or errno.EIO
+            self._failures[sort] = Failure(sort, number, text, trio.current_time(), successes)
 
     def abandon_overdue(self, now: float) -> None:
         """Answer with ETIMEDOUT what has waited too long at *now* (trio's clock, seconds).
@@ -200,6 +275,7 @@ class Replica:
                 if not to_sidecar:
                     self.counters.count(operation)
                     self.settled(operation)
+                self._failed(operation, operation.error, to_sidecar=to_sidecar)
                 gathering.answered(operation)
 
     def pardon(self, seconds: float) -> None:
@@ -240,6 +316,14 @@ class Counters:
     mismatches: int = 0
     """Reads in which it held other data than the winner."""
     timeouts: int = 0
+
+    def successes(self, sort: Sort) -> int:
+        """How many operations of a sort succeeded; those on the sidecar are not counted."""
+        if sort is Sort.READ:
+            return self.reads - self.read_errors
+        if sort is Sort.WRITE:
+            return self.writes - self.write_errors
+        return self.flushes - self.flush_errors if sort is Sort.FLUSH else 0
 
     def count(self, operation: Operation) -> None:
         """Count *operation*, which has its outcome."""

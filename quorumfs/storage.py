@@ -125,6 +125,7 @@ class TruncatedError(OSError):
 
     def __init__(self, size: int) -> None:
         super().__init__(errno.EIO, f"the image was truncated to {size} bytes")
+        self.size = size
 
 
 class Storage(Protocol):

@@ -253,7 +253,9 @@ def errors_line(replica: ReplicaStatus) -> str | None:
     if not replica.errors.total:
         return None
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    return f"{printable(replica.path)}: {told}"
+    if (last := replica.last_error) is not None:
+        told += f"; {last.what} {human_time(last.seconds_ago)} ago: {last.text}"
+    return f"{printable(replica.path)}: {printable(told)}"
 
 
 def resync_line(resync: ResyncStatus) -> str:
@@ -377,7 +379,7 @@ def _parts(answer: Answer, *, wide: bool) -> "Iterable[RenderableType]":
             for cell, (name, _, always) in zip(replica_row(replica), COLUMNS, strict=True)
             if wide or always
         }
-        if replica.state != "current":
+        if replica.state != "current" or replica.trouble:
             row["state"].stylize(colour)
         if replica.errors.total:
             row["errors"].stylize("red")

@@ -1,5 +1,6 @@
 """The status of a running mount, taken from memory alone: it never waits for a replica."""
 
+import errno
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -9,10 +10,13 @@ import trio
 from quorumfs.assembly import State
 from quorumfs.control.status import (
     ErrorCounts,
+    LastError,
     ReplicaStatus,
     ResyncKind,
     ResyncStatus,
     Status,
+    Trouble,
+    human_time,
     overall_state,
     progress,
 )
@@ -22,7 +26,15 @@ from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.metadata.volatile import Volatile
 from quorumfs.options import MountOptions
 from quorumfs.repair.repairs import Repairs
-from quorumfs.replica import Replica
+from quorumfs.replica import Failure, Replica, Sort
+
+SLOW_S = 5.0
+"""What a replica does not answer for longer than this is worth saying."""
+
+TRIED_AGAIN_S = 5.0
+"""A write that failed, and that repairs cannot do either, fails again well within this time."""
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def take(
@@ -38,7 +50,7 @@ def take(
     *astray*: replicas in use that are not at their paths any more, and why.
     """
     sidecars = disk.metadata if isinstance(disk.metadata, Sidecars) else None
-    replicas = [_replica(disk, replica, astray.get(replica)) for replica in disk.replicas]
+    replicas = [_replica(disk, replica, astray.get(replica), options) for replica in disk.replicas]
     unsettled = undecided = 0
     if sidecars is not None:
         given = {replica.slot for replica in disk.replicas}
@@ -64,9 +76,9 @@ def take(
         generation=f"{sidecars.record.generation:016x}" if sidecars else None,
         size=disk.size,
         state=overall_state(
-            [replica.state for replica in replicas],
+            replicas,
             vote_threshold=disk.threshold,
-            unsettled=bool(unsettled or astray),
+            unsettled=bool(unsettled),
             undecided_bytes=undecided,
         ),
         read_pattern=options.read_pattern,
@@ -80,7 +92,9 @@ def take(
     )
 
 
-def _replica(disk: Disk, replica: Replica, astray: str | None) -> ReplicaStatus:
+def _replica(
+    disk: Disk, replica: Replica, astray: str | None, options: MountOptions
+) -> ReplicaStatus:
     counters = replica.counters
     replica_id = None
     lacking = 0
@@ -91,10 +105,19 @@ def _replica(disk: Disk, replica: Replica, astray: str | None) -> ReplicaStatus:
     elif isinstance(disk.metadata, Volatile):
         lacking = sum(end - start for start, end in disk.metadata.missed(replica))
         reason = "it missed writes" if lacking else None
+    trouble = None
+    slow = _slow(replica)
+    failures = _standing(disk, replica)
     if replica.hung:
         reason = "it does not answer"
-    if replica.state is State.CURRENT:
-        reason = astray or reason
+    elif replica.state is State.CURRENT:
+        if options.read_only:  # what was found out by reading, and nothing that it cannot do then
+            failures = [failure for failure in failures if failure.sort is Sort.READ]
+        trouble, reason = _trouble(disk, replica, failures, lacking=bool(lacking))
+        if trouble is None:
+            trouble, reason = _remark(slow, astray)
+    else:
+        reason = reason or slow
     return ReplicaStatus(
         replica.path,
         replica_id,
@@ -115,6 +138,82 @@ def _replica(disk: Disk, replica: Replica, astray: str | None) -> ReplicaStatus:
         lacking,
         replica.in_flight,
         counters.copied_bytes,
+        trouble and trouble.value,
+        _last_error(failures),
+    )
+
+
+def _trouble(
+    disk: Disk, replica: Replica, failures: list[Failure], *, lacking: bool
+) -> tuple[Trouble | None, str | None]:
+    """What is wrong with a current replica and what it holds, the worst, and in words.
+
+    *failures* are those that matter. *lacking*: it is on record that it lost something.
+    """
+    metadata = disk.metadata
+    undurable = isinstance(metadata, Volatile) and bool(metadata.holdings[replica].unsure)
+    if isinstance(metadata, Sidecars):
+        doubts = metadata.doubts
+        if replica in doubts.truncated:
+            size = replica.truncated_to
+            to = "" if size is None else f" to {size} bytes"
+            return Trouble.TRUNCATED, f"its image was truncated{to}, and what was behind is lost"
+        lacking = lacking or replica in doubts.lost or replica in doubts.losing
+    if replica.dead:
+        return Trouble.GONE, "its file system is gone"
+    for failure in failures:
+        if failure.sort is not Sort.READ:
+            error = _told(failure)
+            full = failure.errno in _NO_SPACE
+            return Trouble.FULL if full else Trouble.FAILING, f"{error.what}: {error.text}"
+    if undurable or lacking:
+        reason = "it could not make writes durable, and may have lost them"
+        return Trouble.UNDURABLE if undurable else Trouble.LOST, reason
+    return None, None
+
+
+def _remark(slow: str | None, astray: str | None) -> tuple[Trouble | None, str | None]:
+    """What is to be said of a current replica that does all that is asked of it."""
+    if slow is not None:
+        return Trouble.SLOW, slow
+    return (None, None) if astray is None else (Trouble.ASTRAY, astray)
+
+
+def _slow(replica: Replica) -> str | None:
+    """What it has not answered for long; what was given up is another matter."""
+    if replica.waiting is None:
+        return None
+    kind, since = replica.waiting
+    seconds = trio.current_time() - since
+    if seconds < SLOW_S:
+        return None
+    return f"no answer to a {kind.value} for {human_time(int(seconds))}"
+
+
+def _standing(disk: Disk, replica: Replica) -> list[Failure]:
+    """The failures that nothing has made good yet, the latest first."""
+    now = trio.current_time()
+    unequal = isinstance(disk.metadata, Sidecars) and bool(disk.metadata.doubts.unsettled)
+
+    def stands(failure: Failure) -> bool:
+        # On a full disk a write to what has its space already succeeds in between.
+        again = failure.sort is Sort.WRITE and unequal and now - failure.at < TRIED_AGAIN_S
+        return again or not replica.overcome(failure)
+
+    standing = filter(stands, replica.failures)
+    return sorted(standing, key=lambda failure: failure.at, reverse=True)
+
+
+def _last_error(failures: list[Failure]) -> LastError | None:
+    return _told(failures[0]) if failures else None
+
+
+def _told(failure: Failure) -> LastError:
+    return LastError(
+        failure.sort.value,
+        errno.errorcode.get(failure.errno, str(failure.errno)),
+        failure.text,
+        int(trio.current_time() - failure.at),
     )
 
 

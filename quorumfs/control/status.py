@@ -32,7 +32,7 @@ class DiskState(Enum):
     """It works, and a replica is not in full use or not at its path any more, or something has yet
     to be compared."""
     NO_QUORUM = "no-quorum"
-    """Fewer replicas than the vote threshold can serve: requests fail or wait."""
+    """Fewer replicas than the vote threshold can serve: reads, writes or flushes fail or wait."""
     NEEDS_OPERATOR = "needs-operator"
     """It works, and will not become healthy until a person decides something."""
 
@@ -89,6 +89,64 @@ class ErrorCounts:
         return self.read + self.write + self.flush + self.mismatch + self.timeout
 
 
+class Trouble(Enum):
+    """What is wrong with a replica although it is current; the worst first."""
+
+    TRUNCATED = "truncated"
+    """Its image lost its end, since the mount."""
+    GONE = "gone"
+    """Its file system is there no more."""
+    FULL = "full"
+    """It had no space for the last write."""
+    FAILING = "failing"
+    """The last write to it, flush of it or write to its sidecar failed."""
+    UNDURABLE = "undurable"
+    """It may have lost what it could not flush, and nobody but the guest can give it that again."""
+    LOST = "lost"
+    """It may have lost what it could not flush, and is given that again."""
+    SLOW = "slow"
+    """It has not answered something for long."""
+    ASTRAY = "astray"
+    """Its path does not lead to it any more."""
+
+
+DISABLING = frozenset(
+    trouble.value
+    for trouble in (
+        Trouble.TRUNCATED,
+        Trouble.GONE,
+        Trouble.FULL,
+        Trouble.FAILING,
+        Trouble.UNDURABLE,
+    )
+)
+"""With which a replica is no help for the threshold: requests that need it fail."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastError:
+    """A failed operation after which none of its sort has succeeded."""
+
+    operation: str
+    """``read``, ``write``, ``flush`` or ``sidecar``."""
+    errno: str
+    """Its name, such as ``ENOSPC``."""
+    text: str
+    """The same for a reader."""
+    seconds_ago: int
+
+    @property
+    def what(self) -> str:
+        """What failed."""
+        return _OPERATIONS.get(self.operation, f"the last {self.operation} of it") + " failed"
+
+
+_OPERATIONS = {
+    "write": "the last write to it",
+    "sidecar": "the last write to its sidecar",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """One replica; the counters begin at the mount."""
@@ -112,6 +170,15 @@ class ReplicaStatus:
     """Requests that it has not answered, those given up included."""
     copied_bytes: int = 0
     """Written to it by resync and repair."""
+    trouble: str | None = None
+    """A value of `Trouble`; None if it is in order or not current."""
+    last_error: LastError | None = None
+    """None: none that would matter any more."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether requests that need it succeed, as far as known."""
+        return self.state == State.CURRENT.value and self.trouble not in DISABLING
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +273,8 @@ class Status:
 def _replica_from_json(content: Mapping[str, Any]) -> ReplicaStatus:
     values = _known(ReplicaStatus, content, replica_id="id")
     values["errors"] = ErrorCounts(**_known(ErrorCounts, content.get("errors", {})))
+    if last_error := content.get("last_error"):
+        values["last_error"] = LastError(**_known(LastError, last_error))
     return ReplicaStatus(**values)
 
 
@@ -239,24 +308,32 @@ def progress(
 
 
 def overall_state(
-    replica_states: Sequence[str],
+    replicas: Sequence[ReplicaStatus],
     *,
     vote_threshold: int,
     unsettled: bool = False,
     undecided_bytes: int = 0,
 ) -> DiskState:
-    """What a disk is whose replicas are in these states.
+    """What a disk is whose replicas are like this.
 
     *unsettled*: something is being compared or copied, or waits for it; healthy promises that the
     replicas are equal. A disk that cannot be used comes before one that needs a decision.
     """
-    if replica_states.count(State.CURRENT.value) < vote_threshold:
+    if sum(replica.usable for replica in replicas) < vote_threshold:
         return DiskState.NO_QUORUM
-    if undecided_bytes or State.FOREIGN.value in replica_states:
+    if undecided_bytes or any(replica.state == State.FOREIGN.value for replica in replicas):
         return DiskState.NEEDS_OPERATOR
-    if unsettled or any(state != State.CURRENT.value for state in replica_states):
+    if unsettled or not all(map(_in_order, replicas)):
         return DiskState.DEGRADED
     return DiskState.HEALTHY
+
+
+def _in_order(replica: ReplicaStatus) -> bool:
+    return (
+        replica.state == State.CURRENT.value
+        and replica.trouble is None
+        and not replica.out_of_sync_bytes
+    )
 
 
 def describe(status: Status) -> list[str]:
@@ -265,16 +342,13 @@ def describe(status: Status) -> list[str]:
         return []
     lines = []
     if status.state is DiskState.NO_QUORUM:
-        current = sum(replica.state == State.CURRENT.value for replica in status.replicas)
+        usable = sum(replica.usable for replica in status.replicas)
         lines.append(
-            f"{current} of {len(status.replicas)} replicas are current, and vote-threshold="
-            f"{status.vote_threshold} needs as many: requests fail or wait until enough are back"
+            f"{usable} of {len(status.replicas)} replicas are current and usable, and "
+            f"vote-threshold={status.vote_threshold} needs as many: requests fail or wait until "
+            "enough are"
         )
-    lines += [
-        _advice(status, replica)
-        for replica in status.replicas
-        if replica.state != State.CURRENT.value or replica.reason
-    ]
+    lines += [_advice(status, replica) for replica in status.replicas if _advised(replica)]
     if status.undecided_bytes:
         lines.append(
             f"the replicas differ in {human_bytes(status.undecided_bytes)}, and nothing tells "
@@ -291,21 +365,31 @@ def describe(status: Status) -> list[str]:
         lines.append("the replicas are compared for the first time; nothing to do")
     elif status.resync.kind is ResyncKind.SETTLE:
         lines.append(
-            "the set was not closed in order: what was being written is made equal; nothing to do"
+            "the set was not closed in order, or a request failed: what may differ is made equal"
+            + ("" if any(map(_advised, status.replicas)) else "; nothing to do")
         )
     return lines
 
 
+def _advised(replica: ReplicaStatus) -> bool:
+    """Whether there is something to say of a replica."""
+    return replica.state != State.CURRENT.value or replica.reason is not None
+
+
 def _advice(status: Status, replica: ReplicaStatus) -> str:
     """What became of one replica that is not in order, and what to do about it."""
+    error = replica.last_error
     if replica.state == State.CURRENT.value:
-        return (
-            f"{replica.path}: {replica.reason}; it gets every write until it is unmounted, and is "
-            "not found after that: put it back there if it was renamed"
-        )
+        when = ""
+        if error is not None and replica.trouble in (Trouble.FULL.value, Trouble.FAILING.value):
+            when = f" ({human_time(error.seconds_ago)} ago)"
+        return f"{replica.path}: {replica.reason}{when}; {_way_out(status, replica)}"
     happened = f"{replica.path} is {replica.state}"
-    if replica.reason:
-        happened += f" ({replica.reason})"
+    reasons = [replica.reason] if replica.reason else []
+    if error is not None:
+        reasons.append(f"{error.what} {human_time(error.seconds_ago)} ago: {error.text}")
+    if reasons:
+        happened += f" ({'; '.join(reasons)})"
     if replica.state == State.FOREIGN.value:
         current = (r.path for r in status.replicas if r.state == State.CURRENT.value)
         keep = next(map(shlex.quote, current), "REPLICA")
@@ -326,6 +410,46 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
         State.RESYNCING.value: "it is being given what it lacks; nothing to do",
     }
     return f"{happened}: {advice.get(replica.state, 'see the log')}"
+
+
+def _way_out(status: Status, replica: ReplicaStatus) -> str:
+    """What to do about a replica that is current, and not in order."""
+    remembered = status.metadata != "none" and not status.read_only
+    umount = f"quorumfs umount {_quoted(status.mountpoint)}"
+    match replica.trouble:
+        case Trouble.TRUNCATED.value:
+            lengthen = f"truncate -s {status.size} {_quoted(replica.path)}"
+            return f"put its length back, and mount again: {lengthen}; {umount}; quorumfs mount …"
+        case Trouble.GONE.value:
+            again = "it is used again by itself" if remembered else f"{umount}, and mount again"
+            return f"bring its file system back, then {again}"
+        case Trouble.FULL.value:
+            return "make space there" + ("; the rest is done by itself" if remembered else "")
+        case Trouble.FAILING.value:
+            return (
+                f"look at its disk, and at the log; to go on without it, {umount}, and mount "
+                + (
+                    "the others with a lower vote-threshold and -o degraded"
+                    if status.metadata != "none"
+                    else "the others with a lower vote-threshold"
+                )
+            )
+        case Trouble.UNDURABLE.value:
+            return (
+                f"it counts again where a guest writes anew; or {umount}, and copy another over it"
+            )
+        case Trouble.LOST.value:
+            if not remembered:
+                return "a read-only mount brings nothing up to date: mount without -o ro"
+            return "it is given that again by itself; if it stays so, look at its disk"
+        case Trouble.SLOW.value:
+            return "look at its disk, or the network to it, if that lasts"
+        case Trouble.ASTRAY.value | None:  # older daemons told only of these
+            return (
+                "it gets every write until it is unmounted, and is not found after that: "
+                "put it back there if it was renamed"
+            )
+    return "see the log"
 
 
 def _resolve(status: Status, keep: str) -> str:

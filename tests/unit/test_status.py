@@ -22,13 +22,16 @@ from rich.console import Console
 from quorumfs.assembly import State
 from quorumfs.control import client, mounts
 from quorumfs.control.status import (
+    DISABLING,
     DiskState,
     ErrorCounts,
+    LastError,
     ReplicaStatus,
     ResyncKind,
     ResyncStatus,
     Status,
     StatusFormatError,
+    Trouble,
     describe,
     human_bytes,
     human_time,
@@ -42,6 +45,7 @@ cli = importlib.import_module("quorumfs.cli.status")  # the name in the package 
 
 MOUNTPOINT = "/mnt/vdisk"
 
+NO_SPACE = LastError("write", "ENOSPC", "No space left on device", 12)
 A = ReplicaStatus("/nas1/a.img", "0a" * 16, "current", reads=7, bytes_read=7 << 20)
 B = ReplicaStatus(
     "/nas2/b.img",
@@ -55,6 +59,7 @@ B = ReplicaStatus(
     out_of_sync_bytes=3 << 30,
     in_flight=1,
     copied_bytes=1 << 30,
+    last_error=NO_SPACE,
 )
 DEGRADED = Status(
     MOUNTPOINT,
@@ -110,16 +115,40 @@ def test_the_state_follows_from_the_replicas(
     states: str, threshold: int, expected: DiskState
 ) -> None:
     """No quorum before all others: a disk that cannot be used is the first thing to mend."""
-    assert overall_state(states.split(), vote_threshold=threshold) is expected
+    assert overall_state(all_in(states), vote_threshold=threshold) is expected
+
+
+def all_in(states: str) -> list[ReplicaStatus]:
+    """Replicas in these states."""
+    return [replace(A, state=state) for state in states.split()]
+
+
+@pytest.mark.parametrize("trouble", Trouble)
+def test_who_is_current_and_no_help_does_not_count(trouble: Trouble) -> None:
+    """Of two, one is needed; of two, both are. What is no reason to fail never says no quorum."""
+    helps = trouble in (Trouble.LOST, Trouble.SLOW, Trouble.ASTRAY)
+    assert (trouble.value in DISABLING) is not helps
+    replicas = [A, replace(A, trouble=trouble.value)]
+    assert overall_state(replicas, vote_threshold=1) is DiskState.DEGRADED
+    expected = DiskState.DEGRADED if helps else DiskState.NO_QUORUM
+    assert overall_state(replicas, vote_threshold=2) is expected
+    assert overall_state(replicas[1:], vote_threshold=1) is expected
+
+
+def test_who_lacks_something_is_not_healthy() -> None:
+    """Whatever else is said of it."""
+    assert overall_state([A, replace(A, out_of_sync_bytes=1)], vote_threshold=2) is (
+        DiskState.DEGRADED
+    )
 
 
 def test_healthy_promises_that_the_replicas_are_equal() -> None:
     """While something has yet to be compared, or differs, all being current is not enough."""
-    states = ["current", "current"]
+    states = all_in("current current")
     assert overall_state(states, vote_threshold=2, unsettled=True) is DiskState.DEGRADED
     undecided = overall_state(states, vote_threshold=2, unsettled=True, undecided_bytes=1)
     assert undecided is DiskState.NEEDS_OPERATOR
-    without = overall_state(["current", "missing"], vote_threshold=2, undecided_bytes=1)
+    without = overall_state(all_in("current missing"), vote_threshold=2, undecided_bytes=1)
     assert without is DiskState.NO_QUORUM
 
 
@@ -172,6 +201,8 @@ def test_json_is_the_design_s() -> None:
                     "out_of_sync_bytes": 0,
                     "in_flight": 0,
                     "copied_bytes": 0,
+                    "trouble": None,
+                    "last_error": None,
                 },
                 {
                     "path": "/nas2/b.img",
@@ -187,6 +218,13 @@ def test_json_is_the_design_s() -> None:
                     "out_of_sync_bytes": 3 << 30,
                     "in_flight": 1,
                     "copied_bytes": 1 << 30,
+                    "trouble": None,
+                    "last_error": {
+                        "operation": "write",
+                        "errno": "ENOSPC",
+                        "text": "No space left on device",
+                        "seconds_ago": 12,
+                    },
                 },
             ],
             "resync": {
@@ -223,6 +261,8 @@ replica_statuses = st.builds(
     out_of_sync_bytes=counts,
     in_flight=counts,
     copied_bytes=counts,
+    trouble=st.none() | st.sampled_from([trouble.value for trouble in Trouble]),
+    last_error=st.none() | st.builds(LastError, texts, texts, texts, counts),
 )
 statuses = st.builds(
     Status,
@@ -266,7 +306,8 @@ def test_a_status_without_what_was_added_later_is_understood() -> None:
         del content[key]
     del content["resync"]["kind"]
     for replica in content["replicas"]:
-        del replica["copied_bytes"]
+        for key in ("copied_bytes", "trouble", "last_error"):
+            del replica[key]
     read = Status.from_json(content)
     assert read.replicas[1].errors == B.errors
     assert read.resync == DEGRADED.resync
@@ -281,6 +322,7 @@ def test_a_status_with_more_than_is_known_is_understood() -> None:
         content["resync"],
         content["replicas"][0],
         content["replicas"][0]["errors"],
+        content["replicas"][1]["last_error"],
     ):
         part["new"] = {"whatever": 1}
     assert Status.from_json(content) == DEGRADED
@@ -368,7 +410,7 @@ def test_a_healthy_disk_needs_no_advice() -> None:
 )
 def test_each_replica_that_is_not_current_gets_one_line(state: str, advice: str) -> None:
     """What it is, why, and what to do: never a state without a way out of it."""
-    replica = replace(B, state=state, reason="the reason")
+    replica = replace(B, state=state, reason="the reason", last_error=None)
     (line,) = describe(with_replica(replica))
     assert line.startswith(f"/nas2/b.img is {state} (the reason)")
     assert advice in line
@@ -381,10 +423,56 @@ def test_a_current_replica_with_a_reason_gets_one_line_too() -> None:
     assert line.startswith("/nas2/b.img: the reason; it gets every write until it is unmounted")
 
 
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (Trouble.TRUNCATED, "put its length back, and mount again: truncate -s 21474836480 /nas2/"),
+        (Trouble.GONE, "bring its file system back, then it is used again by itself"),
+        (Trouble.FULL, "make space there; the rest is done by itself"),
+        (Trouble.FAILING, "look at its disk, and at the log; to go on without it, quorumfs umount"),
+        (Trouble.UNDURABLE, "it counts again where a guest writes anew"),
+        (Trouble.LOST, "it is given that again by itself"),
+        (Trouble.SLOW, "look at its disk, or the network to it"),
+        (Trouble.ASTRAY, "put it back there if it was renamed"),
+    ],
+)
+def test_each_trouble_of_a_current_replica_has_a_way_out(trouble: Trouble, words: str) -> None:
+    """What is wrong, when it was seen last, and what to do; and a repair is no reason to wait."""
+    settling = ResyncStatus(None, 0, 1, 0, None, ResyncKind.SETTLE)
+    replica = replace(B, state="current", reason="the reason", trouble=trouble.value)
+    line, repair = describe(replace(with_replica(replica), resync=settling))
+    when = " (12 s ago)" if trouble in (Trouble.FULL, Trouble.FAILING) else ""
+    assert line.startswith(f"/nas2/b.img: the reason{when}; ")
+    assert words in line
+    assert "nothing to do" not in repair
+
+
+def test_where_nothing_is_done_by_itself_no_trouble_says_so() -> None:
+    for trouble in Trouble:
+        replica = replace(B, state="current", reason="the reason", trouble=trouble.value)
+        for changes in ({"metadata": "none"}, {"read_only": True}):
+            (line,) = describe(with_replica(replica, **changes))
+            assert "by itself" not in line
+
+
+def test_the_last_error_is_told_of_who_was_left_behind_too() -> None:
+    """And in the line of its errors, with whatever a file system says."""
+    (line,) = describe(with_replica(replace(B, state="stale", reason="a write to it failed")))
+    told = "the last write to it failed 12 s ago: No space left on device"
+    assert f"(a write to it failed; {told})" in line
+    assert cli.errors_line(B) == f"/nas2/b.img: 2 write, 1 timeout; {told}"
+    odd = replace(B, last_error=LastError("sidecar", "EIO", "x\n", 61))
+    assert str(cli.errors_line(odd)).endswith(
+        r"the last write to its sidecar failed 1 min 01 s ago: x\n"
+    )
+
+
 def test_without_a_quorum_the_numbers_come_first() -> None:
     status = with_replica(replace(B, state="missing"), state=DiskState.NO_QUORUM, vote_threshold=2)
     first, second = describe(status)
-    assert first.startswith("1 of 2 replicas are current, and vote-threshold=2 needs as many")
+    assert first.startswith(
+        "1 of 2 replicas are current and usable, and vote-threshold=2 needs as many"
+    )
     assert "/nas2/b.img is missing" in second
 
 
@@ -506,8 +594,9 @@ def test_for_a_reader_without_a_terminal_it_is_stable_text(say: Say) -> None:
         "/mnt/vdisk: degraded\n"
         "  20.0 GiB, fifo, vote-threshold 1, pid 1234, set 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e, "
         "generation 00000000000000ff\n"
-        "  action: /nas2/b.img is resyncing (left behind in generation 0000000000000001): it is "
-        "being given what it lacks; nothing to do\n"
+        "  action: /nas2/b.img is resyncing (left behind in generation 0000000000000001; the last "
+        "write to it failed 12 s ago: No space left on device): it is being given what it lacks; "
+        "nothing to do\n"
         "  note: no libfuse shim\n"
         "  resync of /nas2/b.img: 25 %, 1.0 GiB of 4.0 GiB, 100.0 MiB/s, 31 s left\n"
         "  REPLICA      STATE      READS  WRITES  FLUSHES     READ   WRITTEN   COPIED  IN FLIGHT"
@@ -516,7 +605,8 @@ def test_for_a_reader_without_a_terminal_it_is_stable_text(say: Say) -> None:
         "       0          0 B\n"
         "  /nas2/b.img  resyncing      0       3        1      0 B  12.0 KiB  1.0 GiB          1"
         "       3      3.0 GiB\n"
-        "  errors of /nas2/b.img: 2 write, 1 timeout\n"
+        "  errors of /nas2/b.img: 2 write, 1 timeout; the last write to it failed 12 s ago: No "
+        "space left on device\n"
     )
 
 

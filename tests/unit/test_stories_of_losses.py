@@ -23,6 +23,9 @@ from support.simulation.story import (
     told,
 )
 
+from quorumfs.control import snapshot
+from quorumfs.control.status import DiskState
+from quorumfs.options import MountOptions
 from quorumfs.patterns import Fifo
 from quorumfs.storage import Kind
 
@@ -120,7 +123,27 @@ async def never_caught_up_beside_one_that_never_syncs(story: Story) -> None:
     await story.ends_well()
 
 
+async def one_failed_flush_is_no_matter_for_ever(story: Story) -> None:
+    """P8: what it lost was given it again, and it syncs: all is well, though the guest is idle."""
+    options = MountOptions("quorum", story.setup.threshold)
+    async with story.mounted() as guest:
+        mounted = guest.mounted
+
+        def state() -> DiskState:
+            return snapshot.take("/mnt", options, mounted.disk, mounted.repairs, ()).state
+
+        await guest.write(0)
+        story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        if state() is not DiskState.NO_QUORUM:
+            raise BrokenError(f"of two that are needed one failed a flush: {state()}")
+        await guest.until(lambda: state() is DiskState.HEALTHY)
+    await story.ends_well()
+
+
 STORIES = [
+    (one_failed_flush_is_no_matter_for_ever, EQUALS),
     (read_while_it_is_lost, replace(PAIR, fifo=True)),
     (read_while_it_is_lost, replace(TRIO, threshold=1, fifo=True)),
     (repaired_with_what_is_lost, PAIR),

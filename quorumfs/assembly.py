@@ -622,7 +622,9 @@ class _Assembly:
         for one in self._found:
             slot = self._slot_of(one)
             if problem := self._problems.get(one.path):
-                if slot in left or slot is None:
+                if slot is None and one.image is None:
+                    accounts.append(f"{one.path}: {problem}: is this the right path?")
+                elif slot in left or slot is None:
                     accounts.append(_account(one, problem, resolve))
             elif slot in left:
                 reason = members[one.path].reason

@@ -72,6 +72,8 @@ def test_help_shows_every_command_and_every_option() -> None:
         (["umount", "a", "b"], "b"),
         (["umount", "/proc"], "/proc is not a quorumfs mount"),
         (["umount", "/no/such/directory"], "/no/such/directory is not a quorumfs mount"),
+        (["resolve", "--keep", "/a", "/b"], "/a is to be kept, and is not one of the replicas"),
+        (["resolve", "--keep", "/c", "/a", "/b"], "/c is to be kept, and is not one"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: list[str], named: str) -> None:

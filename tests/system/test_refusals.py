@@ -403,6 +403,17 @@ def test_a_mount_point_of_somebody_else_is_refused(user: OrdinaryUser) -> None:
     assert processes_of(mountpoint) == []
 
 
+def test_a_mount_of_somebody_else_is_not_unmounted(user: OrdinaryUser) -> None:
+    """The line says whose it is, as ``status`` does; fusermount3 knows no more than its own."""
+    directory = user.directory / "root's"
+    directory.mkdir()
+    with Mounted(user.make_images(2), directory) as mounted:
+        line = one_line(user.quorumfs("umount", mounted.mountpoint), 1)
+        assert f"{mounted.mountpoint} is a mount of root" in line
+        assert "only that user and root may unmount it" in line
+        assert filesystem_at(mounted.mountpoint) == "fuse.quorumfs"
+
+
 def test_allow_other_is_the_administrators_to_allow(user: OrdinaryUser, tmp_path: Path) -> None:
     """Without user_allow_other in fuse.conf the line says just that."""
     tmp_path.joinpath("fuse.conf").write_text("# user_allow_other\n")

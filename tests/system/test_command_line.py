@@ -448,7 +448,7 @@ def test_who_finds_the_daemon_gone_is_told_where_its_log_is(
     make_images: MakeImages, mountpoint: Path, without_syslog: list[str], asked: bool
 ) -> None:
     log = mountpoint.parent / "log" if asked else runtime.path_for(str(mountpoint), "log")
-    arguments = ["--log-file", log] if asked else []
+    arguments = ["--log-file", str(log)] if asked else []
     images = make_images(2)
     subprocess.run(
         [*without_syslog, *QUORUMFS, "mount", *arguments, *images, mountpoint], check=True

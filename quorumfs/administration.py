@@ -9,7 +9,7 @@ import trio
 from quorumfs.assembly import State, new_record, refuse_too_many
 from quorumfs.control.events import EventLog
 from quorumfs.dirtymap import DirtyMap
-from quorumfs.errors import UserError
+from quorumfs.errors import UsageError, UserError
 from quorumfs.images import Image, lasting_identity, open_set
 from quorumfs.options import parse_options
 from quorumfs.replica import Replica
@@ -32,7 +32,7 @@ def create_empty(paths: Sequence[str], size: int, threshold: int | None) -> None
         images = []
         for path in map(os.path.abspath, paths):
             if os.path.lexists(path_for(path)):
-                raise UserError(f"{path_for(path)} exists: it is the memory of another image")
+                raise UserError(_already_there(path))
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
                 undo.callback(_remove, path)
@@ -51,6 +51,20 @@ def create_empty(paths: Sequence[str], size: int, threshold: int | None) -> None
         undo.pop_all()
 
 
+def _already_there(path: str) -> str:
+    """Why no new image is made at *path*, where there is a sidecar, and what to do."""
+    sidecar = path_for(path)
+    if os.path.exists(path):
+        return (
+            f"{path} is a member of a set already: mount it; or, to make it anew and lose what it "
+            f"holds, remove it and {sidecar} first"
+        )
+    return (
+        f"{sidecar} is there without its image: bring {path} back; or, to make a new one, remove "
+        f"{sidecar} first"
+    )
+
+
 def create_from(
     source: str, others: Sequence[str], threshold: int | None, say: Callable[[int, int], None]
 ) -> None:
@@ -63,7 +77,10 @@ def create_from(
     refuse_too_many(1 + len(paths))
     for path in paths:
         if os.path.lexists(path_for(path)):
-            raise UserError(f"{path} is a member of a set: {path_for(path)}")
+            raise UserError(
+                f"{path} is a member of a set already: to give up what it holds, remove "
+                f"{path_for(path)} first"
+            )
     if os.path.lexists(path_for(source)):
         raise UserError(
             f"{source} is a member of a set: to add replicas to it, run: quorumfs resolve --keep "
@@ -115,7 +132,7 @@ def keep(
     kept = os.path.abspath(kept)
     absolute = [os.path.abspath(path) for path in paths]
     if kept not in absolute:
-        raise UserError(f"{kept} is not one of the replicas given")
+        raise UsageError(f"{kept} is to be kept, and is not one of the replicas given")
     with ExitStack() as stack:
         opened = open_set(absolute, None, read_only=dry_run)
         for one in opened:

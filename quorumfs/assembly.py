@@ -28,8 +28,10 @@ behind the others mint a new *generation*, whose ancestors are all earlier ones.
   members, for ``lacks`` that in the role of the replica and on the replica itself.
 """
 
+import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -355,11 +357,11 @@ def _refuse_strangers(found: Sequence[Found]) -> None:
                 f"other a replica of its own, remove {path_for(one.path)} and run quorumfs resolve",
             )
     if not members:
-        bad = next(f for f in found if f.problem and f.image)
+        accounts = "; ".join(_account(one, one.problem) for one in found if one.problem)
         raise AssemblyRefusedError(
             "unreadable",
-            f"the sidecar of {bad.path} cannot be read ({bad.problem}), and no other replica "
-            "knows the set: remove all sidecars to adopt the images anew",
+            f"{accounts}. No other replica knows the set. If that is impossible: remove all "
+            "sidecars, and the images are adopted anew",
             ExitCode.UNUSABLE,
         )
 
@@ -384,7 +386,11 @@ class _Assembly:
         if not self._present:
             raise AssemblyRefusedError(
                 "unusable",
-                "; ".join(f"{path}: {why}" for path, why in self._problems.items()),
+                "; ".join(
+                    _account(one, self._problems[one.path])
+                    for one in found
+                    if one.path in self._problems
+                ),
                 ExitCode.UNUSABLE,
             )
         self._record = self._latest()
@@ -508,8 +514,7 @@ class _Assembly:
                     "split brain",
                     f"split brain: {latest_path} and {path} were both used without the other. "
                     f"{_side(latest_path, latest)}; {_side(path, sidecar)}. Nothing was written. "
-                    "Choose whose data to keep: quorumfs resolve --dry-run --keep "
-                    f"{latest_path} {' '.join(one.path for one in self._found)}",
+                    f"Choose whose data to keep: {self._resolve('--dry-run --keep', latest_path)}",
                     ExitCode.NEEDS_OPERATOR,
                 )
         return latest.record
@@ -545,13 +550,14 @@ class _Assembly:
         if any(member.state is State.CURRENT for member in members.values()):
             return
         record = self._record
-        newer = [role.path for role in record.roles if role.state is RoleState.CURRENT]
+        newer = [s for s, role in enumerate(record.roles) if role.state is RoleState.CURRENT]
+        names = _names([record.roles[slot] for slot in newer])
         stale = "; ".join(f"{path} is {m.state.value}: {m.reason}" for path, m in members.items())
         raise AssemblyRefusedError(
             "only stale",
-            f"{stale}. Current in generation {record.generation:016x} are: {', '.join(newer)}. "
-            "Bring one of them back, or give up what it holds: quorumfs resolve --keep "
-            f"{next(iter(members))} {' '.join(one.path for one in self._found)}",
+            f"{stale}. Current in generation {record.generation:016x} are: {names}. "
+            f"{self._accounts(newer, members)}. If that is impossible, give up what only "
+            f"{_them(newer)} may hold: {self._resolve('--keep', next(iter(members)))}",
         )
 
     def _absence_rule(
@@ -564,22 +570,24 @@ class _Assembly:
         """
         record = self._record
         present = {member.slot for member in members.values()}
-        absent = [role for slot, role in enumerate(record.roles) if slot not in present]
+        absent = [slot for slot in range(len(record.roles)) if slot not in present]
         replaced = {m.slot for m in members.values() if m.state is State.STALE and m.compare}
         unaware = [
-            role
+            slot
             for slot, role in enumerate(record.roles)
             if (slot not in present or slot in replaced)
-            and (role.state is RoleState.CURRENT or (moved and role in absent))
+            and (role.state is RoleState.CURRENT or (moved and slot in absent))
         ]
         current = sum(member.state is State.CURRENT for member in members.values())
         stale = sum(m.state in (State.STALE, State.SUSPECT) for m in members.values())
         usable = current + stale
         if usable < self._threshold:
+            names = _names([record.roles[slot] for slot in absent])
             raise AssemblyRefusedError(
                 "no quorum",
                 f"{usable} of {len(record.roles)} replicas can be used, vote-threshold="
-                f"{self._threshold} needs as many: missing {_names(absent)}. Bring one back, or "
+                f"{self._threshold} needs as many: missing {names}. "
+                f"{self._accounts(absent, members)}. {_giving_up(unaware)}"
                 f"mount with -o degraded,vote-threshold={usable}",
             )
         quorum = max(self._threshold, record.threshold)
@@ -592,17 +600,55 @@ class _Assembly:
             rule = "degraded: the operator accepts that absent ones may hold later writes"
             return rule, self._threshold
         if enough:
-            raise AssemblyRefusedError(
-                "may be newer",
-                f"{_names(unaware)} missing, and may be the only one to hold what could not be "
-                "flushed on the others. Bring it back, or go on without it: mount with -o degraded",
-            )
-        why = "nobody can say that it is" if moved else "nobody recorded it as"
+            may = "may be the only one to hold what could not be flushed on the others"
+        else:
+            why = "nobody can say that it is" if moved else "nobody recorded it as"
+            may = f"may have later writes: {why} stale"
         raise AssemblyRefusedError(
             "may be newer",
-            f"{_names(unaware)} missing or put back from a backup, and {why} stale: it may have "
-            "later writes. Bring it back, or go on without it: mount with -o degraded",
+            f"{_names([record.roles[slot] for slot in unaware])} {may}. "
+            f"{self._accounts(unaware, members)}. {_giving_up(unaware)}mount with -o degraded",
         )
+
+    def _accounts(self, slots: Collection[int], members: dict[str, Member]) -> str:
+        """Why each of the replicas with *slots* is not in use, and what to do about it.
+
+        With it what else was given and cannot be used: that may be one of them, or a wrong path.
+        """
+        accounts = []
+        left = set(slots)
+        good = next((p for p, m in members.items() if m.state is State.CURRENT), None)
+        resolve = good and f"make it a copy of {good}: {self._resolve('--keep', good)}"
+        for one in self._found:
+            slot = self._slot_of(one)
+            if problem := self._problems.get(one.path):
+                if slot is None and one.image is None:
+                    accounts.append(f"{one.path}: {problem}: is this the right path?")
+                elif slot in left or slot is None:
+                    accounts.append(_account(one, problem, resolve))
+            elif slot in left:
+                reason = members[one.path].reason
+                accounts.append(f"{one.path}: {reason}: put the later one back")
+            left.discard(-1 if slot is None else slot)
+        accounts += [
+            f"{_names([self._record.roles[slot]])} is not among the replicas given: bring it back, "
+            "and name it where it is"
+            for slot in sorted(left)
+        ]
+        return "; ".join(accounts)
+
+    def _slot_of(self, one: Found) -> int | None:
+        """The place of what is at this path, as far as it says so or was there the last time."""
+        if one.sidecar:
+            return self._record.slot_of(one.sidecar.replica_id)
+        taken = {self._record.slot_of(sidecar.replica_id) for sidecar in self._present.values()}
+        roles = enumerate(self._record.roles)
+        return next((s for s, role in roles if s not in taken and role.path == one.path), None)
+
+    def _resolve(self, option: str, keep: str) -> str:
+        """The command that makes all replicas here copies of *keep*."""
+        here = [one.path for one in self._found if one.image]
+        return f"quorumfs resolve {option} {shlex.join([keep, *here])}"
 
     def _compare_unknown(self, members: dict[str, Member]) -> None:
         """Compare those in full that only absent replicas know about.
@@ -665,15 +711,12 @@ class _Assembly:
         """A path with nothing usable: the role it fills, if the record tells."""
         taken = {self._record.slot_of(sidecar.replica_id) for sidecar in self._present.values()}
         slots = [slot for slot in range(len(self._record.roles)) if slot not in taken]
-        likely = [slot for slot in slots if self._record.roles[slot].path == one.path]
         others = [f for f in self._found if f.path not in self._present]
-        if one.sidecar:
-            own = self._record.slot_of(one.sidecar.replica_id)
-            likely = [slot for slot in slots if slot == own]
-        elif not likely and len(others) == 1 and len(slots) == 1:
-            likely = slots
+        slot = self._slot_of(one)
+        if slot is None and not one.sidecar and len(others) == 1 and len(slots) == 1:
+            (slot,) = slots
         state = State.FOREIGN if one.image and not one.sidecar else State.MISSING
-        return Member(one.path, likely[0] if likely else None, state, self._problems.get(one.path))
+        return Member(one.path, slot, state, self._problems.get(one.path))
 
 
 def _key(record: Record) -> tuple[int, int]:
@@ -706,6 +749,36 @@ def _side(path: str, sidecar: Sidecar) -> str:
         if role.state is not RoleState.CURRENT
     )
     return f"{path}: history {history}, {written} chunks written without the other"
+
+
+def _account(one: Found, problem: str, resolve: str | None = None) -> str:
+    """What is wrong at one path, and what to do about it; *resolve*: how to do without its data."""
+    unreadable = one.image is not None and one.sidecar is None
+    what = f"the sidecar of {one.path} cannot be read" if unreadable else one.path
+    what = f"{what} ({problem})" if unreadable else f"{what}: {problem}"
+    if problem.endswith(os.strerror(errno.EACCES)):
+        return f"{what}: let this user read and write it (chmod, chown)"
+    if unreadable:
+        return f"{what}: put a good one back" + (f", or {resolve}" if resolve else "")
+    if one.image and one.sidecar:
+        if one.sidecar.identity.mtime_ns:  # else nobody would notice that its end is empty
+            size = one.sidecar.record.size
+            return f"{what}: give it its length back: truncate -s {size} {shlex.quote(one.path)}"
+        return f"{what}: put the whole image back"
+    if problem == os.strerror(errno.ENOENT):
+        return f"{what}: bring it back, or name it where it is"
+    return f"{what}: mend that"
+
+
+def _giving_up(slots: Collection[int]) -> str:
+    """What a mount without the replicas with *slots*, which may be newer, means."""
+    if not slots:
+        return "To go on without: "
+    return f"If that is impossible, give up what only {_them(slots)} may hold: "
+
+
+def _them(slots: Collection[int]) -> str:
+    return "it" if len(slots) == 1 else "they"
 
 
 def _names(roles: Sequence[Role]) -> str:

@@ -5,7 +5,7 @@ import select
 
 import click
 
-from quorumfs.control import mounts, runtime
+from quorumfs.control import client, mounts, runtime
 from quorumfs.errors import UsageError, UserError
 
 PATIENCE_S = 10.0
@@ -20,14 +20,21 @@ def umount(mountpoint: str) -> None:
     mounted = mounts.mount_at(mountpoint)
     if mounted is None or mounted.fs_type != mounts.FS_TYPE:
         raise UsageError(f"{mountpoint} is not a quorumfs mount")
+    if os.geteuid() not in (0, mounted.owner):
+        raise UserError(
+            f"{mountpoint} is a mount of {client.user_name(mounted.owner)}: only that user and "
+            "root may unmount it"
+        )
     pid = runtime.daemon_pid(mountpoint, mounted.owner)
     # Before unmounting, so that the number cannot be that of another process by then.
     daemon = os.pidfd_open(pid) if pid else None
     try:
         mounts.unmount(mountpoint)
     except UserError as error:
-        users = ", ".join(f"pid {pid} ({name})" for pid, name in mounts.users_of(mountpoint))
-        hint = f"; in use by {users}" if users else ""
+        ours = (os.getpid(), pid)  # may stand in what the mount covers, or in it for a moment
+        users = [user for user in mounts.users_of(mountpoint) if user[0] not in ours]
+        named = ", ".join(f"pid {pid} ({name})" for pid, name in users)
+        hint = f"; in use by {named}" if named else ""
         raise UserError(f"{error}{hint}") from None
     if daemon is not None:
         waiting = select.poll()

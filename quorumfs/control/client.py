@@ -129,11 +129,11 @@ def ask(
         who = _daemon(mount)
         raise NoAnswerError(
             f"the daemon of {mountpoint}{who} does not answer within {timeout_s:g} s: it is "
-            "stopped or overloaded; see its log"
+            f"stopped or overloaded; see {runtime.log_of(mount.mountpoint, mount.owner)}"
         ) from None
     except PermissionError:
         raise NotPermittedError(
-            f"{mountpoint} is a mount of {_user(mount.owner)}: only that user and root may ask"
+            f"{mountpoint} is a mount of {user_name(mount.owner)}: only that user and root may ask"
         ) from None
     except OSError:
         line = b""
@@ -233,8 +233,9 @@ def _without_socket(mount: mounts.Mount) -> ControlError:
 def _gone(mount: mounts.Mount) -> DaemonGoneError:
     place = mount.mountpoint
     return DaemonGoneError(
-        f"the daemon of {place} is gone, and the mount dead: see its log; quorumfs umount {place} "
-        "clears it, and so does mounting there again"
+        f"the daemon of {place} is gone, and the mount dead: see "
+        f"{runtime.log_of(place, mount.owner)}; quorumfs umount {place} clears it, and so does "
+        "mounting there again"
     )
 
 
@@ -259,7 +260,8 @@ def _daemon(mount: mounts.Mount) -> str:
     return f" (pid {pid})" if pid else ""
 
 
-def _user(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """Whose *uid* it is, for a reader."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

@@ -2,24 +2,31 @@
 
 Records are handed to a thread through a bounded queue: a log daemon or a disk that hangs must not
 hold up requests. What does not fit in the queue is counted and the number is logged.
+
+Where the log goes is noted in the runtime directory, for whoever finds the daemon gone.
 """
 
 import contextlib
 import json
 import logging
 import logging.handlers
+import os
 import queue
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from quorumfs.control import runtime
 from quorumfs.control.events import Event
 from quorumfs.errors import UserError
 
 SYSLOG_SOCKET = "/dev/log"
 QUEUE_MAX = 10_000
 """Records waiting for a slow log before further ones are left out."""
+
+RUNTIME_LOG_MAX = 1 << 20
+"""Bytes of a log in the runtime directory, and of an older one beside it: it is in memory."""
 
 STOP_S = 2.0
 """How long the end of a mount waits for the log to take what is left."""
@@ -94,6 +101,7 @@ class _PatientListener(logging.handlers.QueueListener):
     def __init__(self, records: "queue.Queue[Any]", destination: logging.Handler) -> None:
         super().__init__(records, destination)
         self._records = records
+        self._destination = destination
 
     def enqueue_sentinel(self) -> None:
         with contextlib.suppress(queue.Full):
@@ -103,7 +111,27 @@ class _PatientListener(logging.handlers.QueueListener):
         self.enqueue_sentinel()
         if self._thread is not None:
             self._thread.join(STOP_S)
+            if not self._thread.is_alive():  # else closing would wait for it
+                self._destination.close()
             self._thread = None
+
+
+class _RuntimeLog(logging.handlers.RotatingFileHandler):
+    """A log that nobody asked for: bounded, and gone with a mount of which it tells no trouble."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, maxBytes=RUNTIME_LOG_MAX, backupCount=1)
+        self._ordinary = os.path.getsize(path) == 0  # else of a mount that did not end well
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._ordinary = self._ordinary and record.levelno <= logging.INFO
+        super().emit(record)
+
+    def close(self) -> None:
+        super().close()
+        if self._ordinary:
+            self._path.unlink(missing_ok=True)
 
 
 def start(destination: logging.Handler, *, as_json: bool) -> logging.handlers.QueueListener:
@@ -124,19 +152,30 @@ def start(destination: logging.Handler, *, as_json: bool) -> logging.handlers.Qu
 def destination(log_file: Path | None, *, detached: bool, fallback: Path) -> logging.Handler:
     """The log's handler: the file asked for, else stderr in the foreground, else syslog.
 
-    Where there is no syslog (a container), a detached mount logs to *fallback*. Raises
-    `UserError` when the file cannot be written.
+    Where there is no syslog (a container), a detached mount logs to *fallback*, the mount's place
+    for it in the runtime directory. Raises `UserError` when the file cannot be written.
     """
+    handler: logging.Handler
     if log_file is None and not detached:
-        return logging.StreamHandler(sys.stderr)
-    if log_file is None and Path(SYSLOG_SOCKET).is_socket():
-        handler = logging.handlers.SysLogHandler(
-            SYSLOG_SOCKET, logging.handlers.SysLogHandler.LOG_DAEMON
-        )
-        handler.ident = "quorumfs: "
-        return handler
-    log_file = log_file or fallback
-    try:
-        return logging.handlers.WatchedFileHandler(log_file)  # survives logrotate
-    except OSError as error:
-        raise UserError(f"cannot write the log file {log_file}: {error.strerror}") from None
+        place, handler = "its standard error", logging.StreamHandler(sys.stderr)
+    elif log_file is None and Path(SYSLOG_SOCKET).is_socket():
+        place, handler = "syslog (journalctl -t quorumfs)", _syslog()
+    else:
+        place = str(log_file or fallback)
+        try:
+            # The one asked for survives logrotate.
+            handler = (
+                logging.handlers.WatchedFileHandler(log_file) if log_file else _RuntimeLog(fallback)
+            )
+        except OSError as error:
+            raise UserError(f"cannot write the log file {place}: {error.strerror}") from None
+    runtime.note_log(fallback, place)
+    return handler
+
+
+def _syslog() -> logging.Handler:
+    handler = logging.handlers.SysLogHandler(
+        SYSLOG_SOCKET, logging.handlers.SysLogHandler.LOG_DAEMON
+    )
+    handler.ident = "quorumfs: "
+    return handler

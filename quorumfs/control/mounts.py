@@ -56,8 +56,8 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
     except OSError as error:
         raise UserError(f"cannot run {command[0]}: {error.strerror}") from None
     if done.returncode:
-        reason = " ".join(done.stderr.split()) or f"{command[0]} exited with {done.returncode}"
-        raise UserError(f"cannot unmount: {reason}")
+        told = " ".join(done.stderr.split()).rstrip(".")  # more may follow in the same line
+        raise UserError(f"cannot unmount: {told or f'{command[0]} exited with {done.returncode}'}")
 
 
 def users_of(mountpoint: str) -> list[tuple[int, str]]:

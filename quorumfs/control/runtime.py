@@ -11,6 +11,7 @@ from pathlib import Path
 
 import xxhash
 
+from quorumfs.control import mounts
 from quorumfs.errors import UserError
 from quorumfs.ofdlock import could_lock, try_lock
 
@@ -64,8 +65,27 @@ def claim(mountpoint: str) -> int:
 
 def give_up(mountpoint: str, descriptor: int) -> None:
     """End what `claim` began."""
+    mounted = mounts.mount_at(mountpoint)
+    if mounted is None or mounted.fs_type != mounts.FS_TYPE:  # else it is dead, and stays
+        path_for(mountpoint, "where").unlink(missing_ok=True)
     path_for(mountpoint, "pid").unlink(missing_ok=True)
     os.close(descriptor)
+
+
+def note_log(path: Path, place: str) -> None:
+    """Note in words where the log of a mount goes; *path*: the place for it in this directory."""
+    with suppress(OSError):  # it only helps a reader
+        path.with_suffix(".where").write_text(place, errors="backslashreplace")
+
+
+def log_of(mountpoint: str, uid: int) -> str:
+    """Where to look for what befell the daemon of *mountpoint*, in words for a reader."""
+    for home in directories(uid):
+        with suppress(OSError):
+            place = path_for(mountpoint, "where", home).read_text(errors="replace")
+            if place.isprintable():  # the file is the user's, and the terminal may be root's
+                return f"its log: {place}"
+    return "its log"
 
 
 def leave_word(mountpoint: str, text: str) -> None:

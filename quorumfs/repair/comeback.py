@@ -76,9 +76,8 @@ class ComeBack:
                 raise UserError(member.reason or "it cannot be used")
             await self._resync.resync(replica, found, full=member.compare)
         except (OSError, UserError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
             if replica.role is not State.FOREIGN:
-                replica.reason = reason or replica.reason
+                replica.reason = _in_words(error) or replica.reason
             if not replica.in_flight:
                 await replica.detach(there=replica.attached and not replica.dead)
             return False
@@ -106,7 +105,7 @@ class ComeBack:
                 raise UserError("it was left behind meanwhile")
             await self._sidecars.revive(replica, returned.found)
         except (OSError, UserError) as error:
-            replica.reason = str(error)
+            replica.reason = _in_words(error)
             if replica.attached and not replica.in_flight:
                 await replica.detach()
             return False
@@ -124,3 +123,7 @@ class ComeBack:
         if found.image is not None and found.image.size < self._sidecars.map.size:
             await self._sidecars.truncated(replica)
         return judge_returned(self._sidecars.record, replica.slot, found), found
+
+
+def _in_words(error: OSError | UserError) -> str | None:
+    return error.strerror if isinstance(error, OSError) else str(error)

@@ -88,7 +88,8 @@ def empty_mountpoint(path: Path) -> Iterator[Path]:
             os.kill(pid, signal.SIGKILL)
         while filesystem_at(path):
             subprocess.run(["umount", "-l", path], check=True)
-        runtime.path_for(str(path), "log").unlink(missing_ok=True)  # without --log-file or syslog
+        for suffix in ("log", "where"):  # of a daemon that was killed, or had trouble to tell
+            runtime.path_for(str(path), suffix).unlink(missing_ok=True)
 
 
 def one_line(done: subprocess.CompletedProcess[str], exit_code: int) -> str:

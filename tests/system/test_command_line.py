@@ -72,6 +72,8 @@ def test_help_shows_every_command_and_every_option() -> None:
         (["umount", "a", "b"], "b"),
         (["umount", "/proc"], "/proc is not a quorumfs mount"),
         (["umount", "/no/such/directory"], "/no/such/directory is not a quorumfs mount"),
+        (["resolve", "--keep", "/a", "/b"], "/a is to be kept, and is not one of the replicas"),
+        (["resolve", "--keep", "/c", "/a", "/b"], "/c is to be kept, and is not one"),
     ],
 )
 def test_wrong_arguments_are_named(arguments: list[str], named: str) -> None:
@@ -422,13 +424,50 @@ def without_syslog(tmp_path: Path) -> Iterator[list[str]]:
 def test_without_syslog_a_log_file_is_in_the_runtime_directory(
     make_images: MakeImages, mountpoint: Path, without_syslog: list[str]
 ) -> None:
-    """In a container nothing listens at /dev/log; what happened can be read all the same."""
-    command = [*without_syslog, *QUORUMFS, "mount", *map(str, make_images(2)), str(mountpoint)]
+    """In a container nothing listens at /dev/log; what happened can be read all the same.
+
+    Nothing is left of a mount that ended well: each mount point would have a file there, in memory.
+    """
+    images = make_images(3)
+    command = [*without_syslog, *QUORUMFS, "mount", *map(str, images), str(mountpoint)]
     subprocess.run(command, check=True)
     log = runtime.path_for(str(mountpoint), "log")
+    wait_until(lambda: f"at {mountpoint}" in log.read_text(), "the first record")
     end_daemon(mountpoint)
+    assert not log.exists()
+    assert not log.with_suffix(".where").exists()
+    images[2].unlink()
+    subprocess.run(command, check=True)
+    end_daemon(mountpoint)
+    assert f"{images[2]} is missing" in log.read_text()
     assert f"unmounted {mountpoint}" in log.read_text()
-    log.unlink()
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["--log-file", "no syslog"])
+def test_who_finds_the_daemon_gone_is_told_where_its_log_is(
+    make_images: MakeImages, mountpoint: Path, without_syslog: list[str], asked: bool
+) -> None:
+    log = mountpoint.parent / "log" if asked else runtime.path_for(str(mountpoint), "log")
+    arguments = ["--log-file", str(log)] if asked else []
+    images = make_images(2)
+    subprocess.run(
+        [*without_syslog, *QUORUMFS, "mount", *arguments, *images, mountpoint], check=True
+    )
+    pid = daemon_of(mountpoint)
+    with Path(f"/proc/{pid}/ns/mnt").open() as namespace:
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not is_alive(pid), "the daemon's end")
+        inside = ["nsenter", f"--mount=/proc/self/fd/{namespace.fileno()}"]
+        done = subprocess.run(
+            [*inside, *QUORUMFS, "status", mountpoint],
+            pass_fds=[namespace.fileno()],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert f"see its log: {log};" in done.stderr
+    assert f"mounted {images[0]}" in log.read_text()
 
 
 def test_a_daemon_logs_to_syslog(make_images: MakeImages, mountpoint: Path) -> None:

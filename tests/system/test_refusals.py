@@ -20,6 +20,7 @@ from support.command import (
     ordinary_user,
     processes_of,
     refused,
+    wait_until,
 )
 from support.mounting import QUORUMFS, Mounted, quorumfs
 from support.sets import filled, same, tmpfs
@@ -172,6 +173,80 @@ def test_a_threshold_above_the_number_of_replicas_is_refused(tmp_path: Path, how
         pass
 
 
+def test_a_set_is_not_made_twice(tmp_path: Path) -> None:
+    """What is there is a member, not a stranger; what the line says to do then works."""
+    a, b = paths = [tmp_path / "a.img", tmp_path / "b.img"]
+    quorumfs("create", "--size=1M", *paths)
+    line = one_line(quorumfs("create", "--size=1M", *paths, check=False), 1)
+    assert f"{a} is a member of a set already: mount it; or" in line
+    assert f"remove it and {a}.quorumfs first" in line
+    line = one_line(quorumfs("create", "--source", b, a, check=False), 1)
+    assert f"{a} is a member of a set already" in line
+    a.unlink()
+    line = one_line(quorumfs("create", "--size=1M", *paths, check=False), 1)
+    assert f"{a}.quorumfs is there without its image: bring {a} back" in line
+    for path in (b, Path(f"{a}.quorumfs"), Path(f"{b}.quorumfs")):
+        path.unlink()
+    quorumfs("create", "--size=1M", *paths)
+
+
+# A set of which one replica cannot be used: what the line says to do then works
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> list[Path]:
+    """Two members of a set in which one is enough, closed in order and holding something."""
+    directory = tmp_path / "pair"
+    directory.mkdir()
+    paths = [directory / "a.img", directory / "b.img"]
+    quorumfs("create", "--size=1M", "--vote-threshold=1", *paths)
+    with Mounted(paths, directory) as mounted:
+        mounted.file.write_bytes(b"x" * 8192)
+    return paths
+
+
+def test_a_mistyped_path_is_named(pair: list[Path], mountpoint: Path) -> None:
+    a, b = pair
+    typo = a.with_name("nob.img")
+    line = refused([a, typo], mountpoint)
+    assert f"{typo}: No such file or directory" in line
+    assert f"{b} is not among the replicas given" in line
+    assert f"{b}: " not in line, "nobody looked there"
+
+
+def test_a_truncated_replica_gets_its_length_back(pair: list[Path], mountpoint: Path) -> None:
+    """As the line says; then what it holds is compared, not believed."""
+    os.truncate(pair[1], 4096)
+    line = refused(pair, mountpoint)
+    command = f"truncate -s {1 << 20} {pair[1]}"
+    assert f"{pair[1]}: the image was truncated to 4096 bytes" in line
+    assert line.index(command) < line.index("-o degraded")
+    subprocess.run(command.split(), check=True)
+    with Mounted(pair, pair[0].parent) as mounted:
+        wait_until(lambda: is_healthy(mounted.mountpoint), "the comparison")
+    assert same(pair)
+
+
+def test_a_replica_with_an_unreadable_sidecar_is_made_a_copy(
+    pair: list[Path], mountpoint: Path
+) -> None:
+    """By the very command in the line."""
+    a, b = pair
+    Path(f"{b}.quorumfs").write_bytes(bytes(4096))
+    line = refused(pair, mountpoint)
+    command = f"quorumfs resolve --keep {a} {a} {b}"
+    assert f"the sidecar of {b} cannot be read (" in line
+    assert line.index(command) < line.index("-o degraded")
+    quorumfs(*command.split()[1:])
+    with Mounted(pair, pair[0].parent) as mounted:
+        wait_until(lambda: is_healthy(mounted.mountpoint), "the copy")
+    assert same(pair)
+
+
+def is_healthy(mountpoint: Path) -> bool:
+    return quorumfs("status", mountpoint, check=False).returncode == 0
+
+
 @pytest.mark.parametrize("what", ["dir", "missing", "fifo", "empty", "second in use"])
 def test_a_source_that_cannot_be_copied_leaves_nothing(tmp_path: Path, what: str) -> None:
     """Images that were made for its copies are taken away again; what was there stays."""
@@ -296,6 +371,28 @@ def test_a_replica_one_may_only_read_needs_ro(user: OrdinaryUser) -> None:
     assert user.quorumfs("umount", mountpoint).returncode == 0
 
 
+@pytest.mark.parametrize("suffix", ["", ".quorumfs"])
+def test_a_member_one_may_not_use_is_named_with_the_reason(user: OrdinaryUser, suffix: str) -> None:
+    """It is neither missing nor to be given up, and the other one is not blamed."""
+    mountpoint = user.make_directory("mnt")
+    a, b = (user.directory / name for name in ("a.img", "b.img"))
+    assert user.quorumfs("create", "--size=1M", a, b, "--vote-threshold=1").returncode == 0
+    closed = Path(f"{b}{suffix}")
+    closed.chmod(0o444)
+    os.chown(closed, 0, 0)
+    line = one_line(user.quorumfs("mount", a, b, mountpoint), 1)
+    mend = line.index("let this user read and write it")
+    assert line.index(f"{closed}: Permission denied") < mend < line.index("-o degraded")
+    os.chown(closed, user.uid, user.gid)
+    closed.chmod(0o644)
+    assert user.quorumfs("mount", a, b, mountpoint).returncode == 0
+    assert user.quorumfs("umount", mountpoint).returncode == 0
+    line = one_line(user.quorumfs("mount", "/etc/shadow", b, mountpoint), 1)
+    assert "/etc/shadow: Permission denied" in line
+    assert f"{a} is not among the replicas given" in line
+    assert str(b) not in line
+
+
 def test_a_mount_point_of_somebody_else_is_refused(user: OrdinaryUser) -> None:
     """fusermount3's reason arrives in the one line."""
     mountpoint = user.directory / "mnt"
@@ -304,6 +401,17 @@ def test_a_mount_point_of_somebody_else_is_refused(user: OrdinaryUser) -> None:
     assert f"cannot mount at {mountpoint}" in line
     assert "fusermount3: user has no write access to mountpoint" in line
     assert processes_of(mountpoint) == []
+
+
+def test_a_mount_of_somebody_else_is_not_unmounted(user: OrdinaryUser) -> None:
+    """The line says whose it is, as ``status`` does; fusermount3 knows no more than its own."""
+    directory = user.directory / "root's"
+    directory.mkdir()
+    with Mounted(user.make_images(2), directory) as mounted:
+        line = one_line(user.quorumfs("umount", mounted.mountpoint), 1)
+        assert f"{mounted.mountpoint} is a mount of root" in line
+        assert "only that user and root may unmount it" in line
+        assert filesystem_at(mounted.mountpoint) == "fuse.quorumfs"
 
 
 def test_allow_other_is_the_administrators_to_allow(user: OrdinaryUser, tmp_path: Path) -> None:

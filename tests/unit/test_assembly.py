@@ -25,6 +25,8 @@ CHUNK = 64 << 10
 CHUNKS = 4
 SIZE = CHUNKS * CHUNK
 A, B, C = range(3)
+DENIED = "Permission denied"
+OLDER = "an older copy of this replica was put in its place"
 CURRENT, STALE, RESYNCING = RoleState.CURRENT, RoleState.STALE, RoleState.RESYNCING
 
 
@@ -196,12 +198,95 @@ def test_a_missing_replica_that_may_be_newer_needs_consent() -> None:
     record = first_record(2, 1)
     error = refusal(found(record, B))
     assert (error.rule, error.exit_code) == ("may be newer", ExitCode.FAILED)
-    assert "/a.img missing" in str(error)
-    assert "-o degraded" in str(error)
+    assert str(error) == (
+        "/a.img may have later writes: nobody recorded it as stale. /a.img is not among the "
+        "replicas given: bring it back, and name it where it is. If that is impossible, give up "
+        "what only it may hold: mount with -o degraded"
+    )
 
     plan = assemble([found(record, B)], degraded=True)
     assert plan.rule.startswith("degraded: ")
     assert (states(plan), plan.left_behind, plan.quorum) == (["current"], (A,), 1)
+
+
+@pytest.mark.parametrize(
+    ("there", "known", "cure"),
+    [
+        (gone("/b.img"), "/b.img: No such file or directory", "bring it back"),
+        (Found("/b.img", None, problem=DENIED), f"/b.img: {DENIED}", "chmod"),
+        (Found("/b.img", None, problem="Stale file handle"), "/b.img: Stale file", "mend"),
+        (
+            Found("/b.img", Identity(2, SIZE), problem=f"/b.img.quorumfs: {DENIED}"),
+            f"the sidecar of /b.img cannot be read (/b.img.quorumfs: {DENIED})",
+            "chmod",
+        ),
+        (
+            Found("/b.img", Identity(2, SIZE), problem="slot 0: torn"),
+            "the sidecar of /b.img cannot be read (slot 0: torn)",
+            "make it a copy of /a.img: quorumfs resolve --keep /a.img /a.img /b.img",
+        ),
+    ],
+    ids=["gone", "forbidden", "stale handle", "sidecar forbidden", "sidecar unreadable"],
+)
+@pytest.mark.parametrize(
+    ("threshold", "rule"), [(1, "may be newer"), (2, "no quorum")], ids=["1", "2"]
+)
+def test_why_a_replica_cannot_be_used_is_said_with_its_cure(
+    there: Found, known: str, cure: str, threshold: int, rule: str
+) -> None:
+    """What gives up its data comes last, and only one cure is told."""
+    error = refusal(found(first_record(2, threshold), A), there)
+    assert error.rule == rule
+    text = str(error)
+    assert text.index(known) < text.index(cure) < text.index("give up what only it may hold")
+    cures = ("bring it back", "chmod", "mend", "resolve", "truncate")
+    assert [each for each in cures if each in text] == [each for each in cures if each in cure]
+    assert text.endswith("mount with -o degraded" + (",vote-threshold=1" if threshold == 2 else ""))
+
+
+def test_the_length_is_only_to_be_given_back_where_that_is_noticed() -> None:
+    """After a crash nothing but its size tells of a change: its end would be taken for zeros."""
+    record = first_record(2, 1)
+    cut = Identity(2, SIZE - 1, 1, 1)
+    text = str(refusal(found(record, A), found(record, B, image=cut)))
+    assert f"/b.img: the image was truncated to {SIZE - 1} bytes" in text
+    assert f"truncate -s {SIZE} /b.img" in text
+    assert "bring it back" not in text
+    crashed = replace(record, clean=False)
+    text = str(refusal(found(crashed, A), found(crashed, B, image=cut)))
+    assert "put the whole image back" in text
+    assert "truncate -s" not in text
+
+
+def test_a_mistyped_path_is_told_apart_from_a_replica_that_was_left_out() -> None:
+    """Nobody says that nob.img is b.img; a file one may not read says nothing of either."""
+    record = first_record(2, 1)
+    text = str(refusal(found(record, A), gone("/nob.img")))
+    assert "/nob.img: No such file or directory: is this the right path?" in text
+    assert "/b.img is not among the replicas given" in text
+    text = str(refusal(Found("/etc/shadow", None, problem=DENIED), found(record, B)))
+    assert f"/etc/shadow: {DENIED}: is this the right path?" in text
+    assert "chmod" not in text
+    assert "/a.img is not among the replicas given" in text
+    assert "/b.img" not in text
+
+
+def test_each_of_several_has_its_own_reason() -> None:
+    record = first_record(3, 1)
+    torn = Found("/c.img", image_of(C), problem="torn")
+    text = str(refusal(found(record, A), gone("/b.img"), torn))
+    assert "/b.img, /c.img may have later writes" in text
+    assert "/b.img: No such file or directory: bring it back" in text
+    assert "the sidecar of /c.img cannot be read (torn)" in text
+    assert "resolve --keep /a.img /a.img /c.img" in text, "what is gone would be refused"
+    assert "give up what only they may hold" in text
+
+
+def test_who_is_on_record_as_stale_holds_nothing_that_could_be_given_up() -> None:
+    record = without(first_record(3, 2), C)
+    text = str(refusal(found(record, A), found(record, B), threshold=3))
+    assert "missing /c.img. /c.img is not among the replicas given" in text
+    assert "To go on without: mount with -o degraded,vote-threshold=2" in text
 
 
 def test_a_replica_that_is_on_record_as_stale_may_be_missing() -> None:
@@ -218,8 +303,8 @@ def test_fewer_than_the_threshold_cannot_be_mounted() -> None:
     record = first_record(3, 3)
     error = refusal(found(record, A), gone("/b.img"), found(record, C))
     assert error.rule == "no quorum"
-    assert "missing /b.img" in str(error)
-    assert "-o degraded,vote-threshold=2" in str(error)
+    assert "missing /b.img. /b.img: No such file or directory: bring it back" in str(error)
+    assert "give up what only it may hold: mount with -o degraded,vote-threshold=2" in str(error)
     plan = assemble([found(record, A), found(record, C)], threshold=2, degraded=True)
     assert (plan.record.threshold, plan.threshold, plan.quorum) == (3, 2, 2)
 
@@ -287,7 +372,8 @@ def test_only_stale_replicas_are_no_set() -> None:
     assert (error.rule, error.exit_code) == ("only stale", ExitCode.FAILED)
     assert "/a.img is stale" in str(error)
     assert "are: /b.img" in str(error)
-    assert "quorumfs resolve --keep /a.img /a.img /b.img" in str(error)
+    assert "/b.img: No such file or directory: bring it back" in str(error)
+    assert str(error).endswith("quorumfs resolve --keep /a.img /a.img"), "what is gone is refused"
 
 
 def test_what_a_replica_knows_counts_even_if_its_image_cannot_be_used() -> None:
@@ -401,7 +487,7 @@ def test_a_current_replica_put_back_from_a_backup_is_behind() -> None:
     later = next_record(record)
     plan = assemble([found(record, A), found(later, B), found(later, C)])
     assert states(plan) == ["stale", "current", "current"]
-    assert plan.members[A].reason == "an older copy of this replica was put in its place"
+    assert plan.members[A].reason == OLDER
     assert plan.members[A].compare
     assert marks(plan) == [lacks(A)] * CHUNKS
     assert plan.left_behind == (A,)
@@ -413,7 +499,9 @@ def test_what_a_backup_replaced_may_have_been_newer() -> None:
     replicas = [found(record, A), found(next_record(record), B)]
     error = refusal(*replicas)
     assert error.rule == "may be newer"
-    assert "/a.img missing or put back from a backup" in str(error)
+    assert "/a.img may have later writes" in str(error)
+    assert f"/a.img: {OLDER}: put the later one back" in str(error)
+    assert "bring it back" not in str(error), "it is there"
     assert states(assemble(replicas, degraded=True)) == ["stale", "current"]
 
 
@@ -438,7 +526,7 @@ def test_a_suspect_replica_proves_nothing() -> None:
     changed = found(record, A, image=Identity(9, SIZE, 1, 1))
     error = refusal(changed, found(record, B))
     assert error.rule == "may be newer"
-    assert "/c.img missing" in str(error)
+    assert "/c.img is not among the replicas given" in str(error)
 
 
 def test_in_use_the_times_of_an_image_move_but_it_stays_the_same_file() -> None:
@@ -596,6 +684,16 @@ def test_unreadable_sidecars_alone_are_no_set() -> None:
     error = refusal(Found("/a.img", image_of(A), problem="torn"), Found("/b.img", image_of(B)))
     assert (error.rule, error.exit_code) == ("unreadable", ExitCode.UNUSABLE)
     assert "/a.img cannot be read (torn)" in str(error)
+    assert "remove all sidecars" in str(error)
+
+
+def test_sidecars_are_not_to_be_removed_before_what_can_be_mended() -> None:
+    forbidden = Found("/a.img", image_of(A), problem=f"/a.img.quorumfs: {DENIED}")
+    text = str(refusal(forbidden, gone("/b.img")))
+    mend = f"/a.img cannot be read (/a.img.quorumfs: {DENIED}): let this user read and write it"
+    assert mend in text
+    assert "/b.img: No such file or directory: bring it back" in text
+    assert text.index("bring it back") < text.index("remove all sidecars")
 
 
 def test_a_set_of_nothing_usable_says_why() -> None:

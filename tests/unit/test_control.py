@@ -431,6 +431,23 @@ def test_a_dead_mount_is_named_with_what_to_do(home: Path, left: str) -> None:
     assert caught.value.exit_code is ExitCode.UNUSABLE
 
 
+def test_the_log_of_a_daemon_that_is_gone_or_silent_is_named(home: Path) -> None:
+    runtime.note_log(runtime.path_for(MOUNTPOINT, "log", home), "/var/log/vdisk")
+    with pytest.raises(client.DaemonGoneError, match="see its log: /var/log/vdisk; "):
+        client.ask(MOUNTPOINT, "status")
+    with (
+        daemon(socket_path(home), lambda channel: channel.recv(1 << 16) and channel.recv(1)),
+        pytest.raises(client.NoAnswerError, match=r"see its log: /var/log/vdisk$"),
+    ):
+        client.ask(MOUNTPOINT, "status", timeout_s=0.1)
+
+
+def test_what_a_user_notes_cannot_steer_root_s_terminal(home: Path) -> None:
+    runtime.note_log(runtime.path_for(MOUNTPOINT, "log", home), "/var/log/\x1b[2J")
+    with pytest.raises(client.DaemonGoneError, match="see its log; "):
+        client.ask(MOUNTPOINT, "status")
+
+
 def test_a_daemon_that_ends_meanwhile_is_gone(home: Path) -> None:
     with (
         daemon(socket_path(home), lambda channel: channel.recv(3)),  # and closes

@@ -1,4 +1,4 @@
-"""Going to the background, with the caller waiting until the work is really up.
+"""Work in a process of its own: going to the background, or being left behind if it hangs.
 
 The fork comes first: before any thread, before trio, before anything is opened. The parent waits
 on a pipe for the child's word, so that the command's exit code and message are those of the
@@ -8,14 +8,17 @@ mount, and scripts may open the file when it returns 0.
 import contextlib
 import json
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TypeVar, cast
 
 from quorumfs.errors import ExitCode, UserError
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+T = TypeVar("T")
 
 Ready = Callable[[], None]
 """To be called once, when the service is up."""
@@ -57,6 +60,75 @@ def run_detached(serve: Callable[[Ready], None]) -> None:
         raise error
 
 
+def apart(work: Callable[[], T]) -> T:
+    """What *work* returns, from a child process; raises the `UserError` that it raises.
+
+    The kernel lets no process end before every system call of it has returned and its files are
+    closed, which a file system that does not answer may put off for ever: that is the child's
+    fate, and not that of the command. Ctrl-C has *work* undo what it began, and does not wait.
+    """
+    reader, writer = os.pipe()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _work_apart(work, writer, before)
+    os.close(writer)
+    try:
+        for signum in _STOPS:
+            signal.signal(signum, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with os.fdopen(reader, "rb") as pipe:
+            word = pipe.read()
+    except KeyboardInterrupt:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGINT)
+        raise
+    if not word:
+        _, status = os.waitpid(child, 0)
+        raise UserError(
+            f"the process that looks at the replicas ended unexpectedly: {_how(status)}"
+        )
+    value, message, exit_code = pickle.loads(word)  # noqa: S301 (our own child wrote it)
+    if message is not None:
+        error = UserError(message)
+        error.exit_code = exit_code
+        raise error
+    return cast("T", value)
+
+
+def _work_apart(work: Callable[[], T], writer: int, mask: set[int | signal.Signals]) -> NoReturn:
+    """The child's whole life."""
+    word: tuple[T | None, str | None, ExitCode] = None, None, ExitCode.OK
+    try:
+        os.setsid()  # a Ctrl-C at the terminal is for the parent, which passes it on
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        word = work(), None, ExitCode.OK
+    except UserError as error:
+        word = None, str(error), error.exit_code
+    except KeyboardInterrupt:
+        _let_go_of_streams()
+        os._exit(ExitCode.INTERRUPTED)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        word = None, "internal error, see above", ExitCode.FAILED
+    _let_go_of_streams()
+    with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "wb") as pipe:
+        pipe.write(pickle.dumps(word))
+    os._exit(ExitCode.OK)
+
+
+def _let_go_of_streams() -> None:
+    """Who reads what we say must not wait for our end, which a hung replica can put off."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    os.close(null)
+
+
 def _how(status: int) -> str:
     if os.WIFSIGNALED(status):
         return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
@@ -74,10 +146,7 @@ def _be_the_daemon(serve: Callable[[Ready], None], writer: int) -> NoReturn:
 
     def ready() -> None:
         nonlocal said
-        null = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(null, stream)
-        os.close(null)
+        _let_go_of_streams()
         said = True
         try:
             say(ExitCode.OK)
@@ -95,11 +164,13 @@ def _be_the_daemon(serve: Callable[[Ready], None], writer: int) -> NoReturn:
     except UserError as error:
         exit_code = error.exit_code
         if not said:
+            _let_go_of_streams()
             say(exit_code, str(error))
     except BaseException:
         exit_code = ExitCode.FAILED
         if not said:
             sys.excepthook(*sys.exc_info())
+            _let_go_of_streams()
             say(exit_code, "internal error, see above")
     sys.stdout.flush()
     sys.stderr.flush()

@@ -4,11 +4,13 @@ import fcntl
 import logging
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from threading import Timer
+from functools import partial
+from threading import Lock
 
+from quorumfs.answers import PATIENCE_S, Answer, UnansweredError, ask_all
 from quorumfs.assembly import Found
 from quorumfs.errors import UserError
 from quorumfs.filesystems import Locality, is_fuse, locality
@@ -24,9 +26,6 @@ from quorumfs.sidecar import (
 from quorumfs.sidecarfile import SidecarLockedError, misplaced, open_sidecar, read_sidecar
 
 log = logging.getLogger(__name__)
-
-HANGS_S = 3.0
-"""After this long (seconds) it is said which replica is waited for."""
 
 _KINDS = {
     stat.S_IFDIR: "a directory",
@@ -71,19 +70,27 @@ class Image:
             os.close(self.sidecar_fd)
 
 
-def open_images(paths: Sequence[str], mountpoint: str, *, read_only: bool) -> list[Image]:
+@dataclass(frozen=True, slots=True)
+class Unanswered(Found):
+    """A replica whose file system did not answer in time."""
+
+    opening: Answer[Image] | None = None
+    """The attempt, which goes on: what it opens late is closed."""
+
+
+def open_images(
+    paths: Sequence[str], mountpoint: str, *, read_only: bool, patience_s: float = PATIENCE_S
+) -> list[Image]:
     """Open, check and lock the files at *paths*, to be all replicas of a disk at *mountpoint*.
 
     *mountpoint* is absolute and free of symbolic links. Raises `UserError`, naming the path and
     the reason, if the files cannot be a disk's replicas.
     """
-    opened = open_set(paths, mountpoint, read_only=read_only, sidecars=False)
+    opened = open_set(paths, mountpoint, read_only=read_only, sidecars=False, patience_s=patience_s)
     images = []
     for one in opened:
         if isinstance(one, Found):
-            for image in opened:
-                if isinstance(image, Image):
-                    image.close()
+            _close_all(opened)
             raise UserError(f"cannot open the replica {one.path}: {one.problem}")
         images.append(one)
     for image in images[1:]:
@@ -96,39 +103,82 @@ def open_images(paths: Sequence[str], mountpoint: str, *, read_only: bool) -> li
 
 
 def open_set(
-    paths: Sequence[str], mountpoint: str | None, *, read_only: bool, sidecars: bool = True
+    paths: Sequence[str],
+    mountpoint: str | None,
+    *,
+    read_only: bool,
+    sidecars: bool = True,
+    patience_s: float = PATIENCE_S,
 ) -> list[Image | Found]:
     """Open, check and lock what there is at *paths*; `Found` for a file that cannot be opened.
 
-    The caller owns the images. Raises `UserError` for what can never be a replica: not a regular
-    file, an empty one of no set, the same file twice, in use by somebody else, inside *mountpoint*.
+    All of it is given up together after *patience_s* seconds. The caller owns the images. Raises
+    `UserError` for what can never be a replica: not a regular file, an empty one of no set, the
+    same file twice, in use by somebody else, inside *mountpoint*. Without *sidecars* none is
+    opened, and to write to an image that has one is refused.
     """
-    with ExitStack() as stack:
-        opened: list[Image | Found] = []
-        for path in map(os.path.abspath, paths):
-            try:
-                with _named_if_it_hangs(path):
-                    if mountpoint is not None and _inside(path, mountpoint):
-                        raise UserError(f"{path} is inside the mount point {mountpoint}")
-                    image = _open(path, read_only=read_only)
-            except OSError as error:
-                opened.append(Found(path, None, problem=error.strerror))
-                continue
-            stack.callback(os.close, image.fd)
-            for other in opened:
-                if isinstance(other, Image) and other.file == image.file:
-                    raise UserError(f"{other.path} and {image.path} are the same file")
-            opened.append(image)
-        for position, one in enumerate(opened):
-            if isinstance(one, Image):
-                with _named_if_it_hangs(one.path):
-                    _lock(one, read_only)
-                    image = one
-                    if sidecars:
-                        image = opened[position] = _with_sidecar(one, stack, read_only=read_only)
-                    _refuse_empty(image)
-        stack.pop_all()
-        return opened
+    absolute = list(map(os.path.abspath, paths))
+    files = _Files(absolute)
+
+    def open_one(path: str) -> Image:
+        if mountpoint is not None and _inside(path, mountpoint):
+            raise UserError(f"{path} is inside the mount point {mountpoint}")
+        image = _open_whole(path, files.take, read_only=read_only, sidecars=sidecars)
+        try:
+            _refuse_empty(image)
+        except UserError:
+            image.close()
+            raise
+        return image
+
+    if len(set(absolute)) < len(absolute):
+        twice = next(path for path in absolute if absolute.count(path) > 1)
+        raise UserError(f"{twice} and {twice} are the same file")
+    answers = ask_all({path: partial(open_one, path) for path in absolute}, patience_s, Image.close)
+    opened: list[Image | Found] = []
+    refusals: list[UserError] = []
+    for path, answer in zip(absolute, answers, strict=True):
+        try:
+            opened.append(answer.result())
+        except UnansweredError as error:
+            opened.append(Unanswered(path, None, problem=error.strerror, opening=answer))
+        except OSError as error:
+            opened.append(Found(path, None, problem=error.strerror))
+        except UserError as error:
+            refusals.append(error)
+    if refusals:
+        _close_all(opened)
+        raise min(refusals, key=lambda refusal: not isinstance(refusal, _SameFileError))
+    return opened
+
+
+def _close_all(opened: Sequence[Image | Found]) -> None:
+    for one in opened:
+        if isinstance(one, Image):
+            one.close()
+
+
+class _SameFileError(UserError):
+    """Two paths lead to one file."""
+
+
+class _Files:
+    """Which file each path led to, asked by threads: before a file is locked, for two locks on it
+    would exclude each other.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = paths
+        self._lock = Lock()
+        self._taken: dict[tuple[int, int], str] = {}
+
+    def take(self, image: Image) -> None:
+        """Note the file of *image*; raises `UserError` if another path led to it."""
+        with self._lock:
+            other = self._taken.setdefault(image.file, image.path)
+        if other != image.path:
+            first, second = sorted((other, image.path), key=self._paths.index)
+            raise _SameFileError(f"{first} and {second} are the same file")
 
 
 def open_again(path: str, *, read_only: bool = False) -> Image:
@@ -136,27 +186,23 @@ def open_again(path: str, *, read_only: bool = False) -> Image:
 
     Raises `UserError` and `OSError` with the reason.
     """
+    return _open_whole(path, lambda _: None, read_only=read_only)
+
+
+def _open_whole(
+    path: str, before_locking: Callable[[Image], None], *, read_only: bool, sidecars: bool = True
+) -> Image:
     with ExitStack() as stack:
         image = _open(path, read_only=read_only)
         stack.callback(os.close, image.fd)
+        before_locking(image)
         _lock(image, read_only)
-        image = _with_sidecar(image, stack, read_only=read_only)
+        if sidecars:
+            image = _with_sidecar(image, stack, read_only=read_only)
+        elif not read_only:
+            _refuse_member(image)
         stack.pop_all()
         return image
-
-
-@contextmanager
-def _named_if_it_hangs(path: str) -> Iterator[None]:
-    """Say which replica is waited for: a hung file system does not even refuse."""
-    text = "waiting for %s: its file system does not answer (interrupt to give up)"
-    timer = Timer(HANGS_S, log.warning, (text, path))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        timer.join()  # who goes on may count on being alone
 
 
 def _inside(path: str, mountpoint: str) -> bool:
@@ -219,6 +265,18 @@ def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
         return replace(image, sidecar_fd=fd, problem=str(error))
     except OSError as error:
         return replace(image, sidecar_fd=fd, problem=f"{place}: {error.strerror}")
+
+
+def _refuse_member(image: Image) -> None:
+    """Refuse to write to an image without the sidecar that it has."""
+    place = path_for(image.real_path)
+    if os.path.lexists(place):
+        raise UserError(
+            f"{image.path} is a member of a set ({place}): without its metadata it would "
+            "silently become different from the others"
+        )
+    if (stray := misplaced(image.path)) is not None:
+        raise UserError(stray)
 
 
 def _refuse_empty(image: Image) -> None:

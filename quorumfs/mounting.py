@@ -59,6 +59,8 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
         _check_mountpoint(plan.mountpoint)
         # A replica may hang. Python would note a Ctrl-C and go on waiting in the system call.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _become_io_flusher()
+        _share_heaps()
         replica_set = open_replica_set(plan.replicas, plan.mountpoint, plan.options)
         lock = runtime.claim(plan.mountpoint)
         stack.callback(runtime.give_up, plan.mountpoint, lock)
@@ -66,10 +68,8 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
             plan.log_file, detached=detached, fallback=runtime.path_for(plan.mountpoint, "log")
         )
         # Until somebody listens for them, lest a signal leaves a mount without a daemon; and
-        # before there are threads, which must never be the ones to take them.
+        # before there are more threads, which must never be the ones to take them.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        _become_io_flusher()
-        _share_heaps()
         stack.callback(logs.start(destination, as_json=plan.log_json).stop)
         if not plan.options.read_only:
             replica_set.take_into_use()

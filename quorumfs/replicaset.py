@@ -3,19 +3,28 @@
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import trio
 
-from quorumfs.assembly import Found, Plan, State, assemble, judge_returned
+from quorumfs.answers import Answer
+from quorumfs.assembly import (
+    AssemblyRefusedError,
+    Found,
+    Plan,
+    State,
+    assemble,
+    judge_returned,
+)
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
-from quorumfs.images import Image, open_again, open_images, open_set
+from quorumfs.images import Image, Unanswered, open_again, open_images, open_set
 from quorumfs.metadata import Metadata
 from quorumfs.metadata.sidecars import Sidecars, signature
 from quorumfs.metadata.volatile import Volatile
@@ -29,7 +38,6 @@ from quorumfs.sidecar import Sidecar, file_size, path_for
 from quorumfs.sidecarfile import (
     SidecarLockedError,
     create_sidecar,
-    misplaced,
     open_sidecar,
     read_sidecar,
     sign,
@@ -114,7 +122,8 @@ class ReplicaSet:
             for replica, one in zip(replicas, self.opened, strict=True)
             if isinstance(one, Image) and replica.role is not State.CURRENT and replica.attached
         }
-        reopener = _Reopener(sidecars, options)
+        late = {one.path: one.opening for one in self.opened if isinstance(one, Unanswered)}
+        reopener = _Reopener(sidecars, options, late)
         limit = options.resync_rate
         return disk, Repairs(disk, sidecars, reopener.reopen, present=present, limit=limit)
 
@@ -126,30 +135,36 @@ def open_replica_set(
 
     Raises `UserError`.
     """
+    # Twice, as for any request that cannot do without: none of the others is known yet.
+    patience_s = 2 * options.replica_timeout_s
     if options.metadata == "none":
         assert mountpoint is not None
-        opened = open_images(paths, mountpoint, read_only=options.read_only)
-        for image in opened:
-            if options.read_only:
-                continue
-            if os.path.lexists(path_for(image.real_path)):
-                raise UserError(
-                    f"{image.path} is a member of a set ({path_for(image.real_path)}): without its "
-                    "metadata it would silently become different from the others"
-                )
-            if (stray := misplaced(image.path)) is not None:
-                raise UserError(stray)
-        return ReplicaSet(list(opened), None)
-    found_or_open = open_set(paths, mountpoint, read_only=options.read_only)
-    plan = assemble(
-        [one.found if isinstance(one, Image) else one for one in found_or_open],
-        threshold=options.vote_threshold if options.vote_threshold_given else None,
-        chunk_size=options.chunk_size,
-        degraded=options.degraded,
-    )
+        images = open_images(paths, mountpoint, read_only=options.read_only, patience_s=patience_s)
+        return ReplicaSet(list(images), None)
+    opened = open_set(paths, mountpoint, read_only=options.read_only, patience_s=patience_s)
+    try:
+        plan = assemble(
+            [one.found if isinstance(one, Image) else one for one in opened],
+            threshold=options.vote_threshold if options.vote_threshold_given else None,
+            chunk_size=options.chunk_size,
+            degraded=options.degraded,
+        )
+    except AssemblyRefusedError as error:
+        raise _with_who_hangs(error, opened) from None
     if plan.adopted and options.read_only:
-        return ReplicaSet(found_or_open, None)
-    return ReplicaSet(found_or_open, plan)
+        return ReplicaSet(opened, None)
+    return ReplicaSet(opened, plan)
+
+
+def _with_who_hangs(
+    error: AssemblyRefusedError, opened: Sequence[Image | Found]
+) -> AssemblyRefusedError:
+    """The same refusal with why replicas that do not answer are missing, if it does not say so."""
+    text = str(error)
+    reasons = [f"{one.path}: {one.problem}" for one in opened if isinstance(one, Unanswered)]
+    if told := [reason for reason in reasons if reason not in text]:
+        text += f" ({'; '.join(told)})"
+    return AssemblyRefusedError(error.rule, text, error.exit_code)
 
 
 def _adopt(opened: Sequence[Image | Found], plan: Plan) -> list[Image | Found]:
@@ -223,7 +238,14 @@ class _Reopener:
     not begun again; what it opens too late is closed.
     """
 
-    def __init__(self, sidecars: Sidecars, options: MountOptions) -> None:
+    def __init__(
+        self,
+        sidecars: Sidecars,
+        options: MountOptions,
+        late: Mapping[str, Answer[Image] | None] = MappingProxyType({}),
+    ) -> None:
+        """*late*: by path, an attempt of the mount that was given up, and may hold locks yet."""
+        self._late = late
         self._sidecars = sidecars
         self._sidecar_size = file_size(sidecars.map)
         self._options = options
@@ -231,7 +253,8 @@ class _Reopener:
 
     async def reopen(self, replica: Replica) -> Returned:
         """Open, check and lock *replica* again; raises `OSError` or `UserError`."""
-        if replica.path in self._opening:
+        late = self._late.get(replica.path)
+        if replica.path in self._opening or (late is not None and late.pending):
             raise UserError("its file system does not answer")
         handover = _Handover()
 

@@ -208,6 +208,8 @@ class _Resolving:
             written.states[:] = written.states.translate(_all_as(lacks(slot)))
             self._map.join(written)
             why = "what either side wrote since they parted"
+            if same:  # they never did
+                why = "what was not found equal yet"
         else:
             self._map.add(lacks(slot), range(len(self._map)))
             why = "it is not on record where they parted: everything is compared"

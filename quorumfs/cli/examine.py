@@ -9,13 +9,16 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import click
 
+from quorumfs.answers import PATIENCE_S, Answer, UnansweredError, ask_all
 from quorumfs.assembly import AssemblyRefusedError, Found, Plan, assemble, image_changed
 from quorumfs.cli.status import forget_stdout, printable
 from quorumfs.control.status import human_bytes
+from quorumfs.daemon import apart
 from quorumfs.dirtymap import INTENT, UNVERIFIED, DirtyMap, lacks
 from quorumfs.errors import ExitCode
 from quorumfs.images import lasting_identity
@@ -46,9 +49,11 @@ class Examined:
     """What there is at one path."""
 
     path: str
+    place: str
+    """Where its sidecar is, or should be."""
     image: Identity | None
-    device: int = 0
-    """Where the image is: with its inode, the same for every path to the same file."""
+    file: tuple[int, int] | None = None
+    """Device and inode number of the image: the same for every path to the same file."""
     image_problem: str | None = None
     """Why there is no image that could be used."""
     refusal: str | None = None
@@ -89,6 +94,11 @@ class Decision:
     refusal: str | None = None
     exit_code: ExitCode = ExitCode.OK
 
+    @property
+    def unverified(self) -> dict[str, int]:
+        """How much of adopted images was not found equal yet; nobody noted if it was compared."""
+        return marked(self.plan.map, UNVERIFIED) if self.plan else {"chunks": 0, "bytes": 0}
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -96,10 +106,12 @@ class Decision:
 def examine(as_json: bool, replicas: tuple[str, ...]) -> ExitCode:
     """Show what the sidecar of each REPLICA says, and what mounting them would do.
 
-    Needs no daemon and changes nothing. Exits with 1 if a sidecar is absent or cannot be read, or
-    if a mount of several would be refused; with 3 if that needs the operator (split brain).
+    Needs no daemon and changes nothing. Exits with 1 if a sidecar is absent or cannot be read, if a
+    mount of several would be refused, or if they were adopted and not found equal yet; with 3 if
+    that needs the operator (split brain).
     """
-    all_examined = [look_at(os.path.abspath(path)) for path in replicas]
+    paths = [os.path.abspath(path) for path in replicas]
+    all_examined = apart(lambda: look_at_all(paths))
     decision = decide(all_examined) if len(all_examined) > 1 else None
     if as_json:
         content = {
@@ -120,15 +132,32 @@ def examine(as_json: bool, replicas: tuple[str, ...]) -> ExitCode:
     if decision is not None and decision.exit_code is ExitCode.NEEDS_OPERATOR:
         return ExitCode.NEEDS_OPERATOR
     unreadable = any(examined.sidecar is None for examined in all_examined)
-    return ExitCode.FAILED if unreadable or (decision and decision.refusal) else ExitCode.OK
+    unsure = decision is not None and (decision.refusal or decision.unverified["bytes"])
+    return ExitCode.FAILED if unreadable or unsure else ExitCode.OK
+
+
+def look_at_all(paths: Sequence[str], patience_s: float = PATIENCE_S) -> list[Examined]:
+    """`look_at` each of *paths*, all at once, for at most *patience_s* seconds."""
+    once = dict.fromkeys(paths)
+    answers = ask_all({path: partial(look_at, path) for path in once}, patience_s)
+    by_path = dict(zip(once, answers, strict=True))
+    return [_answer(path, by_path[path]) for path in paths]
+
+
+def _answer(path: str, answer: Answer[Examined]) -> Examined:
+    try:
+        return answer.result()
+    except UnansweredError as error:
+        why = error.strerror
+        return Examined(path, path + SUFFIX, None, image_problem=why, sidecar_problem=why)
 
 
 def look_at(path: str) -> Examined:
     """Find out all there is to know of the replica at *path*; its sidecar's path will do too."""
     if path.endswith(SUFFIX) and not os.path.exists(path_for(path)):
         path = path.removesuffix(SUFFIX)
-    examined = _look_at_image(path)
     place = path_for(path)
+    examined = _look_at_image(path, place)
     try:
         fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -154,16 +183,16 @@ def _without_sidecar(examined: Examined, place: str) -> Examined:
     return replace(examined, sidecar_problem="there is none", absent=True)
 
 
-def _look_at_image(path: str) -> Examined:
+def _look_at_image(path: str, place: str) -> Examined:
     try:
         status = os.stat(path)
         identity = lasting_identity(path)
     except OSError as error:
-        return Examined(path, None, image_problem=error.strerror or str(error))
+        return Examined(path, place, None, image_problem=error.strerror or str(error))
     if not stat.S_ISREG(status.st_mode):
         refusal = f"{path} is not a regular file"
-        return Examined(path, None, image_problem="not a regular file", refusal=refusal)
-    return Examined(path, identity, status.st_dev)
+        return Examined(path, place, None, image_problem="not a regular file", refusal=refusal)
+    return Examined(path, place, identity, (status.st_dev, status.st_ino))
 
 
 def _look_at_sidecar(examined: Examined, fd: int) -> Examined:
@@ -178,7 +207,7 @@ def _look_at_sidecar(examined: Examined, fd: int) -> Examined:
                 break
             sidecar = read_sidecar(fd)  # a daemon may have been writing just there
     except UnknownVersionError as error:
-        refusal = f"{path_for(examined.path)}: {error}"
+        refusal = f"{examined.place}: {error}"
         return replace(examined, sidecar_problem=str(error), refusal=refusal)
     except FormatError as error:
         return replace(examined, sidecar_problem=str(error))
@@ -198,14 +227,14 @@ def _is_locked(fd: int) -> bool:
 
 def decide(all_examined: Sequence[Examined]) -> Decision:
     """What a mount without options would make of these."""
-    places: dict[tuple[int, int], str] = {}
-    for examined in all_examined:
+    places: dict[tuple[int, int], int] = {}
+    for position, examined in enumerate(all_examined):
         if examined.refusal:
             return Decision("unusable", refusal=examined.refusal, exit_code=ExitCode.FAILED)
-        if examined.image is not None:
-            other = places.setdefault((examined.device, examined.image.inode), examined.path)
-            if other is not examined.path:
-                text = f"{other} and {examined.path} are the same file"
+        if examined.file is not None:
+            other = places.setdefault(examined.file, position)
+            if other != position:
+                text = f"{all_examined[other].path} and {examined.path} are the same file"
                 return Decision("same file", refusal=text, exit_code=ExitCode.FAILED)
     try:
         plan = assemble([examined.found() for examined in all_examined])
@@ -221,7 +250,7 @@ def replica_json(examined: Examined) -> dict[str, Any]:
     """One member of ``replicas``; what only a sidecar knows is missing where there is none."""
     content: dict[str, Any] = {
         "path": examined.path,
-        "sidecar": path_for(examined.path),
+        "sidecar": examined.place,
         "problem": examined.sidecar_problem,
         "image": {
             "problem": examined.image_problem,
@@ -312,7 +341,7 @@ def decision_json(decision: Decision) -> dict[str, Any]:
             for member in plan.members
         ],
         "intent": marked(plan.map, INTENT),
-        "unverified": marked(plan.map, UNVERIFIED),
+        "unverified": decision.unverified,
         "left_behind": list(plan.left_behind),
         "notes": list(plan.notes),
     }
@@ -343,7 +372,7 @@ def replica_text(examined: Examined) -> Iterator[str]:
         )
     sidecar = examined.sidecar
     if sidecar is None:
-        yield _line("sidecar", f"{path_for(examined.path)}: {examined.sidecar_problem}")
+        yield _line("sidecar", f"{examined.place}: {examined.sidecar_problem}")
         return
     record = sidecar.record
     yield _line("set", record.set_id.hex())
@@ -407,7 +436,7 @@ def _image_text(examined: Examined, sidecar: Sidecar) -> str:
 def _map_text(disk_map: DirtyMap, record: Record) -> Iterator[str]:
     facts = [
         (INTENT, "may differ"),
-        (UNVERIFIED, "never compared"),
+        (UNVERIFIED, "not found equal yet"),
         *(
             (lacks(slot), f"lacked by {role.path or role.replica_id.hex()}")
             for slot, role in enumerate(record.roles)
@@ -440,9 +469,14 @@ def decision_text(decision: Decision) -> Iterator[str]:
     for slot in plan.left_behind:
         role = plan.record.roles[slot]
         yield _line("left behind", role.path or role.replica_id.hex())
-    for bits, what in ((INTENT, "may differ"), (UNVERIFIED, "never compared")):
-        if count := marked(plan.map, bits)["bytes"]:
-            yield _line("to settle", f"{human_bytes(count)}, {what}")
+    if count := marked(plan.map, INTENT)["bytes"]:
+        yield _line("to settle", f"{human_bytes(count)}, may differ")
+    if count := decision.unverified["bytes"]:
+        yield _line(
+            "to settle",
+            f"{human_bytes(count)}, not found equal yet: a mount compares them, and its status "
+            "tells whether they differ",
+        )
     for note in plan.notes:
         yield _line("note", note)
 

@@ -4,6 +4,8 @@ import json
 
 import click
 
+from quorumfs.daemon import apart
+
 
 @click.command()
 @click.option("--keep", required=True, type=click.Path(), help="The replica whose data is right.")
@@ -18,7 +20,7 @@ def resolve(keep: str, dry_run: bool, as_json: bool, replicas: tuple[str, ...]) 
     """
     from quorumfs import administration  # noqa: PLC0415 (see mount)
 
-    resolution = administration.keep(keep, replicas, dry_run=dry_run)
+    resolution = apart(lambda: administration.keep(keep, replicas, dry_run=dry_run))
     if as_json:
         content = {
             "dry_run": dry_run,

@@ -519,7 +519,13 @@ def test_different_images_need_the_operator(make_images: MakeImages, tmp_path: P
             assert "quorumfs resolve --keep" in " ".join(done.stdout.split())
             assert read(disk, 5) == b"a"
     assert {name: content for name, (content, _) in seen(images).items()} == before
+    done = quorumfs("examine", *images, check=False)
+    assert done.returncode == 1, "it is not on record that they were compared there, and differ"
+    assert "64.0 KiB, not found equal yet: a mount compares them" in " ".join(done.stdout.split())
+    said = quorumfs("resolve", "--dry-run", "--keep", images[1], *images).stdout
+    assert f"overwritten in up to {CHUNK} bytes: what was not found equal yet" in said
     quorumfs("resolve", "--keep", images[1], *images)
+    assert quorumfs("examine", *images).returncode == 0
     with SetMount(images, tmp_path, options) as disk:
         assert read(disk, 5) == b"b"
         disk.wait_healthy()

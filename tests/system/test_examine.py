@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import MakeImages
+from support.faultfs import FaultFS
 from support.mounting import QUORUMFS, quorumfs
 
 from quorumfs.assembly import new_record
@@ -281,6 +282,14 @@ def test_the_same_file_twice_is_refused(pair: Set) -> None:
     assembly = examine(pair.paths[0], link, exit_code=1)["assembly"]
     assert assembly["rule"] == "same file"
     assert "are the same file" in assembly["refusal"]
+
+
+def test_two_files_of_one_fuse_file_system_are_two(tmp_path: Path) -> None:
+    """Though their inode numbers are not put on record: many number their files anew."""
+    with FaultFS(tmp_path) as store:
+        paths = [store.path("a.img"), store.path("b.img")]
+        quorumfs("create", "--size", str(SIZE), *paths)
+        assert examine(*paths)["assembly"]["refusal"] is None
 
 
 def test_a_raw_image_has_no_sidecar(make_images: MakeImages) -> None:

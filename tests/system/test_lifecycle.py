@@ -81,9 +81,10 @@ def run(*command: str) -> Callable[[Mounted], None]:
 
 
 def waits_for_fuse(pid: int) -> bool:
-    """Whether *pid* is inside the kernel for a request to a FUSE server."""
+    """Whether a thread of *pid* is inside the kernel for a request to a FUSE server."""
     try:
-        return "fuse_" in Path(f"/proc/{pid}/stack").read_text()
+        stacks = [task / "stack" for task in Path(f"/proc/{pid}/task").iterdir()]
+        return any("fuse_" in stack.read_text() for stack in stacks)
     except (FileNotFoundError, ProcessLookupError):
         return False
 

@@ -60,6 +60,12 @@ def run_detached(serve: Callable[[Ready], None]) -> None:
         raise error
 
 
+def occupy_streams() -> None:
+    """A descriptor of a standard stream that is closed would go to the next file opened."""
+    while os.open(os.devnull, os.O_RDWR) <= 2:
+        pass
+
+
 def apart(work: Callable[[], T]) -> T:
     """What *work* returns, from a child process; raises the `UserError` that it raises.
 
@@ -67,6 +73,7 @@ def apart(work: Callable[[], T]) -> T:
     closed, which a file system that does not answer may put off for ever: that is the child's
     fate, and not that of the command. Ctrl-C has *work* undo what it began, and does not wait.
     """
+    occupy_streams()
     reader, writer = os.pipe()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     child = os.fork()
@@ -121,8 +128,9 @@ def _work_apart(work: Callable[[], T], writer: int, mask: set[int | signal.Signa
 
 def _let_go_of_streams() -> None:
     """Who reads what we say must not wait for our end, which a hung replica can put off."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for text in (sys.stdout, sys.stderr):
+        if text is not None:  # closed already when we were started
+            text.flush()
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
@@ -172,6 +180,4 @@ def _be_the_daemon(serve: Callable[[Ready], None], writer: int) -> NoReturn:
             sys.excepthook(*sys.exc_info())
             _let_go_of_streams()
             say(exit_code, "internal error, see above")
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(exit_code)

@@ -9,6 +9,7 @@ import click
 from quorumfs.assembly import State
 from quorumfs.control import client
 from quorumfs.control.status import describe
+from quorumfs.daemon import occupy_streams, run_detached
 from quorumfs.errors import UserError
 from quorumfs.options import options_help, parse_options
 
@@ -50,12 +51,9 @@ def mount(
 
     Returns when the file can be opened, with the daemon in the background.
     """
-    # A descriptor of a standard stream that is closed would go to the next file opened.
-    while os.open(os.devnull, os.O_RDWR) <= 2:
-        pass
+    occupy_streams()
     options = parse_options(texts, len(replicas))
     # Only now: a refusal needs no FUSE, and what it imports takes most of the start-up time.
-    from quorumfs.daemon import run_detached  # noqa: PLC0415
     from quorumfs.mounting import MountPlan, serve  # noqa: PLC0415
 
     plan = MountPlan(

@@ -452,6 +452,9 @@ def test_closed_standard_streams_cost_no_replica(make_images: MakeImages, mountp
         file.write(b"x" * BLOCK)
     quorumfs("umount", mountpoint)
     assert [path.read_bytes()[:BLOCK] for path in replicas] == [b"x" * BLOCK] * 2
+    command = ["resolve", "--keep", *map(str, [replicas[1], *replicas])]
+    closed[4:] = [sys.executable, "-m", "quorumfs", *command]
+    subprocess.run(closed, check=True, timeout=30)
 
 
 def test_sigterm_while_only_the_directory_is_in_use(slow: FaultFS, tmp_path: Path) -> None:

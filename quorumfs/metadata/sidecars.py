@@ -609,11 +609,19 @@ class Sidecars:
             self.doubts.tear(*self.map.bounds_of(run))
 
     def _unsettle_marked(self) -> None:
-        """After a crash the current replicas may differ wherever there is a mark."""
+        """After a crash the current replicas may differ wherever there is a mark; if they were
+        closed in order, where a write failed.
+        """
         for run in self.map.runs(INTENT, longest=len(self.map)):
             self._unsettle(run)
             for slot in self._out_slots():  # one that was being resynced may have been given less
                 self._marks.add(lacks(slot), run)
+        if self.record.clean:
+            # It became so after a flush that was enough; whoever failed it had been left behind, or
+            # has ``lacks`` bits. No change was begun since, for the record says first that the set
+            # is in use. So nothing that was acknowledged waits for a flush, and no sync can tell of
+            # anything older: the next flush does not depend on what could not be made equal.
+            return
         self.doubts.inherited = self.doubts.unsettled.union(RangeSet())
 
     def _know(self, replica: Replica, image: Identity, own: Sidecar) -> None:

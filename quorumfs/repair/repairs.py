@@ -55,6 +55,8 @@ class Repairs:
         self._settling = Settling(work)
         self._verification = Verification(work)
         self._come_back = ComeBack(sidecars, Resync(work), reopen, present)
+        self._told: set[str] = set()
+        """Why repairs stopped, since one last did something."""
         self._stopped = trio.Event()
         disk.settle = self._settling.settle_and_read
         disk.settle_all = self._settling.settle_all
@@ -85,22 +87,34 @@ class Repairs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._clear_marks)
             while not self._work.stopping:
-                changed = self._sidecars.changed
-                try:
-                    worked = await self._repair()
-                except OSError as error:
-                    if not self._work.stopping:
-                        log.warning("a repair stopped, and is tried again: %s", error.strerror)
-                    worked = False
-                except Exception:
-                    log.exception("a repair stopped by an internal error, and is tried again")
-                    worked = False
+                worked = await self._try_to_repair()
                 self._work.progress = None
                 self._disk.announce_states()
-                if not worked:
+                # Not from before: what an attempt in vain tells of itself is no reason for another.
+                changed = self._sidecars.changed
+                if not worked and not self._work.stopping:
                     with trio.move_on_after(RETRY_S[0]):
                         await changed.wait()
         self._stopped.set()
+
+    async def _try_to_repair(self) -> bool:
+        """As `_repair`, but why it failed is told to the log, once for each reason."""
+        try:
+            worked = await self._repair()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if reason not in self._told and not self._work.stopping:
+                log.warning("a repair stopped, and is tried again: %s", reason)
+        except Exception as error:
+            reason = repr(error)
+            if reason not in self._told:
+                log.exception("a repair stopped by an internal error, and is tried again")
+        else:
+            if worked:
+                self._told.clear()
+            return worked
+        self._told.add(reason)
+        return False
 
     async def stop(self) -> None:
         """End in good order, with nothing under way any more."""
@@ -115,7 +129,7 @@ class Repairs:
         for replica in self._disk.replicas:
             if await self._come_back.revive(replica):
                 return True
-        if sidecars.doubts.unsettled and sidecars.may_record:
+        if self._settling.due():
             try:
                 await self._settling.settle()
             except OSError as caught:

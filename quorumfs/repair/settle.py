@@ -1,7 +1,8 @@
 """Settling: making the current replicas equal where they may differ.
 
 They may after a crash, or after a change that failed on some of them. All get what the pinned
-source holds: in the background, and at once what a guest reads (P7) or a flush covers.
+source holds: in the background, and at once what a guest reads (P7) or a flush covers. Where one
+cannot take it, and too few are left without, that is tried again ever more rarely.
 """
 
 import errno
@@ -10,12 +11,16 @@ from contextlib import aclosing, suppress
 
 import trio
 
+from quorumfs.assembly import State
 from quorumfs.metadata import holders_of
-from quorumfs.ranges import segments
+from quorumfs.ranges import RangeSet, segments
 from quorumfs.repair.asking import give, next_data
 from quorumfs.repair.work import Work, pieces
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind
+
+AGAIN_S = (1.0, 30.0)
+"""The first and the longest wait before what could not be settled is tried again."""
 
 
 class Settling:
@@ -27,9 +32,55 @@ class Settling:
         self._sidecars = work.sidecars
         self._map = work.map
         self._hearing = trio.Lock()
+        self._again_at = 0.0
+        self._earliest_at = 0.0
+        self._pause_s = AGAIN_S[0]
+        self._tried_with = self._who()
+        self._hard = RangeSet()
+        """Bytes that somebody could not take, the last time."""
+        self._refused: dict[Replica, RangeSet] = {}
+        """The part of them of which it is known who that was."""
+
+    def due(self) -> bool:
+        """Whether there is something to settle, and it is time to try."""
+        sidecars = self._sidecars
+        if not sidecars.doubts.unsettled or not sidecars.may_record:
+            return False
+        members, answering = who = self._who()
+        if len(answering) < min(len(members), self._disk.threshold):
+            return False  # all are needed, and one cannot take anything
+        if who != self._tried_with:  # with others it may succeed
+            self._tried_with = who
+            self._again_at = min(self._again_at, self._earliest_at)
+        return trio.current_time() >= self._again_at
 
     async def settle(self) -> None:
-        """Settle all that may differ, beside the guest."""
+        """Settle all that may differ, beside the guest; what cannot be is left."""
+        if trio.current_time() - self._again_at > AGAIN_S[1]:
+            self._pause_s = AGAIN_S[0]  # what was before is long ago
+        try:
+            await self._settle_what_differs()
+        finally:
+            self._wait()
+
+    def _wait(self) -> None:
+        """Have the next attempt wait, if there has to be one."""
+        if not self._sidecars.doubts.unsettled:
+            self._pause_s, self._earliest_at, self._again_at = AGAIN_S[0], 0.0, 0.0
+            self._hard, self._refused = RangeSet(), {}
+            return
+        now = trio.current_time()
+        self._earliest_at, self._again_at = now + AGAIN_S[0], now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, AGAIN_S[1])
+        self._tried_with = self._who()
+
+    def _who(self) -> tuple[frozenset[Replica], frozenset[Replica]]:
+        """The current replicas, and those of them that answer."""
+        members = frozenset(self._sidecars.members)
+        there = (r for r in members if r.attached and not r.dead and r.state is not State.MISSING)
+        return members, frozenset(there)
+
+    async def _settle_what_differs(self) -> None:
         await self._sidecars.open()  # holes are shown, too: first it is on record who is not here
         await self._hear_losses()
         total = sum(end - start for start, end in self._sidecars.doubts.unsettled)
@@ -59,10 +110,63 @@ class Settling:
         """
         chunks = self._map.chunks(offset, length)
         async with self._disk.locks.held(*self._work.bounds(chunks), exclusive=True):
-            for unit in self._work.units(chunks):
-                if not await self._settle_locked(unit):
-                    raise OSError(errno.EIO, "the replicas differ, and cannot be made equal")
-            return (await self._disk.read_locked(offset, length)).data
+            if self._hard.overlaps(*self._work.bounds(chunks)):  # it was tried not long ago
+                with suppress(OSError):
+                    return await self._read_alike(offset, length)
+            settled = [await self._settle_locked(unit) for unit in self._work.units(chunks)]
+            if all(settled):
+                return (await self._disk.read_locked(offset, length)).data
+            return await self._read_alike(offset, length)
+
+    async def _read_alike(self, offset: int, length: int) -> bytes:
+        """Read a range that cannot be made equal, if all hold the same of it; else EIO.
+
+        A chunk is to be settled for one block of it that a write failed in. The others can be
+        shown, for they cannot turn back (P7), whomever the rest is taken from:
+
+        * all current replicas hold the same, and who is not current is on record, so that none of
+          its older data can come to be believed (P1);
+        * each of them has synced since the chunk was last written, or is known to have lost it;
+          one that has not lost it holds durably what it shows. Settling takes it from such a one,
+          and not from one whose dropped page still looks right (R4).
+
+        Nothing of that is known of what was unsettled by a crash: a sync that had failed before
+        is told to nobody again. It is shown only when all took it anew.
+        """
+        chunks, size = self._map.chunks(offset, length), self._map.chunk_size
+        await self._hear_losses(chunks)
+        parts = []
+        unsettled = self._sidecars.doubts.unsettled
+        for start, stop, settled in segments(chunks.start, chunks.stop, [unsettled]):
+            first, last = max(offset, start * size), min(offset + length, stop * size)
+            if settled:
+                parts.append((await self._disk.read_locked(first, last - first)).data)
+            else:
+                parts.append(await self._held_by_all(first, last - first))
+        return b"".join(parts)
+
+    async def _held_by_all(self, offset: int, length: int) -> bytes:
+        disk, sidecars = self._disk, self._sidecars
+        if not sidecars.prepared(offset, length):
+            await sidecars.prepare(offset, length)
+        outcomes = await disk.ask(sidecars.members, Kind.READ, disk.threshold, offset, length)
+        held = {None if outcome.error is not None else outcome.data for outcome in outcomes}
+        data = held.pop() if len(held) == 1 else None
+        asked = {outcome.replica for outcome in outcomes}
+        members = sidecars.members
+        all_asked = asked.issuperset(members) and len(members) >= disk.threshold
+        recorded = sidecars.prepared(offset, length)  # still
+        if data is None or not all_asked or not recorded or not self._known(offset, length):
+            raise OSError(errno.EIO, "the replicas differ, and cannot be made equal")
+        return data
+
+    def _known(self, offset: int, length: int) -> bool:
+        """Whether it is known of somebody, everywhere in a range, that it lost nothing there."""
+        doubts, chunks = self._sidecars.doubts, self._map.chunks(offset, length)
+        return not doubts.inherited.overlaps(chunks.start, chunks.stop) and not any(
+            doubts.lost_by(sources[0]).overlaps(part.start, part.stop)
+            for part, sources in doubts.sources(chunks)
+        )
 
     async def _settle_unit(self, chunks: range) -> None:
         async with self._disk.locks.held(*self._work.bounds(chunks), exclusive=True):
@@ -151,5 +255,33 @@ class Settling:
         data = read[source]
         equal = len(read) == len(outcomes) and all(other == data for other in read.values())
         asked = [outcome.replica for outcome in outcomes]
-        took = await give(self._disk, self._sidecars, asked, offset, data, [source])
-        return equal, took
+        return equal, await self._give(asked, offset, data, source)
+
+    async def _give(
+        self, replicas: Sequence[Replica], offset: int, data: bytes, source: Replica
+    ) -> bool:
+        """As `give`; but where somebody could not take it before, one after the other.
+
+        Whoever could not comes first, and the others are not written to again for nothing. Not
+        where one can be spared: who is asked alone, and fails, would be left behind for what may
+        keep all from taking it (R2).
+        """
+        bounds = offset, offset + len(data)
+        spared = len(self._sidecars.members) > self._disk.threshold
+        if spared or not self._hard.overlaps(*bounds):
+            took = await give(self._disk, self._sidecars, replicas, offset, data, [source])
+            (self._hard.remove if took else self._hard.add)(*bounds)
+            return took
+        truncated = self._sidecars.doubts.truncated
+        for replica in sorted(
+            replicas, key=lambda r: (not self._refuses(r, *bounds), r not in truncated)
+        ):
+            if not await give(self._disk, self._sidecars, [replica], offset, data, [source]):
+                self._refused.setdefault(replica, RangeSet()).add(*bounds)
+                return False
+        for refused in (self._hard, *self._refused.values()):
+            refused.remove(*bounds)
+        return True
+
+    def _refuses(self, replica: Replica, start: int, end: int) -> bool:
+        return replica in self._refused and self._refused[replica].overlaps(start, end)

@@ -264,7 +264,8 @@ def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
     except FormatError as error:
         return replace(image, sidecar_fd=fd, problem=str(error))
     except OSError as error:
-        return replace(image, sidecar_fd=fd, problem=f"{place}: {error.strerror}")
+        # Nothing is known of it yet: it is away, and looked at again, like one without an image.
+        raise OSError(error.errno, f"{place}: {error.strerror}") from None
 
 
 def _refuse_member(image: Image) -> None:
@@ -303,8 +304,10 @@ def _lock(image: Image, read_only: bool) -> None:
             )
     except ImageLockedError:
         who = ", ".join(f"pid {pid} ({name})" for pid, name in holders(image.fd))
-        raise UserError(
-            f"{image.path} is in use by {who or 'a process of another user or host'}"
-        ) from None
+        unseen = (
+            "a process of another user or host, or one that cannot end before the file system of "
+            "the image answers it: to go on without this replica, leave it out"
+        )
+        raise UserError(f"{image.path} is in use by {who or unseen}") from None
     except OSError as error:
         raise UserError(f"cannot lock {image.path}: {error.strerror}") from None

@@ -9,6 +9,7 @@ import trio
 
 from quorumfs.assembly import State
 from quorumfs.control.status import (
+    HANGS,
     ErrorCounts,
     LastError,
     ReplicaStatus,
@@ -109,7 +110,7 @@ def _replica(
     slow = _slow(replica)
     failures = _standing(disk, replica)
     if replica.hung:
-        reason = "it does not answer"
+        reason = HANGS
     elif replica.state is State.CURRENT:
         if options.read_only:  # what was found out by reading, and nothing that it cannot do then
             failures = [failure for failure in failures if failure.sort is Sort.READ]

@@ -141,6 +141,11 @@ class LastError:
         return _OPERATIONS.get(self.operation, f"the last {self.operation} of it") + " failed"
 
 
+HANGS = "it does not answer"
+"""Why a replica is missing whose requests were given up."""
+
+_NO_SPACE = ("ENOSPC", "EDQUOT")
+
 _OPERATIONS = {
     "write": "the last write to it",
     "sidecar": "the last write to its sidecar",
@@ -402,9 +407,17 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
         )
     if status.read_only:
         return f"{happened}: a read-only mount brings nothing up to date: mount without -o ro"
+    again = "then it is brought up to date by itself"
+    if "truncated" in (replica.reason or ""):
+        lengthen = f"truncate -s {status.size} {_quoted(replica.path)}"
+        return f"{happened}: put its length back: {lengthen}; {again}"
+    if replica.state == State.STALE.value and error is not None and error.errno in _NO_SPACE:
+        return f"{happened}: make space there; {again}"
+    if replica.state == State.MISSING.value and replica.reason == HANGS:
+        return f"{happened}: look at its disk, or the network to it; when it answers, {again[5:]}"
     advice = {
         State.MISSING.value: "bring it back, and name it in quorumfs mount if it was left out; "
-        "then it is brought up to date by itself",
+        + again,
         State.STALE.value: "it is brought up to date by itself as soon as that is possible",
         State.SUSPECT.value: "it is compared in full and repaired by itself; nothing to do",
         State.RESYNCING.value: "it is being given what it lacks; nothing to do",

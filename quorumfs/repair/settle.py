@@ -18,6 +18,7 @@ from quorumfs.repair.asking import give, next_data
 from quorumfs.repair.work import Work, pieces
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind
+from quorumfs.voting import middle_block
 
 AGAIN_S = (1.0, 30.0)
 """The first and the longest wait before what could not be settled is tried again."""
@@ -223,32 +224,42 @@ class Settling:
         """As `_settle_piece`, but for what is a hole on all of them, and at any length."""
         disk = self._disk
         equal = rewritten = True
+        deadline = trio.current_time() + disk.search_s
         while offset < end:
             data_at = min(end, await next_data(disk, self._sidecars, offset))
             if data_at == offset:
                 hole_at = await disk.next_hole(offset)
                 data_at = min(end, hole_at) if hole_at > offset else end
                 for piece in pieces(offset, data_at):
-                    before, after = await self._settle_piece(*piece, sources)
+                    before, after = await self._settle_piece(*piece, sources, deadline)
                     equal = equal and (before or after)
                     rewritten = rewritten and after
             offset = data_at
         return equal, rewritten
 
     async def _settle_piece(
-        self, offset: int, length: int, sources: Sequence[Replica]
+        self, offset: int, length: int, sources: Sequence[Replica], deadline: float
     ) -> tuple[bool, bool]:
         """Have all current replicas hold what the first of *sources* that can be read holds.
 
         All are written to, the source too and however equal they look: a flush that failed before
         a crash may have dropped pages that reads still show (R4). What is a hole on all replicas
         can hide no such loss, and is left out. Returns whether they were equal before, and whether
-        all took it.
+        all took it. Where nobody can read all of it, it is divided until *deadline*: they may be
+        bad at different places (R11).
         """
         outcomes = await self._disk.ask(self._sidecars.members, Kind.READ, 1, offset, length)
         believed = holders_of(self._sidecars, offset, length)  # one may have lost it meanwhile
         read = {o.replica: o.data for o in outcomes if o.error is None}
         source = next((r for r in sources if r in read and r in believed), None)
+        failed = [outcome.replica for outcome in outcomes if outcome.error is not None]
+        answering = any(replica.state is not State.MISSING for replica in failed)
+        middle = middle_block(offset, length)
+        if source is None and answering and middle and trio.current_time() < deadline:
+            rest = offset + length - middle
+            first = await self._settle_piece(offset, middle - offset, sources, deadline)
+            second = await self._settle_piece(middle, rest, sources, deadline)
+            return first[0] and second[0], first[1] and second[1]
         if source is None:
             return False, False
         self._sidecars.answered(source, offset, length)

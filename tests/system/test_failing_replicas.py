@@ -227,6 +227,18 @@ def test_one_whose_sidecar_cannot_be_written(faulty: FaultFS, tmp_path: Path) ->
         assert disk.replica(images[1])["last_error"] is None
 
 
+def test_one_whose_sidecar_cannot_be_read_at_mount(faulty: FaultFS, tmp_path: Path) -> None:
+    """It is away like one without an image, and comes back by itself: a person decides nothing."""
+    images = create([*named(tmp_path, 2), faulty.path("c.img")], SIZE)
+    faulty.inject("c.img.quorumfs", "read", errno=errno.EIO)
+    with mounted(faulty, images, tmp_path) as disk:
+        assert disk.states() == ["current", "current", "missing"]
+        assert "c.img.quorumfs: Input/output error" in told(disk, 1)
+        faulty.clear()
+        disk.wait_healthy()
+    assert same(images)
+
+
 def test_one_failed_write_that_was_made_good(faulty: FaultFS, tmp_path: Path) -> None:
     """P8: the guest got an error, the replicas were made equal, and all is well."""
     images = create([tmp_path / "a.img", faulty.path("b.img")], SIZE)

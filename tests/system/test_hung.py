@@ -1,5 +1,6 @@
 """Replicas whose file system does not answer while a command looks for them."""
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,17 @@ import pytest
 from support.command import one_line, processes_of, quorumfs_in_background, wait_until
 from support.faultfs import FaultFS
 from support.mounting import quorumfs
-from support.sets import SetMount, create, named, same, seen, sidecar, with_sidecars, write
+from support.sets import (
+    SetMount,
+    create,
+    named,
+    opened,
+    same,
+    seen,
+    sidecar,
+    with_sidecars,
+    write,
+)
 
 pytestmark = pytest.mark.usefixtures("mountpoint")
 
@@ -148,6 +159,23 @@ def test_resolve_is_refused_where_one_does_not_answer(store: FaultFS, tmp_path: 
     assert seen(with_sidecars(images)) == before
     wait_until(lambda: not processes_of(images[1]), "the end of what was left behind")
     quorumfs("resolve", "--keep", images[0], *images)
+
+
+def test_an_unmount_ends_though_a_flush_hangs(store: FaultFS, tmp_path: Path) -> None:
+    """The flush was given up, the others are synced; only the process waits for the kernel."""
+    images = create([*named(tmp_path, 2), store.path("c.img")])
+    with SetMount(images, tmp_path, "replica-timeout=1s") as disk:
+        write(disk, b"w")
+        pid = disk.pid
+        store.hang("c.img", "fsync")
+        with opened(disk.file) as fd:
+            os.pwrite(fd, b"x", 0)
+            os.fsync(fd)
+        disk.wait_for_state(images[2], "missing")
+        done = quorumfs("umount", disk.mountpoint)
+        assert f"pid {pid} has finished, but cannot end" in done.stderr
+        store.clear()
+    wait_until(lambda: not processes_of(disk.mountpoint), "the end of what was left behind")
 
 
 def hang(store: FaultFS, name: str, *, reached: bool) -> None:

@@ -783,8 +783,10 @@ class Sidecars:
             with suppress(OSError):  # whoever can, remembers
                 await self._write_map()
 
-    async def _lose(self, replicas: Iterable[Replica]) -> None:
+    async def _lose(self, replicas: Sequence[Replica]) -> None:
         """Note that *replicas* lost what they took since a flush, and too few are left without."""
+        if not replicas:
+            return  # there were too few from the beginning
         self.doubts.losses += 1
         runs = list(self._unsynced_runs())
         for replica in replicas:

@@ -8,7 +8,7 @@ point, with the process or with a replica, and goes on from there the next time.
 import errno
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from itertools import groupby
 from typing import cast
 
@@ -72,9 +72,12 @@ class Resync:
                 await self._tell(replica, Operation(Kind.EVICT))
             while self._map.count(bit):
                 await self._copy_all(replica, bit, compare=full)
-                with suppress(OSError):
+                try:
                     # Who it was copied from may have lost that before: then it lacks it still.
                     await self._disk.sync()
+                except OSError:
+                    if self._map.count(bit):
+                        raise  # not again and again: first another one may have to come back
             self._require_target(replica)
             await sidecars.join()
             error = None

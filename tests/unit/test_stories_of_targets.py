@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import trio
 from support.simulation.runner import Setup
-from support.simulation.storage import Fault
+from support.simulation.storage import Effect, Fault
 from support.simulation.story import (
     BLOCK,
     EXTENT,
@@ -120,7 +120,27 @@ async def written_beside_its_sync(story: Story) -> None:
     story.oracle.check_images(story.world.contents())
 
 
+async def resynced_from_one_that_lost_all(story: Story) -> None:
+    """After a crash one is away, and of the other two only one is current: a sync of it fails. The
+    third one can be given what it has for ever, if it is not first written anew there."""
+    async with story.mounted() as guest:
+        story.fail(2, CHANGES, Fault(error=errno.EIO))
+        for at in EXTENTS[:4]:
+            await guest.write(at, EXTENT)
+        story.world.kill()
+    story.mend(2)
+    story.world.detach(1)
+    story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO, effect=Effect.ALL))
+    async with story.mounted() as guest:
+        await guest.until(lambda: guest.mounted.members == [0, 2])
+        story.world.attach(1)
+        await guest.converged()
+    await story.ends_well()
+
+
 STORIES = [
+    (resynced_from_one_that_lost_all, TRIO),
+    (resynced_from_one_that_lost_all, replace(TRIO, fifo=True)),
     *[
         (left_behind_while_another_is_slow, setup)
         for setup in (PAIR, TRIO, replace(TRIO, threshold=1, fifo=True))

@@ -14,7 +14,7 @@ from quorumfs.storage import FileStorage
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 10.0
+LOOK_S = 5.0
 """How often (seconds) each path is looked at."""
 
 

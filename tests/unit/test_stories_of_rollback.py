@@ -99,4 +99,4 @@ STORIES = [
 
 @pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
 def test_it_ends_well(script: Script, setup: Setup) -> None:
-    assert [told(script, setup, seed) for seed in range(4)] == [None] * 4
+    assert [told(script, setup, seed) for seed in range(2)] == [None] * 2

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import trio
+from support.simulation.guest import BrokenError
 from support.simulation.runner import Setup
 from support.simulation.storage import Effect, Fault
 from support.simulation.story import (
@@ -138,7 +139,37 @@ async def resynced_from_one_that_lost_all(story: Story) -> None:
     await story.ends_well()
 
 
+async def resynced_from_one_that_cannot_sync(story: Story) -> None:
+    """As long as that lasts the third one is not given the same again and again."""
+    async with story.mounted() as guest:
+        story.fail(2, CHANGES, Fault(error=errno.EIO))
+        for at in EXTENTS[:4]:
+            await guest.write(at, EXTENT)
+        story.world.kill()
+    story.mend(2)
+    story.world.detach(1)
+    reads = 0
+
+    def cannot_sync(operation: Operation) -> Fault | None:
+        nonlocal reads
+        reads += operation.kind is Kind.READ
+        wrong = operation.kind is Kind.SYNC
+        return Fault(error=errno.EIO, effect=Effect.ALL) if wrong else None
+
+    story.world.replicas[0].image_faults.script = cannot_sync
+    async with story.mounted() as guest:
+        await trio.sleep(60.0)
+        if reads > 1000:
+            raise BrokenError(f"read {reads} times in a minute, for nothing")
+        story.mend(0)
+        await guest.until(lambda: guest.mounted.members == [0, 2])
+        story.world.attach(1)
+        await guest.converged()
+    await story.ends_well()
+
+
 STORIES = [
+    (resynced_from_one_that_cannot_sync, TRIO),
     (resynced_from_one_that_lost_all, TRIO),
     (resynced_from_one_that_lost_all, replace(TRIO, fifo=True)),
     *[

@@ -4,6 +4,8 @@ An extent is marked, durably, before the first write to it (R1), and that write 
 that writes all over a large disk do not wait each, the more extents were found without a mark
 lately, the more are marked at a time: aligned *spans* of a power of two of extents. Spans shrink
 again when marks are cleared: after a crash whatever is marked has to be made equal.
+
+Ahead of who writes one extent after the other as many are marked as were written to just before.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,9 +13,12 @@ from collections.abc import Callable, Iterator
 SPAN_MAX = 1024
 """Extents in the largest span: 4 GiB of a disk up to 16 TiB."""
 
+AHEAD_MAX = 64
+"""Extents that are marked ahead of who writes one after the other: 256 MiB of such a disk."""
+
 MISSES_MAX = 256
 """After so many requests that had to wait for a mark, spans get twice as long. Where all that is in
-use has fewer extents than that (1 GiB, in one piece), nothing is marked that is not written to."""
+use has fewer extents than that (1 GiB, in one piece), no span is longer than one extent."""
 
 
 class Intents:
@@ -38,12 +43,15 @@ class Intents:
     def want(self, extents: range, may_mark: Callable[[range], bool]) -> range | None:
         """Note that *extents* are to be marked; returns what becomes wanted by it, if anything.
 
-        *may_mark*: whether a span around them may be marked that nobody asked for.
+        *may_mark*: whether a span may be marked of which nobody asked for more than *extents*.
         """
         known = (span.start <= extents.start and extents.stop <= span.stop for span in self.wanted)
         if self.cover(extents) or any(known):
             return None
-        span = range(self._span_of(extents[0]).start, self._span_of(extents[-1]).stop)
+        start = max(0, extents.start - AHEAD_MAX)
+        just_before = extents.start - max(start, self.touched.rfind(0, start, extents.start) + 1)
+        ahead = min(extents.stop + just_before, len(self.marked))
+        span = range(self._span_of(extents[0]).start, max(self._span_of(extents[-1]).stop, ahead))
         if not may_mark(span):
             span = extents
         self.wanted.append(span)

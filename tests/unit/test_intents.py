@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quorumfs.metadata import intents as module
-from quorumfs.metadata.intents import SPAN_MAX, Intents
+from quorumfs.metadata.intents import AHEAD_MAX, SPAN_MAX, Intents
 
 COUNT = 300
 
@@ -85,6 +85,33 @@ def test_writes_all_over_a_large_disk_soon_find_it_marked() -> None:
     step = 514_229  # coprime to the count: every extent once, in a scattered order
     waits = sum(mark(intents, range(e, e + 1)) for e in (n * step % count for n in range(count)))
     assert waits <= count // SPAN_MAX + 4 * SPAN_MAX.bit_length()
+
+
+def test_who_writes_from_one_end_to_the_other_rarely_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And never is more marked ahead than was written to, in one piece, before."""
+    monkeypatch.setattr(module, "MISSES_MAX", 256)  # spans shall stay short
+    count = 40 * AHEAD_MAX
+    intents = Intents(count)
+    waits = 0
+    for extent in range(count):
+        waits += mark(intents, range(extent, extent + 1))
+        intents.touched[extent] = 1
+        ahead = sum(intents.marked) - (extent + 1)
+        assert ahead <= min(extent, AHEAD_MAX)
+    assert waits <= count // AHEAD_MAX + AHEAD_MAX.bit_length()
+
+
+def test_who_writes_anew_far_away_begins_with_one_extent() -> None:
+    intents = Intents(1000)
+    for extent in (10, 11, 12, 13, 500):
+        mark(intents, range(extent, extent + 1))
+        intents.touched[extent] = 1
+    assert [extent for extent in range(1000) if intents.marked[extent]] == [
+        *range(10, 17),
+        500,
+    ]
 
 
 def test_spans_get_short_again_in_calm_times() -> None:

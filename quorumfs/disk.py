@@ -18,7 +18,7 @@ from quorumfs.metadata import Choice, Metadata, Outcome, holders_of, succeeded
 from quorumfs.patterns import Fifo, Quorum, ReadPattern
 from quorumfs.rangelock import RangeLock
 from quorumfs.replica import Gathering, Replica
-from quorumfs.storage import Buffer, Bytes, FileStatus, Kind, Operation, TruncatedError
+from quorumfs.storage import NOW_MAX, Buffer, Bytes, FileStatus, Kind, Operation, TruncatedError
 from quorumfs.voting import BLOCK, middle_block, voted_error
 
 TICK_S = 0.5
@@ -33,9 +33,6 @@ ALLOCATION_MAX = 1 << 30
 
 HOLE_ROUNDS_MAX = 64
 """How often to look for a hole that all replicas share before giving up."""
-
-NOW_MAX = 1 << 20
-"""Bytes of a request that may be served without waiting: more would hold up others too long."""
 
 _ZEROS = bytes(1 << 20)  # the largest request
 

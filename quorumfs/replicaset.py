@@ -24,6 +24,7 @@ from quorumfs.assembly import (
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
+from quorumfs.filesystems import Locality
 from quorumfs.images import Image, Unanswered, open_again, open_images, open_set
 from quorumfs.metadata import Metadata
 from quorumfs.metadata.sidecars import Sidecars, signature
@@ -221,7 +222,7 @@ def _replica(index: int, one: Image | Found, options: MountOptions, plan: Plan |
     sidecar_size = file_size(plan.map)
     _lengthen(one.sidecar_fd, sidecar_size)
     image = _image_storage(one, plan.record.size, options)
-    sidecar = _sidecar_storage(one, sidecar_size)
+    sidecar = _sidecar_storage(one, sidecar_size, options)
     return Replica(index, one.path, image, timeout_s, sidecar=sidecar)
 
 
@@ -279,7 +280,8 @@ class _Reopener:
             image.close()
             raise UserError(found.problem or f"there is no {path_for(image.real_path)}")
         storage = _image_storage(image, self._sidecars.map.size, self._options)
-        return Returned(found, storage, _sidecar_storage(image, self._sidecar_size))
+        sidecar = _sidecar_storage(image, self._sidecar_size, self._options)
+        return Returned(found, storage, sidecar)
 
     def _open(self, replica: Replica) -> Image:
         """In a thread: whatever touches the files may hang."""
@@ -342,6 +344,12 @@ def _image_storage(image: Image, size: int, options: MountOptions) -> FileStorag
     return FileStorage(image.fd, size, name, locality=image.locality, inline=options.inline_io)
 
 
-def _sidecar_storage(image: Image, size: int) -> FileStorage:
+def _sidecar_storage(image: Image, size: int, options: MountOptions) -> FileStorage:
     assert image.sidecar_fd is not None
-    return FileStorage(image.sidecar_fd, size, f"{os.path.basename(image.path)} sidecar")
+    name = f"{os.path.basename(image.path)} sidecar"
+    where = image.locality
+    if where is not Locality.ELSEWHERE:
+        image_on, sidecar_on = (os.fstat(fd).st_dev for fd in (image.fd, image.sidecar_fd))
+        if image_on != sidecar_on:
+            where = Locality.ELSEWHERE  # the image is a mount point itself
+    return FileStorage(image.sidecar_fd, size, name, locality=where, inline=options.inline_io)

@@ -169,8 +169,12 @@ _ZEROS = bytes(1 << 20)
 _COPY_BUFFER = 256 << 10
 """Bytes copied at a time: small enough to stay in the processor's cache between the two calls."""
 
+NOW_MAX = 1 << 20
+"""Bytes that may be written, or read for a guest, in the trio thread: more would hold up others too
+long."""
+
 CHEAP_MAX = 64 << 10
-"""Bytes that are rather copied in the trio thread than handed to another one."""
+"""Bytes that are rather read in the trio thread, and copied there, than by another one."""
 
 DOUBTS = 64
 """After a read of what was not cached, so many have to be of what is before it is expected."""
@@ -366,6 +370,11 @@ class FileStorage:
         self._promptness.took(now - began, now, waited=waited)
 
     def submit(self, operation: Operation, done: Done) -> None:
+        # Small writes come here because of another replica, or because a mark had to be awaited.
+        small = operation.kind is Kind.WRITE and operation.length <= NOW_MAX
+        if small and self.prompt and self.write_now(operation.offset, operation.data):
+            done(operation, 0, None)
+            return
         if self._lost is not None and operation.kind in _TELLING:
             # The same write as a rule. It is not tried again: where writes are synchronous the
             # error may be that of an earlier one, told once, and what that wrote is lost.

@@ -17,7 +17,7 @@ from support.faultfs import FaultFS
 from quorumfs import storage
 from quorumfs.filesystems import Locality, locality
 from quorumfs.promptness import PROMPT_NS, REST_NS, TOO_LONG_NS, WATCHED_NS, Promptness
-from quorumfs.storage import CHEAP_MAX, DOUBTS, FileStorage, Kind, Operation, Value
+from quorumfs.storage import CHEAP_MAX, DOUBTS, NOW_MAX, FileStorage, Kind, Operation, Value
 
 SIZE = 1 << 20
 FIRST, LONGEST = REST_NS
@@ -233,10 +233,33 @@ def test_an_error_of_a_write_is_told_and_not_tried_away(
     with_storage(image, test)
 
 
+def test_a_write_that_fails_here_is_not_tried_again_by_a_thread(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R4: the second might succeed, and the page that the error was of is lost."""
+    tried: list[None] = []
+
+    def fails(*_: object) -> int:
+        tried.append(None)
+        raise OSError(errno.EIO, "of an earlier page")
+
+    def test(file: FileStorage) -> None:
+        with monkeypatch.context() as context:
+            context.setattr(os, "pwrite", fails)
+            error = outcome_of(file, Kind.WRITE)
+        assert error is not None
+        assert error.errno == errno.EIO
+        assert len(tried) == 1
+        assert outcome_of(file, Kind.WRITE) is None, "it was told once"
+
+    with_storage(image, test)
+
+
 def test_what_is_cheap_needs_no_thread_because_another_replica_does(image: Path) -> None:
     def at_once(file: FileStorage, length: int, kind: Kind = Kind.READ) -> Value | None:
         told: list[Value] = []
-        file.submit(Operation(kind, 0, length), lambda _, value, __: told.append(value))
+        data = bytes(length if kind is Kind.WRITE else 0)
+        file.submit(Operation(kind, 0, length, data), lambda _, value, __: told.append(value))
         return told[0] if told else None
 
     content = image.read_bytes()
@@ -248,6 +271,8 @@ def test_what_is_cheap_needs_no_thread_because_another_replica_does(image: Path)
             assert at_once(file, CHEAP_MAX) == (content[:CHEAP_MAX] if inline else None)
             assert at_once(file, CHEAP_MAX + 1) is None
             assert (at_once(file, 0, Kind.STAT) is not None) is inline
+            assert (at_once(file, NOW_MAX, Kind.WRITE) is not None) is inline
+            assert at_once(file, NOW_MAX + 1, Kind.WRITE) is None
             await trio.testing.wait_all_tasks_blocked(0.05)
             await file.close()
 

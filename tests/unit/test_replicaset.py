@@ -1,8 +1,10 @@
 """The replicas' files opened: which ones are used, and which are left as they are."""
 
 import os
+import tempfile
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
@@ -20,7 +22,7 @@ from quorumfs.metadata.sidecars import Sidecars, signature
 from quorumfs.options import parse_options
 from quorumfs.repair.comeback import Returned
 from quorumfs.replica import Replica
-from quorumfs.replicaset import _Reopener, open_replica_set
+from quorumfs.replicaset import _Reopener, _sidecar_storage, open_replica_set
 from quorumfs.sidecar import path_for
 from quorumfs.sidecarfile import holder
 
@@ -36,6 +38,25 @@ def make_set(directory: Path, count: int) -> list[str]:
     paths = [str(directory / f"{letter}.img") for letter in "abc"[:count]]
     create_empty(paths, SIZE, None)
     return paths
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_sidecar_is_trusted_to_be_prompt_only_where_its_image_is(
+    elsewhere: bool, tmp_path: Path
+) -> None:
+    """Where an image is a mount point itself, what is beside it may be on any file system."""
+
+    async def run() -> None:
+        (path,) = make_set(tmp_path, 1)
+        image = open_again(path)
+        with tempfile.TemporaryFile(dir="/dev/shm" if elsewhere else tmp_path) as file:
+            beside = replace(image, sidecar_fd=os.dup(file.fileno()))
+            sidecar = _sidecar_storage(beside, 0, OPTIONS)
+            assert sidecar.prompt is not elsewhere
+            await sidecar.close()
+        image.close()
+
+    trio.run(run)
 
 
 @pytest.mark.parametrize("size", [4096, 1, 0])

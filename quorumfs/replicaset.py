@@ -222,7 +222,7 @@ def _replica(index: int, one: Image | Found, options: MountOptions, plan: Plan |
     sidecar_size = file_size(plan.map)
     _lengthen(one.sidecar_fd, sidecar_size)
     image = _image_storage(one, plan.record.size, options)
-    sidecar = _sidecar_storage(one, sidecar_size, options)
+    sidecar = _sidecar_storage(one, image, sidecar_size, options)
     return Replica(index, one.path, image, timeout_s, sidecar=sidecar)
 
 
@@ -280,7 +280,7 @@ class _Reopener:
             image.close()
             raise UserError(found.problem or f"there is no {path_for(image.real_path)}")
         storage = _image_storage(image, self._sidecars.map.size, self._options)
-        sidecar = _sidecar_storage(image, self._sidecar_size, self._options)
+        sidecar = _sidecar_storage(image, storage, self._sidecar_size, self._options)
         return Returned(found, storage, sidecar)
 
     def _open(self, replica: Replica) -> Image:
@@ -344,12 +344,14 @@ def _image_storage(image: Image, size: int, options: MountOptions) -> FileStorag
     return FileStorage(image.fd, size, name, locality=image.locality, inline=options.inline_io)
 
 
-def _sidecar_storage(image: Image, size: int, options: MountOptions) -> FileStorage:
-    assert image.sidecar_fd is not None
+def _sidecar_storage(
+    image: Image, storage: FileStorage, size: int, options: MountOptions
+) -> FileStorage:
+    """*storage* is that of the image."""
+    fd = image.sidecar_fd
+    assert fd is not None
     name = f"{os.path.basename(image.path)} sidecar"
     where = image.locality
-    if where is not Locality.ELSEWHERE:
-        image_on, sidecar_on = (os.fstat(fd).st_dev for fd in (image.fd, image.sidecar_fd))
-        if image_on != sidecar_on:
-            where = Locality.ELSEWHERE  # the image is a mount point itself
-    return FileStorage(image.sidecar_fd, size, name, locality=where, inline=options.inline_io)
+    if where is not Locality.ELSEWHERE and os.fstat(fd).st_dev != os.fstat(image.fd).st_dev:
+        where = Locality.ELSEWHERE  # the image is a mount point itself
+    return FileStorage(fd, size, name, locality=where, inline=options.inline_io, beside=storage)

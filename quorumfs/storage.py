@@ -261,11 +261,13 @@ class FileStorage:
         *,
         locality: Locality = Locality.ELSEWHERE,
         inline: bool = False,
+        beside: "FileStorage | None" = None,
     ) -> None:
         """Take over the open *fd* of an image of *size* bytes; *name* is for thread names.
 
         *locality*: where its file system has its data.
         *inline*: whether anything may be done in the calling thread at all.
+        *beside*: a file of the same device: this one is not prompt while that one is not.
         """
         self._fd = fd
         self._local = locality is not Locality.ELSEWHERE
@@ -274,6 +276,7 @@ class FileStorage:
         self._file = os.fstat(fd) if self._local else None
         """By which it is told from others; elsewhere numbers of files may change."""
         self._promptness = Promptness()
+        self._beside = beside
         self._inline = inline and self._local
         self._in_memory = inline and locality is Locality.MEMORY
         self._cache_answers = self._inline and _cache_answers(fd)
@@ -315,6 +318,8 @@ class FileStorage:
             promptness.look_again(perf_counter_ns())
         if self._in_flight and perf_counter_ns() - self._progress_at > TOO_LONG_NS:
             return False  # a thread waits long for it: so might we
+        if self._beside is not None and not self._beside.prompt:
+            return False
         return self._inline and promptness.trusted
 
     def read_now(self, offset: int, length: int) -> Bytes | None:

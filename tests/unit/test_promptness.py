@@ -332,13 +332,18 @@ def test_while_a_thread_waits_long_nobody_else_does(
         done = trio.Event()
         fd = os.open(image, os.O_RDWR)
         file = FileStorage(fd, SIZE, "a", locality=Locality.HERE, inline=True)
+        beside = FileStorage(
+            os.dup(fd), SIZE, "b", locality=Locality.HERE, inline=True, beside=file
+        )
         file.submit(Operation(Kind.SYNC), lambda *_: done.set())
         await trio.to_thread.run_sync(entered.wait)
         await trio.sleep(2 * TOO_LONG_NS / 1e9)
-        while_it_hangs = file.prompt
+        while_it_hangs = file.prompt, beside.prompt
         release.set()
         await done.wait()
-        assert (while_it_hangs, file.prompt) == (False, True)
+        assert while_it_hangs == (False, False)
+        assert (file.prompt, beside.prompt) == (True, True)
+        await beside.close()
         await file.close()
 
     monkeypatch.setattr(os, "fdatasync", hang)

@@ -22,7 +22,7 @@ from quorumfs.metadata.sidecars import Sidecars, signature
 from quorumfs.options import parse_options
 from quorumfs.repair.comeback import Returned
 from quorumfs.replica import Replica
-from quorumfs.replicaset import _Reopener, _sidecar_storage, open_replica_set
+from quorumfs.replicaset import _image_storage, _Reopener, _sidecar_storage, open_replica_set
 from quorumfs.sidecar import path_for
 from quorumfs.sidecarfile import holder
 
@@ -51,10 +51,11 @@ def test_a_sidecar_is_trusted_to_be_prompt_only_where_its_image_is(
         image = open_again(path)
         with tempfile.TemporaryFile(dir="/dev/shm" if elsewhere else tmp_path) as file:
             beside = replace(image, sidecar_fd=os.dup(file.fileno()))
-            sidecar = _sidecar_storage(beside, 0, OPTIONS)
+            storage = _image_storage(image, SIZE, OPTIONS)
+            sidecar = _sidecar_storage(beside, storage, 0, OPTIONS)
             assert sidecar.prompt is not elsewhere
             await sidecar.close()
-        image.close()
+            await storage.close()
 
     trio.run(run)
 

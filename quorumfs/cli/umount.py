@@ -46,15 +46,16 @@ def _wait_for(daemon: int, pid: int | None, mountpoint: str, owner: int) -> None
     """Wait until the daemon has ended, or has done all that it can do for that."""
     waiting = select.poll()
     waiting.register(daemon, select.POLLIN)
-    syncing = False
+    told = False
     while not waiting.poll(PATIENCE_S * 1000):
         if runtime.daemon_pid(mountpoint, owner) != pid:  # it let go of the mount point: at its end
-            click.echo(
-                f"pid {pid} has finished, but cannot end before a file system that does not answer "
-                "does: the replica there stays locked until then",
-                err=True,
-            )
+            if not waiting.poll(PATIENCE_S * 1000):
+                click.echo(
+                    f"pid {pid} has finished, but cannot end before a file system that does not "
+                    "answer does: the replica there stays locked until then",
+                    err=True,
+                )
             return
-        if not syncing:
+        if not told:
             click.echo(f"waiting for pid {pid} to sync the replicas of {mountpoint}", err=True)
-        syncing = True
+        told = True

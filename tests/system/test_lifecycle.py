@@ -172,10 +172,10 @@ def test_umount_tells_of_a_long_wait(
 ) -> None:
     """Who waits longer than some seconds is told for what, and is let go when it is done."""
     module = importlib.import_module("quorumfs.cli.umount")
-    monkeypatch.setattr(module, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(module, "PATIENCE_S", 1.0)
     quorumfs("mount", slow.path("a.img"), mountpoint)
     (pid,) = processes_of(mountpoint)
-    slow.inject("a.img", "fsync", delay=3, count=1)
+    slow.inject("a.img", "fsync", delay=5, count=1)
     done = CliRunner().invoke(module.umount, [str(mountpoint)])
     assert done.exit_code == 0
     assert done.stderr == f"waiting for pid {pid} to sync the replicas of {mountpoint}\n"

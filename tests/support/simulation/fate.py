@@ -504,6 +504,7 @@ class Fate:
 
     async def _all_are_full(self) -> None:
         """All fail alike: nobody is to blame."""
+        await self._do(self._guest.flush)  # one under way may yet fail, for what was before
         members = self._mounted.members
 
         def full(operation: Operation) -> Fault | None:

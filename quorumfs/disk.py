@@ -18,7 +18,7 @@ from quorumfs.metadata import Choice, Metadata, Outcome, holders_of, succeeded
 from quorumfs.patterns import Fifo, Quorum, ReadPattern
 from quorumfs.rangelock import RangeLock
 from quorumfs.replica import Gathering, Replica
-from quorumfs.storage import NOW_MAX, Buffer, Bytes, FileStatus, Kind, Operation, TruncatedError
+from quorumfs.storage import Buffer, Bytes, FileStatus, Kind, Operation, TruncatedError
 from quorumfs.voting import BLOCK, middle_block, voted_error
 
 TICK_S = 0.5
@@ -33,6 +33,9 @@ ALLOCATION_MAX = 1 << 30
 
 HOLE_ROUNDS_MAX = 64
 """How often to look for a hole that all replicas share before giving up."""
+
+NOW_MAX = 1 << 20
+"""Bytes of a request that may be served without waiting: more would hold up others too long."""
 
 _ZEROS = bytes(1 << 20)  # the largest request
 
@@ -154,8 +157,13 @@ class Disk:
             data = data[:length]
         if self._zero_kind is not None and self._to_be_zeros(offset, data):
             await self._change(self._zero_kind, offset, length)
-        else:
-            await self._change(Kind.WRITE, offset, length, data)
+            return length
+        metadata = self.metadata
+        if not metadata.prepared(offset, length) and not metadata.unverified(offset, length):
+            await metadata.prepare(offset, length, ahead=True)
+            if self.write_now(offset, data):  # nothing else was in the way
+                return length
+        await self._change(Kind.WRITE, offset, length, data)
         return length
 
     def _read_now(self, offset: int, length: int) -> Bytes | None:
@@ -247,7 +255,7 @@ class Disk:
         claim = await self.locks.acquire(offset, offset + length, exclusive=True)
         try:
             if not metadata.prepared(offset, length):
-                await metadata.prepare(offset, length)
+                await metadata.prepare(offset, length, ahead=True)
             claim.changes = ((offset, offset + length),)
             receivers = metadata.begin(offset, length)
             outcomes = await self.ask(receivers, kind, self.threshold, offset, length, data)

@@ -55,6 +55,8 @@ class Image:
     locality: Locality
     sidecar_fd: int | None = None
     sidecar: Sidecar | None = None
+    sidecar_locality: Locality = Locality.ELSEWHERE
+    """Not that of the image where the image is a mount point itself."""
     problem: str | None = None
     """Why its sidecar cannot be read."""
 
@@ -257,12 +259,13 @@ def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
     if fd is None:
         return image
     stack.callback(os.close, fd)
+    image = replace(image, sidecar_fd=fd, sidecar_locality=locality(fd))
     try:
-        return replace(image, sidecar_fd=fd, sidecar=read_sidecar(fd))
+        return replace(image, sidecar=read_sidecar(fd))
     except UnknownVersionError as error:
         raise UserError(f"{place}: {error}; it was left as it is") from None
     except FormatError as error:
-        return replace(image, sidecar_fd=fd, problem=str(error))
+        return replace(image, problem=str(error))
     except OSError as error:
         # Nothing is known of it yet: it is away, and looked at again, like one without an image.
         raise OSError(error.errno, f"{place}: {error.strerror}") from None

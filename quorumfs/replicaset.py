@@ -24,7 +24,7 @@ from quorumfs.assembly import (
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
-from quorumfs.filesystems import Locality
+from quorumfs.filesystems import locality
 from quorumfs.images import Image, Unanswered, open_again, open_images, open_set
 from quorumfs.metadata import Metadata
 from quorumfs.metadata.sidecars import Sidecars, signature
@@ -198,7 +198,8 @@ def _create_sidecars(images: Sequence[Image], plan: Plan, undo: ExitStack) -> li
             # The file system may show one directory twice under different device numbers.
             raise UserError(f"{image.path} and another replica are the same file") from None
         assert fd is not None
-        adopted.append(replace(image, sidecar_fd=fd, sidecar=sidecar))
+        where = locality(fd)
+        adopted.append(replace(image, sidecar_fd=fd, sidecar=sidecar, sidecar_locality=where))
     for image, role in zip(images, roles, strict=True):
         fd = os.open(path_for(image.real_path), os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -348,10 +349,13 @@ def _sidecar_storage(
     image: Image, storage: FileStorage, size: int, options: MountOptions
 ) -> FileStorage:
     """*storage* is that of the image."""
-    fd = image.sidecar_fd
-    assert fd is not None
-    name = f"{os.path.basename(image.path)} sidecar"
-    where = image.locality
-    if where is not Locality.ELSEWHERE and os.fstat(fd).st_dev != os.fstat(image.fd).st_dev:
-        where = Locality.ELSEWHERE  # the image is a mount point itself
-    return FileStorage(fd, size, name, locality=where, inline=options.inline_io, beside=storage)
+    assert image.sidecar_fd is not None
+    return FileStorage(
+        image.sidecar_fd,
+        size,
+        f"{os.path.basename(image.path)} sidecar",
+        locality=image.sidecar_locality,
+        inline=options.inline_io,
+        promptness=storage.promptness,
+        eager=True,
+    )

@@ -80,9 +80,10 @@ class Metadata(Protocol):
     def prepared(self, offset: int, length: int) -> bool:
         """Whether a change of these bytes may begin at once."""
 
-    async def prepare(self, offset: int, length: int) -> None:
+    async def prepare(self, offset: int, length: int, *, ahead: bool = False) -> None:
         """Make sure that a change of these bytes is not forgotten should we die in it (R1).
 
+        *ahead*: and one of those behind them, if it is likely to follow.
         Raises `OSError` if fewer than the threshold can remember it.
         """
 

@@ -40,20 +40,26 @@ class Intents:
         """Whether all *extents* are marked."""
         return self.marked.find(0, extents.start, extents.stop) < 0
 
-    def want(self, extents: range, may_mark: Callable[[range], bool]) -> range | None:
+    def want(
+        self, extents: range, may_mark: Callable[[range], bool], *, ahead: bool
+    ) -> range | None:
         """Note that *extents* are to be marked; returns what becomes wanted by it, if anything.
 
         *may_mark*: whether a span may be marked of which nobody asked for more than *extents*.
+        *ahead*: whether those that follow are likely to be wanted next.
         """
         known = (span.start <= extents.start and extents.stop <= span.stop for span in self.wanted)
         if self.cover(extents) or any(known):
             return None
-        start = max(0, extents.start - AHEAD_MAX)
-        just_before = extents.start - max(start, self.touched.rfind(0, start, extents.start) + 1)
-        ahead = min(extents.stop + just_before, len(self.marked))
-        span = range(self._span_of(extents[0]).start, max(self._span_of(extents[-1]).stop, ahead))
-        if not may_mark(span):
-            span = extents
+        aligned = range(self._span_of(extents[0]).start, self._span_of(extents[-1]).stop)
+        longer = aligned
+        if ahead:
+            start = max(0, extents.start - AHEAD_MAX)
+            untouched = self.touched.rfind(0, start, extents.start)
+            just_before = extents.start - max(start, untouched + 1)
+            stop = min(extents.stop + just_before, len(self.marked))
+            longer = range(aligned.start, max(aligned.stop, stop))
+        span = next((span for span in (longer, aligned) if may_mark(span)), extents)
         self.wanted.append(span)
         self._misses += 1
         if self._misses >= MISSES_MAX:

@@ -186,13 +186,13 @@ class Sidecars:
         chunks = self.map.chunks(offset, length)
         return self._compared.overlaps(chunks.start, chunks.stop)
 
-    async def prepare(self, offset: int, length: int) -> None:
+    async def prepare(self, offset: int, length: int, *, ahead: bool = False) -> None:
         extents = self.map.extents(offset, length)
         while not self.prepared(offset, length):
             await self.open()
             if not self._recorded:
                 raise OSError(errno.EIO, "too few replicas are current")
-            if span := self._intents.want(extents, self._may_mark):
+            if span := self._intents.want(extents, self._may_mark, ahead=ahead):
                 self._marks.add(INTENT, self.map.extent_chunks(span))
             await self._write_map()
 

@@ -141,7 +141,7 @@ class Volatile:
     def prepared(self, offset: int, length: int) -> bool:
         return True
 
-    async def prepare(self, offset: int, length: int) -> None:
+    async def prepare(self, offset: int, length: int, *, ahead: bool = False) -> None:
         """Nothing outlives the process, so there is nothing to prepare."""
 
     def begin(self, offset: int, length: int) -> Sequence[Replica]:

@@ -1,6 +1,7 @@
 """Sets with sidecars, and what befalls them: kills, absences, full disks, time apart."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from quorumfs.sidecar import path_for
 from support.command import PATIENCE_S, is_alive, one_line, wait_until
 from support.mounting import Mounted, quorumfs
 
+FIFREEZE, FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
 MIB = 1 << 20
 BLOCK = 4096
 CHUNK = 64 << 10
@@ -217,6 +219,20 @@ class Ext4:
     def mount(self) -> None:
         """Have it there."""
         subprocess.run(["mount", "-o", "loop", self.device, self.mountpoint], check=True)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have whoever writes to it wait, until the end.
+
+        Without a process: if the mount hangs with it, none could be started by who has it open.
+        """
+        directory = os.open(self.mountpoint, os.O_RDONLY)
+        fcntl.ioctl(directory, FIFREEZE)
+        try:
+            yield
+        finally:
+            fcntl.ioctl(directory, FITHAW)
+            os.close(directory)
 
     def unmount(self, *options: str) -> None:
         """Take it away; what is open on it stays usable after a lazy unmount."""

@@ -4,12 +4,14 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 
 import pytest
-from support.command import one_line, processes_of, quorumfs_in_background, wait_until
+from support.command import PATIENCE_S, one_line, processes_of, quorumfs_in_background, wait_until
 from support.faultfs import FaultFS
 from support.mounting import quorumfs
 from support.sets import (
+    Ext4,
     SetMount,
     create,
     named,
@@ -58,6 +60,22 @@ def test_a_mount_goes_on_without_who_does_not_answer(
         store.cont()
         disk.wait_healthy()
     assert same(images)
+
+
+def test_a_set_that_rested_while_its_device_froze_goes_on(tmp_path: Path) -> None:
+    """A local one, that was prompt until then: the first write has a mark to make, in a thread."""
+    with Ext4(tmp_path) as device:
+        images = create([device.mountpoint / "a.img", *named(tmp_path, 2)])
+        with SetMount(images, tmp_path, "replica-timeout=2s") as disk:
+            disk.wait_healthy()
+            writer = Thread(target=write, args=(disk, b"w"))
+            with device.frozen():
+                writer.start()
+                writer.join(PATIENCE_S)
+                assert not writer.is_alive()
+                assert disk.states() == ["missing", "current", "current"]
+            disk.wait_healthy()
+        assert same(images)
 
 
 def test_a_refused_mount_leaves_what_hangs_alone(

@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter_ns
 from typing import Any
 
 import pytest
@@ -16,8 +17,8 @@ from support.faultfs import FaultFS
 
 from quorumfs import storage
 from quorumfs.filesystems import Locality, locality
-from quorumfs.promptness import PROMPT_NS, REST_NS, TOO_LONG_NS, WATCHED_NS, Promptness
-from quorumfs.storage import CHEAP_MAX, DOUBTS, NOW_MAX, FileStorage, Kind, Operation, Value
+from quorumfs.promptness import LATELY_NS, PROMPT_NS, REST_NS, TOO_LONG_NS, WATCHED_NS, Promptness
+from quorumfs.storage import CHEAP_MAX, DOUBTS, FileStorage, Kind, Operation, Value
 
 SIZE = 1 << 20
 FIRST, LONGEST = REST_NS
@@ -125,7 +126,7 @@ def test_whoever_is_distrusted_is_looked_at_again(image: Path) -> None:
     """Also when a thread was amid saying so while the loop looked."""
 
     def test(file: FileStorage) -> None:
-        file._promptness.trusted = file._promptness.watched = False
+        file.promptness.trusted = file.promptness.watched = False
         assert file.prompt
 
     with_storage(image, test)
@@ -233,33 +234,10 @@ def test_an_error_of_a_write_is_told_and_not_tried_away(
     with_storage(image, test)
 
 
-def test_a_write_that_fails_here_is_not_tried_again_by_a_thread(
-    image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """R4: the second might succeed, and the page that the error was of is lost."""
-    tried: list[None] = []
-
-    def fails(*_: object) -> int:
-        tried.append(None)
-        raise OSError(errno.EIO, "of an earlier page")
-
-    def test(file: FileStorage) -> None:
-        with monkeypatch.context() as context:
-            context.setattr(os, "pwrite", fails)
-            error = outcome_of(file, Kind.WRITE)
-        assert error is not None
-        assert error.errno == errno.EIO
-        assert len(tried) == 1
-        assert outcome_of(file, Kind.WRITE) is None, "it was told once"
-
-    with_storage(image, test)
-
-
 def test_what_is_cheap_needs_no_thread_because_another_replica_does(image: Path) -> None:
     def at_once(file: FileStorage, length: int, kind: Kind = Kind.READ) -> Value | None:
         told: list[Value] = []
-        data = bytes(length if kind is Kind.WRITE else 0)
-        file.submit(Operation(kind, 0, length, data), lambda _, value, __: told.append(value))
+        file.submit(Operation(kind, 0, length), lambda _, value, __: told.append(value))
         return told[0] if told else None
 
     content = image.read_bytes()
@@ -271,10 +249,79 @@ def test_what_is_cheap_needs_no_thread_because_another_replica_does(image: Path)
             assert at_once(file, CHEAP_MAX) == (content[:CHEAP_MAX] if inline else None)
             assert at_once(file, CHEAP_MAX + 1) is None
             assert (at_once(file, 0, Kind.STAT) is not None) is inline
-            assert (at_once(file, NOW_MAX, Kind.WRITE) is not None) is inline
-            assert at_once(file, NOW_MAX + 1, Kind.WRITE) is None
             await trio.testing.wait_all_tasks_blocked(0.05)
             await file.close()
+
+    trio.run(run)
+
+
+def eager_storage(path: Path, beside: FileStorage | None = None) -> FileStorage:
+    """A file that small writes which are submitted may be done to at once."""
+    promptness = None if beside is None else beside.promptness
+    return FileStorage(
+        os.open(path, os.O_RDWR),
+        SIZE,
+        "eager",
+        locality=Locality.HERE,
+        inline=True,
+        promptness=promptness,
+        eager=True,
+    )
+
+
+def outcome_at_once(file: FileStorage, length: int = 4) -> list[OSError | None]:
+    """How a write ended, if it did."""
+    told: list[OSError | None] = []
+    operation = Operation(Kind.WRITE, 4096, length, b"e" * length)
+    file.submit(operation, lambda _, __, error: told.append(error))
+    return told
+
+
+def test_small_writes_need_no_thread_where_one_comes_soon_after_another(image: Path) -> None:
+    """Only then: the first after a pause may be the one that finds the device frozen."""
+
+    async def run() -> None:
+        async def later(told: list[OSError | None]) -> None:
+            assert not told
+            while not told:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+
+        file = eager_storage(image)
+        await later(outcome_at_once(file))
+        assert outcome_at_once(file) == outcome_at_once(file, CHEAP_MAX) == [None]
+        await later(outcome_at_once(file, CHEAP_MAX + 1))
+        file.promptness.wrote_at -= LATELY_NS
+        done = trio.Event()
+        file.submit(Operation(Kind.SYNC), lambda *_: done.set())
+        await done.wait()
+        await later(outcome_at_once(file))  # a sync says nothing: it may need no device
+        await file.close()
+
+    trio.run(run)
+    assert image.read_bytes()[4096 : 4096 + CHEAP_MAX + 1] == b"e" * (CHEAP_MAX + 1)
+
+
+def test_a_write_that_fails_at_once_is_not_tried_again_by_a_thread(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R4: the second might succeed, and the page that the error was of is lost."""
+    tried: list[None] = []
+
+    def fails(*_: object) -> int:
+        tried.append(None)
+        raise OSError(errno.EIO, "of an earlier page")
+
+    async def run() -> None:
+        file = eager_storage(image)
+        file.promptness.wrote_at = perf_counter_ns()
+        with monkeypatch.context() as context:
+            context.setattr(os, "pwrite", fails)
+            (error,) = outcome_at_once(file)
+        assert error is not None
+        assert error.errno == errno.EIO
+        assert len(tried) == 1
+        assert outcome_at_once(file) == [None], "it was told once"
+        await file.close()
 
     trio.run(run)
 
@@ -318,10 +365,11 @@ def test_a_truncated_image_is_neither_read_nor_made_long_again(image: Path) -> N
     assert image.stat().st_size == 8192
 
 
+@pytest.mark.parametrize("hangs", [0, 1])
 def test_while_a_thread_waits_long_nobody_else_does(
-    image: Path, monkeypatch: pytest.MonkeyPatch
+    hangs: int, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device that hangs is met first by whoever syncs."""
+    """A device that hangs is met first by whoever syncs: an image, or its sidecar."""
     entered, release = threading.Event(), threading.Event()
 
     def hang(_: int) -> None:
@@ -332,10 +380,8 @@ def test_while_a_thread_waits_long_nobody_else_does(
         done = trio.Event()
         fd = os.open(image, os.O_RDWR)
         file = FileStorage(fd, SIZE, "a", locality=Locality.HERE, inline=True)
-        beside = FileStorage(
-            os.dup(fd), SIZE, "b", locality=Locality.HERE, inline=True, beside=file
-        )
-        file.submit(Operation(Kind.SYNC), lambda *_: done.set())
+        beside = eager_storage(image, file)
+        (file, beside)[hangs].submit(Operation(Kind.SYNC), lambda *_: done.set())
         await trio.to_thread.run_sync(entered.wait)
         await trio.sleep(2 * TOO_LONG_NS / 1e9)
         while_it_hangs = file.prompt, beside.prompt

@@ -1,12 +1,12 @@
 """The replicas' files opened: which ones are used, and which are left as they are."""
 
 import os
-import tempfile
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from time import perf_counter_ns
 
 import pytest
 import trio
@@ -17,9 +17,11 @@ from quorumfs.administration import create_empty
 from quorumfs.assembly import State
 from quorumfs.control.events import EventLog
 from quorumfs.errors import UserError
+from quorumfs.filesystems import Locality
 from quorumfs.images import Image, open_again
 from quorumfs.metadata.sidecars import Sidecars, signature
 from quorumfs.options import parse_options
+from quorumfs.promptness import TOO_LONG_NS
 from quorumfs.repair.comeback import Returned
 from quorumfs.replica import Replica
 from quorumfs.replicaset import _image_storage, _Reopener, _sidecar_storage, open_replica_set
@@ -41,21 +43,22 @@ def make_set(directory: Path, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_a_sidecar_is_trusted_to_be_prompt_only_where_its_image_is(
-    elsewhere: bool, tmp_path: Path
-) -> None:
+def test_who_is_waited_for_with_a_sidecar(elsewhere: bool, tmp_path: Path) -> None:
     """Where an image is a mount point itself, what is beside it may be on any file system."""
 
     async def run() -> None:
         (path,) = make_set(tmp_path, 1)
         image = open_again(path)
-        with tempfile.TemporaryFile(dir="/dev/shm" if elsewhere else tmp_path) as file:
-            beside = replace(image, sidecar_fd=os.dup(file.fileno()))
-            storage = _image_storage(image, SIZE, OPTIONS)
-            sidecar = _sidecar_storage(beside, storage, 0, OPTIONS)
-            assert sidecar.prompt is not elsewhere
-            await sidecar.close()
-            await storage.close()
+        assert image.sidecar_locality is image.locality is not Locality.ELSEWHERE
+        if elsewhere:
+            image = replace(image, sidecar_locality=Locality.ELSEWHERE)
+        storage = _image_storage(image, SIZE, OPTIONS)
+        sidecar = _sidecar_storage(image, storage, 0, OPTIONS)
+        assert sidecar.prompt is not elsewhere
+        storage.promptness.took(TOO_LONG_NS + 1, perf_counter_ns(), waited=True)
+        assert not sidecar.prompt, "they are on one device"
+        await sidecar.close()
+        await storage.close()
 
     trio.run(run)
 

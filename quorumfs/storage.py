@@ -275,6 +275,7 @@ class FileStorage:
         self._file = os.fstat(fd) if self._local else None
         """By which it is told from others; elsewhere numbers of files may change."""
         self.promptness = promptness or Promptness()
+        """That of its device: who shares it is on the same one."""
         self._eager = eager
         self._inline = inline and self._local
         self._in_memory = inline and locality is Locality.MEMORY

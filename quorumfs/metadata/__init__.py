@@ -83,7 +83,7 @@ class Metadata(Protocol):
     async def prepare(self, offset: int, length: int, *, ahead: bool = False) -> None:
         """Make sure that a change of these bytes is not forgotten should we die in it (R1).
 
-        *ahead*: and one of those behind them, if it is likely to follow.
+        *ahead*: nor one of the bytes behind them, if that is likely to follow.
         Raises `OSError` if fewer than the threshold can remember it.
         """
 

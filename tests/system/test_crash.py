@@ -16,6 +16,7 @@ from support.faultfs import FaultFS
 from support.mounting import quorumfs
 from support.oracle import BLOCK, Oracle, Writers, content
 from support.sets import (
+    CHUNK,
     EXTENT,
     MIB,
     SetMount,
@@ -26,7 +27,10 @@ from support.sets import (
     same,
     seen,
     with_sidecars,
+    write,
 )
+
+from quorumfs.dirtymap import EXTENT as MAP_EXTENT
 
 FIFO = "read-pattern=fifo,vote-threshold=1"
 
@@ -92,6 +96,26 @@ def test_kills_in_a_row(replicas: int, options: str, kills: int, tmp_path: Path)
         assert sum(part["copied_bytes"] for part in status["replicas"]) <= replicas * 4 * EXTENT
         assert same(images)
     assert all(part["clean"] for part in examine(*images)["replicas"])
+
+
+def test_what_is_settled_does_not_grow_from_crash_to_crash(tmp_path: Path) -> None:
+    """Whoever settles writes one extent after the other, too; but nothing comes behind them."""
+    images = named(tmp_path, 2)
+    with images[0].open("wb") as file:
+        for _ in range(40):
+            file.write(b"x" * MAP_EXTENT)
+    quorumfs("create", "--source", images[0], "--vote-threshold=1", *images)
+    marked = []
+    for number in range(3):
+        with SetMount(images, tmp_path, FIFO) as disk:
+            disk.wait_healthy()
+            if number == 0:
+                for extent in [*reversed(range(8)), 8]:
+                    write(disk, b"w", extent * MAP_EXTENT // CHUNK)
+            disk.kill()
+        marked.append(examine(*images)["assembly"]["intent"]["bytes"])
+    assert 9 * MAP_EXTENT <= marked[0] <= 18 * MAP_EXTENT
+    assert marked == [marked[0]] * 3
 
 
 def test_what_was_read_while_it_was_being_settled_stays(tmp_path: Path) -> None:

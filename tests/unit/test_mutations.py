@@ -12,6 +12,7 @@ import errno
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 import pytest
 import trio
@@ -325,14 +326,19 @@ async def source_unreadable_amid_a_resync(story: Story) -> None:
 
 async def power_cut_after_a_resync(story: Story) -> None:
     """What was flushed beside it must be on the replica that others are settled from."""
+
+    def slow(operation: Operation) -> Fault | None:
+        return Fault(delay_s=0.2) if operation.kind is Kind.SYNC else None
+
     await left_behind(story, 0)
     for one in story.world.replicas:
         one.sidecar_faults.weather = Weather(delay_s=(0.2, 0.2))
+        one.image_faults.script = slow
     async with story.mounted() as guest:
         sidecars = guest.mounted.sidecars
+        places = cycle(EXTENTS)
         while guest.mounted.disk.replicas[0].role is not State.CURRENT:
-            for at in EXTENTS:
-                await guest.write(at)
+            await guest.write(next(places))
             if not sidecars._joining:  # from then on flushes go to it too
                 await guest.flush()
         await guest.until(lambda: sidecars.target is None)

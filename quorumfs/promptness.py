@@ -20,27 +20,18 @@ WATCHED_NS = 1_000_000_000
 REST_NS = (100_000_000, 10_000_000_000)
 """The first and the longest time (nanoseconds) for which a file is not trusted again."""
 
-LATELY_NS = 100_000_000
-"""How long (nanoseconds) after a write another one can be expected to take no longer."""
-
 FORGIVEN_AFTER = 10
 """A file that stayed prompt for this many times its last rest begins with the first rest anew."""
 
 
 @dataclass(slots=True)
 class Promptness:
-    """How prompt the files of one device have been; times are of one clock, in nanoseconds."""
+    """How prompt one file has been; times are of one monotonic clock, in nanoseconds."""
 
     trusted: bool = True
     """Whether it may be waited for in the trio thread."""
     watched: bool = False
     """Whether it is to be found out of each I/O if it waited, or only its thread did."""
-    in_flight: int = 0
-    """What other threads have been given to do and have not done."""
-    progress_at: int = 0
-    """When they were last given something after a pause, or did something."""
-    wrote_at: int = -LATELY_NS
-    """When a write last succeeded of which this was told."""
     _watched_until: int = 0
     _rests_until: int = 0
     _rest: int = 0
@@ -59,17 +50,6 @@ class Promptness:
             self._rests_until = now + self._rest  # anew, as long as it is no better
         self.watched = True
         self._watched_until = max(now, self._rests_until) + WATCHED_NS
-
-    def begins(self, now: int) -> None:
-        """Take note that another thread is given something to do."""
-        if not self.in_flight:
-            self.progress_at = now
-        self.in_flight += 1
-
-    def ends(self, now: int) -> None:
-        """Take note that another thread has done what it was given."""
-        self.in_flight -= 1
-        self.progress_at = now
 
     def look_again(self, now: int) -> None:
         """Trust it again if it has rested; watch it no longer if it was prompt for long enough."""

@@ -24,7 +24,7 @@ from quorumfs.assembly import (
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
-from quorumfs.filesystems import locality
+from quorumfs.filesystems import Locality, locality
 from quorumfs.images import Image, Unanswered, open_again, open_images, open_set
 from quorumfs.metadata import Metadata
 from quorumfs.metadata.sidecars import Sidecars, signature
@@ -223,7 +223,7 @@ def _replica(index: int, one: Image | Found, options: MountOptions, plan: Plan |
     sidecar_size = file_size(plan.map)
     _lengthen(one.sidecar_fd, sidecar_size)
     image = _image_storage(one, plan.record.size, options)
-    sidecar = _sidecar_storage(one, image, sidecar_size, options)
+    sidecar = _sidecar_storage(one, sidecar_size, options)
     return Replica(index, one.path, image, timeout_s, sidecar=sidecar)
 
 
@@ -281,7 +281,7 @@ class _Reopener:
             image.close()
             raise UserError(found.problem or f"there is no {path_for(image.real_path)}")
         storage = _image_storage(image, self._sidecars.map.size, self._options)
-        sidecar = _sidecar_storage(image, storage, self._sidecar_size, self._options)
+        sidecar = _sidecar_storage(image, self._sidecar_size, self._options)
         return Returned(found, storage, sidecar)
 
     def _open(self, replica: Replica) -> Image:
@@ -345,17 +345,9 @@ def _image_storage(image: Image, size: int, options: MountOptions) -> FileStorag
     return FileStorage(image.fd, size, name, locality=image.locality, inline=options.inline_io)
 
 
-def _sidecar_storage(
-    image: Image, storage: FileStorage, size: int, options: MountOptions
-) -> FileStorage:
-    """*storage* is that of the image."""
+def _sidecar_storage(image: Image, size: int, options: MountOptions) -> FileStorage:
     assert image.sidecar_fd is not None
-    return FileStorage(
-        image.sidecar_fd,
-        size,
-        f"{os.path.basename(image.path)} sidecar",
-        locality=image.sidecar_locality,
-        inline=options.inline_io,
-        promptness=storage.promptness,
-        eager=True,
-    )
+    name = f"{os.path.basename(image.path)} sidecar"
+    where = image.sidecar_locality
+    inline = options.inline_io and where is Locality.MEMORY  # a device may hang while all rest
+    return FileStorage(image.sidecar_fd, size, name, locality=where, inline=inline)

@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 import trio
 
 from quorumfs.filesystems import Locality
-from quorumfs.promptness import LATELY_NS, PROMPT_NS, TOO_LONG_NS, Promptness
+from quorumfs.promptness import PROMPT_NS, TOO_LONG_NS, Promptness
 from quorumfs.sidecar import Identity, identity_of
 
 log = logging.getLogger(__name__)
@@ -257,16 +257,11 @@ class FileStorage:
         *,
         locality: Locality = Locality.ELSEWHERE,
         inline: bool = False,
-        promptness: Promptness | None = None,
-        eager: bool = False,
     ) -> None:
         """Take over the open *fd* of an image of *size* bytes; *name* is for thread names.
 
         *locality*: where its file system has its data.
         *inline*: whether anything may be done in the calling thread at all.
-        *promptness*: that of another file on the same device.
-        *eager*: whether small writes that are submitted are done in the calling thread, too, if
-        they come soon after others.
         """
         self._fd = fd
         self._local = locality is not Locality.ELSEWHERE
@@ -274,9 +269,7 @@ class FileStorage:
         self._name = name
         self._file = os.fstat(fd) if self._local else None
         """By which it is told from others; elsewhere numbers of files may change."""
-        self.promptness = promptness or Promptness()
-        """That of its device: who shares it is on the same one."""
-        self._eager = eager
+        self._promptness = Promptness()
         self._inline = inline and self._local
         self._in_memory = inline and locality is Locality.MEMORY
         self._cache_answers = self._inline and _cache_answers(fd)
@@ -291,6 +284,8 @@ class FileStorage:
         """Of a write that failed here and now: the kernel may not tell it again."""
         self._doubtful = DOUBTS
         """Reads for which to ask beforehand if they are cached."""
+        self._progress_at = 0
+        """When a thread last began or ended something, by `perf_counter_ns`."""
         self._modes_missing: set[int] = set()
         """Modes of fallocate that this file system has been found not to have."""
 
@@ -311,10 +306,10 @@ class FileStorage:
 
     @property
     def prompt(self) -> bool:
-        promptness = self.promptness
+        promptness = self._promptness
         if promptness.watched or not promptness.trusted:  # threads change them one by one
             promptness.look_again(perf_counter_ns())
-        if promptness.in_flight and perf_counter_ns() - promptness.progress_at > TOO_LONG_NS:
+        if self._in_flight and perf_counter_ns() - self._progress_at > TOO_LONG_NS:
             return False  # a thread waits long for it: so might we
         return self._inline and promptness.trusted
 
@@ -349,7 +344,7 @@ class FileStorage:
     def write_now(self, offset: int, data: Buffer) -> bool:
         if self._holding or self._lost is not None:
             return False
-        waits = _waits() if self.promptness.watched else None
+        waits = _waits() if self._promptness.watched else None
         began = perf_counter_ns()
         written = 0
         try:
@@ -368,10 +363,16 @@ class FileStorage:
     def _was_slow(self, began: int, waits: int | None) -> None:
         now = perf_counter_ns()
         waited = waits is not None and _waits() > waits
-        self.promptness.took(now - began, now, waited=waited)
+        self._promptness.took(now - began, now, waited=waited)
 
     def submit(self, operation: Operation, done: Done) -> None:
-        if self._eager and self._hurry(operation):
+        if (
+            self._in_memory  # no device can hang that nobody has waited for
+            and operation.kind is Kind.WRITE
+            and operation.length <= CHEAP_MAX
+            and self.prompt
+            and self.write_now(operation.offset, operation.data)
+        ):
             done(operation, 0, None)
             return
         if self._lost is not None and operation.kind in _TELLING:
@@ -397,23 +398,11 @@ class FileStorage:
                     return
             else:
                 self._threads.append(thread)
-        self.promptness.begins(perf_counter_ns())
+        if not self._in_flight:
+            self._progress_at = perf_counter_ns()
         self._in_flight += 1
         self._holding += operation.kind in _HOLDING
         self._queue.put((operation, done))
-
-    def _hurry(self, operation: Operation) -> bool:
-        """Do it here and now if that can be expected to take no time; whether it was done."""
-        if (
-            operation.kind is not Kind.WRITE
-            or operation.length > CHEAP_MAX
-            or not self.prompt
-            or perf_counter_ns() - self.promptness.wrote_at > LATELY_NS
-            or not self.write_now(operation.offset, operation.data)
-        ):
-            return False
-        self.promptness.wrote_at = perf_counter_ns()
-        return True
 
     def _cheaply(self, operation: Operation) -> Value | None:
         """The answer, if it is there sooner than a thread would be told."""
@@ -463,7 +452,7 @@ class FileStorage:
                 value = self._insist(operation)
                 took = (now := perf_counter_ns()) - began
                 if took > TOO_LONG_NS and operation.kind is Kind.WRITE:
-                    self.promptness.took(took, now, waited=True)
+                    self._promptness.took(took, now, waited=True)
             except OSError as caught:
                 error = caught
             except Exception:
@@ -481,10 +470,7 @@ class FileStorage:
             operation, done, value, error = self._finished.popleft()
             self._in_flight -= 1
             self._holding -= operation.kind in _HOLDING
-            now = perf_counter_ns()
-            self.promptness.ends(now)
-            if operation.kind is Kind.WRITE and error is None:
-                self.promptness.wrote_at = now
+            self._progress_at = perf_counter_ns()
             done(operation, value, error)
 
     def _insist(self, operation: Operation) -> Value:

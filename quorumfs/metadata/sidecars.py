@@ -388,6 +388,13 @@ class Sidecars:
         """Note that all current replicas hold the same in *chunks*."""
         self.doubts.settled(chunks)
         self._note_written(chunks)
+        per_extent = self._extent_chunks
+        extents = range(chunks.start // per_extent, chunks[-1] // per_extent + 1)
+        if not self._intents.cover(extents) and self._may_mark(extents):
+            # Nothing was written there, a hole: the marks are those of an earlier mount, and only
+            # who has made marks clears them.
+            self._intents.wanted.append(extents)
+            self._marks.add(INTENT, self.map.extent_chunks(extents))
 
     def unsynced(self, offset: int, length: int) -> bool:
         chunks = self.map.chunks(offset, length)

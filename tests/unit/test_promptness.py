@@ -5,7 +5,6 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter_ns
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from support.faultfs import FaultFS
 
 from quorumfs import storage
 from quorumfs.filesystems import Locality, locality
-from quorumfs.promptness import LATELY_NS, PROMPT_NS, REST_NS, TOO_LONG_NS, WATCHED_NS, Promptness
+from quorumfs.promptness import PROMPT_NS, REST_NS, TOO_LONG_NS, WATCHED_NS, Promptness
 from quorumfs.storage import CHEAP_MAX, DOUBTS, FileStorage, Kind, Operation, Value
 
 SIZE = 1 << 20
@@ -126,7 +125,7 @@ def test_whoever_is_distrusted_is_looked_at_again(image: Path) -> None:
     """Also when a thread was amid saying so while the loop looked."""
 
     def test(file: FileStorage) -> None:
-        file.promptness.trusted = file.promptness.watched = False
+        file._promptness.trusted = file._promptness.watched = False
         assert file.prompt
 
     with_storage(image, test)
@@ -234,6 +233,56 @@ def test_an_error_of_a_write_is_told_and_not_tried_away(
     with_storage(image, test)
 
 
+def write_at_once(file: FileStorage, length: int = 4) -> list[OSError | None]:
+    """How a write that was submitted ended, if it did."""
+    told: list[OSError | None] = []
+    operation = Operation(Kind.WRITE, 4096, length, b"e" * length)
+    file.submit(operation, lambda _, __, error: told.append(error))
+    return told
+
+
+@pytest.mark.parametrize("where", Locality)
+def test_small_writes_need_no_thread_where_there_is_no_device(where: Locality, image: Path) -> None:
+    """A device may have been frozen since the last one."""
+
+    async def run() -> None:
+        for inline in True, False:
+            fd = os.open(image, os.O_RDWR)
+            file = FileStorage(fd, SIZE, "a", locality=where, inline=inline)
+            at_once = [None] if inline and where is Locality.MEMORY else []
+            assert write_at_once(file) == write_at_once(file, CHEAP_MAX) == at_once
+            assert not write_at_once(file, CHEAP_MAX + 1)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            await file.close()
+
+    trio.run(run)
+
+
+def test_a_write_that_fails_at_once_is_not_tried_again_by_a_thread(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R4: the second might succeed, and the page that the error was of is lost."""
+    tried: list[None] = []
+
+    def fails(*_: object) -> int:
+        tried.append(None)
+        raise OSError(errno.EIO, "of an earlier page")
+
+    async def run() -> None:
+        fd = os.open(image, os.O_RDWR)
+        file = FileStorage(fd, SIZE, "a", locality=Locality.MEMORY, inline=True)
+        with monkeypatch.context() as context:
+            context.setattr(os, "pwrite", fails)
+            (error,) = write_at_once(file)
+        assert error is not None
+        assert error.errno == errno.EIO
+        assert len(tried) == 1
+        assert write_at_once(file) == [None], "it was told once"
+        await file.close()
+
+    trio.run(run)
+
+
 def test_what_is_cheap_needs_no_thread_because_another_replica_does(image: Path) -> None:
     def at_once(file: FileStorage, length: int, kind: Kind = Kind.READ) -> Value | None:
         told: list[Value] = []
@@ -251,77 +300,6 @@ def test_what_is_cheap_needs_no_thread_because_another_replica_does(image: Path)
             assert (at_once(file, 0, Kind.STAT) is not None) is inline
             await trio.testing.wait_all_tasks_blocked(0.05)
             await file.close()
-
-    trio.run(run)
-
-
-def eager_storage(path: Path, beside: FileStorage | None = None) -> FileStorage:
-    """A file that small writes which are submitted may be done to at once."""
-    promptness = None if beside is None else beside.promptness
-    return FileStorage(
-        os.open(path, os.O_RDWR),
-        SIZE,
-        "eager",
-        locality=Locality.HERE,
-        inline=True,
-        promptness=promptness,
-        eager=True,
-    )
-
-
-def outcome_at_once(file: FileStorage, length: int = 4) -> list[OSError | None]:
-    """How a write ended, if it did."""
-    told: list[OSError | None] = []
-    operation = Operation(Kind.WRITE, 4096, length, b"e" * length)
-    file.submit(operation, lambda _, __, error: told.append(error))
-    return told
-
-
-def test_small_writes_need_no_thread_where_one_comes_soon_after_another(image: Path) -> None:
-    """Only then: the first after a pause may be the one that finds the device frozen."""
-
-    async def run() -> None:
-        async def later(told: list[OSError | None]) -> None:
-            assert not told
-            while not told:
-                await trio.testing.wait_all_tasks_blocked(0.001)
-
-        file = eager_storage(image)
-        await later(outcome_at_once(file))
-        assert outcome_at_once(file) == outcome_at_once(file, CHEAP_MAX) == [None]
-        await later(outcome_at_once(file, CHEAP_MAX + 1))
-        file.promptness.wrote_at -= LATELY_NS
-        done = trio.Event()
-        file.submit(Operation(Kind.SYNC), lambda *_: done.set())
-        await done.wait()
-        await later(outcome_at_once(file))  # a sync says nothing: it may need no device
-        await file.close()
-
-    trio.run(run)
-    assert image.read_bytes()[4096 : 4096 + CHEAP_MAX + 1] == b"e" * (CHEAP_MAX + 1)
-
-
-def test_a_write_that_fails_at_once_is_not_tried_again_by_a_thread(
-    image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """R4: the second might succeed, and the page that the error was of is lost."""
-    tried: list[None] = []
-
-    def fails(*_: object) -> int:
-        tried.append(None)
-        raise OSError(errno.EIO, "of an earlier page")
-
-    async def run() -> None:
-        file = eager_storage(image)
-        file.promptness.wrote_at = perf_counter_ns()
-        with monkeypatch.context() as context:
-            context.setattr(os, "pwrite", fails)
-            (error,) = outcome_at_once(file)
-        assert error is not None
-        assert error.errno == errno.EIO
-        assert len(tried) == 1
-        assert outcome_at_once(file) == [None], "it was told once"
-        await file.close()
 
     trio.run(run)
 
@@ -365,11 +343,10 @@ def test_a_truncated_image_is_neither_read_nor_made_long_again(image: Path) -> N
     assert image.stat().st_size == 8192
 
 
-@pytest.mark.parametrize("hangs", [0, 1])
 def test_while_a_thread_waits_long_nobody_else_does(
-    hangs: int, image: Path, monkeypatch: pytest.MonkeyPatch
+    image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device that hangs is met first by whoever syncs: an image, or its sidecar."""
+    """A device that hangs is met first by whoever syncs."""
     entered, release = threading.Event(), threading.Event()
 
     def hang(_: int) -> None:
@@ -380,16 +357,13 @@ def test_while_a_thread_waits_long_nobody_else_does(
         done = trio.Event()
         fd = os.open(image, os.O_RDWR)
         file = FileStorage(fd, SIZE, "a", locality=Locality.HERE, inline=True)
-        beside = eager_storage(image, file)
-        (file, beside)[hangs].submit(Operation(Kind.SYNC), lambda *_: done.set())
+        file.submit(Operation(Kind.SYNC), lambda *_: done.set())
         await trio.to_thread.run_sync(entered.wait)
         await trio.sleep(2 * TOO_LONG_NS / 1e9)
-        while_it_hangs = file.prompt, beside.prompt
+        while_it_hangs = file.prompt
         release.set()
         await done.wait()
-        assert while_it_hangs == (False, False)
-        assert (file.prompt, beside.prompt) == (True, True)
-        await beside.close()
+        assert (while_it_hangs, file.prompt) == (False, True)
         await file.close()
 
     monkeypatch.setattr(os, "fdatasync", hang)

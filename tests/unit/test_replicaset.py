@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from time import perf_counter_ns
 
 import pytest
 import trio
@@ -17,14 +16,13 @@ from quorumfs.administration import create_empty
 from quorumfs.assembly import State
 from quorumfs.control.events import EventLog
 from quorumfs.errors import UserError
-from quorumfs.filesystems import Locality
+from quorumfs.filesystems import Locality, locality
 from quorumfs.images import Image, open_again
 from quorumfs.metadata.sidecars import Sidecars, signature
 from quorumfs.options import parse_options
-from quorumfs.promptness import TOO_LONG_NS
 from quorumfs.repair.comeback import Returned
 from quorumfs.replica import Replica
-from quorumfs.replicaset import _image_storage, _Reopener, _sidecar_storage, open_replica_set
+from quorumfs.replicaset import _Reopener, _sidecar_storage, open_replica_set
 from quorumfs.sidecar import path_for
 from quorumfs.sidecarfile import holder
 
@@ -42,23 +40,21 @@ def make_set(directory: Path, count: int) -> list[str]:
     return paths
 
 
-@pytest.mark.parametrize("elsewhere", [False, True])
-def test_who_is_waited_for_with_a_sidecar(elsewhere: bool, tmp_path: Path) -> None:
-    """Where an image is a mount point itself, what is beside it may be on any file system."""
+@pytest.mark.parametrize("where", Locality)
+def test_a_sidecar_is_waited_for_only_where_there_is_no_device(
+    where: Locality, tmp_path: Path
+) -> None:
+    """Its own place counts: the image may be a mount point itself."""
 
     async def run() -> None:
         (path,) = make_set(tmp_path, 1)
         image = open_again(path)
-        assert image.sidecar_locality is image.locality is not Locality.ELSEWHERE
-        if elsewhere:
-            image = replace(image, sidecar_locality=Locality.ELSEWHERE)
-        storage = _image_storage(image, SIZE, OPTIONS)
-        sidecar = _sidecar_storage(image, storage, 0, OPTIONS)
-        assert sidecar.prompt is not elsewhere
-        storage.promptness.took(TOO_LONG_NS + 1, perf_counter_ns(), waited=True)
-        assert not sidecar.prompt, "they are on one device"
+        assert image.sidecar_fd is not None
+        assert image.sidecar_locality is locality(image.sidecar_fd)
+        sidecar = _sidecar_storage(replace(image, sidecar_locality=where), 0, OPTIONS)
+        assert sidecar.prompt is (where is Locality.MEMORY)
         await sidecar.close()
-        await storage.close()
+        os.close(image.fd)
 
     trio.run(run)
 

@@ -29,7 +29,7 @@ from support.simulation.story import (
 )
 
 from quorumfs.assembly import AssemblyRefusedError, State
-from quorumfs.dirtymap import UNVERIFIED, lacks
+from quorumfs.dirtymap import INTENT, UNVERIFIED, lacks
 from quorumfs.repair.pacing import Pacer
 from quorumfs.sidecar import MAP_OFFSET, SLOT_OFFSETS, Phase
 from quorumfs.storage import CHANGES, Kind, Operation
@@ -736,7 +736,22 @@ async def compared_with_what_only_memory_shows(story: Story) -> None:
         await guest.read_surely(0)
 
 
+async def killed_where_holes_were_marked_ahead(story: Story) -> None:
+    """Settling writes nothing there, and yet the marks go: else they grew with each crash."""
+    async with story.mounted() as guest:
+        for at in EXTENTS[:4]:
+            await guest.write(at)
+        story.world.kill()
+    async with story.mounted() as guest:
+        await guest.converged()
+        disk_map = guest.mounted.sidecars.map
+        assert disk_map.any(INTENT, disk_map.chunks(EXTENTS[5], EXTENT))
+        await guest.until(lambda: not disk_map.count(INTENT))
+    await story.ends_well()
+
+
 STORIES = [
+    (killed_where_holes_were_marked_ahead, PAIR),
     (compared_with_what_only_memory_shows, PAIR),
     (a_hole_shown_beside_one_that_is_away, EQUALS),
     (gone_and_back_after_it_alone_had_synced, EQUALS),

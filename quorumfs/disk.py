@@ -157,13 +157,8 @@ class Disk:
             data = data[:length]
         if self._zero_kind is not None and self._to_be_zeros(offset, data):
             await self._change(self._zero_kind, offset, length)
-            return length
-        metadata = self.metadata
-        if not metadata.prepared(offset, length) and not metadata.unverified(offset, length):
-            await metadata.prepare(offset, length, ahead=True)
-            if self.write_now(offset, data):  # nothing else was in the way
-                return length
-        await self._change(Kind.WRITE, offset, length, data)
+        else:
+            await self._change(Kind.WRITE, offset, length, data)
         return length
 
     def _read_now(self, offset: int, length: int) -> Bytes | None:
@@ -203,17 +198,20 @@ class Disk:
             or self._to_be_zeros(offset, data)
         ):
             return False
-        receivers = self.metadata.begin_now(offset, length)
+        if not self._write_now(offset, data):
+            return False  # nothing can come between this and the same write again
+        self.requests += 1
+        return True
+
+    def _write_now(self, offset: int, data: Buffer) -> bool:
+        """As `write_now`, for who knows that the range is not locked by anybody else."""
+        receivers = self.metadata.begin_now(offset, len(data))
         if not receivers:
             return False
         for replica in receivers:
             if not replica.prompt:
                 return False
-        for replica in receivers:
-            if not replica.write_now(offset, data):
-                return False  # nothing can come between this and the same write again
-        self.requests += 1
-        return True
+        return all(replica.write_now(offset, data) for replica in receivers)
 
     def _to_be_zeros(self, offset: int, data: Buffer) -> bool:
         """Whether a write of zeros is to become a request for them."""
@@ -256,6 +254,8 @@ class Disk:
         try:
             if not metadata.prepared(offset, length):
                 await metadata.prepare(offset, length, ahead=True)
+                if kind is Kind.WRITE and length <= NOW_MAX and self._write_now(offset, data):
+                    return  # often nothing but the mark was in the way
             claim.changes = ((offset, offset + length),)
             receivers = metadata.begin(offset, length)
             outcomes = await self.ask(receivers, kind, self.threshold, offset, length, data)

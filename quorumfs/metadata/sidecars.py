@@ -390,10 +390,12 @@ class Sidecars:
         self._note_written(chunks)
         per_extent = self._extent_chunks
         extents = range(chunks.start // per_extent, chunks[-1] // per_extent + 1)
-        if not self._intents.cover(extents) and self._may_mark(extents):
+        wanted = self._intents.wanted
+        known = self._intents.cover(extents) or wanted[-1:] == [extents]
+        if not known and self._may_mark(extents):
             # Nothing was written there, a hole: the marks are those of an earlier mount, and only
             # who has made marks clears them.
-            self._intents.wanted.append(extents)
+            wanted.append(extents)
             self._marks.add(INTENT, self.map.extent_chunks(extents))
 
     def unsynced(self, offset: int, length: int) -> bool:

@@ -121,9 +121,8 @@ async def written_beside_its_sync(story: Story) -> None:
     story.oracle.check_images(story.world.contents())
 
 
-async def resynced_from_one_that_lost_all(story: Story) -> None:
-    """After a crash one is away, and of the other two only one is current: a sync of it fails. The
-    third one can be given what it has for ever, if it is not first written anew there."""
+async def _one_fell_behind_and_one_is_away(story: Story) -> None:
+    """After a crash; the first one alone is current."""
     async with story.mounted() as guest:
         story.fail(2, CHANGES, Fault(error=errno.EIO))
         for at in EXTENTS[:4]:
@@ -131,6 +130,12 @@ async def resynced_from_one_that_lost_all(story: Story) -> None:
         story.world.kill()
     story.mend(2)
     story.world.detach(1)
+
+
+async def resynced_from_one_that_lost_all(story: Story) -> None:
+    """After a crash one is away, and of the other two only one is current: a sync of it fails. The
+    third one can be given what it has for ever, if it is not first written anew there."""
+    await _one_fell_behind_and_one_is_away(story)
     story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO, effect=Effect.ALL))
     async with story.mounted() as guest:
         await guest.until(lambda: guest.mounted.members == [0, 2])
@@ -141,13 +146,7 @@ async def resynced_from_one_that_lost_all(story: Story) -> None:
 
 async def resynced_from_one_that_cannot_sync(story: Story) -> None:
     """As long as that lasts the third one is not given the same again and again."""
-    async with story.mounted() as guest:
-        story.fail(2, CHANGES, Fault(error=errno.EIO))
-        for at in EXTENTS[:4]:
-            await guest.write(at, EXTENT)
-        story.world.kill()
-    story.mend(2)
-    story.world.detach(1)
+    await _one_fell_behind_and_one_is_away(story)
     reads = 0
 
     def cannot_sync(operation: Operation) -> Fault | None:

@@ -274,8 +274,19 @@ class Disk:
     async def flush(self) -> None:
         """Make every acknowledged write durable on at least the threshold of replicas.
 
-        A replica's success counts only for what it holds and no earlier flush lost (R4).
+        A replica's success counts only for what it holds and no earlier flush lost (R4). A flush
+        of a guest: what was lost on all replicas, whoever heard of it, fails exactly one (R13).
         """
+        try:
+            await self.make_durable()
+        except OSError:
+            self.metadata.tell_loss()
+            raise
+        if self.metadata.tell_loss():
+            raise OSError(errno.EIO, "writes since the last flush were lost on all replicas")
+
+    async def make_durable(self) -> None:
+        """As `flush`, for who is no guest: what was lost on all replicas is still to be told."""
         if self.settle_all is not None and self.metadata.unflushable():
             await self.settle_all()
         await self.sync()

@@ -105,6 +105,11 @@ class Metadata(Protocol):
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
         """Make known what a flush did (R4). Raises `OSError` if it was not enough."""
 
+    def tell_loss(self) -> bool:
+        """Whether acknowledged writes were lost that no replica can make good, and no flush of a
+        guest has failed for it yet; from here on one has (R13).
+        """
+
     def choices(self, offset: int, length: int) -> Iterable[Choice]:
         """Cut a range where the replicas that hold it change."""
 

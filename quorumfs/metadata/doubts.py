@@ -82,6 +82,13 @@ class Doubts:
         lost = self.lost.get(replica, _NOTHING)
         return lost.union(self.losing[replica]) if replica in self.losing else lost
 
+    def lost_by_all(self, chunks: range) -> Iterator[range]:
+        """The parts of *chunks* that every current replica has lost."""
+        lost = [self.lost_by(replica) for replica in self.members]
+        for start, stop, holding in segments(chunks.start, chunks.stop, lost):
+            if not holding:
+                yield range(start, stop)
+
     def choices(self, offset: int, length: int) -> Iterator[Choice]:
         """Parts of a range (bytes) that differ in who holds them, or in whether they are equal."""
         size = self._map.chunk_size

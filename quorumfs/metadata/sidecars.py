@@ -108,6 +108,9 @@ class Sidecars:
         given while another one was believed to hold them."""
         self._lossy_before: set[Replica] = set()
         """Those that had lost something when the last flush began."""
+        self._untold_loss = False
+        """All current replicas lost a write that was acknowledged, and no flush of a guest has
+        failed since (R13): whoever else had them sync heard of it instead."""
         self._left_here: set[Replica] = set()
         """Left behind since the mount: what they lack is known to the chunk."""
         self._writer = SidecarWriter(threshold)
@@ -275,6 +278,10 @@ class Sidecars:
         # have it. Not so after any other exception: then the next flush is to cover it.
         self._flushing = Unflushed()
         self.doubts.losing.clear()
+
+    def tell_loss(self) -> bool:
+        untold, self._untold_loss = self._untold_loss, False
+        return untold
 
     def choices(self, offset: int, length: int) -> Iterable[Choice]:
         if self.alike:
@@ -810,8 +817,9 @@ class Sidecars:
         for run in runs:
             if self.map.any(UNVERIFIED, run):
                 self._believe_the_one_left(run)
-            if all(self.doubts.lost_by(r).overlaps(run.start, run.stop) for r in self._members):
-                self._target_lacks(run)  # it alone may hold what all others lost
+            for part in self.doubts.lost_by_all(run):
+                self._untold_loss = True
+                self._target_lacks(part)  # it alone may hold what all others lost
         self.notify()
         with suppress(OSError):  # whoever can, remembers
             await self._write_map()

@@ -190,6 +190,9 @@ class Volatile:
             if holdings.unsure:
                 holdings.miss_what_is_unsure()
 
+    def tell_loss(self) -> bool:
+        return False  # what was lost stays on record, and every flush sees it
+
     def choices(self, offset: int, length: int) -> Iterable[Choice]:
         missed = [self.holdings[replica].missed for replica in self.receivers]
         if not any(missed):

@@ -157,5 +157,5 @@ class Repairs:
             if not self._sidecars.to_clear():
                 continue
             with suppress(OSError):  # the next time, then
-                await self._disk.flush()
+                await self._disk.make_durable()
                 await self._sidecars.clear_marks(self._disk.locks.exclusively_held)

@@ -486,6 +486,19 @@ async def one_hangs_for_good(story: Story) -> None:
     await story.ends_well()
 
 
+async def all_lose_what_a_repair_hears_of(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for index in (0, 1):
+            story.world.lose_pages(index)
+        story.oracle.lost(story.world.contents())
+        with suppress(OSError):
+            await guest.mounted.disk.sync()
+        with suppress(OSError):
+            await guest.flush()
+    await story.ends_well()
+
+
 async def only_one_can_sync(story: Story) -> None:
     """Then power is cut, and the next mount is without that one."""
     async with story.mounted() as guest:
@@ -632,6 +645,7 @@ TOLD = (
     Told("R10 forgotten", truncated_underneath),
     Told("R12 latest by mtime", touched_when_it_was_left_behind),
     Told("R12 wall clock", one_hangs_for_good),
+    Told("R13 not told", all_lose_what_a_repair_hears_of),
     Told("P2 one sync is enough", only_one_can_sync, TRIO),
     Told("P2 record in memory", power_cut_after_one_failed_to_sync),
     Told("P4 ties are repaired", a_tie, QUAD),

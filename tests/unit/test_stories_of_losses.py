@@ -15,8 +15,11 @@ from support.simulation.story import (
     BLOCK,
     DISK,
     EQUALS,
+    EXTENT,
+    EXTENTS,
     PAIR,
     TRIO,
+    Guest,
     Script,
     Story,
     left_behind,
@@ -27,6 +30,7 @@ from quorumfs.control import snapshot
 from quorumfs.control.status import DiskState
 from quorumfs.options import MountOptions
 from quorumfs.patterns import Fifo
+from quorumfs.repair.repairs import CLEAR_S
 from quorumfs.storage import Kind
 
 
@@ -142,7 +146,108 @@ async def one_failed_flush_is_no_matter_for_ever(story: Story) -> None:
     await story.ends_well()
 
 
+async def _all_lose_what_was_written(story: Story, guest: Guest, at: int = 0) -> None:
+    await guest.write_surely(at)
+    for index in range(story.setup.replicas):
+        story.world.lose_pages(index)
+    story.oracle.lost(story.world.contents())
+
+
+async def _one_flush_fails(guest: Guest) -> None:
+    try:
+        await guest.flush()
+    except OSError:
+        pass
+    else:
+        raise BrokenError("a flush succeeded over a write that all had lost")
+    try:
+        await guest.flush()
+    except OSError as error:
+        raise BrokenError(f"a loss was told twice: {error}") from error
+
+
+async def lost_by_all_and_heard_by_a_repair(story: Story) -> None:
+    """Whoever had them sync, the guest's next flush fails, and only that (R13)."""
+    async with story.mounted() as guest:
+        for at in (0, EXTENT):
+            await _all_lose_what_was_written(story, guest, at)
+            with suppress(OSError):
+                await guest.mounted.disk.sync()
+            await trio.sleep(5.0)
+            await _one_flush_fails(guest)
+            await guest.read_surely(at)
+    await story.ends_well()
+
+
+async def lost_by_all_and_heard_by_settling(story: Story) -> None:
+    """A write fails on one of them, and to make them equal they are had to sync (R13)."""
+    async with story.mounted() as guest:
+        await _all_lose_what_was_written(story, guest)
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENT)
+        await trio.sleep(5.0)
+        await _one_flush_fails(guest)
+    await story.ends_well()
+
+
+async def lost_by_all_and_heard_when_marks_are_cleared(story: Story) -> None:
+    """Nobody flushes for long, but to clear marks they are had to sync (R13)."""
+    async with story.mounted() as guest:
+        await _all_lose_what_was_written(story, guest)
+        await trio.sleep(3 * CLEAR_S)
+        await _one_flush_fails(guest)
+    await story.ends_well()
+
+
+async def lost_by_all_and_never_flushed(story: Story) -> None:
+    """The unmount is the last that can tell (R13)."""
+    async with story.mounted() as guest:
+        await _all_lose_what_was_written(story, guest)
+        with suppress(OSError):
+            await guest.mounted.disk.sync()
+    if story._closed_well:
+        raise BrokenError("an unmount succeeded over a write that all had lost")
+    await story.ends_well()
+
+
+async def lost_by_the_only_one_amid_a_resync(story: Story) -> None:
+    """The other one gets every write, and holds none for sure before it has all (R13)."""
+    await left_behind(story)
+    story.slow_down(1, 0.2)
+    async with story.mounted() as guest:
+        await guest.until(lambda: guest.mounted.sidecars.target is not None, every_s=0.05)
+        for at in (EXTENTS[0], EXTENTS[-1]):
+            await _all_lose_what_was_written(story, guest, at)
+            await trio.sleep(0.2)
+            await _one_flush_fails(guest)
+        story.world.calm()
+    await story.ends_well()
+
+
+async def lost_by_one_and_held_by_another(story: Story) -> None:
+    """No flush fails that another replica can save, whoever hears of the loss."""
+    async with story.mounted() as guest:
+        await guest.write_surely(0)
+        story.world.lose_pages(0)
+        await guest.mounted.disk.sync()
+        try:
+            await guest.flush()
+        except OSError as error:
+            raise BrokenError(f"a flush failed for what one of two holds: {error}") from error
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
 STORIES = [
+    (lost_by_all_and_heard_by_a_repair, PAIR),
+    (lost_by_all_and_heard_by_a_repair, EQUALS),
+    (lost_by_all_and_heard_by_a_repair, TRIO),
+    (lost_by_all_and_heard_by_settling, EQUALS),
+    (lost_by_all_and_heard_when_marks_are_cleared, PAIR),
+    (lost_by_all_and_never_flushed, PAIR),
+    (lost_by_the_only_one_amid_a_resync, PAIR),
+    (lost_by_one_and_held_by_another, PAIR),
     (one_failed_flush_is_no_matter_for_ever, EQUALS),
     (read_while_it_is_lost, replace(PAIR, fifo=True)),
     (read_while_it_is_lost, replace(TRIO, threshold=1, fifo=True)),

@@ -273,6 +273,7 @@ class Fate:
                             self._one_fails_to_sync,
                             self._one_fails_to_sync_amid_other_work,
                             self._one_fails_to_sync_amid_other_work,
+                            self._all_lose_their_pages,
                             self._one_is_truncated,
                             self._one_is_truncated,
                             self._a_write_hangs,
@@ -387,6 +388,28 @@ class Fate:
             await trio.lowlevel.checkpoint()
         self._evict(index)
         await self._do(self._guest.read, 0, self._mounted.disk.size)
+
+    async def _all_lose_their_pages(self) -> None:
+        """And whoever has them sync first hears of it: a flush of a guest must, too (R13)."""
+        dice, guest, indices = self._dice, self._guest, range(len(self._world.replicas))
+        if self.harmed or any(one.image.dropped for one in self._world.replicas):
+            return
+        for _ in range(dice.randrange(1, 4)):
+            await self._do(guest.write, *self._somewhere())
+        if self.life.syncing or not self._mounted.even:
+            return
+        for index in indices:
+            self._world.lose_pages(index)
+        guest.oracle.lost(self._world.contents())
+        if dice.random() < 0.3:
+            index = dice.choice(indices)
+            self._world.replicas[index].image_faults.plan(Kind.WRITE, Fault(error=errno.EIO))
+            await self._do(guest.write, *self._somewhere())
+        if dice.random() < 0.5:
+            await self._do(self._mounted.disk.sync)
+        await trio.sleep(dice.choice((0.0, dice.uniform(0.0, 90.0))))
+        await self._do(guest.flush)
+        await self._do(guest.read, 0, self._mounted.disk.size)
 
     async def _one_is_truncated(self) -> None:
         """And gets its length back some time after the daemon has noticed."""

@@ -58,7 +58,7 @@ class Guest:
     ) -> None:
         self.life = life
         self._disk = disk
-        self._oracle = oracle
+        self.oracle = oracle
         self._number = number
         self._crowd = crowd or Crowd()
         self._note = life.world.note
@@ -145,65 +145,70 @@ class Guest:
 
     async def write(self, at: int, size: int, *, durable: bool = False) -> None:
         """Write something new; raises `OSError`."""
-        writing = self._oracle.begin_write(at, size, self._number)
+        writing = self.oracle.begin_write(at, size, self._number)
         self._note(f"guest {self._number} writes version {writing.version.sequence}")
         try:
             await self._disk.write(at, writing.data)
             if durable:
-                await self._disk.flush()
+                await self.flush()
         except OSError:
             self._check_alive()
-            self._oracle.write_failed(writing)
+            self.oracle.write_failed(writing)
             raise
         self._check_alive()
-        self._oracle.wrote(writing, durably=durable)
+        self.oracle.wrote(writing, durably=durable)
         self._crowd.acknowledged()
         self._check_alive()
 
     async def _zeros(self, at: int, size: int, *, discard: bool) -> None:
-        writing = self._oracle.begin_zeros(at, size, self._number)
+        writing = self.oracle.begin_zeros(at, size, self._number)
         self._note(f"guest {self._number} writes version {writing.version.sequence}")
         try:
             await self._disk.make_zeros(at, size, discard=discard)
         except OSError:
             self._check_alive()
-            self._oracle.write_failed(writing)
+            self.oracle.write_failed(writing)
             raise
         self._check_alive()
-        self._oracle.wrote(writing)
+        self.oracle.wrote(writing)
 
     async def read(self, at: int, size: int) -> None:
         """Read, and have it judged; raises `OSError`."""
-        reading = self._oracle.begin_read(at, size)
+        reading = self.oracle.begin_read(at, size)
         try:
             data = bytes(await self._disk.read(at, size))
         except OSError:
             self._check_alive()
-            self._oracle.read_failed(reading)
+            self.oracle.read_failed(reading)
             raise
         self._check_alive()
-        self._oracle.read(reading, data)
+        self.oracle.read(reading, data)
 
     async def flush(self) -> None:
         """Make durable; raises `OSError`."""
-        flushing = self._oracle.begin_flush()
-        await self._disk.flush()
+        flushing = self.oracle.begin_flush()
+        try:
+            await self._disk.flush()
+        except OSError:
+            self._check_alive()
+            self.oracle.flush_failed()
+            raise
         self._check_alive()
-        self._oracle.flushed(flushing)
+        self.oracle.flushed(flushing)
 
     async def _seek(self, at: int) -> None:
         """What is skipped as a hole must read as zeros."""
         length = min(64 * KIB, self._disk.size - at)
-        reading = self._oracle.begin_read(at, length)
+        reading = self.oracle.begin_read(at, length)
         try:
             found = await self._disk.next_data(at)
         finally:
             if not self.life.dead:
-                self._oracle.read_failed(reading)
+                self.oracle.read_failed(reading)
         self._check_alive()
         skipped = min(found - at, length) // SECTOR * SECTOR
         if skipped > 0:
             reading.length = skipped
             del reading.possible[skipped // SECTOR :]
-            self._oracle._readings[reading] = None
-            self._oracle.read(reading, bytes(skipped))
+            self.oracle._readings[reading] = None
+            self.oracle.read(reading, bytes(skipped))

@@ -406,6 +406,11 @@ def one_sync_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     _nothing_early(monkeypatch)
 
 
+def loss_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R13: who hears of a loss that nobody can make good keeps it from the guest."""
+    monkeypatch.setattr(Sidecars, "tell_loss", _always(False))
+
+
 def flush_leaves_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """P2: a flush succeeds before it is on record who could not sync."""
     leave_behind, finish_flush = Sidecars._leave_behind, Sidecars.finish_flush
@@ -540,6 +545,7 @@ MUTATIONS: dict[str, Patch] = {
     "R10 forgotten": truncated_lacks_nothing,
     "R12 latest by mtime": latest_by_mtime,
     "R12 wall clock": timeouts_by_wall_clock,
+    "R13 not told": loss_is_not_told,
     "P2 one sync is enough": one_sync_is_enough,
     "P2 record in memory": flush_leaves_behind_in_memory,
     "P4 ties are repaired": ties_are_repaired,

@@ -50,6 +50,7 @@ class Wrong(Enum):
     GARBAGE = "of no single write"
     SHORT = "not as long as it should be"
     DIFFERENT = "not the same on all replicas (P3)"
+    UNTOLD = "lost on all replicas, and told by no flush (R13)"
 
 
 class ViolationError(AssertionError):
@@ -186,6 +187,8 @@ class Oracle:
         self._time = 0
         self._flushed = 0
         """What was known by then is durable."""
+        self._untold_loss: int | None = None
+        """When something acknowledged was lost on all replicas, until a flush has failed for it."""
         self._power_cut = 0
         """When the last one was."""
         sectors = range(size // SECTOR)
@@ -290,14 +293,29 @@ class Oracle:
         return Flushing(self._tick())
 
     def flushed(self, flushing: Flushing) -> None:
-        """The flush was acknowledged; one that failed tells nothing."""
+        """The flush was acknowledged; raises `ViolationError` if it had to tell of a loss."""
         self._flushed = max(self._flushed, flushing.began)
+        if self._untold_loss is not None and flushing.began > self._untold_loss:
+            raise ViolationError(Wrong.UNTOLD, "a flush succeeded over a write that all had lost")
+
+    def flush_failed(self) -> None:
+        """A flush failed: whatever was lost before is told by it."""
+        self._untold_loss = None
+
+    def lost(self, images: Sequence[Content]) -> None:
+        """All replicas have lost what they had not synced, *images* is what they are left with.
+
+        No set of copies survives that, but one flush has to fail for it.
+        """
+        if self.allow(images):
+            self._untold_loss = self._tick()
 
     def killed(self) -> None:
         """The daemon was killed: what was under way has ended, one way or the other."""
         for version in list(self._under_way):
             self._end(version)
         self._readings.clear()
+        self._untold_loss = None  # whoever was to be told is gone, too
 
     def power_cut(self) -> None:
         """Power was cut: only what was flushed is sure."""
@@ -321,11 +339,12 @@ class Oracle:
                 one.by_read = None
             sector.limit()
 
-    def allow(self, images: Iterable[Content]) -> None:
-        """What *images* hold may be seen again, whatever excluded it.
+    def allow(self, images: Iterable[Content]) -> bool:
+        """What *images* hold may be seen again, whatever excluded it; whether anything had.
 
         For a loss that somebody consented to: nothing but these images is left to go on with.
         """
+        excluded = False
         for image in images:
             for index, sector in enumerate(self._sectors):
                 content = image.read(index * SECTOR, (index + 1) * SECTOR)
@@ -339,6 +358,12 @@ class Oracle:
                     one.by_write = one.by_read = None
                     one.durably = False
                 sector.limit()
+                excluded = True
+                for reading in self._readings:
+                    at = index - reading.offset // SECTOR
+                    if 0 <= at < len(reading.possible):
+                        reading.possible[at] += tuple(one.version for one in found)
+        return excluded
 
     def _version_of(self, content: bytes, index: int) -> Version | None:
         """Any version that wrote this there."""

@@ -573,6 +573,7 @@ class History:
                 await mounted.disk.close()
             except OSError as error:
                 self.world.note(f"unmount failed: {error.strerror}")
+                self.oracle.flush_failed()
                 if must_succeed:
                     raise BrokenError(f"unmount failed without a fault: {error}") from error
             else:

@@ -9,7 +9,7 @@ import heapq
 import os
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
@@ -256,6 +256,10 @@ class SimulatedStorage:
     def in_flight(self) -> int:
         """How many operations have not returned."""
         return len(self._in_flight)
+
+    def flying(self, kinds: Collection[Kind]) -> bool:
+        """Whether any operation of *kinds* has not returned."""
+        return any(one.operation.kind in kinds for one in self._in_flight)
 
     def count(self, kind: Kind) -> int:
         """How many operations of *kind* were asked for."""

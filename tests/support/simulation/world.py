@@ -23,9 +23,18 @@ import trio
 
 from quorumfs.assembly import Found
 from quorumfs.sidecar import FormatError, Sidecar, decode, encode
-from quorumfs.storage import Operation
+from quorumfs.storage import Kind, Operation
 from support.simulation.media import Backup, Content, SimulatedFile
-from support.simulation.storage import CALM, Agenda, DaemonKilledError, Faults, SimulatedStorage
+from support.simulation.storage import (
+    CALM,
+    SYNCS,
+    Agenda,
+    DaemonKilledError,
+    Effect,
+    Fault,
+    Faults,
+    SimulatedStorage,
+)
 
 
 @dataclass
@@ -94,6 +103,12 @@ class Life:
         """All handles on the files of a replica that were opened in this life."""
         mine = self.world.replicas[index]
         return [storage for replica, storage in self._storages if replica is mine]
+
+    @property
+    def syncing(self) -> bool:
+        """Whether a sync is under way on any image."""
+        images = [replica.image for replica in self.world.replicas]
+        return any(s.file in images and s.flying(SYNCS) for _, s in self._storages)
 
     def crash_at(self, step: int, *, power: bool = False) -> None:
         """Die when that many steps have been made: the daemon alone, or with *power* all of it."""
@@ -298,6 +313,14 @@ class World:
             if not replica.reachable:
                 self.attach(index)
             self.release(index)
+
+    def lose_pages(self, index: int) -> None:
+        """The kernel fails to write what an image has not synced: one sync tells that it is gone."""
+        replica = self.replicas[index]
+        self.note(f"{replica.path}: pages are lost")
+        replica.image.fail_sync(replica.image.begin_sync())
+        replica.image.evict()
+        replica.image_faults.plan(Kind.SYNC, Fault(error=errno.EIO, effect=Effect.ALL))
 
     def backup(self, index: int) -> ReplicaBackup:
         """Copy the image of a replica and its sidecar as they are at this moment."""

@@ -15,11 +15,11 @@ import trio
 from quorumfs.assembly import State
 from quorumfs.control.events import EventLog
 from quorumfs.metadata import Choice, Metadata, Outcome, holders_of, succeeded
-from quorumfs.patterns import Fifo, Quorum, ReadPattern
+from quorumfs.patterns import Fifo, Quorum, ReadPattern, Reconcile
 from quorumfs.rangelock import RangeLock
 from quorumfs.replica import Gathering, Replica
 from quorumfs.storage import Buffer, Bytes, FileStatus, Kind, Operation, TruncatedError
-from quorumfs.voting import BLOCK, middle_block, voted_error
+from quorumfs.voting import BLOCK, VOTERS_MIN, Outvoted, middle_block, voted_error
 
 TICK_S = 0.5
 """How often deadlines and held-back events are looked at: how late a timeout may be noticed."""
@@ -460,7 +460,7 @@ class Disk:
         if torn:
             pattern = Quorum(max(1, len(holders)))
         elif pinned:
-            pattern = Fifo()
+            pattern = Reconcile(self.threshold)
         outcomes: list[Outcome] = []
         waiting = holders
         lost = False
@@ -487,10 +487,7 @@ class Disk:
             [_errno(outcome) for outcome in failed],
         )
         self._report(failed)
-        for loss in verdict.outvoted:
-            replica = self.replicas[loss.voter]
-            replica.counters.mismatches += 1
-            self.events.bad(Kind.READ, replica.path, offset + loss.start, loss.end - loss.start)
+        self.report_outvoted(verdict.outvoted, offset)
         if verdict.difference is not None:
             self.events.difference(offset + verdict.difference)
         if verdict.data is not None:
@@ -499,8 +496,9 @@ class Disk:
             wrong.update(lacking)
             if pinned:
                 # What may differ is settled in its own time; here it only counts who is right.
-                answering = next(outcome.replica for outcome in outcomes if not outcome.error)
-                self.metadata.answered(answering, offset, length)
+                answering = [outcome.replica for outcome in outcomes if not outcome.error]
+                if len(answering) < VOTERS_MIN:  # else no single one answered for all of it
+                    self.metadata.answered(answering[0], offset, length)
                 return Reading(verdict.data, repairable=False)
             repairable = any(replica.state is not State.MISSING for replica in wrong)
             return Reading(verdict.data, repairable)
@@ -518,6 +516,13 @@ class Disk:
             return Reading(left.data + right.data, left.repairable or right.repairable)
         self.events.failure(offset, length)
         raise OSError(verdict.errno, os.strerror(verdict.errno))
+
+    def report_outvoted(self, losses: Iterable[Outvoted], offset: int) -> None:
+        """Count and tell who held other data than the winner of a vote on a range at *offset*."""
+        for loss in losses:
+            replica = self.replicas[loss.voter]
+            replica.counters.mismatches += 1
+            self.events.bad(Kind.READ, replica.path, offset + loss.start, loss.end - loss.start)
 
     def _report(self, failed: Iterable[Outcome]) -> None:
         for replica, operation in failed:

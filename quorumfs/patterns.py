@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from quorumfs.voting import Outvoted, first_difference, vote_data, vote_errno
+from quorumfs.voting import (
+    VOTERS_MIN,
+    Outvoted,
+    first_difference,
+    reconcile,
+    undecided,
+    vote_data,
+    vote_errno,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,29 @@ class Quorum:
             return ReadVerdict(None, vote_errno(errnos) if errnos else errno.EIO)
         vote = vote_data(answers, offset, self.threshold)
         return ReadVerdict(vote.data, 0 if vote.data is not None else errno.EIO, vote.outvoted)
+
+
+@dataclass(frozen=True, slots=True)
+class Reconcile:
+    """Replicas that may differ, the pinned source first: what they are to be made equal to."""
+
+    threshold: int
+
+    def ask_now(self, waiting: int, succeeded: int) -> int:
+        if succeeded:
+            return 0
+        return waiting if waiting >= VOTERS_MIN else min(waiting, 1)
+
+    def needed(self, waiting: int) -> int:
+        return 0 if waiting else 1
+
+    def judge(
+        self, offset: int, answers: Sequence[tuple[int, bytes]], errnos: Sequence[int]
+    ) -> ReadVerdict:
+        if not answers or undecided(answers, len(errnos), offset):
+            return ReadVerdict(None, errnos[-1] if errnos else errno.EIO)
+        vote = reconcile(answers, offset, self.threshold)
+        return ReadVerdict(vote.data, outvoted=vote.outvoted)
 
 
 @dataclass(frozen=True, slots=True)

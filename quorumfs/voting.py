@@ -18,6 +18,10 @@ import xxhash
 BLOCK = 4096
 """Bytes compared at a time when whole answers disagree: the page, and the sector of most disks."""
 
+VOTERS_MIN = 3
+"""So many answers make a vote on what replicas that may differ are made equal to: of two that
+differ none is a majority."""
+
 Version = TypeVar("Version", bound=Hashable)
 
 
@@ -86,6 +90,42 @@ def vote_data(answers: Sequence[tuple[int, bytes]], offset: int, threshold: int)
             if ballot != winner.version
         ]
     return DataVerdict(b"".join(winning) if decided else None, tuple(_joined(losses)))
+
+
+def reconcile(answers: Sequence[tuple[int, bytes]], offset: int, threshold: int) -> DataVerdict:
+    """What replicas that may differ are to be made equal to; as `vote_data`, and it always decides.
+
+    Per block what a strict majority of `VOTERS_MIN` or more answers holds, if it reaches
+    *threshold* (P9). Elsewhere what the first one holds: the same after every mount, if the order
+    of the answers is (P7).
+    """
+    first = answers[0][1]
+    if len(answers) < VOTERS_MIN or all(data == first for _, data in answers[1:]):
+        return DataVerdict(first)
+    decided: list[bytes] = []
+    losses: list[Outvoted] = []
+    for start, end in blocks(offset, len(first)):
+        ballots = [data[start:end] for _, data in answers]
+        winner = majority(ballots, len(ballots), threshold)
+        decided.append(ballots[0] if winner is None else winner)
+        losses += [
+            Outvoted(voter, start, end, strict=True)
+            for (voter, _), ballot in zip(answers, ballots, strict=True)
+            if winner is not None and ballot != winner
+        ]
+    return DataVerdict(b"".join(decided), tuple(_joined(losses)))
+
+
+def undecided(answers: Sequence[tuple[int, bytes]], failed: int, offset: int) -> bool:
+    """Whether the range is to be divided before `reconcile`: *failed* replicas could not be read.
+
+    Where one bad sector spoils its whole answer, the others may lack the majority that they would
+    have with it.
+    """
+    contents = {data for _, data in answers}
+    voters = len(answers) + failed
+    divisible = middle_block(offset, len(answers[0][1])) is not None
+    return failed > 0 and voters >= VOTERS_MIN and len(contents) > 1 and divisible
 
 
 def majority(ballots: Sequence[bytes], voters: int, threshold: int) -> bytes | None:

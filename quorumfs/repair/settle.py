@@ -1,8 +1,9 @@
 """Settling: making the current replicas equal where they may differ.
 
-They may after a crash, or after a change that failed on some of them. All get what the pinned
-source holds: in the background, and at once what a guest reads (P7) or a flush covers. Where one
-cannot take it, and too few are left without, that is tried again ever more rarely.
+They may after a crash, or after a change that failed on some of them. All get, block by block,
+what a strict majority of three or more holds (P9), and what the pinned source holds where there is
+none: in the background, and at once what a guest reads (P7) or a flush covers. Where one cannot
+take it, and too few are left without, that is tried again ever more rarely.
 """
 
 import errno
@@ -18,7 +19,7 @@ from quorumfs.repair.asking import give, next_data
 from quorumfs.repair.work import Work, pieces
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind
-from quorumfs.voting import middle_block
+from quorumfs.voting import middle_block, reconcile, undecided
 
 AGAIN_S = (1.0, 30.0)
 """The first and the longest wait before what could not be settled is tried again."""
@@ -240,7 +241,7 @@ class Settling:
     async def _settle_piece(
         self, offset: int, length: int, sources: Sequence[Replica], deadline: float
     ) -> tuple[bool, bool]:
-        """Have all current replicas hold what the first of *sources* that can be read holds.
+        """Have all current replicas hold what *sources* hold, as `voting.reconcile` decides.
 
         All are written to, the source too and however equal they look: a flush that failed before
         a crash may have dropped pages that reads still show (R4). What is a hole on all replicas
@@ -251,25 +252,32 @@ class Settling:
         outcomes = await self._disk.ask(self._sidecars.members, Kind.READ, 1, offset, length)
         believed = holders_of(self._sidecars, offset, length)  # one may have lost it meanwhile
         read = {o.replica: o.data for o in outcomes if o.error is None}
-        source = next((r for r in sources if r in read and r in believed), None)
+        voters = [replica for replica in sources if replica in read and replica in believed]
+        answers = [(replica.index, read[replica]) for replica in voters]
         failed = [outcome.replica for outcome in outcomes if outcome.error is not None]
-        answering = any(replica.state is not State.MISSING for replica in failed)
-        middle = middle_block(offset, length)
-        if source is None and answering and middle and trio.current_time() < deadline:
+        answering = sum(replica.state is not State.MISSING for replica in failed)
+        if not answers or undecided(answers, answering, offset):
+            middle = middle_block(offset, length)
+            if not answering or not middle or trio.current_time() >= deadline:
+                return False, False
             rest = offset + length - middle
             first = await self._settle_piece(offset, middle - offset, sources, deadline)
             second = await self._settle_piece(middle, rest, sources, deadline)
             return first[0] and second[0], first[1] and second[1]
-        if source is None:
-            return False, False
-        self._sidecars.answered(source, offset, length)
-        data = read[source]
-        equal = len(read) == len(outcomes) and all(other == data for other in read.values())
+        self._sidecars.answered(voters[0], offset, length)
+        verdict = reconcile(answers, offset, self._disk.threshold)
+        assert verdict.data is not None
+        self._disk.report_outvoted(verdict.outvoted, offset)
+        equal = len(read) == len(outcomes) and len(set(read.values())) == 1
         asked = [outcome.replica for outcome in outcomes]
-        return equal, await self._give(asked, offset, data, source)
+        took = await self._give(asked, offset, verdict.data, voters)
+        for loss in verdict.outvoted if took else ():
+            path = self._disk.replicas[loss.voter].path
+            self._disk.events.repaired(path, offset + loss.start, loss.end - loss.start)
+        return equal, took
 
     async def _give(
-        self, replicas: Sequence[Replica], offset: int, data: bytes, source: Replica
+        self, replicas: Sequence[Replica], offset: int, data: bytes, sources: Sequence[Replica]
     ) -> bool:
         """As `give`; but where somebody could not take it before, one after the other.
 
@@ -280,14 +288,14 @@ class Settling:
         bounds = offset, offset + len(data)
         spared = len(self._sidecars.members) > self._disk.threshold
         if spared or not self._hard.overlaps(*bounds):
-            took = await give(self._disk, self._sidecars, replicas, offset, data, [source])
+            took = await give(self._disk, self._sidecars, replicas, offset, data, sources)
             (self._hard.remove if took else self._hard.add)(*bounds)
             return took
         truncated = self._sidecars.doubts.truncated
         for replica in sorted(
             replicas, key=lambda r: (not self._refuses(r, *bounds), r not in truncated)
         ):
-            if not await give(self._disk, self._sidecars, [replica], offset, data, [source]):
+            if not await give(self._disk, self._sidecars, [replica], offset, data, sources):
                 self._refused.setdefault(replica, RangeSet()).add(*bounds)
                 return False
         for refused in (self._hard, *self._refused.values()):

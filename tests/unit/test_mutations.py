@@ -486,6 +486,16 @@ async def one_hangs_for_good(story: Story) -> None:
     await story.ends_well()
 
 
+async def the_first_rots_before_a_crash(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        story.world.replicas[0].image.rot(0, b"rot!" * (BLOCK // 4))
+        await guest.write(2 * BLOCK)
+        story.world.kill()
+    await story.ends_well()
+
+
 async def all_lose_what_a_repair_hears_of(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
@@ -645,6 +655,7 @@ TOLD = (
     Told("R10 forgotten", truncated_underneath),
     Told("R12 latest by mtime", touched_when_it_was_left_behind),
     Told("R12 wall clock", one_hangs_for_good),
+    Told("P9 source decides", the_first_rots_before_a_crash, TRIO),
     Told("R13 not told", all_lose_what_a_repair_hears_of),
     Told("P2 one sync is enough", only_one_can_sync, TRIO),
     Told("P2 record in memory", power_cut_after_one_failed_to_sync),

@@ -11,7 +11,17 @@ from support.simulation.fate import TIMEOUT_S, Mounted
 from support.simulation.guest import BrokenError
 from support.simulation.runner import Setup
 from support.simulation.storage import Fault
-from support.simulation.story import EQUALS, EXTENT, PAIR, Guest, Script, Story, told
+from support.simulation.story import (
+    BLOCK,
+    EQUALS,
+    EXTENT,
+    PAIR,
+    TRIO,
+    Guest,
+    Script,
+    Story,
+    told,
+)
 
 from quorumfs.assembly import State
 from quorumfs.control.events import EventLog
@@ -106,7 +116,22 @@ async def flushed_read_only(story: Story) -> None:
     await story.ends_well()
 
 
+async def rotten_read_only(story: Story) -> None:
+    """What nobody can be given is read as a mount that settles it would (P7, P9)."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        story.world.replicas[0].image.rot(0, b"rot!" * (BLOCK // 4))
+        await guest.write(2 * BLOCK)
+        story.world.kill()
+    async with mounted_read_only(story, [0, 1, 2]) as guest:
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
 STORIES = [
+    (rotten_read_only, TRIO),
+    (rotten_read_only, replace(TRIO, fifo=True)),
     (flushed_read_only, EQUALS),
     (flushed_read_only, replace(EQUALS, fifo=True)),
     (pinned_anew_read_only, PAIR),

@@ -14,6 +14,8 @@ from quorumfs.voting import (
     first_difference,
     majority,
     plurality,
+    reconcile,
+    undecided,
     vote_data,
     vote_errno,
 )
@@ -53,6 +55,34 @@ def test_every_block_is_decided_by_its_own_majority(
         ballots = [answer[start:end] for answer in answers]
         leaders = [ballot for ballot in ballots if ballots.count(ballot) == votes]
         assert verdict.data[start:end] == leaders[0]  # of tied versions the first-listed
+
+
+@given(elections())
+def test_what_a_majority_of_three_holds_is_kept_and_else_the_first_answer(
+    election: tuple[list[bytes], int, int],
+) -> None:
+    answers, offset, threshold = election
+    verdict = reconcile(list(enumerate(answers)), offset, threshold)
+
+    assert verdict.data is not None
+    for start, end in blocks(offset, len(answers[0])):
+        ballots = [answer[start:end] for answer in answers]
+        ballot, votes = Counter(ballots).most_common(1)[0]
+        kept = len(ballots) >= 3 and votes >= threshold and 2 * votes > len(ballots)
+        right = ballot if kept else ballots[0]
+        assert verdict.data[start:end] == right
+        losers = {loss.voter for loss in verdict.outvoted if loss.start <= start < loss.end}
+        wrong = {voter for voter, theirs in enumerate(ballots) if theirs != right}
+        assert losers == (wrong if kept else set())
+
+
+def test_a_bad_sector_is_no_reason_to_decide_without_its_replica() -> None:
+    differing = [(0, X + Y), (1, X + X)]
+    assert undecided(differing, 1, 0)
+    assert not undecided(differing, 0, 0)  # all could be read
+    assert not undecided([(0, X), (1, Y)], 1, 0)  # one block is not divided
+    assert not undecided([(0, X + Y), (1, X + Y)], 1, 0)
+    assert not undecided(differing[:1], 1, 0)
 
 
 @given(elections())

@@ -26,6 +26,7 @@ from quorumfs.metadata.unflushed import Unflushed
 from quorumfs.metadata.writer import SidecarWriter
 from quorumfs.rangelock import Claim, RangeLock
 from quorumfs.repair import repairs as repairs_module
+from quorumfs.repair import settle as settle_module
 from quorumfs.repair import work as work_module
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.resync import Resync
@@ -406,6 +407,15 @@ def one_sync_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     _nothing_early(monkeypatch)
 
 
+def source_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P9: after a crash all get what the first replica holds, whatever a majority does."""
+
+    def first(answers: Sequence[tuple[int, bytes]], *_: int) -> voting.DataVerdict:
+        return voting.DataVerdict(answers[0][1])
+
+    monkeypatch.setattr(settle_module, "reconcile", first)
+
+
 def loss_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """R13: who hears of a loss that nobody can make good keeps it from the guest."""
     monkeypatch.setattr(Sidecars, "tell_loss", _always(False))
@@ -545,6 +555,7 @@ MUTATIONS: dict[str, Patch] = {
     "R10 forgotten": truncated_lacks_nothing,
     "R12 latest by mtime": latest_by_mtime,
     "R12 wall clock": timeouts_by_wall_clock,
+    "P9 source decides": source_decides,
     "R13 not told": loss_is_not_told,
     "P2 one sync is enough": one_sync_is_enough,
     "P2 record in memory": flush_leaves_behind_in_memory,

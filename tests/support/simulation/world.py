@@ -315,7 +315,7 @@ class World:
             self.release(index)
 
     def lose_pages(self, index: int) -> None:
-        """The kernel fails to write what an image has not synced: one sync tells that it is gone."""
+        """The kernel cannot write what an image has not synced: it is gone, one sync says so."""
         replica = self.replicas[index]
         self.note(f"{replica.path}: pages are lost")
         replica.image.fail_sync(replica.image.begin_sync())

@@ -1,0 +1,116 @@
+"""Stories of recoveries in which the first replica is the wrong one (P9)."""
+
+import errno
+from dataclasses import replace
+
+import pytest
+from support.simulation.guest import BrokenError
+from support.simulation.runner import Setup
+from support.simulation.storage import Effect, Fault
+from support.simulation.story import BLOCK, EXTENT, QUAD, TRIO, Guest, Script, Story, told
+
+from quorumfs.storage import Kind, Operation
+
+ROT = b"rot!" * (BLOCK // 4)
+
+
+async def _filled(guest: Guest) -> None:
+    await guest.write(0, EXTENT)
+    await guest.flush()
+
+
+async def _settled_by_majority(story: Story, *, lost: bool = True) -> None:
+    """What the majority holds is on all, and whoever was outvoted is counted."""
+    async with story.mounted() as guest:
+        await guest.read_surely(0, EXTENT)
+        await guest.converged()
+        counted = guest.mounted.disk.replicas[0].counters.mismatches
+        if bool(counted) is not lost:
+            raise BrokenError(f"{counted} mismatches were counted")
+    story.oracle.check_images(story.world.contents())
+    await story.ends_well()
+
+
+async def the_first_rots_before_a_crash(story: Story) -> None:
+    """A block rots, and another one of its extent is being written to when the daemon is killed."""
+    async with story.mounted() as guest:
+        await _filled(guest)
+        story.world.replicas[0].image.rot(0, ROT)
+        await guest.write(2 * BLOCK)
+        story.world.kill()
+    await _settled_by_majority(story)
+
+
+async def the_first_lied_about_a_flush(story: Story) -> None:
+    """Its store said that a flush was done, and lost everything when power was cut."""
+    async with story.mounted() as guest:
+        await guest.write(0, EXTENT)
+        story.fail(0, {Kind.SYNC}, Fault(effect=Effect.NONE))
+        await guest.flush()
+        story.world.replicas[0].image.fail_sync(story.world.replicas[0].image.begin_sync())
+        story.world.power_cut()
+    story.mend(0)
+    await _settled_by_majority(story)
+
+
+async def each_rots_at_a_place_of_its_own(story: Story) -> None:
+    """Every block still has a majority."""
+    async with story.mounted() as guest:
+        await _filled(guest)
+        for index in range(story.setup.replicas):
+            story.world.replicas[index].image.rot(index * BLOCK, ROT)
+        await guest.write(8 * BLOCK)
+        story.world.kill()
+    await _settled_by_majority(story)
+
+
+async def the_first_rots_and_the_last_has_a_bad_sector(story: Story) -> None:
+    """The bad sector is in another block: where all can be read the majority counts (R11)."""
+    async with story.mounted() as guest:
+        await _filled(guest)
+        story.world.replicas[0].image.rot(0, ROT)
+        await guest.write(8 * BLOCK)
+        story.world.kill()
+    bad = range(4 * BLOCK, 5 * BLOCK)
+
+    def unreadable(operation: Operation) -> Fault | None:
+        end = operation.offset + operation.length
+        touched = operation.offset < bad.stop and end > bad.start
+        return Fault(error=errno.EIO) if operation.kind is Kind.READ and touched else None
+
+    story.world.replicas[story.setup.replicas - 1].image_faults.script = unreadable
+    async with story.mounted() as guest:
+        await guest.read_surely(0)
+    story.mend(story.setup.replicas - 1)
+    await story.ends_well()
+
+
+async def nothing_was_wrong(story: Story) -> None:
+    """P8: a crash with nothing under way is no mismatch."""
+    async with story.mounted() as guest:
+        await _filled(guest)
+        await guest.write(2 * BLOCK)
+        story.world.kill()
+    await _settled_by_majority(story, lost=False)
+
+
+SETUPS = [
+    TRIO,
+    replace(TRIO, fifo=True),
+    replace(TRIO, threshold=1, fifo=True),
+    replace(TRIO, rewrite_corrupted=True),
+    QUAD,
+]
+STORIES = [
+    the_first_rots_before_a_crash,
+    the_first_lied_about_a_flush,
+    each_rots_at_a_place_of_its_own,
+    the_first_rots_and_the_last_has_a_bad_sector,
+    nothing_was_wrong,
+]
+
+
+@pytest.mark.parametrize("setup", SETUPS, ids=str)
+@pytest.mark.parametrize("script", STORIES, ids=lambda script: script.__name__)
+def test_it_ends_well(script: Script, setup: Setup) -> None:
+    assert told(script, setup, 0) is None

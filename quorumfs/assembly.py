@@ -82,6 +82,18 @@ class Found:
     sidecar: Sidecar | None = None
     problem: str | None = None
     """Why there is no image, or why its sidecar cannot be read."""
+    instance: int | None = None
+    """None: the sidecar vouches for the image, being on the same file system, which has lasting
+    inode numbers. Else of the mount that the image was found in (`mount_instance`), which does
+    while it lasts; 0: nobody knows that."""
+
+    @property
+    def in_use(self) -> Identity | None:
+        """By which the image is known again while its set is in use, and after a crash."""
+        if self.image is None:
+            return None
+        inode = self.image.inode if self.instance is None else self.instance
+        return Identity(inode, self.image.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,15 +222,30 @@ def covers(record: Record, slot: int, generation: int, sequence: int = 0) -> boo
     return generation in later
 
 
-def image_changed(sidecar: Sidecar, image: Identity) -> bool:
+def image_changed(found: Found) -> bool:
     """Whether the image was changed behind its sidecar, as far as one can tell from outside.
 
-    An image in use has no times on record, because they move.
+    An image in use has no times on record, because they move. Where its sidecar does not vouch for
+    it, `image_unproven` says more.
     """
-    known = sidecar.identity
+    assert found.sidecar is not None
+    known = found.sidecar.identity
     if known.mtime_ns or known.ctime_ns:
-        return known != image
-    return bool(known.inode) and (known.inode, known.size) != (image.inode, image.size)
+        return known != found.image
+    return bool(known.inode) and found.instance is None and known != found.in_use
+
+
+def image_unproven(found: Found) -> bool:
+    """Whether nothing shows that the image is the one that its sidecar speaks of (R15).
+
+    So it is where the sidecar does not vouch for the image, which was in use, and the mount that
+    it was in is gone: an older image, or an empty one, may have taken its place.
+    """
+    assert found.sidecar is not None
+    known = found.sidecar.identity
+    if found.instance is None or known.mtime_ns or known.ctime_ns:
+        return False
+    return not found.instance or known != found.in_use
 
 
 def judge_returned(record: Record, slot: int, found: Found) -> Member:
@@ -236,9 +263,10 @@ def judge_returned(record: Record, slot: int, found: Found) -> Member:
     known = (*record.history, record.roles[slot].generation)  # it may be long ago
     if sidecar.record.generation not in known and not mixture:
         return Member(path, slot, State.FOREIGN, "split brain: it was used without the others")
-    if image_changed(sidecar, found.image):
-        reason = "the image was changed behind its sidecar"
-        return Member(path, slot, State.SUSPECT, reason, compare=True)
+    if image_changed(found):
+        return Member(path, slot, State.SUSPECT, _CHANGED, compare=True)
+    if image_unproven(found):
+        return Member(path, slot, State.SUSPECT, _UNPROVEN, compare=True)
     return Member(path, slot, State.STALE, compare=not _covered(record, slot, sidecar))
 
 
@@ -404,20 +432,20 @@ class _Assembly:
             )
 
     def plan(self) -> Plan:
-        images = {one.path: one.image for one in self._found}
-        changed = {
-            path
-            for path, sidecar in self._present.items()
-            if (image := images[path]) and image_changed(sidecar, image)
+        present = [one for one in self._found if one.path in self._present]
+        changed = {one.path for one in present if image_changed(one)}
+        unproven = self._unproven(present, changed)
+        members = {
+            path: self._judge(path, changed=path in changed, unproven=path in unproven)
+            for path in self._present
         }
-        members = {path: self._judge(path, path in changed) for path in self._present}
         moved = not any(member.state is State.CURRENT for member in members.values())
         if moved:  # nobody is left to say that the changed images are the wrong ones
             judged = {path: self._judge(path, changed=False) for path in changed}
             members |= {path: m for path, m in judged.items() if m.state is State.CURRENT}
         self._refuse_without_current(members)
         knowing = sum(
-            path not in changed and member.slot is not None and not member.compare
+            path not in changed | unproven and member.slot is not None and not member.compare
             for path, member in members.items()
         )
         rule, quorum = self._absence_rule(members, knowing, moved=moved)
@@ -458,6 +486,22 @@ class _Assembly:
             tuple(self._notes),
             quorum=quorum,
         )
+
+    def _unproven(self, present: Sequence[Found], changed: set[str]) -> set[str]:
+        """The images that are not taken for what their sidecars say, for want of proof (R15).
+
+        Where too few would be current without them they are: a set whose stores were all mounted
+        anew, after a power cut perhaps, is to be used all the same.
+        """
+        unproven = {one.path for one in present if image_unproven(one)}
+        members = [self._judge(one.path, changed=one.path in changed | unproven) for one in present]
+        if sum(member.state is State.CURRENT for member in members) >= self._threshold:
+            return unproven
+        self._notes += [
+            f"{path}: {_UNPROVEN}; it is believed, for too few others are current"
+            for path in unproven
+        ]
+        return set()
 
     def _problem(self, one: Found) -> str | None:
         """Why what is at this path cannot be a member now; None if it can."""
@@ -519,7 +563,7 @@ class _Assembly:
                 )
         return latest.record
 
-    def _judge(self, path: str, changed: bool) -> Member:
+    def _judge(self, path: str, *, changed: bool, unproven: bool = False) -> Member:
         """What one replica with a readable sidecar is to the latest record."""
         sidecar, record = self._present[path], self._record
         slot = record.slot_of(sidecar.replica_id)
@@ -529,15 +573,15 @@ class _Assembly:
         covered = _covered(record, slot, sidecar)
         resyncing = sidecar.own_state is RoleState.RESYNCING
         if role.state is RoleState.CURRENT and covered and not resyncing:
-            if changed:
-                reason = "the image was changed behind its sidecar"
+            if changed or unproven:
+                reason = _CHANGED if changed else _UNPROVEN
                 return Member(path, slot, State.SUSPECT, reason, compare=True)
             return Member(path, slot, State.CURRENT)
         if role.state is RoleState.CURRENT:
             reason = "an older copy of this replica was put in its place"
             return Member(path, slot, State.STALE, reason, compare=True)
-        if changed:
-            reason = "left behind, and the image was changed behind its sidecar"
+        if changed or unproven:
+            reason = f"left behind, and {_CHANGED if changed else _UNPROVEN}"
             return Member(path, slot, State.SUSPECT, reason, compare=True)
         if covered:
             return Member(
@@ -717,6 +761,10 @@ class _Assembly:
             (slot,) = slots
         state = State.FOREIGN if one.image and not one.sidecar else State.MISSING
         return Member(one.path, slot, state, self._problems.get(one.path))
+
+
+_CHANGED = "the image was changed behind its sidecar"
+_UNPROVEN = "its store was mounted anew, and nothing shows that it holds the same image"
 
 
 def _key(record: Record) -> tuple[int, int]:

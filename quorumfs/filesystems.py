@@ -2,7 +2,11 @@
 
 import ctypes
 import os
+import struct
 from enum import Enum
+from pathlib import Path
+
+import xxhash
 
 _FUSE = 0x65735546
 
@@ -22,6 +26,12 @@ _LOCAL = frozenset(
 """Those whose data is on this host's own storage (``statfs(2)``, ``linux/magic.h``)."""
 
 _IN_MEMORY = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs
+
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_STATX_MNT_ID_UNIQUE = 0x4000
+_STX_MNT_ID = 0x90
+"""Where ``struct statx`` of ``statx(2)`` has it; bytes."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -49,6 +59,23 @@ def locality(fd: int) -> Locality:
 def is_fuse(file: int | str) -> bool:
     """Whether a file, open or by its path, is on a file system of FUSE."""
     return _type(file) == _FUSE
+
+
+def mount_instance(file: int | str) -> int:
+    """Which mount a file, open or by its path, is in, as a number of 64 bits; 0: unknown.
+
+    What is mounted anew has another one, be it the same file system. It takes Linux 6.8 to tell.
+    """
+    buffer = ctypes.create_string_buffer(256)
+    fd, path = (file, b"") if isinstance(file, int) else (_AT_FDCWD, os.fsencode(file))
+    if _libc.statx(fd, path, _AT_EMPTY_PATH, _STATX_MNT_ID_UNIQUE, buffer):
+        return 0
+    (mask,) = struct.unpack_from("<I", buffer)
+    if not mask & _STATX_MNT_ID_UNIQUE:
+        return 0
+    (mount,) = struct.unpack_from("<Q", buffer, _STX_MNT_ID)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    return xxhash.xxh3_64_intdigest(boot + struct.pack("<Q", mount)) or 1
 
 
 def _type(file: int | str) -> int | None:

@@ -13,7 +13,7 @@ from threading import Lock
 from quorumfs.answers import PATIENCE_S, Answer, UnansweredError, ask_all
 from quorumfs.assembly import Found
 from quorumfs.errors import UserError
-from quorumfs.filesystems import Locality, is_fuse, locality
+from quorumfs.filesystems import Locality, is_fuse, locality, mount_instance
 from quorumfs.imagelock import ImageLockedError, holders, lock_image
 from quorumfs.sidecar import (
     FormatError,
@@ -59,11 +59,13 @@ class Image:
     """Not that of the image where the image is a mount point itself."""
     problem: str | None = None
     """Why its sidecar cannot be read."""
+    instance: int | None = None
+    """As in `Found`."""
 
     @property
     def found(self) -> Found:
         """What assembly is to know of it."""
-        return Found(self.path, self.identity, self.sidecar, self.problem)
+        return Found(self.path, self.identity, self.sidecar, self.problem, self.instance)
 
     def close(self) -> None:
         """Give the descriptors back, and with them the locks."""
@@ -244,6 +246,16 @@ def lasting_identity(file: int | str) -> Identity:
     return identity
 
 
+def passing_identity(image: int | str, sidecar: int | str) -> int | None:
+    """What an image is known by while its mount lasts, where its sidecar cannot vouch for it.
+
+    Both open, or by their paths. None: both are on one file system, with lasting inode numbers.
+    Else `mount_instance`.
+    """
+    apart = os.stat(image).st_dev != os.stat(sidecar).st_dev
+    return mount_instance(image) if apart or is_fuse(image) else None
+
+
 def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
     """The same image with its sidecar, if it has one; *stack* gets what is to be closed."""
     place = path_for(image.real_path)
@@ -260,6 +272,7 @@ def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
         return image
     stack.callback(os.close, fd)
     image = replace(image, sidecar_fd=fd, sidecar_locality=locality(fd))
+    image = replace(image, instance=passing_identity(image.fd, fd))
     try:
         return replace(image, sidecar=read_sidecar(fd))
     except UnknownVersionError as error:

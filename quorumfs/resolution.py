@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from quorumfs.assembly import AssemblyRefusedError, Found, image_changed, new_record
+from quorumfs.assembly import AssemblyRefusedError, Found, image_changed, image_unproven, new_record
 from quorumfs.dirtymap import ALL_LACK, INTENT, REPLICAS_MAX, UNVERIFIED, DirtyMap, lacks
 from quorumfs.sidecar import Identity, Role, RoleState, Sidecar
 
@@ -195,7 +195,7 @@ class _Resolving:
             parent.sequence,
         )
         undecided = self._map.count(UNVERIFIED) or sidecar.map.count(UNVERIFIED)
-        changed = one.image is not None and image_changed(sidecar, one.image)
+        changed = one.image is not None and (image_changed(one) or image_unproven(one))
         if same and not undecided and not changed and role.state is RoleState.CURRENT:
             self._map.join(sidecar.map.read_as(self._out))
             self._kept.append(path)

@@ -15,13 +15,20 @@ from typing import Any
 import click
 
 from quorumfs.answers import PATIENCE_S, Answer, UnansweredError, ask_all
-from quorumfs.assembly import AssemblyRefusedError, Found, Plan, assemble, image_changed
+from quorumfs.assembly import (
+    AssemblyRefusedError,
+    Found,
+    Plan,
+    assemble,
+    image_changed,
+    image_unproven,
+)
 from quorumfs.cli.status import forget_stdout, printable
 from quorumfs.control.status import human_bytes
 from quorumfs.daemon import apart
 from quorumfs.dirtymap import INTENT, UNVERIFIED, DirtyMap, lacks
 from quorumfs.errors import ExitCode
-from quorumfs.images import lasting_identity
+from quorumfs.images import lasting_identity, passing_identity
 from quorumfs.ofdlock import could_lock
 from quorumfs.sidecar import (
     SUFFIX,
@@ -67,6 +74,8 @@ class Examined:
     """A quorumfs holds a lock on the sidecar."""
     holder: str = ""
     """Who said last that the set is in use."""
+    instance: int | None = None
+    """As in `Found`."""
 
     @property
     def changed(self) -> bool | None:
@@ -75,14 +84,14 @@ class Examined:
             return None
         if self.sidecar.identity == UNKNOWN_IDENTITY:
             return None
-        return image_changed(self.sidecar, self.image)
+        return image_changed(self.found()) or image_unproven(self.found())
 
     def found(self) -> Found:
         """The same for `assemble`."""
         if self.image is None:
             return Found(self.path, None, None, self.image_problem)
         problem = None if self.absent else self.sidecar_problem
-        return Found(self.path, self.image, self.sidecar, problem)
+        return Found(self.path, self.image, self.sidecar, problem, self.instance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +174,11 @@ def look_at(path: str) -> Examined:
     except OSError as error:
         return replace(examined, sidecar_problem=error.strerror or str(error))
     try:
+        if examined.image is not None:
+            examined = replace(examined, instance=passing_identity(path, fd))
         return _look_at_sidecar(examined, fd)
+    except OSError as error:
+        return replace(examined, sidecar_problem=error.strerror or str(error))
     finally:
         os.close(fd)
 

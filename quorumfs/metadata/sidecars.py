@@ -39,11 +39,9 @@ from quorumfs.replica import Gathering, Replica
 from quorumfs.sidecar import (
     MAP_OFFSET,
     PAGE,
-    Identity,
     Phase,
     Record,
     RoleState,
-    Sidecar,
     encode_pages,
     page_runs,
     pages,
@@ -113,6 +111,12 @@ class Sidecars:
         failed since (R13): whoever else had them sync heard of it instead."""
         self._left_here: set[Replica] = set()
         """Left behind since the mount: what they lack is known to the chunk."""
+        self._logs: dict[int, RangeSet] = {}
+        """By the slot of a replica left behind: the chunks with `INTENT` at that moment. It took
+        what was written there, and may come back from a snapshot a little older than its record
+        shows (R15)."""
+        self.unproven: dict[int, RangeSet] = {}
+        """Those of them that it is said to lack for that reason alone: to be compared."""
         self._writer = SidecarWriter(threshold)
         self._members: tuple[Replica, ...] = ()
         self._receivers: tuple[Replica, ...] = ()
@@ -125,7 +129,7 @@ class Sidecars:
             if one.image and one.image.size < self.record.size and replica.slot is not None:
                 self._marks.add(lacks(replica.slot), range(len(self.map)))
             if one.image and one.sidecar:
-                self._know(replica, one.image, one.sidecar)
+                self._know(replica, one)
                 joined = replica.role is State.CURRENT and one.sidecar.map.states != self.map.states
                 if joined:
                     self._marks.rewrite()
@@ -356,6 +360,8 @@ class Sidecars:
                 self._drop_target("unmounted meanwhile")
             # By its number, a replica put back from before this is known for one that has no mark
             # for what it lacks.
+            for slot in self._out_slots():
+                self._doubt_log(slot)
             await self._commit(clean=True)
             self._in_use = False
             self._marks.remove(INTENT, range(len(self.map)))
@@ -426,19 +432,20 @@ class Sidecars:
         if self.doubts.lost_in(chunks):
             self._unsettle(chunks)  # perhaps what a flush lost made them equal
 
-    async def start_resync(
-        self, replica: Replica, image: Identity, own: Sidecar, *, full: bool
-    ) -> None:
+    async def start_resync(self, replica: Replica, found: Found, *, full: bool) -> None:
         """Make *replica*, which is stale and answers, the target: it gets all writes from now on.
 
-        *image* and *own* are its image and its sidecar as found; *full*: it is not known what it
-        lacks. Raises `OSError`, and then it is as it was.
+        Its image and its sidecar are there, as *found*; *full*: it is not known what it lacks.
+        Raises `OSError`, and then it is as it was.
         """
+        own = found.sidecar
+        assert own is not None
         assert self.target is None
         assert replica.slot is not None
         bit = lacks(replica.slot)
         await self.open()
-        self._know(replica, image, own)
+        self._know(replica, found)
+        self._doubt_log(replica.slot)
         if full:
             self._marks.add(bit, range(len(self.map)))
         elif own.own_state is not RoleState.RESYNCING and replica not in self._left_here:
@@ -457,19 +464,26 @@ class Sidecars:
     async def revive(self, replica: Replica, found: Found) -> None:
         """Go on with a current replica whose file system went away and is back, as *found*.
 
-        Raises `OSError` if it is not as it was: then it can only come back as one left behind.
+        Where nothing shows that it is the same image, and others hold all it held, it is given
+        everything anew before it is believed again (R15). Raises `OSError` if it is not as it was:
+        then it can only come back as one left behind.
         """
-        image, own = found.image, found.sidecar
-        known = self._writer.images[replica]
-        if image is None or own is None or replica.slot is None:
+        own, known = found.sidecar, self._writer.in_use[replica]
+        if found.in_use is None or own is None or replica.slot is None:
             raise OSError(errno.ENODEV, found.problem or "it is not there")
         ours = {_key(self.record), *self._tried}
         same = all(_key(one) in ours for one in (own.record, own.prepared) if one)
-        same = same and (image.inode, image.size) == (known.inode, known.size)
+        same = same and found.in_use.size == known.size
+        proven = bool(found.in_use.inode) and found.in_use.inode == known.inode
+        if not proven and found.instance is None:
+            same = False
         if not same or own.record.slot_of(own.replica_id) != replica.slot:
             raise OSError(errno.ESTALE, "it is not as it was")
-        self._know(replica, image, own)
+        self._know(replica, found)
         await self._lose([replica])
+        everything = range(len(self.map))
+        if not proven and not self.doubts.held_only_by([replica]) and len(self._members) > 1:
+            await self._lose([replica], [everything])
 
     async def sync_target(self, changing: Iterable[tuple[int, int]]) -> None:
         """Make durable what the target was given; raises `OSError`, and then it is no more one.
@@ -564,6 +578,7 @@ class Sidecars:
                 self.target = None
                 self._target_unsynced = Unflushed()
                 self._copied_from.pop(target.slot, None)
+                self.unproven.pop(target.slot, None)
                 self._marks.remove(lacks(target.slot), range(len(self.map)))
                 for start, end in self.doubts.lost_by(target):
                     self._marks.add(lacks(target.slot), range(start, end))
@@ -640,13 +655,15 @@ class Sidecars:
             return
         self.doubts.inherited = self.doubts.unsettled.union(RangeSet())
 
-    def _know(self, replica: Replica, image: Identity, own: Sidecar) -> None:
-        """Take over what was found of a replica's files."""
+    def _know(self, replica: Replica, found: Found) -> None:
+        """Take over what was *found* of a replica's files, both of them."""
+        own = found.sidecar
+        assert own is not None
         spare = own.spare_slot
         if own.prepared is not None and _key(own.prepared) == _key(self.record):
             # Committed elsewhere, it is what shows that this one was there: the older one may go.
             spare = 1 - spare
-        self._writer.know(replica, image, spare)
+        self._writer.know(replica, found, spare)
         sequences = [own.record.sequence, own.prepared.sequence if own.prepared else 0]
         self._sequence = max(self._sequence, *sequences)  # its slots must not seem later than ours
 
@@ -746,6 +763,9 @@ class Sidecars:
             replica.reason = reason
             self._left_here.add(replica)
             self._recorded = False
+            log = self._logs.setdefault(replica.slot, RangeSet())
+            for run in self.map.runs(INTENT, longest=len(self.map)):
+                log.add(run.start, run.stop)
             for unflushed in (self._unflushed, self._flushing):
                 self._lacks_unflushed(replica.slot, unflushed)
                 for run in unflushed.runs():
@@ -756,10 +776,23 @@ class Sidecars:
         self._arrange()
         self.notify()
 
+    def _doubt_log(self, slot: int) -> None:
+        """Have a replica left behind lack what it may only seem to have taken last (R15)."""
+        bit, lacking = lacks(slot), RangeSet()
+        for run in self.map.runs(bit, longest=len(self.map)):
+            lacking.add(run.start, run.stop)
+        for log_start, log_end in self._logs.pop(slot, _NOTHING):
+            for start, end, taken in segments(log_start, log_end, [lacking]):
+                if taken:
+                    self.unproven.setdefault(slot, RangeSet()).add(start, end)
+                    self._marks.add(bit, range(start, end))
+
     def _lacks_unflushed(self, slot: int, unflushed: Unflushed) -> None:
-        """A replica that failed may have lost all it has not synced."""
+        """A replica that failed may have lost all it has not synced, equal as it may read (R4)."""
+        unproven = self.unproven.get(slot, RangeSet())
         for run in unflushed.runs():
             self._marks.add(lacks(slot), run)
+            unproven.remove(run.start, run.stop)
 
     def _unsettle(self, chunks: range) -> None:
         """The current replicas may differ in *chunks*."""
@@ -799,12 +832,15 @@ class Sidecars:
             with suppress(OSError):  # whoever can, remembers
                 await self._write_map()
 
-    async def _lose(self, replicas: Sequence[Replica]) -> None:
-        """Note that *replicas* lost what they took since a flush, and too few are left without."""
+    async def _lose(self, replicas: Sequence[Replica], chunks: Iterable[range] = ()) -> None:
+        """Note that *replicas* lost *chunks*, and too few are left without them.
+
+        By default what they took since a flush.
+        """
         if not replicas:
             return  # there were too few from the beginning
         self.doubts.losses += 1
-        runs = list(self._unsynced_runs())
+        runs = list(chunks) or list(self._unsynced_runs())
         for replica in replicas:
             assert replica.slot is not None
             self.doubts.losing.pop(replica, None)

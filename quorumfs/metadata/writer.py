@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from quorumfs.assembly import Found
 from quorumfs.replica import Gathering, Replica
 from quorumfs.sidecar import SLOT_OFFSETS, Identity, Phase, Record, encode_slot
 from quorumfs.storage import FileStatus, Kind, Operation
@@ -13,16 +14,21 @@ class SidecarWriter:
 
     def __init__(self, threshold: int) -> None:
         """*threshold* successes let a write go on without replicas that do not answer."""
-        self.images: dict[Replica, Identity] = {}
-        """What the images looked like when they were found."""
+        self.in_use: dict[Replica, Identity] = {}
+        """By which the images are known while they are in use."""
+        self._nameless: set[Replica] = set()
+        """Those whose inode numbers do not outlast a mount of their file system."""
         self._threshold = threshold
         self._as_found: set[Replica] = set()
         """Those whose sidecars are as a daemon left them that may have died before its sync."""
         self._spare_slot: dict[Replica, int] = {}
 
-    def know(self, replica: Replica, image: Identity, spare_slot: int) -> None:
-        """Take over what was found of a replica's files."""
-        self.images[replica] = image
+    def know(self, replica: Replica, found: Found, spare_slot: int) -> None:
+        """Take over what was *found* of a replica's files, both of them."""
+        assert found.image is not None
+        assert found.in_use is not None
+        self.in_use[replica] = found.in_use
+        (self._nameless.discard if found.image.inode else self._nameless.add)(replica)
         self._as_found.add(replica)
         self._spare_slot[replica] = spare_slot
 
@@ -56,11 +62,11 @@ class SidecarWriter:
             number = spare if phase is Phase.PREPARED else 1 - spare
             assert replica.slot is not None
             replica_id = record.roles[replica.slot].replica_id
-            image = self.images[replica]
-            in_use = Identity(image.inode, image.size)
-            identity = identities.get(replica, in_use)
-            if not image.inode:  # it is not the same from mount to mount of that file system
-                identity = replace(identity, inode=0, ctime_ns=0)
+            identity = self.in_use[replica]
+            if replica in identities:
+                identity = identities[replica]
+                if replica in self._nameless:
+                    identity = replace(identity, inode=0, ctime_ns=0)
             content = encode_slot(record, replica_id, identity, phase)
             slots[replica] = SLOT_OFFSETS[number], content
         return await self.put(replicas, slots)

@@ -17,7 +17,7 @@ import trio
 from quorumfs.assembly import Found, State
 from quorumfs.dirtymap import CHUNK_MIN, UNVERIFIED, lacks
 from quorumfs.patterns import Fifo
-from quorumfs.ranges import RangeSet
+from quorumfs.ranges import RangeSet, segments
 from quorumfs.repair.asking import next_data, seek
 from quorumfs.repair.work import PIECE, Work, pieces, without
 from quorumfs.replica import Gathering, Replica
@@ -56,7 +56,8 @@ class Resync:
         assert found.sidecar is not None
         assert replica.slot is not None
         sidecars = self._sidecars
-        await sidecars.start_resync(replica, found.image, found.sidecar, full=full)
+        await sidecars.start_resync(replica, found, full=full)
+        unproven = sidecars.unproven.get(replica.slot, RangeSet())
         self._disk.announce_states()
         bit = lacks(replica.slot)
         self._work.begin("resync", replica.path, sidecars.map.lacking_bytes(replica.slot))
@@ -65,7 +66,7 @@ class Resync:
         copied_before = replica.counters.copied_bytes
         error: str | None = "it was broken off"
         try:
-            if full or self._map.count(UNVERIFIED):
+            if full or unproven or self._map.count(UNVERIFIED):
                 # A flush that failed may have dropped pages that a read still shows (R4): they
                 # would compare equal.
                 await sidecars.sync_target(self._disk.locks.changing())
@@ -95,6 +96,8 @@ class Resync:
         What was copied is synced while more is, and held after a sync that began later (R8).
         """
         sidecars = self._sidecars
+        assert replica.slot is not None
+        unproven = sidecars.unproven.get(replica.slot, RangeSet())
         unreadable = RangeSet()
         copied: list[range] = []
         """Since the last sync began."""
@@ -108,8 +111,11 @@ class Resync:
                         torn = sidecars.doubts.torn.overlaps(*bounds)
                         if torn or (undecided and len(sources) > 1):
                             await self._copy_agreed(replica, sources, *bounds)
-                        else:
-                            await self._copy(replica, sources[0], *bounds, compare=compare)
+                            continue
+                        for start, stop, proven in segments(run.start, run.stop, [unproven]):
+                            differing = compare or not proven
+                            bounds = self._work.bounds(range(start, stop))
+                            await self._copy(replica, sources[0], *bounds, compare=differing)
             except _UnreadableError:
                 if len(chunks) == 1:
                     unreadable.add(chunks.start, chunks.stop)

@@ -14,6 +14,7 @@ from quorumfs.assembly import (
     assemble,
     covers,
     image_changed,
+    judge_returned,
     new_record,
 )
 from quorumfs.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
@@ -531,15 +532,60 @@ def test_a_suspect_replica_proves_nothing() -> None:
 
 def test_in_use_the_times_of_an_image_move_but_it_stays_the_same_file() -> None:
     record = first_record(2, 1)
-    used = found(replace(record, clean=False), A).sidecar
-    assert used
-    assert not image_changed(used, Identity(1, SIZE, 5, 5))
-    assert image_changed(used, Identity(7, SIZE, 5, 5))
-    assert image_changed(used, Identity(1, SIZE + 1, 5, 5))
-    closed = found(record, A).sidecar
-    assert closed
-    assert image_changed(replace(closed, identity=Identity(1, SIZE, 0, 1)), image_of(A)) is True
-    assert not image_changed(replace(closed, identity=Identity()), image_of(A))
+    used = found(replace(record, clean=False), A)
+    assert not image_changed(replace(used, image=Identity(1, SIZE, 5, 5)))
+    assert image_changed(replace(used, image=Identity(7, SIZE, 5, 5)))
+    assert image_changed(replace(used, image=Identity(1, SIZE + 1, 5, 5)))
+    closed = found(record, A)
+    assert closed.sidecar
+    other = replace(closed.sidecar, identity=Identity(1, SIZE, 0, 1))
+    assert image_changed(replace(closed, sidecar=other))
+    nothing_known = replace(closed.sidecar, identity=Identity())
+    assert not image_changed(replace(closed, sidecar=nothing_known))
+
+
+def passing(record: Record, slot: int, *, then: int, now: int) -> Found:
+    """As `found`, on a store without lasting identity, of a mount *then* and of another *now*."""
+    one = found(replace(record, clean=False), slot, image=Identity(0, SIZE, 5, 0))
+    assert one.sidecar
+    sidecar = replace(one.sidecar, identity=Identity(then, SIZE))
+    return replace(one, sidecar=sidecar, instance=now)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "state"),
+    [(7, 7, "current"), (7, 8, "suspect"), (0, 0, "suspect"), (7, 0, "suspect")],
+)
+def test_after_a_crash_a_sidecar_vouches_only_for_the_store_that_holds_it(
+    then: int, now: int, state: str
+) -> None:
+    """R15: an image whose mount is gone may be an older one, or an empty one."""
+    record = first_record(2, 1)
+    plan = assemble([passing(record, A, then=then, now=now), found(record, B)])
+    assert states(plan) == [state, "current"]
+    assert plan.members[A].compare is (state == "suspect")
+
+
+def test_stores_without_lasting_identity_are_believed_where_too_few_others_are_current() -> None:
+    """A power cut of the host: all were mounted anew, and the set goes on, with a warning."""
+    record = first_record(2, 1)
+    plan = assemble([passing(record, A, then=7, now=8), passing(record, B, then=9, now=10)])
+    assert states(plan) == ["current", "current"]
+    assert sum("nothing shows that it holds the same image" in note for note in plan.notes) == 2
+    record = first_record(3, 2)
+    plan = assemble([passing(record, A, then=7, now=8), found(record, B), found(record, C)])
+    assert states(plan) == ["suspect", "current", "current"]
+
+
+def test_one_that_comes_back_in_another_mount_is_compared_in_full() -> None:
+    record = first_record(2, 1)
+    later = record.with_state([B], RoleState.STALE).minted()
+    same = passing(record, B, then=7, now=7)
+    assert judge_returned(later, B, same).state is State.STALE
+    assert not judge_returned(later, B, same).compare
+    other = passing(record, B, then=7, now=8)
+    assert judge_returned(later, B, other).state is State.SUSPECT
+    assert judge_returned(later, B, other).compare
 
 
 def test_a_set_that_was_copied_as_a_whole_is_usable_and_verified() -> None:

@@ -169,7 +169,7 @@ class Set:
         if wrong and not enough:
             gone = not self.holders
             unseen = any(replica.unseen for replica in present)
-            all_changed = all(image_changed(r.sidecar, r.image) for r in present)
+            all_changed = all(image_changed(one) for one in found if one.sidecar)
             current = {m.slot for m in plan.members if m.state is State.CURRENT}
             other_side = self.forked and not current & self.holders
             if gone or unseen or all_changed or other_side:

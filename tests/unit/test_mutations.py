@@ -42,6 +42,7 @@ from support.simulation.story import (
     left_behind,
     told,
 )
+from support.simulation.world import ReplicaBackup
 
 from quorumfs.assembly import (
     AssemblyRefusedError,
@@ -496,6 +497,36 @@ async def the_first_rots_before_a_crash(story: Story) -> None:
     await story.ends_well()
 
 
+async def rolled_back_by_seconds(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        await trio.sleep(2.0)
+        snapshot_before = story.world.backup(0)
+        await guest.write(0)
+        await guest.flush()
+        story.world.detach(0)
+        await guest.write(EXTENTS[3])
+        await guest.until(lambda: 0 not in guest.mounted.members)
+        story.world.roll_back(0, snapshot_before)
+        story.world.attach(0)
+        await guest.until(lambda: 0 in guest.mounted.members)
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def an_empty_image_after_a_kill(story: Story) -> None:
+    empty = ReplicaBackup(story.world.backup(0).image, None)
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        story.world.kill()
+    story.world.detach(0)
+    story.world.restore(0, empty, sidecar=False)
+    story.world.attach(0)
+    await story.ends_well()
+
+
 async def all_lose_what_a_repair_hears_of(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
@@ -656,6 +687,8 @@ TOLD = (
     Told("R12 latest by mtime", touched_when_it_was_left_behind),
     Told("R12 wall clock", one_hangs_for_good),
     Told("P9 source decides", the_first_rots_before_a_crash, TRIO),
+    Told("R15 log believed", rolled_back_by_seconds),
+    Told("R15 all proven", an_empty_image_after_a_kill, replace(PAIR, passing=True)),
     Told("R13 not told", all_lose_what_a_repair_hears_of),
     Told("P2 one sync is enough", only_one_can_sync, TRIO),
     Told("P2 record in memory", power_cut_after_one_failed_to_sync),

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import trio
 
+from quorumfs import assembly, sidecar, voting
 from quorumfs import replica as replica_module
-from quorumfs import sidecar, voting
 from quorumfs.assembly import State, _Assembly
 from quorumfs.dirtymap import INTENT
 from quorumfs.metadata import Outcome
@@ -416,6 +416,16 @@ def source_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settle_module, "reconcile", first)
 
 
+def log_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R15: what a replica took last it still has when it comes back."""
+    monkeypatch.setattr(Sidecars, "_doubt_log", _always(None))
+
+
+def any_image_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R15: an image is the one that its sidecar speaks of, wherever that lies."""
+    monkeypatch.setattr(assembly, "image_unproven", _always(False))
+
+
 def loss_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """R13: who hears of a loss that nobody can make good keeps it from the guest."""
     monkeypatch.setattr(Sidecars, "tell_loss", _always(False))
@@ -556,6 +566,8 @@ MUTATIONS: dict[str, Patch] = {
     "R12 latest by mtime": latest_by_mtime,
     "R12 wall clock": timeouts_by_wall_clock,
     "P9 source decides": source_decides,
+    "R15 log believed": log_is_believed,
+    "R15 all proven": any_image_is_proven,
     "R13 not told": loss_is_not_told,
     "P2 one sync is enough": one_sync_is_enough,
     "P2 record in memory": flush_leaves_behind_in_memory,

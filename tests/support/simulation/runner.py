@@ -143,6 +143,8 @@ class Setup:
     """The operator mounts what is there."""
     local: bool = True
     """Images are copied from one to another in one operation, where that is allowed."""
+    passing: bool = False
+    """No store has lasting inode numbers: its images are known while it is mounted."""
 
     @classmethod
     def drawn(cls, dice: random.Random) -> "Setup":
@@ -161,6 +163,7 @@ class Setup:
             lives=dice.randrange(1, 7),
             careless=dice.random() < 0.2,
             local=dice.random() < 0.7,
+            passing=dice.random() < 0.2,
         )
 
 
@@ -199,6 +202,7 @@ class History:
         self.world = World(seed, self.setup.replicas, size)
         for replica in self.world.replicas:
             replica.local = self.setup.local
+            replica.instance = 1 if self.setup.passing else None
         initial = dice.randbytes(size) if self.setup.filled else None
         self.oracle = Oracle(size, initial)
         self._dice = self.world.dice_for("history")
@@ -284,7 +288,7 @@ class History:
             if setup.origin is Origin.COPIED:
                 self._to_keep = {0}
         for index in order:
-            identity = world.replicas[index].image.identity
+            identity = world.replicas[index].identity
             replica_id = record.roles[index].replica_id
             world.create_sidecar(index, Sidecar(replica_id, record, disk_map, identity))
 
@@ -564,7 +568,13 @@ class History:
                     self._harmed.discard(index)  # whatever it was, it was replaced
 
     async def _unmount(self, mounted: Mounted, *, must_succeed: bool = False) -> None:
-        """Close in order, as at the end of `quorumfs.mounting`; the guests have gone."""
+        """Close in order, as at the end of `quorumfs.mounting`; the guests have gone.
+
+        *must_succeed*: faults are over; what they cost is first told by one flush (R13).
+        """
+        if must_succeed:
+            with suppress(OSError):
+                await mounted.disk.flush()
         flushing = self.oracle.begin_flush()
         self.world.note("unmount")
         with trio.move_on_after(REQUEST_MAX_S) as scope:

@@ -17,12 +17,12 @@ import os
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
 from quorumfs.assembly import Found
-from quorumfs.sidecar import FormatError, Sidecar, decode, encode
+from quorumfs.sidecar import FormatError, Identity, Sidecar, decode, encode
 from quorumfs.storage import Kind, Operation
 from support.simulation.media import Backup, Content, SimulatedFile
 from support.simulation.storage import (
@@ -47,8 +47,16 @@ class SimulatedReplica:
     reachable: bool = True
     local: bool = True
     """Another image may be copied to it, or from it, in one operation."""
+    instance: int | None = None
+    """Its file system has no lasting inode numbers: of the mount that it is in, see `Found`."""
     image_faults: Faults = field(default_factory=Faults)
     sidecar_faults: Faults = field(default_factory=Faults)
+
+    @property
+    def identity(self) -> Identity:
+        """What can be told of the image that outlasts a mount of its file system."""
+        identity = self.image.identity
+        return identity if self.instance is None else replace(identity, inode=0, ctime_ns=0)
 
     @property
     def files(self) -> list[SimulatedFile]:
@@ -223,12 +231,12 @@ class World:
         if self.life is not None and replica.image.size < self.size:
             self.life.seen_short.add(replica.path)
         if replica.sidecar is None:
-            return Found(replica.path, replica.image.identity)
+            return Found(replica.path, replica.identity)
         try:
             sidecar = decode(replica.sidecar.whole)
         except FormatError as error:
-            return Found(replica.path, replica.image.identity, None, str(error))
-        return Found(replica.path, replica.image.identity, sidecar)
+            return Found(replica.path, replica.identity, None, str(error))
+        return Found(replica.path, replica.identity, sidecar, instance=replica.instance)
 
     def create_sidecar(self, index: int, sidecar: Sidecar) -> None:
         """What `quorumfs.sidecarfile.create_sidecar` does: all of it durable, or nothing.
@@ -274,6 +282,8 @@ class World:
         assert not (hang and lose_cache), "what hangs still has its cache"
         self.note(f"{replica.path} detached{' hanging' if hang else ''}")
         replica.reachable = False
+        if replica.instance is not None and not hang:
+            replica.instance += 1
         if self.life is not None:
             for storage in self.life.storages(index):
                 if storage.broken:
@@ -332,7 +342,7 @@ class World:
     def roll_back(self, index: int, backup: ReplicaBackup) -> None:
         """The file system of a replica goes back to a snapshot: the same files, the old times."""
         replica = self.replicas[index]
-        assert self.life is None, "not under a daemon that has it open"
+        assert self.life is None or not replica.reachable, "not under a daemon that has it open"
         self.note(f"{replica.path} rolled back to a snapshot")
         replica.image.restore(backup.image, in_place=True)
         if replica.sidecar is not None and backup.sidecar is not None:
@@ -343,7 +353,7 @@ class World:
     ) -> None:
         """Put a backup in the place of a replica, or only its image, or only its sidecar."""
         replica = self.replicas[index]
-        assert self.life is None, "not under a daemon that has it open"
+        assert self.life is None or not replica.reachable, "not under a daemon that has it open"
         self.note(f"{replica.path} put back from a backup: {image=} {sidecar=}")
         if image:
             replica.image.restore(backup.image)

@@ -186,6 +186,8 @@ class SimulatedFile:
         self._numbers = count(1)
         self._ticks = count(1_700_000_000_000_000_000, 1_000_000)
         self._changed_ns = self._durable_changed_ns = next(self._ticks)
+        self.lost_pages = False
+        """Pages are gone that could not be written, and no sync has said so yet."""
         self._dropped: set[int] = set()
         """Sectors that the cache takes for clean and the medium does not hold."""
 
@@ -354,6 +356,12 @@ class SimulatedFile:
                 self.cache.punch(low, high)
             self._dropped -= set(range(number * _PER_BLOCK, (number + 1) * _PER_BLOCK))
 
+    def lose_pages(self) -> None:
+        """What is not synced cannot be written: it is gone, and the next sync says so."""
+        self.fail_sync(self.begin_sync())
+        self.evict()
+        self.lost_pages = True
+
     def truncate(self, size: int) -> None:
         """Somebody else made the file shorter, or longer; durable at once."""
         for content in (self.cache, self.durable):
@@ -397,6 +405,7 @@ class SimulatedFile:
 
     def _forget_cache(self) -> None:
         self.cache = self.durable.copy()
+        self.lost_pages = False
         self.unsynced.clear()
         self._dropped.clear()
         self._changed_ns = self._durable_changed_ns

@@ -420,6 +420,9 @@ class SimulatedStorage:
                     file.end_seal(one.sync_began)
                 elif effect is Effect.ALL:
                     file.end_sync(one.sync_began)
+                if file.lost_pages and not self.broken:
+                    file.lost_pages = False
+                    raise OSError(errno.EIO, "simulated: pages were lost")
                 return self._status() if operation.kind is Kind.SEAL else 0
             case Kind.STAT:
                 return self._status()

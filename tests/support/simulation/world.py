@@ -23,15 +23,13 @@ import trio
 
 from quorumfs.assembly import Found
 from quorumfs.sidecar import FormatError, Identity, Sidecar, decode, encode
-from quorumfs.storage import Kind, Operation
+from quorumfs.storage import Operation
 from support.simulation.media import Backup, Content, SimulatedFile
 from support.simulation.storage import (
     CALM,
     SYNCS,
     Agenda,
     DaemonKilledError,
-    Effect,
-    Fault,
     Faults,
     SimulatedStorage,
 )
@@ -325,12 +323,9 @@ class World:
             self.release(index)
 
     def lose_pages(self, index: int) -> None:
-        """The kernel cannot write what an image has not synced: it is gone, one sync says so."""
-        replica = self.replicas[index]
-        self.note(f"{replica.path}: pages are lost")
-        replica.image.fail_sync(replica.image.begin_sync())
-        replica.image.evict()
-        replica.image_faults.plan(Kind.SYNC, Fault(error=errno.EIO, effect=Effect.ALL))
+        """What an image has not synced is gone, and one sync says so."""
+        self.note(f"{self.replicas[index].path}: pages are lost")
+        self.replicas[index].image.lose_pages()
 
     def backup(self, index: int) -> ReplicaBackup:
         """Copy the image of a replica and its sidecar as they are at this moment."""

@@ -161,7 +161,13 @@ class _Resolving:
             if written and one.image:
                 slot = self._new.get(one.path, self._slot(one))
                 replica_id = record.roles[slot].replica_id
-                sidecars[one.path] = Sidecar(replica_id, record, self._map, _in_use(one))
+                sidecars[one.path] = Sidecar(
+                    replica_id,
+                    record,
+                    self._map,
+                    _in_use(one),
+                    unreadable=self._sidecar.unreadable,
+                )
         overwritten = tuple(
             Overwritten(path, self._map.lacking_bytes(slot), why)
             for path, (slot, why) in self._behind.items()

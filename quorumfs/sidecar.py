@@ -7,7 +7,7 @@ Pages of 4096 bytes; all numbers little endian::
 
     page 0, 1     two slots, each a record with a checksum
     page 2        who has the set in use: text, for a reader; no checksum
-    page 3        zeros
+    page 3        what no replica can be read at: ranges of bytes, with a checksum; zeros: none
     page 4, 5 …   the dirty map: 4080 chunks and a checksum each
 
 A **slot** holds the *record*, which all members share, and what concerns this replica alone::
@@ -37,6 +37,9 @@ A **map page** ends in the xxh3-128 of its 4080 chunks, followed by the set id a
 number, so that a page that landed at the wrong place is noticed. An unreadable page means
 `quorumfs.dirtymap.UNKNOWN` for each of its chunks.
 
+The **unreadable** ranges are a u32 with their count, a u64 start and a u64 end of each, and the
+xxh3-128 of that, followed by the set id. Up to 30 of them fit in a sector, which is never torn.
+
 Committing a record
 ===================
 
@@ -64,7 +67,10 @@ PAGE = 4096
 CHUNKS_PER_PAGE = PAGE - 16
 SLOT_OFFSETS = (0, PAGE)
 HOLDER_OFFSET = 2 * PAGE
+UNREADABLE_OFFSET = 3 * PAGE
 MAP_OFFSET = 4 * PAGE
+UNREADABLE_MAX = 250
+"""Ranges that fit in their page."""
 ANCESTORS_MAX = 32
 PATH_MAX = 477
 """Bytes; a longer path is left out: it is a hint, the replica id is what counts."""
@@ -210,6 +216,8 @@ class Sidecar:
     """Where the next record is to be prepared: not where the only good one is."""
     damage: tuple[str, ...] = ()
     """What could not be read, for a reader."""
+    unreadable: tuple[tuple[int, int], ...] = ()
+    """Bytes ``[start, end)`` that no replica which held them could be read at."""
 
     @property
     def slot(self) -> int:
@@ -289,7 +297,32 @@ def encode(sidecar: Sidecar) -> bytes:
     """A whole new file, committed in both slots."""
     slot = encode_slot(sidecar.record, sidecar.replica_id, sidecar.identity, Phase.COMMITTED)
     map_pages = encode_pages(sidecar.map, sidecar.record.set_id, 0, pages(sidecar.map) - 1)
-    return slot + slot + bytes(MAP_OFFSET - 2 * PAGE) + map_pages
+    unreadable = encode_unreadable(sidecar.unreadable, sidecar.record.set_id)
+    return slot + slot + bytes(UNREADABLE_OFFSET - 2 * PAGE) + unreadable + map_pages
+
+
+def encode_unreadable(ranges: Iterable[tuple[int, int]], set_id: bytes) -> bytes:
+    """The page of what cannot be read, at most `UNREADABLE_MAX` ranges: 4096 bytes."""
+    bounds = [bound for each in ranges for bound in each]
+    assert len(bounds) <= 2 * UNREADABLE_MAX
+    body = struct.pack(f"<I{len(bounds)}Q", len(bounds) // 2, *bounds)
+    return (body + xxhash.xxh3_128_digest(body + set_id)).ljust(PAGE, b"\0")
+
+
+def _decode_unreadable(content: bytes, record: Record) -> tuple[tuple[int, int], ...]:
+    """What cannot be read; raises `FormatError` if the page is none that was written."""
+    page = content[UNREADABLE_OFFSET:MAP_OFFSET]
+    if not any(page):
+        return ()
+    count = min(int.from_bytes(page[:4], "little"), UNREADABLE_MAX)
+    end = 4 + 16 * count
+    if page[end : end + 16] != xxhash.xxh3_128_digest(page[:end] + record.set_id):
+        raise FormatError("the list of what cannot be read: its checksum does not fit")
+    bounds = struct.unpack_from(f"<{2 * count}Q", page, 4)
+    ranges = tuple(zip(bounds[::2], bounds[1::2], strict=True))
+    if any(not start < end <= record.size for start, end in ranges):
+        raise FormatError("the list of what cannot be read: it says what cannot be")
+    return ranges
 
 
 def decode(content: bytes) -> Sidecar:
@@ -324,6 +357,11 @@ def decode(content: bytes) -> Sidecar:
     disk_map, unreadable = _decode_map(content, committed.record)
     if unreadable:
         damage.append(f"{unreadable} of {pages(disk_map)} map pages")
+    ranges: tuple[tuple[int, int], ...] = ()
+    try:
+        ranges = _decode_unreadable(content, committed.record)
+    except FormatError as error:
+        damage.append(str(error))
     return Sidecar(
         committed.replica_id,
         committed.record,
@@ -332,6 +370,7 @@ def decode(content: bytes) -> Sidecar:
         prepared,
         1 - committed.number,
         tuple(damage),
+        ranges,
     )
 
 

@@ -143,6 +143,15 @@ class EventLog:
         text = f"the replicas differ at {offset}, {length} bytes, and none has a majority"
         self._offer(("differs",), Event("MISMATCH_FOUND", members, text, logging.ERROR))
 
+    def unreadable(self, offset: int, length: int) -> None:
+        """No replica that holds these bytes can be read at them."""
+        members = {"reference": self._reference, **_sectors(offset, length)}
+        text = (
+            f"{length} bytes at {offset} can be read on no replica: a read there gets an error "
+            "until somebody writes there"
+        )
+        self._tell(Event("DATA_UNREADABLE", members, text, logging.ERROR))
+
     def resync_started(self, replica: str, length: int) -> None:
         """*replica* is being brought up to date: at most *length* bytes."""
         members = {"replica": replica, "bytes": length}

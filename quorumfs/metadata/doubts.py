@@ -46,6 +46,9 @@ class Doubts:
         self.torn = RangeSet()
         """Bytes in which adopted images may differ, and a change failed or was cut off: nobody may
         make them equal, and nobody can tell what of it is the change."""
+        self.unreadable = RangeSet()
+        """Bytes, whole blocks, that none who held them can be read at: a read gets EIO until
+        somebody writes there. Whoever was given the rest may hold anything there."""
         self.lost: dict[Replica, RangeSet] = {}
         """Chunks that a current replica took and could not flush: its ``lacks`` bits, too."""
         self.losing: dict[Replica, RangeSet] = {}
@@ -57,7 +60,8 @@ class Doubts:
 
     def __bool__(self) -> bool:
         """Whether there is any."""
-        return bool(self.unsettled or self.torn or self.lost or self.losing or self.truncated)
+        unequal = self.unsettled or self.torn or self.unreadable
+        return bool(unequal or self.lost or self.losing or self.truncated)
 
     # Whom to believe
 
@@ -99,9 +103,11 @@ class Doubts:
                 holders = [r for r in self.members if r in sources] if settled else sources
                 # Where too few have not lost it to hold a vote, they are still right.
                 few = len(sources) < min(self._threshold, len(self.members))
-                for low, high, whole in segments(first, last, [self.torn]):
+                for low, high, sound in segments(first, last, [self.torn, self.unreadable]):
                     pinned = not settled or few
-                    yield Choice(low, high - low, holders, pinned=pinned, torn=not whole)
+                    held_by = holders if _READABLE in sound else []
+                    torn = _WHOLE not in sound
+                    yield Choice(low, high - low, held_by, pinned=pinned, torn=torn)
 
     def answered(self, replica: Replica, chunks: range) -> None:
         """Note that a read of *chunks*, which are unsettled, was answered by *replica*."""
@@ -207,3 +213,5 @@ class Doubts:
 
 
 _NOTHING = RangeSet()
+_WHOLE, _READABLE = range(2)
+"""Among what a range is cut by: it is not torn, and it can be read."""

@@ -39,15 +39,18 @@ from quorumfs.replica import Gathering, Replica
 from quorumfs.sidecar import (
     MAP_OFFSET,
     PAGE,
+    UNREADABLE_MAX,
+    UNREADABLE_OFFSET,
     Phase,
     Record,
     RoleState,
     encode_pages,
+    encode_unreadable,
     page_runs,
     pages,
 )
 from quorumfs.storage import Kind, Operation
-from quorumfs.voting import voted_error
+from quorumfs.voting import BLOCK, voted_error
 
 
 class Sidecars:
@@ -130,6 +133,9 @@ class Sidecars:
                 self._marks.add(lacks(replica.slot), range(len(self.map)))
             if one.image and one.sidecar:
                 self._know(replica, one)
+                if replica.role is State.CURRENT:
+                    for start, end in one.sidecar.unreadable:
+                        self.doubts.unreadable.add(start, end)
                 joined = replica.role is State.CURRENT and one.sidecar.map.states != self.map.states
                 if joined:
                     self._marks.rewrite()
@@ -174,6 +180,9 @@ class Sidecars:
         if self.map.any(UNVERIFIED, chunks):
             return ()
         if self._compared and self._compared.overlaps(first, last + 1):
+            return ()
+        unreadable = self.doubts.unreadable
+        if unreadable and unreadable.overlaps(offset, offset + length):
             return ()
         if self._out_bits:
             self._marks.add(self._out_bits, chunks)
@@ -222,6 +231,7 @@ class Sidecars:
         self._note_written(chunks)
         failed = [replica for replica, operation in outcomes if operation.error is not None]
         if not failed and self._recorded and len(self._members) >= self.threshold:
+            await self._written_over(offset, length)
             self.doubts.mend(offset, offset + length)
             return
         current = [o for o in outcomes if o.replica.role is State.CURRENT]
@@ -238,6 +248,7 @@ class Sidecars:
             self._unsettle(chunks)
             self.doubts.tear(offset, offset + length)
             raise
+        await self._written_over(offset, length)
         self.doubts.mend(offset, offset + length)
 
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
@@ -564,8 +575,9 @@ class Sidecars:
                 if operation.error is not None:
                     raise operation.error
                 last = pages(self.map) - 1
-                content = encode_pages(self.map, self.record.set_id, 0, last)
-                failed = await self._writer.put([target], (MAP_OFFSET, content))
+                content = encode_unreadable(self.doubts.unreadable, self.record.set_id)
+                content += encode_pages(self.map, self.record.set_id, 0, last)
+                failed = await self._writer.put([target], (UNREADABLE_OFFSET, content))
                 if failed:
                     raise failed[target]
                 if self.map.count(lacks(target.slot)):
@@ -877,6 +889,42 @@ class Sidecars:
         self._unflushed.add(chunks)
         if self.target is not None:
             self._target_unsynced.add(chunks)
+
+    # What nobody can be read at
+
+    async def note_unreadable(self, offset: int, length: int) -> None:
+        """Note, durably, that nobody who holds this block of the disk can be read at it (bytes).
+
+        Raises `OSError` if that cannot be remembered.
+        """
+        if len(self.doubts.unreadable) >= UNREADABLE_MAX:
+            raise OSError(errno.EIO, "more places cannot be read than are remembered")
+        self.doubts.unreadable.add(offset, offset + length)
+        try:
+            await self._write_unreadable()
+        except OSError:
+            self.doubts.unreadable.remove(offset, offset + length)
+            raise
+
+    async def _written_over(self, offset: int, length: int) -> None:
+        """Note, durably, that what was not readable has been written, before it is acknowledged."""
+        unreadable, end = self.doubts.unreadable, offset + length
+        low, high = offset // BLOCK * BLOCK, min(-(-end // BLOCK) * BLOCK, self.map.size)
+        if not unreadable.overlaps(low, high):
+            return
+        if (low, high) != (offset, end):  # the rest of a block may differ: it was left out before
+            self._unsettle(self.map.chunks(offset, length))
+        unreadable.remove(low, high)
+        try:
+            await self._write_unreadable()
+        except OSError:
+            unreadable.add(low, high)
+            raise
+
+    async def _write_unreadable(self) -> None:
+        async with self._lock:
+            page = encode_unreadable(self.doubts.unreadable, self.record.set_id)
+            await self._outlive(await self._writer.put(self._members, (UNREADABLE_OFFSET, page)))
 
     # What is in the sidecars
 

@@ -1,5 +1,6 @@
 """What repairs ask of single replicas: where their data is, and to take some."""
 
+import errno
 from collections.abc import Sequence
 from typing import cast
 
@@ -9,6 +10,7 @@ from quorumfs.metadata import holders_of
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind
+from quorumfs.voting import BLOCK
 
 
 async def seek(disk: Disk, replica: Replica | None, kind: Kind, offset: int) -> int:
@@ -25,6 +27,42 @@ async def next_data(disk: Disk, sidecars: Sidecars, offset: int) -> int:
     found = await disk.next_data(offset)
     silent = any(replica.state is State.MISSING for replica in sidecars.members)
     return offset if silent else found
+
+
+_MEDIUM = frozenset({errno.EIO, errno.EBADMSG, errno.ENODATA, errno.EILSEQ})
+"""What a read gets where a medium has gone bad; any other error is of the whole replica."""
+
+PROBES = 8
+"""Other places to read at before a replica is taken for one that cannot be read at all."""
+
+
+async def cannot_be_read(
+    disk: Disk, sidecars: Sidecars, replicas: Sequence[Replica], offset: int, length: int
+) -> bool:
+    """Note that a block is unreadable on all *replicas*, which are those that hold it, if it is.
+
+    Not if one of them fails elsewhere, too: then the place is not to blame, and it may pass.
+    """
+    for replica in replicas:
+        (outcome,) = await disk.ask([replica], Kind.READ, 0, offset, length)
+        if outcome.error is None or outcome.error.errno not in _MEDIUM:
+            return False
+        if not await _reads_elsewhere(disk, replica, offset):
+            return False
+    await sidecars.note_unreadable(offset, length)
+    disk.events.unreadable(offset, length)
+    return True
+
+
+async def _reads_elsewhere(disk: Disk, replica: Replica, offset: int) -> bool:
+    for number in range(PROBES):
+        place = disk.size * number // PROBES // BLOCK * BLOCK
+        if place != offset:
+            size = min(BLOCK, disk.size - place)
+            (probe,) = await disk.ask([replica], Kind.READ, 0, place, size)
+            if probe.error is None:
+                return True
+    return False
 
 
 async def give(

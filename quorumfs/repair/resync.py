@@ -18,7 +18,7 @@ from quorumfs.assembly import Found, State
 from quorumfs.dirtymap import CHUNK_MIN, UNVERIFIED, lacks
 from quorumfs.patterns import Fifo
 from quorumfs.ranges import RangeSet, segments
-from quorumfs.repair.asking import next_data, seek
+from quorumfs.repair.asking import cannot_be_read, next_data, seek
 from quorumfs.repair.work import PIECE, Work, pieces, without
 from quorumfs.replica import Gathering, Replica
 from quorumfs.storage import Kind, Operation, TruncatedError
@@ -118,7 +118,8 @@ class Resync:
                             await self._copy(replica, sources[0], *bounds, compare=differing)
             except _UnreadableError:
                 if len(chunks) == 1:
-                    unreadable.add(chunks.start, chunks.stop)
+                    if not await self._copy_readable(replica, chunks):
+                        unreadable.add(chunks.start, chunks.stop)
                     return
                 for chunk in chunks:
                     await copy_chunks(range(chunk, chunk + 1))
@@ -186,6 +187,31 @@ class Resync:
             held = await self._held(target, offset, stop - offset) if compare else None
             await self._write(target, offset, data, held)
             offset = stop
+
+    async def _copy_readable(self, target: Replica, chunk: range) -> bool:
+        """Copy all of a chunk but the blocks that no current replica can be read at.
+
+        Whether that was all of it: else some of them may come to be read. The lock is held.
+        """
+        doubts, complete = self._sidecars.doubts, True
+        ((_, sources),) = doubts.sources(chunk)
+        left = deque([self._work.bounds(chunk)])
+        while left:
+            start, stop = left.popleft()
+            middle = middle_block(start, stop - start)
+            if not middle and doubts.unreadable.overlaps(start, stop):
+                continue
+            try:
+                await self._copy(target, sources[0], start, stop, compare=False)
+            except _UnreadableError:
+                if middle:
+                    left.extendleft([(middle, stop), (start, middle)])
+                    continue
+                noted = await cannot_be_read(
+                    self._disk, self._sidecars, sources, start, stop - start
+                )
+                complete = complete and noted
+        return complete
 
     def _cut(self, chunks: range) -> Iterator[tuple[range, bool]]:
         """Cut *chunks* into what adopted images may differ in, without a majority, and the rest."""

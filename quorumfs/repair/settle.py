@@ -15,7 +15,7 @@ import trio
 from quorumfs.assembly import State
 from quorumfs.metadata import holders_of
 from quorumfs.ranges import RangeSet, segments
-from quorumfs.repair.asking import give, next_data
+from quorumfs.repair.asking import cannot_be_read, give, next_data
 from quorumfs.repair.work import Work, pieces
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind
@@ -231,10 +231,12 @@ class Settling:
             if data_at == offset:
                 hole_at = await disk.next_hole(offset)
                 data_at = min(end, hole_at) if hole_at > offset else end
-                for piece in pieces(offset, data_at):
-                    before, after = await self._settle_piece(*piece, sources, deadline)
-                    equal = equal and (before or after)
-                    rewritten = rewritten and after
+                unreadable = self._sidecars.doubts.unreadable
+                for start, stop, readable in segments(offset, data_at, [unreadable]):
+                    for piece in pieces(start, stop) if readable else ():
+                        before, after = await self._settle_piece(*piece, sources, deadline)
+                        equal = equal and (before or after)
+                        rewritten = rewritten and after
             offset = data_at
         return equal, rewritten
 
@@ -258,6 +260,10 @@ class Settling:
         answering = sum(replica.state is not State.MISSING for replica in failed)
         if not answers or undecided(answers, answering, offset):
             middle = middle_block(offset, length)
+            if answering and not middle:  # nobody holds anything there that could be taken back
+                holding = [replica for replica in sources if replica in self._sidecars.members]
+                noted = await cannot_be_read(self._disk, self._sidecars, holding, offset, length)
+                return False, noted
             if not answering or not middle or trio.current_time() >= deadline:
                 return False, False
             rest = offset + length - middle

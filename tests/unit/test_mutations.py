@@ -527,6 +527,26 @@ async def an_empty_image_after_a_kill(story: Story) -> None:
     await story.ends_well()
 
 
+async def a_sector_is_bad_everywhere(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(0, EXTENT)
+        await guest.flush()
+        story.world.kill()
+
+    def unreadable(operation: Operation) -> Fault | None:
+        touched = operation.offset <= BLOCK < operation.offset + operation.length
+        return Fault(error=errno.EIO) if touched and operation.kind is Kind.READ else None
+
+    for one in story.world.replicas:
+        one.image_faults.script = unreadable
+    async with story.mounted() as guest:
+        try:
+            await guest.flush()
+        except OSError as error:
+            raise BrokenError(f"a bad sector fails a flush: {error}") from error
+    story.world.calm()
+
+
 async def all_lose_what_a_repair_hears_of(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
@@ -687,6 +707,7 @@ TOLD = (
     Told("R12 latest by mtime", touched_when_it_was_left_behind),
     Told("R12 wall clock", one_hangs_for_good),
     Told("P9 source decides", the_first_rots_before_a_crash, TRIO),
+    Told("P2 bad sector", a_sector_is_bad_everywhere),
     Told("R15 log believed", rolled_back_by_seconds),
     Told("R15 all proven", an_empty_image_after_a_kill, replace(PAIR, passing=True)),
     Told("R13 not told", all_lose_what_a_repair_hears_of),

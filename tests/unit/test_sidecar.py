@@ -21,6 +21,8 @@ from quorumfs.sidecar import (
     PAGE,
     PATH_MAX,
     SLOT_OFFSETS,
+    UNREADABLE_MAX,
+    UNREADABLE_OFFSET,
     FormatError,
     Identity,
     Phase,
@@ -152,6 +154,22 @@ def test_format_version_1_never_changes() -> None:
     assert read.prepared is not None
     assert (read.prepared.generation, read.prepared.sequence) == (9, 42)
     assert same(replace(read, prepared=None), expected)
+
+
+def test_what_cannot_be_read_is_remembered_up_to_what_fits_in_its_page() -> None:
+    role = Role(b"r" * 16, RoleState.CURRENT, 1, "/a")
+    record = Record(b"s" * 16, CHUNK * 1024, CHUNK, 1, 1, (role,))
+    disk_map = DirtyMap(record.size, CHUNK)
+    ranges = tuple((n * 2 * PAGE, n * 2 * PAGE + PAGE) for n in range(UNREADABLE_MAX))
+    sidecar = Sidecar(b"r" * 16, record, disk_map, unreadable=ranges)
+    content = encode(sidecar)
+    assert decode(content).unreadable == ranges
+    torn = bytearray(content)
+    torn[UNREADABLE_OFFSET + 100] ^= 1
+    assert decode(bytes(torn)).unreadable == ()
+    assert "its checksum does not fit" in decode(bytes(torn)).damage[0]
+    few = replace(sidecar, unreadable=ranges[:30])
+    assert not any(encode(few)[UNREADABLE_OFFSET + SECTOR : MAP_OFFSET])
 
 
 def test_a_path_that_is_too_long_is_left_out() -> None:

@@ -416,6 +416,15 @@ def source_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settle_module, "reconcile", first)
 
 
+def unreadable_is_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P2: what nobody can be read at keeps every flush from succeeding."""
+
+    async def never(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(settle_module, "cannot_be_read", never)
+
+
 def log_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """R15: what a replica took last it still has when it comes back."""
     monkeypatch.setattr(Sidecars, "_doubt_log", _always(None))
@@ -566,6 +575,7 @@ MUTATIONS: dict[str, Patch] = {
     "R12 latest by mtime": latest_by_mtime,
     "R12 wall clock": timeouts_by_wall_clock,
     "P9 source decides": source_decides,
+    "P2 bad sector": unreadable_is_undecided,
     "R15 log believed": log_is_believed,
     "R15 all proven": any_image_is_proven,
     "R13 not told": loss_is_not_told,

@@ -1,0 +1,171 @@
+"""Stories of places that no replica can be read at: each costs an error there, and only there."""
+
+import errno
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import trio
+from support.simulation.guest import BrokenError
+from support.simulation.media import SECTOR
+from support.simulation.runner import Setup
+from support.simulation.storage import Fault
+from support.simulation.story import (
+    BLOCK,
+    EQUALS,
+    EXTENT,
+    EXTENTS,
+    PAIR,
+    TRIO,
+    Guest,
+    Script,
+    Story,
+    told,
+)
+
+from quorumfs.storage import CHANGES, Kind, Operation
+
+BAD = 3 * BLOCK
+
+
+def spoil(story: Story, indices: Sequence[int], start: int = BAD, size: int = BLOCK) -> None:
+    """The sectors at *start* cannot be read on these replicas until they are written."""
+    for index in indices:
+        bad = set(range(start // SECTOR, (start + size) // SECTOR))
+
+        def script(operation: Operation, bad: set[int] = bad) -> Fault | None:
+            first, end = operation.offset, operation.offset + operation.length
+            touched = bad & set(range(first // SECTOR, -(-end // SECTOR)))
+            if operation.kind in CHANGES:
+                bad.difference_update(touched)
+            return Fault(error=errno.EIO) if touched and operation.kind is Kind.READ else None
+
+        story.world.replicas[index].image_faults.script = script
+
+
+async def _unreadable(guest: Guest, at: int = BAD, size: int = BLOCK) -> None:
+    with suppress(OSError):
+        await guest.read(at, size)
+        raise BrokenError("what nobody can be read at was shown")
+
+
+async def _flushed(guest: Guest) -> None:
+    try:
+        await guest.flush()
+    except OSError as error:
+        raise BrokenError(f"a flush failed for what cannot be read: {error}") from error
+
+
+async def _all_but_the_bad_block(guest: Guest) -> None:
+    await guest.read_surely(0, BAD)
+    await guest.read_surely(BAD + BLOCK, EXTENT - BAD - BLOCK)
+    await _unreadable(guest)
+
+
+async def _crashed_after_writes(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(0, EXTENT)
+        await guest.flush()
+        await guest.write(8 * BLOCK)
+        story.world.kill()
+
+
+async def bad_everywhere_after_a_crash(story: Story) -> None:
+    await _crashed_after_writes(story)
+    spoil(story, range(story.setup.replicas))
+    for _ in range(2):  # and it is no other in the next mount
+        async with story.mounted() as guest:
+            await _flushed(guest)
+            await _all_but_the_bad_block(guest)
+            await guest.write_surely(EXTENTS[1])
+            await _flushed(guest)
+            await guest.until(lambda: not guest.mounted.sidecars.doubts.unsettled)
+        if not story._closed_well:
+            raise BrokenError("an unmount failed for what cannot be read")
+    async with story.mounted() as guest:
+        await guest.write_surely(BAD)
+        await guest.read_surely(0, EXTENT)
+        story.world.kill()
+    async with story.mounted() as guest:
+        await guest.read_surely(0, EXTENT)
+    await story.ends_well()
+
+
+async def written_in_part(story: Story) -> None:
+    """A medium with sectors of 512 bytes: what was written is there, and the rest of the block."""
+    await _crashed_after_writes(story)
+    spoil(story, range(story.setup.replicas), BAD + SECTOR, SECTOR)
+    async with story.mounted() as guest:
+        await _flushed(guest)
+        await _unreadable(guest)
+        await guest.write_surely(BAD + SECTOR, SECTOR)
+        await guest.read_surely(BAD + SECTOR, SECTOR)
+        await guest.read_surely(0, EXTENT)
+        await _flushed(guest)
+    await story.ends_well()
+
+
+async def bad_while_another_was_away(story: Story) -> None:
+    """It comes back, and must not be taken for one that holds what nobody could give it."""
+    async with story.mounted() as guest:
+        await guest.write(0, EXTENT)
+        await guest.flush()
+        story.world.detach(1)
+        await guest.write(0, EXTENT)
+        await guest.until(lambda: 1 not in guest.mounted.members)
+        story.world.kill()
+    spoil(story, [0])
+    async with story.mounted() as guest:
+        await _flushed(guest)
+        story.world.attach(1)
+        await guest.until(lambda: 1 in guest.mounted.members)
+        await _flushed(guest)
+        await _all_but_the_bad_block(guest)
+        story.world.detach(0)
+        await guest.write_surely(EXTENTS[1])
+        await guest.until(lambda: 0 not in guest.mounted.members)
+        await _all_but_the_bad_block(guest)
+    async with story.mounted() as guest:
+        await _all_but_the_bad_block(guest)
+        await guest.write_surely(BAD)
+        await guest.read_surely(0, EXTENT)
+    story.world.attach(0)
+    await story.ends_well()
+
+
+async def all_fail_for_a_while(story: Story) -> None:
+    """No place is to blame where a replica fails everywhere: it may pass, and nothing is lost."""
+    await _crashed_after_writes(story)
+    for index in range(story.setup.replicas):
+        story.fail(index, {Kind.READ}, Fault(error=errno.EIO))
+    async with story.mounted() as guest:
+        with suppress(OSError):
+            await guest.flush()
+        with suppress(OSError):
+            await guest.read(0, EXTENT)
+        await trio.sleep(5.0)
+        for index in range(story.setup.replicas):
+            story.mend(index)
+        await guest.until(lambda: not guest.mounted.sidecars.doubts.unsettled)
+        await guest.read_surely(0, EXTENT)
+        await _flushed(guest)
+    await story.ends_well()
+
+
+STORIES = [
+    (bad_everywhere_after_a_crash, PAIR),
+    (bad_everywhere_after_a_crash, EQUALS),
+    (bad_everywhere_after_a_crash, TRIO),
+    (bad_everywhere_after_a_crash, replace(TRIO, fifo=True, threshold=1)),
+    (written_in_part, PAIR),
+    (written_in_part, EQUALS),
+    (bad_while_another_was_away, PAIR),
+    (all_fail_for_a_while, PAIR),
+    (all_fail_for_a_while, TRIO),
+]
+
+
+@pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
+def test_it_ends_well(script: Script, setup: Setup) -> None:
+    assert [told(script, setup, seed) for seed in range(2)] == [None] * 2

@@ -305,6 +305,8 @@ def encode_unreadable(ranges: Iterable[tuple[int, int]], set_id: bytes) -> bytes
     """The page of what cannot be read, at most `UNREADABLE_MAX` ranges: 4096 bytes."""
     bounds = [bound for each in ranges for bound in each]
     assert len(bounds) <= 2 * UNREADABLE_MAX
+    if not bounds:
+        return bytes(PAGE)
     body = struct.pack(f"<I{len(bounds)}Q", len(bounds) // 2, *bounds)
     return (body + xxhash.xxh3_128_digest(body + set_id)).ljust(PAGE, b"\0")
 

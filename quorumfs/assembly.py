@@ -141,6 +141,7 @@ def assemble(
     threshold: int | None = None,
     chunk_size: int | None = None,
     degraded: bool = False,
+    read_only: bool = False,
     random_bytes: Callable[[int], bytes] = os.urandom,
 ) -> Plan:
     """Decide what the replicas *found*, in the order of the command line, are to each other.
@@ -148,6 +149,7 @@ def assemble(
     *threshold*: the vote threshold asked for; None: that of the set, or a majority of a new one.
     *chunk_size*: of a new set, in bytes; None: by the size of the disk.
     *degraded*: the operator accepts that a missing replica may hold something later.
+    *read_only*: nothing is going to be recorded, nor acknowledged.
     Raises `AssemblyRefusedError`; nothing has been written then.
     """
     refuse_too_many(len(found))
@@ -157,7 +159,7 @@ def assemble(
         plan = _adoption(found, begun, threshold or begun.threshold)
     else:
         _refuse_strangers(found)
-        plan = _Assembly(found, threshold, degraded).plan()
+        plan = _Assembly(found, threshold, degraded=degraded, read_only=read_only).plan()
     if chunk_size not in (None, plan.record.chunk_size):
         raise AssemblyRefusedError(
             "chunk size",
@@ -369,9 +371,12 @@ def _refuse_strangers(found: Sequence[Found]) -> None:
 class _Assembly:
     """One decision on replicas of one set, some of which may be missing or unreadable."""
 
-    def __init__(self, found: Sequence[Found], threshold: int | None, degraded: bool) -> None:
+    def __init__(
+        self, found: Sequence[Found], threshold: int | None, *, degraded: bool, read_only: bool
+    ) -> None:
         self._found = found
         self._degraded = degraded
+        self._read_only = read_only
         self._notes: list[str] = []
         self._present: dict[str, Sidecar] = {}
         """By path: what has a readable sidecar and an image long enough."""
@@ -421,6 +426,8 @@ class _Assembly:
             for path, member in members.items()
         )
         rule, quorum = self._absence_rule(members, knowing, moved=moved)
+        if (consent := self._lowering_rule(members, quorum)) is not None:
+            rule, quorum = consent, self._threshold
         self._compare_unknown(members)
         disk_map = self._joined_map(members)
         current = {member.slot for member in members.values() if member.state is State.CURRENT}
@@ -609,6 +616,30 @@ class _Assembly:
             f"{_names([record.roles[slot] for slot in unaware])} {may}. "
             f"{self._accounts(unaware, members)}. {_giving_up(unaware)}mount with -o degraded",
         )
+
+    def _lowering_rule(self, members: dict[str, Member], quorum: int) -> str | None:
+        """Refuse a lower threshold that too few can put on record; the rule of who consents.
+
+        The others would go on by the old one, and take as many of themselves for enough. None if
+        nobody has to consent.
+        """
+        current = sum(member.state is State.CURRENT for member in members.values())
+        if self._read_only or current >= quorum or self._threshold >= self._record.threshold:
+            return None
+        if self._degraded:
+            return "degraded: the operator accepts that too few record the lower vote-threshold"
+        old = self._record.threshold
+        raise AssemblyRefusedError(
+            "too few to lower",
+            f"option vote-threshold: got {self._threshold}, the set's is {old}, and only {current} "
+            f"of its replicas are current: {old} must have it on record that it is lower. Mount "
+            "without this option until the others have caught up; or with -o degraded,"
+            f"vote-threshold={self._threshold}, and never again without {self._current(members)}",
+        )
+
+    def _current(self, members: dict[str, Member]) -> str:
+        """The paths of the current replicas."""
+        return ", ".join(path for path, m in members.items() if m.state is State.CURRENT)
 
     def _accounts(self, slots: Collection[int], members: dict[str, Member]) -> str:
         """Why each of the replicas with *slots* is not in use, and what to do about it.

@@ -71,6 +71,11 @@ class Metadata(Protocol):
         Asked for every read: whom it may go to without a closer look.
         """
 
+    async def record_options(self) -> None:
+        """Put on record what this mount was told and the next one must know, before anybody uses
+        the disk. Raises `OSError` if that cannot be.
+        """
+
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
         """Begin a change that will have succeeded on all receivers before anything else happens.
 

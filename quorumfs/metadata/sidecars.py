@@ -149,6 +149,17 @@ class Sidecars:
     def alike(self) -> Sequence[Replica]:
         return () if self.doubts else self._members
 
+    async def record_options(self) -> None:
+        async with self._lock:
+            if (
+                self._read_only
+                or self.threshold == self.record.threshold
+                or len(self._members) < self._quorum  # nothing is acknowledged before they are more
+            ):
+                return
+            await self._write_map_locked()
+            await self._commit(clean=self.record.clean)
+
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
         # As `prepared` and `begin` together: on the path of every write, so it is spelled out.
         size = self.map.chunk_size

@@ -235,5 +235,8 @@ class Volatile:
         if not well:
             self.holdings[replica].miss(offset, offset + length)
 
+    async def record_options(self) -> None:
+        """Nothing is on record."""
+
     async def close(self) -> None:
         """All is forgotten."""

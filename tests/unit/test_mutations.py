@@ -593,6 +593,13 @@ async def one_is_away_for_long(story: Story) -> None:
     await story.ends_well()
 
 
+async def lost_before_the_first_write(story: Story) -> None:
+    async with story.mounted(threshold=1) as guest:
+        story.world.detach(1)
+        await guest.write_surely(0)
+    await story.ends_well()
+
+
 TOLD = (
     Told("R1 no intent", killed_amid_writes, seeds=4),
     Told("R1 intent in memory", killed_amid_writes, seeds=4),
@@ -604,6 +611,7 @@ TOLD = (
     Told("R3 not awaited", killed_after_one_missed_a_write),
     Told("R3 not synced", power_cut_after_one_missed_a_write, seeds=8),
     Told("R3 always minted", one_is_away_for_long),
+    Told("R3 options in memory", lost_before_the_first_write, EQUALS),
     Told("R4 failure ignored", pages_dropped_by_a_failed_flush),
     Told("R4 compares", pages_dropped_long_after_a_failed_flush),
     Told("R4 nothing lost", pages_dropped_long_after_a_failed_flush),

@@ -198,6 +198,15 @@ def loss_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sidecars, "_recall_lost", _always(None))
 
 
+def options_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3: what a mount was told is on record when something else is."""
+
+    async def later(self: Sidecars) -> None:
+        pass
+
+    monkeypatch.setattr(Sidecars, "record_options", later)
+
+
 def cleared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """R5: a mark goes when its write is acknowledged."""
     finish = Sidecars.finish
@@ -517,6 +526,7 @@ MUTATIONS: dict[str, Patch] = {
     "R3 not awaited": left_behind_later,
     "R3 not synced": slots_unsynced,
     "R3 always minted": always_minted,
+    "R3 options in memory": options_in_memory,
     "R4 failure ignored": failed_flush_is_ignored,
     "R4 compares": resync_compares,
     "R4 nothing lost": failed_flush_lost_nothing,

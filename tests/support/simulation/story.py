@@ -67,7 +67,7 @@ class Story(History):
             raise
         self._last = None
         async with self.world.boot() as life:
-            mounted = self._mount(life, paths, plan)
+            mounted = await self._mount(life, paths, plan)
             yield Guest(self, life, mounted)
             if not life.dead:
                 await self._unmount(mounted)
@@ -137,6 +137,13 @@ class Guest(AnyGuest):
             await self.read(at, size)
         except OSError as error:
             raise BrokenError(f"a read failed without need: {error}") from error
+
+    async def surely(self, request: Awaitable[object]) -> None:
+        """Have done what has to be possible."""
+        try:
+            await request
+        except OSError as error:
+            raise BrokenError(f"a request failed without need: {error}") from error
 
     def begin(self, request: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Have *request* under way; it may fail."""

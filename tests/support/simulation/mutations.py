@@ -47,7 +47,7 @@ def _always(value: object) -> Callable[..., object]:
 def no_intent(monkeypatch: pytest.MonkeyPatch) -> None:
     """R1: no write needs a mark, only a set that is in use."""
 
-    def in_use(self: Sidecars, offset: int, length: int) -> bool:
+    def in_use(self: Sidecars, offset: int, length: int, **_: object) -> bool:
         assert offset + length <= self.map.size
         return self._in_use and self._recorded
 

@@ -16,6 +16,7 @@ from itertools import cycle
 
 import pytest
 import trio
+from support.simulation.copies import copies_used_alike, mounted_alone_and_only_read
 from support.simulation.fate import TIMEOUT_S
 from support.simulation.guest import REQUEST_MAX_S, BrokenError
 from support.simulation.harness import run_seeded
@@ -636,6 +637,8 @@ TOLD = (
     Told("R9 in place", a_torn_record, seeds=3),
     Told("R10 zeros", truncated_underneath),
     Told("R10 short copy", source_unreadable_amid_a_resync),
+    Told("R14 no identity", copies_used_alike),
+    Told("R14 opened is changed", mounted_alone_and_only_read),
     Told("P3 saved rarely", killed_amid_a_slow_resync),
     Told("R10 forgotten", truncated_underneath),
     Told("R12 latest by mtime", touched_when_it_was_left_behind),

@@ -323,6 +323,26 @@ def joins_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Replica, "submit", without_sync)
 
 
+def mounts_have_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R14: generations alone say whose data descends from whose."""
+
+    def unknown(self: Record, *_: object, **__: object) -> Record:
+        return self
+
+    monkeypatch.setattr(Record, "entered", unknown)
+    monkeypatch.setattr(Sidecars, "_is_entered", True)
+
+
+def opening_is_changing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R14: who only had a set in use is taken for one that changed it."""
+    entered = Record.entered
+
+    def changed(self: Record, identity: int, **others: Any) -> Record:
+        return entered(self, identity, **others | {"changed": True})
+
+    monkeypatch.setattr(Record, "entered", changed)
+
+
 def unreadable_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """R9: a torn page of the map says that nothing differs."""
     monkeypatch.setattr(sidecar, "UNKNOWN", 0)
@@ -546,6 +566,8 @@ MUTATIONS: dict[str, Patch] = {
     "R9 in place": committed_in_place,
     "R10 zeros": short_is_zeros,
     "R10 short copy": short_copy_is_whole,
+    "R14 no identity": mounts_have_no_identity,
+    "R14 opened is changed": opening_is_changing,
     "P3 saved rarely": saved_rarely,
     "R10 forgotten": truncated_lacks_nothing,
     "R12 latest by mtime": latest_by_mtime,

@@ -7,8 +7,10 @@ A *record* says who is current. It is committed on every replica that is current
 anything is acknowledged under it (`quorumfs.sidecar` says how), and whenever a replica is left
 behind the others mint a new *generation*, whose ancestors are all earlier ones. From this follows:
 
-* Of two generations the one that has the other among its ancestors is later. If neither has, both
-  went on without each other: split brain, and only a person can say which one is wanted.
+* Of two generations the one that has the other among its ancestors is later. Whether replicas went
+  on without each other, as those of a set and of a copy of it do in one generation, the *lineage*
+  tells (`quorumfs.lineage`). If both changed something since: split brain, and only a person can
+  say which one is wanted. If one did, the other is behind; if none did, the later record counts.
 * At least the threshold of replicas are current in the latest record and hold it. So among more
   than N - threshold of them there is one that does; fewer may not know that they were left behind.
   That is why fewer than the threshold never mint, and why fewer than the old threshold cannot
@@ -45,8 +47,10 @@ from quorumfs.dirtymap import (
     lacks,
 )
 from quorumfs.errors import ExitCode, UserError
+from quorumfs.lineage import adds, parting
 from quorumfs.sidecar import (
     Identity,
+    PastMount,
     Record,
     Role,
     RoleState,
@@ -128,6 +132,8 @@ class Plan:
     """Slots that are current in the record and not in this plan; the first commit says so."""
     prepared: tuple[int, ...] = ()
     """Generations that were prepared, or valid before what was prepared, and led nowhere."""
+    prepared_mounts: tuple[PastMount, ...] = ()
+    """Mounts of which nobody who is here has more than a prepared record."""
     sequence_seen: int = 0
     """The highest sequence number seen: the next commit's must be higher."""
     notes: tuple[str, ...] = ()
@@ -153,6 +159,7 @@ def assemble(
     threshold: int | None = None,
     chunk_size: int | None = None,
     degraded: bool = False,
+    read_only: bool = False,
     random_bytes: Callable[[int], bytes] = os.urandom,
 ) -> Plan:
     """Decide what the replicas *found*, in the order of the command line, are to each other.
@@ -160,6 +167,7 @@ def assemble(
     *threshold*: the vote threshold asked for; None: that of the set, or a majority of a new one.
     *chunk_size*: of a new set, in bytes; None: by the size of the disk.
     *degraded*: the operator accepts that a missing replica may hold something later.
+    *read_only*: nothing is going to be recorded, nor acknowledged.
     Raises `AssemblyRefusedError`; nothing has been written then.
     """
     refuse_too_many(len(found))
@@ -169,7 +177,7 @@ def assemble(
         plan = _adoption(found, begun, threshold or begun.threshold)
     else:
         _refuse_strangers(found)
-        plan = _Assembly(found, threshold, degraded).plan()
+        plan = _Assembly(found, threshold, degraded=degraded, read_only=read_only).plan()
     if chunk_size not in (None, plan.record.chunk_size):
         raise AssemblyRefusedError(
             "chunk size",
@@ -260,8 +268,7 @@ def judge_returned(record: Record, slot: int, found: Found) -> Member:
         reason = f"the image was truncated to {found.image.size} bytes, the disk has {record.size}"
         return Member(path, slot, State.MISSING, reason)
     mixture = sidecar.own_state is RoleState.RESYNCING
-    known = (*record.history, record.roles[slot].generation)  # it may be long ago
-    if sidecar.record.generation not in known and not mixture:
+    if adds(sidecar.record, record, record.roles[slot].last_mount) and not mixture:
         return Member(path, slot, State.FOREIGN, "split brain: it was used without the others")
     if image_changed(found):
         return Member(path, slot, State.SUSPECT, _CHANGED, compare=True)
@@ -272,7 +279,21 @@ def judge_returned(record: Record, slot: int, found: Found) -> Member:
 
 def _covered(record: Record, slot: int, sidecar: Sidecar) -> bool:
     held = [one for one in (sidecar.record, sidecar.prepared) if one]
-    return any(covers(record, slot, one.generation, one.sequence) for one in held)
+    return any(_tracked(record, slot, one) for one in held)
+
+
+def _tracked(record: Record, slot: int, own: Record) -> bool:
+    """Whether *record* tracked all that the replica with *slot* lacks, if *own* is valid there."""
+    role = record.roles[slot]
+    at = parting(own, record, role.last_mount)
+    if at is None or at.went_on or adds(own, record, role.last_mount):
+        return False
+    if at.own == 0:
+        return covers(record, slot, own.generation, own.sequence)
+    # It was mounted without the others, and nothing was changed: what it lacked then it lacks now.
+    left = role.state is not RoleState.CURRENT and at.mount == role.last_mount
+    whole = own.roles[slot].state is RoleState.CURRENT
+    return left and whole and own.lineage[at.own - 1].first > role.sequence
 
 
 def _adopt(
@@ -397,9 +418,12 @@ def _refuse_strangers(found: Sequence[Found]) -> None:
 class _Assembly:
     """One decision on replicas of one set, some of which may be missing or unreadable."""
 
-    def __init__(self, found: Sequence[Found], threshold: int | None, degraded: bool) -> None:
+    def __init__(
+        self, found: Sequence[Found], threshold: int | None, *, degraded: bool, read_only: bool
+    ) -> None:
         self._found = found
         self._degraded = degraded
+        self._read_only = read_only
         self._notes: list[str] = []
         self._present: dict[str, Sidecar] = {}
         """By path: what has a readable sidecar and an image long enough."""
@@ -449,6 +473,8 @@ class _Assembly:
             for path, member in members.items()
         )
         rule, quorum = self._absence_rule(members, knowing, moved=moved)
+        if (consent := self._lowering_rule(members, quorum)) is not None:
+            rule, quorum = consent, self._threshold
         self._compare_unknown(members)
         disk_map = self._joined_map(members)
         current = {member.slot for member in members.values() if member.state is State.CURRENT}
@@ -481,6 +507,14 @@ class _Assembly:
             ),
             tuple(
                 dict.fromkeys(g for one in prepared for g in one.history if g not in record.history)
+            ),
+            tuple(
+                {
+                    mount.identity: mount
+                    for one in prepared
+                    for mount in one.mounts
+                    if all(mount.identity != known.identity for known in record.lineage)
+                }.values()
             ),
             max(one.sequence for one in known),
             tuple(self._notes),
@@ -533,27 +567,29 @@ class _Assembly:
             if one.sidecar
             and one.sidecar.record.generation in prepared.history
             and sidecar.record.sequence < one.sidecar.record.sequence <= prepared.sequence
+            and _leads_to(one.sidecar.record, prepared)
         ]
         if not committed:
             return sidecar
         record = max(committed, key=lambda record: record.sequence)
         return replace(
-            sidecar, record=record, prepared=prepared if _key(record) != _key(prepared) else None
+            sidecar, record=record, prepared=prepared if record.key != prepared.key else None
         )
 
     def _latest(self) -> Record:
-        """The record that all others lead to; refuses a split brain."""
+        """The record that lacks no change that others know of; refuses a split brain."""
         known = {one.path: one.sidecar for one in self._found if one.sidecar} | self._present
         # Of several with the latest generation, the one with the latest commit.
         latest_path, latest = max(
             known.items(),
             key=lambda item: (
-                sum(_leads_to(other, item[1].record) for other in known.values()),
+                -sum(_adds(other, item[1].record) for other in known.values()),
+                sum(_is_known(other, item[1].record) for other in known.values()),
                 item[1].record.sequence,
             ),
         )
         for path, sidecar in known.items():
-            if not _leads_to(sidecar, latest.record):
+            if _adds(sidecar, latest.record):
                 raise AssemblyRefusedError(
                     "split brain",
                     f"split brain: {latest_path} and {path} were both used without the other. "
@@ -577,6 +613,9 @@ class _Assembly:
                 reason = _CHANGED if changed else _UNPROVEN
                 return Member(path, slot, State.SUSPECT, reason, compare=True)
             return Member(path, slot, State.CURRENT)
+        if not covered and _went_apart(sidecar, record):
+            reason = "mounted without the others, and nothing was written to it since"
+            return Member(path, slot, State.STALE, reason, compare=True)
         if role.state is RoleState.CURRENT:
             reason = "an older copy of this replica was put in its place"
             return Member(path, slot, State.STALE, reason, compare=True)
@@ -653,6 +692,30 @@ class _Assembly:
             f"{_names([record.roles[slot] for slot in unaware])} {may}. "
             f"{self._accounts(unaware, members)}. {_giving_up(unaware)}mount with -o degraded",
         )
+
+    def _lowering_rule(self, members: dict[str, Member], quorum: int) -> str | None:
+        """Refuse a lower threshold that too few can put on record; the rule of who consents.
+
+        The others would go on by the old one, and take as many of themselves for enough. None if
+        nobody has to consent.
+        """
+        current = sum(member.state is State.CURRENT for member in members.values())
+        if self._read_only or current >= quorum or self._threshold >= self._record.threshold:
+            return None
+        if self._degraded:
+            return "degraded: the operator accepts that too few record the lower vote-threshold"
+        old = self._record.threshold
+        raise AssemblyRefusedError(
+            "too few to lower",
+            f"option vote-threshold: got {self._threshold}, the set's is {old}, and only {current} "
+            f"of its replicas are current: {old} must have it on record that it is lower. Mount "
+            "without this option until the others have caught up; or with -o degraded,"
+            f"vote-threshold={self._threshold}, and never again without {self._current(members)}",
+        )
+
+    def _current(self, members: dict[str, Member]) -> str:
+        """The paths of the current replicas."""
+        return ", ".join(path for path, m in members.items() if m.state is State.CURRENT)
 
     def _accounts(self, slots: Collection[int], members: dict[str, Member]) -> str:
         """Why each of the replicas with *slots* is not in use, and what to do about it.
@@ -767,20 +830,34 @@ _CHANGED = "the image was changed behind its sidecar"
 _UNPROVEN = "its store was mounted anew, and nothing shows that it holds the same image"
 
 
-def _key(record: Record) -> tuple[int, int]:
-    return record.generation, record.sequence
-
-
 def _current_in(record: Record, sidecar: Sidecar) -> bool:
     slot = record.slot_of(sidecar.replica_id)
     return slot is not None and record.roles[slot].state is RoleState.CURRENT
 
 
-def _leads_to(sidecar: Sidecar, record: Record) -> bool:
-    """Whether *record* came after that of *sidecar*, or is the same."""
+def _leads_to(record: Record, later: Record) -> bool:
+    """Whether *later* goes on from *record*, or is the same, by who mounted them."""
+    at = parting(record, later)
+    return at is not None and at.own == 0 and not at.went_on
+
+
+def _adds(sidecar: Sidecar, record: Record) -> bool:
+    """Whether *record* lacks a change that the one of *sidecar* knows of."""
+    slot = record.slot_of(sidecar.replica_id)
+    return adds(sidecar.record, record, None if slot is None else record.roles[slot].last_mount)
+
+
+def _is_known(sidecar: Sidecar, record: Record) -> bool:
+    """Whether *record* knows the generation of *sidecar*."""
     slot = record.slot_of(sidecar.replica_id)
     left = () if slot is None else (record.roles[slot].generation,)  # maybe long ago
     return sidecar.record.generation in (*record.history, *left)
+
+
+def _went_apart(sidecar: Sidecar, record: Record) -> bool:
+    """Whether a replica was mounted without those who go by *record*."""
+    at = parting(sidecar.record, record)
+    return at is not None and (at.own > 0 or at.went_on)
 
 
 def _intent_as(bit: int) -> bytes:
@@ -791,12 +868,15 @@ def _intent_as(bit: int) -> bytes:
 def _side(path: str, sidecar: Sidecar) -> str:
     record = sidecar.record
     history = " < ".join(f"{generation:016x}" for generation in record.history[:4])
+    mounts = " < ".join(f"{mount.identity:016x}" for mount in record.mounts[:4])
+    used = f", in use by the mounts {mounts}" if mounts else ""
     written = sum(
         sidecar.map.count(lacks(slot))
         for slot, role in enumerate(record.roles)
         if role.state is not RoleState.CURRENT
     )
-    return f"{path}: history {history}, {written} chunks written without the other"
+    without = f", {written} chunks written without the other" if written else ""
+    return f"{path}: history {history}{used}{without}"
 
 
 def _account(one: Found, problem: str, resolve: str | None = None) -> str:

@@ -82,6 +82,7 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
     mtime_ns = max(image.mtime_ns for image in replica_set.images)
     operations = DiskOperations(disk, plan.options, mtime_ns)
     _clear_stale_mount(plan.mountpoint)
+    await _record_options(disk)
     _mount(operations, plan)
     try:
         async with trio.open_nursery() as nursery:
@@ -131,6 +132,23 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
     if failure:
         runtime.leave_word(plan.mountpoint, failure)
         raise UserError(failure)
+
+
+async def _record_options(disk: Disk) -> None:
+    """Put on record what the next mount must know of this one's options. Raises `UserError`."""
+    failure: OSError | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(disk.run)  # a replica may hang: there are deadlines
+        try:
+            await disk.metadata.record_options()
+        except OSError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise UserError(
+            f"option vote-threshold: {disk.threshold} cannot be put on record: {failure.strerror}; "
+            "mend the replicas, or mount without this option"
+        )
 
 
 async def _close(disk: Disk) -> str | None:

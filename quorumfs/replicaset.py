@@ -149,6 +149,7 @@ def open_replica_set(
             threshold=options.vote_threshold if options.vote_threshold_given else None,
             chunk_size=options.chunk_size,
             degraded=options.degraded,
+            read_only=options.read_only,
         )
     except AssemblyRefusedError as error:
         raise _with_who_hangs(error, opened) from None

@@ -4,7 +4,8 @@ After a split brain, or where adopted images differ, no rule tells which replica
 *kept*; its record becomes the parent of everything: the generations of all others become its
 ancestors, as if they had been left behind by it, so that the next mount brings them up to date.
 What they lack is what either side wrote since they parted, if both sides have it on record;
-otherwise everything is compared.
+otherwise everything is compared. The decision is a change of the disk itself: it stands in the
+lineage like a mount, ahead of the latest mount of each that was given up.
 """
 
 import os
@@ -13,7 +14,8 @@ from dataclasses import dataclass, replace
 
 from quorumfs.assembly import AssemblyRefusedError, Found, image_changed, image_unproven, new_record
 from quorumfs.dirtymap import ALL_LACK, INTENT, REPLICAS_MAX, UNVERIFIED, DirtyMap, lacks
-from quorumfs.sidecar import Identity, Role, RoleState, Sidecar
+from quorumfs.lineage import parting
+from quorumfs.sidecar import Identity, PastMount, Record, Role, RoleState, Sidecar
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ class _Resolving:
         self._map = sidecar.map.read_as(self._out)
         self._roles = list(sidecar.record.roles)
         self._passed: list[int] = []
+        self._given_up: set[int] = set()
+        """The latest mounts of those that are to be overwritten."""
         self._kept = [keep]
         self._behind: dict[str, tuple[int, str]] = {}
         """By path: the slot of a replica that is to be overwritten, and what is known of it."""
@@ -151,6 +155,13 @@ class _Resolving:
         sequences += [record.sequence for record in prepared if record]
         record = replace(self._parent, roles=tuple(self._roles)).minted(self._passed)
         record = replace(record, sequence=max(sequences) + 1, clean=False)
+        known = {mount.identity for mount in record.lineage}
+        given_up = sorted(self._given_up - known)
+        record = record.entered(
+            int.from_bytes(self._random_bytes(8), "little") or 1,
+            changed=True,
+            passed=[PastMount(one, record.sequence, changed=True) for one in given_up],
+        )
         current = [s for s, role in enumerate(self._roles) if role.state is RoleState.CURRENT]
         record = record.with_state(current, RoleState.CURRENT)
         sidecars = {}
@@ -196,10 +207,7 @@ class _Resolving:
             )
         role = parent.roles[slot]
         history = sidecar.record.history
-        same = (sidecar.record.generation, sidecar.record.sequence) == (
-            parent.generation,
-            parent.sequence,
-        )
+        same = sidecar.record.key == parent.key
         undecided = self._map.count(UNVERIFIED) or sidecar.map.count(UNVERIFIED)
         changed = one.image is not None and (image_changed(one) or image_unproven(one))
         if same and not undecided and not changed and role.state is RoleState.CURRENT:
@@ -208,7 +216,8 @@ class _Resolving:
             return slot
         # An older copy put in its place has a map as old as itself.
         older = history[0] == role.generation and sidecar.record.sequence < role.sequence
-        known = (same or role.generation in history) and not older and not changed
+        tracked = role.generation in history and not older and self._tracked(slot, sidecar.record)
+        known = (same or tracked) and not changed
         if known and sidecar.own_state is not RoleState.RESYNCING:
             written = sidecar.map.copy()
             written.states[:] = written.states.translate(_all_as(lacks(slot)))
@@ -220,14 +229,31 @@ class _Resolving:
             self._map.add(lacks(slot), range(len(self._map)))
             why = "it is not on record where they parted: everything is compared"
         self._passed += [g for g in history if g not in parent.history]
+        latest = sidecar.record.lineage[0].identity
+        self._given_up.add(latest)
         self._roles[slot] = replace(
             role,
             state=RoleState.STALE,
             generation=sidecar.record.generation,
             sequence=sidecar.record.sequence,
+            mount=latest,
         )
         self._behind[path] = slot, why
         return slot
+
+    def _tracked(self, slot: int, own: Record) -> bool:
+        """Whether both sides know what they wrote since they parted: the kept one without the
+        replica with *slot*, which holds *own*, and that one without the kept one.
+        """
+        role, kept = self._parent.roles[slot], own.roles[self._sidecar.slot]
+        ahead, behind = parting(own, self._parent), parting(self._parent, own)
+        if ahead is None or behind is None:
+            return False
+        alone = ahead.other > 0 or behind.went_on
+        without = ahead.own > 0 or ahead.went_on
+        return (not alone or _left(role, behind.mount)) and (
+            not without or _left(kept, ahead.mount)
+        )
 
     def _newcomer(self, one: Found, taken: set[int]) -> int:
         """An image without a sidecar: the slot it gets."""
@@ -259,7 +285,13 @@ class _Resolving:
             state=RoleState.STALE,
             generation=parent.generation,
             sequence=parent.sequence,
+            mount=parent.lineage[0].identity,
         )
+
+
+def _left(role: Role, mount: int) -> bool:
+    """Whether a replica was left behind with a record whose latest mount was *mount*."""
+    return role.state is not RoleState.CURRENT and role.last_mount == mount
 
 
 def _refuse_missing(found: Sequence[Found]) -> None:

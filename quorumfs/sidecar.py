@@ -1,6 +1,6 @@
 """The sidecar: what a replica remembers, in ``<replica>.quorumfs`` beside its image.
 
-Format, version 1
+Format, version 2
 =================
 
 Pages of 4096 bytes; all numbers little endian::
@@ -14,7 +14,7 @@ A **slot** holds the *record*, which all members share, and what concerns this r
 
     offset  type    content
     0       8s      "QUORUMFS"
-    8       u32     format version: 1
+    8       u32     format version: 2
     12      u8      phase: 1 prepared, 2 committed
     13      u8      1 if the set was closed in order
     14      u8      vote threshold
@@ -29,8 +29,9 @@ A **slot** holds the *record*, which all members share, and what concerns this r
     336     2 u64   the image as it was left: inode, size (bytes); 0 unknown
     352     2 i64   its mtime, ctime (ns); 0 unknown
     368     6 of 512 bytes: replica id 16s; state u8; path length u16; generation u64;
-                    sequence u64; path
-    3440    …       zeros
+                    sequence u64; mount u64; path
+    3440    19 of 13 bytes: mount u64; sequence u32; changed u8; latest first; 0 ends the list
+    3687    …       zeros
     4080    16s     xxh3-128 of bytes 0 to 4079
 
 A **map page** ends in the xxh3-128 of its 4080 chunks, followed by the set id and the page's
@@ -39,6 +40,9 @@ number, so that a page that landed at the wrong place is noticed. An unreadable 
 
 The **unreadable** ranges are a u32 with their count, a u64 start and a u64 end of each, and the
 xxh3-128 of that, followed by the set id. Up to 30 of them fit in a sector, which is never torn.
+
+Version 1 had no mounts, neither in the list nor in the roles, and is read; it is written to as
+version 2, because whoever knows only version 1 would not say that it changed something.
 
 Committing a record
 ===================
@@ -52,7 +56,7 @@ which members the others will be found to know it.
 
 import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -62,7 +66,9 @@ from quorumfs.dirtymap import REPLICAS_MAX, UNKNOWN, DirtyMap
 
 SUFFIX = ".quorumfs"
 MAGIC = b"QUORUMFS"
-VERSION = 1
+VERSION = 2
+VERSIONS = (1, VERSION)
+"""Those that can be read."""
 PAGE = 4096
 CHUNKS_PER_PAGE = PAGE - 16
 SLOT_OFFSETS = (0, PAGE)
@@ -72,12 +78,18 @@ MAP_OFFSET = 4 * PAGE
 UNREADABLE_MAX = 250
 """Ranges that fit in their page."""
 ANCESTORS_MAX = 32
-PATH_MAX = 477
+MOUNTS_MAX = 19
+PATH_MAX = 469
 """Bytes; a longer path is left out: it is a hint, the replica id is what counts."""
 
 _HEAD = struct.Struct("<8sIBBBBQ16s16sQQQ32Q2Q2q")
-_ROLE = struct.Struct(f"<16sBHQQ{PATH_MAX}s")
+_ROLE = struct.Struct(f"<16sBHQQQ{PATH_MAX}s")
+_ROLE_OF_VERSION_1 = struct.Struct("<16sBHQQ477s")
 _ROLE_SIZE = 512
+_MOUNT = struct.Struct("<QIB")
+_MOUNTS_OFFSET = _HEAD.size + REPLICAS_MAX * _ROLE_SIZE
+_SEQUENCE_MAX = (1 << 32) - 1
+"""Of a mount's first record; a commit every second makes as many in a century."""
 
 
 class FormatError(Exception):
@@ -105,6 +117,18 @@ class Phase(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class PastMount:
+    """A mount that had the set in use."""
+
+    identity: int
+    """A random 64-bit number; of all that is older than such numbers, the generation."""
+    first: int
+    """The sequence number of its first record; 0: not known."""
+    changed: bool
+    """It may have changed the content of the disk. One that did not made replicas equal at most."""
+
+
+@dataclass(frozen=True, slots=True)
 class Role:
     """What the set knows of one of its replicas; its place in the list is the replica's slot."""
 
@@ -116,6 +140,13 @@ class Role:
     """Where it was last seen; a hint for people."""
     sequence: int = 0
     """Of the same record: with one before it, the replica was rolled back since."""
+    mount: int = 0
+    """The latest one in that record; 0 if it names none."""
+
+    @property
+    def last_mount(self) -> int:
+        """The head of the lineage of that record."""
+        return self.mount or self.generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +165,18 @@ class Record:
     """Counts the commits: within one generation a higher one is later."""
     clean: bool = True
     """Closed in order: nothing was under way."""
+    mounts: tuple[PastMount, ...] = ()
+    """Those that had the set in use, latest first."""
+
+    @property
+    def lineage(self) -> tuple[PastMount, ...]:
+        """The mounts; while there are none, the generations stand for those before."""
+        return self.mounts or tuple(PastMount(each, 0, changed=True) for each in self.history)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """By which records of one set are told apart."""
+        return self.generation, self.sequence, self.mounts[:1]
 
     @property
     def history(self) -> tuple[int, ...]:
@@ -162,9 +205,28 @@ class Record:
         record = self
         for slot in slots:
             record = record.with_role(
-                slot, state=state, generation=self.generation, sequence=self.sequence
+                slot,
+                state=state,
+                generation=self.generation,
+                sequence=self.sequence,
+                mount=self.mounts[0].identity if self.mounts else 0,
             )
         return record
+
+    def entered(
+        self, identity: int, *, changed: bool, passed: Iterable[PastMount] = ()
+    ) -> "Record":
+        """The same record with the mount *identity* as the latest.
+
+        *changed*: it may change the disk from now on. *passed*: mounts that were prepared after
+        the latest one and led nowhere, or that were given up.
+        """
+        latest = self.mounts[0] if self.mounts else None
+        if latest and latest.identity == identity:
+            latest = replace(latest, changed=latest.changed or changed)
+            return replace(self, mounts=(latest, *self.mounts[1:]))
+        mount = PastMount(identity, self.sequence, changed)
+        return replace(self, mounts=(mount, *passed, *self.lineage)[:MOUNTS_MAX])
 
     def minted(self, also_known: Iterable[int] = ()) -> "Record":
         """The same record at the start of a new generation.
@@ -173,11 +235,11 @@ class Record:
         """
         passed = tuple(g for g in also_known if g not in self.history)
         ancestors = (*passed, *self.history)[:ANCESTORS_MAX]
-        return replace(self, generation=random_generation(), ancestors=ancestors)
+        return replace(self, generation=random_identity(), ancestors=ancestors)
 
 
-def random_generation() -> int:
-    """A new 64-bit id, never 0."""
+def random_identity() -> int:
+    """A new 64-bit number for a generation or a mount, never 0."""
     return int.from_bytes(os.urandom(8), "little") or 1
 
 
@@ -277,8 +339,11 @@ def encode_slot(record: Record, replica_id: bytes, identity: Identity, phase: Ph
         if len(path) > PATH_MAX:
             path = b""
         body += _ROLE.pack(
-            role.replica_id, role.state, len(path), role.generation, role.sequence, path
+            role.replica_id, role.state, len(path), role.generation, role.sequence, role.mount, path
         )
+    body += bytes(_MOUNTS_OFFSET - len(body))
+    for mount in record.mounts[:MOUNTS_MAX]:
+        body += _MOUNT.pack(mount.identity, min(mount.first, _SEQUENCE_MAX), mount.changed)
     body += bytes(PAGE - 16 - len(body))
     return bytes(body) + xxhash.xxh3_128_digest(body)
 
@@ -345,8 +410,8 @@ def decode(content: bytes) -> Sidecar:
     if not slots:
         for offset in SLOT_OFFSETS:
             magic, version = struct.unpack_from("<8sI", content.ljust(MAP_OFFSET), offset)
-            if magic == MAGIC and version != VERSION:
-                raise UnknownVersionError(f"format version {version}, known here: {VERSION}")
+            if magic == MAGIC and version not in VERSIONS:
+                raise UnknownVersionError(_unknown(version))
         raise FormatError("; ".join(damage))
     latest = max(slots, key=lambda slot: (slot.record.sequence, slot.phase))
     committed, prepared = latest, None
@@ -395,12 +460,13 @@ def _decode_slot(content: bytes, number: int) -> _Slot:
     magic, version, phase, clean, threshold, role_count, *rest = _HEAD.unpack_from(body)
     if magic != MAGIC:
         raise FormatError("it does not begin like a sidecar")
-    if version != VERSION:
-        raise UnknownVersionError(f"format version {version}, known here: {VERSION}")
+    if version not in VERSIONS:
+        raise UnknownVersionError(_unknown(version))
     sequence, set_id, replica_id, size, chunk_size, generation = rest[:6]
     ancestors: Sequence[int] = rest[6 : 6 + ANCESTORS_MAX]
     try:
-        roles = [_decode_role(body, index) for index in range(min(role_count, REPLICAS_MAX))]
+        count = min(role_count, REPLICAS_MAX)
+        roles = [_decode_role(body, index, version) for index in range(count)]
         phase = Phase(phase)
     except ValueError as error:
         raise FormatError(f"what it says cannot be: {error}") from None
@@ -414,16 +480,33 @@ def _decode_slot(content: bytes, number: int) -> _Slot:
         tuple(ancestor for ancestor in ancestors if ancestor),
         sequence,
         bool(clean),
+        () if version == 1 else tuple(_decode_mounts(body)),
     )
     if not roles or record.slot_of(replica_id) is None or not size or not chunk_size:
         raise FormatError("what it says cannot be")
     return _Slot(number, record, replica_id, Identity(*rest[6 + ANCESTORS_MAX :]), phase)
 
 
-def _decode_role(body: bytes, index: int) -> Role:
+def _decode_role(body: bytes, index: int, version: int) -> Role:
     offset = _HEAD.size + index * _ROLE_SIZE
-    replica_id, state, path_length, generation, sequence, path = _ROLE.unpack_from(body, offset)
-    return Role(replica_id, RoleState(state), generation, os.fsdecode(path[:path_length]), sequence)
+    layout = _ROLE_OF_VERSION_1 if version == 1 else _ROLE
+    replica_id, state, length, generation, sequence, *rest = layout.unpack_from(body, offset)
+    *mount, path = rest
+    return Role(
+        replica_id, RoleState(state), generation, os.fsdecode(path[:length]), sequence, *mount
+    )
+
+
+def _decode_mounts(body: bytes) -> Iterator[PastMount]:
+    for number in range(MOUNTS_MAX):
+        identity, first, changed = _MOUNT.unpack_from(body, _MOUNTS_OFFSET + number * _MOUNT.size)
+        if not identity:
+            return
+        yield PastMount(identity, first, bool(changed))
+
+
+def _unknown(version: int) -> str:
+    return f"format version {version}, known here: {', '.join(map(str, VERSIONS))}"
 
 
 def _decode_map(content: bytes, record: Record) -> tuple[DirtyMap, int]:

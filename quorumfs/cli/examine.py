@@ -48,7 +48,7 @@ READS_MAX = 3
 """Attempts at a sidecar that looks damaged while a daemon writes to it."""
 
 ANCESTORS_SHOWN = 4
-"""Of up to 32; JSON has them all."""
+"""And as many mounts, of up to 32 and 19; JSON has them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +297,10 @@ def record_json(record: Record) -> dict[str, Any]:
         "set": record.set_id.hex(),
         "generation": f"{record.generation:016x}",
         "ancestors": [f"{generation:016x}" for generation in record.ancestors],
+        "mounts": [
+            {"id": f"{mount.identity:016x}", "first": mount.first, "changed": mount.changed}
+            for mount in record.mounts
+        ],
         "sequence": record.sequence,
         "clean": record.clean,
         "vote_threshold": record.threshold,
@@ -309,6 +313,7 @@ def record_json(record: Record) -> dict[str, Any]:
                 "state": role.state.name.lower(),
                 "generation": f"{role.generation:016x}",
                 "sequence": role.sequence,
+                "mount": f"{role.mount:016x}",
                 "path": role.path,
             }
             for slot, role in enumerate(record.roles)
@@ -418,6 +423,13 @@ def _record_text(record: Record, how_closed: str) -> Iterator[str]:
         shown = ", ".join(f"{each:016x}" for each in record.ancestors[:ANCESTORS_SHOWN])
         more = len(record.ancestors) - ANCESTORS_SHOWN
         yield _line("ancestors", shown + (f" and {more} more" if more > 0 else ""))
+    if record.mounts:
+        shown = ", ".join(
+            f"{mount.identity:016x}{'' if mount.changed else ' (changed nothing)'}"
+            for mount in record.mounts[:ANCESTORS_SHOWN]
+        )
+        more = len(record.mounts) - ANCESTORS_SHOWN
+        yield _line("mounts", shown + (f" and {more} more" if more > 0 else ""))
     yield _line(
         "disk",
         f"{human_bytes(record.size)} ({record.size} bytes), chunks of "

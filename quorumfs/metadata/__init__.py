@@ -71,19 +71,27 @@ class Metadata(Protocol):
         Asked for every read: whom it may go to without a closer look.
         """
 
+    async def record_options(self) -> None:
+        """Put on record what this mount was told and the next one must know, before anybody uses
+        the disk. Raises `OSError` if that cannot be.
+        """
+
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
         """Begin a change that will have succeeded on all receivers before anything else happens.
 
         Returns the receivers; none if the change must go the long way.
         """
 
-    def prepared(self, offset: int, length: int) -> bool:
-        """Whether a change of these bytes may begin at once."""
+    def prepared(self, offset: int, length: int, *, repair: bool = False) -> bool:
+        """Whether a change of these bytes may begin at once; *repair* as for `prepare`."""
 
-    async def prepare(self, offset: int, length: int, *, ahead: bool = False) -> None:
+    async def prepare(
+        self, offset: int, length: int, *, ahead: bool = False, repair: bool = False
+    ) -> None:
         """Make sure that a change of these bytes is not forgotten should we die in it (R1).
 
         *ahead*: nor one of the bytes behind them, if that is likely to follow.
+        *repair*: replicas are to be made equal, the disk is not changed.
         Raises `OSError` if fewer than the threshold can remember it.
         """
 

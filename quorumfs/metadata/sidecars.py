@@ -48,6 +48,7 @@ from quorumfs.sidecar import (
     encode_unreadable,
     page_runs,
     pages,
+    random_identity,
 )
 from quorumfs.storage import Kind, Operation
 from quorumfs.voting import BLOCK, voted_error
@@ -64,8 +65,14 @@ class Sidecars:
         *,
         threshold: int,
         read_only: bool = False,
+        identity: int | None = None,
     ) -> None:
-        """*replicas* are the plan's members in the same order, with what was *found* of them."""
+        """*replicas* are the plan's members in the same order, with what was *found* of them.
+
+        *identity*: the 64-bit number of this mount, not 0; None: a random one.
+        """
+        self.identity = random_identity() if identity is None else identity
+        """Of this mount: it is on record before anything is changed."""
         self.replicas = tuple(replicas)
         self.record = plan.record
         self.map = plan.map
@@ -82,11 +89,16 @@ class Sidecars:
         self._quorum = plan.quorum
         """Fewer members than this start no generation of their own."""
         self._passed = list(plan.prepared)
-        self._tried: set[tuple[int, int]] = set()
+        self._tried: set[tuple[object, ...]] = set()
         """Records after the present one whose commits failed: some replicas may hold one."""
         self._sequence = max(plan.sequence_seen, plan.record.sequence)
         self._in_use = False
         """The record in the sidecars says so."""
+        self._passed_mounts = plan.prepared_mounts
+        self._changing = False
+        """The next record is to say that this mount may change the disk."""
+        self._may_change = False
+        """The set is in use, and the record says that this mount may change the disk."""
         self._recorded = not plan.left_behind and not plan.prepared
         """Nobody is current in the sidecars who is not current here."""
         self._lock = trio.Lock()
@@ -162,6 +174,17 @@ class Sidecars:
     def alike(self) -> Sequence[Replica]:
         return () if self.doubts else self._members
 
+    async def record_options(self) -> None:
+        async with self._lock:
+            if (
+                self._read_only
+                or self.threshold == self.record.threshold
+                or len(self._members) < self._quorum  # nothing is acknowledged before they are more
+            ):
+                return
+            await self._write_map_locked()
+            await self._commit(clean=self.record.clean)
+
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
         # As `prepared` and `begin` together: on the path of every write, so it is spelled out.
         size = self.map.chunk_size
@@ -169,7 +192,7 @@ class Sidecars:
         extent, last_extent = first // self._extent_chunks, last // self._extent_chunks
         intents = self._intents
         if (
-            not (self._in_use and self._recorded)
+            not (self._may_change and self._recorded)
             or self._joining
             or len(self._members) < self.threshold
             or not (intents.marked[extent] and intents.marked[last_extent])
@@ -192,9 +215,18 @@ class Sidecars:
             self._target_unsynced.add(chunks)
         return self._receivers
 
-    def prepared(self, offset: int, length: int) -> bool:
+    def prepared(self, offset: int, length: int, *, repair: bool = False) -> bool:
         covered = self._intents.cover(self.map.extents(offset, length))
-        return self._in_use and self._recorded and covered and not self._is_compared(offset, length)
+        ready = self._in_use and self._recorded and (repair or not self._unentered)
+        return ready and covered and not self._is_compared(offset, length)
+
+    @property
+    def _unentered(self) -> bool:
+        """Whether it is not on record that this mount may change the disk, and must be.
+
+        Nothing is acknowledged by too few: then the record would say too much.
+        """
+        return not self._may_change and len(self._members) >= self.threshold
 
     def _is_compared(self, offset: int, length: int) -> bool:
         if not self._compared:
@@ -202,10 +234,12 @@ class Sidecars:
         chunks = self.map.chunks(offset, length)
         return self._compared.overlaps(chunks.start, chunks.stop)
 
-    async def prepare(self, offset: int, length: int, *, ahead: bool = False) -> None:
+    async def prepare(
+        self, offset: int, length: int, *, ahead: bool = False, repair: bool = False
+    ) -> None:
         extents = self.map.extents(offset, length)
-        while not self.prepared(offset, length):
-            await self.open()
+        while not self.prepared(offset, length, repair=repair):
+            await self.open(to_change=not repair)
             if not self._recorded:
                 raise OSError(errno.EIO, "too few replicas are current")
             if span := self._intents.want(extents, self._may_mark, ahead=ahead):
@@ -374,7 +408,7 @@ class Sidecars:
             for slot in self._out_slots():
                 self._doubt_log(slot)
             await self._commit(clean=True)
-            self._in_use = False
+            self._in_use = self._may_change = False
             self._marks.remove(INTENT, range(len(self.map)))
             for chunks in self.doubts.to_remember():
                 self._marks.add(INTENT, chunks)
@@ -397,16 +431,22 @@ class Sidecars:
         self.changed.set()
         self.changed = trio.Event()
 
-    async def open(self) -> None:
-        """Have the record say that the set is in use, and, given a quorum, who is left behind."""
-        if self._in_use and self._recorded:
+    async def open(self, *, to_change: bool = False) -> None:
+        """Have the record say that the set is in use, and, given a quorum, who is left behind.
+
+        *to_change*: and that this mount may change the disk. To make replicas equal is no change.
+        """
+        if self._in_use and self._recorded and not (to_change and self._unentered):
             return
         async with self._lock:
-            if not self._in_use or (not self._recorded and len(self._members) >= self._quorum):
+            unrecorded = not self._recorded and len(self._members) >= self._quorum
+            if not self._in_use or unrecorded or (to_change and self._unentered):
+                self._changing = self._changing or to_change
                 # The map first: who is now said to be stale lacks what it says.
                 await self._write_map_locked()
                 await self._commit(clean=False)
                 self._in_use = True
+                self._may_change = self._is_entered
 
     def settled(self, chunks: range) -> None:
         """Note that all current replicas hold the same in *chunks*."""
@@ -482,8 +522,8 @@ class Sidecars:
         own, known = found.sidecar, self._writer.in_use[replica]
         if found.in_use is None or own is None or replica.slot is None:
             raise OSError(errno.ENODEV, found.problem or "it is not there")
-        ours = {_key(self.record), *self._tried}
-        same = all(_key(one) in ours for one in (own.record, own.prepared) if one)
+        ours = {self.record.key, *self._tried}
+        same = all(one.key in ours for one in (own.record, own.prepared) if one)
         same = same and found.in_use.size == known.size
         proven = bool(found.in_use.inode) and found.in_use.inode == known.inode
         if not proven and found.instance is None:
@@ -672,7 +712,7 @@ class Sidecars:
         own = found.sidecar
         assert own is not None
         spare = own.spare_slot
-        if own.prepared is not None and _key(own.prepared) == _key(self.record):
+        if own.prepared is not None and own.prepared.key == self.record.key:
             # Committed elsewhere, it is what shows that this one was there: the older one may go.
             spare = 1 - spare
         self._writer.know(replica, found, spare)
@@ -978,7 +1018,7 @@ class Sidecars:
         identities = await identities_of(self._members) if clean else {}
         while True:
             record = self._composed(clean=clean, resyncing=resyncing)
-            self._tried.add(_key(record))
+            self._tried.add(record.key)
             joining = self.target if self._joining and self.target in self._members else None
             last = [replica for replica in (resyncing or joining,) if replica is not None]
             members = [replica for replica in self._members if replica not in last]
@@ -1030,6 +1070,13 @@ class Sidecars:
         )
         if self._recorded:
             self._quorum = self.threshold
+        self._may_change = self._in_use and self._is_entered
+
+    @property
+    def _is_entered(self) -> bool:
+        """Whether the record says that this mount may change the disk."""
+        latest = self.record.lineage[0]
+        return latest.identity == self.identity and latest.changed
 
     def _composed(self, *, clean: bool, resyncing: Replica | None) -> Record:
         """The next record: a new generation if somebody is left behind (R3: once for all)."""
@@ -1044,10 +1091,17 @@ class Sidecars:
             for slot in left:  # from the last record on that it got
                 record = record.with_role(slot, state=RoleState.STALE)
             record = record.minted(self._passed)
+            left = []
         self._sequence += 1
         enough = len(self._members) >= self._quorum  # else they may not change the threshold
         threshold = self.threshold if enough else record.threshold
         record = replace(record, sequence=self._sequence, clean=clean, threshold=threshold)
+        acknowledging = not left and len(self._members) >= self.threshold
+        record = record.entered(
+            self.identity,
+            changed=self._changing and acknowledging,
+            passed=self._passed_mounts,
+        )
         record = record.with_state([s for s in current if s is not None], RoleState.CURRENT)
         if resyncing is not None and resyncing.slot is not None:
             record = record.with_state([resyncing.slot], RoleState.RESYNCING)
@@ -1055,10 +1109,6 @@ class Sidecars:
             if replica.slot is not None:
                 record = record.with_role(replica.slot, path=replica.path)
         return record
-
-
-def _key(record: Record) -> tuple[int, int]:
-    return record.generation, record.sequence
 
 
 _NOTHING = RangeSet()

@@ -138,10 +138,12 @@ class Volatile:
             holdings.wrote(offset, offset + length)
         return self.receivers
 
-    def prepared(self, offset: int, length: int) -> bool:
+    def prepared(self, offset: int, length: int, *, repair: bool = False) -> bool:
         return True
 
-    async def prepare(self, offset: int, length: int, *, ahead: bool = False) -> None:
+    async def prepare(
+        self, offset: int, length: int, *, ahead: bool = False, repair: bool = False
+    ) -> None:
         """Nothing outlives the process, so there is nothing to prepare."""
 
     def begin(self, offset: int, length: int) -> Sequence[Replica]:
@@ -237,6 +239,9 @@ class Volatile:
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
         if not well:
             self.holdings[replica].miss(offset, offset + length)
+
+    async def record_options(self) -> None:
+        """Nothing is on record."""
 
     async def close(self) -> None:
         """All is forgotten."""

@@ -78,8 +78,8 @@ async def give(
     Nor if any of *sources*, whose answers decided for it, is not believed any more. Who is being
     resynced gets it as well. The caller holds the lock.
     """
-    if not sidecars.prepared(offset, len(data)):
-        await sidecars.prepare(offset, len(data))
+    if not sidecars.prepared(offset, len(data), repair=True):
+        await sidecars.prepare(offset, len(data), repair=True)
     if not set(sources).issubset(holders_of(sidecars, offset, len(data))):
         return False
     disk.locks.change(offset, offset + len(data))

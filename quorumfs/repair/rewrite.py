@@ -101,9 +101,9 @@ async def _rewrite(
     if replica.state is State.MISSING:
         return
     metadata, length = disk.metadata, len(data)
-    if not metadata.prepared(offset, length):
+    if not metadata.prepared(offset, length, repair=True):
         try:
-            await metadata.prepare(offset, length)
+            await metadata.prepare(offset, length, repair=True)
         except OSError:
             return  # it cannot be remembered now; the next read tries again
     if replica not in metadata.receivers:

@@ -149,15 +149,15 @@ class Settling:
 
     async def _held_by_all(self, offset: int, length: int) -> bytes:
         disk, sidecars = self._disk, self._sidecars
-        if not sidecars.prepared(offset, length):
-            await sidecars.prepare(offset, length)
+        if not sidecars.prepared(offset, length, repair=True):
+            await sidecars.prepare(offset, length, repair=True)
         outcomes = await disk.ask(sidecars.members, Kind.READ, disk.threshold, offset, length)
         held = {None if outcome.error is not None else outcome.data for outcome in outcomes}
         data = held.pop() if len(held) == 1 else None
         asked = {outcome.replica for outcome in outcomes}
         members = sidecars.members
         all_asked = asked.issuperset(members) and len(members) >= disk.threshold
-        recorded = sidecars.prepared(offset, length)  # still
+        recorded = sidecars.prepared(offset, length, repair=True)  # still
         if data is None or not all_asked or not recorded or not self._known(offset, length):
             raise OSError(errno.EIO, "the replicas differ, and cannot be made equal")
         return data

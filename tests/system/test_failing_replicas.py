@@ -56,6 +56,26 @@ def mounted(
             faulty.clear()
 
 
+@pytest.mark.parametrize("request_", ["write", "flush"])
+def test_a_lower_threshold_is_in_force_from_the_first_request_on(
+    request_: str, faulty: FaultFS, tmp_path: Path
+) -> None:
+    """One of two that had to agree is lost before anything was asked of the disk."""
+    images = create([tmp_path / "a.img", faulty.path("b.img")], SIZE, "--vote-threshold=2")
+    with mounted(faulty, images, tmp_path, FIFO) as disk:
+        for name in "b.img", "b.img.quorumfs":
+            faulty.inject(name, "write", errno=errno.EIO)
+            faulty.inject(name, "fsync", errno=errno.EIO)
+        if request_ == "write":
+            write(disk, b"w")
+        else:
+            with opened(disk.file) as fd:
+                os.fsync(fd)
+        assert disk.replica(images[1])["state"] != "current"
+        faulty.clear()
+        disk.wait_healthy()
+
+
 def told(disk: SetMount, exit_code: int) -> str:
     """What the command prints of *disk*, which gives this exit code."""
     done = quorumfs("status", disk.mountpoint, check=False)

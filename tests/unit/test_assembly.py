@@ -320,6 +320,27 @@ def test_few_replicas_cannot_lower_the_threshold_without_consent() -> None:
     assert (plan.record.threshold, plan.threshold, plan.quorum) == (2, 1, 2)
 
 
+def test_too_few_that_are_current_cannot_lower_the_threshold() -> None:
+    """The others would not know of it. N=3, threshold 2; A alone is current."""
+    record = without(first_record(3, 2), B, C)
+    replicas = [found(record, A), *(found(first_record_of(record), slot) for slot in (B, C))]
+    error = refusal(*replicas, threshold=1)
+    assert error.rule == "too few to lower"
+    assert "got 1, the set's is 2, and only 1 of its replicas are current" in str(error)
+    assert "with -o degraded,vote-threshold=1, and never again without /a.img" in str(error)
+    plan = assemble(replicas, threshold=1, degraded=True)
+    assert (plan.quorum, plan.rule.split(":")[0]) == (1, "degraded")
+    assert assemble(replicas, threshold=1, read_only=True).threshold == 1, "nothing is recorded"
+    raised = assemble(replicas, threshold=3)
+    assert raised.quorum == 3, "nothing is acknowledged before three have it"
+
+
+def first_record_of(record: Record) -> Record:
+    """What a replica still holds that was left behind without knowing it."""
+    roles = tuple(replace(role, state=CURRENT) for role in record.roles)
+    return replace(record, generation=record.ancestors[-1], ancestors=(), sequence=1, roles=roles)
+
+
 def test_a_replica_that_was_removed_from_the_set_proves_nothing() -> None:
     """Scenario 83: nor may it be written to."""
     record = first_record(3, 1)

@@ -16,6 +16,7 @@ from itertools import cycle
 
 import pytest
 import trio
+from support.simulation.copies import copies_used_alike, mounted_alone_and_only_read
 from support.simulation.fate import TIMEOUT_S
 from support.simulation.guest import REQUEST_MAX_S, BrokenError
 from support.simulation.harness import run_seeded
@@ -667,6 +668,13 @@ async def one_is_away_for_long(story: Story) -> None:
     await story.ends_well()
 
 
+async def lost_before_the_first_write(story: Story) -> None:
+    async with story.mounted(threshold=1) as guest:
+        story.world.detach(1)
+        await guest.write_surely(0)
+    await story.ends_well()
+
+
 TOLD = (
     Told("R1 no intent", killed_amid_writes, seeds=4),
     Told("R1 intent in memory", killed_amid_writes, seeds=4),
@@ -678,6 +686,7 @@ TOLD = (
     Told("R3 not awaited", killed_after_one_missed_a_write),
     Told("R3 not synced", power_cut_after_one_missed_a_write, seeds=8),
     Told("R3 always minted", one_is_away_for_long),
+    Told("R3 options in memory", lost_before_the_first_write, EQUALS),
     Told("R4 failure ignored", pages_dropped_by_a_failed_flush),
     Told("R4 compares", pages_dropped_long_after_a_failed_flush),
     Told("R4 nothing lost", pages_dropped_long_after_a_failed_flush),
@@ -702,6 +711,8 @@ TOLD = (
     Told("R9 in place", a_torn_record, seeds=3),
     Told("R10 zeros", truncated_underneath),
     Told("R10 short copy", source_unreadable_amid_a_resync),
+    Told("R14 no identity", copies_used_alike),
+    Told("R14 opened is changed", mounted_alone_and_only_read),
     Told("P3 saved rarely", killed_amid_a_slow_resync),
     Told("R10 forgotten", truncated_underneath),
     Told("R12 latest by mtime", touched_when_it_was_left_behind),

@@ -18,6 +18,7 @@ from quorumfs.sidecar import (
     ANCESTORS_MAX,
     CHUNKS_PER_PAGE,
     MAP_OFFSET,
+    MOUNTS_MAX,
     PAGE,
     PATH_MAX,
     SLOT_OFFSETS,
@@ -25,6 +26,7 @@ from quorumfs.sidecar import (
     UNREADABLE_OFFSET,
     FormatError,
     Identity,
+    PastMount,
     Phase,
     Record,
     Role,
@@ -51,7 +53,8 @@ from quorumfs.sidecarfile import (
     sign,
 )
 
-GOLDEN = Path(__file__).parents[1] / "data" / "sidecar-v1.quorumfs"
+GOLDEN = Path(__file__).parents[1] / "data" / "sidecar-v2.quorumfs"
+OLDER = Path(__file__).parents[1] / "data" / "sidecar-v1.quorumfs"
 CHUNK = 64 << 10
 SECTOR = 512
 
@@ -59,7 +62,8 @@ u64 = st.integers(1, (1 << 64) - 1)
 ns = st.integers(-(1 << 63), (1 << 63) - 1)
 ids = st.binary(min_size=16, max_size=16)
 paths = st.binary(max_size=PATH_MAX).map(lambda raw: os.fsdecode(raw.replace(b"\0", b"")))
-roles = st.builds(Role, ids, st.sampled_from(RoleState), u64, paths, u64)
+roles = st.builds(Role, ids, st.sampled_from(RoleState), u64, paths, u64, u64)
+mounts = st.builds(PastMount, u64, st.integers(0, (1 << 32) - 1), st.booleans())
 records = st.builds(
     Record,
     set_id=ids,
@@ -73,6 +77,7 @@ records = st.builds(
     ancestors=st.lists(u64, max_size=ANCESTORS_MAX).map(tuple),
     sequence=u64,
     clean=st.booleans(),
+    mounts=st.lists(mounts, max_size=MOUNTS_MAX).map(tuple),
 )
 
 
@@ -114,13 +119,14 @@ def example() -> Sidecar:
         threshold=2,
         generation=0x1122334455667788,
         roles=(
-            Role(b"A" * 16, RoleState.CURRENT, 0x1122334455667788, "/srv/a.img", 41),
-            Role(b"B" * 16, RoleState.STALE, 7, path, 12),
+            Role(b"A" * 16, RoleState.CURRENT, 0x1122334455667788, "/srv/a.img", 41, 99),
+            Role(b"B" * 16, RoleState.STALE, 7, path, 12, 98),
             Role(b"C" * 16, RoleState.RESYNCING, 8, "", 0),
         ),
         ancestors=(8, 7, (1 << 64) - 1),
         sequence=41,
         clean=False,
+        mounts=(PastMount(99, 30, changed=True), PastMount((1 << 64) - 1, 2, changed=False)),
     )
     disk_map = DirtyMap(record.size, record.chunk_size)
     disk_map.add(INTENT | lacks(1), range(3, 5))
@@ -146,7 +152,20 @@ def test_what_is_written_is_read(sidecar: Sidecar) -> None:
     assert same(decode(content), sidecar)
 
 
-def test_format_version_1_never_changes() -> None:
+def test_what_version_1_wrote_is_read() -> None:
+    """It names no mounts; what is written to it then is of the version of today."""
+    one = example()
+    roles = tuple(replace(role, mount=0) for role in one.record.roles)
+    expected = replace(one, record=replace(one.record, roles=roles, mounts=()))
+    read = decode(OLDER.read_bytes())
+    assert read.prepared is not None
+    assert (read.prepared.generation, read.prepared.sequence) == (9, 42)
+    assert same(replace(read, prepared=None), expected)
+    assert same(decode(encode(read)), replace(read, prepared=None))
+    assert encode(read)[8:12] == (2).to_bytes(4, "little")
+
+
+def test_format_version_2_never_changes() -> None:
     """Sidecars out there are of this format: another one needs another version number."""
     golden = GOLDEN.read_bytes()
     assert golden_content() == golden
@@ -189,15 +208,15 @@ def test_what_a_later_version_wrote_is_refused() -> None:
         later = content
         for slot in slots:
             body = bytearray(content[:PAGE])
-            body[8:12] = (2).to_bytes(4, "little")
+            body[8:12] = (3).to_bytes(4, "little")
             body[-16:] = xxhash.xxh3_128_digest(body[:-16])
             later = put(later, SLOT_OFFSETS[slot], bytes(body))
-        with pytest.raises(UnknownVersionError, match="format version 2, known here: 1"):
+        with pytest.raises(UnknownVersionError, match="format version 3, known here: 1, 2"):
             decode(later)
     other_checksum = content
     for offset in SLOT_OFFSETS:
-        other_checksum = put(other_checksum, offset + 8, (3).to_bytes(4, "little"))
-    with pytest.raises(UnknownVersionError, match="format version 3"):
+        other_checksum = put(other_checksum, offset + 8, (4).to_bytes(4, "little"))
+    with pytest.raises(UnknownVersionError, match="format version 4"):
         decode(other_checksum)
 
 

@@ -1,20 +1,20 @@
 """Stories of what a mount is asked for, and of what the next one makes of it."""
 
 import errno
+from collections.abc import Awaitable, Callable
 
 import pytest
 from support.simulation.runner import Setup
 from support.simulation.storage import Fault
-from support.simulation.story import EXTENTS, TRIO, Script, Story, told
+from support.simulation.story import BLOCK, EQUALS, EXTENTS, PAIR, TRIO, Guest, Script, Story, told
 
 from quorumfs.assembly import AssemblyRefusedError
 from quorumfs.storage import CHANGES
 
 
-async def _asked_for_by_too_few(story: Story, threshold: int | None) -> None:
-    """One current replica alone commits, and is killed before a stale one has caught up.
-
-    The third one is away and current on record: the two that are here were enough to begin with.
+async def _one_current_of_three(story: Story) -> None:
+    """One is current on record, and here; one is stale, and here; the third one is away, and
+    current on record. The two that are here are enough to mount.
     """
     async with story.mounted() as guest:
         await guest.write(0)
@@ -25,7 +25,26 @@ async def _asked_for_by_too_few(story: Story, threshold: int | None) -> None:
         story.world.kill()
     story.mend(1)
     story.world.detach(2)
-    async with story.mounted([0, 1], threshold=threshold) as guest:
+
+
+async def a_threshold_lowered_by_too_few(story: Story) -> None:
+    """The others would never hear of it: two of them would take themselves for enough."""
+    await _one_current_of_three(story)
+    with pytest.raises(AssemblyRefusedError, match="must have it on record"):
+        async with story.mounted([0, 1], threshold=1):
+            pass
+    async with story.mounted([0, 1]) as guest:
+        await guest.until(lambda: guest.mounted.even)
+    async with story.mounted([0, 1], threshold=1):  # now they are two
+        story.world.detach(1)
+        await guest.write_surely(0)
+    await story.ends_well()
+
+
+async def a_threshold_kept_by_too_few(story: Story) -> None:
+    """One current replica alone commits, and is killed before a stale one has caught up."""
+    await _one_current_of_three(story)
+    async with story.mounted([0, 1]) as guest:
         story.slow_down(1, 5.0)
         found = guest.mounted.plan.record.sequence
         await guest.until(lambda: guest.mounted.sidecars.record.sequence > found, every_s=0.1)
@@ -33,29 +52,37 @@ async def _asked_for_by_too_few(story: Story, threshold: int | None) -> None:
         story.world.kill()
     story.world.calm()
     story.world.detach(2)
-
-
-async def a_threshold_lowered_by_too_few(story: Story) -> None:
-    """Nothing was acknowledged under the lower one; with the one on record two are enough."""
-    await _asked_for_by_too_few(story, threshold=1)
     async with story.mounted([0, 1]):
         pass
     await story.ends_well()
 
 
-async def a_threshold_lowered_by_too_few_and_raised_again(story: Story) -> None:
-    """Nor are two too few for who asks for what it always was."""
-    await _asked_for_by_too_few(story, threshold=1)
-    async with story.mounted([0, 1], threshold=2):
-        pass
-    await story.ends_well()
+async def a_threshold_lowered_before_anything_else(story: Story) -> None:
+    """It is in force when the first request comes, whatever that is."""
+    requests: list[Callable[[Guest], Awaitable[None]]] = [
+        lambda guest: guest.write(0),
+        lambda guest: guest.flush(),
+        lambda guest: guest._zeros(0, BLOCK, discard=True),
+    ]
+    for request in requests:
+        async with story.mounted(threshold=2):
+            pass
+        async with story.mounted(threshold=1) as guest:
+            story.world.detach(1)
+            await guest.surely(request(guest))
+        story.world.attach(1)
+        async with story.mounted() as guest:
+            await guest.until(lambda: guest.mounted.even)
 
 
-async def a_threshold_kept_by_too_few(story: Story) -> None:
-    """The same without asking for another one."""
-    await _asked_for_by_too_few(story, threshold=None)
-    async with story.mounted([0, 1]):
-        pass
+async def a_threshold_raised_before_anything_else(story: Story) -> None:
+    """Whoever is killed before the first request has it on record."""
+    async with story.mounted(threshold=2):
+        story.world.kill()
+    story.world.detach(1)
+    with pytest.raises(AssemblyRefusedError, match="vote-threshold=2 needs as many"):
+        async with story.mounted([0]):
+            pass
     await story.ends_well()
 
 
@@ -77,9 +104,10 @@ async def a_threshold_lowered_by_enough(story: Story) -> None:
 
 STORIES = [
     (a_threshold_lowered_by_too_few, TRIO),
-    (a_threshold_lowered_by_too_few_and_raised_again, TRIO),
     (a_threshold_kept_by_too_few, TRIO),
     (a_threshold_lowered_by_enough, TRIO),
+    (a_threshold_lowered_before_anything_else, EQUALS),
+    (a_threshold_raised_before_anything_else, PAIR),
 ]
 
 

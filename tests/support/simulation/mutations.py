@@ -48,7 +48,7 @@ def _always(value: object) -> Callable[..., object]:
 def no_intent(monkeypatch: pytest.MonkeyPatch) -> None:
     """R1: no write needs a mark, only a set that is in use."""
 
-    def in_use(self: Sidecars, offset: int, length: int) -> bool:
+    def in_use(self: Sidecars, offset: int, length: int, **_: object) -> bool:
         assert offset + length <= self.map.size
         return self._in_use and self._recorded
 
@@ -199,6 +199,15 @@ def loss_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sidecars, "_recall_lost", _always(None))
 
 
+def options_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3: what a mount was told is on record when something else is."""
+
+    async def later(self: Sidecars) -> None:
+        pass
+
+    monkeypatch.setattr(Sidecars, "record_options", later)
+
+
 def cleared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """R5: a mark goes when its write is acknowledged."""
     finish = Sidecars.finish
@@ -313,6 +322,26 @@ def joins_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Sidecars, "join", noted)
     monkeypatch.setattr(Replica, "submit", without_sync)
+
+
+def mounts_have_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R14: generations alone say whose data descends from whose."""
+
+    def unknown(self: Record, *_: object, **__: object) -> Record:
+        return self
+
+    monkeypatch.setattr(Record, "entered", unknown)
+    monkeypatch.setattr(Sidecars, "_is_entered", True)
+
+
+def opening_is_changing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R14: who only had a set in use is taken for one that changed it."""
+    entered = Record.entered
+
+    def changed(self: Record, identity: int, **others: Any) -> Record:
+        return entered(self, identity, **others | {"changed": True})
+
+    monkeypatch.setattr(Record, "entered", changed)
 
 
 def unreadable_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -551,6 +580,7 @@ MUTATIONS: dict[str, Patch] = {
     "R3 not awaited": left_behind_later,
     "R3 not synced": slots_unsynced,
     "R3 always minted": always_minted,
+    "R3 options in memory": options_in_memory,
     "R4 failure ignored": failed_flush_is_ignored,
     "R4 compares": resync_compares,
     "R4 nothing lost": failed_flush_lost_nothing,
@@ -570,6 +600,8 @@ MUTATIONS: dict[str, Patch] = {
     "R9 in place": committed_in_place,
     "R10 zeros": short_is_zeros,
     "R10 short copy": short_copy_is_whole,
+    "R14 no identity": mounts_have_no_identity,
+    "R14 opened is changed": opening_is_changing,
     "P3 saved rarely": saved_rarely,
     "R10 forgotten": truncated_lacks_nothing,
     "R12 latest by mtime": latest_by_mtime,

@@ -191,6 +191,14 @@ class _Errors(logging.Handler):
             self.found.append(text)
 
 
+class RefusedError(Exception):
+    """A mount that was assembled is not used."""
+
+    def __init__(self, mounted: Mounted) -> None:
+        super().__init__("what it was told cannot be put on record")
+        self.mounted = mounted
+
+
 class History:
     """What follows from one seed."""
 
@@ -494,6 +502,9 @@ class History:
                 justified = bool(strangers & set(order))
             case "no quorum":
                 justified = len(here) < needed
+            case "too few to lower":
+                lower = threshold is not None and threshold < max(self._thresholds)
+                justified = lower and not degraded
             case "may be newer":
                 lost = self._lost_by_all(here)
                 justified = not degraded and (not sure or bool(self._to_keep) or lost)
@@ -515,8 +526,13 @@ class History:
         states = zip(*(sidecar.map.states for sidecar in known), strict=True)
         return any(reduce(or_, chunk) & bits == bits for chunk in states)
 
-    def _mount(self, life: Life, order: list[int], plan: Plan, limit: int | None = None) -> Mounted:
-        """What `quorumfs.replicaset.ReplicaSet.make_disk` makes, on simulated storages."""
+    async def _mount(
+        self, life: Life, order: list[int], plan: Plan, limit: int | None = None
+    ) -> Mounted:
+        """What `quorumfs.replicaset.ReplicaSet.make_disk` makes, on simulated storages.
+
+        Raises `RefusedError` if what it was told cannot be put on record.
+        """
         world, setup = self.world, self.setup
         found = world.found(order)
         replicas = []
@@ -557,6 +573,11 @@ class History:
         repairs = Repairs(disk, sidecars, reopen, present=present, limit=limit)
         mounted = Mounted(order, plan, disk, sidecars, repairs)
         life.nursery.start_soon(disk.run)
+        try:
+            await sidecars.record_options()
+        except OSError as error:
+            self.world.note(f"mount refused: {error.strerror}")
+            raise RefusedError(mounted) from None
         life.nursery.start_soon(repairs.run)
         return mounted
 
@@ -654,8 +675,11 @@ class History:
         dice, world = self._dice, self.world
         limit = None if dice.random() < 0.7 else int(self.setup.scale.size / dice.uniform(5, 60))
         async with world.boot() as life:
-            mounted = self._mount(life, order, plan, limit)
             crowd = Crowd(think_s=10 ** dice.uniform(-2, 1))
+            try:
+                mounted = await self._mount(life, order, plan, limit)
+            except RefusedError as error:
+                return error.mounted, self._fate(life, error.mounted, crowd)
             fate = self._fate(life, mounted, crowd)
             crash = dice.choice(
                 ("step", "step", "commit", "time", "unmount", "unmount", None, None, None, None)
@@ -873,7 +897,7 @@ class History:
         self._dice.shuffle(order)
         plan = self._assemble_in_the_end(order)
         async with world.boot() as life:
-            mounted = self._mount(life, order, plan)
+            mounted = await self._mount(life, order, plan)
             crowd = Crowd(think_s=10 ** self._dice.uniform(-2, 1))
             crowd.nothing_fails = lambda: mounted.enough and not self._at_risk
             fate = self._fate(life, mounted, crowd)
@@ -1000,7 +1024,7 @@ class History:
         if plan.rule != "clean: closed in order":
             raise BrokenError(f"remounted by the rule: {plan.rule}")
         async with world.boot() as life:
-            mounted = self._mount(life, order, plan)
+            mounted = await self._mount(life, order, plan)
             storages = [storage for index in order for storage in life.storages(index)]
             await trio.sleep(QUIET_S)
             await self._unmount(mounted, must_succeed=True)

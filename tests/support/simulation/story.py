@@ -3,7 +3,8 @@
 import errno
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -13,9 +14,10 @@ from support.simulation.fate import Mounted
 from support.simulation.guest import BrokenError
 from support.simulation.guest import Guest as AnyGuest
 from support.simulation.harness import run_seeded
+from support.simulation.oracle import Oracle
 from support.simulation.runner import CONVERGE_MAX_S, SCALES, History, Origin, Setup, _first
 from support.simulation.storage import Fault, Weather
-from support.simulation.world import Life
+from support.simulation.world import Life, ReplicaBackup
 
 BLOCK = 4096
 EXTENT = SCALES[0].extent
@@ -67,7 +69,7 @@ class Story(History):
             raise
         self._last = None
         async with self.world.boot() as life:
-            mounted = self._mount(life, paths, plan)
+            mounted = await self._mount(life, paths, plan)
             yield Guest(self, life, mounted)
             if not life.dead:
                 await self._unmount(mounted)
@@ -81,6 +83,31 @@ class Story(History):
     async def ends_well(self) -> None:
         """Faults stop, and everything becomes good."""
         await self._end()
+
+    def copied(self) -> "CopiedSet":
+        """A copy of the whole set as it is, and of what is known of it."""
+        return CopiedSet(self.world.copy(), deepcopy(self.oracle))
+
+    def turn_to(self, copied: "CopiedSet") -> "CopiedSet":
+        """Tell of this copy from here on; returns the set that was told of until now."""
+        until_now = self.copied()
+        self.oracle = copied.oracle
+        for index, replica in enumerate(copied.replicas):
+            self.world.put(index, replica)
+        self._last = None
+        return until_now
+
+    def require_split(self) -> None:
+        """Raise unless a mount of what is there is refused for two histories."""
+        order = list(range(self.setup.replicas))
+        for paths in (order, order[::-1]):
+            try:
+                plan = self._assemble(paths, degraded=True, threshold=None)
+            except AssemblyRefusedError as error:
+                if error.rule == "split brain":
+                    continue
+                raise
+            raise BrokenError(f"two histories are mounted as one, by the rule: {plan.rule}")
 
     def fail(self, index: int, kinds: Iterable[Kind], fault: Fault) -> None:
         """From now on these operations on the image of a replica have *fault*."""
@@ -106,6 +133,14 @@ class Story(History):
     def slow_down(self, index: int, seconds: float) -> None:
         """Everything on the image of a replica takes so long."""
         self.world.replicas[index].image_faults.weather = Weather(delay_s=(seconds, seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedSet:
+    """A set as it was at some time."""
+
+    replicas: list[ReplicaBackup]
+    oracle: Oracle
 
 
 class Guest(AnyGuest):
@@ -137,6 +172,13 @@ class Guest(AnyGuest):
             await self.read(at, size)
         except OSError as error:
             raise BrokenError(f"a read failed without need: {error}") from error
+
+    async def surely(self, request: Awaitable[object]) -> None:
+        """Have done what has to be possible."""
+        try:
+            await request
+        except OSError as error:
+            raise BrokenError(f"a request failed without need: {error}") from error
 
     def begin(self, request: Callable[..., Awaitable[object]], *arguments: object) -> None:
         """Have *request* under way; it may fail."""

@@ -334,6 +334,29 @@ class World:
             replica.image.backup(), replica.sidecar.backup() if replica.sidecar else None
         )
 
+    def copy(self) -> list[ReplicaBackup]:
+        """Copy the whole set, images and sidecars, as they are at this moment."""
+        self.note("the set is copied")
+        return [self.backup(index) for index in range(len(self.replicas))]
+
+    def put(self, index: int, copied: ReplicaBackup) -> None:
+        """In the place of a replica is that of a copy of the set, down to the times of its files:
+        a daemon that has opened the replica keeps the one that it has.
+        """
+        one = self.replicas[index]
+        assert copied.sidecar is not None
+        self.note(f"{one.path} is that of a copy of the set")
+        for name, size, backup in (
+            (one.image.name, copied.image.content.size, copied.image),
+            (f"{one.image.name}.quorumfs", copied.sidecar.content.size, copied.sidecar),
+        ):
+            file = SimulatedFile(name, size, self._inodes)
+            file.restore(backup, in_place=True)
+            if backup is copied.image:
+                one.image = file
+            else:
+                one.sidecar = file
+
     def roll_back(self, index: int, backup: ReplicaBackup) -> None:
         """The file system of a replica goes back to a snapshot: the same files, the old times."""
         replica = self.replicas[index]

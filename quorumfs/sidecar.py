@@ -6,7 +6,7 @@ Format, version 1
 Pages of 4096 bytes; all numbers little endian::
 
     page 0, 1     two slots, each a record with a checksum
-    page 2        who has the set in use: text, for a reader; no checksum
+    page 2        who has the set in use, as `quorumfs.claim` says
     page 3        zeros
     page 4, 5 …   the dirty map: 4080 chunks and a checksum each
 
@@ -63,7 +63,7 @@ VERSION = 1
 PAGE = 4096
 CHUNKS_PER_PAGE = PAGE - 16
 SLOT_OFFSETS = (0, PAGE)
-HOLDER_OFFSET = 2 * PAGE
+CLAIM_OFFSET = 2 * PAGE
 MAP_OFFSET = 4 * PAGE
 ANCESTORS_MAX = 32
 PATH_MAX = 477

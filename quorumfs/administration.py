@@ -40,10 +40,11 @@ def create_empty(paths: Sequence[str], size: int, threshold: int | None) -> None
     Nothing that exists is touched; after a failure nothing is left. Raises `UserError`.
     """
     refuse_too_many(len(paths))
+    for path in map(os.path.abspath, paths):
+        refuse_claimed(path)
     with ExitStack() as undo:
         images = []
         for path in map(os.path.abspath, paths):
-            refuse_claimed(path)
             if os.path.lexists(path_for(path)):
                 raise UserError(_already_there(path))
             try:

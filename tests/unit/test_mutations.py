@@ -40,6 +40,7 @@ from support.simulation.story import (
     Script,
     Story,
     left_behind,
+    taken_over_while_at_work,
     told,
 )
 
@@ -632,6 +633,8 @@ TOLD = (
     Told("R10 forgotten", truncated_underneath),
     Told("R12 latest by mtime", touched_when_it_was_left_behind),
     Told("R12 wall clock", one_hangs_for_good),
+    Told("R14 not read back", taken_over_while_at_work, replace(PAIR, claims=True)),
+    Told("R14 goes on", taken_over_while_at_work, replace(PAIR, claims=True)),
     Told("P2 one sync is enough", only_one_can_sync, TRIO),
     Told("P2 record in memory", power_cut_after_one_failed_to_sync),
     Told("P4 ties are repaired", a_tie, QUAD),

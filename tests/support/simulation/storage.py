@@ -423,7 +423,7 @@ class SimulatedStorage:
             self._tell_truncated()
             raise TruncatedError(file.size)
         match operation.kind:
-            case Kind.READ:
+            case Kind.READ | Kind.REREAD:
                 return self._read(operation) if one.early is None else one.early
             case Kind.ALLOCATE:
                 file.allocate(start, end)
@@ -457,7 +457,7 @@ class SimulatedStorage:
         return self.file.cache.read(operation.offset, operation.offset + operation.length)
 
     def _truncated(self, one: _InFlight) -> bool:
-        if one.operation.kind is Kind.READ:
+        if one.operation.kind in (Kind.READ, Kind.REREAD):
             return one.operation.offset + one.operation.length > self.file.size
         return self.file.size < self._size
 

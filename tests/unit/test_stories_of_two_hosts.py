@@ -4,8 +4,10 @@ import errno
 from dataclasses import replace
 
 import pytest
+import trio
+from support.claims import claim
 from support.simulation.runner import SCALES, Setup
-from support.simulation.storage import Fault
+from support.simulation.storage import Fault, Weather
 from support.simulation.story import (
     EQUALS,
     EXTENTS,
@@ -17,6 +19,7 @@ from support.simulation.story import (
     told,
 )
 
+from quorumfs.assembly import State
 from quorumfs.storage import CHANGES, Kind
 
 SETUPS = [replace(setup, claims=True) for setup in (PAIR, TRIO, EQUALS)]
@@ -24,6 +27,8 @@ SETUPS = [replace(setup, claims=True) for setup in (PAIR, TRIO, EQUALS)]
 
 async def idle(story: Story) -> None:
     """It notices also when nobody asks it anything; what it cached is not shown any more."""
+    for replica in story.world.replicas:  # all goes the short way, as long as there is one
+        replica.image_faults.weather = Weather(prompt=1.0)
     async with story.mounted() as old:
         for at in EXTENTS:
             await old.write(at)
@@ -46,6 +51,27 @@ async def one_sidecar_cannot_be_read_back(story: Story) -> None:
             for at in EXTENTS:
                 await new.write_surely(at)
             await new.converged()
+    await story.ends_well()
+
+
+async def one_comes_back_that_is_in_use(story: Story) -> None:
+    """It is not touched until the other mount has released it, and then caught up."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(1)
+        await guest.write_surely(0)
+        theirs = claim()
+        story.world.sign(1, theirs)
+        story.world.attach(1)
+        replica = guest.mounted.disk.replicas[1]
+        await guest.until(lambda: replica.state is State.FOREIGN)
+        assert "in use by pid 4711 on nas1" in str(replica.reason)
+        await guest.write_surely(0)
+        await trio.sleep(70.0)
+        assert guest.mounted.sidecars.fenced is None
+        assert story.world.claim(1) == theirs
+        story.world.sign(1, theirs.release())
+        await guest.converged()
     await story.ends_well()
 
 
@@ -82,6 +108,7 @@ async def found_out_by_a_commit(story: Story) -> None:
         *((taken_over_while_at_work, setup) for setup in SETUPS),
         (idle, SETUPS[0]),
         (one_sidecar_cannot_be_read_back, SETUPS[1]),
+        (one_comes_back_that_is_in_use, SETUPS[0]),
         (amid_a_resync, SETUPS[0]),
         (amid_a_resync, SETUPS[1]),
         (found_out_by_a_commit, SETUPS[2]),

@@ -557,7 +557,8 @@ class History:
             if one.image is None or one.sidecar is None:
                 raise UserError(one.problem or "there is no sidecar")
             if tenure is not None and tenure.mine is not None and sidecars.fenced is None:
-                if tenure.lost_to(claim := world.claim(index)):
+                claim = world.claim(index)
+                if claim is not None and tenure.lost_to(claim) and not claim.released:
                     raise ForeignError(f"in use by {claim}")
                 world.sign(index, tenure.mine)
             return Returned(one, life.image(index, disk.size), life.sidecar(index))

@@ -124,6 +124,7 @@ def look_again(opened: Iterable[Opened]) -> list[Opened]:
 def _look_at(image: Image) -> Image:
     if image.sidecar_fd is None or image.sidecar is None:
         return image
+    os.posix_fadvise(image.sidecar_fd, 0, 0, os.POSIX_FADV_DONTNEED)  # as it was found is cached
     identity = lasting_identity(image.fd)
     sidecar = read_sidecar(image.sidecar_fd)
     return replace(image, identity=identity, size=identity.size, sidecar=sidecar)

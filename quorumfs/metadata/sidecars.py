@@ -411,6 +411,10 @@ class Sidecars:
             return
         self.fenced = claim
         self._recorded = False
+        for replica in self._receivers:
+            # What this host has cached and not written yet, on a network file system, it would
+            # write some time later, over what is newer. Now the other one still waits for it.
+            replica.submit(Operation(Kind.SYNC), Gathering(0))
         for replica in self.replicas:
             replica.fence()
         self._arrange()

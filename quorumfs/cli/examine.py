@@ -16,8 +16,9 @@ import click
 
 from quorumfs.answers import PATIENCE_S, Answer, UnansweredError, ask_all
 from quorumfs.assembly import AssemblyRefusedError, Found, Plan, assemble, image_changed
-from quorumfs.claim import Claim, Standing, standing
+from quorumfs.claim import Claim, FoundClaim, Standing, in_the_way, standing
 from quorumfs.claimant import claim_of_this_mount, runs
+from quorumfs.claiming import MOUNT
 from quorumfs.cli.status import forget_stdout, printable
 from quorumfs.control.status import human_bytes
 from quorumfs.daemon import apart
@@ -250,6 +251,13 @@ def decide(all_examined: Sequence[Examined]) -> Decision:
             if other != position:
                 text = f"{all_examined[other].path} and {examined.path} are the same file"
                 return Decision("same file", refusal=text, exit_code=ExitCode.FAILED)
+    claims = [
+        FoundClaim(examined.path, examined.claim, examined.standing)
+        for examined in all_examined
+        if examined.claim is not None and examined.standing is not None and not examined.in_use
+    ]
+    if held := in_the_way(claims):
+        return Decision("in use", refusal=held[0].in_words(MOUNT), exit_code=ExitCode.FAILED)
     try:
         plan = assemble([examined.found() for examined in all_examined])
     except AssemblyRefusedError as error:

@@ -201,7 +201,10 @@ def test_what_is_in_use_may_be_looked_at(pair: Set) -> None:
     assert ", open" in text
     assert first["claim"]["standing"] == "elsewhere"
     assert second["claim"] is None
-    assert f"in use: {who}, perhaps" in text_of(pair.paths[0])  # now by no lock that is seen here
+    # Now by no lock that is seen here.
+    assert f"in use: {who}, perhaps" in text_of(pair.paths[0])
+    refusal = examine(*pair.paths, exit_code=1)["assembly"]["refusal"]
+    assert f"{pair.paths[0]} is in use by {who}" in refusal
 
 
 def test_a_crash_is_no_failure_of_the_command(pair: Set) -> None:

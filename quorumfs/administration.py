@@ -27,7 +27,7 @@ from quorumfs.options import parse_options
 from quorumfs.replica import Replica
 from quorumfs.replicaset import open_replica_set
 from quorumfs.resolution import Resolution, resolve
-from quorumfs.sidecar import FormatError, Sidecar, path_for
+from quorumfs.sidecar import Sidecar, path_for
 from quorumfs.sidecarfile import create_sidecar
 
 PROGRESS_S = 0.5
@@ -189,10 +189,7 @@ def _take_over(
     undo.callback(release_all, images, here)
     claim_all(images, Tenure(here, frozenset(one.claim.mount for one in claims)))
     wait_until_noticed(held)
-    try:
-        return look_again(opened)
-    except (FormatError, OSError) as error:
-        raise UserError(f"a sidecar cannot be read any more: {error}") from None
+    return look_again(opened)
 
 
 async def _copy(paths: Sequence[str], say: Callable[[int, int], None]) -> None:

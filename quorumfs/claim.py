@@ -183,7 +183,10 @@ class FoundClaim:
         """Who has it, and what to do; *takeover* says how to go on without asking that mount."""
         match self.standing:
             case Standing.RUNNING:
-                way_out = "unmount it there first: it is this host, by a path with other locks"
+                way_out = (
+                    "unmount it first: it is on this host, by another path; or, if this is a copy, "
+                    + takeover
+                )
             case Standing.HIDDEN:
                 way_out = f"unmount it in that container first; or, if that has ended, {takeover}"
             case _:

@@ -12,7 +12,7 @@ from quorumfs.claim import NOTICE_S, Claim, FoundClaim, Tenure, in_the_way, stan
 from quorumfs.claimant import claim_of_this_mount, runs
 from quorumfs.errors import UserError
 from quorumfs.images import Image, lasting_identity
-from quorumfs.sidecar import path_for
+from quorumfs.sidecar import FormatError, path_for
 from quorumfs.sidecarfile import read_claim, read_sidecar, sign
 
 log = logging.getLogger(__name__)
@@ -116,9 +116,12 @@ def wait_until_noticed(held: Sequence[FoundClaim]) -> None:
 def look_again(opened: Iterable[Opened]) -> list[Opened]:
     """What is there now, of files that another mount may have written to since they were opened.
 
-    Raises `quorumfs.sidecar.FormatError`, and `OSError`.
+    Raises `UserError` if a sidecar cannot be read any more.
     """
-    return [_look_at(one) if isinstance(one, Image) else one for one in opened]
+    try:
+        return [_look_at(one) if isinstance(one, Image) else one for one in opened]
+    except (FormatError, OSError) as error:
+        raise UserError(f"a sidecar cannot be read any more: {error}") from None
 
 
 def _look_at(image: Image) -> Image:

@@ -47,7 +47,7 @@ from quorumfs.repair.comeback import ForeignError, Returned
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.replica import Replica
-from quorumfs.sidecar import FormatError, Sidecar, file_size, path_for
+from quorumfs.sidecar import Sidecar, file_size, path_for
 from quorumfs.sidecarfile import (
     SidecarLockedError,
     create_sidecar,
@@ -87,17 +87,13 @@ class ReplicaSet:
             return
         if self.plan.adopted:
             self.opened = _adopt(self.opened, self.plan)
-        claim_all(self._ours, self.tenure)
-        if not self.held:
-            return
         try:
-            wait_until_noticed(self.held)
-            require_ours(self._ours, self.tenure)
-            try:
+            claim_all(self._ours, self.tenure)
+            if self.held:
+                wait_until_noticed(self.held)
+                require_ours(self._ours, self.tenure)
                 self.opened = look_again(self.opened)
-            except (FormatError, OSError) as error:
-                raise UserError(f"a sidecar cannot be read any more: {error}") from None
-            self.plan = _assembled(self.opened, options)
+                self.plan = _assembled(self.opened, options)
         except BaseException:
             self.give_up()
             raise

@@ -39,7 +39,7 @@ def test_the_second_path_is_refused_and_takes_over_if_told_so(
             for options in ([], ["-o", "ro"]):
                 line = refused([*options, *there], mountpoint)
                 assert f"{there[0]} is in use by pid {first.pid} on {os.uname().nodename} " in line
-                assert "unmount it there" in line
+                assert "unmount it first" in line
             os.pwrite(fd, b"2" * BLOCK, 0)  # it has lost nothing by that
 
             quorumfs("mount", "-o", "takeover", *there, mountpoint)

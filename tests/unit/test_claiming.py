@@ -129,7 +129,7 @@ def _file(path: str) -> tuple[int, int]:
 
 def test_a_process_of_this_host_that_is_there_is_refused(pair: list[str]) -> None:
     leave(pair[0], of_this_host())
-    with pytest.raises(UserError, match=rf"in use by pid {os.getpid()} on .* this host"):
+    with pytest.raises(UserError, match=rf"in use by pid {os.getpid()} on .* on this host"):
         mount(pair)
 
 

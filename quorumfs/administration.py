@@ -6,7 +6,19 @@ from contextlib import ExitStack, suppress
 
 import trio
 
-from quorumfs.assembly import State, new_record, refuse_too_many
+from quorumfs.assembly import Found, State, new_record, refuse_too_many
+from quorumfs.claim import Tenure
+from quorumfs.claimant import claim_of_this_mount
+from quorumfs.claiming import (
+    RESOLVE,
+    claim_all,
+    found_claims,
+    look_again,
+    refuse_claimed,
+    release_all,
+    require_free,
+    wait_until_noticed,
+)
 from quorumfs.control.events import EventLog
 from quorumfs.dirtymap import DirtyMap
 from quorumfs.errors import UsageError, UserError
@@ -28,6 +40,8 @@ def create_empty(paths: Sequence[str], size: int, threshold: int | None) -> None
     Nothing that exists is touched; after a failure nothing is left. Raises `UserError`.
     """
     refuse_too_many(len(paths))
+    for path in map(os.path.abspath, paths):
+        refuse_claimed(path)
     with ExitStack() as undo:
         images = []
         for path in map(os.path.abspath, paths):
@@ -75,6 +89,8 @@ def create_from(
     """
     source, *paths = map(os.path.abspath, (source, *others))
     refuse_too_many(1 + len(paths))
+    for path in (source, *paths):
+        refuse_claimed(path)
     for path in paths:
         if os.path.lexists(path_for(path)):
             raise UserError(
@@ -121,11 +137,17 @@ def _create_if_absent(path: str, size: int, undo: ExitStack) -> None:
 
 
 def keep(
-    kept: str, paths: Sequence[str], *, threshold: int | None = None, dry_run: bool = False
+    kept: str,
+    paths: Sequence[str],
+    *,
+    threshold: int | None = None,
+    dry_run: bool = False,
+    takeover: bool = False,
 ) -> Resolution:
     """Make all replicas at *paths* copies of the one *kept*, from the next mount on.
 
-    Raises `UserError`, and then nothing has been written; or, should a sidecar not be writable,
+    *takeover*: also where another host has them open, which is down. Raises `UserError`, and then
+    nothing has been written but, by *takeover*, who has them; or, should a sidecar not be writable,
     nothing where there was none before.
     """
     refuse_too_many(len(paths))
@@ -134,10 +156,11 @@ def keep(
     if kept not in absolute:
         raise UsageError(f"{kept} is to be kept, and is not one of the replicas given")
     with ExitStack() as stack:
-        opened = open_set(absolute, None, read_only=dry_run)
+        opened: Sequence[Image | Found] = open_set(absolute, None, read_only=dry_run)
         for one in opened:
             if isinstance(one, Image):
                 stack.callback(one.close)
+        opened = _take_over(opened, stack, takeover=takeover, dry_run=dry_run)
         found = [one.found if isinstance(one, Image) else one for one in opened]
         resolution = resolve(found, kept, threshold=threshold)
         if not dry_run:
@@ -150,11 +173,30 @@ def keep(
         return resolution
 
 
+def _take_over(
+    opened: Sequence[Image | Found], undo: ExitStack, *, takeover: bool, dry_run: bool
+) -> Sequence[Image | Found]:
+    """Have these for ourselves until *undo*; returns them as they are then.
+
+    Raises `UserError` if another mount has one open, without *takeover*.
+    """
+    here = claim_of_this_mount()
+    claims = found_claims(opened, here)
+    held = require_free(claims, takeover=takeover, how=RESOLVE)
+    if dry_run or not held:
+        return opened
+    images = [one for one in opened if isinstance(one, Image)]
+    undo.callback(release_all, images, here)
+    claim_all(images, Tenure(here, frozenset(one.claim.mount for one in claims)))
+    wait_until_noticed(held)
+    return look_again(opened)
+
+
 async def _copy(paths: Sequence[str], say: Callable[[int, int], None]) -> None:
     """Resync a set that is not mounted, until all replicas are current."""
     options = parse_options([], len(paths))
     replica_set = open_replica_set(paths, None, options)
-    replica_set.take_into_use()
+    replica_set.take_into_use(options)
     disk, repairs = replica_set.make_disk(options, EventLog("", lambda _: None))
     assert repairs is not None
     failure: str | None = None

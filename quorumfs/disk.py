@@ -100,7 +100,12 @@ class Disk:
         self._announced = {replica: replica.state for replica in self.replicas}
 
     async def run(self) -> None:
-        """Watch over deadlines and held-back events until cancelled."""
+        """Watch over deadlines, held-back events, and whose the set is, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.metadata.watch)
+            await self._tick()
+
+    async def _tick(self) -> None:
         before = trio.current_time()
         while True:
             await trio.sleep(TICK_S)
@@ -121,9 +126,16 @@ class Disk:
         data = self._read_now(offset, length)
         if data is not None:
             return data
+        self.metadata.require_ours()
         length = min(length, self.size - offset)
         if length <= 0:
             return b""
+        data = await self._read(offset, length)
+        self.metadata.require_ours()
+        return data
+
+    async def _read(self, offset: int, length: int) -> bytes:
+        """Read a range inside the disk, and repair what that shows to be wrong."""
         self.requests += 1
         reading = None
         if self.settle is None or not self.metadata.may_differ(offset, length):
@@ -247,6 +259,7 @@ class Disk:
         """Change bytes on all replicas: the way of every write."""
         self.requests += 1
         metadata = self.metadata
+        metadata.require_ours()
         if self.verify is not None and metadata.unverified(offset, length):
             # Else, should we die in it, nobody could tell what differed before and what since.
             await self.verify(offset, length)
@@ -277,6 +290,7 @@ class Disk:
         A replica's success counts only for what it holds and no earlier flush lost (R4). A flush
         of a guest: what was lost on all replicas, whoever heard of it, fails exactly one (R13).
         """
+        self.metadata.require_ours()
         try:
             await self.make_durable()
         except OSError:
@@ -375,6 +389,7 @@ class Disk:
 
     async def _seek(self, kind: Kind, offset: int, if_unknown: int) -> list[tuple[Replica, int]]:
         """What each replica answers, those that do not answer at all left out."""
+        self.metadata.require_ours()
         outcomes = await self.ask(self.metadata.readers, kind, self.threshold, offset)
         return [
             (
@@ -391,9 +406,11 @@ class Disk:
         Raises `OSError` if the last flush failed; the replicas are let go all the same.
         """
         try:
-            await self.flush()
-            await self.metadata.close()
+            if self.metadata.fenced is None:
+                await self.flush()
+                await self.metadata.close()
         finally:
+            await self.metadata.release()
             for replica in self.replicas:
                 await replica.close()
             self.events.close()

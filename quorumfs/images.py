@@ -12,6 +12,8 @@ from threading import Lock
 
 from quorumfs.answers import PATIENCE_S, Answer, UnansweredError, ask_all
 from quorumfs.assembly import Found
+from quorumfs.claim import Claim, FoundClaim, standing
+from quorumfs.claimant import runs
 from quorumfs.errors import UserError
 from quorumfs.filesystems import Locality, is_fuse, locality, mount_instance
 from quorumfs.imagelock import ImageLockedError, holders, lock_image
@@ -23,7 +25,14 @@ from quorumfs.sidecar import (
     identity_of,
     path_for,
 )
-from quorumfs.sidecarfile import SidecarLockedError, misplaced, open_sidecar, read_sidecar
+from quorumfs.sidecarfile import (
+    SidecarLockedError,
+    file_of,
+    misplaced,
+    open_sidecar,
+    read_claim,
+    read_sidecar,
+)
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +66,8 @@ class Image:
     sidecar: Sidecar | None = None
     sidecar_locality: Locality = Locality.ELSEWHERE
     """Not that of the image where the image is a mount point itself."""
+    claim: Claim | None = None
+    """Who had the set open last, by its sidecar."""
     problem: str | None = None
     """Why its sidecar cannot be read."""
     instance: int | None = None
@@ -66,6 +77,14 @@ class Image:
     def found(self) -> Found:
         """What assembly is to know of it."""
         return Found(self.path, self.identity, self.sidecar, self.problem, self.instance)
+
+    def found_claim(self, here: Claim) -> FoundClaim | None:
+        """The claim in its sidecar, for a mount that would claim *here*; None: there is none."""
+        if self.claim is None or self.sidecar_fd is None:
+            return None
+        local = self.sidecar_locality is not Locality.ELSEWHERE
+        locked = file_of(self.sidecar_fd) if local else None
+        return FoundClaim(self.path, self.claim, standing(self.claim, here, runs, locked))
 
     def close(self) -> None:
         """Give the descriptors back, and with them the locks."""
@@ -274,6 +293,7 @@ def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
     image = replace(image, sidecar_fd=fd, sidecar_locality=locality(fd))
     image = replace(image, instance=passing_identity(image.fd, fd))
     try:
+        image = replace(image, claim=read_claim(fd))
         return replace(image, sidecar=read_sidecar(fd))
     except UnknownVersionError as error:
         raise UserError(f"{place}: {error}; it was left as it is") from None

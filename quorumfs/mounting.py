@@ -72,7 +72,7 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         stack.callback(logs.start(destination, as_json=plan.log_json).stop)
         if not plan.options.read_only:
-            replica_set.take_into_use()
+            replica_set.take_into_use(plan.options)
         trio.run(_serve, plan, replica_set, ready)
 
 
@@ -81,9 +81,13 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
     disk, repairs = replica_set.make_disk(plan.options, events)
     mtime_ns = max(image.mtime_ns for image in replica_set.images)
     operations = DiskOperations(disk, plan.options, mtime_ns)
-    _clear_stale_mount(plan.mountpoint)
-    await _record_options(disk)
-    _mount(operations, plan)
+    try:
+        _clear_stale_mount(plan.mountpoint)
+        await _record_options(disk)
+        _mount(operations, plan)
+    except BaseException:
+        replica_set.give_up()
+        raise
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(_stop_on_signal, plan.mountpoint)

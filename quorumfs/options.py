@@ -27,6 +27,7 @@ class MountOptions:
     """Else it is a majority of the replicas given, or what a set was last used with."""
     metadata: str = "sidecar"
     degraded: bool = False
+    takeover: bool = False
     chunk_size: int | None = None
     """Bytes; None: by the size of the disk."""
     resync_rate: int | None = None
@@ -202,6 +203,14 @@ OPTIONS: Mapping[str, Option] = {
             "mount although a missing replica may hold later writes",
         ),
         Option(
+            "takeover",
+            "",
+            _flag,
+            "takeover",
+            "mount although another host has the set open: for a host that is down; if it is not, "
+            "its mount stops within 3 s",
+        ),
+        Option(
             "chunk-size",
             "SIZE",
             _chunk_size,
@@ -323,13 +332,14 @@ def _check_together(options: MountOptions, replicas: int) -> None:
             )
     for name, given in {
         "degraded": options.degraded,
+        "takeover": options.takeover,
         "resync-rate": options.resync_rate,
         "chunk-size": options.chunk_size,
     }.items():
         if given and options.metadata == "none":
             raise UsageError(
                 f"option {name}: got metadata=none too, allowed: one of them, because without "
-                "metadata nothing tells who is behind"
+                "metadata nothing tells who is behind, or who has the set open"
             )
     if options.rewrite_corrupted and options.read_only:
         raise UsageError(

@@ -93,6 +93,10 @@ class Replica:
         self._failures: dict[Sort, Failure] = {}
         self.settled: Callable[[Operation], None] = lambda _: None
         """Called with each operation on the image that has its outcome, given up or not."""
+        self.fenced = False
+        """Nothing is asked of its files any more, for another mount has them."""
+        self._put_away: list[Storage] = []
+        """Files of one that is fenced, to be closed."""
         self._image = storage
         self._away = storage is None
         self._sidecar = sidecar
@@ -158,11 +162,20 @@ class Replica:
     def attach(self, storage: Storage, sidecar: Storage) -> None:
         """Use these files from now on; there must be none in use."""
         assert self._image is None
+        if self.fenced:  # it was while they were being opened
+            self._put_away += [storage, sidecar]
+            return
         self.dead = self._away = False
         self.truncated_to = None
         self._failures.clear()  # were those of files that may be gone
         self._image = storage
         self._sidecar = sidecar
+
+    def fence(self) -> None:
+        """Ask nothing of its files any more. They are open, and locked, until it is closed."""
+        self.fenced = True
+        self._put_away += [one for one in (self._image, self._sidecar) if one is not None]
+        self._image = self._sidecar = None
 
     async def detach(self, *, there: bool = False) -> None:
         """Give its files back, if it has any; nothing may be in flight on them.
@@ -218,6 +231,8 @@ class Replica:
         if self._abandoned or storage is None:
             if self._abandoned:
                 operation.error = OSError(errno.ETIMEDOUT, "it still does not answer")
+            elif self.fenced:
+                operation.error = OSError(errno.EIO, "another mount has it")
             else:
                 operation.error = OSError(errno.ENODEV, "it is not there")
             gathering.answered(operation)
@@ -232,7 +247,8 @@ class Replica:
             return
         operation.value = value
         operation.error = error
-        self.dead = error is not None and error.errno in _GONE
+        if operation.kind is not Kind.REREAD:  # of which nothing depends on an answer
+            self.dead = error is not None and error.errno in _GONE
         if not waiting.to_sidecar:
             self.counters.count(operation)
             self.settled(operation)
@@ -246,6 +262,8 @@ class Replica:
         """Remember that *operation*, which was counted, failed."""
         if isinstance(error, TruncatedError):
             self.truncated_to = error.size
+        if operation.kind is Kind.REREAD:
+            return
         sort = Sort.SIDECAR if to_sidecar else _SORTS.get(operation.kind)
         if sort is not None:
             # Not the error itself, which holds on to the stack it was raised in, and to its data.
@@ -285,8 +303,9 @@ class Replica:
 
     async def close(self) -> None:
         """Give the files back; the caller has seen everything answered or abandoned."""
-        storages = self._image, self._sidecar
+        storages = self._image, self._sidecar, *self._put_away
         self._image = self._sidecar = None
+        self._put_away.clear()
         for storage in storages:
             if storage is not None:
                 with trio.move_on_after(self._timeout_s):

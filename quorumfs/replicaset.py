@@ -5,7 +5,7 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -21,17 +21,29 @@ from quorumfs.assembly import (
     assemble,
     judge_returned,
 )
+from quorumfs.claim import FoundClaim, Tenure, in_the_way
+from quorumfs.claimant import claim_of_this_mount
+from quorumfs.claiming import (
+    MOUNT,
+    claim_all,
+    found_claims,
+    look_again,
+    release_all,
+    require_free,
+    require_ours,
+    wait_until_noticed,
+)
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.filesystems import Locality, locality
 from quorumfs.images import Image, Unanswered, open_again, open_images, open_set
 from quorumfs.metadata import Metadata
-from quorumfs.metadata.sidecars import Sidecars, signature
+from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.metadata.volatile import Volatile
 from quorumfs.options import MountOptions
 from quorumfs.patterns import Blkverify, Fifo, Quorum, ReadPattern
-from quorumfs.repair.comeback import Returned
+from quorumfs.repair.comeback import ForeignError, Returned
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.replica import Replica
@@ -56,23 +68,51 @@ class ReplicaSet:
     """One for each path given, in this order."""
     plan: Plan | None
     """None with ``metadata=none``."""
+    tenure: Tenure = field(default_factory=lambda: Tenure(None))
+    held: Sequence[FoundClaim] = ()
+    """The claims of mounts that are taken over from, and may be at work."""
 
     @property
     def images(self) -> list[Image]:
         """What could be opened."""
         return [one for one in self.opened if isinstance(one, Image)]
 
-    def take_into_use(self) -> None:
+    def take_into_use(self, options: MountOptions) -> None:
         """Write what is to be found beside the images while they are in use: the first sidecars
         of raw images, and who uses them. Raises `UserError`.
+
+        Where somebody may still be at work this gives it the time to notice, and decides anew.
         """
         if self.plan is None:
             return
         if self.plan.adopted:
             self.opened = _adopt(self.opened, self.plan)
-        for image, member in zip(self.opened, self.plan.members, strict=True):
-            if isinstance(image, Image) and image.sidecar_fd is not None:
-                _sign(image.sidecar_fd, member.state)
+        try:
+            claim_all(self._ours, self.tenure)
+            if self.held:
+                wait_until_noticed(self.held)
+                require_ours(self._ours, self.tenure)
+                self.opened = look_again(self.opened)
+                self.plan = _assembled(self.opened, options)
+        except BaseException:
+            self.give_up()
+            raise
+
+    def give_up(self) -> None:
+        """Take back what says that they are in use, for they are not going to be."""
+        if self.tenure.mine is not None:
+            release_all(self._ours, self.tenure.mine)
+
+    @property
+    def _ours(self) -> list[Image]:
+        """Those whose sidecars are ours to write."""
+        if self.plan is None:
+            return []
+        return [
+            image
+            for image, member in zip(self.opened, self.plan.members, strict=True)
+            if isinstance(image, Image) and member.state not in (State.FOREIGN, State.MISSING)
+        ]
 
     def tell_log(self) -> None:
         """Log what was decided, and why."""
@@ -100,8 +140,14 @@ class ReplicaSet:
             size, threshold = plan.record.size, plan.threshold
             found = [one.found if isinstance(one, Image) else one for one in self.opened]
             metadata = sidecars = Sidecars(
-                replicas, plan, found, threshold=threshold, read_only=options.read_only
+                replicas,
+                plan,
+                found,
+                threshold=threshold,
+                read_only=options.read_only,
+                tenure=self.tenure,
             )
+            sidecars.when_fenced = events.fenced
         repair = None
         if options.rewrite_corrupted or (sidecars is not None and not options.read_only):
             repair = partial(read_and_rewrite, outvoted=options.rewrite_corrupted)
@@ -143,8 +189,20 @@ def open_replica_set(
         images = open_images(paths, mountpoint, read_only=options.read_only, patience_s=patience_s)
         return ReplicaSet(list(images), None)
     opened = open_set(paths, mountpoint, read_only=options.read_only, patience_s=patience_s)
+    here = claim_of_this_mount()
+    found = found_claims(opened, here)
+    held = require_free(found, takeover=options.takeover)
+    plan = _assembled(opened, options)
+    if plan.adopted and options.read_only:
+        return ReplicaSet(opened, None)
+    over = frozenset(one.claim.mount for one in found)
+    return ReplicaSet(opened, plan, Tenure(None if options.read_only else here, over), held)
+
+
+def _assembled(opened: Sequence[Image | Found], options: MountOptions) -> Plan:
+    """What these are to each other. Raises `AssemblyRefusedError`."""
     try:
-        plan = assemble(
+        return assemble(
             [one.found if isinstance(one, Image) else one for one in opened],
             threshold=options.vote_threshold if options.vote_threshold_given else None,
             chunk_size=options.chunk_size,
@@ -153,9 +211,6 @@ def open_replica_set(
         )
     except AssemblyRefusedError as error:
         raise _with_who_hangs(error, opened) from None
-    if plan.adopted and options.read_only:
-        return ReplicaSet(opened, None)
-    return ReplicaSet(opened, plan)
 
 
 def _with_who_hangs(
@@ -291,9 +346,28 @@ class _Reopener:
         if image.sidecar_fd is not None and replica.slot is not None:
             member = judge_returned(self._sidecars.record, replica.slot, image.found)
             if member.state not in (State.FOREIGN, State.MISSING):  # else it is not ours to write
+                self._refuse_claimed(image)
                 _lengthen(image.sidecar_fd, self._sidecar_size)
-                _sign(image.sidecar_fd, member.state)
+                self._sign(image)
         return image
+
+    def _refuse_claimed(self, image: Image) -> None:
+        """Raise `ForeignError` if another mount has this replica, or all of them."""
+        tenure = self._sidecars.tenure
+        if self._sidecars.fenced is not None:
+            image.close()
+            raise ForeignError(f"fenced: the set was taken over by {self._sidecars.fenced}")
+        if tenure.mine is None:
+            return
+        found = found_claims([image], tenure.mine)
+        if held := in_the_way(found, tenure.over):
+            image.close()
+            raise ForeignError(held[0].in_words(MOUNT))
+
+    def _sign(self, image: Image) -> None:
+        if self._sidecars.tenure.mine is not None and image.sidecar_fd is not None:
+            with suppress(OSError):
+                sign(image.sidecar_fd, self._sidecars.tenure.mine)
 
 
 class _Handover:
@@ -325,13 +399,6 @@ class _Handover:
         """Wait no longer, and want nothing any more."""
         if (image := self.take()) is not None:
             image.close()
-
-
-def _sign(fd: int, state: State) -> None:
-    """Say in a sidecar who uses the set, if it is ours to write; a help for people, no more."""
-    if state not in (State.FOREIGN, State.MISSING):
-        with suppress(OSError):
-            sign(fd, signature())
 
 
 def _lengthen(sidecar_fd: int, size: int) -> None:

@@ -6,7 +6,7 @@ Format, version 2
 Pages of 4096 bytes; all numbers little endian::
 
     page 0, 1     two slots, each a record with a checksum
-    page 2        who has the set in use: text, for a reader; no checksum
+    page 2        who has the set in use, as `quorumfs.claim` says
     page 3        what no replica can be read at: ranges of bytes, with a checksum; zeros: none
     page 4, 5 …   the dirty map: 4080 chunks and a checksum each
 
@@ -72,7 +72,7 @@ VERSIONS = (1, VERSION)
 PAGE = 4096
 CHUNKS_PER_PAGE = PAGE - 16
 SLOT_OFFSETS = (0, PAGE)
-HOLDER_OFFSET = 2 * PAGE
+CLAIM_OFFSET = 2 * PAGE
 UNREADABLE_OFFSET = 3 * PAGE
 MAP_OFFSET = 4 * PAGE
 UNREADABLE_MAX = 250

@@ -4,9 +4,12 @@ import errno
 import os
 import stat
 from contextlib import suppress
+from dataclasses import replace
 
+from quorumfs.claim import Claim, decode_claim, encode_claim
+from quorumfs.filesystems import Locality, locality
 from quorumfs.ofdlock import try_lock
-from quorumfs.sidecar import HOLDER_OFFSET, PAGE, SUFFIX, Sidecar, decode, encode, path_for
+from quorumfs.sidecar import CLAIM_OFFSET, PAGE, SUFFIX, Sidecar, decode, encode, path_for
 
 READ_MAX = 1 << 30
 """Bytes: no sidecar is nearly as large."""
@@ -118,11 +121,36 @@ def create_sidecar(image_path: str, sidecar: Sidecar) -> None:
 
 
 def holder(fd: int) -> str:
-    """Who said last that the set is in use: host and process id, for a reader."""
-    text = os.pread(fd, PAGE, HOLDER_OFFSET).split(b"\0", 1)[0]
-    return text.decode(errors="replace").strip()
+    """Who says that the set is in use: process and host, for a reader; empty: nobody.
+
+    Earlier versions left a text, and did not take it back.
+    """
+    page = os.pread(fd, PAGE, CLAIM_OFFSET)
+    claim = decode_claim(page)
+    if claim is not None:
+        return "" if claim.released else str(claim)
+    return page.split(b"\0", 1)[0].decode(errors="replace").strip()
 
 
-def sign(fd: int, text: str) -> None:
-    """Leave word of who has the set in use, for a mount that is refused meanwhile."""
-    os.pwrite(fd, text.encode()[: PAGE - 1].ljust(PAGE, b"\0"), HOLDER_OFFSET)
+def read_claim(fd: int) -> Claim | None:
+    """The claim in the sidecar open at *fd*, as others may have written it; None: there is none.
+
+    Raises `OSError`.
+    """
+    if locality(fd) is Locality.ELSEWHERE:
+        os.posix_fadvise(fd, CLAIM_OFFSET, PAGE, os.POSIX_FADV_DONTNEED)
+    return decode_claim(os.pread(fd, PAGE, CLAIM_OFFSET))
+
+
+def sign(fd: int, claim: Claim) -> None:
+    """Leave *claim* in the sidecar open at *fd*, durably: other hosts see it. Raises `OSError`."""
+    page = encode_claim(replace(claim, file=file_of(fd)))
+    if os.pwrite(fd, page, CLAIM_OFFSET) < PAGE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fdatasync(fd)
+
+
+def file_of(fd: int) -> tuple[int, int]:
+    """Device and inode number of an open file."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino

@@ -37,6 +37,9 @@ class Kind(Enum):
     """What an operation does; read, write and flush are QEMU's words for it in events."""
 
     READ = "read"
+    REREAD = "read back"
+    """Read what others may have written meanwhile: past this host's cache, where the file system
+    is not this host's own."""
     WRITE = "write"
     COPY = "copy"
     """Write what another image holds at the same place; see `Storage.copying`."""
@@ -485,6 +488,11 @@ class FileStorage:
     def _perform(self, operation: Operation) -> Value:
         match operation.kind:
             case Kind.READ:
+                return self._read(operation.offset, operation.length)
+            case Kind.REREAD:
+                if not self._local:
+                    where = operation.offset, operation.length
+                    os.posix_fadvise(self._fd, *where, os.POSIX_FADV_DONTNEED)
                 return self._read(operation.offset, operation.length)
             case Kind.WRITE:
                 self._refuse_if_truncated()

@@ -23,6 +23,9 @@ from quorumfs.assembly import (
     image_changed,
     image_unproven,
 )
+from quorumfs.claim import Claim, FoundClaim, Standing, in_the_way, standing
+from quorumfs.claimant import claim_of_this_mount, runs
+from quorumfs.claiming import MOUNT
 from quorumfs.cli.status import forget_stdout, printable
 from quorumfs.control.status import human_bytes
 from quorumfs.daemon import apart
@@ -40,7 +43,7 @@ from quorumfs.sidecar import (
     UnknownVersionError,
     path_for,
 )
-from quorumfs.sidecarfile import holder, misplaced, read_sidecar
+from quorumfs.sidecarfile import holder, misplaced, read_claim, read_sidecar
 
 SCHEMA = 1
 
@@ -73,9 +76,18 @@ class Examined:
     in_use: bool = False
     """A quorumfs holds a lock on the sidecar."""
     holder: str = ""
-    """Who said last that the set is in use."""
+    """Who says that the set is in use, or said it last."""
     instance: int | None = None
     """As in `Found`."""
+    claim: Claim | None = None
+    """The same, as far as it can be judged."""
+    standing: Standing | None = None
+    """What is known of the mount that left the claim; None: there is none."""
+
+    @property
+    def open_elsewhere(self) -> bool:
+        """Whether a mount that may be at work has it open, and by no lock that is seen here."""
+        return not self.in_use and self.standing is not None and not self.standing.over
 
     @property
     def changed(self) -> bool | None:
@@ -214,6 +226,9 @@ def _look_at_sidecar(examined: Examined, fd: int) -> Examined:
             return replace(examined, sidecar_problem="not a regular file")
         in_use = _is_locked(fd)
         examined = replace(examined, in_use=in_use, holder=holder(fd))
+        if (claim := read_claim(fd)) is not None:
+            known = standing(claim, claim_of_this_mount(), runs)
+            examined = replace(examined, claim=claim, standing=known)
         sidecar = read_sidecar(fd)
         for _ in range(READS_MAX - 1):
             if not (in_use and sidecar.damage):
@@ -249,6 +264,13 @@ def decide(all_examined: Sequence[Examined]) -> Decision:
             if other != position:
                 text = f"{all_examined[other].path} and {examined.path} are the same file"
                 return Decision("same file", refusal=text, exit_code=ExitCode.FAILED)
+    claims = [
+        FoundClaim(examined.path, examined.claim, examined.standing)
+        for examined in all_examined
+        if examined.claim is not None and examined.standing is not None and not examined.in_use
+    ]
+    if held := in_the_way(claims):
+        return Decision("in use", refusal=held[0].in_words(MOUNT), exit_code=ExitCode.FAILED)
     try:
         plan = assemble([examined.found() for examined in all_examined])
     except AssemblyRefusedError as error:
@@ -273,6 +295,7 @@ def replica_json(examined: Examined) -> dict[str, Any]:
         },
         "in_use": examined.in_use,
         "holder": examined.holder or None,
+        "claim": claim_json(examined),
     }
     sidecar = examined.sidecar
     if sidecar is None:
@@ -288,6 +311,20 @@ def replica_json(examined: Examined) -> dict[str, Any]:
         "map": map_json(sidecar.map, sidecar.record),
         "prepared": sidecar.prepared and record_json(sidecar.prepared),
         "damage": list(sidecar.damage),
+    }
+
+
+def claim_json(examined: Examined) -> dict[str, Any] | None:
+    """Who has it open, and what is known of that mount from here."""
+    claim, known = examined.claim, examined.standing
+    if claim is None or known is None:
+        return None
+    return {
+        "mount": f"{claim.mount:016x}",
+        "host": claim.host,
+        "pid": claim.pid,
+        "since": claim.since,
+        "standing": known.value,
     }
 
 
@@ -388,6 +425,8 @@ def replica_text(examined: Examined) -> Iterator[str]:
         yield _line(
             "in use", f"{examined.holder or 'by another quorumfs'}; it may change meanwhile"
         )
+    elif examined.open_elsewhere:
+        yield _line("in use", f"{examined.holder}, perhaps: it was not unmounted there")
     sidecar = examined.sidecar
     if sidecar is None:
         yield _line("sidecar", f"{examined.place}: {examined.sidecar_problem}")
@@ -411,7 +450,7 @@ def replica_text(examined: Examined) -> Iterator[str]:
             f"generation {prepared.generation:016x}, sequence {prepared.sequence} ({states}): "
             "never committed here",
         )
-    if not examined.in_use and not record.clean and examined.holder:
+    if not examined.in_use and not record.clean and examined.holder and not examined.open_elsewhere:
         yield _line("last used", examined.holder)
     for damage in sidecar.damage:
         yield _line("damage", damage)

@@ -10,9 +10,14 @@ from quorumfs.daemon import apart
 @click.command()
 @click.option("--keep", required=True, type=click.Path(), help="The replica whose data is right.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be overwritten.")
+@click.option(
+    "--takeover", is_flag=True, help="Also where another host, which is down, has them open."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.argument("replicas", nargs=-1, required=True, metavar="REPLICA...")
-def resolve(keep: str, dry_run: bool, as_json: bool, replicas: tuple[str, ...]) -> None:
+def resolve(
+    keep: str, dry_run: bool, takeover: bool, as_json: bool, replicas: tuple[str, ...]
+) -> None:
     """Decide after a split brain, or where adopted images differ: all become copies of --keep.
 
     REPLICA... are all replicas, the one to keep among them; none may be mounted. Only sidecars are
@@ -20,7 +25,9 @@ def resolve(keep: str, dry_run: bool, as_json: bool, replicas: tuple[str, ...]) 
     """
     from quorumfs import administration  # noqa: PLC0415 (see mount)
 
-    resolution = apart(lambda: administration.keep(keep, replicas, dry_run=dry_run))
+    resolution = apart(
+        lambda: administration.keep(keep, replicas, dry_run=dry_run, takeover=takeover)
+    )
     if as_json:
         content = {
             "dry_run": dry_run,

@@ -224,6 +224,11 @@ def headline(status: Status) -> str:
     return ", ".join(facts)
 
 
+def state_word(status: Status) -> str:
+    """The state of a disk, for a reader."""
+    return f"{status.state.value} (fenced)" if status.fenced else status.state.value
+
+
 def replica_row(replica: ReplicaStatus) -> tuple[str, ...]:
     """The cells of one replica, as `COLUMNS`."""
     return (
@@ -290,7 +295,7 @@ def plain(answer: Answer) -> str:
     if status is None:
         assert answer.error is not None
         return f"{place}: {answer.error.problem}\n  {printable(str(answer.error))}\n"
-    lines = [f"{place}: {status.state.value}", f"  {headline(status)}"]
+    lines = [f"{place}: {state_word(status)}", f"  {headline(status)}"]
     lines += [f"  action: {printable(line)}" for line in describe(status)]
     lines += [f"  note: {printable(note)}" for note in status.notes]
     if status.resync is not None:
@@ -354,7 +359,7 @@ def _parts(answer: Answer, *, wide: bool) -> "Iterable[RenderableType]":
         yield indented(printable(str(answer.error)))
         return
     colour = COLOURS[status.state]
-    yield Text.assemble((place, "bold"), ": ", (status.state.value, f"bold {colour}"))
+    yield Text.assemble((place, "bold"), ": ", (state_word(status), f"bold {colour}"))
     yield indented(headline(status), "dim")
     for line in describe(status):
         yield indented(printable(line), colour)

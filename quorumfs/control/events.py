@@ -16,6 +16,7 @@ from typing import Any
 
 import trio
 
+from quorumfs.claim import Claim
 from quorumfs.storage import Kind
 
 log = logging.getLogger(__name__)
@@ -136,6 +137,12 @@ class EventLog:
         members = {"replica": replica, "old": old.value, "new": new.value}
         text = f"{replica} is {new.value}, was {old.value}"
         self._tell(Event("REPLICA_STATE_CHANGED", members, text))
+
+    def fenced(self, by: Claim) -> None:
+        """Another mount has the set: this one is over."""
+        members = {"reference": self._reference, "host": by.host, "pid": by.pid, "since": by.since}
+        text = f"fenced: the set was taken over by {by}; nothing is read or written here any more"
+        self._tell(Event("FENCED", members, text, logging.ERROR))
 
     def differs(self, offset: int, length: int) -> None:
         """Adopted images differ, and no strict majority says which is right."""

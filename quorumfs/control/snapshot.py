@@ -11,6 +11,7 @@ from quorumfs.assembly import State
 from quorumfs.control.status import (
     HANGS,
     ErrorCounts,
+    Fenced,
     LastError,
     ReplicaStatus,
     ResyncKind,
@@ -70,6 +71,7 @@ def take(
     if repairs is not None:
         chunks = sum(end - start for start, end in repairs.differing)
         undecided = chunks * repairs.chunk_size
+    by = disk.metadata.fenced
     return Status(
         mountpoint=mountpoint,
         pid=os.getpid(),
@@ -81,6 +83,7 @@ def take(
             vote_threshold=disk.threshold,
             unsettled=bool(unsettled),
             undecided_bytes=undecided,
+            fenced=by is not None,
         ),
         read_pattern=options.read_pattern,
         vote_threshold=disk.threshold,
@@ -90,6 +93,7 @@ def take(
         read_only=options.read_only,
         undecided_bytes=undecided,
         notes=notes,
+        fenced=None if by is None else Fenced(by.host, by.pid, by.since),
     )
 
 

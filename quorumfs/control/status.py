@@ -201,6 +201,19 @@ class ResyncStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Fenced:
+    """Which mount took the set over."""
+
+    host: str
+    pid: int
+    since: str
+    """By the clock of its host."""
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} on {self.host} since {self.since}"
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """One mount at one moment."""
 
@@ -227,6 +240,8 @@ class Status:
     """Where replicas differ, and no rule tells which one is right."""
     notes: tuple[str, ...] = ()
     """What the operator should know of this mount whatever its state."""
+    fenced: Fenced | None = None
+    """Who has the set instead; this mount reads and writes nothing any more."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``status --json``."""
@@ -252,6 +267,7 @@ class Status:
             "read_only": self.read_only,
             "undecided_bytes": self.undecided_bytes,
             "notes": list(self.notes),
+            "fenced": self.fenced and asdict(self.fenced),
         }
 
     @classmethod
@@ -267,6 +283,8 @@ class Status:
             values["state"] = DiskState(content["state"])
             values["replicas"] = tuple(map(_replica_from_json, content["replicas"]))
             values["notes"] = tuple(map(str, content.get("notes", ())))
+            if fenced := content.get("fenced"):
+                values["fenced"] = Fenced(**_known(Fenced, fenced))
             if resync := content.get("resync"):
                 kind = ResyncKind(resync.get("kind", ResyncKind.RESYNC.value))
                 values["resync"] = ResyncStatus(**{**_known(ResyncStatus, resync), "kind": kind})
@@ -318,13 +336,15 @@ def overall_state(
     vote_threshold: int,
     unsettled: bool = False,
     undecided_bytes: int = 0,
+    fenced: bool = False,
 ) -> DiskState:
     """What a disk is whose replicas are like this.
 
     *unsettled*: something is being compared or copied, or waits for it; healthy promises that the
-    replicas are equal. A disk that cannot be used comes before one that needs a decision.
+    replicas are equal. *fenced*: another mount has the set. A disk that cannot be used comes
+    before one that needs a decision.
     """
-    if sum(replica.usable for replica in replicas) < vote_threshold:
+    if fenced or sum(replica.usable for replica in replicas) < vote_threshold:
         return DiskState.NO_QUORUM
     if undecided_bytes or any(replica.state == State.FOREIGN.value for replica in replicas):
         return DiskState.NEEDS_OPERATOR
@@ -345,6 +365,12 @@ def describe(status: Status) -> list[str]:
     """What happened and what to do next, a sentence or two a line; nothing for a healthy disk."""
     if status.state is DiskState.HEALTHY:
         return []
+    if status.fenced is not None:
+        return [
+            f"fenced: the set was taken over by {status.fenced}: nothing is read or written here "
+            "any more, what was written within the last seconds may be lost: quorumfs umount "
+            f"{_quoted(status.mountpoint)}, and use the disk there"
+        ]
     lines = []
     if status.state is DiskState.NO_QUORUM:
         usable = sum(replica.usable for replica in status.replicas)

@@ -12,6 +12,7 @@ The disk orders requests; at fixed places it asks and tells one of these, by the
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
+from quorumfs.claim import Claim
 from quorumfs.ranges import RangeSet
 from quorumfs.replica import Replica
 from quorumfs.storage import Operation
@@ -152,6 +153,21 @@ class Metadata(Protocol):
 
     async def close(self) -> None:
         """Note that the disk is closed in order: everything is durable, nothing is under way."""
+
+    # Whose the set is
+
+    @property
+    def fenced(self) -> Claim | None:
+        """Which mount has the set instead of this one; None: it is ours."""
+
+    def require_ours(self) -> None:
+        """Raise `OSError` (EIO) if the set is another mount's."""
+
+    async def watch(self) -> None:
+        """Find out when it is not any more, until cancelled."""
+
+    async def release(self) -> None:
+        """Let others have it; nothing is written afterwards."""
 
 
 def holders_of(metadata: Metadata, offset: int, length: int) -> list[Replica]:

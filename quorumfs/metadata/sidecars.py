@@ -18,7 +18,6 @@ flush (a replica that fails may have lost it).
 """
 
 import errno
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +26,7 @@ from functools import partial
 import trio
 
 from quorumfs.assembly import Found, Plan, State
+from quorumfs.claim import CHECK_S, Claim, Tenure, decode_claim, encode_claim
 from quorumfs.dirtymap import INTENT, UNVERIFIED, lacks
 from quorumfs.metadata import Choice, Outcome
 from quorumfs.metadata.doubts import Doubts
@@ -37,6 +37,7 @@ from quorumfs.metadata.writer import SidecarWriter, identities_of
 from quorumfs.ranges import RangeSet, segments
 from quorumfs.replica import Gathering, Replica
 from quorumfs.sidecar import (
+    CLAIM_OFFSET,
     MAP_OFFSET,
     PAGE,
     UNREADABLE_MAX,
@@ -66,18 +67,28 @@ class Sidecars:
         threshold: int,
         read_only: bool = False,
         identity: int | None = None,
+        tenure: Tenure | None = None,
     ) -> None:
         """*replicas* are the plan's members in the same order, with what was *found* of them.
 
-        *identity*: the 64-bit number of this mount, not 0; None: a random one.
+        *identity*: the 64-bit number of this mount, not 0; None: that of its claim, or a random
+        one. *tenure*: what the claims in the sidecars are judged by; None: they are not looked at.
         """
-        self.identity = random_identity() if identity is None else identity
+        if identity is None:
+            mine = tenure and tenure.mine
+            identity = mine.mount if mine else random_identity()
+        self.identity = identity
         """Of this mount: it is on record before anything is changed."""
         self.replicas = tuple(replicas)
         self.record = plan.record
         self.map = plan.map
         self.threshold = threshold
         self._read_only = read_only
+        self.tenure = tenure or Tenure(None)
+        self._watched = tenure is not None
+        self.fenced: Claim | None = None
+        """Who has the set instead of this mount, which from then on reads and writes nothing."""
+        self.when_fenced: Callable[[Claim], None] = lambda _: None
         self.changed = trio.Event()
         """Set, and replaced, when there may be something to repair; see `notify`."""
         self._marks = Marks(plan.map)
@@ -261,6 +272,7 @@ class Sidecars:
         return self._receivers
 
     async def finish(self, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
+        self.require_ours()
         chunks = self.map.chunks(offset, length)
         self._note_written(chunks)
         failed = [replica for replica, operation in outcomes if operation.error is not None]
@@ -296,6 +308,7 @@ class Sidecars:
         self._flushing = taken
 
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
+        self.require_ours()
         if self._read_only:
             self._forget_flushing()
             return  # there is nothing to make durable, and nothing may be recorded
@@ -398,6 +411,8 @@ class Sidecars:
         if self._read_only:
             return
         async with self._lock:
+            await self._look_at_claims(self._receivers)
+            self.require_ours()
             if not self._recorded or (self.record.clean and not self._in_use):
                 await self._write_map_locked()
                 return
@@ -413,6 +428,71 @@ class Sidecars:
             for chunks in self.doubts.to_remember():
                 self._marks.add(INTENT, chunks)
             await self._write_map_locked()
+
+    # Whose the set is
+
+    async def watch(self) -> None:
+        """Look again and again whether the set is still this mount's, until cancelled.
+
+        Also while it is idle: on this host's own file systems that is a look into the page cache,
+        which wakes no disk, and where others can write, a small request to a server.
+        """
+        if not self._watched:
+            return
+        async with trio.open_nursery() as nursery:  # one that hangs must not hide what others say
+            for replica in self.replicas:
+                nursery.start_soon(self._watch, replica)
+
+    async def _watch(self, replica: Replica) -> None:
+        while self.fenced is None:
+            await trio.sleep(CHECK_S)
+            if replica in self._receivers and replica.attached:
+                await self._look_at_claims([replica])
+
+    async def _look_at_claims(self, replicas: Sequence[Replica]) -> None:
+        """Read the claims in these sidecars back. One that cannot be read tells nothing."""
+        if not self._watched or self.fenced is not None:
+            return
+        gathering = Gathering(0)
+        asked = [Operation(Kind.REREAD, CLAIM_OFFSET, PAGE) for _ in replicas]
+        for replica, operation in zip(replicas, asked, strict=True):
+            gathering.submit(replica, operation, to_sidecar=True)
+        await gathering.complete()
+        for operation in asked:
+            if operation.error is None and isinstance(operation.value, bytes | bytearray):
+                claim = decode_claim(bytes(operation.value))
+                if claim is not None and self.tenure.lost_to(claim):
+                    self._fence(claim)
+
+    def _fence(self, claim: Claim) -> None:
+        """Have nothing to do with the files any more, for good: they are *claim*'s."""
+        if self.fenced is not None:
+            return
+        self.fenced = claim
+        self._recorded = False
+        for replica in self._receivers:
+            # What this host has cached and not written yet, on a network file system, it would
+            # write some time later, over what is newer. Now the other one still waits for it.
+            replica.submit(Operation(Kind.SYNC), Gathering(0))
+        for replica in self.replicas:
+            replica.fence()
+        self._arrange()
+        self.when_fenced(claim)
+        self.notify()
+
+    def require_ours(self) -> None:
+        if self.fenced is not None:
+            raise OSError(errno.EIO, f"fenced: the set was taken over by {self.fenced}")
+
+    async def release(self) -> None:
+        mine = self.tenure.mine
+        if mine is None:
+            return
+        away = (State.FOREIGN, State.MISSING)
+        signed = [r for r in self.replicas if r.attached and r.role not in away]
+        await self._look_at_claims(signed)
+        if self.fenced is None:
+            await self._writer.put(signed, (CLAIM_OFFSET, encode_claim(mine.release())))
 
     # What repairs ask and tell
 
@@ -721,10 +801,11 @@ class Sidecars:
 
     def _arrange(self) -> None:
         """Follow the replicas' roles."""
-        self._members = tuple(r for r in self.replicas if r.role is State.CURRENT)
+        ours = self.replicas if self.fenced is None else ()
+        self._members = tuple(r for r in ours if r.role is State.CURRENT)
         self.doubts.members = self._members
         receiving = (State.CURRENT, State.RESYNCING)
-        self._receivers = tuple(r for r in self.replicas if r.role in receiving)
+        self._receivers = tuple(r for r in ours if r.role in receiving)
         inside = {replica.slot for replica in self._receivers}
         slots = range(len(self.record.roles))
         self._out_bits = sum(lacks(slot) for slot in slots if slot not in inside)
@@ -1016,6 +1097,8 @@ class Sidecars:
         or when the replica that is resyncing failed; the lock is held.
         """
         identities = await identities_of(self._members) if clean else {}
+        await self._look_at_claims(self._receivers)
+        self.require_ours()
         while True:
             record = self._composed(clean=clean, resyncing=resyncing)
             self._tried.add(record.key)
@@ -1113,8 +1196,3 @@ class Sidecars:
 
 _NOTHING = RangeSet()
 _WRITE = "a write to it failed"
-
-
-def signature() -> str:
-    """Who has a set in use, for a mount that is refused: host and process."""
-    return f"pid {os.getpid()} on {os.uname().nodename}"

@@ -245,3 +245,18 @@ class Volatile:
 
     async def close(self) -> None:
         """All is forgotten."""
+
+    # Without sidecars nothing tells whose the set is.
+
+    @property
+    def fenced(self) -> None:
+        return None
+
+    def require_ours(self) -> None:
+        pass
+
+    async def watch(self) -> None:
+        pass
+
+    async def release(self) -> None:
+        pass

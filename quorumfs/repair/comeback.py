@@ -29,6 +29,10 @@ class Returned:
     sidecar: Storage
 
 
+class ForeignError(UserError):
+    """Another mount has this replica."""
+
+
 Reopen = Callable[[Replica], Awaitable[Returned]]
 """Opens, checks and locks the files of a replica again; raises `OSError` or `UserError`."""
 
@@ -57,10 +61,13 @@ class ComeBack:
         self._reopen = reopen
         self._present = present
         self._retries: dict[Replica, _Retry] = {}
+        self._claimed: set[Replica] = set()
+        """Those that another mount had when they were last looked at."""
 
     async def bring_back(self, replica: Replica) -> bool:
         """Bring *replica* up to date, if it was left behind and is there; whether it was."""
         out = replica.role in (State.STALE, State.SUSPECT, State.MISSING)
+        out = out or replica in self._claimed
         if not out or replica.slot is None or replica.in_flight:
             return False
         retry = self._retries.setdefault(replica, _Retry())
@@ -71,11 +78,15 @@ class ComeBack:
             retry.wait_s = RETRY_S[0]  # what was before is long ago
         try:
             member, found = await self._look_at(replica)
+            self._claimed.discard(replica)
             replica.role, replica.reason = member.state, member.reason or replica.reason
             if member.state in (State.FOREIGN, State.MISSING):
                 raise UserError(member.reason or "it cannot be used")
             await self._resync.resync(replica, found, full=member.compare)
         except (OSError, UserError) as error:
+            if isinstance(error, ForeignError):
+                self._claimed.add(replica)
+                replica.role, replica.reason = State.FOREIGN, str(error)
             if replica.role is not State.FOREIGN:
                 replica.reason = _in_words(error) or replica.reason
             if not replica.in_flight:

@@ -125,6 +125,8 @@ class Repairs:
     async def _repair(self) -> bool:
         """Do one thing that needs doing; whether there was one."""
         sidecars = self._sidecars
+        if sidecars.fenced is not None:
+            return False
         error: OSError | None = None
         for replica in self._disk.replicas:
             if await self._come_back.revive(replica):

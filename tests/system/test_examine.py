@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import MakeImages
+from support.claims import claim
 from support.faultfs import FaultFS
 from support.mounting import QUORUMFS, quorumfs
 
@@ -111,6 +112,7 @@ def test_everything_in_a_sidecar_is_told(pair: Set) -> None:
         "image": {"problem": None, "now": recorded, "recorded": recorded, "changed": False},
         "in_use": False,
         "holder": None,
+        "claim": None,
         "id": record.roles[0].replica_id.hex(),
         "slot": 0,
         "state": "current",
@@ -186,17 +188,23 @@ def test_what_is_in_use_may_be_looked_at(pair: Set) -> None:
     pair.write_all(replace(pair.record, clean=False))
     fd = open_sidecar(str(pair.paths[0]), read_only=False)
     assert fd is not None
-    sign(fd, "host nas1, pid 4711")
+    sign(fd, claim(pid=4711, host="nas1"))
     try:
         first, second = examine(*pair.paths)["replicas"]
         text = text_of(pair.paths[0])
     finally:
         os.close(fd)
-    assert (first["in_use"], first["holder"]) == (True, "host nas1, pid 4711")
+    who = "pid 4711 on nas1 since 2026-01-02 00:00:00 UTC"
+    assert (first["in_use"], first["holder"]) == (True, who)
     assert (second["in_use"], second["holder"]) == (False, None)
-    assert "in use: host nas1, pid 4711" in text
+    assert f"in use: {who}" in text
     assert ", open" in text
-    assert "last used: host nas1, pid 4711" in text_of(pair.paths[0])  # now it is not
+    assert first["claim"]["standing"] == "elsewhere"
+    assert second["claim"] is None
+    # Now by no lock that is seen here.
+    assert f"in use: {who}, perhaps" in text_of(pair.paths[0])
+    refusal = examine(*pair.paths, exit_code=1)["assembly"]["refusal"]
+    assert f"{pair.paths[0]} is in use by {who}" in refusal
 
 
 def test_a_crash_is_no_failure_of_the_command(pair: Set) -> None:

@@ -41,6 +41,7 @@ from support.simulation.story import (
     Script,
     Story,
     left_behind,
+    taken_over_while_at_work,
     told,
 )
 from support.simulation.world import ReplicaBackup
@@ -722,6 +723,8 @@ TOLD = (
     Told("R15 log believed", rolled_back_by_seconds),
     Told("R15 all proven", an_empty_image_after_a_kill, replace(PAIR, passing=True)),
     Told("R13 not told", all_lose_what_a_repair_hears_of),
+    Told("R14 not read back", taken_over_while_at_work, replace(PAIR, claims=True)),
+    Told("R14 goes on", taken_over_while_at_work, replace(PAIR, claims=True)),
     Told("P2 one sync is enough", only_one_can_sync, TRIO),
     Told("P2 record in memory", power_cut_after_one_failed_to_sync),
     Told("P4 ties are repaired", a_tie, QUAD),

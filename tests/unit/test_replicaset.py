@@ -9,22 +9,24 @@ from threading import Event
 
 import pytest
 import trio
+from support.claims import claim
 from trio.testing import MockClock
 
 from quorumfs import replicaset
 from quorumfs.administration import create_empty
 from quorumfs.assembly import State
+from quorumfs.claim import Claim
 from quorumfs.control.events import EventLog
 from quorumfs.errors import UserError
 from quorumfs.filesystems import Locality, locality
 from quorumfs.images import Image, open_again
-from quorumfs.metadata.sidecars import Sidecars, signature
+from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.options import parse_options
-from quorumfs.repair.comeback import Returned
+from quorumfs.repair.comeback import ForeignError, Returned
 from quorumfs.replica import Replica
 from quorumfs.replicaset import _Reopener, _sidecar_storage, open_replica_set
 from quorumfs.sidecar import path_for
-from quorumfs.sidecarfile import holder
+from quorumfs.sidecarfile import holder, sign
 
 SIZE = 1 << 20
 OPTIONS = parse_options([], 2)
@@ -138,10 +140,33 @@ def test_reopening_one_of_ours_says_who_uses_it(tmp_path: Path) -> None:
             os.truncate(path_for(replica.path), whole - 1)
             assert not _who_uses(replica.path)
             await _close(await reopener.reopen(replica))
-            assert _who_uses(replica.path) == signature()
+            assert f"pid {os.getpid()} on " in _who_uses(replica.path)
             assert len(_sidecar(replica.path)) == whole
 
     trio.run(story)
+
+
+def test_reopening_does_not_touch_what_another_mount_has(tmp_path: Path) -> None:
+    """Until that has ended, or released it."""
+
+    async def story() -> None:
+        async with _left_behind(tmp_path) as (reopener, replica):
+            _leave(replica.path, claim())
+            before = _sidecar(replica.path)
+            with pytest.raises(ForeignError, match="in use by pid 4711 on nas1"):
+                await reopener.reopen(replica)
+            assert _sidecar(replica.path) == before
+            _leave(replica.path, claim().release())
+            await _close(await reopener.reopen(replica))
+            assert f"pid {os.getpid()} on " in _who_uses(replica.path)
+
+    trio.run(story)
+
+
+def _leave(path: str, one: Claim) -> None:
+    fd = os.open(path_for(path), os.O_RDWR)
+    sign(fd, one)
+    os.close(fd)
 
 
 def test_reopening_one_cut_to_nothing_finds_it_so(tmp_path: Path) -> None:

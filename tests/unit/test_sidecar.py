@@ -11,12 +11,14 @@ import pytest
 import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.claims import claim
 
 from quorumfs import sidecarfile
 from quorumfs.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
 from quorumfs.sidecar import (
     ANCESTORS_MAX,
     CHUNKS_PER_PAGE,
+    CLAIM_OFFSET,
     MAP_OFFSET,
     MOUNTS_MAX,
     PAGE,
@@ -47,8 +49,10 @@ from quorumfs.sidecar import (
 from quorumfs.sidecarfile import (
     SidecarLockedError,
     create_sidecar,
+    file_of,
     holder,
     open_sidecar,
+    read_claim,
     read_sidecar,
     sign,
 )
@@ -487,13 +491,16 @@ def test_a_sidecar_in_use_is_locked_and_names_who_holds_it(image: str) -> None:
     assert fd is not None
     try:
         assert holder(fd) == ""
-        sign(fd, "pid 7 on host\n")
+        sign(fd, claim(pid=7, host="host"))
         for read_only in (False, True):
             with pytest.raises(SidecarLockedError, match="pid 7 on host"):
                 open_sidecar(image, read_only=read_only)
         assert same(read_sidecar(fd), example())
-        sign(fd, "x" * 2 * PAGE)
-        assert same(read_sidecar(fd), example())
+        assert read_claim(fd) == claim(pid=7, host="host", file=file_of(fd))
+        sign(fd, claim().release())
+        assert holder(fd) == ""
+        os.pwrite(fd, b"pid 8 on host".ljust(PAGE, b"\0"), CLAIM_OFFSET)  # as earlier versions did
+        assert (holder(fd), read_claim(fd)) == ("pid 8 on host", None)
     finally:
         os.close(fd)
 

@@ -25,6 +25,7 @@ from quorumfs.control.status import (
     DISABLING,
     DiskState,
     ErrorCounts,
+    Fenced,
     LastError,
     ReplicaStatus,
     ResyncKind,
@@ -240,6 +241,7 @@ def test_json_is_the_design_s() -> None:
             "read_only": False,
             "undecided_bytes": 0,
             "notes": ["no libfuse shim"],
+            "fenced": None,
         }
     )
 
@@ -290,6 +292,7 @@ statuses = st.builds(
     read_only=st.booleans(),
     undecided_bytes=counts,
     notes=st.lists(texts, max_size=3).map(tuple),
+    fenced=st.none() | st.builds(Fenced, texts, counts, texts),
 )
 
 

@@ -98,6 +98,30 @@ def _leave_out_syncs(monkeypatch: pytest.MonkeyPatch, *, of_map: bool) -> None:
     monkeypatch.setattr(Replica, "submit", without_syncs)
 
 
+def not_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R14: who has the set is written down, and nobody looks."""
+
+    async def trust(self: Sidecars, replicas: Sequence[Replica]) -> None:
+        assert self.tenure.mine is not None
+        assert all(replica in self.replicas for replica in replicas)
+
+    monkeypatch.setattr(Sidecars, "_look_at_claims", trust)
+
+
+def fenced_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R14: a mount that was taken over from says so, and goes on."""
+    monkeypatch.setattr(Replica, "fence", _always(None))
+    monkeypatch.setattr(Sidecars, "require_ours", _always(None))
+    fence = Sidecars._fence
+
+    def only_say(self: Sidecars, claim: Any) -> None:
+        members, receivers, recorded = self._members, self._receivers, self._recorded
+        fence(self, claim)
+        self._members, self._receivers, self._recorded = members, receivers, recorded
+
+    monkeypatch.setattr(Sidecars, "_fence", only_say)
+
+
 def one_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """R2: success below the threshold."""
     finish = Sidecars.finish
@@ -611,6 +635,8 @@ MUTATIONS: dict[str, Patch] = {
     "R15 log believed": log_is_believed,
     "R15 all proven": any_image_is_proven,
     "R13 not told": loss_is_not_told,
+    "R14 not read back": not_read_back,
+    "R14 goes on": fenced_goes_on,
     "P2 one sync is enough": one_sync_is_enough,
     "P2 record in memory": flush_leaves_behind_in_memory,
     "P4 ties are repaired": ties_are_repaired,

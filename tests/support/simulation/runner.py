@@ -36,6 +36,7 @@ from quorumfs.assembly import (
     assemble,
     new_record,
 )
+from quorumfs.claim import Claim, Tenure
 from quorumfs.control.events import Event, EventLog
 from quorumfs.dirtymap import ALL_LACK, INTENT, UNVERIFIED, DirtyMap, lacks
 from quorumfs.disk import Disk
@@ -45,7 +46,7 @@ from quorumfs.metadata import unflushed as unflushed_module
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.patterns import Fifo, Quorum
 from quorumfs.repair import work as work_module
-from quorumfs.repair.comeback import Returned
+from quorumfs.repair.comeback import ForeignError, Returned
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.replica import Replica
@@ -74,6 +75,9 @@ CONVERGE_MAX_S = 400.0
 
 LATE_MAX_S = 60.0
 """How long what was asked for before faults stop may still take."""
+
+_CLAIM = b"quorumfs"
+"""How what is no change of a set begins: that nobody has it open any more."""
 
 QUIET_S = 100.0
 """How long a mount that has nothing to do is watched doing nothing."""
@@ -145,6 +149,8 @@ class Setup:
     """Images are copied from one to another in one operation, where that is allowed."""
     passing: bool = False
     """No store has lasting inode numbers: its images are known while it is mounted."""
+    claims: bool = False
+    """Each mount says that it has the set, and looks whether it still has."""
 
     @classmethod
     def drawn(cls, dice: random.Random) -> "Setup":
@@ -164,6 +170,7 @@ class Setup:
             careless=dice.random() < 0.2,
             local=dice.random() < 0.7,
             passing=dice.random() < 0.2,
+            claims=dice.random() < 0.5,
         )
 
 
@@ -544,7 +551,8 @@ class History:
             image = life.image(index, plan.record.size)
             replicas.append(Replica(number, path, image, TIMEOUT_S, sidecar=life.sidecar(index)))
         threshold = plan.threshold
-        sidecars = Sidecars(replicas, plan, found, threshold=threshold)
+        tenure = self._claim(life, order, plan) if setup.claims else None
+        sidecars = Sidecars(replicas, plan, found, threshold=threshold, tenure=tenure)
         disk = Disk(
             replicas,
             plan.record.size,
@@ -568,6 +576,11 @@ class History:
             (one,) = world.found([index])
             if one.image is None or one.sidecar is None:
                 raise UserError(one.problem or "there is no sidecar")
+            if tenure is not None and tenure.mine is not None and sidecars.fenced is None:
+                claim = world.claim(index)
+                if claim is not None and tenure.lost_to(claim) and not claim.released:
+                    raise ForeignError(f"in use by {claim}")
+                world.sign(index, tenure.mine)
             return Returned(one, life.image(index, disk.size), life.sidecar(index))
 
         repairs = Repairs(disk, sidecars, reopen, present=present, limit=limit)
@@ -580,6 +593,18 @@ class History:
             raise RefusedError(mounted) from None
         life.nursery.start_soon(repairs.run)
         return mounted
+
+    def _claim(self, life: Life, order: Sequence[int], plan: Plan) -> Tenure:
+        """What `quorumfs.claiming` does: all earlier mounts have ended, or were taken over from."""
+        world = self.world
+        known = (world.claim(index) for index in range(self.setup.replicas))
+        over = frozenset(claim.mount for claim in known if claim is not None)
+        host = f"host {life.number}"
+        mine = Claim(life.number, host, host, host, 1, 1, host, "just now")
+        for index, member in zip(order, plan.members, strict=True):
+            if member.state not in (State.FOREIGN, State.MISSING):
+                world.sign(index, mine)
+        return Tenure(mine, over)
 
     def _tell(self, event: Event) -> None:
         self.world.note(f"event {event.name}: {event.text}")
@@ -596,6 +621,8 @@ class History:
         if must_succeed:
             with suppress(OSError):
                 await mounted.disk.flush()
+        if mounted.sidecars.fenced is not None:
+            raise BrokenError("it was fenced by nobody")
         flushing = self.oracle.begin_flush()
         self.world.note("unmount")
         with trio.move_on_after(REQUEST_MAX_S) as scope:
@@ -1028,7 +1055,12 @@ class History:
             storages = [storage for index in order for storage in life.storages(index)]
             await trio.sleep(QUIET_S)
             await self._unmount(mounted, must_succeed=True)
-            changed = [op for storage in storages for op in storage.log if op.kind in CHANGES]
+            changed = [
+                op
+                for storage in storages
+                for op in storage.log
+                if op.kind in CHANGES and op.data[:8] != _CLAIM
+            ]
             if changed:
                 raise BrokenError(f"a mount that had nothing to do wrote: {len(changed)} times")
         self._note_cuts()

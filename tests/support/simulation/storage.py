@@ -97,7 +97,8 @@ class Fault:
 SYNCS = frozenset({Kind.SYNC, Kind.SEAL})
 """What makes changes durable."""
 
-_TRANSFERS = CHANGES | {Kind.READ, Kind.ALLOCATE}
+_READS = frozenset({Kind.READ, Kind.REREAD})
+_TRANSFERS = CHANGES | _READS | {Kind.ALLOCATE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ class Weather:
                 return Fault(delay_s, errno.EIO, hang, effect)
         elif operation.kind in _TRANSFERS and draws[3] < self.fail:
             error = self.errors[int(pick * len(self.errors))]
-            if operation.kind is Kind.READ:
+            if operation.kind in _READS:
                 error = errno.EIO
             return Fault(delay_s, error, hang, list(Effect)[int(draws[4] * len(Effect))])
         return Fault(delay_s, hang=hang)
@@ -430,7 +431,7 @@ class SimulatedStorage:
             self._tell_truncated()
             raise TruncatedError(file.size)
         match operation.kind:
-            case Kind.READ:
+            case kind if kind in _READS:
                 return self._read(operation) if one.early is None else one.early
             case Kind.ALLOCATE:
                 file.allocate(start, end)
@@ -464,7 +465,7 @@ class SimulatedStorage:
         return self.file.cache.read(operation.offset, operation.offset + operation.length)
 
     def _truncated(self, one: _InFlight) -> bool:
-        if one.operation.kind is Kind.READ:
+        if one.operation.kind in _READS:
             return one.operation.offset + one.operation.length > self.file.size
         return self.file.size < self._size
 

@@ -5,10 +5,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Seque
 from contextlib import asynccontextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 
 import trio
 
 from quorumfs.assembly import AssemblyRefusedError
+from quorumfs.claim import NOTICE_S
 from quorumfs.storage import CHANGES, Kind
 from support.simulation.fate import Mounted
 from support.simulation.guest import BrokenError
@@ -70,8 +72,11 @@ class Story(History):
         self._last = None
         async with self.world.boot() as life:
             mounted = await self._mount(life, paths, plan)
-            yield Guest(self, life, mounted)
-            if not life.dead:
+            guest = Guest(self, life, mounted)
+            yield guest
+            if guest.replaced:
+                await self.unmount_fenced(guest)
+            elif not life.dead:
                 await self._unmount(mounted)
         self._check_log()
         self._note_thresholds(mounted)
@@ -134,6 +139,37 @@ class Story(History):
         """Everything on the image of a replica takes so long."""
         self.world.replicas[index].image_faults.weather = Weather(delay_s=(seconds, seconds))
 
+    @asynccontextmanager
+    async def taken_over(self, old: "Guest") -> AsyncGenerator["Guest", None]:
+        """A mount of another host, to which *old*'s is down; that goes on until it notices.
+
+        From its first moment on what *old* still hears of may be lost, and when this one serves,
+        *old* must hear of nothing more.
+        """
+        paths = list(range(self.setup.replicas))
+        old.superseded = True
+        async with self.world.boot(beside=True) as life:
+            plan = self._assemble(paths, degraded=False, threshold=None)
+            self._claim(life, paths, plan)
+            await trio.sleep(NOTICE_S)
+            old.replaced = True
+            plan = self._assemble(paths, degraded=False, threshold=None)
+            mounted = await self._mount(life, paths, plan)
+            yield Guest(self, life, mounted)
+            await self._unmount(mounted, must_succeed=True)
+        self._check_log()
+
+    async def unmount_fenced(self, guest: "Guest") -> None:
+        """It ends, and writes nothing."""
+        indexes = range(self.setup.replicas)
+        storages = [storage for index in indexes for storage in guest.life.storages(index)]
+        asked = [len(storage.log) for storage in storages]
+        await guest.mounted.repairs.stop()
+        await guest.mounted.disk.close()
+        later = [op for one, before in zip(storages, asked, strict=True) for op in one.log[before:]]
+        if any(operation.kind in CHANGES for operation in later):
+            raise BrokenError(f"a mount that was fenced wrote: {later}")
+
 
 @dataclass(frozen=True, slots=True)
 class CopiedSet:
@@ -150,6 +186,10 @@ class Guest(AnyGuest):
         story._guests += 1
         super().__init__(story.oracle, life, mounted.disk, story._guests)
         self.mounted = mounted
+        self.superseded = False
+        """Another mount has the set, and this one may not know yet: what it hears may be lost."""
+        self.replaced = False
+        """That mount serves: this one must not hear of anything any more."""
 
     async def write(self, at: int, size: int = BLOCK, *, durable: bool = False) -> None:
         """Raises `OSError`."""
@@ -158,6 +198,51 @@ class Guest(AnyGuest):
     async def read(self, at: int, size: int = BLOCK) -> None:
         """Raises `OSError`."""
         await super().read(at, size)
+
+    async def go_on(self) -> None:
+        """Use a mount that is taken over from, until its end."""
+        while True:
+            at = self._dice.randrange(DISK // BLOCK) * BLOCK
+            try:
+                if self.replaced:
+                    await self._try_all(at)
+                elif self._dice.random() < 0.3:
+                    await self.flush()
+                else:
+                    await self._write_what_may_be_lost(at)
+            except OSError:
+                self._note(f"guest {self._number} failed")
+            await trio.sleep(self._dice.uniform(0.0, 0.1))
+
+    async def _write_what_may_be_lost(self, at: int) -> None:
+        writing = self.oracle.begin_write(at, BLOCK, self._number)
+        try:
+            await self._disk.write(at, writing.data)
+        except OSError:
+            self.oracle.write_failed(writing)
+            raise
+        if self.replaced:
+            raise BrokenError("a mount heard of a write after it had been replaced")
+        if self.superseded:
+            self.oracle.write_failed(writing)
+        else:
+            self.oracle.wrote(writing)
+
+    async def _try_all(self, at: int) -> None:
+        """What nobody knows to have been written is found if it was."""
+        for request in (
+            partial(self._disk.write, at, b"?" * BLOCK),
+            partial(self._disk.read, at, BLOCK),
+            partial(self._disk.make_zeros, at, BLOCK, discard=True),
+            self._disk.flush,
+        ):
+            try:
+                await request()
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise BrokenError(f"a mount that was replaced failed with {error}") from None
+            else:
+                raise BrokenError("a mount was heard of after it had been replaced")
 
     async def write_surely(self, at: int, size: int = BLOCK) -> None:
         """Write what has to be possible."""
@@ -223,3 +308,21 @@ async def left_behind(story: Story, index: int = 1) -> None:
         for at in EXTENTS:
             await guest.write(at, EXTENT)
     story.mend(index)
+
+
+async def taken_over_while_at_work(story: Story) -> None:
+    """The first host is not down at all, and its guest writes as fast as it can."""
+    async with story.mounted() as old:
+        for at in EXTENTS:
+            await old.write(at)
+        old.begin(old.go_on)
+        await trio.sleep(0.5)
+        async with story.taken_over(old) as new:
+            for _ in range(3):
+                for at in EXTENTS:
+                    await new.write_surely(at)
+                    await new.read_surely(at)
+                    await trio.sleep(0.2)
+                await new.flush()
+            await new.converged()
+    await story.ends_well()

@@ -22,7 +22,16 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from quorumfs.assembly import Found
-from quorumfs.sidecar import FormatError, Identity, Sidecar, decode, encode
+from quorumfs.claim import Claim, decode_claim, encode_claim
+from quorumfs.sidecar import (
+    CLAIM_OFFSET,
+    PAGE,
+    FormatError,
+    Identity,
+    Sidecar,
+    decode,
+    encode,
+)
 from quorumfs.storage import Operation
 from support.simulation.media import Backup, Content, SimulatedFile
 from support.simulation.storage import (
@@ -33,6 +42,8 @@ from support.simulation.storage import (
     Faults,
     SimulatedStorage,
 )
+
+_CLAIM = CLAIM_OFFSET, CLAIM_OFFSET + PAGE
 
 
 @dataclass
@@ -200,9 +211,14 @@ class World:
     # The daemon
 
     @asynccontextmanager
-    async def boot(self) -> AsyncGenerator[Life, None]:
-        """A daemon's life. Leaving the block ends it in order; what hangs then is cut off."""
-        assert self.life is None
+    async def boot(self, *, beside: bool = False) -> AsyncGenerator[Life, None]:
+        """A daemon's life. Leaving the block ends it in order; what hangs then is cut off.
+
+        *beside*: another one lives, on another host; what happens to the world is this one's until
+        it ends.
+        """
+        before = self.life
+        assert before is None or beside
         self.lives += 1
         self.note("boot")
         try:
@@ -216,7 +232,7 @@ class World:
         finally:
             if self.life:
                 self.life.end("failed")
-            self.life = None
+            self.life = before
 
     def found(self, order: Iterable[int] | None = None) -> list[Found]:
         """What a mount of these replicas, or of all, finds beside the images."""
@@ -235,6 +251,17 @@ class World:
         except FormatError as error:
             return Found(replica.path, replica.identity, None, str(error))
         return Found(replica.path, replica.identity, sidecar, instance=replica.instance)
+
+    def sign(self, index: int, claim: Claim) -> None:
+        """Leave a claim in the sidecar of a replica, durably."""
+        sidecar = self.replicas[index].sidecar
+        assert sidecar is not None
+        sidecar.rot(CLAIM_OFFSET, encode_claim(claim))
+
+    def claim(self, index: int) -> Claim | None:
+        """The one in the sidecar of a replica."""
+        sidecar = self.replicas[index].sidecar
+        return None if sidecar is None else decode_claim(sidecar.cache.read(*_CLAIM))
 
     def create_sidecar(self, index: int, sidecar: Sidecar) -> None:
         """What `quorumfs.sidecarfile.create_sidecar` does: all of it durable, or nothing.

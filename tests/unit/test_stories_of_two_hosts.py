@@ -1,0 +1,119 @@
+"""Stories of a set that another host takes over, while the mount that had it goes on."""
+
+import errno
+from dataclasses import replace
+
+import pytest
+import trio
+from support.claims import claim
+from support.simulation.runner import SCALES, Setup
+from support.simulation.storage import Fault, Weather
+from support.simulation.story import (
+    EQUALS,
+    EXTENTS,
+    PAIR,
+    TRIO,
+    Script,
+    Story,
+    taken_over_while_at_work,
+    told,
+)
+
+from quorumfs.assembly import State
+from quorumfs.storage import CHANGES, Kind
+
+SETUPS = [replace(setup, claims=True) for setup in (PAIR, TRIO, EQUALS)]
+
+
+async def idle(story: Story) -> None:
+    """It notices also when nobody asks it anything; what it cached is not shown any more."""
+    for replica in story.world.replicas:  # all goes the short way, as long as there is one
+        replica.image_faults.weather = Weather(prompt=1.0)
+    async with story.mounted() as old:
+        for at in EXTENTS:
+            await old.write(at)
+        async with story.taken_over(old) as new:
+            old.begin(old.go_on)
+            for at in EXTENTS:
+                await new.write_surely(at)
+            await new.converged()
+    await story.ends_well()
+
+
+async def one_sidecar_cannot_be_read_back(story: Story) -> None:
+    """Another one tells, and one that hangs holds up nobody."""
+    async with story.mounted() as old:
+        await old.write(0)
+        faults = story.world.replicas[0].sidecar_faults
+        faults.plan(Kind.REREAD, Fault(hang=True))
+        old.begin(old.go_on)
+        async with story.taken_over(old) as new:
+            for at in EXTENTS:
+                await new.write_surely(at)
+            await new.converged()
+    await story.ends_well()
+
+
+async def one_comes_back_that_is_in_use(story: Story) -> None:
+    """It is not touched until the other mount has released it, and then caught up."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(1)
+        await guest.write_surely(0)
+        theirs = claim()
+        story.world.sign(1, theirs)
+        story.world.attach(1)
+        replica = guest.mounted.disk.replicas[1]
+        await guest.until(lambda: replica.state is State.FOREIGN)
+        assert "in use by pid 4711 on nas1" in str(replica.reason)
+        await guest.write_surely(0)
+        await trio.sleep(70.0)
+        assert guest.mounted.sidecars.fenced is None
+        assert story.world.claim(1) == theirs
+        story.world.sign(1, theirs.release())
+        await guest.converged()
+    await story.ends_well()
+
+
+async def amid_a_resync(story: Story) -> None:
+    """What repairs write stops as well."""
+    async with story.mounted() as old:
+        story.fail(1, CHANGES, Fault(error=errno.EIO))
+        for at in EXTENTS:
+            await old.write(at, SCALES[0].extent)
+        story.mend(1)
+        old.begin(old.go_on)
+        await old.until(lambda: old.mounted.sidecars.target is not None, every_s=0.01)
+        async with story.taken_over(old) as new:
+            for at in EXTENTS:
+                await new.write_surely(at)
+            await new.converged()
+    await story.ends_well()
+
+
+async def found_out_by_a_commit(story: Story) -> None:
+    """Before anything is on record that was decided after the set was lost."""
+    async with story.mounted() as old:
+        await old.write(0)
+        sidecars = old.mounted.sidecars
+        async with story.taken_over(old) as new:
+            assert sidecars.fenced is not None
+            await new.write_surely(0)
+    await story.ends_well()
+
+
+@pytest.mark.parametrize(
+    ("script", "setup"),
+    [
+        *((taken_over_while_at_work, setup) for setup in SETUPS),
+        (idle, SETUPS[0]),
+        (one_sidecar_cannot_be_read_back, SETUPS[1]),
+        (one_comes_back_that_is_in_use, SETUPS[0]),
+        (amid_a_resync, SETUPS[0]),
+        (amid_a_resync, SETUPS[1]),
+        (found_out_by_a_commit, SETUPS[2]),
+    ],
+)
+def test_another_host_takes_over(script: Script, setup: Setup) -> None:
+    """Nothing is lost that it acknowledged, and the other one acknowledges nothing any more."""
+    assert [told(script, setup, seed) for seed in range(2)] == [None] * 2

@@ -5,6 +5,7 @@ written before the operator has decided.
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,73 @@ def test_the_same_write_on_both_sides_is_a_split(pair: list[Path], tmp_path: Pat
         with SetMount([image], tmp_path, LONE) as disk:
             write(disk, b"s", 32)
     refused(pair, tmp_path, 3)
+
+
+# A set that was copied, images and sidecars
+
+
+@pytest.fixture
+def copies(pair: list[Path], tmp_path: Path) -> tuple[list[Path], list[Path]]:
+    """The set of `pair`, and a copy of it."""
+    directory = tmp_path / "copy"
+    directory.mkdir()
+    for path in with_sidecars(pair):
+        shutil.copy2(path, directory / path.name)
+    return pair, named(directory, 2)
+
+
+def test_copies_that_were_used_are_not_mixed(
+    copies: tuple[list[Path], list[Path]], tmp_path: Path
+) -> None:
+    """Alike, each closed in order; and after the decision it is one history."""
+    for paths, letter in zip(copies, (b"1", b"2"), strict=True):
+        with SetMount(paths, tmp_path) as disk:
+            write(disk, letter, 32)
+    mixed = [copies[0][0], copies[1][1]]
+    assert examine(*mixed)["assembly"]["exit_code"] == 3
+    for options in "", "degraded", "ro":
+        assert "split brain" in refused(mixed, tmp_path, 3, options)
+        refused(mixed[::-1], tmp_path, 3, options)
+    said = quorumfs("resolve", "--keep", mixed[1], *mixed).stdout
+    assert "everything is compared" in said
+    with SetMount(mixed, tmp_path) as disk:
+        disk.wait_healthy()
+        assert read(disk, 32) == b"2"
+    assert same(mixed)
+    with SetMount(copies[0][1:], tmp_path, LONE) as disk:  # what was not given is as it was
+        assert read(disk, 32) == b"1"
+
+
+def test_copies_that_were_only_read_still_are_one_set(
+    copies: tuple[list[Path], list[Path]], tmp_path: Path
+) -> None:
+    for paths in copies:
+        with SetMount(paths, tmp_path) as disk:
+            assert read(disk, 32) == b"0"
+            disk.wait_healthy()
+    mixed = [copies[0][0], copies[1][1]]
+    with SetMount(mixed, tmp_path) as disk:
+        assert disk.wait_healthy()["replicas"][1]["copied_bytes"] == 0
+    assert same(mixed)
+
+
+def test_one_mounted_alone_and_only_read_is_no_side(pair: list[Path], tmp_path: Path) -> None:
+    """All mounts end with a kill; it gets what was written since it was left behind, no more."""
+    with SetMount(pair, tmp_path) as disk:
+        write(disk, b"1", 32)
+        disk.kill()
+    with SetMount(pair[1:], tmp_path, LONE) as disk:
+        assert read(disk, 32) == b"1"
+        disk.wait(lambda status: not status["resync"], "nothing to settle")
+        disk.kill()
+    with SetMount(pair[:1], tmp_path, LONE) as disk:
+        write(disk, b"a", 32)
+        disk.kill()
+    with SetMount(pair, tmp_path) as disk:
+        assert read(disk, 32) == b"a"
+        status = disk.wait_healthy()
+        assert status["replicas"][1]["copied_bytes"] <= EXTENT
+    assert same(pair)
 
 
 # Missing ones

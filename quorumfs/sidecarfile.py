@@ -6,10 +6,17 @@ import stat
 from contextlib import suppress
 
 from quorumfs.ofdlock import try_lock
-from quorumfs.sidecar import HOLDER_OFFSET, PAGE, SUFFIX, Sidecar, decode, encode, path_for
-
-READ_MAX = 1 << 30
-"""Bytes: no sidecar is nearly as large."""
+from quorumfs.sidecar import (
+    HOLDER_OFFSET,
+    MAP_OFFSET,
+    PAGE,
+    SUFFIX,
+    Sidecar,
+    decode,
+    encode,
+    map_bytes,
+    path_for,
+)
 
 
 class SidecarLockedError(Exception):
@@ -25,7 +32,7 @@ def open_sidecar(image_path: str, *, read_only: bool) -> int | None:
     access = os.O_RDONLY if read_only else os.O_RDWR
     path = path_for(image_path)
     try:
-        fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_regular(path, access)
     except FileNotFoundError:
         if os.path.islink(path):  # then there is one, and its store is away
             raise OSError(errno.ENOENT, "a symbolic link to nothing") from None
@@ -36,6 +43,26 @@ def open_sidecar(image_path: str, *, read_only: bool) -> int | None:
         os.close(fd)
         raise
     return fd
+
+
+def open_regular(path: str, access: int) -> int:
+    """Open what is at *path*, if it is a regular file: to open something else may have effects, or
+    never end. Raises `OSError`.
+    """
+    _require_regular(os.stat(path))
+    # Not blocking: between the look and the opening it may have become a FIFO.
+    fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _require_regular(os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _require_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def misplaced(given: str) -> str | None:
@@ -73,16 +100,19 @@ def read_sidecar(fd: int) -> Sidecar:
 
     Raises `quorumfs.sidecar.FormatError`, and `OSError` if it cannot be read.
     """
-    size = os.fstat(fd).st_size
-    if size > READ_MAX:
-        raise OSError(errno.EFBIG, "larger than any sidecar")
+    head = _read(fd, 0, MAP_OFFSET)
+    return decode(head + _read(fd, MAP_OFFSET, map_bytes(head)))
+
+
+def _read(fd: int, offset: int, length: int) -> bytes:
+    """*length* bytes from *offset* on, or as many as there are."""
     content = bytearray()
-    while len(content) < size:
-        piece = os.pread(fd, size - len(content), len(content))
+    while len(content) < length:
+        piece = os.pread(fd, length - len(content), offset + len(content))
         if not piece:
             break
         content += piece
-    return decode(bytes(content))
+    return bytes(content)
 
 
 def create_sidecar(image_path: str, sidecar: Sidecar) -> None:

@@ -9,7 +9,7 @@ from quorumfs.cli.create import create
 from quorumfs.cli.examine import examine
 from quorumfs.cli.mount import mount
 from quorumfs.cli.resolve import resolve
-from quorumfs.cli.status import status
+from quorumfs.cli.status import printable, status
 from quorumfs.cli.umount import umount
 from quorumfs.errors import ExitCode, UserError
 
@@ -40,5 +40,6 @@ def main() -> None:
             message = f"{message} Commands: {', '.join(quorumfs.commands)}"
     except click.Abort:
         exit_code, message = ExitCode.INTERRUPTED, "interrupted"
-    print(f"quorumfs: {' '.join(message.split())}", file=sys.stderr)
+    # What it quotes may come from a sidecar, which anybody may have written.
+    print(f"quorumfs: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(exit_code)

@@ -26,6 +26,7 @@ from quorumfs.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.filesystems import Locality, locality
 from quorumfs.images import Image, Unanswered, open_again, open_images, open_set
+from quorumfs.limits import require_file_size
 from quorumfs.metadata import Metadata
 from quorumfs.metadata.sidecars import Sidecars, signature
 from quorumfs.metadata.volatile import Volatile
@@ -141,6 +142,8 @@ def open_replica_set(
     if options.metadata == "none":
         assert mountpoint is not None
         images = open_images(paths, mountpoint, read_only=options.read_only, patience_s=patience_s)
+        if not options.read_only:
+            require_file_size(images[0].size, "the replicas")
         return ReplicaSet(list(images), None)
     opened = open_set(paths, mountpoint, read_only=options.read_only, patience_s=patience_s)
     try:
@@ -154,6 +157,8 @@ def open_replica_set(
         raise _with_who_hangs(error, opened) from None
     if plan.adopted and options.read_only:
         return ReplicaSet(opened, None)
+    if not options.read_only:
+        require_file_size(max(plan.record.size, file_size(plan.map)), "the replicas")
     return ReplicaSet(opened, plan)
 
 

@@ -118,16 +118,18 @@ def _read(fd: int, offset: int, length: int) -> bytes:
 def create_sidecar(image_path: str, sidecar: Sidecar) -> None:
     """Write a whole sidecar so that after a crash there is all of it, or what was there before.
 
-    A name of its own first, then renamed; both the file and its directory are synced.
+    A name of its own first, then renamed; both the file and its directory are synced. Who may read
+    and write the image may read and write its sidecar, and nobody else, whatever the umask.
     """
     path = os.path.realpath(path_for(image_path))  # it may be a link itself, and remain one
     temporary = f"{path}.tmp"
-    mode = os.stat(image_path).st_mode & 0o666
+    image = os.stat(image_path)
     with suppress(FileNotFoundError):  # somebody was killed here
         os.unlink(temporary)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
+            _share(fd, image)
             content = memoryview(encode(sidecar))
             while content:
                 content = content[os.write(fd, content) :]
@@ -145,6 +147,18 @@ def create_sidecar(image_path: str, sidecar: Sidecar) -> None:
             os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _share(fd: int, image: os.stat_result) -> None:
+    """Let into the file *fd* whom the mode of *image* lets in, as far as the file system can."""
+    for uid, gid in ((image.st_uid, -1), (-1, image.st_gid)):
+        with suppress(OSError):  # only root gives to others, and only to a group of one's own
+            os.fchown(fd, uid, gid)
+    mode = image.st_mode & 0o666
+    if os.fstat(fd).st_gid != image.st_gid:  # this group is another one: it counts as the others
+        mode = mode & 0o606 | (mode & 0o006) << 3
+    with suppress(OSError):
+        os.fchmod(fd, mode)
 
 
 def holder(fd: int) -> str:

@@ -12,6 +12,7 @@ from quorumfs.cli.resolve import resolve
 from quorumfs.cli.status import printable, status
 from quorumfs.cli.umount import umount
 from quorumfs.errors import ExitCode, UserError
+from quorumfs.limits import reset
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
@@ -30,6 +31,7 @@ quorumfs.add_command(resolve)
 
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code of ours."""
+    reset()
     try:
         sys.exit(quorumfs(standalone_mode=False) or ExitCode.OK)
     except UserError as error:

@@ -9,9 +9,10 @@ import click
 from quorumfs.assembly import State
 from quorumfs.control import client
 from quorumfs.control.status import describe
-from quorumfs.daemon import occupy_streams, run_detached
+from quorumfs.daemon import run_detached
 from quorumfs.errors import UserError
 from quorumfs.options import options_help, parse_options
+from quorumfs.sectors import unreachable
 
 
 class _MountCommand(click.Command):
@@ -51,7 +52,6 @@ def mount(
 
     Returns when the file can be opened, with the daemon in the background.
     """
-    occupy_streams()
     options = parse_options(texts, len(replicas))
     # Only now: a refusal needs no FUSE, and what it imports takes most of the start-up time.
     from quorumfs.mounting import MountPlan, serve  # noqa: PLC0415
@@ -75,9 +75,11 @@ def mount(
 
 
 def _warn(mountpoint: str) -> None:
-    """Say on stderr which replicas are not in full use; the mount itself has succeeded."""
+    """Say on stderr what is not as it should be; the mount itself has succeeded."""
     with suppress(client.ControlError):
         status = client.status(mountpoint)
+        if why := unreachable(status.size):
+            click.echo(f"quorumfs: warning: {why}", err=True)
         if any(replica.state != State.CURRENT.value for replica in status.replicas):
             for line in describe(status):
                 click.echo(f"quorumfs: warning: {line}", err=True)

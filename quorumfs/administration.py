@@ -351,17 +351,18 @@ async def _copy(paths: Sequence[str], say: Callable[[int, int], None]) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(disk.run)
         nursery.start_soon(repairs.run)
-        interrupted: trio.Event = await nursery.start(_interruption)
-        while failure is None and any(r.role is not State.CURRENT for r in disk.replicas):
-            if interrupted.is_set():
-                failure = "interrupted"
-                break
-            with trio.move_on_after(PROGRESS_S):
-                await repairs.changed.wait()
-            if repairs.progress is not None:
-                say(repairs.progress.done_bytes, repairs.progress.total_bytes)
-            failure = next((f"{r.path}: {r.reason}" for r in disk.replicas if _failed(r)), None)
+        with trio.CancelScope() as copying:
+            await nursery.start(_cancel_at_signal, copying)
+            while failure is None and any(r.role is not State.CURRENT for r in disk.replicas):
+                with trio.move_on_after(PROGRESS_S):
+                    await repairs.changed.wait()
+                if repairs.progress is not None:
+                    say(repairs.progress.done_bytes, repairs.progress.total_bytes)
+                failure = next((f"{r.path}: {r.reason}" for r in disk.replicas if _failed(r)), None)
         await repairs.stop()
+        interrupted = failure is None and any(r.role is not State.CURRENT for r in disk.replicas)
+        if interrupted:
+            failure = "interrupted"
         try:
             await disk.close()
         except OSError as error:
@@ -372,20 +373,19 @@ async def _copy(paths: Sequence[str], say: Callable[[int, int], None]) -> None:
             "the copy is not complete, the same command goes on, and so does the next mount: "
             f"{failure}"
         )
-        if interrupted.is_set():
+        if interrupted:
             refusal.exit_code = ExitCode.INTERRUPTED
         raise refusal
 
 
-async def _interruption(
-    *, task_status: trio.TaskStatus[trio.Event] = trio.TASK_STATUS_IGNORED
+async def _cancel_at_signal(
+    copying: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Set the event that it starts with when the user, or the system, wants the copy to end."""
-    event = trio.Event()
+    """End the copy when the user, or the system, wants that."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started(event)
+        task_status.started()
         async for _ in signals:
-            event.set()
+            copying.cancel()
             return
 
 

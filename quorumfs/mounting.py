@@ -22,6 +22,7 @@ import trio
 from quorumfs.assembly import State
 from quorumfs.control import logs, mounts, runtime, server, snapshot
 from quorumfs.control.events import EventLog
+from quorumfs.control.space import Space
 from quorumfs.control.whereabouts import Whereabouts
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
@@ -83,7 +84,8 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
     events = EventLog(plan.mountpoint, logs.tell)
     disk, repairs = replica_set.make_disk(plan.options, events)
     mtime_ns = max(image.mtime_ns for image in replica_set.images)
-    operations = DiskOperations(disk, plan.options, mtime_ns)
+    space = Space(disk.replicas)
+    operations = DiskOperations(disk, plan.options, mtime_ns, space)
     _clear_stale_mount(plan.mountpoint)
     _mount(operations, plan)
     try:
@@ -94,6 +96,7 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
 
             whereabouts = Whereabouts(disk.replicas)
             nursery.start_soon(whereabouts.run)
+            nursery.start_soon(space.run)
 
             def notes() -> tuple[str, ...]:
                 return tuple(filter(None, (shim.missing(), unreachable(disk.size))))

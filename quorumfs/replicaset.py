@@ -85,6 +85,14 @@ class ReplicaSet:
         for member in self.plan.members:
             if member.state is not State.CURRENT:
                 log.warning("%s is %s: %s", member.path, member.state.value, member.reason)
+        current = sum(member.state is State.CURRENT for member in self.plan.members)
+        if current < self.plan.threshold:
+            log.warning(
+                "only %d replicas are current, and vote-threshold=%d needs as many: requests fail "
+                "until others were brought up to date",
+                current,
+                self.plan.threshold,
+            )
 
     def make_disk(self, options: MountOptions, events: EventLog) -> tuple[Disk, Repairs | None]:
         """The disk, and with sidecars what repairs it. Must be called inside `trio.run`."""

@@ -23,8 +23,9 @@ The rooms, top to bottom (imports point downwards only):
     Decisions: no I/O, no clock, no scheduler.
 ``replica``, ``storage``, ``images``, ``sidecar``, ``sidecarfile``
     One replica: what is in flight on it, its files, and how they are opened, locked and read.
-``options``
-    The mount options and every message about a bad one.
+``options``, ``limits``, ``sectors``
+    The mount options and every message about a bad one; what the process is allowed; what a guest
+    can do with a size.
 """
 
 from importlib.metadata import version

@@ -262,7 +262,7 @@ def judge_returned(record: Record, slot: int, found: Found) -> Member:
     if found.image is None or sidecar is None:
         reason = found.problem or "its sidecar is gone"
         return Member(path, slot, State.MISSING if found.image is None else State.FOREIGN, reason)
-    if sidecar.record.set_id != record.set_id or record.slot_of(sidecar.replica_id) != slot:
+    if sidecar.record.disk != record.disk or record.slot_of(sidecar.replica_id) != slot:
         return Member(path, slot, State.FOREIGN, "another replica is in its place")
     if found.image.size < record.size:
         reason = f"the image was truncated to {found.image.size} bytes, the disk has {record.size}"
@@ -396,6 +396,12 @@ def _refuse_strangers(found: Sequence[Found]) -> None:
                 "foreign",
                 f"{first.path} is of set {ours.hex()}, {one.path} is of set {theirs.hex()}: "
                 "they do not belong together",
+            )
+        if one.sidecar.record.disk != first.sidecar.record.disk:
+            raise AssemblyRefusedError(
+                "foreign",
+                f"{first.path} says that the disk is {_shape(first.sidecar)}, {one.path} says "
+                f"{_shape(one.sidecar)}: one of their sidecars is not what quorumfs wrote",
             )
         other = seen.setdefault(one.sidecar.replica_id, one)
         if other is not one:
@@ -858,6 +864,11 @@ def _went_apart(sidecar: Sidecar, record: Record) -> bool:
     """Whether a replica was mounted without those who go by *record*."""
     at = parting(sidecar.record, record)
     return at is not None and (at.own > 0 or at.went_on)
+
+
+def _shape(sidecar: Sidecar) -> str:
+    record = sidecar.record
+    return f"{record.size} bytes in chunks of {record.chunk_size}"
 
 
 def _intent_as(bit: int) -> bytes:

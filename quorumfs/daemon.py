@@ -60,12 +60,6 @@ def run_detached(serve: Callable[[Ready], None]) -> None:
         raise error
 
 
-def occupy_streams() -> None:
-    """A descriptor of a standard stream that is closed would go to the next file opened."""
-    while os.open(os.devnull, os.O_RDWR) <= 2:
-        pass
-
-
 def apart(work: Callable[[], T]) -> T:
     """What *work* returns, from a child process; raises the `UserError` that it raises.
 
@@ -73,7 +67,6 @@ def apart(work: Callable[[], T]) -> T:
     closed, which a file system that does not answer may put off for ever: that is the child's
     fate, and not that of the command. Ctrl-C has *work* undo what it began, and does not wait.
     """
-    occupy_streams()
     reader, writer = os.pipe()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     child = os.fork()

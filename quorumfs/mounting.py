@@ -22,13 +22,16 @@ import trio
 from quorumfs.assembly import State
 from quorumfs.control import logs, mounts, runtime, server, snapshot
 from quorumfs.control.events import EventLog
+from quorumfs.control.space import Space
 from quorumfs.control.whereabouts import Whereabouts
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.fuse import session, shim
 from quorumfs.fuse.operations import DiskOperations
+from quorumfs.limits import require_for_service
 from quorumfs.options import MountOptions
 from quorumfs.replicaset import ReplicaSet, open_replica_set
+from quorumfs.sectors import unreachable
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
     """
     with ExitStack() as stack:
         _check_mountpoint(plan.mountpoint)
+        require_for_service(len(plan.replicas))
         # A replica may hang. Python would note a Ctrl-C and go on waiting in the system call.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         _become_io_flusher()
@@ -80,7 +84,8 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
     events = EventLog(plan.mountpoint, logs.tell)
     disk, repairs = replica_set.make_disk(plan.options, events)
     mtime_ns = max(image.mtime_ns for image in replica_set.images)
-    operations = DiskOperations(disk, plan.options, mtime_ns)
+    space = Space(disk.replicas)
+    operations = DiskOperations(disk, plan.options, mtime_ns, space)
     try:
         _clear_stale_mount(plan.mountpoint)
         await _record_options(disk)
@@ -96,12 +101,14 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
 
             whereabouts = Whereabouts(disk.replicas)
             nursery.start_soon(whereabouts.run)
+            nursery.start_soon(space.run)
+
+            def notes() -> tuple[str, ...]:
+                return tuple(filter(None, (shim.missing(), unreachable(disk.size))))
 
             def status(_: object) -> dict[str, Any]:
-                missing = shim.missing()
-                notes = (missing,) if missing else ()
                 return snapshot.take(
-                    plan.mountpoint, plan.options, disk, repairs, notes, whereabouts.astray
+                    plan.mountpoint, plan.options, disk, repairs, notes(), whereabouts.astray
                 ).to_json()
 
             socket = runtime.path_for(plan.mountpoint, "sock")
@@ -116,8 +123,8 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
                 disk.threshold,
             )
             replica_set.tell_log()
-            if missing := shim.missing():
-                log.warning("%s", missing)
+            for note in notes():
+                log.warning("%s", note)
             nursery.start_soon(_say_when_serving, ready)
             await session.serve(operations)
             if repairs is not None:

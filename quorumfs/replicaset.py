@@ -38,6 +38,7 @@ from quorumfs.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.filesystems import Locality, locality
 from quorumfs.images import Image, Unanswered, open_again, open_images, open_set
+from quorumfs.limits import require_file_size
 from quorumfs.metadata import Metadata
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.metadata.volatile import Volatile
@@ -124,6 +125,14 @@ class ReplicaSet:
         for member in self.plan.members:
             if member.state is not State.CURRENT:
                 log.warning("%s is %s: %s", member.path, member.state.value, member.reason)
+        current = sum(member.state is State.CURRENT for member in self.plan.members)
+        if current < self.plan.threshold:
+            log.warning(
+                "only %d replicas are current, and vote-threshold=%d needs as many: requests fail "
+                "until others were brought up to date",
+                current,
+                self.plan.threshold,
+            )
 
     def make_disk(self, options: MountOptions, events: EventLog) -> tuple[Disk, Repairs | None]:
         """The disk, and with sidecars what repairs it. Must be called inside `trio.run`."""
@@ -187,6 +196,8 @@ def open_replica_set(
     if options.metadata == "none":
         assert mountpoint is not None
         images = open_images(paths, mountpoint, read_only=options.read_only, patience_s=patience_s)
+        if not options.read_only:
+            require_file_size(images[0].size, "the replicas")
         return ReplicaSet(list(images), None)
     opened = open_set(paths, mountpoint, read_only=options.read_only, patience_s=patience_s)
     here = claim_of_this_mount()
@@ -195,6 +206,8 @@ def open_replica_set(
     plan = _assembled(opened, options)
     if plan.adopted and options.read_only:
         return ReplicaSet(opened, None)
+    if not options.read_only:
+        require_file_size(max(plan.record.size, file_size(plan.map)), "the replicas")
     over = frozenset(one.claim.mount for one in found)
     return ReplicaSet(opened, plan, Tenure(None if options.read_only else here, over), held)
 

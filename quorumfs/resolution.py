@@ -198,6 +198,12 @@ class _Resolving:
                 f"{path} is of set {sidecar.record.set_id.hex()}, {self._keep} is of set "
                 f"{parent.set_id.hex()}: to give it up, remove its sidecar first",
             )
+        if sidecar.record.disk != parent.disk:
+            raise AssemblyRefusedError(
+                "foreign",
+                f"{path} is of a disk of another shape than {self._keep}, though of the same set: "
+                "to give it up, remove its sidecar first",
+            )
         slot = self._slot(one)
         if slot < 0 or slot == self._sidecar.slot:
             raise AssemblyRefusedError(

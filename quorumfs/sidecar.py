@@ -62,7 +62,15 @@ from enum import IntEnum
 
 import xxhash
 
-from quorumfs.dirtymap import REPLICAS_MAX, UNKNOWN, DirtyMap
+from quorumfs.dirtymap import (
+    CHUNK_MIN,
+    CHUNKS_MAX,
+    EXTENT,
+    REPLICAS_MAX,
+    UNKNOWN,
+    DirtyMap,
+    chunk_size_for,
+)
 
 SUFFIX = ".quorumfs"
 MAGIC = b"QUORUMFS"
@@ -81,6 +89,10 @@ ANCESTORS_MAX = 32
 MOUNTS_MAX = 19
 PATH_MAX = 469
 """Bytes; a longer path is left out: it is a hint, the replica id is what counts."""
+SIZE_MAX = (1 << 63) - 1
+"""Bytes: no file can be larger."""
+SEQUENCE_MAX = 1 << 63
+"""No set gets there, and one that claims to be there has as many numbers left."""
 
 _HEAD = struct.Struct("<8sIBBBBQ16s16sQQQ32Q2Q2q")
 _ROLE = struct.Struct(f"<16sBHQQQ{PATH_MAX}s")
@@ -182,6 +194,16 @@ class Record:
     def history(self) -> tuple[int, ...]:
         """All generations known, the present one first."""
         return (self.generation, *self.ancestors)
+
+    @property
+    def disk(self) -> tuple[bytes, int, int]:
+        """What all records of one set have in common: set id, size and chunk size."""
+        return self.set_id, self.size, self.chunk_size
+
+    @property
+    def chunks(self) -> int:
+        """The number of chunks that the disk has."""
+        return -(-self.size // self.chunk_size)
 
     def slot_of(self, replica_id: bytes) -> int | None:
         """The slot of a replica; None if it is not in the set."""
@@ -393,11 +415,44 @@ def _decode_unreadable(content: bytes, record: Record) -> tuple[tuple[int, int],
 
 
 def decode(content: bytes) -> Sidecar:
-    """Understand a whole sidecar file, whatever happened to it.
+    """Understand a whole sidecar file, whatever happened to it and whoever wrote it.
 
-    Raises `FormatError` if neither slot can be read, `UnknownVersionError` if a slot is of a
-    version that is not known here.
+    What is behind the map is not looked at. Raises `FormatError` if neither slot can be read or
+    they contradict each other, `UnknownVersionError` if a slot is of a version that is not known
+    here.
     """
+    committed, prepared, damage = _decode_slots(content)
+    disk_map, unreadable = _decode_map(content, committed.record)
+    if unreadable:
+        damage.append(f"{unreadable} of {pages(disk_map)} map pages")
+    ranges: tuple[tuple[int, int], ...] = ()
+    try:
+        ranges = _decode_unreadable(content, committed.record)
+    except FormatError as error:
+        damage.append(str(error))
+    return Sidecar(
+        committed.replica_id,
+        committed.record,
+        disk_map,
+        committed.identity,
+        prepared,
+        1 - committed.number,
+        tuple(damage),
+        ranges,
+    )
+
+
+def map_bytes(head: bytes) -> int:
+    """How many bytes of a sidecar that begins with *head*, its first `MAP_OFFSET` bytes, are map.
+
+    Raises what `decode` raises.
+    """
+    record = _decode_slots(head)[0].record
+    return -(-record.chunks // CHUNKS_PER_PAGE) * PAGE
+
+
+def _decode_slots(content: bytes) -> tuple["_Slot", Record | None, list[str]]:
+    """The slot committed last, the record prepared after it, and what could not be read."""
     slots: list[_Slot] = []
     damage: list[str] = []
     for number in range(len(SLOT_OFFSETS)):
@@ -421,24 +476,9 @@ def decode(content: bytes) -> Sidecar:
         # That is also how another one that says prepared, and is older, came to be valid.
         if others:
             committed, prepared = others[0], latest.record
-    disk_map, unreadable = _decode_map(content, committed.record)
-    if unreadable:
-        damage.append(f"{unreadable} of {pages(disk_map)} map pages")
-    ranges: tuple[tuple[int, int], ...] = ()
-    try:
-        ranges = _decode_unreadable(content, committed.record)
-    except FormatError as error:
-        damage.append(str(error))
-    return Sidecar(
-        committed.replica_id,
-        committed.record,
-        disk_map,
-        committed.identity,
-        prepared,
-        1 - committed.number,
-        tuple(damage),
-        ranges,
-    )
+    if len({(s.replica_id, s.record.disk) for s in slots}) > 1:
+        raise FormatError("its two slots are of different replicas")
+    return committed, prepared, damage
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,12 +504,13 @@ def _decode_slot(content: bytes, number: int) -> _Slot:
         raise UnknownVersionError(_unknown(version))
     sequence, set_id, replica_id, size, chunk_size, generation = rest[:6]
     ancestors: Sequence[int] = rest[6 : 6 + ANCESTORS_MAX]
+    if not 1 <= role_count <= REPLICAS_MAX:
+        raise FormatError(f"it cannot be true: {role_count} replicas")
     try:
-        count = min(role_count, REPLICAS_MAX)
-        roles = [_decode_role(body, index, version) for index in range(count)]
+        roles = [_decode_role(body, index, version) for index in range(role_count)]
         phase = Phase(phase)
     except ValueError as error:
-        raise FormatError(f"what it says cannot be: {error}") from None
+        raise FormatError(f"it cannot be true: {error}") from None
     record = Record(
         set_id,
         size,
@@ -482,16 +523,52 @@ def _decode_slot(content: bytes, number: int) -> _Slot:
         bool(clean),
         () if version == 1 else tuple(_decode_mounts(body)),
     )
-    if not roles or record.slot_of(replica_id) is None or not size or not chunk_size:
-        raise FormatError("what it says cannot be")
+    if record.slot_of(replica_id) is None:
+        raise FormatError("it cannot be true: its own replica is not in the set")
+    if clean > 1:
+        raise FormatError(f"it cannot be true: closed in order {clean}")
+    if lie := _impossible(record):
+        raise FormatError(f"it cannot be true: {lie}")
     return _Slot(number, record, replica_id, Identity(*rest[6 + ANCESTORS_MAX :]), phase)
 
 
+def _impossible(record: Record) -> str | None:
+    """What of *record* no quorumfs can have written; None if it may have.
+
+    A checksum proves nothing against who writes sidecars by hand. What is allowed here must be
+    safe to go by: to allocate a map for, to count on from, to show.
+    """
+    size, chunk_size = record.size, record.chunk_size
+    replica_ids = {role.replica_id for role in record.roles}
+    sequence = max(record.sequence, *(role.sequence for role in record.roles))
+    if not 1 <= size <= SIZE_MAX:
+        return f"a disk of {size} bytes"
+    largest = max(EXTENT, chunk_size_for(size))
+    if chunk_size & (chunk_size - 1) or not CHUNK_MIN <= chunk_size <= largest:
+        return f"chunks of {chunk_size} bytes"
+    if record.chunks > CHUNKS_MAX:
+        return f"a disk of {size} bytes in chunks of {chunk_size}"
+    if not 1 <= record.threshold <= len(record.roles):
+        return f"a vote threshold of {record.threshold} with {len(record.roles)} replicas"
+    if len(replica_ids) < len(record.roles):
+        return "one replica has two places"
+    if not record.generation or record.generation in record.ancestors:
+        return f"generation {record.generation:016x}"
+    if sequence > SEQUENCE_MAX:
+        return f"sequence number {sequence}"
+    if any("\0" in role.path for role in record.roles):
+        return "a path with a zero byte"
+    return None
+
+
 def _decode_role(body: bytes, index: int, version: int) -> Role:
+    """Raises `ValueError` for what cannot be."""
     offset = _HEAD.size + index * _ROLE_SIZE
     layout = _ROLE_OF_VERSION_1 if version == 1 else _ROLE
     replica_id, state, length, generation, sequence, *rest = layout.unpack_from(body, offset)
     *mount, path = rest
+    if length > len(path):
+        raise ValueError(f"a path of {length} bytes")
     return Role(
         replica_id, RoleState(state), generation, os.fsdecode(path[:length]), sequence, *mount
     )

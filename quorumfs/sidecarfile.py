@@ -9,10 +9,17 @@ from dataclasses import replace
 from quorumfs.claim import Claim, decode_claim, encode_claim
 from quorumfs.filesystems import Locality, locality
 from quorumfs.ofdlock import try_lock
-from quorumfs.sidecar import CLAIM_OFFSET, PAGE, SUFFIX, Sidecar, decode, encode, path_for
-
-READ_MAX = 1 << 30
-"""Bytes: no sidecar is nearly as large."""
+from quorumfs.sidecar import (
+    CLAIM_OFFSET,
+    MAP_OFFSET,
+    PAGE,
+    SUFFIX,
+    Sidecar,
+    decode,
+    encode,
+    map_bytes,
+    path_for,
+)
 
 
 class SidecarLockedError(Exception):
@@ -28,7 +35,7 @@ def open_sidecar(image_path: str, *, read_only: bool) -> int | None:
     access = os.O_RDONLY if read_only else os.O_RDWR
     path = path_for(image_path)
     try:
-        fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_regular(path, access)
     except FileNotFoundError:
         if os.path.islink(path):  # then there is one, and its store is away
             raise OSError(errno.ENOENT, "a symbolic link to nothing") from None
@@ -39,6 +46,26 @@ def open_sidecar(image_path: str, *, read_only: bool) -> int | None:
         os.close(fd)
         raise
     return fd
+
+
+def open_regular(path: str, access: int) -> int:
+    """Open what is at *path*, if it is a regular file: to open something else may have effects, or
+    never end. Raises `OSError`.
+    """
+    _require_regular(os.stat(path))
+    # Not blocking: between the look and the opening it may have become a FIFO.
+    fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _require_regular(os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _require_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def misplaced(given: str) -> str | None:
@@ -76,31 +103,36 @@ def read_sidecar(fd: int) -> Sidecar:
 
     Raises `quorumfs.sidecar.FormatError`, and `OSError` if it cannot be read.
     """
-    size = os.fstat(fd).st_size
-    if size > READ_MAX:
-        raise OSError(errno.EFBIG, "larger than any sidecar")
+    head = _read(fd, 0, MAP_OFFSET)
+    return decode(head + _read(fd, MAP_OFFSET, map_bytes(head)))
+
+
+def _read(fd: int, offset: int, length: int) -> bytes:
+    """*length* bytes from *offset* on, or as many as there are."""
     content = bytearray()
-    while len(content) < size:
-        piece = os.pread(fd, size - len(content), len(content))
+    while len(content) < length:
+        piece = os.pread(fd, length - len(content), offset + len(content))
         if not piece:
             break
         content += piece
-    return decode(bytes(content))
+    return bytes(content)
 
 
 def create_sidecar(image_path: str, sidecar: Sidecar) -> None:
     """Write a whole sidecar so that after a crash there is all of it, or what was there before.
 
-    A name of its own first, then renamed; both the file and its directory are synced.
+    A name of its own first, then renamed; both the file and its directory are synced. Who may read
+    and write the image may read and write its sidecar, and nobody else, whatever the umask.
     """
     path = os.path.realpath(path_for(image_path))  # it may be a link itself, and remain one
     temporary = f"{path}.tmp"
-    mode = os.stat(image_path).st_mode & 0o666
+    image = os.stat(image_path)
     with suppress(FileNotFoundError):  # somebody was killed here
         os.unlink(temporary)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
+            _share(fd, image)
             content = memoryview(encode(sidecar))
             while content:
                 content = content[os.write(fd, content) :]
@@ -118,6 +150,18 @@ def create_sidecar(image_path: str, sidecar: Sidecar) -> None:
             os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _share(fd: int, image: os.stat_result) -> None:
+    """Let into the file *fd* whom the mode of *image* lets in, as far as the file system can."""
+    for uid, gid in ((image.st_uid, -1), (-1, image.st_gid)):
+        with suppress(OSError):  # only root gives to others, and only to a group of one's own
+            os.fchown(fd, uid, gid)
+    mode = image.st_mode & 0o666
+    if os.fstat(fd).st_gid != image.st_gid:  # this group is another one: it counts as the others
+        mode = mode & 0o606 | (mode & 0o006) << 3
+    with suppress(OSError):
+        os.fchmod(fd, mode)
 
 
 def holder(fd: int) -> str:

@@ -108,6 +108,16 @@ class FileStatus(NamedTuple):
     identity: Identity
 
 
+class Usage(NamedTuple):
+    """What a file takes of its file system."""
+
+    device: int
+    blocks: int
+    """Of 512 bytes, allocated."""
+    free: int
+    """Bytes left there for whoever wants them."""
+
+
 Bytes = bytes | bytearray
 """What was read."""
 
@@ -306,6 +316,17 @@ class FileStorage:
         if self._file is not None and not os.path.samestat(status, self._file):
             return "its file was removed or replaced: another one is at its path"
         return None
+
+    def usage(self) -> Usage | None:
+        """How much it takes of its file system, and what is left; None if that cannot be told.
+
+        Asks the file system, which may take long.
+        """
+        try:
+            file, whole = os.fstat(self._fd), os.fstatvfs(self._fd)
+        except OSError:
+            return None
+        return Usage(file.st_dev, file.st_blocks, whole.f_bavail * whole.f_frsize)
 
     @property
     def prompt(self) -> bool:

@@ -9,9 +9,10 @@ from quorumfs.cli.create import create
 from quorumfs.cli.examine import examine
 from quorumfs.cli.mount import mount
 from quorumfs.cli.resolve import resolve
-from quorumfs.cli.status import status
+from quorumfs.cli.status import printable, status
 from quorumfs.cli.umount import umount
 from quorumfs.errors import ExitCode, UserError
+from quorumfs.limits import reset
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
@@ -30,6 +31,7 @@ quorumfs.add_command(resolve)
 
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code of ours."""
+    reset()
     try:
         sys.exit(quorumfs(standalone_mode=False) or ExitCode.OK)
     except UserError as error:
@@ -40,5 +42,6 @@ def main() -> None:
             message = f"{message} Commands: {', '.join(quorumfs.commands)}"
     except click.Abort:
         exit_code, message = ExitCode.INTERRUPTED, "interrupted"
-    print(f"quorumfs: {' '.join(message.split())}", file=sys.stderr)
+    # What it quotes may come from a sidecar, which anybody may have written.
+    print(f"quorumfs: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(exit_code)

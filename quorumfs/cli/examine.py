@@ -43,7 +43,7 @@ from quorumfs.sidecar import (
     UnknownVersionError,
     path_for,
 )
-from quorumfs.sidecarfile import holder, misplaced, read_claim, read_sidecar
+from quorumfs.sidecarfile import holder, misplaced, open_regular, read_claim, read_sidecar
 
 SCHEMA = 1
 
@@ -180,7 +180,7 @@ def look_at(path: str) -> Examined:
     place = path_for(path)
     examined = _look_at_image(path, place)
     try:
-        fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_regular(place, os.O_RDONLY)
     except FileNotFoundError:
         return _without_sidecar(examined, place)
     except OSError as error:
@@ -222,8 +222,6 @@ def _look_at_image(path: str, place: str) -> Examined:
 
 def _look_at_sidecar(examined: Examined, fd: int) -> Examined:
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return replace(examined, sidecar_problem="not a regular file")
         in_use = _is_locked(fd)
         examined = replace(examined, in_use=in_use, holder=holder(fd))
         if (claim := read_claim(fd)) is not None:

@@ -1,17 +1,21 @@
 """``quorumfs mount``."""
 
 import os
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import click
 
 from quorumfs.assembly import State
+from quorumfs.cli.status import printable
 from quorumfs.control import client
-from quorumfs.control.status import describe
-from quorumfs.daemon import occupy_streams, run_detached
-from quorumfs.errors import UserError
+from quorumfs.control.status import DiskState, Status, describe
+from quorumfs.daemon import run_detached
+from quorumfs.errors import ExitCode, UserError
 from quorumfs.options import options_help, parse_options
+from quorumfs.sectors import unreachable
 
 
 class _MountCommand(click.Command):
@@ -49,9 +53,9 @@ def mount(
 ) -> None:
     """Show the disk kept on the REPLICA image files as MOUNTPOINT/disk.img.
 
-    Returns when the file can be opened, with the daemon in the background.
+    Returns when the file can be opened, with the daemon in the background. Exits with 2 if it is
+    mounted, but too few replicas are current until a resync ends.
     """
-    occupy_streams()
     options = parse_options(texts, len(replicas))
     # Only now: a refusal needs no FUSE, and what it imports takes most of the start-up time.
     from quorumfs.mounting import MountPlan, serve  # noqa: PLC0415
@@ -71,13 +75,42 @@ def mount(
         os.stat(os.path.join(plan.mountpoint, "disk.img"))
     except OSError as error:
         raise UserError(f"mounted, but disk.img cannot be used: {error.strerror}") from None
-    _warn(plan.mountpoint)
+    _tell(plan.mountpoint, options.replica_timeout_s)
 
 
-def _warn(mountpoint: str) -> None:
-    """Say on stderr which replicas are not in full use; the mount itself has succeeded."""
+def _tell(mountpoint: str, patience_s: float) -> None:
+    """Say on stderr what is not as it should be with a mount that was made.
+
+    Raises `UserError` if it cannot be used, because too few replicas are current and those that
+    are brought up to date do not get there within *patience_s* seconds.
+    """
+    deadline = time.monotonic() + patience_s
     with suppress(client.ControlError):
         status = client.status(mountpoint)
+        while _comes_soon(status) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            status = client.status(mountpoint)
+        if why := unreachable(status.size):
+            click.echo(f"quorumfs: warning: {why}", err=True)
+        lines = []
         if any(replica.state != State.CURRENT.value for replica in status.replicas):
-            for line in describe(status):
-                click.echo(f"quorumfs: warning: {line}", err=True)
+            lines = describe(status)
+        if status.state is not DiskState.NO_QUORUM:
+            _warn(lines)
+            return
+        first, *others = lines or describe(status)
+        _warn(others)
+        error = UserError(f"mounted, and stays so, but {first}")
+        error.exit_code = ExitCode.UNUSABLE
+        raise error
+
+
+def _comes_soon(status: Status) -> bool:
+    """Whether too few replicas are current, and that may change by itself."""
+    unusable = status.state is DiskState.NO_QUORUM
+    return unusable and not status.read_only and status.metadata != "none"
+
+
+def _warn(lines: Sequence[str]) -> None:
+    for line in lines:
+        click.echo(f"quorumfs: warning: {printable(line)}", err=True)

@@ -361,6 +361,10 @@ def _in_order(replica: ReplicaStatus) -> bool:
     )
 
 
+_COMING = (State.STALE.value, State.SUSPECT.value, State.RESYNCING.value)
+"""Who becomes current by itself."""
+
+
 def describe(status: Status) -> list[str]:
     """What happened and what to do next, a sentence or two a line; nothing for a healthy disk."""
     if status.state is DiskState.HEALTHY:
@@ -373,12 +377,7 @@ def describe(status: Status) -> list[str]:
         ]
     lines = []
     if status.state is DiskState.NO_QUORUM:
-        usable = sum(replica.usable for replica in status.replicas)
-        lines.append(
-            f"{usable} of {len(status.replicas)} replicas are current and usable, and "
-            f"vote-threshold={status.vote_threshold} needs as many: requests fail or wait until "
-            "enough are"
-        )
+        lines.append(_no_quorum(status))
     lines += [_advice(status, replica) for replica in status.replicas if _advised(replica)]
     if status.undecided_bytes:
         lines.append(
@@ -400,6 +399,18 @@ def describe(status: Status) -> list[str]:
             + ("" if any(map(_advised, status.replicas)) else "; nothing to do")
         )
     return lines
+
+
+def _no_quorum(status: Status) -> str:
+    usable = sum(replica.usable for replica in status.replicas)
+    coming = [replica.path for replica in status.replicas if replica.state in _COMING]
+    until = "enough are"
+    if coming and usable + len(coming) >= status.vote_threshold and not status.read_only:
+        until = f"the resync of {' and '.join(coming)} ends"
+    return (
+        f"{usable} of {len(status.replicas)} replicas are current and usable, and vote-threshold="
+        f"{status.vote_threshold} needs as many: requests fail or wait until {until}"
+    )
 
 
 def _advised(replica: ReplicaStatus) -> bool:

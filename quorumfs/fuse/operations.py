@@ -35,6 +35,7 @@ from pyfuse3 import (
     StatvfsData,
 )
 
+from quorumfs.control.space import Space
 from quorumfs.disk import Disk
 from quorumfs.fuse import shim
 from quorumfs.options import MountOptions
@@ -111,13 +112,19 @@ class _Handle:
 class DiskOperations(pyfuse3.Operations):
     """The file system of one disk."""
 
-    def __init__(self, disk: Disk, options: MountOptions, mtime_ns: int) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        options: MountOptions,
+        mtime_ns: int,
+        space: Space,
+    ) -> None:
         """*mtime_ns* is the time of the last change before this mount (ns since the epoch)."""
         super().__init__()
+        self._space = space
         self._disk = disk
         self._options = options
         self._mtime_ns = mtime_ns
-        self._blocks = 0
         self._numbers = itertools.count(1)
         self._handles: dict[FileHandleT, _Handle] = {}
 
@@ -181,8 +188,8 @@ class DiskOperations(pyfuse3.Operations):
         A disk in trouble must still be found and opened, and this number is for readers only.
         """
         with contextlib.suppress(OSError):
-            self._blocks = await self._disk.allocated_blocks()
-        return self._blocks
+            self._space.allocated = await self._disk.allocated_blocks()
+        return self._space.allocated
 
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         return FileHandleT(0)
@@ -195,10 +202,13 @@ class DiskOperations(pyfuse3.Operations):
         answer = StatvfsData()
         answer.f_bsize = answer.f_frsize = BLOCK_SIZE
         answer.f_blocks = -(-self._disk.size // BLOCK_SIZE)
-        used = -(-await self._allocated_blocks() * 512 // BLOCK_SIZE)
+        # What is known: who asks how full file systems are asks all of them, and is not to wait for
+        # a replica that hangs.
+        used = -(-self._space.allocated * 512 // BLOCK_SIZE)
         answer.f_bfree = answer.f_bavail = max(answer.f_blocks - used, 0)
-        answer.f_files = 1
-        answer.f_ffree = answer.f_favail = 0
+        if (left := self._space.left) is not None:
+            answer.f_bavail = min(answer.f_bavail, left // BLOCK_SIZE)
+        answer.f_files = answer.f_ffree = answer.f_favail = 0  # as where inodes are no resource
         answer.f_namemax = 255
         return answer
 

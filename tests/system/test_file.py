@@ -22,8 +22,8 @@ from conftest import MakeImages
 from support import mounting
 from support.command import wait_until
 from support.faultfs import Counters, FaultFS
-from support.mounting import Mounted, make_set
-from support.sets import opened
+from support.mounting import Mounted, make_set, quorumfs
+from support.sets import opened, tmpfs
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -105,6 +105,30 @@ def test_allocation_is_that_of_one_replica(make_images: MakeImages, tmp_path: Pa
         command = ["df", "--block-size=1", "--output=size,used,fstype", str(disk.mountpoint)]
         df = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert df.split()[-3:] == [str(64 * MIB), str(blocks * 512), "fuse.quorumfs"]
+
+
+def test_df_knows_what_the_stores_have_left(tmp_path: Path) -> None:
+    """Two sparse replicas on one small store: each gets half of what is free there."""
+    with tmpfs(tmp_path / "small", 8 * MIB) as store:
+        paths = [store / "a.img", store / "b.img"]
+        quorumfs("create", "--size=64M", *paths)
+        free = os.statvfs(store)
+        with Mounted(paths, tmp_path) as disk:
+            wait_until(lambda: space(disk).f_bavail < 8 * MIB // BLOCK, "a look at the stores")
+            assert space(disk).f_bavail == free.f_bavail * free.f_frsize // BLOCK // 2
+            assert space(disk).f_bfree == 64 * MIB // BLOCK
+            assert space(disk).f_files == 0
+            inodes = subprocess.run(
+                ["df", "--output=ipcent", disk.mountpoint],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert inodes.stdout.split()[-1] == "-"
+
+
+def space(disk: Mounted) -> os.statvfs_result:
+    return os.statvfs(disk.mountpoint)
 
 
 def test_owner_and_mode_options(replicas: list[Path], tmp_path: Path) -> None:

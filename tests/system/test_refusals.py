@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from support.command import (
 )
 from support.mounting import QUORUMFS, Mounted, quorumfs
 from support.sets import filled, same, tmpfs
+from xxhash import xxh3_128_digest
 
 from quorumfs.control.mounts import Mount
 from quorumfs.ofdlock import try_lock
@@ -241,6 +243,42 @@ def test_a_replica_with_an_unreadable_sidecar_is_made_a_copy(
     with Mounted(pair, pair[0].parent) as mounted:
         wait_until(lambda: is_healthy(mounted.mountpoint), "the copy")
     assert same(pair)
+
+
+@pytest.mark.parametrize("lie", ["a byte a chunk", "huge", "sparse", "fifo"])
+def test_whatever_lies_in_place_of_a_sidecar_is_refused_soon(
+    pair: list[Path], mountpoint: Path, lie: str
+) -> None:
+    """A checksum that fits proves nothing: no memory is taken, and nothing waited for, by the word
+    of a file that anybody may have written.
+    """
+    place = Path(f"{pair[0]}.quorumfs")
+    content = bytearray(place.read_bytes())
+    size, chunk_size = {"a byte a chunk": (1 << 32, 1), "huge": (1 << 62, 1)}.get(lie, (0, 0))
+    for slot in (0, 4096):
+        content[slot + 56 : slot + 72] = struct.pack("<QQ", size, chunk_size)
+        content[slot + 4080 : slot + 4096] = xxh3_128_digest(content[slot : slot + 4080])
+    place.write_bytes(content)
+    if lie == "sparse":
+        os.truncate(place, 1 << 30)
+    if lie == "fifo":
+        place.unlink()
+        os.mkfifo(place)
+    why = "not a regular file" if lie == "fifo" else "slot 0: it cannot be true: "
+    little = ["prlimit", f"--as={1 << 30}", *QUORUMFS]
+    for paths in (pair[:1], pair):
+        commands: list[list[str | Path]] = [["examine", *paths], ["mount", *paths, mountpoint]]
+        for command in commands:
+            done = subprocess.run(
+                list(map(str, [*little, *command])),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=60,
+            )
+            assert done.returncode in (1, 2)
+            assert why in done.stdout + done.stderr
+            assert "Traceback" not in done.stderr
 
 
 def is_healthy(mountpoint: Path) -> bool:

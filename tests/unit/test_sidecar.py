@@ -2,7 +2,9 @@
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +16,9 @@ from hypothesis import strategies as st
 from support.claims import claim
 
 from quorumfs import sidecarfile
+from quorumfs.assembly import AssemblyRefusedError, Found, assemble
 from quorumfs.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
+from quorumfs.resolution import resolve
 from quorumfs.sidecar import (
     ANCESTORS_MAX,
     CHUNKS_PER_PAGE,
@@ -23,6 +27,8 @@ from quorumfs.sidecar import (
     MOUNTS_MAX,
     PAGE,
     PATH_MAX,
+    SEQUENCE_MAX,
+    SIZE_MAX,
     SLOT_OFFSETS,
     UNREADABLE_MAX,
     UNREADABLE_OFFSET,
@@ -63,26 +69,36 @@ CHUNK = 64 << 10
 SECTOR = 512
 
 u64 = st.integers(1, (1 << 64) - 1)
+sequences = st.integers(0, SEQUENCE_MAX)
 ns = st.integers(-(1 << 63), (1 << 63) - 1)
 ids = st.binary(min_size=16, max_size=16)
 paths = st.binary(max_size=PATH_MAX).map(lambda raw: os.fsdecode(raw.replace(b"\0", b"")))
-roles = st.builds(Role, ids, st.sampled_from(RoleState), u64, paths, u64, u64)
+roles = st.builds(Role, ids, st.sampled_from(RoleState), u64, paths, sequences, u64)
 mounts = st.builds(PastMount, u64, st.integers(0, (1 << 32) - 1), st.booleans())
-records = st.builds(
-    Record,
-    set_id=ids,
-    size=st.integers(1, 9000 * CHUNK),
-    chunk_size=st.just(CHUNK),
-    threshold=st.integers(1, 6),
-    generation=u64,
-    roles=st.lists(roles, min_size=1, max_size=6, unique_by=lambda role: role.replica_id).map(
-        tuple
-    ),
-    ancestors=st.lists(u64, max_size=ANCESTORS_MAX).map(tuple),
-    sequence=u64,
-    clean=st.booleans(),
-    mounts=st.lists(mounts, max_size=MOUNTS_MAX).map(tuple),
-)
+
+
+@st.composite
+def make_record(draw: st.DrawFn) -> Record:
+    generation, *ancestors = draw(
+        st.lists(u64, min_size=1, max_size=1 + ANCESTORS_MAX, unique=True)
+    )
+    members = st.lists(roles, min_size=1, max_size=6, unique_by=lambda role: role.replica_id)
+    drawn = tuple(draw(members))
+    return Record(
+        set_id=draw(ids),
+        size=draw(st.integers(1, 9000 * CHUNK)),
+        chunk_size=CHUNK,
+        threshold=draw(st.integers(1, len(drawn))),
+        generation=generation,
+        roles=drawn,
+        ancestors=tuple(ancestors),
+        sequence=draw(sequences),
+        clean=draw(st.booleans()),
+        mounts=tuple(draw(st.lists(mounts, max_size=MOUNTS_MAX))),
+    )
+
+
+records = make_record()
 
 
 @st.composite
@@ -224,18 +240,127 @@ def test_what_a_later_version_wrote_is_refused() -> None:
         decode(other_checksum)
 
 
-@pytest.mark.parametrize(
-    ("offset", "value"),
-    [(0, 0), (12, 3), (12, 0), (15, 0), (40, 1), (56, None), (64, None), (368 + 16, 9)],
-)
-def test_a_slot_that_cannot_be_is_no_slot(offset: int, value: int | None) -> None:
-    """Even with a good checksum: no magic, phase, roles, own role, size, chunk size, state."""
-    body = bytearray(encode(example())[:PAGE])
-    body[offset : offset + (8 if value is None else 1)] = bytes(8) if value is None else [value]
-    body[-16:] = xxhash.xxh3_128_digest(body[:-16])
-    rest = encode(example())[2 * PAGE :]
+# Written by somebody else
+
+
+def sealed(page: bytes) -> bytes:
+    """A slot or map page with a checksum that fits."""
+    return page[:-16] + xxhash.xxh3_128_digest(page[:-16])
+
+
+def lying(*changes: tuple[int, bytes], slots: Sequence[int] = (0, 1)) -> bytes:
+    """The sidecar of `example` with bytes changed in some of its slots, and checksums that fit."""
+    content = encode(example())
+    for slot in slots:
+        page = content[SLOT_OFFSETS[slot] : SLOT_OFFSETS[slot] + PAGE]
+        for offset, piece in changes:
+            page = put(page, offset, piece)
+        content = put(content, SLOT_OFFSETS[slot], sealed(page))
+    return content
+
+
+def number(value: int) -> bytes:
+    return value.to_bytes(8, "little")
+
+
+ROLE = 368
+IMPOSSIBLE = {
+    "no magic": [(0, b"\0")],
+    "no phase": [(12, b"\0")],
+    "unknown phase": [(12, b"\3")],
+    "neither clean nor not": [(13, b"\2")],
+    "threshold 0": [(14, b"\0")],
+    "threshold above the replicas": [(14, b"\4")],
+    "no replica": [(15, b"\0")],
+    "too many replicas": [(15, b"\7")],
+    "sequence without a successor": [(16, b"\xff" * 8)],
+    "own replica elsewhere": [(40, b"x")],
+    "no size": [(56, number(0))],
+    "larger than a file": [(56, number(1 << 63)), (64, number(1 << 41))],
+    "no chunk size": [(64, number(0))],
+    "a byte a chunk": [(56, number(1 << 32)), (64, number(1))],
+    "more chunks than a map": [(56, number(1 << 62)), (64, number(CHUNK))],
+    "no power of two": [(64, number(3 * CHUNK))],
+    "chunks that no set has": [(64, number(8 << 20))],
+    "no generation": [(72, number(0))],
+    "its own ancestor": [(80, number(example().record.generation))],
+    "unknown state": [(ROLE + 16, b"\x09")],
+    "path too long": [(ROLE + 17, b"\xff\xff")],
+    "zero byte in a path": [(ROLE + 35, b"/srv\0a.img")],
+    "sequence of a role": [(ROLE + 27, b"\xff" * 8)],
+    "twice the same replica": [(ROLE + 512, b"A" * 16)],
+}
+
+
+@pytest.mark.parametrize("changes", IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+def test_a_slot_that_cannot_be_is_no_slot(changes: list[tuple[int, bytes]]) -> None:
+    """Even with a good checksum, which proves nothing."""
     with pytest.raises(FormatError):
-        decode(bytes(body) * 2 + rest)
+        decode(lying(*changes))
+    assert decode(lying(*changes, slots=[1])).damage
+
+
+def test_slots_of_two_replicas_are_no_sidecar() -> None:
+    for changes in ([(24, b"x")], [(40, b"B" * 16)], [(56, number(CHUNK))]):
+        with pytest.raises(FormatError, match="different replicas"):
+            decode(lying(*changes, slots=[1]))
+
+
+bits = st.sampled_from([0, 1, 2, 3, 7, 0x7F, 0x80, 0xFF]) | st.integers(0, 255)
+sizes = st.sampled_from([0, 1, 512, CHUNK, 1 << 32, 1 << 62, SIZE_MAX, SIZE_MAX + 1, (1 << 64) - 1])
+lies = st.one_of(
+    st.tuples(st.integers(12, 15), bits.map(lambda value: bytes([value]))),
+    st.tuples(
+        st.sampled_from([16, 56, 64, 72, 80, 88, *range(336, 368, 8), ROLE + 19, ROLE + 27]),
+        (sizes | u64).map(number),
+    ),
+    st.tuples(st.sampled_from([24, 40, ROLE, ROLE + 512]), st.sampled_from([b"A", b"B"]).map(
+        lambda letter: letter * 16
+    )),
+    st.tuples(st.integers(ROLE, PAGE - 17), st.binary(min_size=1, max_size=40)),
+)  # fmt: skip
+IMAGE_SIZE = 5000 * CHUNK
+
+
+@given(
+    st.lists(lies, min_size=1, max_size=4),
+    st.sampled_from([(0,), (1,), (0, 1)]),
+    bits,
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_whatever_is_written_is_understood_or_refused_in_little_memory(
+    changes: list[tuple[int, bytes]], slots: Sequence[int], state: int, degraded: bool
+) -> None:
+    """Scenario 11, by somebody who knows the checksum: nothing else is raised, then and later."""
+    content = lying(*[(at, piece[: PAGE - 16 - at]) for at, piece in changes], slots=slots)
+    tracemalloc.start()
+    try:
+        read = decode(content)
+        read.map.states[:] = bytes([state]) * len(read.map)
+        image = Identity(1, min(IMAGE_SIZE, read.record.size), 1, 1)
+        good = replace(example(), replica_id=b"B" * 16)
+        found = [
+            Found("/a.img", image, read),
+            Found("/b.img", Identity(2, IMAGE_SIZE), good),
+            Found("/c.img", Identity(3, IMAGE_SIZE)),
+        ]
+        for some in (found[:1], found[:2]):
+            with suppress(AssemblyRefusedError):
+                plan = assemble(some, degraded=degraded)
+                later = replace(plan.record, sequence=plan.sequence_seen + 1).minted(plan.prepared)
+                later = later.with_state(range(len(later.roles)), RoleState.STALE)
+                encode_slot(later, read.replica_id, read.identity, Phase.PREPARED)
+        for kept in ("/a.img", "/b.img"):
+            with suppress(AssemblyRefusedError):
+                for sidecar in resolve(found, kept).sidecars.values():
+                    encode(sidecar)
+    except FormatError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 64 << 20
 
 
 # Torn, flipped, cut
@@ -538,17 +663,39 @@ def test_where_there_are_no_locks_there_is_none_taken(
     os.close(fd)
 
 
-def test_a_sparse_file_of_any_size_is_no_sidecar(image: str) -> None:
-    """It is not read into memory to find that out."""
+@pytest.mark.parametrize("head", [b"", encode(example())], ids=["zeros", "sidecar"])
+def test_a_sparse_file_of_any_size_is_read_as_far_as_it_says_something(
+    image: str, head: bytes
+) -> None:
     with open(path_for(image), "wb") as file:
+        file.write(head)
         file.truncate(1 << 40)
     fd = open_sidecar(image, read_only=False)
     assert fd is not None
     try:
-        with pytest.raises(OSError, match="larger than any sidecar"):
-            read_sidecar(fd)
+        if head:
+            assert same(read_sidecar(fd), example())
+        else:
+            with pytest.raises(FormatError):
+                read_sidecar(fd)
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_what_is_no_file_is_not_opened(
+    image: str, make: Callable[[str], None], read_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To open a device may do something, and a FIFO may be waited for."""
+
+    def fail(path: str, _: int) -> int:
+        raise AssertionError(f"{path} was opened")
+
+    make(path_for(image))
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(OSError, match="not a regular file"):
+        open_sidecar(image, read_only=read_only)
 
 
 def test_the_identity_of_an_image_is_what_stat_says(image: str) -> None:

@@ -29,6 +29,7 @@ import trio
 
 from quorumfs import dirtymap
 from quorumfs import disk as disk_module
+from quorumfs import sidecar as sidecar_module
 from quorumfs.assembly import (
     AssemblyRefusedError,
     Plan,
@@ -101,6 +102,7 @@ class Scale:
         with ExitStack() as stack:
             for module, name, value in (
                 (dirtymap, "EXTENT", self.extent),
+                (sidecar_module, "CHUNK_MIN", self.chunk_size),
                 (work_module, "PIECE", self.piece),
                 (work_module, "LARGE_UNIT", 2 * self.piece),
                 (work_module, "BATCH", self.batch),

@@ -1,0 +1,19 @@
+"""A guest reads and writes a disk in whole sectors."""
+
+SECTOR = 512
+"""Bytes: the smallest that disks have."""
+
+
+def whole(size: int) -> int:
+    """The smallest size, at least *size* bytes, that is whole sectors."""
+    return -(-size // SECTOR) * SECTOR
+
+
+def unreachable(size: int) -> str | None:
+    """What a guest cannot do with a disk of *size* bytes, in words; None if it can use all."""
+    if not size % SECTOR:
+        return None
+    return (
+        f"the size of the disk, {size} bytes, is no multiple of {SECTOR}: a guest cannot write the "
+        f"last {size % SECTOR} bytes"
+    )

@@ -16,7 +16,7 @@ import click
 
 from quorumfs.answers import PATIENCE_S, Answer, UnansweredError, ask_all
 from quorumfs.assembly import AssemblyRefusedError, Found, Plan, assemble, image_changed
-from quorumfs.cli.status import forget_stdout, printable
+from quorumfs.cli.output import forget_stdout, printable
 from quorumfs.control.status import human_bytes
 from quorumfs.daemon import apart
 from quorumfs.dirtymap import INTENT, UNVERIFIED, DirtyMap, lacks

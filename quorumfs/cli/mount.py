@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from quorumfs.assembly import State
+from quorumfs.cli.output import complain
 from quorumfs.control import client
 from quorumfs.control.status import describe
 from quorumfs.daemon import occupy_streams, run_detached
@@ -37,6 +38,11 @@ class _MountCommand(click.Command):
     help="Log to this file; else to syslog, or to stderr with -f.",
 )
 @click.option("--log-json", is_flag=True, help="Log one JSON object a line.")
+@click.option(
+    "--runtime-dir",
+    type=click.Path(path_type=Path, resolve_path=True),
+    help="Keep there what status and umount need to find this mount; tell them the same.",
+)
 @click.argument("replicas", nargs=-1, required=True, metavar="REPLICA...")
 @click.argument("mountpoint")
 def mount(
@@ -44,6 +50,7 @@ def mount(
     foreground: bool,
     log_file: Path | None,
     log_json: bool,
+    runtime_dir: Path | None,
     replicas: tuple[str, ...],
     mountpoint: str,
 ) -> None:
@@ -62,6 +69,7 @@ def mount(
         options,
         log_file and log_file.absolute(),
         log_json,
+        runtime_dir,
     )
     if foreground:
         serve(plan, lambda: None, detached=False)
@@ -71,13 +79,13 @@ def mount(
         os.stat(os.path.join(plan.mountpoint, "disk.img"))
     except OSError as error:
         raise UserError(f"mounted, but disk.img cannot be used: {error.strerror}") from None
-    _warn(plan.mountpoint)
+    _warn(plan.mountpoint, runtime_dir)
 
 
-def _warn(mountpoint: str) -> None:
+def _warn(mountpoint: str, runtime_dir: Path | None) -> None:
     """Say on stderr which replicas are not in full use; the mount itself has succeeded."""
     with suppress(client.ControlError):
-        status = client.status(mountpoint)
+        status = client.status(mountpoint, runtime_dir=runtime_dir)
         if any(replica.state != State.CURRENT.value for replica in status.replicas):
             for line in describe(status):
-                click.echo(f"quorumfs: warning: {line}", err=True)
+                complain(f"quorumfs: warning: {line}")

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from quorumfs.assembly import State
+from quorumfs.cli.output import OutputError
 from quorumfs.control import client, mounts
 from quorumfs.control.status import (
     DISABLING,
@@ -763,6 +764,19 @@ def test_what_another_user_s_daemon_says_is_marked_as_that(say: Say) -> None:
     picture = drawn(status, 200, owner=os.geteuid() + 1)
     assert "whose daemon says" in without_colours(picture)
     assert "\x07" not in picture
+
+
+def test_output_that_nobody_takes_leaves_the_exit_code_of_the_worst(
+    say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OutputError("full")
+
+    monkeypatch.setattr("builtins.print", full)
+    for answer, exit_code in ((GONE, 2), (DEGRADED, 1), (HEALTHY, 1)):
+        result = say(mounted={MOUNTPOINT: answer})
+        assert isinstance(result.exception, OutputError)
+        assert result.exception.exit_code == exit_code
 
 
 def test_the_only_mount_asked_for_fails_in_one_line(say: Say) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -639,8 +640,8 @@ def test_one_that_answers_badly_or_never_hides_nobody(several: Several) -> None:
     several.add("/flood", lambda channel: channel.sendall(b"x" * (16 << 20)))
     several.add("/good", honest("/good"))
     began = time.monotonic()
-    answers = client.statuses(several.mounts, timeout_s=0.5)
-    assert time.monotonic() - began < 3
+    answers = client.statuses(several.mounts, timeout_s=2)
+    assert time.monotonic() - began < 20
     assert answers[-1] == a_status("/good")
     assert [type(answer) for answer in answers[:-1]] == [
         *[client.NoAnswerError] * 40,
@@ -845,17 +846,20 @@ def locked_elsewhere(path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine whose directories are all below this one; we are no user that others look for."""
-    tmp_path.joinpath("tmp").mkdir()
-    monkeypatch.setattr(runtime, "SHARED", tmp_path / "tmp")
-    monkeypatch.setattr(runtime, "SESSIONS", tmp_path / "sessions")
-    usual = tmp_path / "tmp" / "quorumfs-0"
-    monkeypatch.setattr(
-        runtime, "directories", lambda _, given=None: [given, usual] if given else [usual]
-    )
-    monkeypatch.setattr(runtime, "_may_be_private", lambda _: True)
-    return usual
+def places(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the usual directory is to be, on a machine with nothing but a /tmp.
+
+    Below a short path, for that of a socket may have 107 bytes.
+    """
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        usual = Path(name, "tmp", "quorumfs-0")
+        usual.parent.mkdir()
+        monkeypatch.setattr(runtime, "SHARED", usual.parent)
+        monkeypatch.setattr(
+            runtime, "directories", lambda _, given=None: [given, usual] if given else [usual]
+        )
+        monkeypatch.setattr(runtime, "_may_be_private", lambda _: True)
+        yield usual
 
 
 def test_a_claim_is_found_kept_and_given_up(places: Path) -> None:
@@ -900,8 +904,8 @@ def test_of_a_thousand_names_only_theirs_are_looked_into(places: Path) -> None:
     claim.give_up()
 
 
-def test_a_directory_that_is_given_is_used_or_refused(places: Path, tmp_path: Path) -> None:
-    given = tmp_path / "given"
+def test_a_directory_that_is_given_is_used_or_refused(places: Path) -> None:
+    given = places.parent / "given"
     claim = runtime.claim(MOUNTPOINT, given)
     assert claim.home == given
     assert runtime.daemon_pid(MOUNTPOINT, 0) is None
@@ -919,9 +923,9 @@ def test_a_directory_that_is_given_is_used_or_refused(places: Path, tmp_path: Pa
     with pytest.raises(UserError, match=refusal % "it is no directory"):
         runtime.claim(MOUNTPOINT, given)
     with pytest.raises(UserError, match="too long for a socket"):
-        runtime.claim(MOUNTPOINT, tmp_path / ("x" * 99))
+        runtime.claim(MOUNTPOINT, places.parent / ("x" * 99))
     with pytest.raises(UserError, match="No such file"):
-        runtime.claim(MOUNTPOINT, tmp_path / "no" / "such")
+        runtime.claim(MOUNTPOINT, places.parent / "no" / "such")
 
 
 def test_the_last_word_has_its_space_beforehand(

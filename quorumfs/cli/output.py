@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class OutputError(UserError):
-    """Standard output takes no more: it is full, or was closed."""
+    """Standard output takes no more: it is full, as a rule."""
 
 
 class _Output(io.RawIOBase):
@@ -40,13 +40,14 @@ class _Output(io.RawIOBase):
 def occupy_streams() -> None:
     """Put something in the place of standard streams that are closed.
 
-    Else their numbers go to the files opened next, and what is printed into these.
+    Else their numbers go to the files opened next, and what is printed into these. Who closed
+    one, as some service managers do, wants nothing from it: the work is done all the same.
     """
-    for number, mode in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_RDONLY)):
+    for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, mode)  # the lowest number that is free; using it fails
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
 def watched_stdout() -> TextIO:

@@ -6,7 +6,6 @@ dead (ENOTCONN), because clients must not find the empty directory below it and 
 """
 
 import ctypes
-import errno
 import logging
 import os
 import signal
@@ -15,14 +14,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import trio
 
 from quorumfs.assembly import State
 from quorumfs.control import logs, mounts, runtime, server, snapshot
-from quorumfs.control.events import EventLog
+from quorumfs.control.events import EventLog, status_event
 from quorumfs.control.space import Space
+from quorumfs.control.status import Status
 from quorumfs.control.whereabouts import Whereabouts
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
@@ -40,6 +39,9 @@ IDLE_S = 2.0
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+TELL_SIGNAL = signal.SIGUSR1
+"""Has the daemon put its status into the log."""
+
 
 @dataclass(frozen=True, slots=True)
 class MountPlan:
@@ -51,6 +53,8 @@ class MountPlan:
     options: MountOptions
     log_file: Path | None = None
     log_json: bool = False
+    runtime_dir: Path | None = None
+    """None: the usual one."""
 
 
 def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None:
@@ -59,28 +63,29 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
     Raises `UserError` if it cannot be mounted.
     """
     with ExitStack() as stack:
-        _check_mountpoint(plan.mountpoint)
+        _check_mountpoint(plan.mountpoint, plan.runtime_dir)
         require_for_service(len(plan.replicas))
         # A replica may hang. Python would note a Ctrl-C and go on waiting in the system call.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(TELL_SIGNAL, signal.SIG_IGN)  # but while somebody listens for it
         _become_io_flusher()
         _share_heaps()
         replica_set = open_replica_set(plan.replicas, plan.mountpoint, plan.options)
-        lock = runtime.claim(plan.mountpoint)
-        stack.callback(runtime.give_up, plan.mountpoint, lock)
-        destination = logs.destination(
-            plan.log_file, detached=detached, fallback=runtime.path_for(plan.mountpoint, "log")
-        )
+        claim = runtime.claim(plan.mountpoint, plan.runtime_dir)
+        stack.callback(claim.give_up)
+        destination = logs.destination(plan.log_file, detached=detached, fallback=claim.path("log"))
         # Until somebody listens for them, lest a signal leaves a mount without a daemon; and
         # before there are more threads, which must never be the ones to take them.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         stack.callback(logs.start(destination, as_json=plan.log_json).stop)
         if not plan.options.read_only:
             replica_set.take_into_use(plan.options)
-        trio.run(_serve, plan, replica_set, ready)
+        trio.run(_serve, plan, claim, replica_set, ready)
 
 
-async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], None]) -> None:
+async def _serve(
+    plan: MountPlan, claim: runtime.Claim, replica_set: ReplicaSet, ready: Callable[[], None]
+) -> None:
     events = EventLog(plan.mountpoint, logs.tell)
     disk, repairs = replica_set.make_disk(plan.options, events)
     mtime_ns = max(image.mtime_ns for image in replica_set.images)
@@ -106,13 +111,14 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
             def notes() -> tuple[str, ...]:
                 return tuple(filter(None, (shim.missing(), unreachable(disk.size))))
 
-            def status(_: object) -> dict[str, Any]:
+            def take_status() -> Status:
                 return snapshot.take(
                     plan.mountpoint, plan.options, disk, repairs, notes(), whereabouts.astray
-                ).to_json()
+                )
 
-            socket = runtime.path_for(plan.mountpoint, "sock")
-            await nursery.start(server.serve, socket, {"status": status})
+            commands = {"status": lambda _: take_status().to_json()}
+            await nursery.start(server.serve, claim.path("sock"), commands)
+            await nursery.start(_tell_on_signal, take_status)
             if repairs is not None:
                 nursery.start_soon(repairs.run)
             log.info(
@@ -141,7 +147,7 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
     session.close(unmount=True)
     log.info("unmounted %s", plan.mountpoint)
     if failure:
-        runtime.leave_word(plan.mountpoint, failure)
+        claim.leave_word(failure)
         raise UserError(failure)
 
 
@@ -199,11 +205,11 @@ def _share_heaps() -> None:
         mallopt(m_arena_max, 2)
 
 
-def _check_mountpoint(mountpoint: str) -> None:
+def _check_mountpoint(mountpoint: str, runtime_dir: Path | None) -> None:
     mounted = mounts.mount_at(mountpoint)
     if mounted and mounted.fs_type == mounts.FS_TYPE:
-        pid = runtime.daemon_pid(mountpoint, mounted.owner)
-        if pid is not None or not _is_dead(mountpoint):
+        pid = runtime.daemon_pid(mountpoint, mounted.owner, runtime_dir)
+        if pid is not None or not mounts.is_dead(mountpoint):
             served = f"served by quorumfs, pid {pid}" if pid else "a quorumfs mount"
             raise UserError(f"{mountpoint} is already {served}; unmount it first")
         return
@@ -214,19 +220,10 @@ def _check_mountpoint(mountpoint: str) -> None:
         raise UserError(f"the mount point {mountpoint}: {error.strerror}") from None
 
 
-def _is_dead(mountpoint: str) -> bool:
-    """Whether the daemon behind a FUSE mount is gone."""
-    try:
-        os.statvfs(mountpoint)  # not stat: the kernel would answer that from its cache
-    except OSError as error:
-        return error.errno == errno.ENOTCONN
-    return False
-
-
 def _clear_stale_mount(mountpoint: str) -> None:
     """Take away what a killed daemon of ours left mounted."""
     while (mounted := mounts.mount_at(mountpoint)) and mounted.fs_type == mounts.FS_TYPE:
-        if not _is_dead(mountpoint):
+        if not mounts.is_dead(mountpoint):
             raise UserError(f"{mountpoint} has just been mounted by another quorumfs")
         log.warning("%s: clearing the mount of a daemon that died", mountpoint)
         mounts.unmount(mountpoint, lazy=True)
@@ -269,6 +266,18 @@ async def _return_memory(disk: Disk) -> None:
 async def _say_when_serving(ready: Callable[[], None]) -> None:
     await trio.lowlevel.checkpoint()  # the session loop, started just before, now waits
     ready()
+
+
+async def _tell_on_signal(
+    take_status: Callable[[], Status],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Put the status into the log at each `TELL_SIGNAL`: also where the socket is out of reach."""
+    with trio.open_signal_receiver(TELL_SIGNAL) as signals:
+        task_status.started()
+        async for _ in signals:
+            logs.tell(status_event(take_status()))
 
 
 async def _stop_on_signal(

@@ -354,6 +354,12 @@ def _check_together(options: MountOptions, replicas: int) -> None:
             "option rewrite-corrupted: got 1 replica, allowed: 2 or more, because a replica is "
             "rewritten from the others"
         )
+    for name in ("dev", "suid"):
+        if name in options.kernel_flags and os.geteuid() != 0:
+            raise UsageError(
+                f"option {name}: got it from an ordinary user, allowed: root alone; a user's mount "
+                f"is no{name}"
+            )
     if {"allow_other", "allow_root"} <= options.kernel_flags:
         raise UsageError("option allow_root: got allow_other too, allowed: one of them")
 

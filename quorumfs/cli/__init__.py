@@ -8,8 +8,15 @@ from quorumfs import __version__
 from quorumfs.cli.create import create
 from quorumfs.cli.examine import examine
 from quorumfs.cli.mount import mount
+from quorumfs.cli.output import (
+    OutputError,
+    complain,
+    forget_stdout,
+    occupy_streams,
+    watched_stdout,
+)
 from quorumfs.cli.resolve import resolve
-from quorumfs.cli.status import printable, status
+from quorumfs.cli.status import status
 from quorumfs.cli.umount import umount
 from quorumfs.errors import ExitCode, UserError
 from quorumfs.limits import reset
@@ -31,17 +38,29 @@ quorumfs.add_command(resolve)
 
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code of ours."""
+    occupy_streams()
+    sys.stdout = watched_stdout()
     reset()
+    exit_code: int
     try:
-        sys.exit(quorumfs(standalone_mode=False) or ExitCode.OK)
+        exit_code = quorumfs(standalone_mode=False) or ExitCode.OK
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough
+        forget_stdout()
+        exit_code = ExitCode.OK
     except UserError as error:
-        exit_code, message = error.exit_code, str(error)
+        exit_code = error.exit_code
+        complain(f"quorumfs: {error}")
     except click.UsageError as error:
         exit_code, message = ExitCode.USAGE, error.format_message()
         if error.ctx is not None and error.ctx.command is quorumfs:
             message = f"{message} Commands: {', '.join(quorumfs.commands)}"
+        complain(f"quorumfs: {message}")
     except click.Abort:
-        exit_code, message = ExitCode.INTERRUPTED, "interrupted"
-    # What it quotes may come from a sidecar, which anybody may have written.
-    print(f"quorumfs: {printable(' '.join(message.split()))}", file=sys.stderr)
+        exit_code = ExitCode.INTERRUPTED
+        complain("quorumfs: interrupted")
+    try:
+        sys.stdout.flush()
+    except (BrokenPipeError, OutputError):  # told before, or nobody listens
+        forget_stdout()
     sys.exit(exit_code)

@@ -26,7 +26,7 @@ from quorumfs.assembly import (
 from quorumfs.claim import Claim, FoundClaim, Standing, in_the_way, standing
 from quorumfs.claimant import claim_of_this_mount, runs
 from quorumfs.claiming import MOUNT
-from quorumfs.cli.status import forget_stdout, printable
+from quorumfs.cli.output import forget_stdout, printable
 from quorumfs.control.status import human_bytes
 from quorumfs.daemon import apart
 from quorumfs.dirtymap import INTENT, UNVERIFIED, DirtyMap, lacks

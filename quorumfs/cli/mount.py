@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from quorumfs.assembly import State
-from quorumfs.cli.status import printable
+from quorumfs.cli.output import complain
 from quorumfs.control import client
 from quorumfs.control.status import DiskState, Status, describe
 from quorumfs.daemon import run_detached
@@ -41,6 +41,11 @@ class _MountCommand(click.Command):
     help="Log to this file; else to syslog, or to stderr with -f.",
 )
 @click.option("--log-json", is_flag=True, help="Log one JSON object a line.")
+@click.option(
+    "--runtime-dir",
+    type=click.Path(path_type=Path, resolve_path=True),
+    help="Keep there what status and umount need to find this mount; tell them the same.",
+)
 @click.argument("replicas", nargs=-1, required=True, metavar="REPLICA...")
 @click.argument("mountpoint")
 def mount(
@@ -48,6 +53,7 @@ def mount(
     foreground: bool,
     log_file: Path | None,
     log_json: bool,
+    runtime_dir: Path | None,
     replicas: tuple[str, ...],
     mountpoint: str,
 ) -> None:
@@ -66,6 +72,7 @@ def mount(
         options,
         log_file and log_file.absolute(),
         log_json,
+        runtime_dir,
     )
     if foreground:
         serve(plan, lambda: None, detached=False)
@@ -75,10 +82,10 @@ def mount(
         os.stat(os.path.join(plan.mountpoint, "disk.img"))
     except OSError as error:
         raise UserError(f"mounted, but disk.img cannot be used: {error.strerror}") from None
-    _tell(plan.mountpoint, options.replica_timeout_s)
+    _tell(plan.mountpoint, runtime_dir, options.replica_timeout_s)
 
 
-def _tell(mountpoint: str, patience_s: float) -> None:
+def _tell(mountpoint: str, runtime_dir: Path | None, patience_s: float) -> None:
     """Say on stderr what is not as it should be with a mount that was made.
 
     Raises `UserError` if it cannot be used, because too few replicas are current and those that
@@ -86,12 +93,12 @@ def _tell(mountpoint: str, patience_s: float) -> None:
     """
     deadline = time.monotonic() + patience_s
     with suppress(client.ControlError):
-        status = client.status(mountpoint)
+        status = client.status(mountpoint, runtime_dir=runtime_dir)
         while _comes_soon(status) and time.monotonic() < deadline:
             time.sleep(0.05)
-            status = client.status(mountpoint)
+            status = client.status(mountpoint, runtime_dir=runtime_dir)
         if why := unreachable(status.size):
-            click.echo(f"quorumfs: warning: {why}", err=True)
+            complain(f"quorumfs: warning: {why}")
         lines = []
         if any(replica.state != State.CURRENT.value for replica in status.replicas):
             lines = describe(status)
@@ -113,4 +120,4 @@ def _comes_soon(status: Status) -> bool:
 
 def _warn(lines: Sequence[str]) -> None:
     for line in lines:
-        click.echo(f"quorumfs: warning: {printable(line)}", err=True)
+        complain(f"quorumfs: warning: {line}")

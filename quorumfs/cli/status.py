@@ -6,10 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from quorumfs.cli.output import OutputError, forget_stdout, printable
+from quorumfs.control import schema
 from quorumfs.control.status import (
     SCHEMA,
     DiskState,
@@ -31,9 +34,6 @@ if TYPE_CHECKING:
 
 WATCH_S = 1.0
 """Between two pictures of --watch."""
-
-ASK_AT_ONCE = 16
-"""Mounts asked side by side: one that hangs must not hold up the picture of the others."""
 
 COLUMNS = (
     ("replica", "left", True),
@@ -66,9 +66,11 @@ class Answer:
     """What one mount point said, or why it said nothing."""
 
     mountpoint: str
-    """Absolute."""
+    """Absolute; as the kernel knows it, if it does."""
     status: Status | None
     error: "ControlError | None" = None
+    owner: int | None = None
+    """Whose mount it is, by the kernel's table; None: it has none there."""
 
     @property
     def exit_code(self) -> ExitCode:
@@ -77,10 +79,19 @@ class Answer:
         assert self.error is not None
         return self.error.exit_code
 
+    @property
+    def claimed_by(self) -> str | None:
+        """Whose daemon says so, if that is another user's."""
+        from quorumfs.control import client  # noqa: PLC0415 (not needed for --help)
+
+        if self.owner is None or self.owner == os.geteuid():
+            return None
+        return client.user_name(self.owner)
+
     def to_json(self) -> dict[str, Any]:
         """The status, or an object with state null and the reason."""
         if self.status is not None:
-            return self.status.to_json()
+            return {**self.status.to_json(), "owner": self.owner}
         assert self.error is not None
         return {
             "schema": SCHEMA,
@@ -88,7 +99,26 @@ class Answer:
             "state": None,
             "problem": self.error.problem,
             "error": str(self.error),
+            "owner": self.owner,
         }
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of what `Answer.to_json` gives."""
+    answered = schema.json_schema(Status)
+    head = {"schema": {"const": SCHEMA}, "owner": schema.json_schema(int | None)}
+    answered["properties"] |= head
+    answered["required"] += head
+    texts = {name: {"type": "string"} for name in ("mountpoint", "problem", "error")}
+    unanswered = {**head, **texts, "state": {"type": "null"}}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "One mount, as quorumfs status --json shows it",
+        "anyOf": [
+            answered,
+            {"type": "object", "properties": unanswered, "required": list(unanswered)},
+        ],
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,20 +156,36 @@ class View:
 )
 @click.option("-x", "only_unhealthy", is_flag=True, help="Show only mounts that are not healthy.")
 @click.option("--watch", "watched", is_flag=True, help="Show it anew every second, until Ctrl-C.")
+@click.option(
+    "--runtime-dir",
+    type=click.Path(path_type=Path, resolve_path=True),
+    help="Look there too for daemons whose mount was told so.",
+)
+@click.option(
+    "--json-schema", "only_schema", is_flag=True, help="Print the JSON Schema of one object."
+)
 @click.argument("mountpoints", nargs=-1)
 def status(
-    as_json: bool, only_unhealthy: bool, watched: bool, mountpoints: tuple[str, ...]
+    as_json: bool,
+    only_unhealthy: bool,
+    watched: bool,
+    runtime_dir: Path | None,
+    only_schema: bool,
+    mountpoints: tuple[str, ...],
 ) -> ExitCode:
     """Show the state of each MOUNTPOINT, or of all quorumfs mounts, and what to do next.
 
     Exits with the worst of those shown: 0 healthy, 1 degraded, 2 unusable, 3 needs the operator,
     4 not mounted, or not to be asked.
     """
+    if only_schema:
+        print(json.dumps(json_schema(), indent=2))
+        return ExitCode.OK
     single = len(mountpoints) == 1 and not only_unhealthy
     in_colours = sys.stdout.isatty() and not as_json
 
     def look() -> View:
-        view = ask_all(mountpoints)
+        view = ask_all(mountpoints, runtime_dir)
         return view.unhealthy() if only_unhealthy else view
 
     def as_text(view: View) -> str:
@@ -148,6 +194,7 @@ def status(
         content = [answer.to_json() for answer in view.answers]
         return json.dumps(content[0] if single else content)
 
+    view = View([])
     try:
         if watched:
             if not in_colours:
@@ -168,29 +215,39 @@ def status(
     except BrokenPipeError:
         forget_stdout()
         return ExitCode.OK
+    except OutputError as error:  # whoever looks at the exit code alone is told the worst
+        error.exit_code = worst([view.exit_code, error.exit_code])
+        raise
     return view.exit_code
 
 
-def ask_all(mountpoints: Sequence[str]) -> View:
+def ask_all(mountpoints: Sequence[str], runtime_dir: Path | None = None) -> View:
     """Ask these mounts, or all that this user may ask, side by side."""
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 (not needed for --help)
-
-    from quorumfs.control import client  # noqa: PLC0415 (the same)
-
-    def ask(mountpoint: str) -> Answer:
-        try:
-            status = client.status(mountpoint)
-        except client.ControlError as error:
-            return Answer(os.path.abspath(mountpoint), None, error)
-        return Answer(status.mountpoint, status)
+    from quorumfs.control import client, mounts  # noqa: PLC0415 (not needed for --help)
 
     unasked = 0
-    if not mountpoints:
-        visible = client.visible_mounts()
-        mountpoints = [m.mountpoint for m in visible if os.geteuid() in (0, m.owner)]
-        unasked = len(visible) - len(mountpoints)
-    with ThreadPoolExecutor(ASK_AT_ONCE) as pool:
-        return View(list(pool.map(ask, mountpoints)), unasked)
+    places: list[mounts.Mount | Answer] = []
+    if mountpoints:
+        for mountpoint in mountpoints:
+            try:
+                places.append(client.find(mountpoint))
+            except client.ControlError as error:
+                places.append(Answer(os.path.abspath(mountpoint), None, error))
+    else:
+        visible = mounts.of_quorumfs()
+        places += [mount for mount in visible if os.geteuid() in (0, mount.owner)]
+        unasked = len(visible) - len(places)
+    asked = [place for place in places if not isinstance(place, Answer)]
+    told = iter(client.statuses(asked, runtime_dir=runtime_dir))
+
+    def answer(mount: mounts.Mount) -> Answer:
+        said = next(told)
+        if isinstance(said, client.ControlError):
+            return Answer(mount.mountpoint, None, said, mount.owner)
+        return Answer(mount.mountpoint, said, owner=mount.owner)
+
+    answers = [place if isinstance(place, Answer) else answer(place) for place in places]
+    return View(answers, unasked)
 
 
 def watch(look: Callable[[], View], show: Callable[[View], None]) -> ExitCode:
@@ -207,6 +264,11 @@ def watch(look: Callable[[], View], show: Callable[[View], None]) -> ExitCode:
 
 
 # Both forms are made of these
+
+
+def claim(user: str) -> str:
+    """What to think of the rest, where it comes from another user's daemon."""
+    return f"a mount of {printable(user)}, whose daemon says all of this, and could say anything:"
 
 
 def headline(status: Status) -> str:
@@ -274,18 +336,6 @@ def resync_line(resync: ResyncStatus) -> str:
     )
 
 
-def printable(text: str) -> str:
-    """*text* on one line, in characters that every terminal and pipe takes."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
-
-
-def forget_stdout() -> None:
-    """Whoever read the output has seen enough: what is still in its buffer goes nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 # For pipes and files: stable, no colours, no wrapping
 
 
@@ -295,7 +345,10 @@ def plain(answer: Answer) -> str:
     if status is None:
         assert answer.error is not None
         return f"{place}: {answer.error.problem}\n  {printable(str(answer.error))}\n"
-    lines = [f"{place}: {state_word(status)}", f"  {headline(status)}"]
+    lines = [f"{place}: {state_word(status)}"]
+    if (user := answer.claimed_by) is not None:
+        lines.append(f"  {claim(user)}")
+    lines.append(f"  {headline(status)}")
     lines += [f"  action: {printable(line)}" for line in describe(status)]
     lines += [f"  note: {printable(note)}" for note in status.notes]
     if status.resync is not None:
@@ -360,6 +413,8 @@ def _parts(answer: Answer, *, wide: bool) -> "Iterable[RenderableType]":
         return
     colour = COLOURS[status.state]
     yield Text.assemble((place, "bold"), ": ", (state_word(status), f"bold {colour}"))
+    if (user := answer.claimed_by) is not None:
+        yield indented(claim(user))
     yield indented(headline(status), "dim")
     for line in describe(status):
         yield indented(printable(line), colour)

@@ -1,32 +1,50 @@
 """The other end of the control socket, for the commands: who serves a mount point, and ask it.
 
-Blocking, with a deadline for everything. Never touches the mounted file system, which may be dead
+Blocking, with one deadline for everything. What answers may be another user's, and anything: it
+gets neither more time nor more memory than any other, and speaks for nothing but the mount that
+the kernel says is that user's. Never touches the mounted file system, which may be dead
 or hung: the kernel's table of mounts says who owns a mount, and so where its socket is.
 """
 
+import errno
 import json
 import os
 import pwd
-import re
+import selectors
 import socket
 import struct
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from quorumfs.control import mounts, runtime
-from quorumfs.control.status import Status, StatusFormatError
+from quorumfs.control.status import OtherSchemaError, Status, StatusFormatError
 from quorumfs.errors import ExitCode, UserError
 
 TIMEOUT_S = 5.0
-"""For a whole question and answer; a daemon answers in milliseconds."""
+"""For all questions and answers together; a daemon answers in milliseconds."""
 
-ANSWER_MAX = 16 << 20
-"""Bytes: no answer is nearly as large."""
+ANSWER_MAX = 1 << 20
+"""Bytes: that of six replicas with the longest paths is a fifth of it."""
+
+ANSWERS_MAX = 8 << 20
+"""Bytes of all answers of one user's daemons."""
+
+AT_ONCE = 512
+"""Connections at a time; fewer where there are not twice as many descriptors."""
 
 RETRY_S = 0.05
+
+TEXT_MAX = 4096
+"""Characters of an error that a daemon tells."""
+
+FAILURES = frozenset(code for code in ExitCode if code not in (ExitCode.OK, ExitCode.INTERRUPTED))
+"""What a daemon may have a command exit with when it refuses."""
+
+T = TypeVar("T")
 
 
 class ControlError(UserError):
@@ -64,22 +82,17 @@ class NotPermittedError(ControlError):
 
 
 class ProtocolError(ControlError):
-    """What answers, if anything does, is no quorumfs of this kind."""
+    """The daemon is another version of quorumfs, or has no socket."""
 
     problem = "protocol"
     exit_code = ExitCode.USAGE
 
 
-def visible_mounts() -> list[mounts.Mount]:
-    """All quorumfs mounts that can be reached, dead ones included, in the order mounted."""
-    kind = b" - " + mounts.FS_TYPE.encode("ascii") + b" "
-    places: dict[str, None] = {}
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        if kind in line:
-            place = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), line.split()[4])
-            places[os.fsdecode(place)] = None
-    found = [mounts.mount_at(place) for place in places]
-    return [mount for mount in found if mount and mount.fs_type == mounts.FS_TYPE]
+class InvalidAnswerError(ControlError):
+    """What answers is no quorumfs, as far as can be told."""
+
+    problem = "invalid-answer"
+    exit_code = ExitCode.UNUSABLE
 
 
 def find(mountpoint: str) -> mounts.Mount:
@@ -101,150 +114,287 @@ def find(mountpoint: str) -> mounts.Mount:
     raise NotMountedError(f"{mountpoint} is not a quorumfs mount")
 
 
-def status(mountpoint: str, *, timeout_s: float = TIMEOUT_S) -> Status:
+def status(
+    mountpoint: str, *, timeout_s: float = TIMEOUT_S, runtime_dir: Path | None = None
+) -> Status:
     """The status of the mount at *mountpoint*. Raises `ControlError`."""
-    content = ask(mountpoint, "status", timeout_s=timeout_s)
-    try:
-        return Status.from_json(content)
-    except StatusFormatError as error:
-        raise ProtocolError(
-            f"the daemon of {mountpoint} is another version of quorumfs ({error})"
-        ) from None
+    (answer,) = statuses([find(mountpoint)], timeout_s=timeout_s, runtime_dir=runtime_dir)
+    if isinstance(answer, ControlError):
+        raise answer
+    return answer
+
+
+def statuses(
+    asked: Sequence[mounts.Mount],
+    *,
+    timeout_s: float = TIMEOUT_S,
+    runtime_dir: Path | None = None,
+) -> list[Status | ControlError]:
+    """The status of each of these mounts, or why there is none, within *timeout_s* for all."""
+
+    def understand(question: "_Question", content: dict[str, Any]) -> Status:
+        try:
+            status = Status.from_json(content)
+        except OtherSchemaError as error:
+            raise ProtocolError(
+                f"the daemon of {question.place}{question.pid} is another version of quorumfs: "
+                f"{error}"
+            ) from None
+        except StatusFormatError as error:
+            raise question.invalid(str(error)) from None
+        if status.mountpoint != question.place:
+            raise question.invalid("it speaks for another mount point")
+        return status
+
+    return _ask_all(asked, {"command": "status"}, understand, timeout_s, runtime_dir)
 
 
 def ask(
-    mountpoint: str, command: str, *, timeout_s: float = TIMEOUT_S, **arguments: object
+    mountpoint: str,
+    command: str,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    runtime_dir: Path | None = None,
+    **arguments: object,
 ) -> dict[str, Any]:
     """Put *command* to the daemon of *mountpoint*; its answer.
 
     Raises `ControlError`: one of the classes above, or itself when the command was refused.
     """
-    mount = find(mountpoint)
-    deadline = time.monotonic() + timeout_s
-    request = json.dumps({"command": command, **arguments}).encode("ascii") + b"\n"
-    try:
-        with _connect(mount, deadline) as channel:
-            line = _exchange(channel, request, deadline)
-    except TimeoutError:
-        who = _daemon(mount)
-        raise NoAnswerError(
-            f"the daemon of {mountpoint}{who} does not answer within {timeout_s:g} s: it is "
-            f"stopped or overloaded; see {runtime.log_of(mount.mountpoint, mount.owner)}"
-        ) from None
-    except PermissionError:
-        raise NotPermittedError(
-            f"{mountpoint} is a mount of {user_name(mount.owner)}: only that user and root may ask"
-        ) from None
-    except OSError:
-        line = b""
-    if not line:
-        raise _gone(mount)
-    return _understood(mount, command, line)
+    asked = [find(mountpoint)]
+    request = {"command": command, **arguments}
+    (answer,) = _ask_all(asked, request, lambda _, content: content, timeout_s, runtime_dir)
+    if isinstance(answer, ControlError):
+        raise answer
+    return answer
 
 
-def _connect(mount: mounts.Mount, deadline: float) -> socket.socket:
-    """A connection to the daemon.
+def _ask_all(
+    asked: Sequence[mounts.Mount],
+    request: dict[str, object],
+    understand: "Callable[[_Question, dict[str, Any]], T]",
+    timeout_s: float,
+    runtime_dir: Path | None,
+) -> "list[T | ControlError]":
+    """What *understand* makes of each answer to *request*, in the order of *asked*.
 
-    Raises `ControlError` if it is not to be found, and `OSError`: `TimeoutError` at *deadline*,
-    `PermissionError`.
+    It may raise `ControlError`.
     """
-    if os.geteuid() not in (0, mount.owner):
-        raise PermissionError
-    for home in runtime.directories(mount.owner):
-        path = runtime.path_for(mount.mountpoint, "sock", home)
-        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    deadline = time.monotonic() + timeout_s
+    line = json.dumps(request).encode("ascii") + b"\n"
+    answers: dict[int, T | ControlError] = {}
+    heard: Counter[int] = Counter()
+    room = min(AT_ONCE, os.sysconf("SC_OPEN_MAX") // 2)
+    with runtime.Finder(runtime_dir) as finder, selectors.DefaultSelector() as selector:
+        questions = [_Question(mount, line, finder) for mount in asked]
+        waiting = deque(_by_turns(asked))
+        while (waiting or selector.get_map()) and time.monotonic() < deadline:
+            full: list[int] = []
+            while waiting and len(selector.get_map()) < room and time.monotonic() < deadline:
+                number = waiting.popleft()
+                try:
+                    selector.register(questions[number].start(), selectors.EVENT_READ, number)
+                except BlockingIOError:  # so many wait already that the kernel queues no more
+                    full.append(number)
+                except ControlError as error:
+                    answers[number] = error
+            waiting += full
+            if not waiting and not selector.get_map():
+                break
+            left = max(deadline - time.monotonic(), 0)
+            for key, _ in selector.select(min(left, RETRY_S) if full else left):
+                question = questions[key.data]
+                try:
+                    heard[question.mount.owner] += question.hear()
+                    if heard[question.mount.owner] > ANSWERS_MAX:
+                        raise question.invalid(f"more than {ANSWERS_MAX} bytes with the others")
+                    if not question.is_answered:
+                        continue
+                    answers[key.data] = understand(question, question.answer(request))
+                except ControlError as error:
+                    answers[key.data] = error
+                selector.unregister(key.fileobj)
+                question.close()
+                if time.monotonic() >= deadline:
+                    break
+        for number, question in enumerate(questions):
+            if number not in answers:
+                answers[number] = question.unanswered(timeout_s)
+            question.close()
+    return [answers[number] for number in range(len(asked))]
+
+
+def _by_turns(asked: Sequence[mounts.Mount]) -> list[int]:
+    """In which order to ask: our own first, then of each user one after the other.
+
+    So nobody's mounts come last because somebody has thousands that do not answer.
+    """
+    own = os.geteuid()
+    place: Counter[int] = Counter()
+    order = []
+    for number, mount in enumerate(asked):
+        place[mount.owner] += 1
+        order.append((mount.owner != own, place[mount.owner], number))
+    return [number for *_, number in sorted(order)]
+
+
+class _Question:
+    """A request to the daemon of one mount, and what it answers."""
+
+    def __init__(self, mount: mounts.Mount, request: bytes, finder: runtime.Finder) -> None:
+        self.mount = mount
+        self.place = mount.mountpoint
+        self._request = request
+        self._finder = finder
+        self._channel: socket.socket | None = None
+        self._socket_path: Path | None = None
+        self._received = bytearray()
+
+    def start(self) -> socket.socket:
+        """Ask; returns where the answer is to come from.
+
+        Raises `ControlError` if there is nobody to ask, and `BlockingIOError` if not now.
+        """
+        if os.geteuid() not in (0, self.mount.owner):
+            raise self._not_permitted()
+        for path, place in self._finder.sockets(self.place, self.mount.owner):
+            channel = None
+            try:
+                channel = _connect(place)
+                # A directory in /tmp may have been made by anybody.
+                if _peer_uid(channel) == self.mount.owner:
+                    self._channel, self._socket_path = channel, path
+                    break
+                channel.close()
+            except BlockingIOError:
+                raise
+            except PermissionError:
+                raise self._not_permitted() from None
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                    raise ControlError(f"cannot ask for {self.place}: {error.strerror}") from None
+            finally:
+                os.close(place)
+        if self._channel is None:
+            raise self._without_socket()
+        with suppress(OSError):  # it may have answered, and closed, without hearing us out
+            self._channel.send(self._request)
+        return self._channel
+
+    def hear(self) -> int:
+        """Take what has come; how many bytes. Raises `ControlError` if that is no answer."""
+        assert self._channel is not None
         try:
-            _connect_to(channel, path, deadline)
-            # A directory in /tmp may have been made by anybody.
-            if _peer_uid(channel) == mount.owner:
-                return channel
-        except (FileNotFoundError, ConnectionRefusedError):
-            pass  # not here, or left by a daemon that died
-        except BaseException:
-            channel.close()
-            raise
-        channel.close()
-    raise _without_socket(mount)
+            piece = self._channel.recv(1 << 16)
+        except OSError:
+            piece = b""
+        if not piece:  # without the end of a line it was none
+            raise self._gone()
+        self._received += piece
+        if len(self._received) > ANSWER_MAX:
+            raise self.invalid(f"more than {ANSWER_MAX} bytes")
+        return len(piece)
 
+    @property
+    def is_answered(self) -> bool:
+        return self._received.endswith(b"\n")
 
-def _connect_to(channel: socket.socket, path: Path, deadline: float) -> None:
-    while True:
-        channel.settimeout(_left(deadline))
+    def answer(self, request: dict[str, object]) -> dict[str, Any]:
+        """The answer, which has come. Raises `ControlError` if it is none, or a refusal."""
         try:
-            channel.connect(os.fspath(path))
-        except BlockingIOError:  # so many wait already that the kernel queues no more
-            time.sleep(RETRY_S)
-        else:
-            return
+            content = json.loads(self._received, parse_constant=_no_number)
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            raise self.invalid("it is no JSON object")
+        if "error" not in content:
+            return content
+        text = content["error"]
+        if not isinstance(text, str) or len(text) > TEXT_MAX:
+            raise self.invalid("its error is no text")
+        match content.get("problem"):
+            case "permission-denied":
+                raise NotPermittedError(f"{self.place}: {text}")
+            case "unknown-command":
+                raise ProtocolError(
+                    f"the daemon of {self.place}{self.pid} is another version of quorumfs: it "
+                    f"does not know {request['command']!r}"
+                )
+        error = ControlError(f"{self.place}: {text}")
+        code = content.get("exit_code")
+        if type(code) is int and code in FAILURES:
+            error.exit_code = ExitCode(code)
+        raise error
 
+    def close(self) -> None:
+        """Let go of the connection, and of what was received."""
+        if self._channel is not None:
+            self._channel.close()
+        self._received.clear()
 
-def _exchange(channel: socket.socket, request: bytes, deadline: float) -> bytes:
-    """The line that answers *request*; nothing if the other end closes before it is complete."""
-    channel.settimeout(_left(deadline))
-    with suppress(ConnectionError):  # it may have answered, and closed, without hearing us out
-        channel.sendall(request)
-    received = bytearray()
-    while not received.endswith(b"\n"):
-        channel.settimeout(_left(deadline))
-        piece = channel.recv(1 << 16)
-        if not piece:
-            return b""
-        received += piece
-        if len(received) > ANSWER_MAX:
-            break
-    return bytes(received)
+    @property
+    def pid(self) -> str:
+        """Words that name the daemon, if it lives."""
+        pid = self._finder.daemon_pid(self.place, self.mount.owner)
+        return f" (pid {pid})" if pid else ""
 
+    def invalid(self, why: str) -> "InvalidAnswerError":
+        """What to say of an answer that cannot be shown."""
+        return InvalidAnswerError(
+            f"what answers for {self.place}{self.pid} at {self._socket_path}, of "
+            f"{user_name(self.mount.owner)}, is no quorumfs that is known here: {why}"
+        )
 
-def _understood(mount: mounts.Mount, command: str, line: bytes) -> dict[str, Any]:
-    place = mount.mountpoint
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise ProtocolError(f"what answers for {place}{_daemon(mount)} is no quorumfs")
-    if "error" not in content:
-        return content
-    text = str(content["error"])
-    match content.get("problem"):
-        case "permission-denied":
-            raise NotPermittedError(f"{place}: {text}")
-        case "unknown-command":
-            raise ProtocolError(
-                f"the daemon of {place}{_daemon(mount)} is another version of quorumfs: it does "
-                f"not know {command!r}"
+    def unanswered(self, timeout_s: float) -> "NoAnswerError":
+        log = self._finder.log_of(self.place, self.mount.owner)
+        return NoAnswerError(
+            f"the daemon of {self.place}{self.pid} does not answer within {timeout_s:g} s: it is "
+            f"stopped or overloaded; see {log}"
+        )
+
+    def _not_permitted(self) -> "NotPermittedError":
+        return NotPermittedError(
+            f"{self.place} is a mount of {user_name(self.mount.owner)}: only that user and root "
+            "may ask"
+        )
+
+    def _without_socket(self) -> ControlError:
+        pid = self._finder.daemon_pid(self.place, self.mount.owner)
+        if pid is not None:
+            return ProtocolError(
+                f"pid {pid} serves {self.place} without a control socket: it is another version "
+                "of quorumfs, or just starting or ending"
             )
-    error = ControlError(f"{place}: {text}")
-    with suppress(KeyError, ValueError):
-        error.exit_code = ExitCode(content["exit_code"])
-    raise error
+        if self._finder.is_elsewhere(self.mount.owner):
+            return NotPermittedError(
+                f"{self.place} is a mount of the host's root, who is another user here"
+            )
+        return self._gone()
+
+    def _gone(self) -> "DaemonGoneError":
+        log = self._finder.log_of(self.place, self.mount.owner)
+        return DaemonGoneError(
+            f"the daemon of {self.place} is gone, and the mount dead: see {log}; quorumfs umount "
+            f"{self.place} clears it, and so does mounting there again (if mount was told a "
+            "--runtime-dir, name it here)"
+        )
 
 
-def _without_socket(mount: mounts.Mount) -> ControlError:
-    pid = runtime.daemon_pid(mount.mountpoint, mount.owner)
-    if pid is None:
-        return _gone(mount)
-    return ProtocolError(
-        f"pid {pid} serves {mount.mountpoint} without a control socket: it is another version "
-        "of quorumfs, or just starting or ending"
-    )
+def _connect(place: int) -> socket.socket:
+    """A connection to the socket that the descriptor *place* is of. Raises `OSError`."""
+    channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        channel.setblocking(False)
+        channel.connect(f"/proc/self/fd/{place}")
+    except BaseException:
+        channel.close()
+        raise
+    return channel
 
 
-def _gone(mount: mounts.Mount) -> DaemonGoneError:
-    place = mount.mountpoint
-    return DaemonGoneError(
-        f"the daemon of {place} is gone, and the mount dead: see "
-        f"{runtime.log_of(place, mount.owner)}; quorumfs umount {place} clears it, and so does "
-        "mounting there again"
-    )
-
-
-def _left(deadline: float) -> float:
-    """Seconds until *deadline*; raises `TimeoutError` when there are none."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
+def _no_number(name: str) -> NoReturn:
+    """For what JSON has not, and Python's takes."""
+    raise ValueError(name)
 
 
 def _peer_uid(channel: socket.socket) -> int:
@@ -252,12 +402,6 @@ def _peer_uid(channel: socket.socket) -> int:
     credentials = channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, pid_uid_gid.size)
     uid: int = pid_uid_gid.unpack(credentials)[1]
     return uid
-
-
-def _daemon(mount: mounts.Mount) -> str:
-    """Words that name the daemon, if it lives."""
-    pid = runtime.daemon_pid(mount.mountpoint, mount.owner)
-    return f" (pid {pid})" if pid else ""
 
 
 def user_name(uid: int) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import trio
 
 from quorumfs.claim import Claim
+from quorumfs.control.status import Status, describe, human_bytes
 from quorumfs.storage import Kind
 
 log = logging.getLogger(__name__)
@@ -183,6 +184,21 @@ class EventLog:
         told = self._limiter.offer(key, event, trio.current_time())
         if told is not None:
             self._tell(told)
+
+
+def status_event(status: Status) -> Event:
+    """All of *status*, for the log."""
+    facts = [
+        f"{replica.path} is {replica.state}, {replica.in_flight} requests in flight, "
+        f"{replica.errors.total} errors, {human_bytes(replica.out_of_sync_bytes)} out of sync"
+        for replica in status.replicas
+    ]
+    if (resync := status.resync) is not None:
+        done, total = human_bytes(resync.done_bytes), human_bytes(resync.total_bytes)
+        facts.append(f"{resync.kind.value}: {done} of {total}")
+    text = f"{status.mountpoint} is {status.state.value}: "
+    text += "; ".join([*facts, *describe(status), *status.notes])
+    return Event("STATUS", status.to_json(), text, logging.INFO)
 
 
 def _sectors(offset: int, length: int) -> dict[str, int]:

@@ -1,8 +1,12 @@
 """The kernel's table of mounts, and the commands that change it."""
 
+import ctypes
+import errno
 import os
 import re
 import subprocess
+import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +15,11 @@ from quorumfs.errors import UserError
 
 SUBTYPE = "quorumfs"
 FS_TYPE = f"fuse.{SUBTYPE}"
+
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8  # <sys/mount.h>
+
+LOOK_S = 2.0
+"""How long to look at what others may make take for ever: their mounts and their processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,29 +37,60 @@ def mount_at(mountpoint: str) -> Mount | None:
 
     Asks the table only, never the mounted file system: that one may be dead or hung.
     """
-    found = None
+    at = os.fsencode(mountpoint)
+    found = [mount for _, place, mount in _table() if place == at]
+    return found[-1] if found else None
+
+
+def of_quorumfs() -> list[Mount]:
+    """All quorumfs mounts that can be reached, dead ones included, in the order mounted."""
+    topmost = {place: mount for _, place, mount in _table()}
+    return [mount for mount in topmost.values() if mount.fs_type == FS_TYPE]
+
+
+def fs_type_of(mount_id: int) -> str | None:
+    """The type of file system of the mount with this number; None if there is none."""
+    return next((mount.fs_type for number, _, mount in _table() if number == mount_id), None)
+
+
+def _table() -> Iterator[tuple[int, bytes, Mount]]:
+    """Each line of the table: number, mount point, and the rest."""
     for line in Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n"):
         fields, _, rest = line.partition(b" - ")
         # At single spaces: the source may be empty, and other white space is part of a path.
-        path = fields.split(b" ")[4]
-        target = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), path)
-        if target == os.fsencode(mountpoint):
-            kind, _, options = rest.split(b" ")[:3]
-            owner = re.search(rb"(?:^|,)user_id=(\d+)", options)
-            fs_type = kind.decode("ascii")
-            found = Mount(mountpoint, fs_type, int(owner[1]) if owner else 0)
-    return found
+        number, _, _, _, path, *_ = fields.split(b" ")
+        place = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), path)
+        kind, _, options = rest.split(b" ")[:3]
+        owner = re.search(rb"(?:^|,)user_id=(\d+)", options)
+        fs_type = kind.decode("ascii", "backslashreplace")
+        yield int(number), place, Mount(os.fsdecode(place), fs_type, int(owner[1]) if owner else 0)
 
 
-def unmount(mountpoint: str, *, lazy: bool = False) -> None:
+def is_dead(mountpoint: str) -> bool:
+    """Whether the daemon behind a FUSE mount is gone; one that does not answer is not."""
+    found: list[bool] = []
+
+    def look() -> None:
+        try:
+            os.statvfs(mountpoint)  # not stat: the kernel would answer that from its cache
+        except OSError as error:
+            found.append(error.errno == errno.ENOTCONN)
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(LOOK_S)
+    return any(found)
+
+
+def unmount(mountpoint: str, *, lazy: bool = False, patience_s: float | None = None) -> None:
     """Take away what is mounted at *mountpoint*, even if it is in use when *lazy*.
 
-    Raises `UserError` with the tool's reason.
+    Raises `UserError` with the reason; also if it takes root longer than *patience_s*.
     """
     if os.geteuid() == 0:
-        command = ["umount", *(["-l"] if lazy else []), mountpoint]
-    else:
-        command = ["fusermount3", "-u", *(["-z"] if lazy else []), mountpoint]
+        _unmount_as_root(mountpoint, lazy, patience_s)
+        return
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), mountpoint]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:
@@ -60,23 +100,59 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
         raise UserError(f"cannot unmount: {told or f'{command[0]} exited with {done.returncode}'}")
 
 
+def _unmount_as_root(mountpoint: str, lazy: bool, patience_s: float | None) -> None:
+    """By the system call, in a thread that can be left behind.
+
+    umount(8) looks at the mounted file system first, which may be one whose daemon never
+    answers; and on the way to it there may be another.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    outcome: list[int] = []
+
+    def call() -> None:
+        done = libc.umount2(os.fsencode(mountpoint), UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0))
+        outcome.append(ctypes.get_errno() if done else 0)
+
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    caller.join(patience_s)
+    if not outcome:
+        raise UserError(f"cannot unmount {mountpoint}: the kernel is at it for {patience_s:g} s")
+    if outcome[0]:
+        reason = "it is busy" if outcome[0] == errno.EBUSY else os.strerror(outcome[0])
+        raise UserError(f"cannot unmount {mountpoint}: {reason}")
+
+
 def users_of(mountpoint: str) -> list[tuple[int, str]]:
     """Processes that use files below *mountpoint*, or stand in it: pairs of id and name.
 
-    Those of other users are not visible to an ordinary user; the kernel's own (a loop device,
-    swap) never are.
+    As many as are found in `LOOK_S`. Those of other users are not visible to an ordinary user;
+    the kernel's own (a loop device, swap) never are.
     """
-    below = mountpoint.rstrip("/") + "/"
-    found = []
+    found: list[tuple[int, str]] = []
+    looking = threading.Thread(target=_look_for_users, args=(mountpoint, found), daemon=True)
+    looking.start()
+    looking.join(LOOK_S)
+    return list(found)
+
+
+def _look_for_users(mountpoint: str, found: list[tuple[int, str]]) -> None:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError):  # gone meanwhile, or not ours to see
-            paths = {os.readlink(f"/proc/{pid}/cwd")}
-            mapped = Path(f"/proc/{pid}/maps").read_text("utf-8", "surrogateescape")
-            paths.update(line.split(maxsplit=5)[-1] for line in mapped.splitlines())
-            for entry in os.listdir(f"/proc/{pid}/fd"):
-                with suppress(FileNotFoundError):  # closed meanwhile
-                    paths.add(os.readlink(f"/proc/{pid}/fd/{entry}"))
-            if any(path == mountpoint or path.startswith(below) for path in paths):
+            if any(_is_at(path, mountpoint) for path in _paths_of(pid)):
                 name = Path(f"/proc/{pid}/comm").read_text("utf-8", "replace").strip()
                 found.append((int(pid), name))
-    return found
+
+
+def _paths_of(pid: str) -> Iterator[str]:
+    yield os.readlink(f"/proc/{pid}/cwd")
+    for entry in os.listdir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # closed meanwhile
+            yield os.readlink(f"/proc/{pid}/fd/{entry}")
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        for line in maps:
+            yield line.rstrip("\n").split(maxsplit=5)[-1]
+
+
+def _is_at(path: str, mountpoint: str) -> bool:
+    return path == mountpoint or path.startswith(mountpoint.rstrip("/") + "/")

@@ -9,18 +9,32 @@ Pure: no I/O, no clock.
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
 from quorumfs.assembly import State
+from quorumfs.control import schema
 from quorumfs.errors import ExitCode
 
 SCHEMA = 1
 
+# What is no free text has no room for any, for whoever answers writes on root's terminal.
+Word = Annotated[str, schema.Text(64, "[a-z][a-z-]*")]
+"""A name of ours."""
+Errno = Annotated[str, schema.Text(64, "[A-Z0-9]+")]
+Id = Annotated[str, schema.Text(32, "[0-9a-f]{32}")]
+Generation = Annotated[str, schema.Text(16, "[0-9a-f]{16}")]
+ProcessId = Annotated[int, schema.Whole(1, 2**31 - 1)]
+Threshold = Annotated[int, schema.Whole(1, 2**31 - 1)]
+
 
 class StatusFormatError(ValueError):
     """This is not a status that can be understood here."""
+
+
+class OtherSchemaError(StatusFormatError):
+    """This is the status of another version of quorumfs."""
 
 
 class DiskState(Enum):
@@ -127,9 +141,9 @@ DISABLING = frozenset(
 class LastError:
     """A failed operation after which none of its sort has succeeded."""
 
-    operation: str
+    operation: Word
     """``read``, ``write``, ``flush`` or ``sidecar``."""
-    errno: str
+    errno: Errno
     """Its name, such as ``ENOSPC``."""
     text: str
     """The same for a reader."""
@@ -157,9 +171,9 @@ class ReplicaStatus:
     """One replica; the counters begin at the mount."""
 
     path: str
-    replica_id: str | None
-    """32 hex digits; None without metadata. In JSON ``id``."""
-    state: str
+    replica_id: Id | None = field(metadata=schema.key("id"))
+    """None without metadata."""
+    state: Word
     """A value of `quorumfs.assembly.State`."""
     reason: str | None = None
     """Why it is not current, or what is wrong with it although it is."""
@@ -175,7 +189,7 @@ class ReplicaStatus:
     """Requests that it has not answered, those given up included."""
     copied_bytes: int = 0
     """Written to it by resync and repair."""
-    trouble: str | None = None
+    trouble: Word | None = None
     """A value of `Trouble`; None if it is in order or not current."""
     last_error: LastError | None = None
     """None: none that would matter any more."""
@@ -218,22 +232,22 @@ class Status:
     """One mount at one moment."""
 
     mountpoint: str
-    pid: int
-    set_id: str | None
-    """32 hex digits; None without metadata. In JSON ``set``."""
-    generation: str | None
-    """16 hex digits; None without metadata."""
+    pid: ProcessId
+    set_id: Id | None = field(metadata=schema.key("set"))
+    """None without metadata."""
+    generation: Generation | None
+    """None without metadata."""
     size: int
     """Bytes."""
     state: DiskState
-    read_pattern: str
-    vote_threshold: int
+    read_pattern: Word
+    vote_threshold: Threshold
     replicas: tuple[ReplicaStatus, ...]
     """In the order of the command line."""
     resync: ResyncStatus | None = None
     scrub: Mapping[str, Any] | None = None
     """None: there is none."""
-    metadata: str = "sidecar"
+    metadata: Word = "sidecar"
     """What the set remembers when it is not mounted: ``sidecar`` or ``none``."""
     read_only: bool = False
     undecided_bytes: int = 0
@@ -245,69 +259,23 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``status --json``."""
-        replicas = [
-            {"path": replica.pop("path"), "id": replica.pop("replica_id"), **replica}
-            for replica in map(asdict, self.replicas)
-        ]
-        resync = self.resync and {**asdict(self.resync), "kind": self.resync.kind.value}
-        return {
-            "schema": SCHEMA,
-            "mountpoint": self.mountpoint,
-            "pid": self.pid,
-            "set": self.set_id,
-            "generation": self.generation,
-            "size": self.size,
-            "state": self.state.value,
-            "read_pattern": self.read_pattern,
-            "vote_threshold": self.vote_threshold,
-            "replicas": replicas,
-            "resync": resync,
-            "scrub": self.scrub and dict(self.scrub),
-            "metadata": self.metadata,
-            "read_only": self.read_only,
-            "undecided_bytes": self.undecided_bytes,
-            "notes": list(self.notes),
-            "fenced": self.fenced and asdict(self.fenced),
-        }
+        return {"schema": SCHEMA, **schema.dump(self)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Status":
         """Understand what `to_json` gave, of this version or another with the same schema.
 
-        Raises `StatusFormatError`.
+        Raises `StatusFormatError`, whatever *content* is.
         """
-        if content.get("schema") != SCHEMA:
-            raise StatusFormatError(f"schema {content.get('schema')!r}, known here: {SCHEMA}")
+        version = content.get("schema")
+        if version != SCHEMA or type(version) is not int:
+            if type(version) is int and 0 < version < 1000:
+                raise OtherSchemaError(f"its status has schema {version}, known here: {SCHEMA}")
+            raise StatusFormatError("it does not say which schema it has")
         try:
-            values = _known(cls, content, set_id="set")
-            values["state"] = DiskState(content["state"])
-            values["replicas"] = tuple(map(_replica_from_json, content["replicas"]))
-            values["notes"] = tuple(map(str, content.get("notes", ())))
-            if fenced := content.get("fenced"):
-                values["fenced"] = Fenced(**_known(Fenced, fenced))
-            if resync := content.get("resync"):
-                kind = ResyncKind(resync.get("kind", ResyncKind.RESYNC.value))
-                values["resync"] = ResyncStatus(**{**_known(ResyncStatus, resync), "kind": kind})
-            return cls(**values)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise StatusFormatError(f"not a status: {error!r}") from None
-
-
-def _replica_from_json(content: Mapping[str, Any]) -> ReplicaStatus:
-    values = _known(ReplicaStatus, content, replica_id="id")
-    values["errors"] = ErrorCounts(**_known(ErrorCounts, content.get("errors", {})))
-    if last_error := content.get("last_error"):
-        values["last_error"] = LastError(**_known(LastError, last_error))
-    return ReplicaStatus(**values)
-
-
-def _known(kind: type[Any], content: Mapping[str, Any], **renamed: str) -> dict[str, Any]:
-    """The members of *content* that are fields of *kind*; a later version may have more.
-
-    *renamed*: fields with another name in JSON.
-    """
-    names = {name: renamed.get(name, name) for name in kind.__dataclass_fields__}
-    return {name: content[key] for name, key in names.items() if key in content}
+            return schema.load(cls, content)
+        except schema.FormatError as error:
+            raise StatusFormatError(str(error)) from None
 
 
 def progress(

@@ -40,6 +40,33 @@ def daemon_of(mountpoint: Path) -> int:
 # The command
 
 
+@pytest.mark.parametrize("arguments", [["status", "--json-schema"], ["--help"]])
+def test_output_that_finds_no_space_is_an_error_in_one_line(arguments: list[str]) -> None:
+    """Where it was closed nobody wants it: no error, and no file opened since gets it."""
+    shell = ["sh", "-c", 'exec "$@" >/dev/full', "sh", *QUORUMFS, *arguments]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert one_line(done, 1) == (
+        "quorumfs: cannot write to standard output: No space left on device"
+    )
+    shell[2] = 'exec "$@" >&-'
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_error_that_nobody_takes_keeps_its_exit_code() -> None:
+    """With stderr closed it does not go to standard output either."""
+    for redirection in ("2>/dev/full", "2>&-"):
+        shell = ["sh", "-c", f'exec "$@" {redirection}', "sh", *QUORUMFS, "status", "/nothing"]
+        done = subprocess.run(shell, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (4, "")
+
+
+def test_an_error_cannot_steer_the_terminal() -> None:
+    """Whatever is named in it: a path, or what another user's daemon said."""
+    done = quorumfs("status", "/\x1b[2J\udcff\nx", check=False)
+    assert one_line(done, 4) == "quorumfs: /\\x1b[2J\\udcff x is not a quorumfs mount"
+
+
 @pytest.mark.parametrize(
     "command", [[str(Path(sys.executable).with_name("quorumfs"))], QUORUMFS], ids=["script", "-m"]
 )
@@ -394,6 +421,16 @@ def test_log_json_is_one_object_a_line(make_images: MakeImages, tmp_path: Path) 
     assert {record["event"] for record in records} == {"LOG"}
     assert all(re.fullmatch(r"[\d-]{10}T[\d:]{8}\.\d{3}Z", record["time"]) for record in records)
     assert str(mounted.mountpoint) in records[0]["message"]
+
+
+def test_a_signal_puts_the_status_into_the_log(make_images: MakeImages, tmp_path: Path) -> None:
+    """SIGUSR1 ends nothing, also where nobody can ask at the socket any more."""
+    with Mounted(make_images(2), tmp_path) as mounted:
+        os.kill(mounted.pid, signal.SIGUSR1)
+        (told,) = mounted.wait_for_events("STATUS")
+        assert (told["state"], told["mountpoint"]) == ("healthy", str(mounted.mountpoint))
+        assert [replica["path"] for replica in told["replicas"]] == list(map(str, mounted.replicas))
+        quorumfs("status", mounted.mountpoint)
 
 
 def test_logrotate_may_rename_the_log(make_images: MakeImages, tmp_path: Path) -> None:

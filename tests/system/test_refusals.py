@@ -1,7 +1,9 @@
 """What is refused before a mount changes anything: replicas and mount points that cannot be."""
 
+import json
 import os
 import shutil
+import signal
 import socket
 import stat
 import struct
@@ -21,12 +23,14 @@ from support.command import (
     ordinary_user,
     processes_of,
     refused,
+    seconds,
     wait_until,
 )
 from support.mounting import QUORUMFS, Mounted, quorumfs
 from support.sets import filled, same, tmpfs
 from xxhash import xxh3_128_digest
 
+from quorumfs.control import runtime
 from quorumfs.control.mounts import Mount
 from quorumfs.ofdlock import try_lock
 
@@ -473,16 +477,84 @@ def test_allow_other_is_the_administrators_to_allow(user: OrdinaryUser, tmp_path
     assert processes_of(mountpoint) == []
 
 
-def test_a_runtime_directory_of_somebody_else_is_not_used(user: OrdinaryUser) -> None:
-    """Whoever makes our directory below /tmp first cannot lead our commands astray."""
+def test_a_runtime_directory_of_somebody_else_is_done_without(user: OrdinaryUser) -> None:
+    """Whoever makes our directory below /tmp first leads no command astray, and stops none."""
     shutil.rmtree(user.runtime, ignore_errors=True)
     user.runtime.mkdir()
     mountpoint = user.make_directory("mnt")
     try:
-        line = one_line(user.quorumfs("mount", *user.make_images(2), mountpoint), 1)
+        done = user.quorumfs("mount", *user.make_images(2), mountpoint)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert json.loads(quorumfs("status", "--json", mountpoint).stdout)["owner"] == user.uid
+        done = user.quorumfs("umount", mountpoint)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert list(user.runtime.iterdir()) == []
     finally:
         user.runtime.rmdir()
-    assert f"the runtime directory {user.runtime} belongs to somebody else" in line
+        for private in Path("/tmp").glob(f"quorumfs-{user.uid}-*"):
+            shutil.rmtree(private)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [("ro", "Read-only file system"), ("size=4k,nr_inodes=2", "No space left on device")],
+    ids=["read-only", "full"],
+)
+def test_a_runtime_directory_that_takes_nothing_is_named_with_what_to_do(
+    make_images: MakeImages, mountpoint: Path, options: str, reason: str
+) -> None:
+    home = runtime.directories(0)[0]
+    home.mkdir(mode=0o700, exist_ok=True)
+    script = f'mount -t tmpfs -o mode=700,{options} none {home} && exec "$@"'
+    command = [*QUORUMFS, "mount", *map(str, make_images(1)), str(mountpoint)]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    refusal = f"quorumfs: cannot use the runtime directory {home}: {reason}; --runtime-dir names"
+    assert one_line(done, 1).startswith(refusal)
+    assert filesystem_at(mountpoint) is None
+
+
+def test_another_user_can_neither_hold_up_root_nor_hide_a_mount(
+    user: OrdinaryUser, make_images: MakeImages, tmp_path: Path
+) -> None:
+    """A daemon that is not ours answers for that mount, and nothing else there is what it was."""
+    mountpoint = user.make_directory("mnt")
+    assert user.quorumfs("mount", *user.make_images(1), mountpoint).returncode == 0
+    (pid,) = processes_of(mountpoint)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid), "the daemon's end")
+    path = runtime.path_for(str(mountpoint), "sock", user.runtime)
+    script = (
+        "import json, os, socket, sys; path = sys.argv[1]; os.unlink(path)\n"
+        "for suffix in ('pid', 'where', 'word'):\n"
+        "    name = path.replace('sock', suffix); os.unlink(name); os.mkfifo(name)\n"
+        "listener = socket.socket(socket.AF_UNIX); listener.bind(path); listener.listen()\n"
+        "print(flush=True); channel = listener.accept()[0]\n"
+        "claim = {'schema': 1, 'mountpoint': '/mnt/roots-own', 'size': 'x'}\n"
+        "channel.sendall(json.dumps(claim).encode() + b'\\n')\n"
+    )
+    user.directory.joinpath("fake.py").write_text(script)
+    command = [user.python, user.directory / "fake.py", path]
+    with (
+        Mounted(make_images(1), tmp_path) as mounted,
+        subprocess.Popen(
+            list(map(str, command)), user=user.uid, extra_groups=[], stdout=subprocess.PIPE
+        ) as fake,
+    ):
+        assert fake.stdout is not None
+        fake.stdout.readline()
+        done = quorumfs("status", "--json", check=False)
+        answers = {answer["mountpoint"]: answer for answer in json.loads(done.stdout)}
+        assert done.returncode == 2
+        assert answers[str(mounted.mountpoint)]["state"] == "healthy"
+        assert answers[str(mountpoint)]["problem"] == "invalid-answer"
+        assert str(path) in answers[str(mountpoint)]["error"]
+        assert "/mnt/roots-own" not in done.stdout
+    assert seconds(lambda: quorumfs("umount", mountpoint)) < 20
 
 
 def test_an_ordinary_user_mounts_writes_and_unmounts(user: OrdinaryUser) -> None:

@@ -1,12 +1,17 @@
 """The control socket: what it answers, and that no client can harm another, or the disk."""
 
+import errno
+import fcntl
 import json
 import os
+import signal
 import socket
 import stat
+import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,9 @@ import pytest
 import trio
 
 from quorumfs.control import client, mounts, runtime, server
+from quorumfs.control.status import DiskState, Status
 from quorumfs.errors import ExitCode, UserError
+from quorumfs.ofdlock import try_lock
 
 MOUNTPOINT = "/mnt/vdisk"
 
@@ -30,6 +37,7 @@ COMMANDS: Mapping[str, server.Command] = {
     "refuse": refuse,
     "fail": lambda request: {"never": request["missing"]},
     "long": lambda _: {"text": "x" * (8 << 20)},
+    "wide": lambda _: {"text": "x" * (client.ANSWER_MAX // 2)},
     "odd": lambda _: {"path": os.fsdecode(b"/a\xff\n")},
     "unspeakable": lambda _: {"set": {1}},
 }
@@ -143,7 +151,7 @@ async def test_an_unknown_command_is_answered_with_the_known_ones(tmp_path: Path
         await talk.say(b'{"command": "explode"}\n')
         answer = await talk.hear()
     assert answer["problem"] == "unknown-command"
-    assert answer["error"].endswith("there are: echo, refuse, fail, long, odd, unspeakable")
+    assert answer["error"].endswith("there are: echo, refuse, fail, long, wide, odd, unspeakable")
 
 
 @pytest.mark.parametrize("command", ["fail", "unspeakable"])
@@ -320,7 +328,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The runtime directory of a mount at `MOUNTPOINT` that the kernel's table has."""
     mount = mounts.Mount(MOUNTPOINT, mounts.FS_TYPE, os.geteuid())
     monkeypatch.setattr(mounts, "mount_at", {MOUNTPOINT: mount}.get)
-    monkeypatch.setattr(runtime, "directories", lambda _: [tmp_path / "none", tmp_path])
+    monkeypatch.setattr(runtime, "directories", lambda *_: [tmp_path / "none", tmp_path])
     return tmp_path
 
 
@@ -363,7 +371,7 @@ async def test_two_ask_at_the_same_time(home: Path) -> None:
         answers.append(client.ask(MOUNTPOINT, command))
 
     async with serving(socket_path(home)), trio.open_nursery() as nursery:
-        for command in ("long", "echo", "long", "echo"):
+        for command in ("wide", "echo", "wide", "echo"):
             nursery.start_soon(trio.to_thread.run_sync, ask, command)
     assert sorted(len(json.dumps(answer)) > 1000 for answer in answers) == [
         False,
@@ -467,7 +475,7 @@ def test_half_an_answer_is_none(home: Path) -> None:
 def test_a_daemon_without_a_socket_is_of_another_version(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "daemon_pid", lambda *_: 4711)
+    monkeypatch.setattr(runtime.Finder, "daemon_pid", lambda *_: 4711)
     with pytest.raises(client.ProtocolError, match=r"pid 4711 serves .* without a control socket"):
         client.ask(MOUNTPOINT, "status")
 
@@ -506,24 +514,62 @@ def test_a_daemon_that_dribbles_is_given_up_too(home: Path) -> None:
         ended.set()
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 400\n", b"\xff\n", b"[]\n", b"null\n", b"[" * 9999])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 400",
+        b"\xff",
+        b"[]",
+        b"null",
+        b"[" * 9999,
+        b'{"schema": NaN}',
+        b'{"schema": ' + b"1" * 9999 + b"}",
+        b'{"schema": true}',
+        b'{"schema": 1}',
+        b'{"schema": "2"}',
+        b"{}",
+        b'{"error": ["no"]}',
+        b'{"error": "' + b"x" * 9999 + b'"}',
+        b"x" * (client.ANSWER_MAX + 1),
+    ],
+    ids=lambda answer: answer[:20],
+)
 def test_what_answers_and_is_no_quorumfs_is_said_so(home: Path, answer: bytes) -> None:
+    """With whose it is, and where; it is as bad as no answer."""
     with (
-        daemon(socket_path(home), lambda channel: channel.sendall(answer.rstrip() + b"\n")),
-        pytest.raises(client.ProtocolError, match="is no quorumfs") as caught,
+        daemon(socket_path(home), lambda channel: channel.sendall(answer + b"\n")),
+        pytest.raises(client.InvalidAnswerError, match="is no quorumfs") as caught,
     ):
-        client.ask(MOUNTPOINT, "status")
+        client.status(MOUNTPOINT)
+    assert caught.value.exit_code is ExitCode.UNUSABLE
+    assert f"for {MOUNTPOINT} at {socket_path(home)}, of root" in str(caught.value)
+
+
+def test_a_status_of_another_schema_is_another_version(home: Path) -> None:
+    with (
+        daemon(socket_path(home), lambda channel: channel.sendall(b'{"schema": 2}\n')),
+        pytest.raises(client.ProtocolError, match="another version of quorumfs") as caught,
+    ):
+        client.status(MOUNTPOINT)
     assert caught.value.exit_code is ExitCode.USAGE
 
 
-@pytest.mark.parametrize("answer", [{"schema": 2}, {"schema": 1}, {}])
-def test_a_status_of_another_schema_is_another_version(
-    home: Path, answer: dict[str, object]
-) -> None:
-    line = json.dumps(answer).encode() + b"\n"
+@pytest.mark.parametrize("exit_code", [0, 130, 3.0, [3], "3", None])
+def test_a_refusal_is_never_a_success(home: Path, exit_code: object) -> None:
+    line = json.dumps({"error": "no", "exit_code": exit_code}).encode() + b"\n"
     with (
         daemon(socket_path(home), lambda channel: channel.sendall(line)),
-        pytest.raises(client.ProtocolError, match="another version of quorumfs"),
+        pytest.raises(client.ControlError) as caught,
+    ):
+        client.ask(MOUNTPOINT, "status")
+    assert caught.value.exit_code is ExitCode.FAILED
+
+
+def test_nobody_speaks_for_a_mount_that_is_not_its_own(home: Path) -> None:
+    line = json.dumps(a_status("/mnt/roots-own").to_json()).encode() + b"\n"
+    with (
+        daemon(socket_path(home), lambda channel: channel.sendall(line)),
+        pytest.raises(client.InvalidAnswerError, match="another mount point"),
     ):
         client.status(MOUNTPOINT)
 
@@ -549,6 +595,384 @@ def test_a_socket_that_somebody_else_put_there_is_not_asked(
         client.ask(MOUNTPOINT, "status")
 
 
+# Many at once, of several users
+
+
+def a_status(mountpoint: str) -> Status:
+    return Status(mountpoint, 1, None, None, 4096, DiskState.HEALTHY, "fifo", 1, ())
+
+
+class Several:
+    def __init__(self, home: Path, stack: ExitStack) -> None:
+        self.home, self.stack = home, stack
+        self.mounts: list[mounts.Mount] = []
+
+    def add(self, place: str, live: Callable[[socket.socket], object] | None) -> None:
+        """A mount whose daemon lives so; None: it is stopped."""
+        path = runtime.path_for(place, "sock", self.home)
+        self.mounts.append(mounts.Mount(place, mounts.FS_TYPE, os.geteuid()))
+        if live is not None:
+            self.stack.enter_context(daemon(path, live))
+            return
+        stopped = self.stack.enter_context(socket.socket(socket.AF_UNIX))
+        stopped.bind(os.fspath(path))
+        stopped.listen()
+
+
+@pytest.fixture
+def several(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Several]:
+    """Mounts of several users, whose sockets are all in *home*, and all let root in."""
+    monkeypatch.setattr(client, "_peer_uid", lambda _: os.geteuid())
+    with ExitStack() as stack:
+        yield Several(home, stack)
+
+
+def honest(place: str) -> Callable[[socket.socket], object]:
+    line = json.dumps(a_status(place).to_json()).encode() + b"\n"
+    return lambda channel: channel.sendall(line)
+
+
+def test_one_that_answers_badly_or_never_hides_nobody(several: Several) -> None:
+    """All are asked at once, and within the time of one, however many do not answer."""
+    for number in range(40):
+        several.add(f"/stopped{number}", None)
+    several.add("/odd", lambda channel: channel.sendall(b'{"schema": 1, "size": "x"}\n'))
+    several.add("/flood", lambda channel: channel.sendall(b"x" * (16 << 20)))
+    several.add("/good", honest("/good"))
+    began = time.monotonic()
+    answers = client.statuses(several.mounts, timeout_s=2)
+    assert time.monotonic() - began < 20
+    assert answers[-1] == a_status("/good")
+    assert [type(answer) for answer in answers[:-1]] == [
+        *[client.NoAnswerError] * 40,
+        *[client.InvalidAnswerError] * 2,
+    ]
+
+
+def test_nobody_waits_where_there_is_nobody_to_wait_for(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = mounts.Mount("/gone", mounts.FS_TYPE, os.geteuid())
+    with monkeypatch.context() as patch:
+        patch.setattr("selectors.DefaultSelector.select", None)  # where it would wait
+        (answer,) = client.statuses([gone])
+    assert isinstance(answer, client.DaemonGoneError)
+
+
+def test_the_answers_of_one_user_are_bounded_together(
+    several: Several, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One large answer may be, a thousand of them may not."""
+    monkeypatch.setattr(client, "ANSWERS_MAX", 3 << 19)
+    for number in range(4):
+        several.add(f"/{number}", lambda channel: channel.sendall(b" " * (1 << 19) + b"{}\n"))
+    answers = client.statuses(several.mounts)
+    assert any("bytes with the others" in str(answer) for answer in answers)
+
+
+def test_of_each_user_one_is_asked_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own first: who has thousands of mounts keeps nobody's from being asked."""
+    owners = [7, 7, 7, 8, 0, 9, 0]
+    asked = [mounts.Mount(f"/{n}", mounts.FS_TYPE, owner) for n, owner in enumerate(owners)]
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert [owners[number] for number in client._by_turns(asked)] == [0, 0, 7, 8, 9, 7, 7]
+
+
+# What another user put into the runtime directory
+
+
+STRANGER = 12345
+
+
+@pytest.fixture
+def strange(home: Path) -> Iterator[Path]:
+    """A runtime directory of another user, with what tells of a mount."""
+    os.chmod(home, 0o755)
+    for suffix, content in (("where", "/its/log"), ("word", "its word"), ("pid", "1\n")):
+        path = runtime.path_for(MOUNTPOINT, suffix, home)
+        path.write_text(content)
+        os.chown(path, STRANGER, STRANGER)
+    os.chown(home, STRANGER, STRANGER)
+    yield home
+    os.chown(home, 0, 0)
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def secret(path: Path) -> None:
+    other = path.with_suffix(".other")
+    other.write_text("root's")
+    path.symlink_to(other)
+
+
+def hard_link(path: Path) -> None:
+    other = path.with_suffix(".other")
+    other.write_text("root's")
+    path.hardlink_to(other)
+
+
+def directory(path: Path) -> None:
+    path.mkdir()
+
+
+def listening(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(os.fspath(path))
+
+
+KINDS = (fifo, endless, secret, hard_link, directory, listening)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "make"),
+    [
+        (suffix, make)
+        for suffix in ("where", "word", "pid", "sock")
+        for make in KINDS
+        if (suffix, make) != ("sock", listening)  # so it ought to be
+    ],
+)
+def test_what_is_no_file_of_theirs_is_passed_over(
+    strange: Path, suffix: str, make: Callable[[Path], None]
+) -> None:
+    """Nothing is waited for, followed or read, whatever it is."""
+    path = runtime.path_for(MOUNTPOINT, suffix, strange)
+    path.unlink(missing_ok=True)
+    make(path)
+    if make not in (secret, hard_link):
+        os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
+    found = asked_for(STRANGER)
+    assert found == {
+        "log": "its log" if suffix == "where" else "its log: /its/log",
+        "word": None if suffix == "word" else "its word",
+        "pid": None,
+        "sockets": 0,
+    }
+
+
+def asked_for(uid: int) -> dict[str, object]:
+    """All that a command looks for."""
+    with runtime.Finder() as finder:
+        sockets = list(finder.sockets(MOUNTPOINT, uid))
+        for _, descriptor in sockets:
+            os.close(descriptor)
+        return {
+            "log": finder.log_of(MOUNTPOINT, uid),
+            "pid": finder.daemon_pid(MOUNTPOINT, uid),
+            "sockets": len(sockets),
+            "word": finder.take_word(MOUNTPOINT, uid),
+        }
+
+
+NOTHING = {"log": "its log", "pid": None, "sockets": 0, "word": None}
+
+
+def test_a_file_under_a_lease_is_not_waited_for(strange: Path) -> None:
+    """Who opens it would wait until its owner gives the lease up, or 45 s."""
+    with open(runtime.path_for(MOUNTPOINT, "where", strange), "r+") as file:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        began = time.monotonic()
+        with quiet(signal.SIGIO):
+            assert asked_for(STRANGER)["log"] == "its log"
+        assert time.monotonic() - began < 5
+
+
+@contextmanager
+def quiet(signum: signal.Signals) -> Iterator[None]:
+    before = signal.signal(signum, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signum, before)
+
+
+def test_a_long_note_is_read_in_part(strange: Path) -> None:
+    os.truncate(runtime.path_for(MOUNTPOINT, "word", strange), 1 << 40)
+    word = asked_for(STRANGER)["word"]
+    assert isinstance(word, str)
+    assert len(word) <= runtime.WORD_MAX
+
+
+def test_a_directory_that_is_a_link_or_somebody_else_s_is_passed_over(
+    strange: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert asked_for(STRANGER + 1) == NOTHING
+    link = strange.parent / f"{strange.name}-link"
+    link.symlink_to(strange)
+    os.chown(link, STRANGER, STRANGER, follow_symlinks=False)
+    monkeypatch.setattr(runtime, "directories", lambda *_: [link])
+    assert asked_for(STRANGER) == NOTHING
+
+
+@pytest.mark.parametrize("fs_type", ["fuse.anything", "fuse", "fuseblk", None])
+def test_what_a_user_may_serve_is_not_looked_into(
+    strange: Path, monkeypatch: pytest.MonkeyPatch, fs_type: str | None
+) -> None:
+    """A user's own file system, mounted over the directory, need never answer."""
+    assert asked_for(STRANGER)["log"] == "its log: /its/log"
+    numbers = iter(range(1000))
+    monkeypatch.setattr(runtime, "_mount_id", lambda _: next(numbers))
+    monkeypatch.setattr(mounts, "fs_type_of", lambda _: fs_type)
+    assert asked_for(STRANGER) == NOTHING
+    monkeypatch.setattr(mounts, "fs_type_of", lambda _: "tmpfs")  # as /run/user/UID is one
+    runtime.path_for(MOUNTPOINT, "where", strange)
+    assert asked_for(STRANGER)["log"] == "its log: /its/log"
+
+
+@pytest.mark.parametrize("content", ["1\n", "0\n", "-1\n", "x", "", "99999999999\n", "1" * 99])
+def test_a_number_that_is_no_process_of_theirs_is_none(strange: Path, content: str) -> None:
+    """Process 1 is root's: nobody is made to wait for it."""
+    path = runtime.path_for(MOUNTPOINT, "pid", strange)
+    path.write_text(content)
+    with locked_elsewhere(path):
+        assert asked_for(STRANGER)["pid"] is None
+
+
+@contextmanager
+def locked_elsewhere(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR)
+    assert try_lock(descriptor, 0, 0, exclusive=True)
+    yield
+    os.close(descriptor)
+
+
+# The daemon's claim
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where the usual directory is to be, on a machine with nothing but a /tmp.
+
+    Below a short path, for that of a socket may have 107 bytes.
+    """
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        usual = Path(name, "tmp", "quorumfs-0")
+        usual.parent.mkdir()
+        monkeypatch.setattr(runtime, "SHARED", usual.parent)
+        monkeypatch.setattr(
+            runtime, "directories", lambda _, given=None: [given, usual] if given else [usual]
+        )
+        monkeypatch.setattr(runtime, "_may_be_private", lambda _: True)
+        yield usual
+
+
+def test_a_claim_is_found_kept_and_given_up(places: Path) -> None:
+    claim = runtime.claim(MOUNTPOINT)
+    assert claim.home == places
+    assert stat.S_IMODE(places.stat().st_mode) == 0o700
+    assert runtime.daemon_pid(MOUNTPOINT, 0) == os.getpid()
+    with pytest.raises(UserError, match="is being mounted by another"):
+        runtime.claim(MOUNTPOINT)
+    claim.give_up()
+    assert runtime.daemon_pid(MOUNTPOINT, 0) is None
+    assert list(places.iterdir()) == []
+
+
+def test_a_name_that_somebody_took_is_done_without(places: Path) -> None:
+    """Each command finds the private one, and the next mount uses the same."""
+    places.mkdir()
+    os.chown(places, STRANGER, STRANGER)
+    claim = runtime.claim(MOUNTPOINT)
+    assert claim.home != places
+    assert claim.home.parent == places.parent
+    assert runtime.daemon_pid(MOUNTPOINT, 0) == os.getpid()
+    assert runtime.daemon_pid(MOUNTPOINT, STRANGER) is None
+    places.rmdir()  # they let go of it
+    assert runtime.daemon_pid(MOUNTPOINT, 0) == os.getpid()
+    with pytest.raises(UserError, match="is being mounted by another"):
+        runtime.claim(MOUNTPOINT)
+    places.symlink_to("/etc")
+    other = runtime.claim("/mnt/other")
+    assert other.home == claim.home
+    for each in (claim, other):
+        each.give_up()
+
+
+def test_of_a_thousand_names_only_theirs_are_looked_into(places: Path) -> None:
+    for number in range(1000):
+        path = places.parent / f"quorumfs-0-{number}"
+        path.mkdir()
+        os.chown(path, STRANGER, STRANGER)
+    claim = runtime.claim(MOUNTPOINT, None)
+    assert runtime.daemon_pid(MOUNTPOINT, 0) == os.getpid()
+    claim.give_up()
+
+
+def test_a_directory_that_is_given_is_used_or_refused(places: Path) -> None:
+    given = places.parent / "given"
+    claim = runtime.claim(MOUNTPOINT, given)
+    assert claim.home == given
+    assert runtime.daemon_pid(MOUNTPOINT, 0) is None
+    assert runtime.daemon_pid(MOUNTPOINT, 0, given) == os.getpid()
+    claim.give_up()
+    refusal = f"runtime directory {given}: %s; --runtime-dir"
+    given.chmod(0o777)
+    with pytest.raises(UserError, match=refusal % "others may write to it"):
+        runtime.claim(MOUNTPOINT, given)
+    os.chown(given, STRANGER, STRANGER)
+    with pytest.raises(UserError, match=refusal % "it belongs to somebody else"):
+        runtime.claim(MOUNTPOINT, given)
+    given.rmdir()
+    given.touch()
+    with pytest.raises(UserError, match=refusal % "it is no directory"):
+        runtime.claim(MOUNTPOINT, given)
+    with pytest.raises(UserError, match="too long for a socket"):
+        runtime.claim(MOUNTPOINT, places.parent / ("x" * 99))
+    with pytest.raises(UserError, match="No such file"):
+        runtime.claim(MOUNTPOINT, places.parent / "no" / "such")
+
+
+def test_the_last_word_has_its_space_beforehand(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unmount must not look well because the word of its failure found no space."""
+    claim = runtime.claim(MOUNTPOINT)
+    allocated = claim.path("word").stat().st_blocks
+    assert allocated
+    claim.leave_word("the last flush failed\udcff" + "x" * 9999)
+    assert claim.path("word").stat().st_blocks == allocated
+    claim.give_up()
+    with runtime.Finder() as finder:
+        word = finder.take_word(MOUNTPOINT, 0)
+        assert word is not None
+        assert word.startswith("the last flush failed")
+        assert finder.take_word(MOUNTPOINT, 0) is None
+
+
+def test_no_space_leaves_nothing_behind(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_may_be_private", lambda _: False)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(UserError, match=f"{places}: No space left on device; --runtime-dir"):
+            runtime.claim(MOUNTPOINT)
+    assert list(places.iterdir()) == []
+    runtime.claim(MOUNTPOINT).give_up()
+
+
+def test_only_root_of_a_user_namespace_heeds_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/elsewhere")
+    monkeypatch.setattr(runtime, "in_user_namespace", lambda: False)
+    assert runtime.directories(0) == [Path("/run/quorumfs")]
+    assert Path("/elsewhere/quorumfs") not in runtime.directories(1000)
+    monkeypatch.setattr(runtime, "in_user_namespace", lambda: True)
+    assert runtime.directories(0)[1] == Path("/elsewhere/quorumfs")
+    assert Path("/elsewhere/quorumfs") not in runtime.directories(1000)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "relative")
+    assert runtime.directories(0) == [Path("/run/quorumfs"), Path("/tmp/quorumfs-0")]
+
+
 def test_the_kernel_s_table_is_read_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Octal escapes for odd characters; a mount that another one covers is not there."""
     table = (
@@ -559,4 +983,4 @@ def test_the_kernel_s_table_is_read_as_it_is_written(monkeypatch: pytest.MonkeyP
         b"33 22 0:43 / /mnt/other rw - fuse.sshfs - rw,user_id=7,group_id=7\n"
     )
     monkeypatch.setattr(Path, "read_bytes", lambda _: table)
-    assert client.visible_mounts() == [mounts.Mount("/mnt/a b", "fuse.quorumfs", 7)]
+    assert mounts.of_quorumfs() == [mounts.Mount("/mnt/a b", "fuse.quorumfs", 7)]

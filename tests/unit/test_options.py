@@ -1,6 +1,7 @@
 """Options: one place that knows them all, and says what is wrong with one."""
 
 import dataclasses
+import os
 
 import pytest
 from hypothesis import given
@@ -124,3 +125,16 @@ def test_what_means_nothing_together_is_refused(text: str, replicas: int) -> Non
 
 def test_the_help_shows_every_option() -> None:
     assert all(f"\n{name}" in "\n" + options_help() for name in OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["dev", "suid"])
+def test_what_only_root_gets_is_refused_to_others(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fusermount3 would leave it out without a word."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(UsageError, match=f"option {name}: .* root alone"):
+        parse_options([name], 2)
+    assert parse_options([f"{name},no{name}"], 2).kernel_flags == {f"no{name}"}
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert parse_options([name], 2).kernel_flags == {name}

@@ -286,7 +286,7 @@ IMPOSSIBLE = {
     "its own ancestor": [(80, number(example().record.generation))],
     "unknown state": [(ROLE + 16, b"\x09")],
     "path too long": [(ROLE + 17, b"\xff\xff")],
-    "zero byte in a path": [(ROLE + 35, b"/srv\0a.img")],
+    "zero byte in a path": [(ROLE + 43, b"/srv\0a.img")],
     "sequence of a role": [(ROLE + 27, b"\xff" * 8)],
     "twice the same replica": [(ROLE + 512, b"A" * 16)],
 }

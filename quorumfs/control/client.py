@@ -101,9 +101,14 @@ def find(mountpoint: str) -> mounts.Mount:
     raise NotMountedError(f"{mountpoint} is not a quorumfs mount")
 
 
-def status(mountpoint: str, *, timeout_s: float = TIMEOUT_S) -> Status:
-    """The status of the mount at *mountpoint*. Raises `ControlError`."""
-    content = ask(mountpoint, "status", timeout_s=timeout_s)
+def status(
+    mountpoint: str, *, timeout_s: float = TIMEOUT_S, mount: mounts.Mount | None = None
+) -> Status:
+    """The status of the mount at *mountpoint*. Raises `ControlError`.
+
+    *mount*: what was found there, where it may have been unmounted since.
+    """
+    content = ask(mountpoint, "status", timeout_s=timeout_s, mount=mount)
     try:
         return Status.from_json(content)
     except StatusFormatError as error:
@@ -113,13 +118,18 @@ def status(mountpoint: str, *, timeout_s: float = TIMEOUT_S) -> Status:
 
 
 def ask(
-    mountpoint: str, command: str, *, timeout_s: float = TIMEOUT_S, **arguments: object
+    mountpoint: str,
+    command: str,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    mount: mounts.Mount | None = None,
+    **arguments: object,
 ) -> dict[str, Any]:
-    """Put *command* to the daemon of *mountpoint*; its answer.
+    """Put *command* to the daemon of *mountpoint*, or of *mount* if given; its answer.
 
     Raises `ControlError`: one of the classes above, or itself when the command was refused.
     """
-    mount = find(mountpoint)
+    mount = mount or find(mountpoint)
     deadline = time.monotonic() + timeout_s
     request = json.dumps({"command": command, **arguments}).encode("ascii") + b"\n"
     try:

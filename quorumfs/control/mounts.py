@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +43,16 @@ def mount_at(mountpoint: str) -> Mount | None:
     return found
 
 
-def unmount(mountpoint: str, *, lazy: bool = False) -> None:
+LOOK_S = 0.5
+"""How often (seconds) who waits for the tool that unmounts may do something else."""
+
+
+def unmount(
+    mountpoint: str, *, lazy: bool = False, meanwhile: Callable[[], None] = lambda: None
+) -> None:
     """Take away what is mounted at *mountpoint*, even if it is in use when *lazy*.
 
+    *meanwhile* is called every `LOOK_S` while that takes, and ends it by raising something.
     Raises `UserError` with the tool's reason.
     """
     if os.geteuid() == 0:
@@ -52,12 +60,24 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
     else:
         command = ["fusermount3", "-u", *(["-z"] if lazy else []), mountpoint]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        tool = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
     except OSError as error:
         raise UserError(f"cannot run {command[0]}: {error.strerror}") from None
-    if done.returncode:
-        told = " ".join(done.stderr.split()).rstrip(".")  # more may follow in the same line
-        raise UserError(f"cannot unmount: {told or f'{command[0]} exited with {done.returncode}'}")
+    try:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                _, told = tool.communicate(timeout=LOOK_S)
+                break
+            meanwhile()
+    except BaseException:
+        with suppress(PermissionError):  # it may run with more rights
+            tool.kill()
+        raise
+    if tool.returncode:
+        told = " ".join(told.split()).rstrip(".")  # more may follow in the same line
+        raise UserError(f"cannot unmount: {told or f'{command[0]} exited with {tool.returncode}'}")
 
 
 def users_of(mountpoint: str) -> list[tuple[int, str]]:

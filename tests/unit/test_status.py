@@ -33,7 +33,6 @@ from quorumfs.control.status import (
     StatusFormatError,
     Trouble,
     Waiting,
-    awaited,
     describe,
     human_bytes,
     human_time,

@@ -9,7 +9,7 @@ import click
 
 from quorumfs.cli.status import printable
 from quorumfs.control import client, mounts, runtime
-from quorumfs.control.status import Status, awaited, describe
+from quorumfs.control.status import HANGS, Status, awaited, describe
 from quorumfs.errors import UserError
 
 PATIENCE_S = 10.0
@@ -40,6 +40,7 @@ def umount(mountpoint: str) -> None:
     # Before unmounting, so that the number cannot be that of another process by then.
     daemon = os.pidfd_open(pid) if pid else None
     watch = _Watch(mounted)
+    watch.note_who_hangs()
     try:
         mounts.unmount(mountpoint, meanwhile=watch.look)
     except _GivenUpError as error:
@@ -74,7 +75,13 @@ class _Watch:
         self.mount = mount
         self.told: set[str] = set()
         """Of which replicas it was said."""
+        self.hung: list[str] = []
+        """Replicas that had been left behind because they do not answer, the last time heard."""
         self._heard_at = monotonic()
+
+    def note_who_hangs(self) -> None:
+        """Ask while the daemon can still be asked."""
+        self._ask()
 
     def look(self) -> None:
         """Say who does not answer, once of each; raises `_GivenUpError` if the daemon stands still
@@ -109,7 +116,9 @@ class _Watch:
 
     def _ask(self) -> Status | None:
         with suppress(client.ControlError):  # it is at its end, or stopped
-            return client.status(self.mount.mountpoint, timeout_s=ANSWER_S, mount=self.mount)
+            status = client.status(self.mount.mountpoint, timeout_s=ANSWER_S, mount=self.mount)
+            self.hung = [replica.path for replica in status.replicas if replica.reason == HANGS]
+            return status
         return None
 
 
@@ -126,9 +135,10 @@ def _wait_for(daemon: int, pid: int | None, watch: _Watch) -> None:
     while not waiting.poll(mounts.LOOK_S * 1000):
         if runtime.daemon_pid(mountpoint, owner) != pid:  # it let go of the mount point: at its end
             if not waiting.poll(PATIENCE_S * 1000):
+                hung = ", ".join(map(printable, watch.hung)) or "a replica"
                 click.echo(
-                    f"pid {pid} has finished, but cannot end before a file system that does not "
-                    "answer does: the replica there stays locked until then",
+                    f"pid {pid} has finished, but cannot end before the file system of {hung} "
+                    "answers: look at its disk, or the network to it; it stays locked until then",
                     err=True,
                 )
             return

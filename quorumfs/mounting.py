@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -20,6 +21,8 @@ import trio
 from quorumfs.assembly import State
 from quorumfs.control import logs, mounts, runtime, server, snapshot
 from quorumfs.control.events import EventLog, status_event
+from quorumfs.control.pulse import Pulse, Standstill
+from quorumfs.control.reporter import Reporter
 from quorumfs.control.space import Space
 from quorumfs.control.status import Status
 from quorumfs.control.whereabouts import Whereabouts
@@ -111,14 +114,25 @@ async def _serve(
             def notes() -> tuple[str, ...]:
                 return tuple(filter(None, (shim.missing(), unreachable(disk.size))))
 
-            def take_status() -> Status:
+            def take(now: float, standstill: Standstill | None) -> Status:
                 return snapshot.take(
-                    plan.mountpoint, plan.options, disk, repairs, notes(), whereabouts.astray
+                    plan.mountpoint,
+                    plan.options,
+                    disk,
+                    repairs,
+                    notes(),
+                    whereabouts.astray,
+                    now=now,
+                    standstill=standstill,
                 )
 
-            commands = {"status": lambda _: take_status().to_json()}
-            await nursery.start(server.serve, claim.path("sock"), commands)
-            await nursery.start(_tell_on_signal, take_status)
+            pulse = Pulse()
+            nursery.start_soon(pulse.run)
+            reporter = Reporter(take, pulse)
+            commands = {"status": reporter.status}
+            serve = partial(server.serve, refresh=reporter.refresh, tick=reporter.watch)
+            await nursery.start(serve, claim.path("sock"), commands)
+            await nursery.start(_tell_on_signal, lambda: take(trio.current_time(), None))
             if repairs is not None:
                 nursery.start_soon(repairs.run)
             log.info(

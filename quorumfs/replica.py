@@ -13,6 +13,7 @@ from quorumfs.storage import (
     CHANGES,
     Buffer,
     Bytes,
+    FileStorage,
     Kind,
     Operation,
     Storage,
@@ -125,9 +126,14 @@ class Replica:
     def waiting(self) -> tuple[Kind, float] | None:
         """What it has not answered for the longest time, and since when (trio's clock, seconds).
 
-        Without what was given up.
+        Without what was given up, and what only has to be heard of yet.
         """
-        waiting = ((one.since, operation.kind) for operation, one in self._in_flight.items())
+        returned = [operation for file in self.files for operation in file.returned]
+        waiting = (
+            (one.since, operation.kind)
+            for operation, one in self._in_flight.items()
+            if operation not in returned
+        )
         since, kind = min(waiting, key=lambda one: one[0], default=(0.0, None))
         return None if kind is None else (kind, since)
 
@@ -153,6 +159,12 @@ class Replica:
     def attached(self) -> bool:
         """Whether it has an image open."""
         return self._image is not None
+
+    @property
+    def files(self) -> list[FileStorage]:
+        """What it has open on real file systems."""
+        storages = (self._image, self._sidecar)
+        return [storage for storage in storages if isinstance(storage, FileStorage)]
 
     @property
     def image(self) -> Storage | None:

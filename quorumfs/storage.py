@@ -329,6 +329,21 @@ class FileStorage:
         return Usage(file.st_dev, file.st_blocks, whole.f_bavail * whole.f_frsize)
 
     @property
+    def descriptor(self) -> int:
+        """What the file is open as."""
+        return self._fd
+
+    @property
+    def device(self) -> int | None:
+        """The device of its file system (``st_dev``), if that is one of this host."""
+        return None if self._file is None else self._file.st_dev
+
+    @property
+    def returned(self) -> list[Operation]:
+        """What threads have done, and nobody has heard of yet."""
+        return [operation for operation, *_ in self._finished]
+
+    @property
     def prompt(self) -> bool:
         promptness = self._promptness
         if promptness.watched or not promptness.trusted:  # threads change them one by one

@@ -12,7 +12,6 @@ from quorumfs.cli.output import (
     OutputError,
     complain,
     forget_stdout,
-    occupy_streams,
     watched_stdout,
 )
 from quorumfs.cli.resolve import resolve
@@ -38,9 +37,8 @@ quorumfs.add_command(resolve)
 
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code of ours."""
-    occupy_streams()
-    sys.stdout = watched_stdout()
     reset()
+    sys.stdout = watched_stdout()
     exit_code: int
     try:
         exit_code = quorumfs(standalone_mode=False) or ExitCode.OK

@@ -37,19 +37,6 @@ class _Output(io.RawIOBase):
             raise OutputError(f"cannot write to standard output: {error.strerror}") from None
 
 
-def occupy_streams() -> None:
-    """Put something in the place of standard streams that are closed.
-
-    Else their numbers go to the files opened next, and what is printed into these. Who closed
-    one, as some service managers do, wants nothing from it: the work is done all the same.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-
-
 def watched_stdout() -> TextIO:
     """Standard output for `sys.stdout`, with errors that `OutputError` tells."""
     output = io.BufferedWriter(_Output())

@@ -115,10 +115,17 @@ def find(mountpoint: str) -> mounts.Mount:
 
 
 def status(
-    mountpoint: str, *, timeout_s: float = TIMEOUT_S, runtime_dir: Path | None = None
+    mountpoint: str,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    runtime_dir: Path | None = None,
+    mount: mounts.Mount | None = None,
 ) -> Status:
-    """The status of the mount at *mountpoint*. Raises `ControlError`."""
-    (answer,) = statuses([find(mountpoint)], timeout_s=timeout_s, runtime_dir=runtime_dir)
+    """The status of the mount at *mountpoint*. Raises `ControlError`.
+
+    *mount*: what was found there, where it may have been unmounted since.
+    """
+    (answer,) = statuses([mount or find(mountpoint)], timeout_s=timeout_s, runtime_dir=runtime_dir)
     if isinstance(answer, ControlError):
         raise answer
     return answer

@@ -6,7 +6,8 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,25 +83,46 @@ def is_dead(mountpoint: str) -> bool:
     return any(found)
 
 
-def unmount(mountpoint: str, *, lazy: bool = False, patience_s: float | None = None) -> None:
+def unmount(
+    mountpoint: str,
+    *,
+    lazy: bool = False,
+    patience_s: float | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> None:
     """Take away what is mounted at *mountpoint*, even if it is in use when *lazy*.
 
+    *meanwhile* is called every `LOOK_S` while that takes, and ends it by raising something.
     Raises `UserError` with the reason; also if it takes root longer than *patience_s*.
     """
     if os.geteuid() == 0:
-        _unmount_as_root(mountpoint, lazy, patience_s)
+        _unmount_as_root(mountpoint, lazy, patience_s, meanwhile)
         return
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), mountpoint]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        tool = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
     except OSError as error:
         raise UserError(f"cannot run {command[0]}: {error.strerror}") from None
-    if done.returncode:
-        told = " ".join(done.stderr.split()).rstrip(".")  # more may follow in the same line
-        raise UserError(f"cannot unmount: {told or f'{command[0]} exited with {done.returncode}'}")
+    try:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                _, told = tool.communicate(timeout=LOOK_S)
+                break
+            meanwhile()
+    except BaseException:
+        with suppress(PermissionError):  # it may run with more rights
+            tool.kill()
+        raise
+    if tool.returncode:
+        told = " ".join(told.split()).rstrip(".")  # more may follow in the same line
+        raise UserError(f"cannot unmount: {told or f'{command[0]} exited with {tool.returncode}'}")
 
 
-def _unmount_as_root(mountpoint: str, lazy: bool, patience_s: float | None) -> None:
+def _unmount_as_root(
+    mountpoint: str, lazy: bool, patience_s: float | None, meanwhile: Callable[[], None]
+) -> None:
     """By the system call, in a thread that can be left behind.
 
     umount(8) looks at the mounted file system first, which may be one whose daemon never
@@ -115,7 +137,13 @@ def _unmount_as_root(mountpoint: str, lazy: bool, patience_s: float | None) -> N
 
     caller = threading.Thread(target=call, daemon=True)
     caller.start()
-    caller.join(patience_s)
+    deadline = None if patience_s is None else time.monotonic() + patience_s
+    while True:
+        left = LOOK_S if deadline is None else deadline - time.monotonic()
+        caller.join(max(0, min(LOOK_S, left)))
+        if outcome or left <= 0:
+            break
+        meanwhile()
     if not outcome:
         raise UserError(f"cannot unmount {mountpoint}: the kernel is at it for {patience_s:g} s")
     if outcome[0]:

@@ -2,12 +2,13 @@
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import trio
 
 from quorumfs.assembly import State
+from quorumfs.control.pulse import Standstill
 from quorumfs.control.status import (
     HANGS,
     ErrorCounts,
@@ -18,7 +19,9 @@ from quorumfs.control.status import (
     ResyncStatus,
     Status,
     Trouble,
+    Waiting,
     human_time,
+    no_answer,
     overall_state,
     progress,
 )
@@ -46,13 +49,23 @@ def take(
     repairs: Repairs | None,
     notes: tuple[str, ...],
     astray: Mapping[Replica, str] = MappingProxyType({}),
+    *,
+    now: float | None = None,
+    standstill: Standstill | None = None,
 ) -> Status:
     """The status of *disk*, mounted at *mountpoint*; *notes* are what holds whatever its state.
 
-    *astray*: replicas in use that are not at their paths any more, and why.
+    *astray*: replicas in use that are not at their paths any more, and why. *now*: the time by
+    trio's clock, if that cannot be asked here. *standstill*: how the loop does that serves *disk*.
     """
+    if now is None:
+        now = trio.current_time()
     sidecars = disk.metadata if isinstance(disk.metadata, Sidecars) else None
-    replicas = [_replica(disk, replica, astray.get(replica), options) for replica in disk.replicas]
+    hanging = {} if standstill is None else _hanging(disk.replicas, standstill)
+    replicas = [
+        _replica(disk, replica, astray.get(replica), hanging.get(replica), options, now)
+        for replica in disk.replicas
+    ]
     unsettled = undecided = 0
     if sidecars is not None:
         given = {replica.slot for replica in disk.replicas}
@@ -84,21 +97,48 @@ def take(
             unsettled=bool(unsettled),
             undecided_bytes=undecided,
             fenced=by is not None,
+            stands_still=standstill is not None,
         ),
         read_pattern=options.read_pattern,
         vote_threshold=disk.threshold,
         replicas=tuple(replicas),
-        resync=_resync(repairs),
+        resync=_resync(repairs, now),
         metadata="sidecar" if sidecars else "none",
         read_only=options.read_only,
         undecided_bytes=undecided,
         notes=notes,
         fenced=None if by is None else Fenced(by.host, by.pid, by.since),
+        standstill_s=None if standstill is None else standstill.seconds,
     )
 
 
+def _hanging(replicas: Sequence[Replica], standstill: Standstill) -> dict[Replica, str]:
+    """Those for whose file system the loop waits, and why that is said of each.
+
+    Who has a file on the same file system was not asked, and could not answer either.
+    """
+    files = [(replica, file) for replica in replicas for file in replica.files]
+    found = {}
+    for replica, file in files:
+        if file.descriptor == standstill.fd:
+            found[replica] = (
+                f"its file system has not answered for {human_time(standstill.seconds)}, and every "
+                "request waits for it"
+            )
+            for other, beside in files:
+                if beside.device is not None and beside.device == file.device:
+                    reason = f"it is on the file system of {replica.path}, which does not answer"
+                    found.setdefault(other, reason)
+    return found
+
+
 def _replica(
-    disk: Disk, replica: Replica, astray: str | None, options: MountOptions
+    disk: Disk,
+    replica: Replica,
+    astray: str | None,
+    hanging: str | None,
+    options: MountOptions,
+    now: float,
 ) -> ReplicaStatus:
     counters = replica.counters
     replica_id = None
@@ -111,14 +151,17 @@ def _replica(
         lacking = sum(end - start for start, end in disk.metadata.missed(replica))
         reason = "it missed writes" if lacking else None
     trouble = None
-    slow = _slow(replica)
-    failures = _standing(disk, replica)
-    if replica.hung:
+    waiting = _waiting(replica, now)
+    slow = None if waiting is None or waiting.seconds < SLOW_S else no_answer(waiting)
+    failures = _standing(disk, replica, now)
+    if hanging is not None:  # nothing else could be mended before
+        trouble, reason = Trouble.HANGING, hanging
+    elif replica.hung:
         reason = HANGS
     elif replica.state is State.CURRENT:
         if options.read_only:  # what was found out by reading, and nothing that it cannot do then
             failures = [failure for failure in failures if failure.sort is Sort.READ]
-        trouble, reason = _trouble(disk, replica, failures, lacking=bool(lacking))
+        trouble, reason = _trouble(disk, replica, failures, now, lacking=bool(lacking))
         if trouble is None:
             trouble, reason = _remark(slow, astray)
     else:
@@ -144,12 +187,13 @@ def _replica(
         replica.in_flight,
         counters.copied_bytes,
         trouble and trouble.value,
-        _last_error(failures),
+        _told(failures[0], now) if failures else None,
+        waiting,
     )
 
 
 def _trouble(
-    disk: Disk, replica: Replica, failures: list[Failure], *, lacking: bool
+    disk: Disk, replica: Replica, failures: list[Failure], now: float, *, lacking: bool
 ) -> tuple[Trouble | None, str | None]:
     """What is wrong with a current replica and what it holds, the worst, and in words.
 
@@ -168,7 +212,7 @@ def _trouble(
         return Trouble.GONE, "its file system is gone"
     for failure in failures:
         if failure.sort is not Sort.READ:
-            error = _told(failure)
+            error = _told(failure, now)
             full = failure.errno in _NO_SPACE
             return Trouble.FULL if full else Trouble.FAILING, f"{error.what}: {error.text}"
     if undurable or lacking:
@@ -184,20 +228,16 @@ def _remark(slow: str | None, astray: str | None) -> tuple[Trouble | None, str |
     return (None, None) if astray is None else (Trouble.ASTRAY, astray)
 
 
-def _slow(replica: Replica) -> str | None:
-    """What it has not answered for long; what was given up is another matter."""
-    if replica.waiting is None:
+def _waiting(replica: Replica, now: float) -> Waiting | None:
+    """What it has not answered; what was given up is another matter."""
+    if (waiting := replica.waiting) is None:
         return None
-    kind, since = replica.waiting
-    seconds = trio.current_time() - since
-    if seconds < SLOW_S:
-        return None
-    return f"no answer to a {kind.value} for {human_time(int(seconds))}"
+    kind, since = waiting
+    return Waiting(kind.value, int(now - since))
 
 
-def _standing(disk: Disk, replica: Replica) -> list[Failure]:
+def _standing(disk: Disk, replica: Replica, now: float) -> list[Failure]:
     """The failures that nothing has made good yet, the latest first."""
-    now = trio.current_time()
     unequal = isinstance(disk.metadata, Sidecars) and bool(disk.metadata.doubts.unsettled)
 
     def stands(failure: Failure) -> bool:
@@ -209,24 +249,20 @@ def _standing(disk: Disk, replica: Replica) -> list[Failure]:
     return sorted(standing, key=lambda failure: failure.at, reverse=True)
 
 
-def _last_error(failures: list[Failure]) -> LastError | None:
-    return _told(failures[0]) if failures else None
-
-
-def _told(failure: Failure) -> LastError:
+def _told(failure: Failure, now: float) -> LastError:
     return LastError(
         failure.sort.value,
         errno.errorcode.get(failure.errno, str(failure.errno)),
         failure.text,
-        int(trio.current_time() - failure.at),
+        int(now - failure.at),
     )
 
 
-def _resync(repairs: Repairs | None) -> ResyncStatus | None:
+def _resync(repairs: Repairs | None, now: float) -> ResyncStatus | None:
     at = repairs.progress if repairs is not None else None
     if at is None:
         return None
-    elapsed = trio.current_time() - at.began
+    elapsed = now - at.began
     return progress(
         ResyncKind(at.kind),
         at.replica,

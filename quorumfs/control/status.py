@@ -118,6 +118,8 @@ class Trouble(Enum):
     """It may have lost what it could not flush, and nobody but the guest can give it that again."""
     LOST = "lost"
     """It may have lost what it could not flush, and is given that again."""
+    HANGING = "hanging"
+    """Its file system does not answer, and every request waits for it."""
     SLOW = "slow"
     """It has not answered something for long."""
     ASTRAY = "astray"
@@ -132,9 +134,10 @@ DISABLING = frozenset(
         Trouble.FULL,
         Trouble.FAILING,
         Trouble.UNDURABLE,
+        Trouble.HANGING,
     )
 )
-"""With which a replica is no help for the threshold: requests that need it fail."""
+"""With which a replica is no help for the threshold: requests that need it fail or wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +156,16 @@ class LastError:
     def what(self) -> str:
         """What failed."""
         return _OPERATIONS.get(self.operation, f"the last {self.operation} of it") + " failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a replica has not answered for the longest time."""
+
+    operation: Word
+    """Such as ``write`` or ``flush``."""
+    seconds: int
+    """How long."""
 
 
 HANGS = "it does not answer"
@@ -190,9 +203,11 @@ class ReplicaStatus:
     copied_bytes: int = 0
     """Written to it by resync and repair."""
     trouble: Word | None = None
-    """A value of `Trouble`; None if it is in order or not current."""
+    """A value of `Trouble`; None if it is in order, or not current and not hanging."""
     last_error: LastError | None = None
     """None: none that would matter any more."""
+    waiting: Waiting | None = None
+    """None: it has answered everything that was handed to a thread, or that was given up."""
 
     @property
     def usable(self) -> bool:
@@ -256,6 +271,8 @@ class Status:
     """What the operator should know of this mount whatever its state."""
     fenced: Fenced | None = None
     """Who has the set instead; this mount reads and writes nothing any more."""
+    standstill_s: int | None = None
+    """How long (seconds) the daemon has served nothing, for it stands still; None: it goes on."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``status --json``."""
@@ -305,18 +322,19 @@ def overall_state(
     unsettled: bool = False,
     undecided_bytes: int = 0,
     fenced: bool = False,
+    stands_still: bool = False,
 ) -> DiskState:
     """What a disk is whose replicas are like this.
 
     *unsettled*: something is being compared or copied, or waits for it; healthy promises that the
-    replicas are equal. *fenced*: another mount has the set. A disk that cannot be used comes
-    before one that needs a decision.
+    replicas are equal. *fenced*: another mount has the set. *stands_still*: the daemon does not
+    go on. A disk that cannot be used comes before one that needs a decision.
     """
     if fenced or sum(replica.usable for replica in replicas) < vote_threshold:
         return DiskState.NO_QUORUM
     if undecided_bytes or any(replica.state == State.FOREIGN.value for replica in replicas):
         return DiskState.NEEDS_OPERATOR
-    if unsettled or not all(map(_in_order, replicas)):
+    if unsettled or stands_still or not all(map(_in_order, replicas)):
         return DiskState.DEGRADED
     return DiskState.HEALTHY
 
@@ -346,6 +364,11 @@ def describe(status: Status) -> list[str]:
     lines = []
     if status.state is DiskState.NO_QUORUM:
         lines.append(_no_quorum(status))
+    if status.standstill_s is not None and not any(map(_hanging, status.replicas)):
+        lines.append(
+            f"no request has been served for {human_time(status.standstill_s)}: the daemon is "
+            "busy, or the host keeps it from going on: look at the host's load, memory and disks"
+        )
     lines += [_advice(status, replica) for replica in status.replicas if _advised(replica)]
     if status.undecided_bytes:
         lines.append(
@@ -381,6 +404,32 @@ def _no_quorum(status: Status) -> str:
     )
 
 
+def awaited(status: Status, seconds: int) -> dict[str, str]:
+    """Who has not answered for so many *seconds*: by path, what happened and what to do.
+
+    For who waits until all that was asked has an answer.
+    """
+    lines = {}
+    for replica in status.replicas:
+        if _hanging(replica):
+            lines[replica.path] = _advice(status, replica)
+        elif replica.waiting is not None and replica.waiting.seconds >= seconds:
+            lines[replica.path] = f"{replica.path}: {no_answer(replica.waiting)}; {_LOOK}"
+    return lines
+
+
+def no_answer(waiting: Waiting) -> str:
+    """What is not answered, for a reader."""
+    return f"no answer to a {waiting.operation} for {human_time(waiting.seconds)}"
+
+
+def _hanging(replica: ReplicaStatus) -> bool:
+    return replica.trouble == Trouble.HANGING.value
+
+
+_LOOK = "look at its disk, or the network to it, if that lasts"
+
+
 def _advised(replica: ReplicaStatus) -> bool:
     """Whether there is something to say of a replica."""
     return replica.state != State.CURRENT.value or replica.reason is not None
@@ -389,7 +438,7 @@ def _advised(replica: ReplicaStatus) -> bool:
 def _advice(status: Status, replica: ReplicaStatus) -> str:
     """What became of one replica that is not in order, and what to do about it."""
     error = replica.last_error
-    if replica.state == State.CURRENT.value:
+    if replica.state == State.CURRENT.value or _hanging(replica):
         when = ""
         if error is not None and replica.trouble in (Trouble.FULL.value, Trouble.FAILING.value):
             when = f" ({human_time(error.seconds_ago)} ago)"
@@ -460,8 +509,13 @@ def _way_out(status: Status, replica: ReplicaStatus) -> str:
             if not remembered:
                 return "a read-only mount brings nothing up to date: mount without -o ro"
             return "it is given that again by itself; if it stays so, look at its disk"
+        case Trouble.HANGING.value:
+            return (
+                "thaw it (fsfreeze -u) or look at its disk; mounted with -o inline-io=off, the "
+                "others would go on without it"
+            )
         case Trouble.SLOW.value:
-            return "look at its disk, or the network to it, if that lasts"
+            return _LOOK
         case Trouble.ASTRAY.value | None:  # older daemons told only of these
             return (
                 "it gets every write until it is unmounted, and is not found after that: "

@@ -191,7 +191,8 @@ def test_an_unmount_ends_though_a_flush_hangs(store: FaultFS, tmp_path: Path) ->
             os.fsync(fd)
         disk.wait_for_state(images[2], "missing")
         done = quorumfs("umount", disk.mountpoint)
-        assert f"pid {pid} has finished, but cannot end" in done.stderr
+        told = f"pid {pid} has finished, but cannot end before the file system of {images[2]} ans"
+        assert told in done.stderr
         store.clear()
     wait_until(lambda: not processes_of(disk.mountpoint), "the end of what was left behind")
 

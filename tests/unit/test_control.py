@@ -25,6 +25,9 @@ from quorumfs.ofdlock import try_lock
 
 MOUNTPOINT = "/mnt/vdisk"
 
+LONG = 2 << 20
+"""Bytes of an answer that no socket takes at once."""
+
 
 def refuse(_: dict[str, Any]) -> dict[str, Any]:
     error = UserError("not while it is mounted")
@@ -36,7 +39,7 @@ COMMANDS: Mapping[str, server.Command] = {
     "echo": lambda request: {"request": request},
     "refuse": refuse,
     "fail": lambda request: {"never": request["missing"]},
-    "long": lambda _: {"text": "x" * (8 << 20)},
+    "long": lambda _: {"text": "x" * LONG},
     "wide": lambda _: {"text": "x" * (client.ANSWER_MAX // 2)},
     "odd": lambda _: {"path": os.fsdecode(b"/a\xff\n")},
     "unspeakable": lambda _: {"set": {1}},
@@ -216,9 +219,9 @@ async def test_a_client_that_stalls_is_dropped_and_nobody_waits_for_it(
     path = tmp_path / "s"
     async with (
         serving(path),
+        talking(path) as deaf,
         talking(path) as silent,
         talking(path) as halfway,
-        talking(path) as deaf,
         talking(path) as quick,
     ):
         await halfway.say(b'{"comm')
@@ -233,7 +236,7 @@ async def test_a_client_that_stalls_is_dropped_and_nobody_waits_for_it(
             received = 0
             while piece := await deaf.stream.receive_some():
                 received += len(piece)
-            assert received < 8 << 20
+            assert received < LONG
 
 
 async def test_a_client_that_dies_is_no_event(
@@ -317,6 +320,7 @@ async def test_without_a_socket_the_daemon_goes_on(
 ) -> None:
     async with trio.open_nursery() as nursery:
         await nursery.start(server.serve, tmp_path / "no" / "directory", COMMANDS)
+        nursery.cancel_scope.cancel()
     assert "no status and no control" in caplog.text
 
 

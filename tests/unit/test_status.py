@@ -35,6 +35,7 @@ from quorumfs.control.status import (
     Status,
     StatusFormatError,
     Trouble,
+    Waiting,
     describe,
     human_bytes,
     human_time,
@@ -63,6 +64,7 @@ B = ReplicaStatus(
     in_flight=1,
     copied_bytes=1 << 30,
     last_error=NO_SPACE,
+    waiting=Waiting("write", 3),
 )
 DEGRADED = Status(
     MOUNTPOINT,
@@ -206,6 +208,7 @@ def test_json_is_the_design_s() -> None:
                     "copied_bytes": 0,
                     "trouble": None,
                     "last_error": None,
+                    "waiting": None,
                 },
                 {
                     "path": "/nas2/b.img",
@@ -228,6 +231,7 @@ def test_json_is_the_design_s() -> None:
                         "text": "No space left on device",
                         "seconds_ago": 12,
                     },
+                    "waiting": {"operation": "write", "seconds": 3},
                 },
             ],
             "resync": {
@@ -244,6 +248,7 @@ def test_json_is_the_design_s() -> None:
             "undecided_bytes": 0,
             "notes": ["no libfuse shim"],
             "fenced": None,
+            "standstill_s": None,
         }
     )
 
@@ -268,6 +273,7 @@ replica_statuses = st.builds(
     copied_bytes=counts,
     trouble=st.none() | st.sampled_from([trouble.value for trouble in Trouble]),
     last_error=st.none() | st.builds(LastError, words, st.just("ENOSPC"), texts, counts),
+    waiting=st.none() | st.builds(Waiting, words, counts),
 )
 statuses = st.builds(
     Status,
@@ -296,6 +302,7 @@ statuses = st.builds(
     undecided_bytes=counts,
     notes=st.lists(texts, max_size=3).map(tuple),
     fenced=st.none() | st.builds(Fenced, texts, counts, texts),
+    standstill_s=st.none() | counts,
 )
 
 
@@ -308,11 +315,11 @@ def test_json_there_and_back_is_the_same(status: Status) -> None:
 def test_a_status_without_what_was_added_later_is_understood() -> None:
     """As a daemon wrote it that knows only the keys of the design."""
     content = DEGRADED.to_json()
-    for key in ("metadata", "read_only", "undecided_bytes", "notes"):
+    for key in ("metadata", "read_only", "undecided_bytes", "notes", "standstill_s"):
         del content[key]
     del content["resync"]["kind"]
     for replica in content["replicas"]:
-        for key in ("copied_bytes", "trouble", "last_error"):
+        for key in ("copied_bytes", "trouble", "last_error", "waiting"):
             del replica[key]
     read = Status.from_json(content)
     assert read.replicas[1].errors == B.errors
@@ -426,6 +433,7 @@ def test_a_status_with_more_than_is_known_is_understood() -> None:
         content["replicas"][0],
         content["replicas"][0]["errors"],
         content["replicas"][1]["last_error"],
+        content["replicas"][1]["waiting"],
     ):
         part["new"] = {"whatever": 1}
     assert Status.from_json(content) == DEGRADED

@@ -1,0 +1,108 @@
+"""Whether the loop that serves the guest goes on, as seen from another thread.
+
+With `inline-io=on` that loop may wait in a system call, for as long as a local file system hangs.
+The kernel knows in which one: that costs the requests nothing.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, get_native_id
+from time import monotonic, sleep
+from typing import NamedTuple
+
+import trio
+
+BEAT_S = 0.5
+"""How often (seconds) the loop shows that it goes on."""
+
+ANSWER_S = 0.05
+"""How long (seconds) to wait for the loop to answer a question."""
+
+STANDSTILL_S = 1.0
+"""After this long (seconds) the loop does not only lack a processor."""
+
+SAME_CALL_S = 0.002
+"""Between two looks (seconds) at the call that a thread waits in."""
+
+
+class Standstill(NamedTuple):
+    """The loop does not go on."""
+
+    seconds: int
+    """How long."""
+    fd: int | None
+    """The descriptor that it waits for in a system call, if there is one."""
+
+
+class Pulse:
+    """Shows that the loop goes on; to be made in it."""
+
+    def __init__(self) -> None:
+        self._thread = get_native_id()
+        self._token = trio.lowlevel.current_trio_token()
+        self._clock = trio.lowlevel.current_clock()
+        self._seen_at = monotonic()
+        self._asked: Event | None = None
+
+    async def run(self) -> None:
+        """Beat, until cancelled."""
+        while True:
+            self._seen_at = monotonic()
+            await trio.sleep(BEAT_S)
+
+    # To be called in one other thread
+
+    def now(self) -> float:
+        """The time by trio's clock (seconds), which only the loop can ask trio for."""
+        return self._clock.current_time()
+
+    def answers(self, call: Callable[[], None]) -> bool:
+        """Whether the loop has made *call* within `ANSWER_S`.
+
+        While an earlier call waits for it nothing is asked again, nor waited for: what the loop is
+        to be heard of by, it shows when it makes that one.
+        """
+        if self._asked is not None and not self._asked.is_set():
+            return False
+        self._asked = asked = Event()
+
+        def make() -> None:
+            self._seen_at = monotonic()
+            call()
+            asked.set()
+
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(make)
+        return asked.wait(ANSWER_S)
+
+    def standstill(self) -> Standstill | None:
+        """Since when the loop has not gone on, if it stands still."""
+        seconds = monotonic() - self._seen_at
+        if seconds < STANDSTILL_S:
+            return None
+        return Standstill(int(seconds), _waits_for(self._thread))
+
+
+def _waits_for(thread: int) -> int | None:
+    """The descriptor that a thread of this process (by its number in the kernel) waits for.
+
+    It is the first argument of nearly all calls that take one; where it is none (an address, a
+    process) it is hardly the number of a file that matters. None if it waits in no call.
+    """
+    first = _call(thread)
+    sleep(SAME_CALL_S)
+    if first is None or first != _call(thread):
+        return None  # one of many, and not one that does not return
+    return int(first[1], 16)
+
+
+def _call(thread: int) -> list[str] | None:
+    """The number and the arguments of the call that a thread waits in, and where; see proc(5)."""
+    place = Path(f"/proc/{os.getpid()}/task/{thread}/syscall")
+    with suppress(OSError):  # a kernel built without
+        call = place.read_text("ascii").split()
+        if len(call) > 1 and call[0] != "-1":
+            return call
+    return None

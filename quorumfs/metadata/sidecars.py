@@ -187,8 +187,12 @@ class Sidecars:
 
     async def record_options(self) -> None:
         async with self._lock:
+            # With the operator's word it is in force, and recorded with the first change: what is
+            # only read decides nothing.
+            consented = self._quorum <= self.threshold < self.record.threshold
             if (
                 self._read_only
+                or consented
                 or self.threshold == self.record.threshold
                 or len(self._members) < self._quorum  # nothing is acknowledged before they are more
             ):

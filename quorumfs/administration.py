@@ -10,7 +10,8 @@ from quorumfs.assembly import State, new_record, refuse_too_many
 from quorumfs.control.events import EventLog
 from quorumfs.dirtymap import DirtyMap
 from quorumfs.errors import UsageError, UserError
-from quorumfs.images import Image, lasting_identity, open_set
+from quorumfs.filesystems import close
+from quorumfs.images import Image, close_all, lasting_identity, open_set
 from quorumfs.options import parse_options
 from quorumfs.replica import Replica
 from quorumfs.replicaset import open_replica_set
@@ -36,10 +37,12 @@ def create_empty(paths: Sequence[str], size: int, threshold: int | None) -> None
             try:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
                 undo.callback(_remove, path)
-                with os.fdopen(fd, "wb") as file:
-                    file.truncate(size)
+                try:
+                    os.truncate(fd, size)
                     os.fsync(fd)
                     images.append((path, lasting_identity(fd)))
+                finally:
+                    close(fd, path)
             except OSError as error:
                 raise UserError(f"cannot create {path}: {error.strerror}") from None
         names = [path for path, _ in images]
@@ -113,11 +116,12 @@ def _create_if_absent(path: str, size: int, undo: ExitStack) -> None:
         return
     undo.callback(_remove, path)
     try:
-        os.truncate(fd, size)
+        try:
+            os.truncate(fd, size)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
-    finally:
-        os.close(fd)
 
 
 def keep(
@@ -135,9 +139,7 @@ def keep(
         raise UsageError(f"{kept} is to be kept, and is not one of the replicas given")
     with ExitStack() as stack:
         opened = open_set(absolute, None, read_only=dry_run)
-        for one in opened:
-            if isinstance(one, Image):
-                stack.callback(one.close)
+        stack.callback(close_all, opened)
         found = [one.found if isinstance(one, Image) else one for one in opened]
         resolution = resolve(found, kept, threshold=threshold)
         if not dry_run:

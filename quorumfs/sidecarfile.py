@@ -5,6 +5,7 @@ import os
 import stat
 from contextlib import suppress
 
+from quorumfs.filesystems import close
 from quorumfs.ofdlock import try_lock
 from quorumfs.sidecar import HOLDER_OFFSET, PAGE, SUFFIX, Sidecar, decode, encode, path_for
 
@@ -33,7 +34,7 @@ def open_sidecar(image_path: str, *, read_only: bool) -> int | None:
     try:
         lock(fd, read_only=read_only)
     except BaseException:
-        os.close(fd)
+        close(fd, path)
         raise
     return fd
 
@@ -103,7 +104,7 @@ def create_sidecar(image_path: str, sidecar: Sidecar) -> None:
                 content = content[os.write(fd, content) :]
             os.fsync(fd)
         finally:
-            os.close(fd)
+            close(fd, path)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
@@ -114,7 +115,7 @@ def create_sidecar(image_path: str, sidecar: Sidecar) -> None:
         with suppress(OSError):  # some file systems cannot sync a directory
             os.fsync(directory)
     finally:
-        os.close(directory)
+        close(directory, os.path.dirname(path))
 
 
 def holder(fd: int) -> str:

@@ -21,6 +21,7 @@ from quorumfs.control.status import human_bytes
 from quorumfs.daemon import apart
 from quorumfs.dirtymap import INTENT, UNVERIFIED, DirtyMap, lacks
 from quorumfs.errors import ExitCode
+from quorumfs.filesystems import close
 from quorumfs.images import lasting_identity
 from quorumfs.ofdlock import could_lock
 from quorumfs.sidecar import (
@@ -167,7 +168,7 @@ def look_at(path: str) -> Examined:
     try:
         return _look_at_sidecar(examined, fd)
     finally:
-        os.close(fd)
+        close(fd, place)
 
 
 def _without_sidecar(examined: Examined, place: str) -> Examined:

@@ -548,6 +548,8 @@ class History:
             (one,) = world.found([index])
             if one.image is None or one.sidecar is None:
                 raise UserError(one.problem or "there is no sidecar")
+            if not all(storage.closed for storage in life.storages(index)):
+                raise BrokenError(f"{one.path} is opened anew while it is open: in use by itself")
             return Returned(one, life.image(index, disk.size), life.sidecar(index))
 
         repairs = Repairs(disk, sidecars, reopen, present=present, limit=limit)

@@ -7,7 +7,6 @@ or hung: the kernel's table of mounts says who owns a mount, and so where its so
 import json
 import os
 import pwd
-import re
 import socket
 import struct
 import time
@@ -72,14 +71,8 @@ class ProtocolError(ControlError):
 
 def visible_mounts() -> list[mounts.Mount]:
     """All quorumfs mounts that can be reached, dead ones included, in the order mounted."""
-    kind = b" - " + mounts.FS_TYPE.encode("ascii") + b" "
-    places: dict[str, None] = {}
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
-        if kind in line:
-            place = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), line.split()[4])
-            places[os.fsdecode(place)] = None
-    found = [mounts.mount_at(place) for place in places]
-    return [mount for mount in found if mount and mount.fs_type == mounts.FS_TYPE]
+    topmost = {mount.mountpoint: mount for mount in mounts.table()}
+    return [mount for mount in topmost.values() if mount.fs_type == mounts.FS_TYPE]
 
 
 def find(mountpoint: str) -> mounts.Mount:

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,23 +24,34 @@ class Mount:
     """User id of who mounted a FUSE file system; 0 for others."""
 
 
-def mount_at(mountpoint: str) -> Mount | None:
-    """The topmost mount at *mountpoint* (absolute, without symbolic links), if there is one.
+def table() -> Iterator[Mount]:
+    """All mounts, in the order mounted. Their names are anybody's: any bytes but NUL.
 
-    Asks the table only, never the mounted file system: that one may be dead or hung.
+    Asks the table only, never the mounted file systems: one may be dead or hung.
     """
-    found = None
+    # At single newlines and spaces, which are escaped in names where other white space is not; and
+    # the source may be empty.
     for line in Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n"):
         fields, _, rest = line.partition(b" - ")
-        # At single spaces: the source may be empty, and other white space is part of a path.
-        path = fields.split(b" ")[4]
-        target = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), path)
-        if target == os.fsencode(mountpoint):
-            kind, _, options = rest.split(b" ")[:3]
-            owner = re.search(rb"(?:^|,)user_id=(\d+)", options)
-            fs_type = kind.decode("ascii")
-            found = Mount(mountpoint, fs_type, int(owner[1]) if owner else 0)
-    return found
+        path = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), fields.split(b" ")[4])
+        kind, _, options = rest.split(b" ")[:3]
+        owner = re.search(rb"(?:^|,)user_id=(\d+)", options)
+        yield Mount(os.fsdecode(path), os.fsdecode(kind), int(owner[1]) if owner else 0)
+
+
+def mount_at(mountpoint: str) -> Mount | None:
+    """The topmost mount at *mountpoint* (absolute, without symbolic links), if there is one."""
+    return next(reversed([mount for mount in table() if mount.mountpoint == mountpoint]), None)
+
+
+def store_of(path: str) -> str | None:
+    """Where the file system is mounted that *path* (absolute, without symbolic links) is on.
+
+    None for that of the whole system, which nobody unmounts.
+    """
+    places = {mount.mountpoint for mount in table()} - {"/"}
+    above = [place for place in places if path == place or path.startswith(f"{place}/")]
+    return max(above, key=len, default=None)
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:

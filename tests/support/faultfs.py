@@ -41,6 +41,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, NoReturn, ParamSpec, Self, TypeVar
 
+from quorumfs.control.mounts import mount_at
 from quorumfs.fuse import shim  # before pyfuse3, as it says there
 
 # isort: split
@@ -340,8 +341,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def is_mounted(path: Path) -> bool:
     """Look in the mount table; a stat would hang or fail if the server is gone."""
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    return str(path).replace(" ", "\\040") in (line.split()[4] for line in mounts)
+    return mount_at(str(path)) is not None
 
 
 def unmount(mountpoint: Path) -> None:

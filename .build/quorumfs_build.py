@@ -10,6 +10,7 @@ import subprocess
 from setuptools import Extension
 from setuptools.build_meta import *  # noqa: F403 (the hooks that pip calls)
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 
 class BuildShim(build_ext):
@@ -25,6 +26,14 @@ class BuildShim(build_ext):
         # Our own reference to libfuse is what the search for the real functions starts from.
         ext.extra_link_args = ["-Wl,--no-as-needed", *pkg_config("--libs")]
         super().build_extension(ext)
+
+
+class WithBackend(sdist):
+    """Makes a source distribution that can be built: with this file."""
+
+    def make_distribution(self) -> None:
+        self.filelist.append(os.path.relpath(__file__))
+        super().make_distribution()
 
 
 def pkg_config(what: str) -> list[str]:

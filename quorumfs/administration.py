@@ -35,8 +35,9 @@ from quorumfs.claiming import (
 from quorumfs.control.events import EventLog
 from quorumfs.dirtymap import DirtyMap
 from quorumfs.errors import ExitCode, UsageError, UserError
+from quorumfs.filesystems import close
 from quorumfs.imagelock import ImageLockedError, lock_image
-from quorumfs.images import Image, lasting_identity, open_set
+from quorumfs.images import Image, close_all, lasting_identity, open_set
 from quorumfs.limits import require_file_size
 from quorumfs.options import parse_options
 from quorumfs.replica import Replica
@@ -149,7 +150,7 @@ def _make_image(path: str, size: int, mode: int, undo: ExitStack) -> Identity:
         os.fsync(fd)
         return lasting_identity(fd)
     finally:
-        os.close(fd)
+        close(fd, path)
 
 
 def _open_blank(path: str, size: int) -> int:
@@ -167,7 +168,7 @@ def _open_blank(path: str, size: int) -> int:
     except (ImageLockedError, OSError):
         blank = False
     if not blank:
-        os.close(fd)
+        close(fd, path)
         raise taken
     return fd
 
@@ -348,9 +349,7 @@ def keep(
         raise UsageError(f"{kept} is to be kept, and is not one of the replicas given")
     with ExitStack() as stack:
         opened: Sequence[Image | Found] = open_set(absolute, None, read_only=dry_run)
-        for one in opened:
-            if isinstance(one, Image):
-                stack.callback(one.close)
+        stack.callback(close_all, opened)
         opened = _take_over(opened, stack, takeover=takeover, dry_run=dry_run)
         found = [one.found if isinstance(one, Image) else one for one in opened]
         resolution = resolve(found, kept, threshold=threshold)

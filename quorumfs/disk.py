@@ -411,8 +411,9 @@ class Disk:
                 await self.metadata.close()
         finally:
             await self.metadata.release()
-            for replica in self.replicas:
-                await replica.close()
+            async with trio.open_nursery() as nursery:
+                for replica in self.replicas:
+                    nursery.start_soon(replica.close)
             self.events.close()
 
     # For the guest's requests and for those who repair

@@ -1,12 +1,15 @@
 """What kind of file system a file is on, as far as it matters how long its answers may take."""
 
 import ctypes
+import logging
 import os
 import struct
 from enum import Enum
 from pathlib import Path
 
 import xxhash
+
+log = logging.getLogger(__name__)
 
 _FUSE = 0x65735546
 
@@ -88,3 +91,15 @@ def _type(file: int | str) -> int | None:
     if failed:
         return None
     return ctypes.c_ulong.from_buffer(buffer).value & 0xFFFFFFFF
+
+
+def close(fd: int, path: str) -> None:
+    """Close *fd*, which is *path*, whatever error that gives: it is logged.
+
+    The kernel closes even then. A network file system tells so of what it still had to write; what
+    a sync before made durable is not concerned, and where there was none, call os.close. May hang.
+    """
+    try:
+        os.close(fd)
+    except OSError as error:
+        log.warning("closing %s: %s", path, error.strerror)

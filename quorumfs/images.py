@@ -15,7 +15,7 @@ from quorumfs.assembly import Found
 from quorumfs.claim import Claim, FoundClaim, standing
 from quorumfs.claimant import runs
 from quorumfs.errors import UserError
-from quorumfs.filesystems import Locality, is_fuse, locality, mount_instance
+from quorumfs.filesystems import Locality, close, is_fuse, locality, mount_instance
 from quorumfs.imagelock import ImageLockedError, holders, lock_image
 from quorumfs.sidecar import (
     FormatError,
@@ -87,10 +87,10 @@ class Image:
         return FoundClaim(self.path, self.claim, standing(self.claim, here, runs, locked))
 
     def close(self) -> None:
-        """Give the descriptors back, and with them the locks."""
-        os.close(self.fd)
+        """Give the descriptors back, and with them the locks; may hang."""
+        close(self.fd, self.path)
         if self.sidecar_fd is not None:
-            os.close(self.sidecar_fd)
+            close(self.sidecar_fd, path_for(self.real_path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ def open_images(
     images = []
     for one in opened:
         if isinstance(one, Found):
-            _close_all(opened)
+            close_all(opened, patience_s)
             raise UserError(f"cannot open the replica {one.path}: {one.problem}")
         images.append(one)
     for image in images[1:]:
@@ -170,15 +170,14 @@ def open_set(
         except UserError as error:
             refusals.append(error)
     if refusals:
-        _close_all(opened)
+        close_all(opened, patience_s)
         raise min(refusals, key=lambda refusal: not isinstance(refusal, _SameFileError))
     return opened
 
 
-def _close_all(opened: Sequence[Image | Found]) -> None:
-    for one in opened:
-        if isinstance(one, Image):
-            one.close()
+def close_all(opened: Sequence[Image | Found], patience_s: float = PATIENCE_S) -> None:
+    """Close all images, those whose file systems do not answer for *patience_s* seconds later."""
+    ask_all({one.path: one.close for one in opened if isinstance(one, Image)}, patience_s)
 
 
 class _SameFileError(UserError):
@@ -217,7 +216,7 @@ def _open_whole(
 ) -> Image:
     with ExitStack() as stack:
         image = _open(path, read_only=read_only)
-        stack.callback(os.close, image.fd)
+        stack.callback(close, image.fd, path)
         before_locking(image)
         _lock(image, read_only)
         if sidecars:
@@ -249,12 +248,13 @@ def _open(path: str, *, read_only: bool) -> Image:
         if real_path != path and not os.path.samestat(given, status):
             raise UserError(f"{path} led to another file a moment ago than {real_path}")
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
+        file = (status.st_dev, status.st_ino)
+        size, mtime_ns = status.st_size, status.st_mtime_ns
+        identity, where = lasting_identity(fd), locality(fd)
     except BaseException:
-        os.close(fd)
+        close(fd, path)
         raise
-    file = (status.st_dev, status.st_ino)
-    size, mtime_ns = status.st_size, status.st_mtime_ns
-    return Image(path, real_path, fd, size, mtime_ns, file, lasting_identity(fd), locality(fd))
+    return Image(path, real_path, fd, size, mtime_ns, file, identity, where)
 
 
 def lasting_identity(file: int | str) -> Identity:
@@ -289,7 +289,7 @@ def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
         raise UserError(stray)
     if fd is None:
         return image
-    stack.callback(os.close, fd)
+    stack.callback(close, fd, place)
     image = replace(image, sidecar_fd=fd, sidecar_locality=locality(fd))
     image = replace(image, instance=passing_identity(image.fd, fd))
     try:

@@ -1,6 +1,7 @@
 """One replica: what is in flight on it, and whether it answers."""
 
 import errno
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -9,6 +10,7 @@ from typing import ClassVar, NamedTuple
 import trio
 
 from quorumfs.assembly import State
+from quorumfs.sidecar import SUFFIX
 from quorumfs.storage import (
     CHANGES,
     Buffer,
@@ -20,6 +22,8 @@ from quorumfs.storage import (
     TruncatedError,
     Value,
 )
+
+log = logging.getLogger(__name__)
 
 SYNC_PATIENCE = 4
 """A flush may take this many times the replica timeout: it waits for everything written before
@@ -96,11 +100,16 @@ class Replica:
         """Called with each operation on the image that has its outcome, given up or not."""
         self.fenced = False
         """Nothing is asked of its files any more, for another mount has them."""
-        self._put_away: list[Storage] = []
+        self._put_away: dict[Storage, str] = {}
         """Files of one that is fenced, to be closed."""
+        self.let_go: Callable[[], None] = lambda: None
+        """Called when the last of its files that were detached is closed."""
         self._image = storage
         self._away = storage is None
         self._sidecar = sidecar
+        self._to_close: dict[Storage, str] = {}
+        """Files detached whose closing has not begun, and their paths."""
+        self._closing: dict[Operation, tuple[Storage, str]] = {}
         self._timeout_s = timeout_s
         self._in_flight: dict[Operation, _Waiting] = {}
         self._abandoned: set[Operation] = set()
@@ -119,8 +128,8 @@ class Replica:
 
     @property
     def in_flight(self) -> int:
-        """Operations that have not returned, given up or not."""
-        return len(self._in_flight) + len(self._abandoned)
+        """Operations that have not returned, given up or not, and files that are to be closed."""
+        return len(self._in_flight) + len(self._abandoned) + len(self._to_close)
 
     @property
     def waiting(self) -> tuple[Kind, float] | None:
@@ -172,10 +181,11 @@ class Replica:
         return self._image
 
     def attach(self, storage: Storage, sidecar: Storage) -> None:
-        """Use these files from now on; there must be none in use."""
+        """Use these files from now on; there must be none in use, or not closed yet."""
         assert self._image is None
+        assert not self.in_flight
         if self.fenced:  # it was while they were being opened
-            self._put_away += [storage, sidecar]
+            self._put_away |= self._with_paths(storage, sidecar)
             return
         self.dead = self._away = False
         self.truncated_to = None
@@ -186,19 +196,51 @@ class Replica:
     def fence(self) -> None:
         """Ask nothing of its files any more. They are open, and locked, until it is closed."""
         self.fenced = True
-        self._put_away += [one for one in (self._image, self._sidecar) if one is not None]
+        self._put_away |= self._with_paths(self._image, self._sidecar)
         self._image = self._sidecar = None
 
-    async def detach(self, *, there: bool = False) -> None:
-        """Give its files back, if it has any; nothing may be in flight on them.
+    def _with_paths(self, image: Storage | None, sidecar: Storage | None) -> dict[Storage, str]:
+        """Those of its files that there are, and what to call them."""
+        both = ((image, self.path), (sidecar, f"{self.path}{SUFFIX}"))
+        return {storage: path for storage, path in both if storage is not None}
 
-        A file system that does not answer even to that is left with them after the timeout.
+    def detach(self, *, there: bool = False) -> None:
+        """Use its files no more, if it has any: they are closed as soon as nothing is in flight.
+
+        That may take long, or hang, and until then counts as in flight; each file is closed
+        whatever becomes of the other.
 
         *there*: they could be opened, so it is not missing.
         """
-        assert not self.in_flight
         self._away = not there
-        await self.close()
+        self._to_close |= self._with_paths(self._image, self._sidecar)
+        self._image = self._sidecar = None
+        self._close_detached()
+
+    def _close_detached(self) -> None:
+        """Begin to close what was detached, if all that was asked of it has returned."""
+        if self._in_flight or self._abandoned:
+            return
+        to_close, self._to_close = self._to_close, {}
+        for storage, path in to_close.items():
+            operation = Operation(Kind.CLOSE)
+            self._closing[operation] = storage, path
+            self._in_flight[operation] = _Waiting(Gathering(0), trio.current_time(), False)
+            storage.submit(operation, self._returned)
+
+    def _go_on_closing(self, returned: Operation, error: OSError | None) -> None:
+        """Something has *returned* that was asked of files that are detached."""
+        if returned.kind is not Kind.CLOSE:
+            self._close_detached()
+            return
+        storage, path = self._closing.pop(returned)
+        if error is not None and error.errno == errno.EAGAIN:
+            self._to_close[storage] = path  # begun when deadlines are looked at
+        elif error is not None:
+            # A flush has told what is durable; and closed it is, with it or without.
+            log.warning("closing %s: %s", path, error.strerror)
+        if not self.in_flight:
+            self.let_go()
 
     @property
     def prompt(self) -> bool:
@@ -256,19 +298,21 @@ class Replica:
         waiting = self._in_flight.pop(operation, None)
         if waiting is None:
             self._abandoned.discard(operation)
-            return
-        operation.value = value
-        operation.error = error
-        if operation.kind is not Kind.REREAD:  # of which nothing depends on an answer
-            self.dead = error is not None and error.errno in _GONE
-        if not waiting.to_sidecar:
-            self.counters.count(operation)
-            self.settled(operation)
-        elif error is None and operation.kind is Kind.SYNC:
-            self._failures.pop(Sort.SIDECAR, None)
-        if error is not None:
-            self._failed(operation, error, to_sidecar=waiting.to_sidecar)
-        waiting.gathering.answered(operation)
+        elif operation.kind is not Kind.CLOSE:
+            operation.value = value
+            operation.error = error
+            if operation.kind is not Kind.REREAD:  # of which nothing depends on an answer
+                self.dead = error is not None and error.errno in _GONE
+            if not waiting.to_sidecar:
+                self.counters.count(operation)
+                self.settled(operation)
+            elif error is None and operation.kind is Kind.SYNC:
+                self._failures.pop(Sort.SIDECAR, None)
+            if error is not None:
+                self._failed(operation, error, to_sidecar=waiting.to_sidecar)
+            waiting.gathering.answered(operation)
+        if self._image is None:
+            self._go_on_closing(operation, error)
 
     def _failed(self, operation: Operation, error: OSError, *, to_sidecar: bool) -> None:
         """Remember that *operation*, which was counted, failed."""
@@ -307,6 +351,8 @@ class Replica:
                     self.settled(operation)
                 self._failed(operation, operation.error, to_sidecar=to_sidecar)
                 gathering.answered(operation)
+        if self._to_close:
+            self._close_detached()
 
     def pardon(self, seconds: float) -> None:
         """Do not count *seconds* during which nobody here could have heard an answer."""
@@ -314,14 +360,18 @@ class Replica:
             self._in_flight[operation] = waiting._replace(since=waiting.since + seconds)
 
     async def close(self) -> None:
-        """Give the files back; the caller has seen everything answered or abandoned."""
-        storages = self._image, self._sidecar, *self._put_away
-        self._image = self._sidecar = None
+        """Give the files back; the caller has seen everything answered or abandoned.
+
+        A file system that does not answer even to that is left with them after the timeout.
+        """
+        closed = trio.Event()
+        self.let_go = closed.set
+        self._to_close |= self._put_away
         self._put_away.clear()
-        for storage in storages:
-            if storage is not None:
-                with trio.move_on_after(self._timeout_s):
-                    await storage.close()
+        self.detach()
+        if self.in_flight and not self.hung:
+            with trio.move_on_after(self._timeout_s):
+                await closed.wait()
 
 
 class _Waiting(NamedTuple):

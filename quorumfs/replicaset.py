@@ -2,12 +2,12 @@
 
 import logging
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from threading import Lock, Thread
 from types import MappingProxyType
 
 import trio
@@ -36,7 +36,7 @@ from quorumfs.claiming import (
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
-from quorumfs.filesystems import Locality, locality
+from quorumfs.filesystems import Locality, close, locality
 from quorumfs.images import Image, Unanswered, open_again, open_images, open_set
 from quorumfs.limits import require_file_size
 from quorumfs.metadata import Metadata
@@ -270,12 +270,13 @@ def _create_sidecars(images: Sequence[Image], plan: Plan, undo: ExitStack) -> li
         where = locality(fd)
         adopted.append(replace(image, sidecar_fd=fd, sidecar=sidecar, sidecar_locality=where))
     for image, role in zip(images, roles, strict=True):
-        fd = os.open(path_for(image.real_path), os.O_RDONLY | os.O_CLOEXEC)
+        place = path_for(image.real_path)
+        fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if read_sidecar(fd).replica_id != role.replica_id:
                 raise UserError(f"{image.path} and another replica are the same file")
         finally:
-            os.close(fd)
+            close(fd, place)
     return adopted
 
 
@@ -286,14 +287,17 @@ def _replica(index: int, one: Image | Found, options: MountOptions, plan: Plan |
     if plan is None:
         return Replica(index, one.path, _image_storage(one, one.size, options), timeout_s)
     usable = plan.members[index].state not in (State.FOREIGN, State.MISSING)
-    if not usable or one.sidecar_fd is None:
-        one.close()
-        return Replica(index, one.path, None, timeout_s)
     sidecar_size = file_size(plan.map)
-    _lengthen(one.sidecar_fd, sidecar_size)
+    sidecar = None
+    if one.sidecar_fd is not None:
+        sidecar = _sidecar_storage(one, sidecar_size, options)
+        if usable:
+            _lengthen(one.sidecar_fd, sidecar_size)
     image = _image_storage(one, plan.record.size, options)
-    sidecar = _sidecar_storage(one, sidecar_size, options)
-    return Replica(index, one.path, image, timeout_s, sidecar=sidecar)
+    replica = Replica(index, one.path, image, timeout_s, sidecar=sidecar)
+    if sidecar is None or not usable:
+        replica.detach()
+    return replica
 
 
 def _pattern(options: MountOptions, threshold: int) -> ReadPattern:
@@ -340,47 +344,63 @@ class _Reopener:
             with trio.move_on_after(self._options.replica_timeout_s):
                 await trio.to_thread.run_sync(open_files, abandon_on_cancel=True)
         except trio.Cancelled:
-            handover.refuse()
+            if (image := handover.take()) is not None:
+                self._close(image)
             raise
         image = handover.take()
         if image is None:
             raise UserError("its file system does not answer")
-        found = image.found
-        if image.sidecar_fd is None or image.sidecar is None:
-            image.close()
-            raise UserError(found.problem or f"there is no {path_for(image.real_path)}")
-        storage = _image_storage(image, self._sidecars.map.size, self._options)
-        sidecar = _sidecar_storage(image, self._sidecar_size, self._options)
-        return Returned(found, storage, sidecar)
+        try:
+            storage = _image_storage(image, self._sidecars.map.size, self._options)
+            sidecar = _sidecar_storage(image, self._sidecar_size, self._options)
+        except BaseException:
+            self._close(image)
+            raise
+        return Returned(image.found, storage, sidecar)
 
     def _open(self, replica: Replica) -> Image:
         """In a thread: whatever touches the files may hang."""
         image = open_again(replica.path)
-        if image.sidecar_fd is not None and replica.slot is not None:
-            member = judge_returned(self._sidecars.record, replica.slot, image.found)
-            if member.state not in (State.FOREIGN, State.MISSING):  # else it is not ours to write
-                self._refuse_claimed(image)
-                _lengthen(image.sidecar_fd, self._sidecar_size)
-                self._sign(image)
+        with ExitStack() as stack:
+            stack.callback(image.close)
+            if image.sidecar_fd is None or image.sidecar is None:
+                raise UserError(image.problem or f"there is no {path_for(image.real_path)}")
+            if replica.slot is not None:
+                member = judge_returned(self._sidecars.record, replica.slot, image.found)
+                if member.state not in (State.FOREIGN, State.MISSING):  # else not ours to write
+                    self._refuse_claimed(image)
+                    _lengthen(image.sidecar_fd, self._sidecar_size)
+                    self._sign(image)
+            stack.pop_all()
         return image
 
     def _refuse_claimed(self, image: Image) -> None:
         """Raise `ForeignError` if another mount has this replica, or all of them."""
         tenure = self._sidecars.tenure
         if self._sidecars.fenced is not None:
-            image.close()
             raise ForeignError(f"fenced: the set was taken over by {self._sidecars.fenced}")
         if tenure.mine is None:
             return
         found = found_claims([image], tenure.mine)
         if held := in_the_way(found, tenure.over):
-            image.close()
             raise ForeignError(held[0].in_words(MOUNT))
 
     def _sign(self, image: Image) -> None:
         if self._sidecars.tenure.mine is not None and image.sidecar_fd is not None:
             with suppress(OSError):
                 sign(image.sidecar_fd, self._sidecars.tenure.mine)
+
+    def _close(self, image: Image) -> None:
+        """Close *image* in a thread; until that has ended it is not opened again."""
+
+        def give_back() -> None:
+            try:
+                image.close()
+            finally:
+                self._opening.discard(image.path)
+
+        self._opening.add(image.path)
+        Thread(target=give_back, name="close", daemon=True).start()
 
 
 class _Handover:
@@ -391,7 +411,7 @@ class _Handover:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._image: Image | None = None
         self._too_late = False
 
@@ -407,11 +427,6 @@ class _Handover:
         with self._lock:
             self._too_late = True
             return self._image
-
-    def refuse(self) -> None:
-        """Wait no longer, and want nothing any more."""
-        if (image := self.take()) is not None:
-            image.close()
 
 
 def _lengthen(sidecar_fd: int, size: int) -> None:

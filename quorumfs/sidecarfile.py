@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from quorumfs.claim import Claim, decode_claim, encode_claim
-from quorumfs.filesystems import Locality, locality
+from quorumfs.filesystems import Locality, close, locality
 from quorumfs.ofdlock import try_lock
 from quorumfs.sidecar import (
     CLAIM_OFFSET,
@@ -43,7 +43,7 @@ def open_sidecar(image_path: str, *, read_only: bool) -> int | None:
     try:
         lock(fd, read_only=read_only)
     except BaseException:
-        os.close(fd)
+        close(fd, path)
         raise
     return fd
 
@@ -138,7 +138,7 @@ def create_sidecar(image_path: str, sidecar: Sidecar) -> None:
                 content = content[os.write(fd, content) :]
             os.fsync(fd)
         finally:
-            os.close(fd)
+            close(fd, path)
         os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):
@@ -149,7 +149,7 @@ def create_sidecar(image_path: str, sidecar: Sidecar) -> None:
         with suppress(OSError):  # some file systems cannot sync a directory
             os.fsync(directory)
     finally:
-        os.close(directory)
+        close(directory, os.path.dirname(path))
 
 
 def _share(fd: int, image: os.stat_result) -> None:

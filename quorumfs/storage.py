@@ -60,13 +60,17 @@ class Kind(Enum):
     """Find the next byte at or after the offset that is not in a hole."""
     SEEK_HOLE = "seek hole"
     """Find the next byte at or after the offset that is in a hole, or the end."""
+    CLOSE = "close"
+    """Give the file back, and with it the locks, whatever error this gives: the last operation,
+    asked for when all others have returned. EAGAIN: it was not begun."""
 
 
 CHANGES = frozenset({Kind.WRITE, Kind.COPY, Kind.DISCARD, Kind.ZERO})
 """What changes bytes, which a flush then makes durable."""
 
-_ONCE = frozenset({Kind.SYNC, Kind.SEAL})
-"""What is never tried again: the kernel tells whatever error a lost page had, once."""
+_ONCE = frozenset({Kind.SYNC, Kind.SEAL, Kind.CLOSE})
+"""What is never tried again: the kernel tells whatever error a lost page had, once; and it closes
+even with an error, so that the number may be another file's by then."""
 
 _TELLING = CHANGES | {Kind.SYNC}
 """What may fail because of an earlier write."""
@@ -163,11 +167,8 @@ class Storage(Protocol):
         """An operation for `submit` that has this file take a range of *source*.
 
         None if an answer of either depends on others than this host: one that does not answer must
-        not be taken for the other. Both may be closed meanwhile.
+        not be taken for the other. *source* closes when that has been done, or given up.
         """
-
-    async def close(self) -> None:
-        """Stop. Nothing may be submitted afterwards; what is in flight may never call back."""
 
 
 _FALLOCATE_MODES = {
@@ -231,25 +232,12 @@ def _is_cached(fd: int, offset: int, length: int) -> bool:
     return bool(_found.cached > (offset + length - 1) // _PAGE - offset // _PAGE)
 
 
-class Descriptor:
-    """A descriptor of a file beside its own one, open for as long as anybody refers to this."""
-
-    __slots__ = ("number",)
-
-    def __init__(self, fd: int) -> None:
-        self.number = os.dup(fd)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
-
-
 class _Copying(Operation):
     """A `Kind.COPY` from a file to another one."""
 
     __slots__ = ("source",)
 
-    def __init__(self, source: Descriptor, offset: int, length: int) -> None:
+    def __init__(self, source: "FileStorage", offset: int, length: int) -> None:
         super().__init__(Kind.COPY, offset, length)
         self.source = source
 
@@ -276,14 +264,15 @@ class FileStorage:
         *locality*: where its file system has its data.
         *inline*: whether anything may be done in the calling thread at all.
         """
-        self._fd = fd
-        self._local = locality is not Locality.ELSEWHERE
+        self.fd = fd
+        self.local = locality is not Locality.ELSEWHERE
+        """Whether its answers depend on this host alone."""
         self._size = size
         self._name = name
-        self._file = os.fstat(fd) if self._local else None
+        self._file = os.fstat(fd) if self.local else None
         """By which it is told from others; elsewhere numbers of files may change."""
         self._promptness = Promptness()
-        self._inline = inline and self._local
+        self._inline = inline and self.local
         self._in_memory = inline and locality is Locality.MEMORY
         self._cache_answers = self._inline and _cache_answers(fd)
         self._token = trio.lowlevel.current_trio_token()
@@ -291,6 +280,11 @@ class FileStorage:
         self._finished: deque[tuple[Operation, Done, Value, OSError | None]] = deque()
         self._threads: list[Thread] = []
         self._in_flight = 0
+        self._lent = 0
+        """How many copy from it."""
+        self._closed = False
+        self._closing: tuple[Operation, Done] | None = None
+        """What waits until nobody copies from it."""
         self._holding = 0
         """Operations in flight that hold a lock of the file: a write here and now would wait."""
         self._lost: OSError | None = None
@@ -323,7 +317,7 @@ class FileStorage:
         Asks the file system, which may take long.
         """
         try:
-            file, whole = os.fstat(self._fd), os.fstatvfs(self._fd)
+            file, whole = os.fstat(self.fd), os.fstatvfs(self.fd)
         except OSError:
             return None
         return Usage(file.st_dev, file.st_blocks, whole.f_bavail * whole.f_frsize)
@@ -331,7 +325,7 @@ class FileStorage:
     @property
     def descriptor(self) -> int:
         """What the file is open as."""
-        return self._fd
+        return self.fd
 
     @property
     def device(self) -> int | None:
@@ -360,17 +354,17 @@ class FileStorage:
             # A read of what is not cached begins to read ahead, even with RWF_NOWAIT: that may
             # have to wait for the file system's own data, which tells where the file's is.
             self._doubtful -= 1
-            if not _is_cached(self._fd, offset, length):
+            if not _is_cached(self.fd, offset, length):
                 self._doubtful = DOUBTS
                 return None
         began = perf_counter_ns()
         try:
             if self._in_memory:
-                data = os.pread(self._fd, length, offset)
+                data = os.pread(self.fd, length, offset)
                 whole = len(data) == length
             else:
                 data = bytearray(length)
-                whole = os.preadv(self._fd, (data,), offset, os.RWF_NOWAIT) == length
+                whole = os.preadv(self.fd, (data,), offset, os.RWF_NOWAIT) == length
         except OSError:
             whole = False
         if perf_counter_ns() - began > TOO_LONG_NS:
@@ -388,9 +382,9 @@ class FileStorage:
         written = 0
         try:
             # Not fstat, which takes three times as long; what that is better for is never local.
-            if os.lseek(self._fd, 0, os.SEEK_END) < self._size:
+            if os.lseek(self.fd, 0, os.SEEK_END) < self._size:
                 return False
-            written = os.pwrite(self._fd, data, offset)
+            written = os.pwrite(self.fd, data, offset)
         except BlockingIOError:
             pass  # a thread can wait until it goes
         except OSError as error:
@@ -426,6 +420,18 @@ class FileStorage:
         if (value := self._cheaply(operation)) is not None:
             done(operation, value, None)
             return
+        if isinstance(operation, _Copying) and not operation.source.lend():
+            done(operation, 0, None)  # who reads it the usual way finds out more
+            return
+        if operation.kind is Kind.CLOSE:
+            self._closed = True
+            if self._lent:
+                self._closing = operation, done
+                return
+        self._hand_over(operation, done)
+
+    def _hand_over(self, operation: Operation, done: Done) -> None:
+        """Have a thread perform it."""
         if self._in_flight >= len(self._threads) < WORKERS_MAX:
             # Daemon threads: one that hangs in a system call must not keep the process alive.
             thread = Thread(target=self._work, name=f"io {self._name}", daemon=True)
@@ -433,6 +439,8 @@ class FileStorage:
                 thread.start()
             except RuntimeError:  # the system has no more threads for us
                 if not self._threads:
+                    if isinstance(operation, _Copying):
+                        operation.source.give_back()
                     done(operation, 0, OSError(errno.EAGAIN, "no thread could be started"))
                     return
             else:
@@ -442,6 +450,9 @@ class FileStorage:
         self._in_flight += 1
         self._holding += operation.kind in _HOLDING
         self._queue.put((operation, done))
+        if operation.kind is Kind.CLOSE:
+            for _ in self._threads:
+                self._queue.put(None)
 
     def _cheaply(self, operation: Operation) -> Value | None:
         """The answer, if it is there sooner than a thread would be told."""
@@ -456,30 +467,20 @@ class FileStorage:
         return None
 
     def copying(self, source: Storage, offset: int, length: int) -> Operation | None:
-        descriptor = source.lend() if isinstance(source, FileStorage) and self._local else None
-        return None if descriptor is None else _Copying(descriptor, offset, length)
-
-    def lend(self) -> "Descriptor | None":
-        """A descriptor for who copies from it; None if answers depend on others than this host."""
-        if not self._local:
+        if not (isinstance(source, FileStorage) and source.local and self.local):
             return None
-        try:
-            return Descriptor(self._fd)
-        except OSError:
-            return None  # too many are open
+        return _Copying(source, offset, length)
 
-    async def close(self) -> None:
-        for _ in self._threads:
-            self._queue.put(None)
-        if not self._in_flight:
-            await trio.to_thread.run_sync(self._close, abandon_on_cancel=True)
-        # Else a thread is stuck in a system call on this descriptor: it stays open, because a
-        # descriptor of the same number, opened meanwhile, would receive the late write.
+    def lend(self) -> bool:
+        """Stay open for who copies from it, until `give_back`; False if it is being closed."""
+        self._lent += not self._closed
+        return not self._closed
 
-    def _close(self) -> None:
-        for thread in self._threads:
-            thread.join()
-        os.close(self._fd)
+    def give_back(self) -> None:
+        self._lent -= 1
+        if self._closing is not None and not self._lent:
+            closing, self._closing = self._closing, None
+            self._hand_over(*closing)
 
     def _work(self) -> None:
         while (entry := self._queue.get()) is not None:
@@ -510,6 +511,8 @@ class FileStorage:
             self._in_flight -= 1
             self._holding -= operation.kind in _HOLDING
             self._progress_at = perf_counter_ns()
+            if isinstance(operation, _Copying):
+                operation.source.give_back()
             done(operation, value, error)
 
     def _insist(self, operation: Operation) -> Value:
@@ -526,42 +529,44 @@ class FileStorage:
             case Kind.READ:
                 return self._read(operation.offset, operation.length)
             case Kind.REREAD:
-                if not self._local:
+                if not self.local:
                     where = operation.offset, operation.length
-                    os.posix_fadvise(self._fd, *where, os.POSIX_FADV_DONTNEED)
+                    os.posix_fadvise(self.fd, *where, os.POSIX_FADV_DONTNEED)
                 return self._read(operation.offset, operation.length)
             case Kind.WRITE:
                 self._refuse_if_truncated()
                 self._write(operation.offset, operation.data)
             case Kind.COPY:
                 assert isinstance(operation, _Copying)
-                return self._copy(operation.source.number, operation.offset, operation.length)
+                return self._copy(operation.source.fd, operation.offset, operation.length)
             case Kind.DISCARD | Kind.ZERO | Kind.ALLOCATE:
                 self._refuse_if_truncated()
                 self._fallocate(operation.kind, operation.offset, operation.length)
             case Kind.SEEK_DATA | Kind.SEEK_HOLE:
                 return self._seek(operation.kind, operation.offset)
             case Kind.SYNC:
-                os.fdatasync(self._fd)
+                os.fdatasync(self.fd)
             case Kind.EVICT:
-                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
             case Kind.STAT:
                 return self._status()
             case Kind.SEAL:
-                os.fsync(self._fd)
+                os.fsync(self.fd)
                 return self._status()
+            case Kind.CLOSE:
+                os.close(self.fd)
         return 0
 
     def _status(self) -> FileStatus:
-        status = os.fstat(self._fd)
+        status = os.fstat(self.fd)
         return FileStatus(status.st_blocks, identity_of(status))
 
     def _read(self, offset: int, length: int) -> bytes:
-        data = os.pread(self._fd, length, offset)
+        data = os.pread(self.fd, length, offset)
         while len(data) < length:
-            more = os.pread(self._fd, length - len(data), offset + len(data))
+            more = os.pread(self.fd, length - len(data), offset + len(data))
             if not more:
-                raise TruncatedError(os.fstat(self._fd).st_size)
+                raise TruncatedError(os.fstat(self.fd).st_size)
             data += more
         return data
 
@@ -569,14 +574,14 @@ class FileStorage:
         # A write behind the end of a truncated file would make it long again, with a hole of
         # zeros where data was; and what is behind the end is no hole. (fstat, because seeking to
         # the end waits for writes in flight on a FUSE file system.)
-        size = os.fstat(self._fd).st_size
+        size = os.fstat(self.fd).st_size
         if size < self._size:
             raise TruncatedError(size)
 
     def _write(self, offset: int, data: bytes | memoryview) -> None:
-        written = os.pwrite(self._fd, data, offset)
+        written = os.pwrite(self.fd, data, offset)
         while written < len(data):
-            more = os.pwrite(self._fd, memoryview(data)[written:], offset + written)
+            more = os.pwrite(self.fd, memoryview(data)[written:], offset + written)
             if not more:
                 raise OSError(errno.EIO, "a write made no progress")
             written += more
@@ -608,7 +613,7 @@ class FileStorage:
                 continue
             number = errno.EINTR
             while number == errno.EINTR:
-                if _libc.fallocate(self._fd, mode | _KEEP_SIZE, offset, length) == 0:
+                if _libc.fallocate(self.fd, mode | _KEEP_SIZE, offset, length) == 0:
                     return
                 number = ctypes.get_errno()
             if number not in (errno.EOPNOTSUPP, errno.ENOSYS):
@@ -622,7 +627,7 @@ class FileStorage:
         self._refuse_if_truncated()
         data = kind is Kind.SEEK_DATA
         try:
-            found = os.lseek(self._fd, offset, os.SEEK_DATA if data else os.SEEK_HOLE)
+            found = os.lseek(self.fd, offset, os.SEEK_DATA if data else os.SEEK_HOLE)
         except OSError as error:
             if error.errno == errno.ENXIO:
                 return self._size

@@ -1,11 +1,12 @@
 """What every test may use, and what every test must leave behind: nothing."""
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.command import empty_mountpoint, require_root
+from support.command import empty_mountpoint, mounted_below, require_root
 
 MakeImages = Callable[..., list[Path]]
 
@@ -42,8 +43,7 @@ def _root(request: pytest.FixtureRequest) -> None:
 def nothing_left_behind(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """Fails a test that leaves a mount or a loop device on its own directory."""
     yield
-    table = Path("/proc/self/mountinfo").read_text()
-    left = [line for line in table.splitlines() if str(tmp_path) in line]
-    loops = subprocess.run(["losetup", "-a"], capture_output=True, text=True, check=True).stdout
-    left += [line for line in loops.splitlines() if str(tmp_path) in line]
+    left = mounted_below(tmp_path)
+    loops = subprocess.run(["losetup", "-a"], capture_output=True, check=True).stdout
+    left += [line for line in os.fsdecode(loops).split("\n") if str(tmp_path) in line]
     assert not left, f"left behind: {left}"

@@ -31,6 +31,7 @@ from quorumfs.control.status import human_bytes
 from quorumfs.daemon import apart
 from quorumfs.dirtymap import INTENT, UNVERIFIED, DirtyMap, lacks
 from quorumfs.errors import ExitCode
+from quorumfs.filesystems import close
 from quorumfs.images import lasting_identity, passing_identity
 from quorumfs.ofdlock import could_lock
 from quorumfs.sidecar import (
@@ -192,7 +193,7 @@ def look_at(path: str) -> Examined:
     except OSError as error:
         return replace(examined, sidecar_problem=error.strerror or str(error))
     finally:
-        os.close(fd)
+        close(fd, place)
 
 
 def _without_sidecar(examined: Examined, place: str) -> Examined:

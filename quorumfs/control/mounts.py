@@ -33,11 +33,16 @@ class Mount:
     """User id of who mounted a FUSE file system; 0 for others."""
 
 
-def mount_at(mountpoint: str) -> Mount | None:
-    """The topmost mount at *mountpoint* (absolute, without symbolic links), if there is one.
+def table() -> Iterator[Mount]:
+    """All mounts, in the order mounted. Their names are anybody's: any bytes but NUL.
 
-    Asks the table only, never the mounted file system: that one may be dead or hung.
+    Asks the table only, never the mounted file systems: one may be dead or hung.
     """
+    return (mount for _, _, mount in _table())
+
+
+def mount_at(mountpoint: str) -> Mount | None:
+    """The topmost mount at *mountpoint* (absolute, without symbolic links), if there is one."""
     at = os.fsencode(mountpoint)
     found = [mount for _, place, mount in _table() if place == at]
     return found[-1] if found else None
@@ -47,6 +52,16 @@ def of_quorumfs() -> list[Mount]:
     """All quorumfs mounts that can be reached, dead ones included, in the order mounted."""
     topmost = {place: mount for _, place, mount in _table()}
     return [mount for mount in topmost.values() if mount.fs_type == FS_TYPE]
+
+
+def store_of(path: str) -> str | None:
+    """Where the file system is mounted that *path* (absolute, without symbolic links) is on.
+
+    None for that of the whole system, which nobody unmounts.
+    """
+    places = {mount.mountpoint for mount in table()} - {"/"}
+    above = [place for place in places if path == place or path.startswith(f"{place}/")]
+    return max(above, key=len, default=None)
 
 
 def fs_type_of(mount_id: int) -> str | None:

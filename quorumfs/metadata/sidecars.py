@@ -150,6 +150,7 @@ class Sidecars:
         for replica, member, one in zip(replicas, plan.members, found, strict=True):
             replica.slot = member.slot
             replica.settled = partial(self._sync_ended, replica)
+            replica.let_go = self.notify
             replica.role = member.state
             replica.reason = member.reason
             if one.image and one.image.size < self.record.size and replica.slot is not None:
@@ -866,6 +867,7 @@ class Sidecars:
         self.doubts.forget(target)
         target.role = State.STALE
         target.reason = reason
+        target.detach(there=not target.dead)
         self._arrange()
         self.notify()
 
@@ -898,6 +900,8 @@ class Sidecars:
             assert replica.slot is not None
             replica.role = State.STALE
             replica.reason = reason
+            # They are opened anew to bring it back, and meanwhile keep its store busy.
+            replica.detach(there=not replica.dead)
             self._left_here.add(replica)
             self._recorded = False
             log = self._logs.setdefault(replica.slot, RangeSet())

@@ -68,6 +68,8 @@ class ComeBack:
         """Bring *replica* up to date, if it was left behind and is there; whether it was."""
         out = replica.role in (State.STALE, State.SUSPECT, State.MISSING)
         out = out or replica in self._claimed
+        if out and replica.attached and replica not in self._present:
+            replica.detach(there=True)
         if not out or replica.slot is None or replica.in_flight:
             return False
         retry = self._retries.setdefault(replica, _Retry())
@@ -76,8 +78,10 @@ class ComeBack:
             return False
         if now - retry.at > RETRY_S[1]:
             retry.wait_s = RETRY_S[0]  # what was before is long ago
+        opened = False
         try:
             member, found = await self._look_at(replica)
+            opened = True
             self._claimed.discard(replica)
             replica.role, replica.reason = member.state, member.reason or replica.reason
             if member.state in (State.FOREIGN, State.MISSING):
@@ -89,8 +93,7 @@ class ComeBack:
                 replica.role, replica.reason = State.FOREIGN, str(error)
             if replica.role is not State.FOREIGN:
                 replica.reason = _in_words(error) or replica.reason
-            if not replica.in_flight:
-                await replica.detach(there=replica.attached and not replica.dead)
+            replica.detach(there=opened and not replica.dead)
             return False
         finally:
             # One that fails again soon waits longer than the last time, even if all went well: each
@@ -105,10 +108,11 @@ class ComeBack:
         """
         gone = replica.role is State.CURRENT and (replica.dead or not replica.attached)
         retry = self._retries.setdefault(replica, _Retry())
+        if gone and replica.attached:
+            replica.detach()
         if not gone or replica.in_flight or trio.current_time() < retry.at:
             return False
         retry.at = trio.current_time() + RETRY_S[0]
-        await replica.detach()
         try:
             returned = await self._reopen(replica)
             replica.attach(returned.image, returned.sidecar)
@@ -117,8 +121,8 @@ class ComeBack:
             await self._sidecars.revive(replica, returned.found)
         except (OSError, UserError) as error:
             replica.reason = _in_words(error)
-            if replica.attached and not replica.in_flight:
-                await replica.detach()
+            if replica.attached:
+                replica.detach()
             return False
         replica.reason = None
         return True
@@ -127,7 +131,6 @@ class ComeBack:
         assert replica.slot is not None
         found = self._present.pop(replica, None)
         if found is None or not replica.attached:
-            await replica.detach(there=replica.state is not State.MISSING)
             returned = await self._reopen(replica)
             replica.attach(returned.image, returned.sidecar)
             found = returned.found

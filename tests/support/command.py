@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import quorumfs as package
-from quorumfs.control import runtime
+from quorumfs.control import mounts, runtime
 from support.faultfs import unmount
 from support.mounting import QUORUMFS, quorumfs
 
@@ -69,12 +69,13 @@ def processes_of(path: Path) -> list[int]:
 
 def filesystem_at(mountpoint: Path) -> str | None:
     """The type of the topmost mount at *mountpoint*, if any, from the kernel's table."""
-    found = None
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        if fields.split()[4] == str(mountpoint):  # tests that ask use plain paths
-            found = rest.split()[0]
-    return found
+    mount = mounts.mount_at(str(mountpoint))
+    return None if mount is None else mount.fs_type
+
+
+def mounted_below(directory: Path) -> list[str]:
+    """Mount points that have the path of *directory* in theirs."""
+    return [mount.mountpoint for mount in mounts.table() if str(directory) in mount.mountpoint]
 
 
 @contextlib.contextmanager
@@ -250,7 +251,7 @@ def ordinary_user() -> Iterator[OrdinaryUser]:
         os.chmod("/dev/fuse", 0o666)
         try:
             yield user
-            assert str(directory) not in Path("/proc/self/mountinfo").read_text(), "left mounted"
+            assert not mounted_below(directory), "left mounted"
             wait_until(lambda: not processes_of(directory), "the end of the user's daemons")
         finally:
             os.chmod("/dev/fuse", device_mode)

@@ -41,13 +41,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, NoReturn, ParamSpec, Self, TypeVar
 
+from quorumfs.control.mounts import mount_at
 from quorumfs.fuse import shim  # before pyfuse3, as it says there
 
 # isort: split
 import pyfuse3
 import trio
 
-Operation = Literal["read", "write", "fsync", "any"]
+Operation = Literal["read", "write", "fsync", "close", "any"]
 P = ParamSpec("P")
 T = TypeVar("T")
 JSON = Any  # whatever a line holds
@@ -68,6 +69,7 @@ class Counters:
     reads: int = 0
     writes: int = 0
     fsyncs: int = 0
+    closes: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
     in_flight: int = 0
@@ -99,7 +101,9 @@ class Rule:
             "write": self.short is not None or self.drop,
             "fsync": self.drop,
         }
-        if not (effects["any"] or effects[self.op] or (self.op == "any" and any(effects.values()))):
+        if not (
+            effects["any"] or effects.get(self.op) or (self.op == "any" and any(effects.values()))
+        ):
             raise ValueError(f"this rule would change nothing: {self}")
 
 
@@ -128,9 +132,13 @@ class FaultFS:
     removed or replaced while open keeps its last name.
     """
 
-    def __init__(self, directory: Path, *, parallel: bool = False) -> None:
-        """*parallel*: let the kernel send writes of one file together, by quorumfs' own shim."""
-        self._parallel = parallel
+    def __init__(self, directory: Path, *, parallel: bool = False, closing: bool = False) -> None:
+        """*parallel*: let the kernel send writes of one file together, by quorumfs' own shim.
+
+        *closing*: be asked at each close(2), as network file systems are; else that never fails,
+        nor waits for a server that is stopped.
+        """
+        self._options = [*(["parallel"] if parallel else []), *(["closing"] if closing else [])]
         self.backing_directory = directory.resolve() / "backing"
         self.mountpoint = directory.resolve() / "faulty"
         self._lock = threading.Lock()
@@ -147,7 +155,7 @@ class FaultFS:
                     self.backing_directory,
                     self.mountpoint,
                     str(theirs.fileno()),
-                    *(["parallel"] if self._parallel else []),
+                    *self._options,
                 ]
                 environment = {**os.environ}
                 environment.pop("QUORUMFS_NO_SHIM", None)  # that is for the mounts under test
@@ -212,7 +220,8 @@ class FaultFS:
 
         Which requests: those of kind `op` that overlap the bytes from `start` up to, not
         including, `end` (None: without limit; an fsync overlaps everything), each with
-        `probability` drawn from `seed`, at most `count` of them (None: all).
+        `probability` drawn from `seed`, at most `count` of them (None: all). "any" is any but a
+        close.
 
         What happens, in this order: wait `delay` seconds, hang until released, fail with
         `errno`; otherwise move only `short` bytes and say so, report success without doing
@@ -332,8 +341,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 def is_mounted(path: Path) -> bool:
     """Look in the mount table; a stat would hang or fail if the server is gone."""
-    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    return str(path).replace(" ", "\\040") in (line.split()[4] for line in mounts)
+    return mount_at(str(path)) is not None
 
 
 def unmount(mountpoint: Path) -> None:
@@ -364,7 +372,7 @@ class ActiveRule:
         hit = (
             self.left > 0
             and rule.name == name
-            and rule.op in (op, "any")
+            and (rule.op == op or (rule.op == "any" and op != "close"))
             and offset < (math.inf if rule.end is None else rule.end)
             and end > rule.start
             and self.random.random() < rule.probability
@@ -386,7 +394,7 @@ class Faults:
 
     @contextlib.asynccontextmanager
     async def request(
-        self, name: str, op: Literal["read", "write", "fsync"], offset: int, end: float
+        self, name: str, op: Literal["read", "write", "fsync", "close"], offset: int, end: float
     ) -> AsyncIterator[Rule]:
         """Count a request, let it wait or fail, and hand over the rule for the rest."""
         counters = self.counters[name]
@@ -483,9 +491,10 @@ def guarded(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Corouti
 class Passthrough(pyfuse3.Operations):
     """The regular files of one directory; inode numbers are those of the backing files."""
 
-    def __init__(self, backing: str, faults: Faults) -> None:
+    def __init__(self, backing: str, faults: Faults, *, closing: bool) -> None:
         super().__init__()
         self.faults = faults
+        self.closing = closing
         self.root_fd = os.open(backing, os.O_PATH | os.O_DIRECTORY)
         self.files: dict[int, File] = {pyfuse3.ROOT_INODE: File(self.root_fd, "", lookups=1)}
         self.open_files: dict[int, File] = {}
@@ -601,6 +610,13 @@ class Passthrough(pyfuse3.Operations):
         return self.info(fd, file)
 
     @guarded
+    async def flush(self, fh: pyfuse3.FileHandleT) -> None:
+        if not self.closing:
+            raise pyfuse3.FUSEError(errno_codes.ENOSYS)
+        async with self.faults.request(self.open_files[fh].name, "close", 0, math.inf):
+            pass
+
+    @guarded
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         del self.open_files[fh]
         os.close(fh)
@@ -703,14 +719,14 @@ async def refuse(*_: object) -> NoReturn:
 
 
 async def serve(
-    backing: str, mountpoint: str, connection: socket.socket, *, parallel: bool
+    backing: str, mountpoint: str, connection: socket.socket, *, parallel: bool, closing: bool
 ) -> None:
     os.umask(0)  # the kernel has applied the caller's
     faults = Faults()
     if parallel:
         shim.configure(PENDING_REQUESTS_MAX)
     options = {"allow_other", "fsname=faultfs", "subtype=faultfs"}
-    pyfuse3.init(Passthrough(backing, faults), mountpoint, options)
+    pyfuse3.init(Passthrough(backing, faults, closing=closing), mountpoint, options)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(steer, connection, faults)
@@ -725,7 +741,7 @@ async def serve(
 if __name__ == "__main__":
     backing, mountpoint, fd, *options = sys.argv[1:]
     trio.run(
-        functools.partial(serve, parallel="parallel" in options),
+        functools.partial(serve, parallel="parallel" in options, closing="closing" in options),
         backing,
         mountpoint,
         socket.socket(fileno=int(fd)),

@@ -113,9 +113,6 @@ class SimulatedStorage:
             offset = (offset // BLOCK + 1) * BLOCK
         return min(offset, self.size)
 
-    async def close(self) -> None:
-        """Nothing to close."""
-
 
 def fails(error: int, *kinds: Kind) -> Chooser:
     """Every operation of one of *kinds* fails with *error* at once."""

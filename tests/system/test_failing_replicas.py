@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import one_line
+from support.command import one_line, wait_until
 from support.faultfs import FaultFS
 from support.mounting import as_qemu, quorumfs
 from support.sets import (
@@ -29,6 +29,7 @@ from support.sets import (
     named,
     opened,
     same,
+    sidecar,
     tmpfs,
     write,
 )
@@ -295,3 +296,34 @@ def end_of_killed(export: FaultFS) -> None:
     """A FaultFS says that it did not end well when it was killed."""
     with pytest.raises(RuntimeError, match="did not end well"):
         export.__exit__(None, None, None)
+
+
+def test_after_an_outage_a_replica_returns_and_meanwhile_its_store_can_be_unmounted(
+    tmp_path: Path,
+) -> None:
+    """A server that is away fails everything, the close as well; each file is closed all the same.
+
+    `umount` of the store, by hand, needs all of them closed.
+    """
+    images = [tmp_path / "faulty" / "a.img", tmp_path / "b.img"]
+    with ExitStack() as stack:
+        store = stack.enter_context(FaultFS(tmp_path, closing=True))
+        disk = stack.enter_context(SetMount(create(images), tmp_path, FIFO))
+        write(disk, b"1")
+        for image in (images[0], sidecar(images[0])):
+            for op in ("write", "close"):
+                store.inject(image.name, op, errno=errno.EIO)
+        write(disk, b"2")
+        assert disk.states() != ["current", "current"]
+        store.wait_for(lambda counters: counters.closes > 0, "a.img")
+        wait_until(lambda: unmounts(store.mountpoint), "the store is not busy", 10)
+        write(disk, b"3")
+        stack.enter_context(FaultFS(tmp_path, closing=True))
+        disk.wait_healthy()
+        quorumfs("umount", disk.mountpoint)
+        assert same(images)
+
+
+def unmounts(store: Path) -> bool:
+    """Whether a store can be unmounted by hand, and is."""
+    return not subprocess.run(["fusermount3", "-uq", store], check=False).returncode

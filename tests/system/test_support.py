@@ -10,8 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.command import filesystem_at, mounted_below
 from support.faultfs import FaultFS, is_mounted
 from support.qemu import QuorumExport, RawExport
+from support.sets import tmpfs
+
+from quorumfs.control.mounts import of_quorumfs, store_of
 
 BLOCK = 4096
 SIZE = 16 * BLOCK
@@ -330,3 +334,21 @@ def test_raw_export_can_be_slow_or_stopped(
         assert write.result(10) == BLOCK
         os.close(fd)
     assert image.read_bytes() == NEW * 16
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"\xff", b"a\rb", "a\u0085b\u2028c".encode(), b"a b\tc\nd\\e", b"\xa0", b"fuse.quorumfs - x"],
+    ids=["no UTF-8", "return", "line ends of Unicode", "escaped", "no-break space", "separator"],
+)
+def test_whatever_anybody_calls_a_mount_point_the_table_can_be_read(
+    tmp_path: Path, name: bytes
+) -> None:
+    place = tmp_path / os.fsdecode(name)
+    with tmpfs(place, 1 << 20):
+        assert is_mounted(place)
+        assert filesystem_at(place) == "tmpfs"
+        assert mounted_below(tmp_path) == [str(place)]
+        assert store_of(str(place / "a.img")) == str(place)
+        assert place not in [Path(mount.mountpoint) for mount in of_quorumfs()]
+    assert not is_mounted(place)

@@ -294,6 +294,18 @@ async def an_internal_error_amid_a_resync(story: Story) -> None:
     await story.ends_well()
 
 
+async def closing_fails(story: Story) -> None:
+    """As a network file system says of what it could not write; it comes back all the same."""
+    one = story.world.replicas[1]
+    async with story.mounted() as guest:
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.CLOSE, Fault(error=errno.EIO))
+        one.sidecar_faults.plan(Kind.CLOSE, Fault(delay_s=2.0))
+        await guest.write(0)
+        await guest.converged()
+    await story.ends_well()
+
+
 async def _broken(*_: object) -> int:
     raise RuntimeError("on purpose")
 
@@ -704,6 +716,8 @@ TOLD = (
     Told("R6 votes", a_vote_beside_a_write, EQUALS),
     Told("R6 repairs", writes_beside_a_resync, seeds=3),
     Told("R7 forgotten", a_late_write, seeds=3),
+    Told("R7 opened while open", closing_fails),
+    Told("closed together", closing_fails),
     Told("R8 not synced", power_cut_amid_a_resync, seeds=6),
     Told("R8 joins unsynced", power_cut_after_a_resync, seeds=8),
     Told("R8 no writes", writes_beside_a_resync, seeds=3),

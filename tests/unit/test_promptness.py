@@ -12,6 +12,7 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from support.closing import close
 from support.faultfs import FaultFS
 
 from quorumfs import storage
@@ -99,7 +100,7 @@ def with_storage(path: Path, test: Callable[[FileStorage], None], *, inline: boo
         fd = os.open(path, os.O_RDWR)
         file = FileStorage(fd, SIZE, "a", locality=locality(fd), inline=inline)
         test(file)
-        await file.close()
+        await close(file)
 
     trio.run(run)
 
@@ -253,7 +254,7 @@ def test_small_writes_need_no_thread_where_there_is_no_device(where: Locality, i
             assert write_at_once(file) == write_at_once(file, CHEAP_MAX) == at_once
             assert not write_at_once(file, CHEAP_MAX + 1)
             await trio.testing.wait_all_tasks_blocked(0.05)
-            await file.close()
+            await close(file)
 
     trio.run(run)
 
@@ -278,7 +279,7 @@ def test_a_write_that_fails_at_once_is_not_tried_again_by_a_thread(
         assert error.errno == errno.EIO
         assert len(tried) == 1
         assert write_at_once(file) == [None], "it was told once"
-        await file.close()
+        await close(file)
 
     trio.run(run)
 
@@ -299,7 +300,7 @@ def test_what_is_cheap_needs_no_thread_because_another_replica_does(image: Path)
             assert at_once(file, CHEAP_MAX + 1) is None
             assert (at_once(file, 0, Kind.STAT) is not None) is inline
             await trio.testing.wait_all_tasks_blocked(0.05)
-            await file.close()
+            await close(file)
 
     trio.run(run)
 
@@ -326,7 +327,7 @@ def test_a_write_does_not_wait_for_a_search(image: Path, monkeypatch: pytest.Mon
         may_go_on.set()
         await done.wait()
         assert file.write_now(0, b"new!")
-        await file.close()
+        await close(file)
 
     trio.run(run)
 
@@ -364,7 +365,7 @@ def test_while_a_thread_waits_long_nobody_else_does(
         release.set()
         await done.wait()
         assert (while_it_hangs, file.prompt) == (False, True)
-        await file.close()
+        await close(file)
 
     monkeypatch.setattr(os, "fdatasync", hang)
     trio.run(run)

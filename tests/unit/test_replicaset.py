@@ -1,25 +1,29 @@
 """The replicas' files opened: which ones are used, and which are left as they are."""
 
+import errno
 import os
+import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import trio
 from support.claims import claim
+from support.closing import close
 from trio.testing import MockClock
 
 from quorumfs import replicaset
-from quorumfs.administration import create_empty
+from quorumfs.administration import create_empty, create_from, keep
 from quorumfs.assembly import State
 from quorumfs.claim import Claim
 from quorumfs.control.events import EventLog
 from quorumfs.errors import UserError
 from quorumfs.filesystems import Locality, locality
-from quorumfs.images import Image, open_again
+from quorumfs.images import Image, open_again, open_set
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.options import parse_options
 from quorumfs.repair.comeback import ForeignError, Returned
@@ -27,6 +31,7 @@ from quorumfs.replica import Replica
 from quorumfs.replicaset import _Reopener, _sidecar_storage, open_replica_set
 from quorumfs.sidecar import path_for
 from quorumfs.sidecarfile import holder, sign
+from quorumfs.storage import FileStorage
 
 SIZE = 1 << 20
 OPTIONS = parse_options([], 2)
@@ -55,7 +60,7 @@ def test_a_sidecar_is_waited_for_only_where_there_is_no_device(
         assert image.sidecar_locality is locality(image.sidecar_fd)
         sidecar = _sidecar_storage(replace(image, sidecar_locality=where), 0, OPTIONS)
         assert sidecar.prompt is (where is Locality.MEMORY)
-        await sidecar.close()
+        await close(sidecar)
         os.close(image.fd)
 
     trio.run(run)
@@ -93,14 +98,14 @@ async def _left_behind(directory: Path) -> AsyncGenerator[tuple[_Reopener, Repli
     disk, _ = replica_set.make_disk(OPTIONS, EventLog("", lambda _: None))
     assert isinstance(disk.metadata, Sidecars)
     first, second = disk.replicas
-    await second.detach()
+    await second.close()
     yield _Reopener(disk.metadata, OPTIONS), second
-    await first.detach()
+    await first.close()
 
 
 async def _close(returned: Returned) -> None:
-    await returned.image.close()
-    await returned.sidecar.close()
+    await close(returned.image)
+    await close(returned.sidecar)
 
 
 def _sidecar(path: str) -> bytes:
@@ -245,6 +250,162 @@ def test_what_is_opened_when_nobody_waits_any_more_is_not_left_locked(
             assert scope.cancelled_caught == cancelled
             opening.may_end.set()
             opening.wait()
-            await _close(await reopener.reopen(replica))
+            await _close(await _reopened(reopener, replica))
 
     trio.run(story, clock=clock)
+
+
+# Closing
+
+
+class _Closes:
+    """What is closed, and on which closing fails: `os.close`, for the time of a test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fail: str, error: int = errno.EIO) -> None:
+        """Fails for files whose path contains *fail*; they are closed all the same."""
+        self._close, self._fail, self._error = os.close, fail, error
+        self.failed: list[str] = []
+        monkeypatch.setattr(os, "close", self._do)
+
+    def _do(self, fd: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        self._close(fd)
+        if self._fail in path:
+            self.failed.append(path)
+            raise OSError(self._error, os.strerror(self._error))
+
+
+def _held_open(directory: Path) -> list[str]:
+    """Files below *directory* that this process has open."""
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    places = [os.readlink(link) for link in links if os.path.islink(link)]
+    return [place for place in places if place.startswith(str(directory))]
+
+
+ERRORS = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EINTR]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
+def test_of_one_that_is_in_use_it_is_said_so_whatever_closing_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    paths = make_set(tmp_path, 2)
+    other = open_again(paths[1])
+    closes = _Closes(monkeypatch, str(tmp_path), error)
+    with pytest.raises(UserError, match=r"b\.img is in use by"):
+        open_replica_set(paths, None, OPTIONS)
+    assert len(closes.failed) == 3
+    other.close()
+    assert _held_open(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=errno.errorcode.get)
+def test_a_set_is_created_and_resolved_whatever_closing_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """What was synced before is durable."""
+    closes = _Closes(monkeypatch, str(tmp_path), error)
+    paths = make_set(tmp_path, 2)
+    keep(paths[0], paths)
+    assert closes.failed
+    assert _held_open(tmp_path) == []
+    open_again(paths[0]).close()
+
+
+def test_what_was_not_synced_is_not_created_when_closing_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source.img"
+    source.write_bytes(bytes(SIZE))
+    _Closes(monkeypatch, "copy.img", errno.EDQUOT)
+    with pytest.raises(UserError, match=r"copy\.img: Disk quota exceeded"):
+        create_from(str(source), [str(tmp_path / "copy.img")], None, lambda *_: None)
+    assert os.listdir(tmp_path) == ["source.img"]
+
+
+@pytest.mark.parametrize("which", ["a.img", ".quorumfs"])
+def test_refused_by_a_stuck_close_is_refused_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """The message comes first; who hangs is left to the end of the process."""
+    paths = make_set(tmp_path, 2)
+    other = open_again(paths[1])
+    goes_on, close = Event(), os.close
+
+    def hang(fd: int) -> None:
+        hangs = os.readlink(f"/proc/self/fd/{fd}").endswith(which)
+        close(fd)
+        assert not hangs or goes_on.wait(HANGS_S)
+
+    monkeypatch.setattr(os, "close", hang)
+    with pytest.raises(UserError, match="in use"):
+        open_set(paths, None, read_only=False, patience_s=0.5)
+    goes_on.set()
+    other.close()
+
+
+@pytest.mark.parametrize("failing", [1, 2], ids=["image", "sidecar"])
+def test_what_was_opened_again_and_cannot_be_used_is_closed(
+    failing: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All of it, and before the next attempt: in a thread, where it may hang."""
+
+    async def story() -> None:
+        async with _left_behind(tmp_path) as (reopener, replica):
+            made = 0
+
+            def storage(*arguments: Any, **options: Any) -> FileStorage:
+                nonlocal made
+                made += 1
+                if made == failing:
+                    raise OSError(errno.EIO, "no status")
+                return FileStorage(*arguments, **options)
+
+            closing, goes_on = Event(), Event()
+            close = Image.close
+
+            def slowly(image: Image) -> None:
+                closing.set()
+                assert goes_on.wait(HANGS_S)
+                close(image)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(replicaset, "FileStorage", storage)
+                patch.setattr(Image, "close", slowly)
+                with pytest.raises(OSError, match="no status"):
+                    await reopener.reopen(replica)
+                assert closing.wait(HANGS_S)
+                with pytest.raises(UserError, match="does not answer"):
+                    await reopener.reopen(replica)
+                goes_on.set()
+            await _close(await _reopened(reopener, replica))
+
+    trio.run(story)
+
+
+async def _reopened(reopener: _Reopener, replica: Replica) -> Returned:
+    """As soon as the attempt before has ended."""
+    deadline = time.monotonic() + HANGS_S
+    while True:
+        try:
+            return await reopener.reopen(replica)
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+            await trio.lowlevel.checkpoint()
+
+
+def test_one_whose_sidecar_is_gone_is_not_left_locked(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with _left_behind(tmp_path) as (reopener, replica):
+            place = path_for(replica.path)
+            os.rename(place, tmp_path / "away")
+            with pytest.raises(UserError, match="there is no"):
+                await reopener.reopen(replica)
+            assert _held_open(tmp_path) == [
+                name for name in _held_open(tmp_path) if "a.img" in name
+            ]
+            os.rename(tmp_path / "away", place)
+            await _close(await reopener.reopen(replica))
+
+    trio.run(story)

@@ -12,6 +12,7 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from support.closing import close
 from support.simulation.harness import run_seeded
 from support.simulation.media import BLOCK, SECTOR, Content, SimulatedFile, sector_pieces
 from support.simulation.oracle import Oracle, ViolationError, Wrong
@@ -415,7 +416,7 @@ def test_each_operation_gives_what_the_real_file_gives(tmp_path: Path) -> None:
         answers = [await ask(storage, *step) for step in steps]
         os.truncate(path, 4 * BLOCK)
         answers += [await ask(storage, *step) for step in truncated]
-        await storage.close()
+        await close(storage)
         return answers
 
     async def simulated() -> list[tuple[object, object]]:
@@ -544,15 +545,20 @@ def test_a_sync_that_fails_does_so_once_and_drops_the_pages() -> None:
     seeded(body)
 
 
-def test_a_closed_storage_still_happens_and_is_not_heard_of() -> None:
+def test_a_close_is_the_last_operation_and_closes_even_with_an_error() -> None:
     async def body(nursery: trio.Nursery) -> None:
         bench = Bench(nursery)
         bench.submit(Kind.WRITE, 0, data=NEW)
-        await bench.storage.close()
+        with pytest.raises(AssertionError, match="under a request"):
+            bench.submit(Kind.CLOSE)
         await trio.sleep(1)
-        assert bench.answers == []
-        assert bench.file.cache.read(0, BLOCK) == NEW
-        with pytest.raises(AssertionError):
+        bench.storage.faults.plan(Kind.CLOSE, Fault(error=errno.EAGAIN, at_once=True))
+        assert await bench.do(Kind.CLOSE) == (0, errno.EAGAIN)
+        states = [bench.storage.closed]
+        bench.storage.faults.plan(Kind.CLOSE, Fault(error=errno.EIO))
+        assert await bench.do(Kind.CLOSE) == (0, errno.EIO)
+        assert [*states, bench.storage.closed] == [False, True]
+        with pytest.raises(AssertionError, match="after close"):
             bench.submit(Kind.SYNC)
 
     seeded(body)

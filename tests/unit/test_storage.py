@@ -11,9 +11,12 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import trio
+from support.closing import close
+from trio.testing import wait_all_tasks_blocked
 
 from quorumfs import storage as module
 from quorumfs.control.whereabouts import Whereabouts
@@ -41,6 +44,10 @@ def image(path: Path, content: bytes) -> Path:
     return path
 
 
+def content_of(path: Path) -> bytes:
+    return path.read_bytes()
+
+
 def open_files() -> list[Path]:
     links = Path("/proc/self/fd").iterdir()
     return [link for link in links if link.is_symlink()]  # the listing's own one is gone
@@ -54,7 +61,7 @@ async def opened(
     fd = os.open(path, os.O_RDWR)
     storage = FileStorage(fd, SIZE, path.name, locality=where, inline=inline)
     yield storage
-    await storage.close()
+    await close(storage)
 
 
 async def outcome(storage: FileStorage, operation: Operation) -> Value:
@@ -111,23 +118,48 @@ def test_a_truncated_target_is_an_error_and_stays_as_short(source: Path, target:
     assert target.stat().st_size == 300 * KIB
 
 
-def test_a_source_that_is_closed_meanwhile_is_no_other_file(
+async def test_nothing_is_copied_from_a_source_that_is_closed(
     source: Path, target: Path, tmp_path: Path
 ) -> None:
     """Its number goes to the next file that is opened."""
+    before = content_of(target)
     other = image(tmp_path / "other", bytes(SIZE))
+    async with opened(target) as storage:
+        async with opened(source) as one:
+            operation = storage.copying(one, 0, SIZE)
+        async with opened(other):
+            assert operation is not None
+            assert await outcome(storage, operation) == 0
+    assert content_of(target) == before
 
-    async def main() -> None:
-        async with opened(target) as storage:
-            async with opened(source) as one:
-                operation = storage.copying(one, 0, SIZE)
-            async with opened(other):
-                assert operation is not None
-                assert await outcome(storage, operation) == SIZE
 
-    trio.run(main)
-    assert str(source) not in {str(link.readlink()) for link in open_files()}
-    assert target.read_bytes() == source.read_bytes()
+async def test_a_source_is_closed_when_nobody_copies_from_it_any_more(
+    source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then it has its locks, and cannot be opened again: who waits for it has to know."""
+    begun, may_go_on, read = Event(), Event(), os.preadv
+
+    def read_slowly(*arguments: Any) -> int:
+        begun.set()
+        assert may_go_on.wait(60)
+        return read(*arguments)
+
+    def is_open() -> bool:
+        return str(source) in {str(link.readlink()) for link in open_files()}
+
+    monkeypatch.setattr(os, "preadv", read_slowly)
+    async with opened(target) as storage, trio.open_nursery() as nursery:
+        one = FileStorage(os.open(source, os.O_RDWR), SIZE, "source", locality=Locality.HERE)
+        operation = storage.copying(one, 0, SIZE)
+        assert operation is not None
+        nursery.start_soon(outcome, storage, operation)
+        await trio.to_thread.run_sync(begun.wait)
+        nursery.start_soon(close, one)
+        await wait_all_tasks_blocked()
+        assert is_open()
+        may_go_on.set()
+    assert not is_open()
+    assert content_of(target) == content_of(source)
 
 
 @pytest.mark.parametrize(("one_local", "other_local"), [(True, False), (False, True)])

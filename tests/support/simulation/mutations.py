@@ -309,6 +309,31 @@ def given_up_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Replica, "abandon_overdue", forget)
 
 
+def opened_under_its_own_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R7: a file that is being closed is nothing to wait for."""
+
+    def in_flight(self: Replica) -> int:
+        closing = sum(operation in self._closing for operation in self._in_flight)
+        return len(self._in_flight) + len(self._abandoned) - closing
+
+    monkeypatch.setattr(Replica, "in_flight", property(in_flight))
+
+
+def sidecar_closed_after_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing is not per file: after an error of the image's the sidecar stays open."""
+    go_on = Replica._go_on_closing
+
+    def give_up(self: Replica, returned: Operation, error: OSError | None) -> None:
+        if error is not None and returned in self._closing:
+            self._in_flight.clear()
+            for storage, _ in self._closing.values():
+                assert isinstance(storage, SimulatedStorage)
+                storage._in_flight.clear()  # the sidecar's close never happens
+        go_on(self, returned, error)
+
+    monkeypatch.setattr(Replica, "_go_on_closing", give_up)
+
+
 def target_is_not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
     """R8: a chunk is called held as soon as it was written."""
 
@@ -623,6 +648,8 @@ MUTATIONS: dict[str, Patch] = {
     "R6 votes": reads_conflict_with_nothing,
     "R6 repairs": repairs_do_not_lock,
     "R7 forgotten": given_up_is_forgotten,
+    "R7 opened while open": opened_under_its_own_close,
+    "closed together": sidecar_closed_after_the_image,
     "R8 not synced": target_is_not_synced,
     "R8 joins unsynced": joins_unsynced,
     "R8 no writes": target_gets_no_writes,

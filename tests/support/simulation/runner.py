@@ -578,6 +578,8 @@ class History:
             (one,) = world.found([index])
             if one.image is None or one.sidecar is None:
                 raise UserError(one.problem or "there is no sidecar")
+            if not all(storage.closed for storage in life.storages(index)):
+                raise BrokenError(f"{one.path} is opened anew while it is open: in use by itself")
             if tenure is not None and tenure.mine is not None and sidecars.fenced is None:
                 claim = world.claim(index)
                 if claim is not None and tenure.lost_to(claim) and not claim.released:

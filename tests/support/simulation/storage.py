@@ -141,6 +141,9 @@ class Weather:
             if draws[3] < self.sync_fail:
                 effect = Effect.PART if pick < 0.5 else Effect.NONE
                 return Fault(delay_s, errno.EIO, hang, effect)
+        elif operation.kind is Kind.CLOSE:
+            if draws[3] < self.fail:
+                return Fault(delay_s, errno.EIO, hang)
         elif operation.kind in _TRANSFERS and draws[3] < self.fail:
             error = self.errors[int(pick * len(self.errors))]
             if operation.kind in _READS:
@@ -250,8 +253,10 @@ class SimulatedStorage:
         self._asked = asked
         self._tell_truncated = truncated
         self._note = note
+        self.closed = False
+        """Whether its locks are given back."""
         self._in_flight: dict[_InFlight, None] = {}
-        self._closed = False
+        self._closing = False
 
     @property
     def in_flight(self) -> int:
@@ -270,7 +275,7 @@ class SimulatedStorage:
 
     @property
     def prompt(self) -> bool:
-        assert not self._closed, "asked after close"
+        assert not self._closing, "asked after close"
         drawn = self._dice.random() < self.faults.weather.prompt
         return drawn and not self.stalled and not self.broken
 
@@ -301,7 +306,8 @@ class SimulatedStorage:
         return _Copying(source, offset, length)
 
     def submit(self, operation: Operation, done: Done) -> None:
-        assert not self._closed, "submitted after close"
+        assert not self._closing, "submitted after close"
+        assert operation.kind is not Kind.CLOSE or not self._in_flight, "closed under a request"
         self._asked(operation)
         self._step()
         self.log.append(operation)
@@ -312,6 +318,7 @@ class SimulatedStorage:
             self._tell(operation, fault.error)
             done(operation, 0, OSError(fault.error, "simulated"))
             return
+        self._closing = operation.kind is Kind.CLOSE
         is_sync = operation.kind in SYNCS
         one = _InFlight(operation, done, fault, self.file.begin_sync() if is_sync else 0, None)
         if operation.kind is Kind.READ and self._dice.random() < 0.5 and not self._truncated(one):
@@ -324,10 +331,6 @@ class SimulatedStorage:
             self._note(f"{self._name(operation)} hangs")
         else:
             self._agenda.at(trio.current_time() + fault.delay_s, lambda: self._finish(one))
-
-    async def close(self) -> None:
-        """As on a real file what is in flight still happens, and is not heard of."""
-        self._closed = True
 
     def copied(self, dice: random.Random, operation: Operation) -> bytes:
         """What a copy from it gets: less than asked for where it cannot be read."""
@@ -399,14 +402,13 @@ class SimulatedStorage:
         except OSError as caught:
             error = caught
         self._tell(one.operation, (error.errno or errno.EIO) if error else 0)
-        if not self._closed:
-            one.done(one.operation, 0 if error else value, error)
+        one.done(one.operation, 0 if error else value, error)
 
     def _answer(self, one: _InFlight, error: int) -> None:
         self._step()
         self._tell(one.operation, error)
-        if not self._closed:
-            one.done(one.operation, 0, OSError(error, "simulated"))
+        self.closed = self.closed or one.operation.kind is Kind.CLOSE
+        one.done(one.operation, 0, OSError(error, "simulated"))
 
     def _do(self, one: _InFlight, effect: Effect) -> Value:
         operation, file = one.operation, self.file
@@ -427,6 +429,9 @@ class SimulatedStorage:
                 return self._status() if operation.kind is Kind.SEAL else 0
             case Kind.STAT:
                 return self._status()
+            case Kind.CLOSE:
+                self.closed = True  # even with an error
+                return 0
         if self._truncated(one):
             self._tell_truncated()
             raise TruncatedError(file.size)

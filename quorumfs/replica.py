@@ -260,36 +260,47 @@ class Replica:
         cannot (the others failed, or there are none) twice as long. And once one request has
         found the replica hung, the others that can do without it do not wait on.
         """
-        for operation, (gathering, since, to_sidecar) in list(self._in_flight.items()):
+        for operation, (gathering, since, _) in list(self._in_flight.items()):
             patience_s = self._timeout_s
             if operation.kind is Kind.SYNC:
                 patience_s *= SYNC_PATIENCE
             if not gathering.enough:
                 patience_s *= 2
             if now - since >= patience_s or (self._abandoned and gathering.enough):
-                del self._in_flight[operation]
-                self._abandoned.add(operation)
-                operation.error = OSError(
-                    errno.ETIMEDOUT, f"no answer to a {operation.kind.value} in {patience_s:g} s"
-                )
-                if not to_sidecar:
-                    self.counters.count(operation)
-                    self.settled(operation)
-                self._failed(operation, operation.error, to_sidecar=to_sidecar)
-                gathering.answered(operation)
+                reason = f"no answer to a {operation.kind.value} in {patience_s:g} s"
+                self._abandon(operation, reason)
+
+    def give_up(self) -> None:
+        """Answer all that is in flight with ETIMEDOUT, for who can wait no longer."""
+        for operation in list(self._in_flight):
+            self._abandon(operation, f"a {operation.kind.value} was given up unanswered")
+
+    def _abandon(self, operation: Operation, reason: str) -> None:
+        gathering, _, to_sidecar = self._in_flight.pop(operation)
+        self._abandoned.add(operation)
+        operation.error = OSError(errno.ETIMEDOUT, reason)
+        if not to_sidecar:
+            self.counters.count(operation)
+            self.settled(operation)
+        self._failed(operation, operation.error, to_sidecar=to_sidecar)
+        gathering.answered(operation)
 
     def pardon(self, seconds: float) -> None:
         """Do not count *seconds* during which nobody here could have heard an answer."""
         for operation, waiting in self._in_flight.items():
             self._in_flight[operation] = waiting._replace(since=waiting.since + seconds)
 
-    async def close(self) -> None:
-        """Give the files back; the caller has seen everything answered or abandoned."""
+    async def close(self, patience_s: float | None = None) -> None:
+        """Give the files back; the caller has seen everything answered or abandoned.
+
+        *patience_s*: how long (seconds) each may take, for closing may have to write what is cached
+        of it; after that it goes on unseen. None: the timeout.
+        """
         storages = self._image, self._sidecar
         self._image = self._sidecar = None
         for storage in storages:
             if storage is not None:
-                with trio.move_on_after(self._timeout_s):
+                with trio.move_on_after(self._timeout_s if patience_s is None else patience_s):
                     await storage.close()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import select
+from time import monotonic
 
 import click
 
@@ -10,6 +11,12 @@ from quorumfs.errors import UsageError, UserError
 
 PATIENCE_S = 10.0
 """How long to wait for the daemon in silence."""
+
+LOOK_S = 0.5
+"""How often to look whether it has done what it can."""
+
+END_S = 1.0
+"""How long its end may take after that."""
 
 
 @click.command()
@@ -46,16 +53,16 @@ def _wait_for(daemon: int, pid: int | None, mountpoint: str, owner: int) -> None
     """Wait until the daemon has ended, or has done all that it can do for that."""
     waiting = select.poll()
     waiting.register(daemon, select.POLLIN)
-    told = False
-    while not waiting.poll(PATIENCE_S * 1000):
+    silent_until = monotonic() + PATIENCE_S
+    while not waiting.poll(LOOK_S * 1000):
         if runtime.daemon_pid(mountpoint, owner) != pid:  # it let go of the mount point: at its end
-            if not waiting.poll(PATIENCE_S * 1000):
+            if not waiting.poll(END_S * 1000):
                 click.echo(
                     f"pid {pid} has finished, but cannot end before a file system that does not "
                     "answer does: the replica there stays locked until then",
                     err=True,
                 )
             return
-        if not told:
+        if monotonic() > silent_until:
             click.echo(f"waiting for pid {pid} to sync the replicas of {mountpoint}", err=True)
-        told = True
+            silent_until = float("inf")

@@ -465,7 +465,7 @@ class Sidecars:
         self._given, self._caught_up = RangeSet(), RangeSet()
         self._arrange()
 
-    def mirror(self, wanted: bool) -> None:
+    def mirror(self, *, wanted: bool) -> None:
         """Have the target be given what is written from here on where it lacks nothing, or not."""
         self._mirroring = wanted
 

@@ -75,7 +75,7 @@ class Resync:
                 await self._tell(replica, Operation(Kind.EVICT))
             before = 2 * len(self._map)
             while lacking := self._map.count(bit):
-                sidecars.mirror(lacking > before // 2)
+                sidecars.mirror(wanted=lacking > before // 2)
                 before = lacking
                 await self._copy_all(replica, bit, compare=full)
                 try:
@@ -84,7 +84,7 @@ class Resync:
                 except OSError:
                     if self._map.count(bit):
                         raise  # not again and again: first another one may have to come back
-            sidecars.mirror(True)  # nothing was written since there was nothing lacking
+            sidecars.mirror(wanted=True)  # nothing was written since there was nothing lacking
             self._require_target(replica)
             await sidecars.sync_target(self._disk.locks.changing())  # the join has the less to sync
             await sidecars.join()

@@ -16,8 +16,7 @@ def found(latency_s: float, rate: float, portions: int = 60) -> Portion:
 
 def work(portion: Portion, latency_s: float, rate: float, portions: int) -> float:
     """Have so many portions done; returns how long the last one took (seconds)."""
-    now = 1e6
-    seconds = 0.0
+    now, seconds = max(0.0, portion._since), 0.0
     for _ in range(portions):
         amount, seconds = portion.amount, latency_s + portion.amount / rate
         portion.took(amount, now, now + seconds)
@@ -51,7 +50,7 @@ def test_what_becomes_slow_gets_little_at_once() -> None:
 def test_what_began_before_a_change_is_no_reason_for_another() -> None:
     portion = found(0.0, rate=1e9)
     for _ in range(4):  # in parallel
-        portion.took(MOST, 2e6, 2e6 + 0.15)
+        portion.took(MOST, 1e3, 1e3 + 0.15)
     assert portion.amount == MOST // 2
 
 

@@ -34,6 +34,9 @@ ALLOCATION_MAX = 1 << 30
 HOLE_ROUNDS_MAX = 64
 """How often to look for a hole that all replicas share before giving up."""
 
+UNNEEDED_CLOSE_S = 0.5
+"""How long to wait at the end for a file to be closed that does not count (seconds)."""
+
 NOW_MAX = 1 << 20
 """Bytes of a request that may be served without waiting: more would hold up others too long."""
 
@@ -413,7 +416,8 @@ class Disk:
             await self.metadata.release()
             async with trio.open_nursery() as nursery:
                 for replica in self.replicas:
-                    nursery.start_soon(replica.close)
+                    counts = replica.role is State.CURRENT
+                    nursery.start_soon(replica.close, None if counts else UNNEEDED_CLOSE_S)
             self.events.close()
 
     # For the guest's requests and for those who repair

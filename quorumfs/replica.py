@@ -334,35 +334,43 @@ class Replica:
         cannot (the others failed, or there are none) twice as long. And once one request has
         found the replica hung, the others that can do without it do not wait on.
         """
-        for operation, (gathering, since, to_sidecar) in list(self._in_flight.items()):
+        for operation, (gathering, since, _) in list(self._in_flight.items()):
             patience_s = self._timeout_s
             if operation.kind is Kind.SYNC:
                 patience_s *= SYNC_PATIENCE
             if not gathering.enough:
                 patience_s *= 2
             if now - since >= patience_s or (self._abandoned and gathering.enough):
-                del self._in_flight[operation]
-                self._abandoned.add(operation)
-                operation.error = OSError(
-                    errno.ETIMEDOUT, f"no answer to a {operation.kind.value} in {patience_s:g} s"
-                )
-                if not to_sidecar:
-                    self.counters.count(operation)
-                    self.settled(operation)
-                self._failed(operation, operation.error, to_sidecar=to_sidecar)
-                gathering.answered(operation)
+                reason = f"no answer to a {operation.kind.value} in {patience_s:g} s"
+                self._abandon(operation, reason)
         if self._to_close:
             self._close_detached()
+
+    def give_up(self) -> None:
+        """Answer all that is in flight with ETIMEDOUT, for who can wait no longer."""
+        for operation in list(self._in_flight):
+            self._abandon(operation, f"a {operation.kind.value} was given up unanswered")
+
+    def _abandon(self, operation: Operation, reason: str) -> None:
+        gathering, _, to_sidecar = self._in_flight.pop(operation)
+        self._abandoned.add(operation)
+        operation.error = OSError(errno.ETIMEDOUT, reason)
+        if not to_sidecar:
+            self.counters.count(operation)
+            self.settled(operation)
+        self._failed(operation, operation.error, to_sidecar=to_sidecar)
+        gathering.answered(operation)
 
     def pardon(self, seconds: float) -> None:
         """Do not count *seconds* during which nobody here could have heard an answer."""
         for operation, waiting in self._in_flight.items():
             self._in_flight[operation] = waiting._replace(since=waiting.since + seconds)
 
-    async def close(self) -> None:
+    async def close(self, patience_s: float | None = None) -> None:
         """Give the files back; the caller has seen everything answered or abandoned.
 
-        A file system that does not answer even to that is left with them after the timeout.
+        *patience_s*: how long (seconds) that may take, for closing may have to write what is cached
+        of them; after that it goes on unseen. None: the timeout.
         """
         closed = trio.Event()
         self.let_go = closed.set
@@ -370,7 +378,7 @@ class Replica:
         self._put_away.clear()
         self.detach()
         if self.in_flight and not self.hung:
-            with trio.move_on_after(self._timeout_s):
+            with trio.move_on_after(self._timeout_s if patience_s is None else patience_s):
                 await closed.wait()
 
 

@@ -26,6 +26,9 @@ ANSWER_S = 2.0
 GIVE_UP_S = 60.0
 """How long to wait for a daemon that does not go on: it gives up no request then."""
 
+END_S = 1.0
+"""How long its end may take after that."""
+
 
 @click.command()
 @click.option(
@@ -169,10 +172,10 @@ def _wait_for(daemon: int, pid: int | None, watch: _Watch) -> None:
     waiting.register(daemon, select.POLLIN)
     began = monotonic()
     told = False
-    while not waiting.poll(mounts.LOOK_S * 1000):
+    while not waiting.poll(mounts.PAUSE_S * 1000):
         # It let go of the mount point: at its end
         if runtime.daemon_pid(mountpoint, owner, watch.runtime_dir) != pid:
-            if not waiting.poll(PATIENCE_S * 1000):
+            if not waiting.poll(END_S * 1000):
                 hung = ", ".join(map(printable, watch.hung)) or "a replica"
                 click.echo(
                     f"pid {pid} has finished, but cannot end before the file system of {hung} "

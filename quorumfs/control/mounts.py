@@ -19,6 +19,9 @@ FS_TYPE = f"fuse.{SUBTYPE}"
 
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8  # <sys/mount.h>
 
+PAUSE_S = 0.5
+"""How often who waits for a mount to go may do something else."""
+
 LOOK_S = 2.0
 """How long to look at what others may make take for ever: their mounts and their processes."""
 
@@ -107,7 +110,7 @@ def unmount(
 ) -> None:
     """Take away what is mounted at *mountpoint*, even if it is in use when *lazy*.
 
-    *meanwhile* is called every `LOOK_S` while that takes, and ends it by raising something.
+    *meanwhile* is called every `PAUSE_S` while that takes, and ends it by raising something.
     Raises `UserError` with the reason; also if it takes root longer than *patience_s*.
     """
     if os.geteuid() == 0:
@@ -123,7 +126,7 @@ def unmount(
     try:
         while True:
             with suppress(subprocess.TimeoutExpired):
-                _, told = tool.communicate(timeout=LOOK_S)
+                _, told = tool.communicate(timeout=PAUSE_S)
                 break
             meanwhile()
     except BaseException:
@@ -154,8 +157,8 @@ def _unmount_as_root(
     caller.start()
     deadline = None if patience_s is None else time.monotonic() + patience_s
     while True:
-        left = LOOK_S if deadline is None else deadline - time.monotonic()
-        caller.join(max(0, min(LOOK_S, left)))
+        left = PAUSE_S if deadline is None else deadline - time.monotonic()
+        caller.join(max(0, min(PAUSE_S, left)))
         if outcome or left <= 0:
             break
         meanwhile()

@@ -123,10 +123,14 @@ class Sidecars:
         self._unflushed = Unflushed()
         self._flushing = Unflushed()
         self._target_unsynced = Unflushed()
+        self._mirroring = False
+        """The target gets what is written where it lacks nothing; else it lacks that from then on.
+        """
+        self._given = RangeSet()
+        """Chunks that the target was given, or is being given, and has had everything of since;
+        they are still marked as lacking."""
         self._caught_up = RangeSet()
-        """Chunks that the target now has, durably, and that are still marked as lacking."""
-        self._lacking_anew = RangeSet()
-        """Chunks that the target may have been given too early, since the last save."""
+        """Those of them that it has durably."""
         self._copied_from: dict[int, dict[Replica, RangeSet]] = {}
         """By the slot of a replica being resynced, at one go or several: the chunks that it was
         given while another one was believed to hold them."""
@@ -172,7 +176,7 @@ class Sidecars:
 
     @property
     def receivers(self) -> Sequence[Replica]:
-        return self._receivers
+        return self._receivers if self._mirroring else self._members
 
     @property
     def readers(self) -> Sequence[Replica]:
@@ -223,13 +227,9 @@ class Sidecars:
         unreadable = self.doubts.unreadable
         if unreadable and unreadable.overlaps(offset, offset + length):
             return ()
-        if self._out_bits:
-            self._marks.add(self._out_bits, chunks)
         intents.touched[extent] = intents.touched[last_extent] = 1
         self._unflushed.add(chunks)
-        if self.target is not None:
-            self._target_unsynced.add(chunks)
-        return self._receivers
+        return self._receivers_of(chunks)
 
     def prepared(self, offset: int, length: int, *, repair: bool = False) -> bool:
         covered = self._intents.cover(self.map.extents(offset, length))
@@ -271,10 +271,27 @@ class Sidecars:
 
     def begin(self, offset: int, length: int) -> Sequence[Replica]:
         chunks = self.map.chunks(offset, length)
+        self._note_written(chunks)
+        return self._receivers_of(chunks)
+
+    def _receivers_of(self, chunks: range) -> Sequence[Replica]:
+        """Whom a change of *chunks* that begins now goes to; the others lack it."""
         if self._out_bits:
             self._marks.add(self._out_bits, chunks)
-        self._note_written(chunks)
-        return self._receivers
+        if self.target is None:
+            return self._receivers
+        if self._mirroring and not self._target_lacks_all(chunks):
+            self._target_unsynced.add(chunks)
+            return self._receivers
+        # It will be copied there, in any case or once more: the guest need not wait for that.
+        self._target_lacks(chunks)
+        return self._members
+
+    def _target_lacks_all(self, chunks: range) -> bool:
+        if self._given.overlaps(chunks.start, chunks.stop):
+            return False
+        lacking = (run for bit in self._target_bit() for run in self.map.runs_in(bit, chunks))
+        return sum(map(len, lacking)) == len(chunks)
 
     async def finish(self, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
         self.require_ours()
@@ -569,7 +586,7 @@ class Sidecars:
             self._unsettle(chunks)  # perhaps what a flush lost made them equal
 
     async def start_resync(self, replica: Replica, found: Found, *, full: bool) -> None:
-        """Make *replica*, which is stale and answers, the target: it gets all writes from now on.
+        """Make *replica*, which is stale and answers, the target: it can be given what it lacks.
 
         Its image and its sidecar are there, as *found*; *full*: it is not known what it lacks.
         Raises `OSError`, and then it is as it was.
@@ -594,8 +611,13 @@ class Sidecars:
         replica.role = State.RESYNCING
         replica.reason = None
         self.target = replica
-        self._caught_up, self._lacking_anew = RangeSet(), RangeSet()
+        self._mirroring = False
+        self._given, self._caught_up = RangeSet(), RangeSet()
         self._arrange()
+
+    def mirror(self, *, wanted: bool) -> None:
+        """Have the target be given what is written from here on where it lacks nothing, or not."""
+        self._mirroring = wanted
 
     async def revive(self, replica: Replica, found: Found) -> None:
         """Go on with a current replica whose file system went away and is back, as *found*.
@@ -644,8 +666,12 @@ class Sidecars:
             raise operation.error or OSError(errno.EIO, "it failed meanwhile")
 
     def copying(self, target: Replica, sources: Iterable[Replica], chunks: range) -> None:
-        """Note that *target* is about to be given what *sources* hold of *chunks*."""
+        """Note that *target* is about to be given what *sources* hold of *chunks*.
+
+        The caller has locked them, until that is done.
+        """
         assert target.slot is not None
+        self._given.add(chunks.start, chunks.stop)
         copied = self._copied_from.setdefault(target.slot, {})
         for source in sources:
             copied.setdefault(source, RangeSet()).add(chunks.start, chunks.stop)
@@ -655,9 +681,14 @@ class Sidecars:
         self._target_lacks(self.map.chunks(offset, length))
 
     def caught_up(self, chunks: Iterable[range]) -> None:
-        """Note that the target has all of *chunks*, durably."""
+        """Note that the target has durably what it was given of *chunks*.
+
+        Where it was not given what was written since, it lacks them still.
+        """
         for run in chunks:
-            self._caught_up.add(run.start, run.stop)
+            for start, stop, missed in segments(run.start, run.stop, [self._given]):
+                if not missed:
+                    self._caught_up.add(start, stop)
 
     async def save_progress(self) -> None:
         """Have the sidecars say how far a repair got."""
@@ -667,12 +698,11 @@ class Sidecars:
         async with self._lock:
             # By its number, a target put back from before this is known for one that lacks more.
             await self._commit(clean=False, resyncing=self.target)
-            for start, end in self._lacking_anew:
-                self._caught_up.remove(start, end)
             for bit in self._target_bit():
                 for start, end in self._caught_up:
                     self._marks.remove(bit, range(start, end))
-            self._caught_up, self._lacking_anew = RangeSet(), RangeSet()
+                    self._given.remove(start, end)
+            self._caught_up = RangeSet()
             await self._write_map_locked()
 
     def drop_target(self, replica: Replica, reason: str) -> None:
@@ -819,7 +849,11 @@ class Sidecars:
         """Have the target be given *chunks* again."""
         for bit in self._target_bit():
             self._marks.add(bit, chunks)
-            self._lacking_anew.add(chunks.start, chunks.stop)
+            self._not_given(chunks)
+
+    def _not_given(self, chunks: range) -> None:
+        for kept in (self._given, self._caught_up):
+            kept.remove(chunks.start, chunks.stop)
 
     def _target_got(self, replica: Replica, chunks: range) -> None:
         """Have the target be given *chunks* again, where it may hold what *replica* has lost; and
@@ -832,7 +866,7 @@ class Sidecars:
             for start, stop, elsewhere in segments(chunks.start, chunks.stop, [copied]):
                 if not elsewhere:
                     self._marks.add(lacks(slot), range(start, stop))
-                    self._lacking_anew.add(start, stop)
+                    self._not_given(range(start, stop))
             copied.remove(chunks.start, chunks.stop)
 
     def _target_bit(self) -> Iterator[int]:

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import trio
 
-from quorumfs.assembly import Found
+from quorumfs.assembly import Found, State
 from quorumfs.dirtymap import UNVERIFIED
 from quorumfs.disk import Disk
 from quorumfs.metadata.sidecars import Sidecars
@@ -27,6 +27,13 @@ from quorumfs.repair.work import Progress, Work
 from quorumfs.replica import Replica
 
 log = logging.getLogger(__name__)
+
+STOP_S = 1.0
+"""How long to wait for the target of a resync at the end (seconds): what it has not taken by then
+it lacks still."""
+
+AGAIN_S = 0.1
+"""After that it is given up as often (seconds)."""
 
 CLEAR_S = 30.0
 """An extent not written to for this long (up to twice as long) needs no mark any more."""
@@ -117,10 +124,18 @@ class Repairs:
         return False
 
     async def stop(self) -> None:
-        """End in good order, with nothing under way any more."""
+        """End in good order, with nothing under way any more that is waited for."""
         self._work.stop()
         self._sidecars.notify()
-        await self._stopped.wait()
+        patience_s = STOP_S
+        while not self._stopped.is_set():
+            with trio.move_on_after(patience_s):
+                await self._stopped.wait()
+                return
+            patience_s = AGAIN_S
+            for replica in self._disk.replicas:
+                if replica.role is not State.CURRENT or replica is self._sidecars.target:
+                    replica.give_up()
 
     async def _repair(self) -> bool:
         """Do one thing that needs doing; whether there was one."""

@@ -1,8 +1,11 @@
 """Resync: giving a replica that was left behind what it lacks.
 
-It gets every new write from the beginning on; what it missed is copied from those that hold it,
-under exclusive locks, in batches. When it lacks nothing it becomes current. This can stop at any
-point, with the process or with a replica, and goes on from there the next time.
+What it lacks is copied from those that hold it, in passes, under locks that keep writers out and
+let readers in. What a guest writes meanwhile it lacks from then on, and the guest need not wait for
+it; until a pass leaves more than half of what the one before it left. From then on it is given
+what is written where it lacks nothing, so it has everything in the end, however fast the guest is.
+When it lacks nothing it becomes current. This can stop at any point, with the process or with a
+replica, and goes on from there the next time.
 """
 
 import errno
@@ -71,7 +74,10 @@ class Resync:
                 # would compare equal.
                 await sidecars.sync_target(self._disk.locks.changing())
                 await self._tell(replica, Operation(Kind.EVICT))
-            while self._map.count(bit):
+            before = 2 * len(self._map)
+            while lacking := self._map.count(bit):
+                sidecars.mirror(wanted=lacking > before // 2)
+                before = lacking
                 await self._copy_all(replica, bit, compare=full)
                 try:
                     # Who it was copied from may have lost that before: then it lacks it still.
@@ -79,7 +85,9 @@ class Resync:
                 except OSError:
                     if self._map.count(bit):
                         raise  # not again and again: first another one may have to come back
+            sidecars.mirror(wanted=True)  # nothing was written since there was nothing lacking
             self._require_target(replica)
+            await sidecars.sync_target(self._disk.locks.changing())  # the join has the less to sync
             await sidecars.join()
             error = None
         except Exception as caught:
@@ -101,6 +109,11 @@ class Resync:
         unreadable = RangeSet()
         copied: list[range] = []
         """Since the last sync began."""
+        unsaved = False
+
+        def pass_over(chunks: range) -> None:
+            sidecars.copying(replica, (), chunks)
+            copied.append(chunks)
 
         async def copy_chunks(chunks: range) -> None:
             try:
@@ -125,33 +138,50 @@ class Resync:
                     await copy_chunks(range(chunk, chunk + 1))
 
         async def copy_unit(chunks: range) -> None:
-            async with self._disk.locks.held(*self._work.bounds(chunks), exclusive=True):
+            # The guest reads from others: only who writes has to wait.
+            async with self._work.locked(chunks, exclusive=False):
                 await copy_chunks(chunks)
+            copied.append(chunks)
 
         async def sync() -> None:
+            nonlocal unsaved
             if not copied:
                 return
             synced = list(without(copied, unreadable))
             copied.clear()
             self._require_target(replica)
+            began = trio.current_time()
             await sidecars.sync_target(self._disk.locks.changing())
+            size = sum(map(len, synced)) * self._map.chunk_size
+            self._work.unsynced.took(size, began, trio.current_time())
             sidecars.caught_up(synced)
+            unsaved = True
+
+        async def save() -> None:
+            nonlocal unsaved
+            if unsaved:
+                unsaved = False
+                await self._work.save()
+
+        async def sync_and_save() -> None:
+            await sync()
+            if self._work.save_due:
+                await save()
 
         lacking = self._map.runs(bit, longest=len(self._map))
-        async with aclosing(self._work.batches(lacking, copied.append, replica)) as batches:
-            unsaved = False
-            async for batch in batches:
-                worked = await self._work.in_parallel(batch, copy_unit, large=True, beside=sync)
-                copied += worked
-                unsaved = unsaved or bool(worked)
-                if unsaved and self._work.save_due:
-                    # With nothing copied that is not yet held: of what the target is to be given
-                    # again only that is remembered which it was given since the last time.
+        async with aclosing(self._work.batches(lacking, pass_over, replica)) as batches:
+            try:
+                async for batch in batches:
+                    most = self._work.unsynced.amount
+                    await self._work.in_parallel(
+                        batch, copy_unit, large=True, most=most, beside=sync_and_save
+                    )
+            finally:
+                if self._work.stopping:
                     await sync()
-                    await self._work.save()
-                    unsaved = False
+                    await save()
         await sync()
-        await self._work.save()
+        await save()
         if unreadable:
             count = sum(end - start for start, end in unreadable)
             raise OSError(errno.EIO, f"{count} chunks can be read on no current replica")

@@ -171,7 +171,7 @@ class Settling:
         )
 
     async def _settle_unit(self, chunks: range) -> None:
-        async with self._disk.locks.held(*self._work.bounds(chunks), exclusive=True):
+        async with self._work.locked(chunks):
             await self._settle_locked(chunks)
 
     async def _settle_locked(self, chunks: range) -> bool:

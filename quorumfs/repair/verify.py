@@ -121,7 +121,7 @@ class Verification:
 
     async def _verify_unit(self, chunks: range) -> None:
         self._written.remove(chunks.start, chunks.stop)  # what is written from here on comes after
-        async with self._disk.locks.held(*self._work.bounds(chunks), exclusive=True):
+        async with self._work.locked(chunks):
             # What was compared meanwhile, for a guest's write, may differ for another reason now:
             # a write that failed. Then it is to be settled, and nothing to ask a majority about.
             for run in self._map.runs_in(UNVERIFIED, chunks):

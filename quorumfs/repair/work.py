@@ -1,13 +1,15 @@
 """What every repair has in common: its way through the disk, its pace, and its progress.
 
 A repair looks at *runs* of chunks. They are cut into *batches* without what is a hole everywhere,
-and a batch into *units*: what is locked at a time, several of them on an idle disk. Between two
-batches, or two parts of a slow one, progress can be made durable.
+and a batch into *units*: what is locked at a time, several of them on an idle disk. How large and
+how many they are follows the speed of the replicas. Work goes on in *rounds*, beside which progress
+is made durable.
 """
 
 import errno
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -16,7 +18,7 @@ from quorumfs.disk import Disk
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.ranges import RangeSet
 from quorumfs.repair.asking import next_data, seek
-from quorumfs.repair.pacing import Pacer
+from quorumfs.repair.pacing import Pacer, Portion
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind
 
@@ -24,17 +26,30 @@ PIECE = 1 << 20
 """Bytes read and written at a time."""
 
 LARGE_UNIT = 4 << 20
-"""Bytes locked at a time while no guest is at work: so many that to ask costs little beside them,
-and so few that a slow disk takes them well within the replica timeout."""
+"""Bytes locked at a time, at most, while no guest is at work: so many that to ask costs little
+beside them."""
 
 PARALLEL = 4
-"""Units at a time, while no guest is at work."""
+"""Units at a time, at most."""
+
+LOCK_S = 0.1
+"""Units are so small, and so few, that what they lock is locked for no longer (seconds) than the
+smallest one takes, and this: a guest may wait for it."""
 
 BATCH = 64 << 20
-"""Bytes repaired between two syncs, if that does not take longer than `SAVE_S`."""
+"""Bytes repaired between two syncs, at most."""
 
-SAVE_S = 2.0
-"""How often a repair's progress is made durable, seconds."""
+SYNC_S = 0.5
+"""It is so much that a sync takes no longer (seconds) than one that has little to do, and this."""
+
+ROUND_S = 0.5
+"""How long a round takes at most (seconds)."""
+
+SAVE_S = 1.0
+"""How often a repair's progress is made durable (seconds)."""
+
+SAVE_SHARE = 4
+"""But it is not at work on that for more than one in so many seconds."""
 
 
 @dataclass(slots=True)
@@ -61,8 +76,13 @@ class Work:
         self.progress: Progress | None = None
         self.limit = limit
         self._pacer = Pacer(limit)
+        self._locked = self._least_locked()
+        """Bytes to be locked, in all units together."""
+        self.unsynced = Portion(PIECE, BATCH, SYNC_S)
+        """Bytes that a replica is given between two syncs."""
         self._stop = trio.Event()
-        self._saved_at = 0.0
+        self._save_at = 0.0
+        """When progress is to be made durable again."""
         self._requests_seen = 0
         self._resume_at = 0.0
         """Until then all rest, for what was done so far."""
@@ -85,17 +105,40 @@ class Work:
         """Show progress of a repair of *total* bytes; `Progress` has what the words are."""
         total = min(total, self.map.size)
         self.progress = Progress(kind, replica, total, trio.current_time())
-        self._saved_at = trio.current_time()
+        self._locked = self._least_locked()
+        self.unsynced = Portion(PIECE, BATCH, SYNC_S)
+        self._save_at = 0.0  # the first is saved at once: however soon we die, something is done
 
     @property
     def save_due(self) -> bool:
         """Whether progress was last made durable long ago."""
-        return trio.current_time() - self._saved_at >= SAVE_S
+        return trio.current_time() >= self._save_at
 
     async def save(self) -> None:
         """Have the sidecars know how far we are."""
+        began = trio.current_time()
         await self.sidecars.save_progress()
-        self._saved_at = trio.current_time()
+        ended = trio.current_time()
+        self._save_at = ended + max(SAVE_S, (SAVE_SHARE - 1) * (ended - began))
+
+    def _least_locked(self) -> Portion:
+        chunk = self.map.chunk_size
+        return Portion(chunk, max(chunk, PARALLEL * LARGE_UNIT), LOCK_S)
+
+    @property
+    def _parallel(self) -> int:
+        """Units to be worked on at a time."""
+        return min(PARALLEL, self._locked.amount // self._locked.least)
+
+    @asynccontextmanager
+    async def locked(self, chunks: range, *, exclusive: bool = True) -> AsyncIterator[None]:
+        """The lock of a unit; how long it is held says how large the next ones may be."""
+        start, end = self.bounds(chunks)
+        async with self.disk.locks.held(start, end, exclusive=exclusive):
+            began, parallel = trio.current_time(), self._parallel
+            yield
+            whole = -(-(end - start) // self.map.chunk_size) * self.map.chunk_size
+            self._locked.took(parallel * whole, began, trio.current_time())
 
     def bounds(self, chunks: range) -> tuple[int, int]:
         """Where *chunks* begin and end, bytes."""
@@ -112,8 +155,8 @@ class Work:
         """Batches of those chunks of *runs* in which some replica has data, for `in_parallel`.
 
         Each is yielded until it is empty.
-        *pass_over* is told, under their lock, of those that are a hole on all: most of a large
-        disk may be. Asked are the current replicas, and *target*.
+        *pass_over* is told, while nobody can write there, of those that are a hole on all: most of
+        a large disk may be. Asked are the current replicas, and *target*.
         """
         size = self.map.chunk_size
         longest = BATCH // size + 1
@@ -126,7 +169,7 @@ class Work:
                     raise OSError(errno.EINTR, "unmounting")
                 stop, hole = await self._extent(chunk, run.stop, target)
                 if hole:
-                    held = self.disk.locks.held(*self.bounds(range(chunk, stop)), exclusive=True)
+                    held = self.disk.locks.held(*self.bounds(range(chunk, stop)), exclusive=False)
                     async with held:  # a write under way may have made it another
                         stop, hole = await self._extent(chunk, stop, target)
                         if hole:
@@ -179,17 +222,19 @@ class Work:
         *,
         urgent: bool = False,
         large: bool = False,
+        most: int = BATCH,
         beside: Callable[[], Awaitable[None]] | None = None,
-    ) -> list[range]:
-        """Take units from *batch* and work on them: for a while, or until it is empty.
+    ) -> None:
+        """One round: take units from *batch* and work on them, until it is empty at most.
 
         Several at a time on an idle disk, paced beside a guest; with *urgent* at full speed,
-        because somebody waits. *large* units save time. *beside* is done meanwhile. Returns what
-        was worked on. Raises the first error, after those under way have ended.
+        because somebody waits. *large* units save time. After *most* bytes no more is begun.
+        *beside* is done meanwhile. Raises the first error, after what is under way has ended.
         """
         errors: list[Exception] = []
-        worked: list[range] = []
-        until = trio.current_time() + SAVE_S
+        until = trio.current_time() + ROUND_S
+        left = most
+        workers = 0
 
         async def watched(task: Awaitable[None]) -> None:
             try:
@@ -197,40 +242,55 @@ class Work:
             except Exception as error:  # one of our own, too, must not break off a sync
                 errors.append(error)
 
+        def more() -> bool:
+            return bool(batch) and left > 0 and not errors and trio.current_time() < until
+
         async def worker() -> None:
-            while batch and not errors and trio.current_time() < until:
-                if self.stopping and not urgent:
-                    errors.append(OSError(errno.EINTR, "unmounting"))
-                    return
-                if not urgent and await self._rest(until):
-                    continue
-                unit = self._next_unit(batch, LARGE_UNIT if large else PIECE)
-                start, end = self.bounds(unit)
-                began = trio.current_time()
-                if not urgent:  # before the work, or all would begin at once
-                    self._rest_until(self._pacer.pay(began, end - start))
-                await watched(work(unit))
-                if errors:
-                    return
-                worked.append(unit)
-                if urgent:
-                    continue
-                if self.progress is not None:
-                    self.progress.done_bytes += end - start
-                self._yield_to_guest(began)
+            nonlocal workers
+            while more() and workers <= self._parallel:
+                await one_unit()
+                add_workers()
+            workers -= 1
+
+        def add_workers() -> None:
+            nonlocal workers
+            while more() and workers < self._parallel:
+                workers += 1
+                nursery.start_soon(worker)
+
+        async def one_unit() -> None:
+            nonlocal left
+            if self.stopping and not urgent:
+                errors.append(OSError(errno.EINTR, "unmounting"))
+                return
+            if not urgent and await self._rest(until):
+                return
+            if not batch:
+                return
+            unit = self._next_unit(batch, LARGE_UNIT if large else PIECE)
+            start, end = self.bounds(unit)
+            left -= end - start
+            began = trio.current_time()
+            if not urgent:  # before the work, or all would begin at once
+                self._rest_until(self._pacer.pay(began, end - start))
+            await watched(work(unit))
+            if errors or urgent:
+                return
+            if self.progress is not None:
+                self.progress.done_bytes += end - start
+            self._yield_to_guest(began)
 
         async with trio.open_nursery() as nursery:
-            for _ in range(PARALLEL):
-                nursery.start_soon(worker)
+            add_workers()
             if beside is not None:
                 nursery.start_soon(watched, beside())
         if errors:
             raise errors[0]
-        return worked
 
     def _next_unit(self, batch: deque[range], longest: int) -> range:
         if self.limit is not None or self.disk.requests != self._requests_seen:
-            longest = PIECE
+            longest = min(longest, PIECE)
+        longest = min(longest, self._locked.amount // self._parallel)
         run = batch.popleft()
         unit = next(self.units(run, longest))
         if unit.stop < run.stop:

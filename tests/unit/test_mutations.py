@@ -271,7 +271,7 @@ async def killed_amid_a_slow_resync(story: Story) -> None:
     """What was copied by then need not be copied again."""
     await left_behind(story)
     async with story.mounted() as guest:
-        guest.mounted.repairs._work._pacer = Pacer(1024)
+        guest.mounted.repairs._work._pacer = Pacer(256)
         await trio.sleep(60.0)
         story.world.kill()
     async with story.mounted() as guest:
@@ -342,13 +342,11 @@ async def source_unreadable_amid_a_resync(story: Story) -> None:
 async def power_cut_after_a_resync(story: Story) -> None:
     """What was flushed beside it must be on the replica that others are settled from."""
 
-    def slow(operation: Operation) -> Fault | None:
-        return Fault(delay_s=0.2) if operation.kind is Kind.SYNC else None
-
     await left_behind(story, 0)
     for one in story.world.replicas:
         one.sidecar_faults.weather = Weather(delay_s=(0.2, 0.2))
-        one.image_faults.script = slow
+    story.fail(0, {Kind.SYNC}, Fault(delay_s=0.7))
+    story.fail(1, {Kind.SYNC}, Fault(delay_s=0.2))
     async with story.mounted() as guest:
         sidecars = guest.mounted.sidecars
         places = cycle(EXTENTS)
@@ -365,9 +363,10 @@ async def power_cut_long_after_a_write_beside_a_resync(story: Story, index: int 
     """The resync is so slow that the write is not synced on its target by then."""
     await left_behind(story, index)
     async with story.mounted() as guest:
-        guest.mounted.repairs._work._pacer = Pacer(1024)
+        guest.mounted.repairs._work._pacer = Pacer(256)
         disk_map, marked = guest.mounted.sidecars.map, guest.mounted.sidecars._intents.marked
         await guest.until(lambda: not disk_map.any(lacks(index), disk_map.chunks(0, BLOCK)))
+        guest.mounted.sidecars.mirror(wanted=True)
         await guest.write(0)
         for _ in range(70):
             await trio.sleep(1.0)

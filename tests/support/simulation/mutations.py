@@ -337,7 +337,7 @@ def sidecar_closed_after_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
 def target_is_not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
     """R8: a chunk is called held as soon as it was written."""
 
-    async def skip(self: Sidecars) -> None:
+    async def skip(self: Sidecars, _: object) -> None:
         self._target_unsynced = Unflushed()
 
     monkeypatch.setattr(Sidecars, "sync_target", skip)

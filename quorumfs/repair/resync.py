@@ -130,8 +130,12 @@ class Resync:
             await sidecars.sync_target(self._disk.locks.changing())
             sidecars.caught_up(synced)
 
+        async def make_hole(chunks: range) -> None:
+            sidecars.copying(replica, sidecars.members, chunks)
+            await self._make_hole(replica, *self._work.bounds(chunks))
+
         lacking = self._map.runs(bit, longest=len(self._map))
-        async with aclosing(self._work.batches(lacking, copied.append, replica)) as batches:
+        async with aclosing(self._work.batches(lacking, copied.append, make_hole)) as batches:
             unsaved = False
             async for batch in batches:
                 worked = await self._work.in_parallel(batch, copy_unit, large=True, beside=sync)

@@ -19,7 +19,8 @@ The rooms, top to bottom (imports point downwards only):
     The replicated disk: the only place that orders a request.
 ``metadata``
     Who holds what, and how that is remembered: in memory, or in the sidecars.
-``assembly``, ``lineage``, ``resolution``, ``dirtymap``, ``patterns``, ``voting``, ``ranges``
+``assembly``, ``lineage``, ``resolution``, ``dirtymap``, ``patterns``, ``voting``, ``ranges``,
+``reach``
     Decisions: no I/O, no clock, no scheduler.
 ``replica``, ``storage``, ``images``, ``sidecar``, ``sidecarfile``
     One replica: what is in flight on it, its files, and how they are opened, locked and read.

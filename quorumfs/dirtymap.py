@@ -12,7 +12,6 @@ set of facts, so that joining what several replicas know is one bitwise *or*:
 cleared wrongly costs data.
 """
 
-import re
 from collections.abc import Iterator
 from functools import cache
 
@@ -27,6 +26,9 @@ CHUNKS_MAX = 4 << 20
 
 EXTENT = 4 << 20
 """Bytes that are marked as intended at a time, so that a hot area costs one sync."""
+
+_STEP = 16 << 10
+"""Chunks looked at in one go: most searches end in the first."""
 
 
 def lacks(slot: int) -> int:
@@ -134,27 +136,31 @@ class DirtyMap:
         """Whether any of *chunks* has any of *bits*."""
         if len(chunks) == 1:  # nearly always
             return bool(self.states[chunks.start] & bits)
-        return _having(bits).search(self.states, chunks.start, chunks.stop) is not None
+        return self._next(bits, chunks.start, chunks.stop) < chunks.stop
 
     def runs(self, bits: int, start: int = 0, longest: int = 1) -> Iterator[range]:
         """Adjacent chunks from *start* on that have any of *bits*, at most *longest* at a time.
 
         The map may change meanwhile: what is ahead is looked at when it is reached.
         """
-        while (found := _having(bits).search(self.states, start)) is not None:
-            first = start = found.start()
-            while start < len(self) and start - first < longest and self.states[start] & bits:
-                start += 1
+        while (first := self._next(bits, start, len(self))) < len(self):
+            start = self._next(bits, first, min(first + longest, len(self)), having=False)
             yield range(first, start)
 
     def runs_in(self, bits: int, chunks: range) -> Iterator[range]:
         """As `runs`, but of *chunks* alone: the rest of the map is not looked at."""
         start = chunks.start
-        while found := _having(bits).search(self.states, start, chunks.stop):
-            first = start = found.start()
-            while start < chunks.stop and self.states[start] & bits:
-                start += 1
+        while (first := self._next(bits, start, chunks.stop)) < chunks.stop:
+            start = self._next(bits, first, chunks.stop, having=False)
             yield range(first, start)
+
+    def _next(self, bits: int, start: int, stop: int, *, having: bool = True) -> int:
+        """The first chunk from *start* on that has any of *bits*, or has none; else *stop*."""
+        for first in range(start, stop, _STEP):
+            part = self.states[first : min(first + _STEP, stop)]
+            if (found := part.translate(_having(bits)).find(having)) >= 0:
+                return first + found
+        return stop
 
     def _translate(self, table: bytes, chunks: range) -> None:
         part = slice(chunks.start, chunks.stop)
@@ -172,7 +178,6 @@ def _removing(bits: int) -> bytes:
 
 
 @cache
-def _having(bits: int) -> re.Pattern[bytes]:
-    """Finds the next byte with any of *bits* at the speed of C."""
-    members = b"".join(b"\\x%02x" % state for state in range(256) if state & bits)
-    return re.compile(b"[" + members + b"]", re.DOTALL)
+def _having(bits: int) -> bytes:
+    """1 for a byte with any of *bits*, else 0."""
+    return bytes(bool(state & bits) for state in range(256))

@@ -17,6 +17,7 @@ from quorumfs.control.events import EventLog
 from quorumfs.metadata import Choice, Metadata, Outcome, holders_of, succeeded
 from quorumfs.patterns import Fifo, Quorum, ReadPattern, Reconcile
 from quorumfs.rangelock import RangeLock
+from quorumfs.reach import LEAST
 from quorumfs.replica import Gathering, Replica
 from quorumfs.storage import Buffer, Bytes, FileStatus, Kind, Operation, TruncatedError
 from quorumfs.voting import BLOCK, VOTERS_MIN, Outvoted, middle_block, voted_error
@@ -25,8 +26,9 @@ TICK_S = 0.5
 """How often deadlines and held-back events are looked at: how late a timeout may be noticed."""
 
 
-ZEROS_MAX = 64 << 20
-"""Bytes zeroed at a time: a replica without holes must write them within its timeout."""
+ZEROS_MAX, ZEROS_PARTS = 16 << 30, 8
+"""Bytes zeroed at a time: so many, or an eighth of the disk. To note that of each of its chunks
+takes some milliseconds, in which nothing else is done."""
 
 ALLOCATION_MAX = 1 << 30
 """Bytes of space reserved at a time, for the same reason."""
@@ -97,6 +99,8 @@ class Disk:
         self._repair = repair
         self.search_s = search_s
         self._zero_kind = zero_kind
+        self._reached: tuple[int, int, tuple[int, Sequence[Replica]]] = 0, 0, (0, ())
+        """Where zeros can be made at one go, and the requests and receivers until then."""
         self._flush_lock = trio.Lock()
         self._flushes = 0
         self._flush_error: OSError | None = None
@@ -239,12 +243,31 @@ class Disk:
 
         What lies behind the end of the disk is left out.
         """
+        kind = Kind.DISCARD if discard else Kind.ZERO
         end = min(offset + length, self.size)
-        if end - offset > ZEROS_MAX:  # once, instead of for each piece
-            await self.metadata.prepare(offset, end - offset)
-        for start in range(offset, end, ZEROS_MAX):
-            kind = Kind.DISCARD if discard else Kind.ZERO
-            await self._change(kind, start, min(ZEROS_MAX, end - start))
+        longest = max(ZEROS_MAX, self.size // ZEROS_PARTS)
+        while offset < end:
+            stop = min(end, offset + longest)
+            if stop - offset > LEAST:
+                if not self.metadata.prepared(offset, stop - offset):  # once for all pieces
+                    await self.metadata.prepare(offset, stop - offset, ahead=True)
+                stop = await self._reach_to(offset, stop, min(self.size, offset + longest))
+            await self._change(kind, offset, stop - offset)
+            offset = stop
+
+    async def _reach_to(self, offset: int, stop: int, longest: int) -> int:
+        """How far from *offset* zeros are made at one go, at most to *stop*.
+
+        Who asks for zeros from one end to the other in many requests has it found out, as far as
+        *longest*, for several of them at once.
+        """
+        start, end, asked = self._reached
+        state = self.requests, self.metadata.receivers
+        if asked != state or not start <= offset < stop <= end:
+            end = await self.reach(state[1], offset, longest)
+        # It holds until anything else is asked for than what now follows.
+        self._reached = offset, end, (self.requests + 1, state[1])
+        return min(stop, end)
 
     async def allocate(self, offset: int, length: int) -> None:
         """Reserve space for a range inside the disk; replicas that cannot are no failure."""
@@ -447,6 +470,15 @@ class Disk:
             if isinstance(operation.error, TruncatedError):
                 await self.metadata.truncated(replica)
         return outcomes
+
+    async def reach(self, replicas: Iterable[Replica], offset: int, end: int) -> int:
+        """How far from *offset*, at most to *end*, zeros can be made on all *replicas* within some
+        milliseconds. One that does not say counts for as much as the largest write.
+        """
+        outcomes = await self.ask(replicas, Kind.REACH, self.threshold, offset, end - offset)
+        least = min(end, offset + LEAST)
+        reached = (least if o.error else cast("int", o.operation.value) for o in outcomes)
+        return min(reached, default=least)
 
     async def read_locked(
         self, offset: int, length: int, pattern: ReadPattern | None = None

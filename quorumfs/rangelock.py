@@ -86,11 +86,9 @@ class RangeLock:
             for claim in self._claims
         )
 
-    def exclusively_held(self, start: int, end: int) -> bool:
-        """Whether any byte of ``[start, end)`` is claimed by one who changes it."""
-        return any(
-            claim.exclusive and claim.start < end and start < claim.end for claim in self._claims
-        )
+    def claimed(self) -> list[tuple[int, int]]:
+        """All ranges, ``(start, end)``, that somebody claims in order to change them."""
+        return [(claim.start, claim.end) for claim in self._claims if claim.exclusive]
 
     def change(self, start: int, end: int) -> None:
         """Note that ``[start, end)`` is written to from here on, until its claim is released."""

@@ -22,6 +22,7 @@ import trio
 
 from quorumfs.filesystems import Locality
 from quorumfs.promptness import PROMPT_NS, TOO_LONG_NS, Promptness
+from quorumfs.reach import LEAST, LONG_NS, Reach
 from quorumfs.sidecar import Identity, identity_of
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class Kind(Enum):
     """Make zeros, and give the space back."""
     ZERO = "zero"
     """Make zeros, and keep the space where the file system can."""
+    REACH = "look for data"
+    """Find how far from the offset, at most the length, zeros are best made at one go."""
     ALLOCATE = "allocate"
     """Reserve space for what is a hole, where the file system can; no byte changes."""
     SYNC = "flush"
@@ -75,7 +78,9 @@ even with an error, so that the number may be another file's by then."""
 _TELLING = CHANGES | {Kind.SYNC}
 """What may fail because of an earlier write."""
 
-_HOLDING = frozenset({Kind.SEEK_DATA, Kind.SEEK_HOLE, Kind.DISCARD, Kind.ZERO, Kind.ALLOCATE})
+_HOLDING = frozenset(
+    {Kind.SEEK_DATA, Kind.SEEK_HOLE, Kind.REACH, Kind.DISCARD, Kind.ZERO, Kind.ALLOCATE}
+)
 """What holds a lock of the file, that others want, while its file system looks where data is."""
 
 
@@ -130,8 +135,8 @@ Buffer = bytes | memoryview
 
 Value = Bytes | int | FileStatus
 """Of a read: exactly the bytes asked for. Of a stat and a seal: a `FileStatus`. Of a seek: the
-offset, or the size of the disk if there is none. Of a copy: the bytes copied, from the offset on:
-fewer where the other image could not be read. Else 0."""
+offset, or the size of the disk if there is none. Of a reach: where it ends. Of a copy: the bytes
+copied, from the offset on: fewer where the other image could not be read. Else 0."""
 
 Done = Callable[[Operation, Value, OSError | None], None]
 """Called once in the trio thread when an operation has returned."""
@@ -179,6 +184,10 @@ _FALLOCATE_MODES = {
 """What to try, in this order, before zeros are written."""
 
 _ZEROS = bytes(1 << 20)
+
+_WRITTEN_MAX = 64 << 20
+"""Bytes of zeros that are written at a time where no hole can be made: more could take longer than
+a replica has time for. Only a file system that could once punch is asked for more."""
 
 _COPY_BUFFER = 256 << 10
 """Bytes copied at a time: small enough to stay in the processor's cache between the two calls."""
@@ -295,6 +304,9 @@ class FileStorage:
         """When a thread last began or ended something, by `perf_counter_ns`."""
         self._modes_missing: set[int] = set()
         """Modes of fallocate that this file system has been found not to have."""
+        self._reach = Reach()
+        self._measured = (0, 0, 0)
+        """Of the last reach: where it begins and ends, and how much in it is data (bytes)."""
 
     def astray(self, path: str) -> str | None:
         """Why *path* does not lead to this file; None if it does, or that cannot be told.
@@ -539,7 +551,12 @@ class FileStorage:
             case Kind.COPY:
                 assert isinstance(operation, _Copying)
                 return self._copy(operation.source.fd, operation.offset, operation.length)
-            case Kind.DISCARD | Kind.ZERO | Kind.ALLOCATE:
+            case Kind.DISCARD | Kind.ZERO:
+                self._refuse_if_truncated()
+                self._make_zeros(operation.kind, operation.offset, operation.length)
+            case Kind.REACH:
+                return self._find_reach(operation.offset, operation.length)
+            case Kind.ALLOCATE:
                 self._refuse_if_truncated()
                 self._fallocate(operation.kind, operation.offset, operation.length)
             case Kind.SEEK_DATA | Kind.SEEK_HOLE:
@@ -607,21 +624,50 @@ class FileStorage:
             copied += read
         return copied
 
-    def _fallocate(self, kind: Kind, offset: int, length: int) -> None:
+    def _make_zeros(self, kind: Kind, offset: int, length: int) -> None:
+        began = perf_counter_ns()
+        if not self._fallocate(kind, offset, length):
+            if length > _WRITTEN_MAX:
+                raise OSError(errno.EOPNOTSUPP, "its file system makes no holes any more")
+            for start in range(offset, offset + length, len(_ZEROS)):
+                self._write(start, _ZEROS[: offset + length - start])
+        start, end, data = self._measured
+        exactly = (start, end) == (offset, offset + length)
+        self._reach.took(length, data if exactly else 0, perf_counter_ns() - began)
+
+    def _find_reach(self, offset: int, length: int) -> int:
+        """How far zeros are to be made at one go: at most `_WRITTEN_MAX` where they are written."""
+        end, room = offset + min(length, self._reach.length), self._reach.data
+        if _PUNCH_HOLE in self._modes_missing:
+            end = min(end, offset + min(room, _WRITTEN_MAX))
+        at, data = offset, 0
+        until = perf_counter_ns() + LONG_NS
+        while at < end and data < room and (at == offset or perf_counter_ns() < until):
+            start = self._seek(Kind.SEEK_DATA, at)
+            stop = self._seek(Kind.SEEK_HOLE, start) if start < end else end
+            at = min(stop, start + room - data, end)
+            if start < end:  # a piece of data costs something, however short it is
+                data += max(at - start, LEAST)
+        if at < offset + length:  # a part of a block would keep its space
+            at = max(at - at % LEAST, offset - offset % LEAST + LEAST)
+        at = min(at, offset + length)
+        self._measured = (offset, at, data)
+        return at
+
+    def _fallocate(self, kind: Kind, offset: int, length: int) -> bool:
+        """Whether the file system could do it; raises `OSError` if it failed."""
         for mode in _FALLOCATE_MODES[kind]:
             if mode in self._modes_missing:
                 continue
             number = errno.EINTR
             while number == errno.EINTR:
                 if _libc.fallocate(self.fd, mode | _KEEP_SIZE, offset, length) == 0:
-                    return
+                    return True
                 number = ctypes.get_errno()
             if number not in (errno.EOPNOTSUPP, errno.ENOSYS):
                 raise OSError(number, os.strerror(number))
             self._modes_missing.add(mode)
-        if kind is not Kind.ALLOCATE:
-            for start in range(offset, offset + length, len(_ZEROS)):
-                self._write(start, _ZEROS[: offset + length - start])
+        return False
 
     def _seek(self, kind: Kind, offset: int) -> int:
         self._refuse_if_truncated()

@@ -154,13 +154,8 @@ class Doubts:
         if self.torn and low < high:
             self.torn.remove(low, high)
 
-    def unequal(self, chunks: range) -> bool:
-        """Whether anything in *chunks* may differ in a way that is to be remembered."""
-        torn = self.torn.overlaps(*self._map.bounds_of(chunks))
-        return torn or self.unsettled.overlaps(chunks.start, chunks.stop)
-
     def to_remember(self) -> Iterator[range]:
-        """All chunks in which something may differ in such a way."""
+        """All chunks in which something may differ in a way that is to be remembered."""
         for start, end in self.unsettled:
             yield range(start, end)
         for start, end in self.torn:

@@ -5,7 +5,8 @@ that writes all over a large disk do not wait each, the more extents were found 
 lately, the more are marked at a time: aligned *spans* of a power of two of extents. Spans shrink
 again when marks are cleared: after a crash whatever is marked has to be made equal.
 
-Ahead of who writes one extent after the other as many are marked as were written to just before.
+Ahead of who writes one extent after the other as many are marked as were written to just before:
+at most `AHEAD_MAX`, or a multiple of what one request of theirs is for.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,6 +16,9 @@ SPAN_MAX = 1024
 
 AHEAD_MAX = 64
 """Extents that are marked ahead of who writes one after the other: 256 MiB of such a disk."""
+
+AHEAD_REQUESTS = 16
+"""Or so many requests as long as the one that waits: who discards a disk has it done in GiB."""
 
 MISSES_MAX = 256
 """After so many requests that had to wait for a mark, spans get twice as long. Where all that is in
@@ -54,7 +58,7 @@ class Intents:
         aligned = range(self._span_of(extents[0]).start, self._span_of(extents[-1]).stop)
         longer = aligned
         if ahead:
-            start = max(0, extents.start - AHEAD_MAX)
+            start = max(0, extents.start - max(AHEAD_MAX, AHEAD_REQUESTS * len(extents)))
             untouched = self.touched.rfind(0, start, extents.start)
             just_before = extents.start - max(start, untouched + 1)
             stop = min(extents.stop + just_before, len(self.marked))
@@ -81,10 +85,19 @@ class Intents:
         """Note that the extents of *span* lose their marks."""
         self.marked[span.start : span.stop] = bytes(len(span))
 
-    def in_use(self, span: range) -> bool:
-        """Whether any extent of *span* was written to since `look_anew`, or is about to be."""
-        about_to = any(each.start < span.stop and span.start < each.stop for each in self.wanted)
-        return about_to or self.touched.find(1, span.start, span.stop) >= 0
+    def touch(self, extents: range) -> None:
+        """Note that *extents* are written to."""
+        self.touched[extents.start : extents.stop] = b"\1" * len(extents)
+
+    def in_use(self) -> Iterator[range]:
+        """What was written to since `look_anew`, or is about to be, in no order."""
+        yield from self.wanted
+        start = self.touched.find(1)
+        while start >= 0:
+            stop = self.touched.find(0, start)
+            stop = len(self.touched) if stop < 0 else stop
+            yield range(start, stop)
+            start = self.touched.find(1, stop)
 
     def look_anew(self) -> None:
         """Begin to look anew for extents that are written to; marks come in shorter spans."""
@@ -93,17 +106,25 @@ class Intents:
         self._misses = 0
 
     def idle(self) -> Iterator[range]:
-        """Spans with a mark that nothing was written to since `look_anew`, in order."""
+        """Spans with a mark that nothing was written to since `look_anew`, in order; adjacent ones
+        of which all is marked are one.
+        """
+        count = len(self.marked)
+        used = -1
         extent = self.marked.find(1)
         while extent >= 0:
-            span = self._span_of(extent)
-            stop = span.stop
-            used = self.touched.find(1, span.start, span.stop)
-            if used < 0:
-                yield span
+            start = self._span_of(extent).start
+            if used < start:
+                used = self.touched.find(1, start)
+                used = count if used < 0 else used
+            unused = self._span_of(used).start if used < count else count
+            if start < unused:
+                stop = self.marked.find(0, extent, unused)
+                stop = unused if stop < 0 else self._span_of(stop - 1).stop
+                yield range(start, stop)
             else:  # what was written to in one piece is passed over in one step
-                unused = self.touched.find(0, used)
-                stop = self._span_of(unused - 1).stop if unused > 0 else len(self.touched)
+                stop = self.touched.find(0, used)
+                stop = self._span_of(stop - 1).stop if stop > 0 else count
             extent = self.marked.find(1, stop)
 
     def _span_of(self, extent: int) -> range:

@@ -756,13 +756,13 @@ class Sidecars:
             self._arrange()
             self.notify()
 
-    async def clear_marks(self, still_written: Callable[[int, int], bool]) -> None:
+    async def clear_marks(self, claimed: Callable[[], Iterable[tuple[int, int]]]) -> None:
         """Clear the marks of extents that were not written to since the last call (R5).
 
         The record gets a new number, whatever there is to clear.
 
-        Called after a flush that began after the previous call returned. *still_written* tells
-        whether a change of a range (offset, end; bytes) is under way.
+        Called after a flush that began after the previous call returned. *claimed* gives the
+        ranges (start, end; bytes) that are, or may come to be, changed.
         """
         idle = list(self._intents.idle())
         self._intents.look_anew()
@@ -774,14 +774,25 @@ class Sidecars:
             await self._commit(clean=False, resyncing=self.target)
             if not self._all_current():
                 return
+            kept = self._kept_marks(claimed())
             for span in idle:
-                chunks = self.map.extent_chunks(span)
-                start, end = self.map.bounds_of(chunks)
-                busy = self._intents.in_use(span) or still_written(start, end)
-                if not busy and not self.doubts.unequal(chunks):
-                    self._intents.clear(span)
-                    self._marks.remove(INTENT, chunks)
+                for start, stop, cleared in segments(span.start, span.stop, [kept]):
+                    if cleared:
+                        extents = range(start, stop)
+                        self._intents.clear(extents)
+                        self._marks.remove(INTENT, self.map.extent_chunks(extents))
             await self._write_map_locked()
+
+    def _kept_marks(self, claimed: Iterable[tuple[int, int]]) -> RangeSet:
+        """Extents that are in use, or unequal; *claimed* are ranges that may be changed (bytes)."""
+        kept = RangeSet()
+        for extents in self._intents.in_use():
+            kept.add(extents.start, extents.stop)
+        unequal = (self.map.bounds_of(chunks) for chunks in self.doubts.to_remember())
+        for start, end in (*claimed, *unequal):
+            extents = self.map.extents(start, end - start)
+            kept.add(extents.start, extents.stop)
+        return kept
 
     def to_clear(self) -> bool:
         """Whether `clear_marks` has something to do."""
@@ -1047,8 +1058,7 @@ class Sidecars:
     def _note_written(self, chunks: range) -> None:
         """Note that a change of *chunks* begins or ends."""
         per_extent = self._extent_chunks
-        for extent in range(chunks.start // per_extent, chunks[-1] // per_extent + 1):
-            self._intents.touched[extent] = 1
+        self._intents.touch(range(chunks.start // per_extent, chunks[-1] // per_extent + 1))
         self._unflushed.add(chunks)
         if self.target is not None:
             self._target_unsynced.add(chunks)

@@ -26,13 +26,14 @@ class Unflushed:
             if len(self._table) < chunks.stop:
                 self._table.extend(bytes(chunks.stop - len(self._table)))
             self._table[chunks.start : chunks.stop] = b"\1" * len(chunks)
-            return
-        self._chunks.update(chunks)
-        if len(self._chunks) > CHUNKS_MAX:
-            self._table = bytearray(max(self._chunks) + 1)
+        elif len(self._chunks) + len(chunks) <= CHUNKS_MAX:
+            self._chunks.update(chunks)
+        else:
+            self._table = bytearray(max(self._chunks, default=0) + 1)
             for chunk in self._chunks:
                 self._table[chunk] = 1
             self._chunks.clear()
+            self.add(chunks)
 
     def overlaps(self, chunks: range) -> bool:
         """Whether any of *chunks* is in it."""

@@ -175,4 +175,4 @@ class Repairs:
                 continue
             with suppress(OSError):  # the next time, then
                 await self._disk.make_durable()
-                await self._sidecars.clear_marks(self._disk.locks.exclusively_held)
+                await self._sidecars.clear_marks(self._disk.locks.claimed)

@@ -168,8 +168,12 @@ class Resync:
             if self._work.save_due:
                 await save()
 
+        async def make_hole(chunks: range) -> None:
+            sidecars.copying(replica, sidecars.members, chunks)
+            await self._make_hole(replica, *self._work.bounds(chunks))
+
         lacking = self._map.runs(bit, longest=len(self._map))
-        async with aclosing(self._work.batches(lacking, pass_over, replica)) as batches:
+        async with aclosing(self._work.batches(lacking, pass_over, make_hole)) as batches:
             try:
                 async for batch in batches:
                     most = self._work.unsynced.amount

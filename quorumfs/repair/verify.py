@@ -109,11 +109,11 @@ class Verification:
         """Compare the extents of a range, as far as they can be, before they are changed."""
         extents = self._map.extents(offset, length)
         left_out = self._differing.union(self._unread)
-        for run in without(
-            self._map.runs_in(UNVERIFIED, self._map.extent_chunks(extents)), left_out
-        ):
-            for unit in self._work.units(run):
-                await self._verify_unit(unit)
+        unverified = self._map.runs_in(UNVERIFIED, self._map.extent_chunks(extents))
+        runs = list(without(unverified, left_out))
+        async with aclosing(self._work.batches(runs, self._equal, urgent=True)) as batches:
+            async for batch in batches:
+                await self._work.in_parallel(batch, self._verify_unit, urgent=True)
         # Nothing can run between this and the change's claim of its range: who compares it from
         # here on waits for the change.
         for run in self._map.runs_in(UNVERIFIED, self._map.chunks(offset, length)):

@@ -51,6 +51,9 @@ SAVE_S = 1.0
 SAVE_SHARE = 4
 """But it is not at work on that for more than one in so many seconds."""
 
+HOLE_MAX = 1 << 19
+"""Chunks that are passed over at a time: to note that of each takes some milliseconds."""
+
 
 @dataclass(slots=True)
 class Progress:
@@ -148,7 +151,7 @@ class Work:
         self,
         runs: Iterable[range],
         pass_over: Callable[[range], None],
-        target: Replica | None = None,
+        make_hole: Callable[[range], Awaitable[None]] | None = None,
         *,
         urgent: bool = False,
     ) -> AsyncGenerator[deque[range], None]:
@@ -156,7 +159,8 @@ class Work:
 
         Each is yielded until it is empty.
         *pass_over* is told, while nobody can write there, of those that are a hole on all: most of
-        a large disk may be. Asked are the current replicas, and *target*.
+        a large disk may be. Asked are the current replicas; *make_hole* makes them a hole on the
+        one that is being resynced, too.
         """
         size = self.map.chunk_size
         longest = BATCH // size + 1
@@ -167,13 +171,20 @@ class Work:
             while chunk < run.stop:
                 if self.stopping and not urgent:
                     raise OSError(errno.EINTR, "unmounting")
+                began = trio.current_time()
+                target = self.sidecars.target if make_hole is not None else None
                 stop, hole = await self._extent(chunk, run.stop, target)
                 if hole:
                     held = self.disk.locks.held(*self.bounds(range(chunk, stop)), exclusive=False)
                     async with held:  # a write under way may have made it another
                         stop, hole = await self._extent(chunk, stop, target)
+                        if hole and make_hole is not None:
+                            await make_hole(range(chunk, stop))
                         if hole:
                             pass_over(range(chunk, stop))
+                    if make_hole is not None:
+                        self._yield_to_guest(began)
+                        await self._rest(float("inf"))
                 if hole and self.progress is not None:
                     self.progress.done_bytes += (stop - chunk) * size
                 for start in range(chunk, stop, longest) if not hole else ():
@@ -191,19 +202,21 @@ class Work:
             await self._rest(float("inf"))
 
     async def _extent(self, chunk: int, stop: int, target: Replica | None) -> tuple[int, bool]:
-        """How far chunks are alike from *chunk* on, at most to *stop*: data, or a hole on all."""
+        """How far chunks are alike from *chunk* on, at most to *stop*: data, or a hole on all; with
+        a *target*, only as far as it is one there, too, or can soon be.
+        """
         size = self.map.chunk_size
         offset = chunk * size
-        data_at = end = await next_data(self.disk, self.sidecars, offset)
-        if target is not None:
-            target_at = await seek(self.disk, target, Kind.SEEK_DATA, offset)
-            if target_at == offset < data_at:
-                end = min(end, await seek(self.disk, target, Kind.SEEK_HOLE, offset))
-            data_at = min(data_at, target_at)
+        data_at = await next_data(self.disk, self.sidecars, offset)
         if data_at // size > chunk:
-            return min(stop, data_at // size), True
-        if end <= offset:
-            end = await self.disk.next_hole(data_at)
+            stop = min(stop, data_at // size, chunk + HOLE_MAX)
+            if target is not None:
+                end = await seek(self.disk, target, Kind.SEEK_DATA, offset)
+                if end // size <= chunk:
+                    end = await self.disk.reach([target], offset, stop * size)
+                stop = min(stop, max(chunk + 1, end // size))
+            return stop, True
+        end = await self.disk.next_hole(data_at)
         return min(stop, max(chunk + 1, -(-end // size))), False
 
     def units(self, chunks: range, longest: int | None = None) -> Iterator[range]:

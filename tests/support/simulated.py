@@ -100,6 +100,8 @@ class SimulatedStorage:
                     self.data_blocks -= set(range(-(-start // BLOCK), end // BLOCK))
             case Kind.SEEK_DATA | Kind.SEEK_HOLE:
                 value = self._seek(start, data=operation.kind is Kind.SEEK_DATA)
+            case Kind.REACH:
+                value = end
         done(operation, value, None)
 
     def _blocks_become_data(self, start: int, end: int) -> None:

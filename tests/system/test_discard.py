@@ -5,7 +5,6 @@ import errno
 import mmap
 import os
 import random
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +17,7 @@ from support.faultfs import FaultFS
 from support.faultydisk import DirectFile, FaultyDisk, answer
 from support.mounting import Mounted, as_qemu, make_set
 from support.programs import loop_device, run
-from support.sets import tmpfs
+from support.sets import SetMount, tmpfs
 from support.sparse import (
     COLLAPSE_RANGE,
     INSERT_RANGE,
@@ -343,21 +342,20 @@ def test_a_discard_changes_the_time_of_the_file(full: list[Path], tmp_path: Path
         wait_until(lambda: disk.file.stat().st_mtime_ns != before, "another time")
 
 
-def test_a_whole_large_disk_is_discarded_in_seconds(
+def test_a_whole_large_disk_is_discarded_at_a_few_goes(
     make_images: MakeImages, tmp_path: Path
 ) -> None:
-    """1 TiB, sparse, two replicas, data at both ends and in the middle."""
+    """1 TiB, sparse, two replicas, data at both ends and in the middle: the number of changes of
+    each replica does not follow the length (they were 16384, of 64 MiB)."""
     replicas = make_images(2, TIB)
     make_set(replicas)
-    with Mounted(replicas, tmp_path) as disk:
+    with SetMount(replicas, tmp_path) as disk:
         with DirectFile(disk.file) as file:
             for offset in (0, TIB // 2, TIB - MIB):
                 file.write(offset, NOISE[:MIB])
-        started = time.monotonic()
+        before = disk.replica(replicas[0])["writes"]
         run("fallocate", "--punch-hole", "--length", str(TIB), disk.file)
-        seconds = time.monotonic() - started
-        print(f"discard of 1 TiB: {seconds:.1f} s")
-        assert seconds < 60  # zeros that are written would take hours
+        assert disk.replica(replicas[0])["writes"] - before < 200
         assert max(allocated(path) for path in replicas) <= 64 * KIB
 
 

@@ -109,6 +109,7 @@ class Scale:
                 (unflushed_module, "CHUNKS_MAX", self.unflushed_max),
                 (intents_module, "MISSES_MAX", self.misses_max),
                 (disk_module, "ZEROS_MAX", 2 * self.piece),
+                (disk_module, "LEAST", self.piece // 2),
             ):
                 stack.enter_context(mock.patch.object(module, name, value))
             yield

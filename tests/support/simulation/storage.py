@@ -461,6 +461,9 @@ class SimulatedStorage:
             case Kind.SEEK_DATA | Kind.SEEK_HOLE:
                 found = file.cache.seek(start, data=operation.kind is Kind.SEEK_DATA)
                 return min(found, self._size)
+            case Kind.REACH:
+                sectors = range(start // SECTOR + 1, -(-end // SECTOR) + 1)
+                return min(end, self._dice.choice(sectors) * SECTOR)
         return 0
 
     def _status(self) -> FileStatus:

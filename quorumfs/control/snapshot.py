@@ -14,6 +14,7 @@ from quorumfs.control.status import (
     ErrorCounts,
     Fenced,
     LastError,
+    Place,
     ReplicaStatus,
     ResyncKind,
     ResyncStatus,
@@ -67,6 +68,7 @@ def take(
         for replica in disk.replicas
     ]
     unsettled = undecided = 0
+    unreadable: tuple[Place, ...] = ()
     if sidecars is not None:
         given = {replica.slot for replica in disk.replicas}
         replicas += [
@@ -81,6 +83,8 @@ def take(
             if slot not in given
         ]
         unsettled = len(sidecars.doubts.unsettled) + sidecars.map.count(UNVERIFIED)
+        places = list(sidecars.doubts.unreadable)
+        unreadable = tuple(Place(start, end - start) for start, end in places)
     if repairs is not None:
         chunks = sum(end - start for start, end in repairs.differing)
         undecided = chunks * repairs.chunk_size
@@ -96,6 +100,7 @@ def take(
             vote_threshold=disk.threshold,
             unsettled=bool(unsettled),
             undecided_bytes=undecided,
+            unreadable=bool(unreadable),
             fenced=by is not None,
             stands_still=standstill is not None,
         ),
@@ -106,6 +111,7 @@ def take(
         metadata="sidecar" if sidecars else "none",
         read_only=options.read_only,
         undecided_bytes=undecided,
+        unreadable=unreadable,
         notes=notes,
         fenced=None if by is None else Fenced(by.host, by.pid, by.since),
         standstill_s=None if standstill is None else standstill.seconds,

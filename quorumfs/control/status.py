@@ -243,6 +243,16 @@ class Fenced:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """A range of the disk."""
+
+    offset: int
+    """Bytes."""
+    length: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """One mount at one moment."""
 
@@ -267,6 +277,8 @@ class Status:
     read_only: bool = False
     undecided_bytes: int = 0
     """Where replicas differ, and no rule tells which one is right."""
+    unreadable: tuple[Place, ...] = ()
+    """Where no replica can be read: a read gets an error there until somebody writes there."""
     notes: tuple[str, ...] = ()
     """What the operator should know of this mount whatever its state."""
     fenced: Fenced | None = None
@@ -321,20 +333,21 @@ def overall_state(
     vote_threshold: int,
     unsettled: bool = False,
     undecided_bytes: int = 0,
+    unreadable: bool = False,
     fenced: bool = False,
     stands_still: bool = False,
 ) -> DiskState:
     """What a disk is whose replicas are like this.
 
     *unsettled*: something is being compared or copied, or waits for it; healthy promises that the
-    replicas are equal. *fenced*: another mount has the set. *stands_still*: the daemon does not
+    replicas are equal. *unreadable*: some place can be read on no replica. *fenced*: another mount has the set. *stands_still*: the daemon does not
     go on. A disk that cannot be used comes before one that needs a decision.
     """
     if fenced or sum(replica.usable for replica in replicas) < vote_threshold:
         return DiskState.NO_QUORUM
     if undecided_bytes or any(replica.state == State.FOREIGN.value for replica in replicas):
         return DiskState.NEEDS_OPERATOR
-    if unsettled or stands_still or not all(map(_in_order, replicas)):
+    if unsettled or unreadable or stands_still or not all(map(_in_order, replicas)):
         return DiskState.DEGRADED
     return DiskState.HEALTHY
 
@@ -370,6 +383,8 @@ def describe(status: Status) -> list[str]:
             "busy, or the host keeps it from going on: look at the host's load, memory and disks"
         )
     lines += [_advice(status, replica) for replica in status.replicas if _advised(replica)]
+    if status.unreadable:
+        lines.append(_unreadable(status))
     if status.undecided_bytes:
         lines.append(
             f"the replicas differ in {human_bytes(status.undecided_bytes)}, and nothing tells "
@@ -390,6 +405,18 @@ def describe(status: Status) -> list[str]:
             + ("" if any(map(_advised, status.replicas)) else "; nothing to do")
         )
     return lines
+
+
+def _unreadable(status: Status) -> str:
+    first, *others = status.unreadable
+    more = f", and at {len(others)} more places (--json has them)" if others else ""
+    disk = _quoted(f"{status.mountpoint}/disk.img")
+    return (
+        f"{first.length} bytes at {first.offset} can be read on no replica{more}: a read there "
+        "gets an error until somebody writes there, as a guest does that restores the file; to "
+        f"give up what it held: dd if=/dev/zero of={disk} bs={first.length} "
+        f"seek={first.offset} oflag=seek_bytes count=1 conv=notrunc"
+    )
 
 
 def _no_quorum(status: Status) -> str:

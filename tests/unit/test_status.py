@@ -29,6 +29,7 @@ from quorumfs.control.status import (
     ErrorCounts,
     Fenced,
     LastError,
+    Place,
     ReplicaStatus,
     ResyncKind,
     ResyncStatus,
@@ -177,6 +178,15 @@ def test_the_worst_is_the_one_that_hurts_most() -> None:
 # JSON
 
 
+def test_what_cannot_be_read_is_named_with_its_place_and_what_to_do() -> None:
+    places = (Place(12288, 4096), Place(40960, 8192))
+    status = replace(HEALTHY, unreadable=places, state=DiskState.DEGRADED)
+    (line,) = describe(status)
+    assert "4096 bytes at 12288 can be read on no replica, and at 1 more places" in line
+    assert f"of={MOUNTPOINT}/disk.img bs=4096 seek=12288 oflag=seek_bytes count=1" in line
+    assert overall_state([], vote_threshold=0, unreadable=True) is DiskState.DEGRADED
+
+
 def test_json_is_the_design_s() -> None:
     """Key by key and in this order, so that a rename cannot pass unnoticed."""
     content = DEGRADED.to_json()
@@ -246,6 +256,7 @@ def test_json_is_the_design_s() -> None:
             "metadata": "sidecar",
             "read_only": False,
             "undecided_bytes": 0,
+            "unreadable": [],
             "notes": ["no libfuse shim"],
             "fenced": None,
             "standstill_s": None,
@@ -300,6 +311,7 @@ statuses = st.builds(
     metadata=st.sampled_from(["sidecar", "none"]),
     read_only=st.booleans(),
     undecided_bytes=counts,
+    unreadable=st.lists(st.builds(Place, counts, counts), max_size=3).map(tuple),
     notes=st.lists(texts, max_size=3).map(tuple),
     fenced=st.none() | st.builds(Fenced, texts, counts, texts),
     standstill_s=st.none() | counts,

@@ -340,8 +340,9 @@ def overall_state(
     """What a disk is whose replicas are like this.
 
     *unsettled*: something is being compared or copied, or waits for it; healthy promises that the
-    replicas are equal. *unreadable*: some place can be read on no replica. *fenced*: another mount has the set. *stands_still*: the daemon does not
-    go on. A disk that cannot be used comes before one that needs a decision.
+    replicas are equal. *unreadable*: some place can be read on no replica. *fenced*: another mount
+    has the set. *stands_still*: the daemon does not go on. A disk that cannot be used comes before
+    one that needs a decision.
     """
     if fenced or sum(replica.usable for replica in replicas) < vote_threshold:
         return DiskState.NO_QUORUM

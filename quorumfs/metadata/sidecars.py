@@ -269,18 +269,23 @@ class Sidecars:
         """
         return not self.map.any(UNVERIFIED, self.map.extent_chunks(extents))
 
-    def begin(self, offset: int, length: int) -> Sequence[Replica]:
+    def begin(self, offset: int, length: int, *, repair: bool = False) -> Sequence[Replica]:
+        # A repair beside a member that never syncs comes again and again: the target would lack
+        # for ever what it was not given.
         chunks = self.map.chunks(offset, length)
         self._note_written(chunks)
-        return self._receivers_of(chunks)
+        return self._receivers_of(chunks, mirrored=repair)
 
-    def _receivers_of(self, chunks: range) -> Sequence[Replica]:
-        """Whom a change of *chunks* that begins now goes to; the others lack it."""
+    def _receivers_of(self, chunks: range, *, mirrored: bool = False) -> Sequence[Replica]:
+        """Whom a change of *chunks* that begins now goes to; the others lack it.
+
+        *mirrored*: the target, too, where it lacks nothing.
+        """
         if self._out_bits:
             self._marks.add(self._out_bits, chunks)
         if self.target is None:
             return self._receivers
-        if self._mirroring and not self._target_lacks_all(chunks):
+        if (mirrored or self._mirroring) and not self._target_lacks_all(chunks):
             self._target_unsynced.add(chunks)
             return self._receivers
         # It will be copied there, in any case or once more: the guest need not wait for that.

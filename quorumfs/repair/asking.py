@@ -76,14 +76,14 @@ async def give(
     """Write *data* to current *replicas*; False if one that stays current cannot take it.
 
     Nor if any of *sources*, whose answers decided for it, is not believed any more. Who is being
-    resynced gets it as a guest's write. The caller holds the lock.
+    resynced gets it as well, where it lacks nothing. The caller holds the lock.
     """
     if not sidecars.prepared(offset, len(data), repair=True):
         await sidecars.prepare(offset, len(data), repair=True)
     if not set(sources).issubset(holders_of(sidecars, offset, len(data))):
         return False
     disk.locks.change(offset, offset + len(data))
-    receivers = sidecars.begin(offset, len(data))
+    receivers = sidecars.begin(offset, len(data), repair=True)
     # Who was left behind just now may not even know that its image is in use.
     current = [replica for replica in replicas if replica.role is State.CURRENT]
     targets = [replica for replica in receivers if replica is sidecars.target]

@@ -11,7 +11,7 @@ replica, and goes on from there the next time.
 import errno
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from itertools import groupby
 from typing import cast
 
@@ -74,6 +74,10 @@ class Resync:
                 # would compare equal.
                 await sidecars.sync_target(self._disk.locks.changing())
                 await self._tell(replica, Operation(Kind.EVICT))
+            with suppress(OSError):
+                # Who lost what it was given last says so before it is copied from: one that never
+                # syncs would else have the target lack that again each time.
+                await self._disk.sync()
             before = 2 * len(self._map)
             while lacking := self._map.count(bit):
                 sidecars.mirror(wanted=lacking > before // 2)

@@ -271,7 +271,7 @@ async def killed_amid_a_slow_resync(story: Story) -> None:
     """What was copied by then need not be copied again."""
     await left_behind(story)
     async with story.mounted() as guest:
-        guest.mounted.repairs._work._pacer = Pacer(256)
+        guest.mounted.repairs._work._pacer = Pacer(1 << 10)
         await trio.sleep(60.0)
         story.world.kill()
     async with story.mounted() as guest:

@@ -17,7 +17,7 @@ from support.closing import close
 from trio.testing import MockClock
 
 from quorumfs import replicaset
-from quorumfs.administration import create_empty, create_from, keep
+from quorumfs.administration import create_empty, keep
 from quorumfs.assembly import State
 from quorumfs.claim import Claim
 from quorumfs.control.events import EventLog
@@ -310,17 +310,6 @@ def test_a_set_is_created_and_resolved_whatever_closing_says(
     assert closes.failed
     assert _held_open(tmp_path) == []
     open_again(paths[0]).close()
-
-
-def test_what_was_not_synced_is_not_created_when_closing_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = tmp_path / "source.img"
-    source.write_bytes(bytes(SIZE))
-    _Closes(monkeypatch, "copy.img", errno.EDQUOT)
-    with pytest.raises(UserError, match=r"copy\.img: Disk quota exceeded"):
-        create_from(str(source), [str(tmp_path / "copy.img")], None, lambda *_: None)
-    assert os.listdir(tmp_path) == ["source.img"]
 
 
 @pytest.mark.parametrize("which", ["a.img", ".quorumfs"])

@@ -50,6 +50,7 @@ class Wrong(Enum):
     GARBAGE = "of no single write"
     SHORT = "not as long as it should be"
     DIFFERENT = "not the same on all replicas (P3)"
+    CLOSED = "closed while something that was asked of it may still happen (R7)"
     UNTOLD = "lost on all replicas, and told by no flush (R13)"
 
 

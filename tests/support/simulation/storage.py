@@ -29,6 +29,7 @@ from quorumfs.storage import (
     Value,
 )
 from support.simulation.media import SECTOR, SimulatedFile, sector_pieces
+from support.simulation.oracle import ViolationError, Wrong
 
 Note = Callable[[str], None]
 """Appends a line to the trace."""
@@ -307,7 +308,8 @@ class SimulatedStorage:
 
     def submit(self, operation: Operation, done: Done) -> None:
         assert not self._closing, "submitted after close"
-        assert operation.kind is not Kind.CLOSE or not self._in_flight, "closed under a request"
+        if operation.kind is Kind.CLOSE and self._in_flight:
+            raise ViolationError(Wrong.CLOSED, self.file.name)
         self._asked(operation)
         self._step()
         self.log.append(operation)

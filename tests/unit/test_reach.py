@@ -163,3 +163,24 @@ async def test_terabytes_of_zeros_are_never_written_at_once(
         await perform(file, Kind.DISCARD, 0, TIB)
     assert allocated(sparse) < 400 * MIB
     await close(file)
+
+
+async def test_where_data_ends_is_looked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for each piece of it: tmpfs looks at all of the rest each time."""
+    monkeypatch.setattr(module, "GROWTH_MAX", 1)
+    path = tmp_path / "a.img"
+    path.write_bytes(b"x" * 16 * MIB)
+    seek, looked = os.lseek, []
+
+    def counted(fd: int, offset: int, whence: int) -> int:
+        looked.extend([offset] if whence == os.SEEK_HOLE else [])
+        return seek(fd, offset, whence)
+
+    monkeypatch.setattr(os, "lseek", counted)
+    file = FileStorage(os.open(path, os.O_RDWR), 16 * MIB, "a")
+    pieces = await zeroed(file, 0, 16 * MIB)
+    assert len(pieces) == 16
+    assert looked == [0]
+    await close(file)

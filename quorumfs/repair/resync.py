@@ -74,14 +74,14 @@ class Resync:
                 # would compare equal.
                 await sidecars.sync_target(self._disk.locks.changing())
                 await self._tell(replica, Operation(Kind.EVICT))
-            with suppress(OSError):
-                # Who lost what it was given last says so before it is copied from: one that never
-                # syncs would else have the target lack that again each time.
-                await self._disk.sync()
             before = 2 * len(self._map)
             while lacking := self._map.count(bit):
                 sidecars.mirror(wanted=lacking > before // 2)
                 before = lacking
+                with suppress(OSError):
+                    # Who lost what it was given last says so before it is copied from: the target
+                    # would else lack that again, each time if one never syncs.
+                    await self._disk.sync()
                 await self._copy_all(replica, bit, compare=full)
                 try:
                     # Who it was copied from may have lost that before: then it lacks it still.

@@ -318,8 +318,8 @@ async def a_target_that_cannot_be_written(story: Story) -> None:
     seen = set()
     async with story.mounted() as guest:
         mounted = guest.mounted
-        for _ in range(300):
-            await trio.sleep(0.1)
+        for _ in range(3000):
+            await trio.sleep(0.01)
             one = snapshot.take("/mnt", options, mounted.disk, mounted.repairs, ()).replicas[1]
             seen.add((one.state, one.reason))
         story.mend(1)

@@ -129,7 +129,12 @@ class Replica:
     @property
     def in_flight(self) -> int:
         """Operations that have not returned, given up or not, and files that are to be closed."""
-        return len(self._in_flight) + len(self._abandoned) + len(self._to_close)
+        return self.unanswered + len(self._to_close)
+
+    @property
+    def unanswered(self) -> int:
+        """Operations that have not returned, given up or not."""
+        return len(self._in_flight) + len(self._abandoned)
 
     @property
     def waiting(self) -> tuple[Kind, float] | None:

@@ -190,7 +190,7 @@ def _replica(
             counters.timeouts,
         ),
         lacking,
-        replica.in_flight,
+        replica.unanswered,
         counters.copied_bytes,
         trouble and trouble.value,
         _told(failures[0], now) if failures else None,

@@ -229,9 +229,11 @@ class Resync:
     async def _copy_readable(self, target: Replica, chunk: range) -> bool:
         """Copy all of a chunk but the blocks that no current replica can be read at.
 
-        Whether that was all of it: else some of them may come to be read. The lock is held.
+        Whether that was all of it: else some of them may come to be read, and the target waits for
+        that, unless nothing can be done without it. The lock is held.
         """
         doubts, complete = self._sidecars.doubts, True
+        needed = len(self._sidecars.members) < self._disk.threshold
         ((_, sources),) = doubts.sources(chunk)
         left = deque([self._work.bounds(chunk)])
         while left:
@@ -245,7 +247,7 @@ class Resync:
                 if middle:
                     left.extendleft([(middle, stop), (start, middle)])
                     continue
-                noted = await cannot_be_read(
+                noted = needed and await cannot_be_read(
                     self._disk, self._sidecars, sources, start, stop - start
                 )
                 complete = complete and noted

@@ -273,11 +273,14 @@ class Settling:
         self._sidecars.answered(voters[0], offset, length)
         verdict = reconcile(answers, offset, self._disk.threshold)
         assert verdict.data is not None
-        self._disk.report_outvoted(verdict.outvoted, offset)
+        chunks = self._map.chunks(offset, length)
+        after_crash = self._sidecars.doubts.inherited.overlaps(chunks.start, chunks.stop)
+        outvoted = verdict.outvoted if after_crash else ()  # else a change failed, and was told
+        self._disk.report_outvoted(outvoted, offset)
         equal = len(read) == len(outcomes) and len(set(read.values())) == 1
         asked = [outcome.replica for outcome in outcomes]
         took = await self._give(asked, offset, verdict.data, voters)
-        for loss in verdict.outvoted if took else ():
+        for loss in outvoted if took else ():
             path = self._disk.replicas[loss.voter].path
             self._disk.events.repaired(path, offset + loss.start, loss.end - loss.start)
         return equal, took

@@ -1,6 +1,6 @@
 """Runs quorumfs with a profiler in it: ``sampler.py OUTPUT ARGUMENT...``.
 
-SIGUSR1 begins to sample, a second one ends it and writes OUTPUT. A timer interrupts the main
+SIGUSR2 begins to sample, a second one ends it and writes OUTPUT. A timer interrupts the main
 thread every two milliseconds of real time, and what it was doing is noted, together with the CPU
 time it has used since the last time. So both are seen: where it computes, and what it waits for:
 for the kernel's next request, or for the interpreter while another thread has it. Nothing is
@@ -41,10 +41,10 @@ class Sampler:
         self._used_s = 0.0
 
     def install(self) -> None:
-        """Wait for SIGUSR1; survives a fork."""
-        signal.signal(signal.SIGUSR1, self._toggle)
+        """Wait for SIGUSR2; survives a fork."""
+        signal.signal(signal.SIGUSR2, self._toggle)
         signal.signal(signal.SIGALRM, self._sample)
-        for signum in (signal.SIGUSR1, signal.SIGALRM):
+        for signum in (signal.SIGUSR2, signal.SIGALRM):
             signal.siginterrupt(signum, False)
 
     def _toggle(self, signum: int, frame: FrameType | None) -> None:

@@ -119,6 +119,7 @@ def test_everything_in_a_sidecar_is_told(pair: Set) -> None:
         "set": record.set_id.hex(),
         "generation": f"{record.generation:016x}",
         "ancestors": [f"{pair.record.generation:016x}"],
+        "mounts": [],
         "sequence": 7,
         "clean": True,
         "vote_threshold": 1,
@@ -131,6 +132,7 @@ def test_everything_in_a_sidecar_is_told(pair: Set) -> None:
                 "state": state,
                 "generation": f"{pair.record.generation:016x}",
                 "sequence": role.sequence,
+                "mount": f"{role.mount:016x}",
                 "path": str(path),
             }
             for slot, (role, state, path) in enumerate(

@@ -24,6 +24,7 @@ from support.simulation.story import (
 from quorumfs.assembly import State
 from quorumfs.dirtymap import lacks
 from quorumfs.repair.pacing import Pacer
+from quorumfs.repair.repairs import CLEAR_S
 from quorumfs.storage import CHANGES, Kind, Operation
 
 LAST, NEXT_TO_LAST = EXTENTS[-1], EXTENTS[-2]
@@ -35,6 +36,7 @@ async def _missed_the_beginning(story: Story) -> None:
         await guest.write(LAST, EXTENT)
         await guest.write(NEXT_TO_LAST, EXTENT)
         await guest.flush()
+        await trio.sleep(4 * CLEAR_S)  # what it took last it would have to prove (R15)
         story.fail(0, CHANGES, Fault(error=errno.EIO))
         for at in EXTENTS[:5]:
             await guest.write(at, EXTENT)

@@ -6,6 +6,7 @@ import select
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from time import perf_counter_ns
+from typing import Any
 
 import pyfuse3
 import trio
@@ -105,13 +106,22 @@ async def serve(operations: DiskOperations) -> None:
         # A request goes away unread when whoever waits for it is killed: a read that blocked would
         # stop the loop until the next one comes. The shim tells pyfuse3 to look again.
         os.set_blocking(fd, False)
-        # pyfuse3's session loop looks it up among the globals of its module at each call.
-        waits = vars(pyfuse3)
-        waits["_wait_fuse_readable"] = Readiness(fd, waits["_wait_fuse_readable"]).wait
+        _look_for_requests(fd, vars(pyfuse3))
     async with trio.open_nursery() as requests:
         handlers = shim.Handlers(operations.fallocate, operations.lseek, operations.write_now)
         shim.serve(handlers, requests)
         await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=REQUESTS_MAX)
+
+
+def _look_for_requests(fd: int, names: dict[str, Any]) -> None:
+    """Have pyfuse3 wait by `Readiness` for requests of the session *fd*; *names* are its module's.
+
+    Its session loop looks the function up there at each call. A version that has none of this name
+    waits in its own way: slower, and no less right.
+    """
+    wait = names.get("_wait_fuse_readable")
+    if callable(wait):
+        names["_wait_fuse_readable"] = Readiness(fd, wait).wait
 
 
 async def write_back() -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
@@ -171,3 +172,14 @@ def test_an_idle_task_is_seen_by_pyfuse3_and_ends_with_the_session(session: Sess
         assert ended == [False, False]
 
     trio.run(run)
+
+
+def test_another_pyfuse3_waits_in_its_own_way(session: Session) -> None:
+    """The name is not one that it promises to have."""
+    ours: dict[str, Any] = {"_wait_fuse_readable": session.wait}
+    module._look_for_requests(session.reader, ours)
+    assert ours["_wait_fuse_readable"] != session.wait
+    for other in ({}, {"_wait_fuse_readable": None}, {"_wait_readable": session.wait}):
+        names: dict[str, Any] = dict(other)
+        module._look_for_requests(session.reader, names)
+        assert names == other

@@ -1092,11 +1092,14 @@ class Sidecars:
             return
         if (low, high) != (offset, end):  # the rest of a block may differ: it was left out before
             self._unsettle(self.map.chunks(offset, length))
+        written = [(max(low, start), min(high, stop)) for start, stop in unreadable]
         unreadable.remove(low, high)
         try:
             await self._write_unreadable()
         except OSError:
-            unreadable.add(low, high)
+            for start, stop in written:
+                if start < stop:
+                    unreadable.add(start, stop)
             raise
 
     async def _write_unreadable(self) -> None:

@@ -43,12 +43,17 @@ async def cannot_be_read(
 
     Not if one of them fails elsewhere, too: then the place is not to blame, and it may pass.
     """
+    doubts, chunks = sidecars.doubts, sidecars.map.chunks(offset, length)
     for replica in replicas:
         (outcome,) = await disk.ask([replica], Kind.READ, 0, offset, length)
         if outcome.error is None or outcome.error.errno not in _MEDIUM:
             return False
         if not await _reads_elsewhere(disk, replica, offset):
             return False
+    # One may have been ejected while it was asked, or another one may have come to hold it.
+    holders = {r for _, holding in doubts.sources(chunks) for r in holding}
+    if not holders or not holders.issubset(replicas):
+        return False
     await sidecars.note_unreadable(offset, length)
     disk.events.unreadable(offset, length)
     return True

@@ -24,6 +24,8 @@ from support.simulation.story import (
     told,
 )
 
+from quorumfs.repair.asking import cannot_be_read
+from quorumfs.sidecar import UNREADABLE_OFFSET
 from quorumfs.storage import CHANGES, Kind, Operation
 
 BAD = 3 * BLOCK
@@ -153,7 +155,46 @@ async def all_fail_for_a_while(story: Story) -> None:
     await story.ends_well()
 
 
+async def written_when_no_sidecar_can_be(story: Story) -> None:
+    """That the place was written cannot be remembered: the rest of the write is no bad place."""
+    await _crashed_after_writes(story)
+    spoil(story, range(story.setup.replicas))
+    async with story.mounted() as guest:
+        await _flushed(guest)
+        for one in story.world.replicas:
+            one.sidecar_faults.script = lambda operation: (
+                Fault(error=errno.ENOSPC) if operation.offset == UNREADABLE_OFFSET else None
+            )
+        with suppress(OSError):
+            await guest.write(0, EXTENT)
+            raise BrokenError("a write succeeded that the next mount would not show")
+        for one in story.world.replicas:
+            one.sidecar_faults.script = None
+        await guest.read_surely(0, BAD)
+        await guest.read_surely(BAD + BLOCK, EXTENT - BAD - BLOCK)
+        await guest.write_surely(BAD)
+        await guest.read_surely(0, EXTENT)
+    await story.ends_well()
+
+
+async def asked_of_nobody(story: Story) -> None:
+    """Whoever held a place was ejected meanwhile: that is no reason to give the place up."""
+    async with story.mounted() as guest:
+        await guest.write(0, EXTENT)
+        disk, sidecars = guest.mounted.disk, guest.mounted.sidecars
+        if await cannot_be_read(disk, sidecars, [], BAD, BLOCK):
+            raise BrokenError("nobody was asked, and a place was given up")
+        spoil(story, [0])
+        if await cannot_be_read(disk, sidecars, [disk.replicas[0]], BAD, BLOCK):
+            raise BrokenError("another replica holds what was given up")
+        story.mend(0)
+        await guest.read_surely(BAD)
+    await story.ends_well()
+
+
 STORIES = [
+    (written_when_no_sidecar_can_be, PAIR),
+    (asked_of_nobody, PAIR),
     (bad_everywhere_after_a_crash, PAIR),
     (bad_everywhere_after_a_crash, EQUALS),
     (bad_everywhere_after_a_crash, TRIO),

@@ -8,6 +8,7 @@ from types import MappingProxyType
 import trio
 
 from quorumfs.assembly import State
+from quorumfs.control import mounts
 from quorumfs.control.pulse import Standstill
 from quorumfs.control.status import (
     HANGS,
@@ -194,7 +195,8 @@ def _replica(
         counters.copied_bytes,
         trouble and trouble.value,
         _told(failures[0], now) if failures else None,
-        waiting,
+        store=mounts.store_of(replica.path) if replica.hung else None,
+        waiting=waiting,
     )
 
 

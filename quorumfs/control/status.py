@@ -206,6 +206,9 @@ class ReplicaStatus:
     """A value of `Trouble`; None if it is in order, or not current and not hanging."""
     last_error: LastError | None = None
     """None: none that would matter any more."""
+    store: str | None = None
+    """Where the file system is mounted that what it was asked keeps busy; None: nothing does, or
+    nobody unmounts it."""
     waiting: Waiting | None = None
     """None: it has answered everything that was handed to a thread, or that was given up."""
 
@@ -496,7 +499,14 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
     if replica.state == State.STALE.value and error is not None and error.errno in _NO_SPACE:
         return f"{happened}: make space there; {again}"
     if replica.state == State.MISSING.value and replica.reason == HANGS:
-        return f"{happened}: look at its disk, or the network to it; when it answers, {again[5:]}"
+        busy = ""
+        if replica.store is not None:
+            busy = (
+                f"; to unmount its file system before: umount -l {_quoted(replica.store)}, for "
+                "what is in flight keeps it busy"
+            )
+        look = "look at its disk, or the network to it"
+        return f"{happened}: {look}; when it answers, {again[5:]}{busy}"
     advice = {
         State.MISSING.value: "bring it back, and name it in quorumfs mount if it was left out; "
         + again,

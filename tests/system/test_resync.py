@@ -365,6 +365,7 @@ def test_no_resync_before_the_last_old_request_returned(faulty: FaultFS, tmp_pat
         faulty.hang("b.img", "write", count=1)
         os.pwrite(fd, NEW, 0)
         assert disk.replica(images[1])["in_flight"] == 1
+        assert disk.replica(images[1])["store"] == str(images[1].parent)
         os.pwrite(fd, NEWER, 0)
         before = faulty.counters("b.img"), faulty.counters("b.img.quorumfs")
         use(disk, fd, 3.0)  # longer than the first waits between two tries

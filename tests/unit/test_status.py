@@ -25,6 +25,7 @@ from quorumfs.cli.output import OutputError
 from quorumfs.control import client, mounts
 from quorumfs.control.status import (
     DISABLING,
+    HANGS,
     DiskState,
     ErrorCounts,
     Fenced,
@@ -178,6 +179,14 @@ def test_the_worst_is_the_one_that_hurts_most() -> None:
 # JSON
 
 
+def test_what_keeps_a_store_from_being_unmounted_is_told_with_the_command() -> None:
+    hung = replace(A, state="missing", reason=HANGS, store="/nas 2")
+    (line,) = describe(with_replica(hung))
+    assert "umount -l '/nas 2', for what is in flight keeps it busy" in line
+    (line,) = describe(with_replica(replace(hung, store=None)))
+    assert "umount" not in line
+
+
 def test_what_cannot_be_read_is_named_with_its_place_and_what_to_do() -> None:
     places = (Place(12288, 4096), Place(40960, 8192))
     status = replace(HEALTHY, unreadable=places, state=DiskState.DEGRADED)
@@ -218,6 +227,7 @@ def test_json_is_the_design_s() -> None:
                     "copied_bytes": 0,
                     "trouble": None,
                     "last_error": None,
+                    "store": None,
                     "waiting": None,
                 },
                 {
@@ -241,6 +251,7 @@ def test_json_is_the_design_s() -> None:
                         "text": "No space left on device",
                         "seconds_ago": 12,
                     },
+                    "store": None,
                     "waiting": {"operation": "write", "seconds": 3},
                 },
             ],
@@ -284,6 +295,7 @@ replica_statuses = st.builds(
     copied_bytes=counts,
     trouble=st.none() | st.sampled_from([trouble.value for trouble in Trouble]),
     last_error=st.none() | st.builds(LastError, words, st.just("ENOSPC"), texts, counts),
+    store=st.none() | texts,
     waiting=st.none() | st.builds(Waiting, words, counts),
 )
 statuses = st.builds(

@@ -643,10 +643,9 @@ class Sidecars:
         if not same or own.record.slot_of(own.replica_id) != replica.slot:
             raise OSError(errno.ESTALE, "it is not as it was")
         self._know(replica, found)
-        await self._lose([replica])
-        everything = range(len(self.map))
-        if not proven and not self.doubts.held_only_by([replica]) and len(self._members) > 1:
-            await self._lose([replica], [everything])
+        spared = len(self._members) > 1 and not self.doubts.held_only_by([replica])
+        everything = [range(len(self.map))] if spared and not proven else []
+        await self._lose([replica], everything)
 
     async def sync_target(self, changing: Iterable[tuple[int, int]]) -> None:
         """Make durable what the target was given; raises `OSError`, and then it is no more one.

@@ -9,6 +9,7 @@ import trio
 from support.simulation.guest import BrokenError
 from support.simulation.media import Backup
 from support.simulation.runner import Setup
+from support.simulation.storage import Weather
 from support.simulation.story import (
     EQUALS,
     EXTENT,
@@ -209,10 +210,18 @@ async def an_empty_image_where_none_can_be_spared(story: Story) -> None:
             await guest.write(at)
         await guest.flush()
         await trio.sleep(5 * MINUTE)
+        await guest.write(EXTENTS[0])
         story.world.detach(0)
         with suppress(OSError):
             await guest.read(0)
         await _another_image_is_behind_its_sidecar(story, empty)
+        for one in story.world.replicas:  # what it lost is remembered slowly
+            one.sidecar_faults.weather = Weather(delay_s=(0.2, 0.2))
+        for number in range(400):  # and the guest reads meanwhile, where nothing was unsynced
+            with suppress(OSError):
+                await guest.read(EXTENTS[1 + number % (len(EXTENTS) - 1)])
+            await trio.sleep(0.01)
+        story.world.calm()
         await guest.converged()
         for at in EXTENTS:
             await guest.read_surely(at)
@@ -229,6 +238,7 @@ STORIES = [
     (an_empty_image_after_a_kill, replace(PAIR, passing=True)),
     (an_empty_image_after_a_kill, replace(TRIO, passing=True)),
     (an_empty_image_where_none_can_be_spared, replace(EQUALS, passing=True)),
+    (an_empty_image_where_none_can_be_spared, replace(EQUALS, passing=True, fifo=True)),
     (rolled_back_after_a_kill, EQUALS),
     (rolled_back_after_a_kill, TRIO),
     (rolled_back_while_away, PAIR),

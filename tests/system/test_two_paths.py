@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from support.command import empty_mountpoint, refused, wait_until
 from support.faultfs import FaultFS
 from support.mounting import quorumfs
 from support.sets import BLOCK, SetMount, create, named, opened, seen, with_sidecars
+
+from quorumfs.control import client
 
 
 @pytest.fixture
@@ -44,6 +47,14 @@ def test_the_second_path_is_refused_and_takes_over_if_told_so(
 
             quorumfs("mount", "-o", "takeover", *there, mountpoint)
             wait_until(lambda: first.status()["fenced"], "the end of the first mount")
+            # The second settles what the first had written to last; then it is held still, so that
+            # whatever is written is written by the first.
+            wait_until(
+                lambda: client.ask(str(mountpoint), "status")["state"] == "healthy",
+                "the end of settling",
+            )
+            second = first.status()["fenced"]["pid"]
+            os.kill(second, signal.SIGSTOP)
             before = seen(with_sidecars(here))
             for request in (
                 lambda: os.pwrite(fd, b"3" * BLOCK, 0),
@@ -58,9 +69,10 @@ def test_the_second_path_is_refused_and_takes_over_if_told_so(
         assert "use the disk there" in status.stdout
         (event,) = first.events("FENCED")
         assert event["host"] == os.uname().nodename
-        assert first.status()["fenced"]["pid"] == event["pid"] != first.pid
+        assert second == event["pid"] != first.pid
         quorumfs("umount", first.mountpoint)
         assert seen(with_sidecars(here)) == before
+        os.kill(second, signal.SIGCONT)
         assert (mountpoint / "disk.img").read_bytes()[:BLOCK] == b"2" * BLOCK
         quorumfs("umount", mountpoint)
     quorumfs("mount", *here, mountpoint)  # it was released

@@ -61,8 +61,11 @@ class Portion:
         self.amount = self.least
 
     def took(self, amount: int, began: float, ended: float) -> None:
-        """Learn from a portion of *amount* that was done from *began* to *ended* (seconds)."""
-        if began < self._since:
+        """Learn from a portion of *amount* that was done from *began* to *ended* (seconds).
+
+        Nothing from a larger one than this would have had done now.
+        """
+        if began < self._since or amount > self.amount:
             return
         seconds = ended - began
         whole = amount >= self.amount

@@ -128,17 +128,16 @@ class Work:
         chunk = self.map.chunk_size
         return Portion(chunk, max(chunk, PARALLEL * LARGE_UNIT), LOCK_S)
 
-    @property
-    def _parallel(self) -> int:
-        """Units to be worked on at a time."""
-        return min(PARALLEL, self._locked.amount // self._locked.least)
+    def _parallel(self, *, urgent: bool = False) -> int:
+        """Units to be worked on at a time: all at once if somebody waits for all of them."""
+        return PARALLEL if urgent else min(PARALLEL, self._locked.amount // self._locked.least)
 
     @asynccontextmanager
     async def locked(self, chunks: range, *, exclusive: bool = True) -> AsyncIterator[None]:
         """The lock of a unit; how long it is held says how large the next ones may be."""
         start, end = self.bounds(chunks)
         async with self.disk.locks.held(start, end, exclusive=exclusive):
-            began, parallel = trio.current_time(), self._parallel
+            began, parallel = trio.current_time(), self._parallel()
             yield
             whole = -(-(end - start) // self.map.chunk_size) * self.map.chunk_size
             self._locked.took(parallel * whole, began, trio.current_time())
@@ -240,9 +239,10 @@ class Work:
     ) -> None:
         """One round: take units from *batch* and work on them, until it is empty at most.
 
-        Several at a time on an idle disk, paced beside a guest; with *urgent* at full speed,
-        because somebody waits. *large* units save time. After *most* bytes no more is begun.
-        *beside* is done meanwhile. Raises the first error, after what is under way has ended.
+        Several at a time on an idle disk, paced beside a guest; with *urgent* at full speed and in
+        whole pieces, because a guest waits for the end of it. *large* units save time. After *most*
+        bytes no more is begun. *beside* is done meanwhile. Raises the first error, after what is
+        under way has ended.
         """
         errors: list[Exception] = []
         until = trio.current_time() + ROUND_S
@@ -260,14 +260,14 @@ class Work:
 
         async def worker() -> None:
             nonlocal workers
-            while more() and workers <= self._parallel:
+            while more() and workers <= self._parallel(urgent=urgent):
                 await one_unit()
                 add_workers()
             workers -= 1
 
         def add_workers() -> None:
             nonlocal workers
-            while more() and workers < self._parallel:
+            while more() and workers < self._parallel(urgent=urgent):
                 workers += 1
                 nursery.start_soon(worker)
 
@@ -280,7 +280,7 @@ class Work:
                 return
             if not batch:
                 return
-            unit = self._next_unit(batch, LARGE_UNIT if large else PIECE)
+            unit = self._next_unit(batch, LARGE_UNIT if large else PIECE, urgent=urgent)
             start, end = self.bounds(unit)
             left -= end - start
             began = trio.current_time()
@@ -300,10 +300,11 @@ class Work:
         if errors:
             raise errors[0]
 
-    def _next_unit(self, batch: deque[range], longest: int) -> range:
+    def _next_unit(self, batch: deque[range], longest: int, *, urgent: bool) -> range:
         if self.limit is not None or self.disk.requests != self._requests_seen:
             longest = min(longest, PIECE)
-        longest = min(longest, self._locked.amount // self._parallel)
+        if not urgent:
+            longest = min(longest, self._locked.amount // self._parallel())
         run = batch.popleft()
         unit = next(self.units(run, longest))
         if unit.stop < run.stop:

@@ -474,10 +474,10 @@ class _Assembly:
             judged = {path: self._judge(path, changed=False) for path in changed}
             members |= {path: m for path, m in judged.items() if m.state is State.CURRENT}
         self._refuse_without_current(members)
-        knowing = sum(
-            path not in changed | unproven and member.slot is not None and not member.compare
-            for path, member in members.items()
-        )
+        # A sidecar tells who was left behind, whether or not its image is proven to be the same:
+        # had others gone on without those that are here, it would have taken part in that.
+        as_left = {path: self._judge(path, changed=False) for path in members.keys() - changed}
+        knowing = sum(m.slot is not None and not m.compare for m in as_left.values())
         rule, quorum = self._absence_rule(members, knowing, moved=moved)
         if (consent := self._lowering_rule(members, quorum)) is not None:
             rule, quorum = consent, self._threshold

@@ -107,7 +107,13 @@ class Disk:
         self._announced = {replica: replica.state for replica in self.replicas}
 
     async def run(self) -> None:
-        """Watch over deadlines, held-back events, and whose the set is, until cancelled."""
+        """Watch over deadlines, held-back events, and whose the set is, until cancelled.
+
+        First it is told what was found to be unreadable in earlier mounts: the one that found it
+        may have died before it could tell.
+        """
+        for start, end in self.metadata.unreadable:
+            self.events.unreadable(start, end - start)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.metadata.watch)
             await self._tick()
@@ -302,6 +308,12 @@ class Disk:
             self._report(failed)
             try:
                 await metadata.finish(outcomes, offset, length)
+                if metadata.unreadable.overlaps(offset, offset + length):
+                    claim.changes = ()
+                    # Were it readable before it is durable, a power cut in between would show what
+                    # was given up, whatever that is (P1).
+                    await self.sync()
+                    await metadata.written_over(offset, length)
             except OSError:
                 self.events.failure(offset, length)
                 raise

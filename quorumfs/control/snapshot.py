@@ -69,7 +69,6 @@ def take(
         for replica in disk.replicas
     ]
     unsettled = undecided = 0
-    unreadable: tuple[Place, ...] = ()
     if sidecars is not None:
         given = {replica.slot for replica in disk.replicas}
         replicas += [
@@ -84,11 +83,10 @@ def take(
             if slot not in given
         ]
         unsettled = len(sidecars.doubts.unsettled) + sidecars.map.count(UNVERIFIED)
-        places = list(sidecars.doubts.unreadable)
-        unreadable = tuple(Place(start, end - start) for start, end in places)
     if repairs is not None:
         chunks = sum(end - start for start, end in repairs.differing)
         undecided = chunks * repairs.chunk_size
+    unreadable = tuple(Place(start, end - start) for start, end in disk.metadata.unreadable)
     by = disk.metadata.fenced
     return Status(
         mountpoint=mountpoint,

@@ -139,6 +139,17 @@ class Metadata(Protocol):
     def unverified(self, offset: int, length: int) -> bool:
         """Whether nobody has compared these bytes since the images were adopted."""
 
+    @property
+    def unreadable(self) -> RangeSet:
+        """Bytes that no replica which holds them can be read at, until they are written."""
+
+    async def written_over(self, offset: int, length: int) -> None:
+        """Note, durably, that a range which could not be read was written, and is durable.
+
+        The rest of a block that was written in part stays unreadable: who holds what of it is not
+        known any more. Raises `OSError` if it cannot be noted.
+        """
+
     def answered(self, replica: Replica, offset: int, length: int) -> None:
         """Note that a read of a range that may differ was answered by *replica*."""
 

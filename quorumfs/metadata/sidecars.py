@@ -52,7 +52,7 @@ from quorumfs.sidecar import (
     random_identity,
 )
 from quorumfs.storage import Kind, Operation
-from quorumfs.voting import BLOCK, voted_error
+from quorumfs.voting import voted_error
 
 
 class Sidecars:
@@ -304,7 +304,6 @@ class Sidecars:
         self._note_written(chunks)
         failed = [replica for replica, operation in outcomes if operation.error is not None]
         if not failed and self._recorded and len(self._members) >= self.threshold:
-            await self._written_over(offset, length)
             self.doubts.mend(offset, offset + length)
             return
         current = [o for o in outcomes if o.replica.role is State.CURRENT]
@@ -321,7 +320,6 @@ class Sidecars:
             self._unsettle(chunks)
             self.doubts.tear(offset, offset + length)
             raise
-        await self._written_over(offset, length)
         self.doubts.mend(offset, offset + length)
 
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
@@ -1069,13 +1067,15 @@ class Sidecars:
 
     # What nobody can be read at
 
+    @property
+    def unreadable(self) -> RangeSet:
+        return self.doubts.unreadable
+
     async def note_unreadable(self, offset: int, length: int) -> None:
         """Note, durably, that nobody who holds this block of the disk can be read at it (bytes).
 
         Raises `OSError` if that cannot be remembered.
         """
-        if len(self.doubts.unreadable) >= UNREADABLE_MAX:
-            raise OSError(errno.EIO, "more places cannot be read than are remembered")
         self.doubts.unreadable.add(offset, offset + length)
         try:
             await self._write_unreadable()
@@ -1083,16 +1083,10 @@ class Sidecars:
             self.doubts.unreadable.remove(offset, offset + length)
             raise
 
-    async def _written_over(self, offset: int, length: int) -> None:
-        """Note, durably, that what was not readable has been written, before it is acknowledged."""
+    async def written_over(self, offset: int, length: int) -> None:
         unreadable, end = self.doubts.unreadable, offset + length
-        low, high = offset // BLOCK * BLOCK, min(-(-end // BLOCK) * BLOCK, self.map.size)
-        if not unreadable.overlaps(low, high):
-            return
-        if (low, high) != (offset, end):  # the rest of a block may differ: it was left out before
-            self._unsettle(self.map.chunks(offset, length))
-        written = [(max(low, start), min(high, stop)) for start, stop in unreadable]
-        unreadable.remove(low, high)
+        written = [(max(offset, start), min(end, stop)) for start, stop in unreadable]
+        unreadable.remove(offset, end)
         try:
             await self._write_unreadable()
         except OSError:
@@ -1103,6 +1097,8 @@ class Sidecars:
 
     async def _write_unreadable(self) -> None:
         async with self._lock:
+            if len(self.doubts.unreadable) > UNREADABLE_MAX:
+                raise OSError(errno.EIO, "more places cannot be read than are remembered")
             page = encode_unreadable(self.doubts.unreadable, self.record.set_id)
             await self._outlive(await self._writer.put(self._members, (UNREADABLE_OFFSET, page)))
 

@@ -240,6 +240,14 @@ class Volatile:
         if not well:
             self.holdings[replica].miss(offset, offset + length)
 
+    @property
+    def unreadable(self) -> RangeSet:
+        """None is remembered."""
+        return RangeSet()
+
+    async def written_over(self, offset: int, length: int) -> None:
+        """None is remembered."""
+
     async def record_options(self) -> None:
         """Nothing is on record."""
 

@@ -41,14 +41,15 @@ async def cannot_be_read(
 ) -> bool:
     """Note that a block is unreadable on all *replicas*, which are those that hold it, if it is.
 
-    Not if one of them fails elsewhere, too: then the place is not to blame, and it may pass.
+    Not if one of them fails elsewhere, too: then the place is not to blame, and it may pass. What
+    has passed meanwhile shows when the place is read again after another one.
     """
     doubts, chunks = sidecars.doubts, sidecars.map.chunks(offset, length)
     for replica in replicas:
+        if not await _reads_elsewhere(disk, replica, offset):
+            return False
         (outcome,) = await disk.ask([replica], Kind.READ, 0, offset, length)
         if outcome.error is None or outcome.error.errno not in _MEDIUM:
-            return False
-        if not await _reads_elsewhere(disk, replica, offset):
             return False
     # One may have been ejected while it was asked, or another one may have come to hold it.
     holders = {r for _, holding in doubts.sources(chunks) for r in holding}

@@ -95,7 +95,8 @@ async def bad_everywhere_after_a_crash(story: Story) -> None:
 
 
 async def written_in_part(story: Story) -> None:
-    """A medium with sectors of 512 bytes: what was written is there, and the rest of the block."""
+    """A medium with sectors of 512 bytes: what was written is there; the rest of the block is an
+    error until it is written, too: who holds what of it is not known any more."""
     await _crashed_after_writes(story)
     spoil(story, range(story.setup.replicas), BAD + SECTOR, SECTOR)
     async with story.mounted() as guest:
@@ -103,8 +104,14 @@ async def written_in_part(story: Story) -> None:
         await _unreadable(guest)
         await guest.write_surely(BAD + SECTOR, SECTOR)
         await guest.read_surely(BAD + SECTOR, SECTOR)
-        await guest.read_surely(0, EXTENT)
+        await _unreadable(guest, BAD, SECTOR)
+        await _unreadable(guest, BAD + 2 * SECTOR, SECTOR)
         await _flushed(guest)
+    async with story.mounted() as guest:
+        await guest.read_surely(BAD + SECTOR, SECTOR)
+        await _unreadable(guest)
+        await guest.write_surely(BAD)
+        await guest.read_surely(0, EXTENT)
     await story.ends_well()
 
 

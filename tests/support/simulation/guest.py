@@ -50,6 +50,10 @@ class Crowd:
     """Called when a guest has just heard that its write succeeded: the daemon may die of it."""
 
 
+class ToldError(OSError):
+    """A read failed where it was told that no replica can be read."""
+
+
 class Guest:
     """Somebody who uses the disk, and waits a while after an error."""
 
@@ -99,6 +103,7 @@ class Guest:
                 return False
             self._note(f"guest {self._number} {name}: {error.strerror}")
             excused = crowd.full and error.errno == errno.ENOSPC
+            excused |= isinstance(error, ToldError)
             if sure and crowd.nothing_fails() and not excused:
                 raise BrokenError(f"{name} failed without a fault: {error}") from error
             return False
@@ -177,9 +182,11 @@ class Guest:
         reading = self.oracle.begin_read(at, size)
         try:
             data = bytes(await self._disk.read(at, size))
-        except OSError:
+        except OSError as error:
             self._check_alive()
             self.oracle.read_failed(reading)
+            if not self.oracle.is_readable(at, size):
+                raise ToldError(error.errno, error.strerror) from error
             raise
         self._check_alive()
         self.oracle.read(reading, data)

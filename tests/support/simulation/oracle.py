@@ -26,6 +26,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from itertools import groupby
 
 import xxhash
 
@@ -192,11 +193,16 @@ class Oracle:
         """When something acknowledged was lost on all replicas, until a flush has failed for it."""
         self._power_cut = 0
         """When the last one was."""
+        self._unreadable: set[int] = set()
+        """Sectors that no replica can be read at, as was told; until they are written."""
         sectors = range(size // SECTOR)
         first = Version(0, 0, initial is None, sectors, 0, 0, acknowledged=True)
         self._versions = [first]
         """By their sequence number."""
         self._under_way: dict[Version, None] = {}
+        self._at_risk: set[Version] = set()
+        """Those that were under way when all replicas lost pages: who acknowledges one of them
+        cannot know that it is there."""
         self._readings: dict[Reading, None] = {}
         self._sectors = [_Sector(first) for _ in sectors]
 
@@ -219,6 +225,9 @@ class Oracle:
         self._end(version)
         version.acknowledged = True
         self.acknowledged += 1
+        self._unreadable.difference_update(version.sectors)
+        if version in self._at_risk:
+            return
         for index in version.sectors:
             self._sectors[index].overwritten(version, self._time, durably=durably)
 
@@ -308,6 +317,7 @@ class Oracle:
 
         No set of copies survives that, but one flush has to fail for it.
         """
+        self._at_risk.update(self._under_way)
         if self.allow(images):
             self._untold_loss = self._tick()
 
@@ -366,6 +376,14 @@ class Oracle:
                         reading.possible[at] += tuple(one.version for one in found)
         return excluded
 
+    def unreadable(self, offset: int, length: int) -> None:
+        """It was told that no replica can be read at these bytes, until they are written."""
+        self._unreadable.update(_sectors(offset, length))
+
+    def is_readable(self, offset: int, length: int) -> bool:
+        """Whether a read of this range has no reason to fail."""
+        return self._unreadable.isdisjoint(_sectors(offset, length))
+
     def _version_of(self, content: bytes, index: int) -> Version | None:
         """Any version that wrote this there."""
         for version in self._versions:
@@ -393,7 +411,10 @@ class Oracle:
     # In the end
 
     def check_images(self, images: Sequence[Content], names: Sequence[str] = ()) -> None:
-        """All *images* hold the same bytes, and these are what a guest may see."""
+        """All *images* hold the same bytes, and these are what a guest may see.
+
+        But for what is unreadable, of which nobody knows what it is.
+        """
         names = names or [f"replica {number}" for number in range(len(images))]
         for image, name in zip(images, names, strict=True):
             if image.size < self.size:
@@ -403,13 +424,18 @@ class Oracle:
                 for index in _sectors(number * BLOCK, min(BLOCK, self.size - number * BLOCK)):
                     start = index * SECTOR
                     one, two = (image.read(start, start + SECTOR) for image in (images[0], other))
-                    if one != two:
+                    if one != two and index not in self._unreadable:
                         raise ViolationError(
                             Wrong.DIFFERENT,
                             f"{_place(index)} is {self.describe(one)} on {names[0]}, "
                             f"{self.describe(two)} on {name}",
                         )
-        self.read(self.begin_read(0, self.size), images[0].read(0, self.size))
+        readable = [index not in self._unreadable for index in range(self.size // SECTOR)]
+        for is_so, run in groupby(range(len(readable)), readable.__getitem__):
+            if is_so:
+                first, *rest = run
+                start, end = first * SECTOR, (first + len(rest) + 1) * SECTOR
+                self.read(self.begin_read(start, end - start), images[0].read(start, end))
 
     def describe(self, content: bytes) -> str:
         """What a sector's content is, for a reader."""

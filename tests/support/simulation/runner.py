@@ -241,6 +241,8 @@ class History:
         have not been brought up to date since."""
         self._to_keep: set[int] = set()
         """Making a set, or resolving, was cut off: whom to keep when it is done again."""
+        self._half_resolved = False
+        """It was cut off when some sidecars were written: they, and the others, are each a set."""
         self._kept: set[int] = set()
         """Who was kept the last time, until all have seen it."""
         self._resolved = False
@@ -468,7 +470,9 @@ class History:
         self._to_keep = {by_path[path] for path in resolution.kept}
         if cut_off:
             writes = writes[: dice.randrange(len(writes))]
+            self._half_resolved |= bool(writes)
         else:
+            self._half_resolved = False
             self._to_keep = set()
         world.note(f"resolved: keep {resolution.kept}, {cut_off=}")
         for path, sidecar in writes:
@@ -507,7 +511,7 @@ class History:
             sure |= current <= here and len(here) >= needed
         match error.rule:
             case "split brain":
-                justified = self._forked or bool(self._harmed)  # older than all that is remembered
+                justified = self._forked or self._half_resolved or bool(self._harmed)
             case "stranger" | "unreadable":
                 justified = bool(strangers & set(order))
             case "no quorum":
@@ -613,6 +617,9 @@ class History:
 
     def _tell(self, event: Event) -> None:
         self.world.note(f"event {event.name}: {event.text}")
+        if event.name == "DATA_UNREADABLE":
+            start, count = (event.members[name] for name in ("sector-num", "sectors-count"))
+            self.oracle.unreadable(start * SECTOR, count * SECTOR)
         if event.name == "RESYNC_FINISHED" and event.members["error"] is None:
             for index, one in enumerate(self.world.replicas):
                 if one.path == event.members["replica"] and one.image.size >= self.world.size:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from quorumfs.assembly import AssemblyRefusedError, Found, image_changed, image_unproven, new_record
 from quorumfs.dirtymap import ALL_LACK, INTENT, REPLICAS_MAX, UNVERIFIED, DirtyMap, lacks
-from quorumfs.lineage import parting
+from quorumfs.lineage import adds, parting
 from quorumfs.sidecar import Identity, PastMount, Record, Role, RoleState, Sidecar
 
 
@@ -124,7 +124,7 @@ class _Resolving:
         self._roles = list(sidecar.record.roles)
         self._passed: list[int] = []
         self._given_up: set[int] = set()
-        """The latest mounts of those that are to be overwritten."""
+        """The latest mounts of those that are to be overwritten, as far as they added something."""
         self._kept = [keep]
         self._behind: dict[str, tuple[int, str]] = {}
         """By path: the slot of a replica that is to be overwritten, and what is known of it."""
@@ -155,8 +155,7 @@ class _Resolving:
         sequences += [record.sequence for record in prepared if record]
         record = replace(self._parent, roles=tuple(self._roles)).minted(self._passed)
         record = replace(record, sequence=max(sequences) + 1, clean=False)
-        known = {mount.identity for mount in record.lineage}
-        given_up = sorted(self._given_up - known)
+        given_up = sorted(self._given_up)
         record = record.entered(
             int.from_bytes(self._random_bytes(8), "little") or 1,
             changed=True,
@@ -236,7 +235,9 @@ class _Resolving:
             why = "it is not on record where they parted: everything is compared"
         self._passed += [g for g in history if g not in parent.history]
         latest = sidecar.record.lineage[0].identity
-        self._given_up.add(latest)
+        known_mounts = {mount.identity for mount in parent.lineage}
+        if latest not in known_mounts or adds(sidecar.record, parent, role.last_mount):
+            self._given_up.add(latest)
         self._roles[slot] = replace(
             role,
             state=RoleState.STALE,

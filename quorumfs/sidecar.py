@@ -241,14 +241,17 @@ class Record:
         """The same record with the mount *identity* as the latest.
 
         *changed*: it may change the disk from now on. *passed*: mounts that were prepared after
-        the latest one and led nowhere, or that were given up.
+        the latest one and led nowhere, or that were given up; one of them that was on record went
+        on afterwards, so it is moved.
         """
         latest = self.mounts[0] if self.mounts else None
         if latest and latest.identity == identity:
             latest = replace(latest, changed=latest.changed or changed)
             return replace(self, mounts=(latest, *self.mounts[1:]))
-        mount = PastMount(identity, self.sequence, changed)
-        return replace(self, mounts=(mount, *passed, *self.lineage)[:MOUNTS_MAX])
+        latest = PastMount(identity, self.sequence, changed)
+        later = {mount.identity: mount for mount in (latest, *passed)}
+        earlier = (one for one in self.lineage if one.identity not in later)
+        return replace(self, mounts=(*later.values(), *earlier)[:MOUNTS_MAX])
 
     def minted(self, also_known: Iterable[int] = ()) -> "Record":
         """The same record at the start of a new generation.

@@ -201,7 +201,9 @@ class Verification:
         """Go by *ballots*, what those of *voters* hold that could be read."""
         doubts, end = self._sidecars.doubts, offset + length
         versions = list(ballots.values())
-        winner = majority(versions, len(voters), self._disk.threshold)
+        # Where too few have not lost it to hold a vote, they are still right.
+        needed = min(self._disk.threshold, max(1, len(voters)))
+        winner = majority(versions, len(voters), needed)
         wrong = [replica for replica, ballot in ballots.items() if ballot != winner]
         wrong += [outcome.replica for outcome in failed]
         if not wrong:

@@ -598,6 +598,16 @@ def test_stores_without_lasting_identity_are_believed_where_too_few_others_are_c
     assert states(plan) == ["suspect", "current", "current"]
 
 
+def test_a_sidecar_tells_who_went_on_though_its_image_cannot_be_proven() -> None:
+    """One of four is missing: with a threshold of 2 it cannot have gone on without the others."""
+    record = first_record(4, 2)
+    unproven = passing(record, A, then=7, now=8)
+    members = [unproven, found(replace(record, clean=False), B), found(record, C)]
+    assert states(assemble(members)) == ["suspect", "current", "current"]
+    changed = found(record, A, image=Identity(50, SIZE, 9, 9))
+    assert refusal(changed, *members[1:]).rule == "may be newer"
+
+
 def test_one_that_comes_back_in_another_mount_is_compared_in_full() -> None:
     record = first_record(2, 1)
     later = record.with_state([B], RoleState.STALE).minted()

@@ -235,3 +235,16 @@ def test_where_both_tracked_it_only_that_is_copied() -> None:
     elsewhere = used(golden(), OTHER)
     resolution = resolve([found(one, A, lacks(B)), found(elsewhere, B)], "/a.img")
     assert [each.differs_at_most for each in resolution.overwritten] == [SIZE]
+
+
+@pytest.mark.parametrize("kept", [A, B], ids="AB")
+def test_resolving_decides_where_both_went_on_from_a_mount_that_they_share(kept: int) -> None:
+    """One was left behind in it and mounted alone later; the other one went on in it."""
+    shared = used(golden(), ONE)
+    ahead, alone_later = alone(shared, A, ONE), alone(shared, B, OTHER)
+    replicas = [found(ahead, A, lacks(B)), found(alone_later, B, lacks(A))]
+    require_split(*replicas)
+    (path, sidecar), *rest = resolve(replicas, replicas[kept].path).sidecars.items()
+    assert not rest
+    resolved = [replace(one, sidecar=sidecar) if one.path == path else one for one in replicas]
+    assert states(assemble(resolved)) == ["current" if slot == kept else "stale" for slot in (A, B)]

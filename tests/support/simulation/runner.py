@@ -631,8 +631,10 @@ class History:
         *must_succeed*: faults are over; what they cost is first told by one flush (R13).
         """
         if must_succeed:
-            with suppress(OSError):
+            try:
                 await mounted.disk.flush()
+            except OSError:
+                self.oracle.flush_failed()
         if mounted.sidecars.fenced is not None:
             raise BrokenError("it was fenced by nobody")
         flushing = self.oracle.begin_flush()

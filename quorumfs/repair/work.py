@@ -162,7 +162,7 @@ class Work:
         one that is being resynced, too.
         """
         size = self.map.chunk_size
-        longest = BATCH // size + 1
+        longest = max(1, BATCH // size)
         batch: deque[range] = deque()
         length = 0
         for run in runs:

@@ -162,6 +162,58 @@ async def all_fail_for_a_while(story: Story) -> None:
     await story.ends_well()
 
 
+async def power_is_cut_after_it_was_written(story: Story) -> None:
+    """The first one holds an older version of the place, and can be read: it is never shown."""
+    async with story.mounted() as guest:
+        await guest.write(0, EXTENT)
+        await guest.flush()
+        story.world.detach(0)
+        await guest.write(0, EXTENT)
+        await guest.flush()
+        await guest.until(lambda: 0 not in guest.mounted.members)
+        story.world.kill()
+    spoil(story, [1])
+    async with story.mounted() as guest:
+        await _flushed(guest)
+        story.world.attach(0)
+        await guest.until(lambda: 0 in guest.mounted.members)
+        await _all_but_the_bad_block(guest)
+        await guest.write_surely(BAD)
+        story.world.power_cut()
+    async with story.mounted() as guest:
+        await guest.read_surely(0, EXTENT)
+    await story.ends_well()
+
+
+async def it_passes_while_others_are_asked(story: Story) -> None:
+    """A store was away for a moment: what it can be read at again is not given up."""
+    async with story.mounted() as guest:
+        await guest.write(0, EXTENT)
+        disk, sidecars = guest.mounted.disk, guest.mounted.sidecars
+        story.fail_once(0, Kind.READ, Fault(error=errno.EIO))
+        spoil(story, [1])
+        if await cannot_be_read(disk, sidecars, disk.replicas, BAD, BLOCK):
+            raise BrokenError("a place was given up that can be read")
+        story.mend(1)
+        await guest.read_surely(0, EXTENT)
+    await story.ends_well()
+
+
+async def found_by_one_that_died(story: Story) -> None:
+    """It is on record, and was told to nobody: the next mount tells."""
+    async with story.mounted() as guest:
+        await guest.write(0, EXTENT)
+        await guest.mounted.sidecars.note_unreadable(BAD, BLOCK)
+        story.world.kill()
+    assert story.oracle.is_readable(BAD, BLOCK)  # for all it was told
+    async with story.mounted() as guest:
+        await _all_but_the_bad_block(guest)
+        if story.oracle.is_readable(BAD, BLOCK):
+            raise BrokenError("nobody told what cannot be read")
+        await guest.write_surely(BAD)
+    await story.ends_well()
+
+
 async def written_when_no_sidecar_can_be(story: Story) -> None:
     """That the place was written cannot be remembered: the rest of the write is no bad place."""
     await _crashed_after_writes(story)
@@ -202,6 +254,9 @@ async def asked_of_nobody(story: Story) -> None:
 STORIES = [
     (written_when_no_sidecar_can_be, PAIR),
     (asked_of_nobody, PAIR),
+    (power_is_cut_after_it_was_written, PAIR),
+    (it_passes_while_others_are_asked, PAIR),
+    (found_by_one_that_died, PAIR),
     (bad_everywhere_after_a_crash, PAIR),
     (bad_everywhere_after_a_crash, EQUALS),
     (bad_everywhere_after_a_crash, TRIO),

@@ -455,6 +455,11 @@ class Disk:
                     nursery.start_soon(replica.close, None if counts else UNNEEDED_CLOSE_S)
             self.events.close()
 
+    @property
+    def flushing(self) -> bool:
+        """Whether the replicas are being synced."""
+        return self._flush_lock.locked()
+
     # For the guest's requests and for those who repair
 
     async def ask(

@@ -454,6 +454,23 @@ class Sidecars:
                 self._marks.add(INTENT, chunks)
             await self._write_map_locked()
 
+    @property
+    def joining(self) -> bool:
+        """Whether a target is becoming current: from here on flushes wait for it, too."""
+        return self._joining
+
+    @property
+    def writing(self) -> bool:
+        """Whether a record, or a part of the map, is being made durable."""
+        return self._lock.locked()
+
+    @property
+    def target_synced(self) -> bool:
+        """Whether the target holds durably all that it lacked, though that is not on record yet."""
+        lacked = sum(self.map.count(bit) for bit in self._target_bit())
+        caught_up = sum(stop - start for start, stop in self._caught_up)
+        return not self._target_unsynced and caught_up >= lacked > 0
+
     # Whose the set is
 
     async def watch(self) -> None:
@@ -892,14 +909,14 @@ class Sidecars:
         return (slot for slot in range(len(self.record.roles)) if slot not in current)
 
     @property
-    def _least(self) -> int:
+    def least(self) -> int:
         """How many current replicas must be left."""
         return max(self.threshold, self._quorum)
 
     def _enough_without(self, gone: Sequence[Replica]) -> bool:
         """Whether enough are left if *gone* are left behind, and hold all that those hold."""
         left = len(self._members) - len(gone)
-        return left >= self._least and not self.doubts.held_only_by(gone)
+        return left >= self.least and not self.doubts.held_only_by(gone)
 
     def _all_current(self) -> bool:
         return self._in_use and self._recorded and next(self._out_slots(), None) is None

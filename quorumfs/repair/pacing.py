@@ -61,15 +61,12 @@ class Portion:
         self.amount = self.least
 
     def took(self, amount: int, began: float, ended: float) -> None:
-        """Learn from a portion of *amount* that was done from *began* to *ended* (seconds).
-
-        Nothing from a larger one than this would have had done now.
-        """
-        if began < self._since or amount > self.amount:
+        """Learn from a portion of *amount* that was done from *began* to *ended* (seconds)."""
+        if began < self._since:
             return
         seconds = ended - began
         whole = amount >= self.amount
-        if self.amount <= self.least:
+        if amount <= self.least:
             self._least_s = seconds
         elif whole:
             self._least_s = min(self._least_s, seconds)

@@ -75,6 +75,15 @@ class Repairs:
         return self._work.progress
 
     @property
+    def limit(self) -> int | None:
+        """Bytes a second that are repaired at most; None: no limit."""
+        return self._work.limit
+
+    @limit.setter
+    def limit(self, limit: int | None) -> None:
+        self._work.limit = limit
+
+    @property
     def changed(self) -> trio.Event:
         """Set when a replica comes or goes; a new one is to be had for each wait."""
         return self._sidecars.changed

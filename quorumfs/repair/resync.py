@@ -143,8 +143,9 @@ class Resync:
 
         async def copy_unit(chunks: range) -> None:
             # The guest reads from others: only who writes has to wait.
-            async with self._work.locked(chunks, exclusive=False):
+            async with self._work.locked(chunks, exclusive=False) as worked:
                 await copy_chunks(chunks)
+                worked()
             copied.append(chunks)
 
         async def sync() -> None:

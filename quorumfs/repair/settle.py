@@ -171,8 +171,10 @@ class Settling:
         )
 
     async def _settle_unit(self, chunks: range) -> None:
-        async with self._work.locked(chunks):
-            await self._settle_locked(chunks)
+        async with self._work.locked(chunks) as worked:
+            if self._sidecars.doubts.unsettled.overlaps(chunks.start, chunks.stop):
+                await self._settle_locked(chunks)
+                worked()
 
     async def _settle_locked(self, chunks: range) -> bool:
         """Have all current replicas hold the same in *chunks*; whether they do now."""

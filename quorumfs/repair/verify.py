@@ -121,15 +121,18 @@ class Verification:
 
     async def _verify_unit(self, chunks: range) -> None:
         self._written.remove(chunks.start, chunks.stop)  # what is written from here on comes after
-        async with self._work.locked(chunks):
+        async with self._work.locked(chunks) as worked:
             # What was compared meanwhile, for a guest's write, may differ for another reason now:
             # a write that failed. Then it is to be settled, and nothing to ask a majority about.
-            for run in self._map.runs_in(UNVERIFIED, chunks):
+            runs = list(self._map.runs_in(UNVERIFIED, chunks))
+            for run in runs:
                 try:
                     while not await self._verify_locked(run):
                         pass
                 except OSError:
                     self._unread.add(run.start, run.stop)
+            if runs:
+                worked()
 
     async def _verify_locked(self, chunks: range) -> bool:
         """Compare *chunks* of all that are current; False if others are to be believed since."""

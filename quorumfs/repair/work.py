@@ -77,7 +77,6 @@ class Work:
         self.sidecars = sidecars
         self.map = sidecars.map
         self.progress: Progress | None = None
-        self.limit = limit
         self._pacer = Pacer(limit)
         self._locked = self._least_locked()
         """Bytes to be locked, in all units together."""
@@ -89,6 +88,15 @@ class Work:
         self._requests_seen = 0
         self._resume_at = 0.0
         """Until then all rest, for what was done so far."""
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes a second, at most; None: no limit."""
+        return self._pacer.limit
+
+    @limit.setter
+    def limit(self, limit: int | None) -> None:
+        self._pacer = Pacer(limit)
 
     @property
     def stopping(self) -> bool:
@@ -133,14 +141,23 @@ class Work:
         return PARALLEL if urgent else min(PARALLEL, self._locked.amount // self._locked.least)
 
     @asynccontextmanager
-    async def locked(self, chunks: range, *, exclusive: bool = True) -> AsyncIterator[None]:
-        """The lock of a unit; how long it is held says how large the next ones may be."""
+    async def locked(
+        self, chunks: range, *, exclusive: bool = True
+    ) -> AsyncIterator[Callable[[], None]]:
+        """The lock of a unit, and what to call when something was done under it.
+
+        How long that took says how large the next units may be. A unit that somebody else was done
+        with meanwhile tells nothing.
+        """
         start, end = self.bounds(chunks)
         async with self.disk.locks.held(start, end, exclusive=exclusive):
             began, parallel = trio.current_time(), self._parallel()
-            yield
-            whole = -(-(end - start) // self.map.chunk_size) * self.map.chunk_size
-            self._locked.took(parallel * whole, began, trio.current_time())
+
+            def worked() -> None:
+                whole = -(-(end - start) // self.map.chunk_size) * self.map.chunk_size
+                self._locked.took(parallel * whole, began, trio.current_time())
+
+            yield worked
 
     def bounds(self, chunks: range) -> tuple[int, int]:
         """Where *chunks* begin and end, bytes."""

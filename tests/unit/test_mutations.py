@@ -59,7 +59,6 @@ from quorumfs.dirtymap import UNVERIFIED, DirtyMap, lacks
 from quorumfs.disk import TICK_S
 from quorumfs.options import MountOptions
 from quorumfs.repair import repairs as repairs_module
-from quorumfs.repair.pacing import Pacer
 from quorumfs.resolution import resolve
 from quorumfs.sidecar import (
     ANCESTORS_MAX,
@@ -271,7 +270,7 @@ async def killed_amid_a_slow_resync(story: Story) -> None:
     """What was copied by then need not be copied again."""
     await left_behind(story)
     async with story.mounted() as guest:
-        guest.mounted.repairs._work._pacer = Pacer(1 << 10)
+        guest.mounted.repairs.limit = 1 << 10
         await trio.sleep(60.0)
         story.world.kill()
     async with story.mounted() as guest:
@@ -352,7 +351,7 @@ async def power_cut_after_a_resync(story: Story) -> None:
         places = cycle(EXTENTS)
         while guest.mounted.disk.replicas[0].role is not State.CURRENT:
             await guest.write(next(places))
-            if not sidecars._joining:  # from then on flushes go to it too
+            if not sidecars.joining:  # from then on flushes go to it too
                 await guest.flush()
         await guest.until(lambda: sidecars.target is None)
         story.world.power_cut()
@@ -363,7 +362,7 @@ async def power_cut_long_after_a_write_beside_a_resync(story: Story, index: int 
     """The resync is so slow that the write is not synced on its target by then."""
     await left_behind(story, index)
     async with story.mounted() as guest:
-        guest.mounted.repairs._work._pacer = Pacer(256)
+        guest.mounted.repairs.limit = 256
         disk_map, marked = guest.mounted.sidecars.map, guest.mounted.sidecars._intents.marked
         await guest.until(lambda: not disk_map.any(lacks(index), disk_map.chunks(0, BLOCK)))
         guest.mounted.sidecars.mirror(wanted=True)
@@ -965,7 +964,7 @@ async def both_fail_when_one_joins(story: Story) -> None:
         def fails_once(index: int, phase: Phase) -> Callable[[Operation], Fault | None]:
             def script(operation: Operation) -> Fault | None:
                 is_slot = operation.kind is Kind.WRITE and operation.offset in SLOT_OFFSETS
-                wrong = is_slot and sidecars._joining and operation.data[12] == phase
+                wrong = is_slot and sidecars.joining and operation.data[12] == phase
                 if not wrong or index in failed:
                     return None
                 failed.add(index)

@@ -30,7 +30,6 @@ from support.simulation.story import (
 
 from quorumfs.assembly import AssemblyRefusedError, State
 from quorumfs.dirtymap import INTENT, UNVERIFIED, lacks
-from quorumfs.repair.pacing import Pacer
 from quorumfs.sidecar import MAP_OFFSET, SLOT_OFFSETS, Phase
 from quorumfs.storage import CHANGES, Kind, Operation
 
@@ -113,12 +112,12 @@ async def a_flush_before_one_that_joins_is_left_behind(story: Story) -> None:
         assert replica is not None
         await guest.write(0)
         story.world.replicas[1].sidecar_faults.weather = Weather(delay_s=(1.0, 1.0))
-        await guest.until(lambda: sidecars._joining and replica.role is State.CURRENT, every_s=0.01)
+        await guest.until(lambda: sidecars.joining and replica.role is State.CURRENT, every_s=0.01)
         story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
         guest.begin(guest.write, 0)
         await trio.sleep(0.1)
         await guest.flush()
-        assert sidecars._joining
+        assert sidecars.joining
         await guest.until(lambda: replica.role is not State.CURRENT, every_s=0.01)
         story.world.calm()
         await guest.converged()
@@ -297,7 +296,7 @@ async def copied_from_one_that_had_lost_it(story: Story) -> None:
     """Before its failed flush was heard of; the target is not given it again."""
     await left_behind(story, 2)
     async with story.mounted() as guest:
-        guest.mounted.repairs._work._pacer = Pacer(16 << 10)
+        guest.mounted.repairs.limit = 16 << 10
         disk_map, replica = guest.mounted.sidecars.map, guest.mounted.replica(2)
         assert replica is not None
         await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.1)
@@ -330,7 +329,7 @@ async def joins_amid_settling(story: Story) -> None:
         assert sidecars.doubts.unsettled
         for one in story.world.replicas:
             one.sidecar_faults.weather = Weather(delay_s=(1.0, 1.0))
-        await guest.until(lambda: sidecars._joining, every_s=0.001)
+        await guest.until(lambda: sidecars.joining, every_s=0.001)
         assert replica.role is State.RESYNCING
         assert sidecars.doubts.unsettled
         story.fail_once(0, Kind.READ, Fault(6.0, errno.EIO))
@@ -613,7 +612,7 @@ async def a_flush_amid_a_join(story: Story) -> None:
         syncs: list[Operation] = []
 
         def wrong(operation: Operation) -> Fault | None:
-            if operation.kind is Kind.SYNC and sidecars._joining:
+            if operation.kind is Kind.SYNC and sidecars.joining:
                 syncs.append(operation)
                 return Fault(3.0) if len(syncs) == 1 else Fault(error=errno.EIO)
             return None
@@ -621,19 +620,11 @@ async def a_flush_amid_a_join(story: Story) -> None:
         story.world.replicas[0].image_faults.script = wrong
         # The last progress is being saved: all is copied and synced.
         story.world.replicas[1].sidecar_faults.weather = Weather(delay_s=(1.0, 1.0))
-        bit = lacks(0)
-        await guest.until(
-            lambda: bool(
-                sidecars._lock.locked()
-                and not sidecars._target_unsynced
-                and sum(e - s for s, e in sidecars._caught_up) >= sidecars.map.count(bit) > 0
-            ),
-            every_s=0.0005,
-        )
+        await guest.until(lambda: sidecars.writing and sidecars.target_synced, every_s=0.0005)
         await guest.write(EXTENTS[2])
         await guest.flush()
-        assert not sidecars._joining
-        await guest.until(lambda: sidecars._joining, every_s=0.001)
+        assert not sidecars.joining
+        await guest.until(lambda: sidecars.joining, every_s=0.001)
         await trio.sleep(0.1)
         with suppress(OSError):
             await guest.flush()

@@ -15,7 +15,6 @@ from support.simulation.storage import Effect, Fault, Weather
 from support.simulation.story import BLOCK, EXTENT, EXTENTS, RAW, TRIO, Guest, Script, Story, told
 
 from quorumfs.dirtymap import UNVERIFIED
-from quorumfs.repair.pacing import Pacer
 from quorumfs.storage import CHANGES, Kind, Operation
 
 WRONG = b"rot!" * (BLOCK // 4)
@@ -245,7 +244,7 @@ async def killed_before_all_was_compared(story: Story) -> None:
     """What nobody had written to is not taken for torn, however much is marked at once."""
     story.world.replicas[1].image.rot(EXTENTS[7], WRONG)
     async with story.mounted() as guest:
-        guest.mounted.repairs._work._pacer = Pacer(4096)  # it is not repaired before the end
+        guest.mounted.repairs.limit = 4096  # it is not repaired before the end
         for at in (*EXTENTS[:3], EXTENTS[4]):
             await guest.write(at)
         story.world.kill()
@@ -257,7 +256,7 @@ async def killed_before_all_was_compared(story: Story) -> None:
 async def allocated_before_it_was_compared(story: Story) -> None:
     """The same: fallocate, or a long discard (mkfs), marks without comparing."""
     async with story.mounted() as guest:
-        guest.mounted.repairs._work._pacer = Pacer(4096)  # resync-rate
+        guest.mounted.repairs.limit = 4096  # resync-rate
         await guest.mounted.disk.allocate(EXTENTS[5], EXTENT)
         assert guest.mounted.sidecars.unverified(EXTENTS[5], BLOCK)
         for other in range(1, story.setup.replicas):
@@ -266,9 +265,9 @@ async def allocated_before_it_was_compared(story: Story) -> None:
         await trio.sleep(1.0)
         story.cut_off(*range(1, story.setup.replicas))
     async with story.mounted() as guest:
-        guest.mounted.repairs._work._pacer = Pacer(4096)
+        guest.mounted.repairs.limit = 4096
         await guest.read(EXTENTS[5])
-        guest.mounted.repairs._work._pacer = Pacer()
+        guest.mounted.repairs.limit = None
         await guest.converged()
         await guest.read_surely(EXTENTS[5])
 
@@ -315,12 +314,12 @@ async def outvoted_by_two_who_missed_it(story: Story) -> None:
     come back, agree, and are the majority (P1)."""
     story.world.replicas[1].image.rot(EXTENTS[5] + SECTOR, WRONG[:SECTOR])
     async with story.mounted() as guest:
-        guest.mounted.repairs._work._pacer = Pacer(4096)
+        guest.mounted.repairs.limit = 4096
         for index in (0, 3):
             story.world.detach(index)
         await guest.write(0)
         assert guest.mounted.members == [1, 2]
-        guest.mounted.repairs._work._pacer = Pacer()
+        guest.mounted.repairs.limit = None
         await guest.until(lambda: bool(guest.mounted.repairs.differing))
         await guest.write(EXTENTS[5], SECTOR)
         await guest.flush()
@@ -565,14 +564,14 @@ async def written_before_its_comparison_is_on_record(story: Story) -> None:
     """What was compared is being written to the sidecars; a write does not wait for that."""
     async with story.mounted() as guest:
         sidecars = guest.mounted.sidecars
-        guest.mounted.repairs._work._pacer = Pacer(4096)
+        guest.mounted.repairs.limit = 4096
         await guest.mounted.disk.allocate(EXTENTS[5], EXTENT)
         assert sidecars.unverified(EXTENTS[5], BLOCK)
-        guest.mounted.repairs._work._pacer = Pacer()
+        guest.mounted.repairs.limit = None
         for one in story.world.replicas:
             one.sidecar_faults.weather = Weather(delay_s=(3.0, 3.0))
         await guest.until(
-            lambda: not sidecars.unverified(EXTENTS[5], BLOCK) and sidecars._lock.locked(),
+            lambda: not sidecars.unverified(EXTENTS[5], BLOCK) and sidecars.writing,
             every_s=0.001,
         )
         story.fail_once(1, Kind.WRITE, Fault(hang=True))

@@ -25,7 +25,6 @@ from support.simulation.story import (
 
 from quorumfs.assembly import State
 from quorumfs.dirtymap import lacks
-from quorumfs.repair.pacing import Pacer
 from quorumfs.storage import CHANGES, Kind, Operation
 
 CHUNK = 16 << 10
@@ -54,7 +53,7 @@ async def joins_while_its_failed_sync_waits(story: Story) -> None:
         syncs: list[Operation] = []
 
         def wrong(operation: Operation) -> Fault | None:
-            if operation.kind is Kind.SYNC and sidecars._joining:
+            if operation.kind is Kind.SYNC and sidecars.joining:
                 syncs.append(operation)
                 if len(syncs) == 1:
                     return Fault(3.0)
@@ -64,9 +63,9 @@ async def joins_while_its_failed_sync_waits(story: Story) -> None:
         story.world.replicas[0].image_faults.script = wrong
         story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(2.0))  # the resync's last
         story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(25.0))
-        await guest.until(guest.mounted.disk._flush_lock.locked, every_s=0.001)
+        await guest.until(lambda: guest.mounted.disk.flushing, every_s=0.001)
         await guest.write(EXTENTS[2])
-        await guest.until(lambda: sidecars._joining, every_s=0.001)
+        await guest.until(lambda: sidecars.joining, every_s=0.001)
         await trio.sleep(0.1)
         guest.begin(guest.flush)
         await guest.until(lambda: len(syncs) == 2, every_s=0.01)
@@ -137,7 +136,7 @@ async def resynced_in_two_goes(story: Story) -> None:
         story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
         await guest.write(EXTENTS[2])
         await guest.until(lambda: guest.mounted.sidecars.target is None, every_s=0.01)
-        guest.mounted.repairs._work._pacer = Pacer()
+        guest.mounted.repairs.limit = None
         await guest.until(lambda: 0 in guest.mounted.members, every_s=0.1)
         await guest.read_surely(5 * CHUNK)
         await guest.converged()
@@ -158,7 +157,7 @@ async def resynced_in_two_mounts(story: Story) -> None:
 async def _copied_what_is_lost(story: Story, guest: Guest) -> None:
     replica, sidecars = guest.mounted.replica(0), guest.mounted.sidecars
     assert replica is not None
-    guest.mounted.repairs._work._pacer = Pacer(16 << 10)
+    guest.mounted.repairs.limit = 16 << 10
     await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
     chunks = sidecars.map.chunks(5 * CHUNK, BLOCK)
     assert sidecars.map.any(lacks(0), chunks)
@@ -180,7 +179,7 @@ async def lost_by_all_but_the_target(story: Story) -> None:
     async with story.mounted() as guest:
         replica = guest.mounted.replica(2)
         assert replica is not None
-        guest.mounted.repairs._work._pacer = Pacer(64 << 10)
+        guest.mounted.repairs.limit = 64 << 10
         await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
         await guest.write(EXTENTS[7])
         for index in (0, 1):
@@ -220,7 +219,7 @@ async def joins_without_a_last_flush(story: Story) -> None:
     async with story.mounted() as guest:
         replica, sidecars = guest.mounted.replica(2), guest.mounted.sidecars
         assert replica is not None
-        guest.mounted.repairs._work._pacer = Pacer(16 << 10)
+        guest.mounted.repairs.limit = 16 << 10
         await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
         await guest.write(0)
         story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
@@ -235,7 +234,7 @@ async def joins_without_a_last_flush(story: Story) -> None:
         await guest.write(at)
         assert sidecars.map.any(lacks(2), sidecars.map.chunks(at, BLOCK))
         _lose_a_page(story, 0)
-        guest.mounted.repairs._work._pacer = Pacer()
+        guest.mounted.repairs.limit = None
         await guest.until(lambda: 2 in guest.mounted.members, every_s=0.1)
         story.mend(0)
         await trio.sleep(100.0)
@@ -272,7 +271,7 @@ async def written_after_hearing_then_flushed(story: Story) -> None:
         await guest.write(last)
         story.world.kill()
     async with story.mounted() as guest:
-        guest.mounted.repairs._work._pacer = Pacer(16 << 10)
+        guest.mounted.repairs.limit = 16 << 10
         doubts = guest.mounted.sidecars.doubts
         await guest.until(lambda: doubts.heard and guest.mounted.repairs.progress is not None)
         await trio.sleep(1.0)
@@ -283,7 +282,7 @@ async def written_after_hearing_then_flushed(story: Story) -> None:
         with suppress(OSError):
             await guest.flush()
         await guest.read_surely(last)
-        guest.mounted.repairs._work._pacer = Pacer()
+        guest.mounted.repairs.limit = None
         await guest.converged()
         await guest.read_surely(last)
     await story.ends_well()
@@ -299,7 +298,7 @@ async def written_after_hearing_then_settled(story: Story) -> None:
         await guest.write(last)
         story.world.kill()
     async with story.mounted() as guest:
-        guest.mounted.repairs._work._pacer = Pacer(16 << 10)
+        guest.mounted.repairs.limit = 16 << 10
         doubts = guest.mounted.sidecars.doubts
         await guest.until(lambda: doubts.heard and guest.mounted.repairs.progress is not None)
         await trio.sleep(1.0)
@@ -307,7 +306,7 @@ async def written_after_hearing_then_settled(story: Story) -> None:
         chunks = guest.mounted.sidecars.map.chunks(last, BLOCK)
         assert doubts.unsettled.overlaps(chunks.start, chunks.stop)
         _lose_a_page(story, 0)
-        guest.mounted.repairs._work._pacer = Pacer()
+        guest.mounted.repairs.limit = None
         await guest.until(lambda: not doubts.unsettled, every_s=0.1)
         with suppress(OSError):
             await guest.flush()

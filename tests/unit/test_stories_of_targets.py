@@ -23,7 +23,6 @@ from support.simulation.story import (
 
 from quorumfs.assembly import State
 from quorumfs.dirtymap import lacks
-from quorumfs.repair.pacing import Pacer
 from quorumfs.repair.repairs import CLEAR_S
 from quorumfs.storage import CHANGES, Kind, Operation
 
@@ -45,7 +44,7 @@ async def _missed_the_beginning(story: Story) -> None:
 
 async def _comes_back_with_all(story: Story, guest: Guest, written: list[None]) -> None:
     story.mend(0)
-    guest.mounted.repairs._work._pacer = Pacer()
+    guest.mounted.repairs.limit = None
     await guest.until(lambda: bool(written), every_s=0.1)
     await guest.until(lambda: 0 in guest.mounted.members, every_s=0.1)
     await guest.read_surely(LAST)
@@ -59,7 +58,7 @@ async def left_behind_while_another_is_slow(story: Story) -> None:
     async with story.mounted() as guest:
         sidecars, replica = guest.mounted.sidecars, guest.mounted.replica(0)
         assert replica is not None
-        guest.mounted.repairs._work._pacer = Pacer(32 << 10)
+        guest.mounted.repairs.limit = 32 << 10
         await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
         sidecars.mirror(wanted=True)
         assert not sidecars.map.any(lacks(0), sidecars.map.chunks(LAST, BLOCK))
@@ -90,7 +89,7 @@ async def written_beside_its_sync(story: Story) -> None:
     async with story.mounted() as guest:
         sidecars, replica = guest.mounted.sidecars, guest.mounted.replica(0)
         assert replica is not None
-        guest.mounted.repairs._work._pacer = Pacer(32 << 10)
+        guest.mounted.repairs.limit = 32 << 10
         faults = story.world.replicas[0].image_faults
         syncs: list[float] = []
         begun: list[float] = []

@@ -19,7 +19,6 @@ from quorumfs.assembly import Plan, State
 from quorumfs.dirtymap import ALL_LACK, UNVERIFIED
 from quorumfs.disk import Disk
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.repair.pacing import Pacer
 from quorumfs.repair.repairs import Repairs
 from quorumfs.replica import Replica
 from quorumfs.sidecar import SLOT_OFFSETS, SUFFIX
@@ -86,7 +85,7 @@ class Mounted:
     @property
     def enough(self) -> bool:
         """Whether as many replicas are current as every request needs."""
-        return len(self.sidecars.members) >= self.sidecars._least
+        return len(self.sidecars.members) >= self.sidecars.least
 
     @property
     def _lacking(self) -> bool:
@@ -493,10 +492,10 @@ class Fate:
         delay_s = 10 ** dice.uniform(-2.0, 0.3)
         one.image_faults.weather = Weather(delay_s=(0.0, delay_s))
         one.sidecar_faults.weather = Weather(delay_s=(0.0, min(1.0, delay_s)))
-        pacer = self._mounted.repairs._work._pacer
+        limit_before = self._mounted.repairs.limit
         if dice.random() < 0.5:
             limit = int(self._mounted.disk.size / dice.uniform(5.0, 120.0))
-            self._mounted.repairs._work._pacer = Pacer(limit)
+            self._mounted.repairs.limit = limit
         world.attach(index)
         if one.image.size < world.size:
             await self._wait(lambda: one.path in self.life.seen_short, 70.0)
@@ -523,7 +522,7 @@ class Fate:
         if dice.random() < 0.6:
             self._die(power=0.8)
             await trio.lowlevel.checkpoint()
-        self._mounted.repairs._work._pacer = pacer
+        self._mounted.repairs.limit = limit_before
 
     async def _all_are_full(self) -> None:
         """All fail alike: nobody is to blame."""
@@ -592,7 +591,7 @@ class Fate:
     @property
     def _is_spare(self) -> bool:
         """Whether one current replica more than needed is there."""
-        return len(self._mounted.members) > max(1, self._mounted.sidecars._least)
+        return len(self._mounted.members) > max(1, self._mounted.sidecars.least)
 
     def _is_spare_beside_whole(self, index: int) -> bool:
         """Whether enough others are left, none of them with a file system that was gone.

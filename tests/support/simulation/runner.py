@@ -999,7 +999,7 @@ class History:
     async def _converge(self, mounted: Mounted, fate: Fate) -> None:
         """Wait until everything is good; there is a limit for how long that may take."""
         began = trio.current_time()
-        limit = mounted.repairs._work._pacer.limit
+        limit = mounted.repairs.limit
         at_most_s = CONVERGE_MAX_S
         if limit is not None:
             at_most_s += 2 * self.setup.replicas * mounted.disk.size / limit

@@ -196,11 +196,19 @@ class Resync:
             raise OSError(errno.EIO, f"{count} chunks can be read on no current replica")
 
     async def _copy(
-        self, target: Replica, source: Replica, offset: int, end: int, *, compare: bool
+        self,
+        target: Replica,
+        source: Replica,
+        offset: int,
+        end: int,
+        *,
+        compare: bool,
+        by_vote: bool = True,
     ) -> None:
         """Give *target* what the disk holds from *offset* to *end*; holes stay those of *source*.
 
-        The lock is held.
+        *by_vote*: as the read pattern has it, unless too few are left to hold a vote. The lock is
+        held.
         """
         while offset < end:
             asked, data_from, data_to = self._known_data
@@ -221,34 +229,37 @@ class Resync:
             if stop == offset:
                 continue
             # Too few are left to hold a vote: what they hold is still all there is.
-            few = len(self._sidecars.members) < self._disk.threshold
+            few = len(self._sidecars.members) < self._disk.threshold or not by_vote
             data = await self._read(offset, stop - offset, Fifo() if few else None)
             held = await self._held(target, offset, stop - offset) if compare else None
             await self._write(target, offset, data, held)
             offset = stop
 
     async def _copy_readable(self, target: Replica, chunk: range) -> bool:
-        """Copy all of a chunk but the blocks that no current replica can be read at.
+        """Copy all of a chunk but what no current replica can be read at.
 
-        Whether that was all of it: else some of them may come to be read, and the target waits for
-        that, unless nothing can be done without it. The lock is held.
+        Whether that was all of it: else the replicas fail elsewhere, too, which may pass, and the
+        target waits for that. What they are bad at is noted: a rebuild that ended at one bad sector
+        would leave all the rest on one replica. The lock is held.
         """
         doubts, complete = self._sidecars.doubts, True
-        needed = len(self._sidecars.members) < self._disk.threshold
         ((_, sources),) = doubts.sources(chunk)
-        left = deque([self._work.bounds(chunk)])
+        parts = segments(*self._work.bounds(chunk), [doubts.unreadable])
+        left = deque((start, stop) for start, stop, readable in parts if readable)
         while left:
             start, stop = left.popleft()
             middle = middle_block(start, stop - start)
-            if not middle and doubts.unreadable.overlaps(start, stop):
-                continue
             try:
                 await self._copy(target, sources[0], start, stop, compare=False)
             except _UnreadableError:
                 if middle:
                     left.extendleft([(middle, stop), (start, middle)])
                     continue
-                noted = needed and await cannot_be_read(
+                with suppress(_UnreadableError):  # of those who hold it one may be good
+                    one = sources[0]
+                    await self._copy(target, one, start, stop, compare=False, by_vote=False)
+                    continue
+                noted = await cannot_be_read(
                     self._disk, self._sidecars, sources, start, stop - start
                 )
                 complete = complete and noted

@@ -143,6 +143,49 @@ async def bad_while_another_was_away(story: Story) -> None:
     await story.ends_well()
 
 
+async def bad_on_one_that_a_rebuild_reads(story: Story) -> None:
+    """The rest is made redundant all the same; what another one holds, completely."""
+    async with story.mounted() as guest:
+        await guest.write(0, EXTENT)
+        story.world.detach(1)
+        await guest.write(0, EXTENT)
+        await guest.until(lambda: 1 not in guest.mounted.members)
+        spoil(story, [0])
+        story.world.attach(1)
+        await guest.until(lambda: 1 in guest.mounted.members)
+        if story.setup.replicas > 2:
+            await guest.read_surely(0, EXTENT)
+        else:
+            await _all_but_the_bad_block(guest)
+        await guest.write_surely(BAD, SECTOR)
+        await guest.until(lambda: guest.mounted.even)
+        await guest.write_surely(BAD)
+    await story.ends_well()
+
+
+async def rebuilt_beside_half_a_bad_block(story: Story) -> None:
+    """Of a block that was written in part since, the part is copied."""
+    await _crashed_after_writes(story)
+    spoil(story, [0, 1])
+    async with story.mounted() as guest:
+        await _flushed(guest)
+        await guest.write_surely(BAD, SECTOR)
+        await guest.flush()
+        story.world.detach(1)
+        await guest.write(0, SECTOR)
+        await guest.write(BAD, SECTOR)
+        await guest.until(lambda: 1 not in guest.mounted.members)
+        story.world.attach(1)
+        await guest.until(lambda: 1 in guest.mounted.members)
+        story.world.detach(0)
+        await guest.write(EXTENTS[1])
+        await guest.until(lambda: 0 not in guest.mounted.members)
+        await guest.read_surely(BAD, SECTOR)
+        await guest.write_surely(BAD)
+    story.world.attach(0)
+    await story.ends_well()
+
+
 async def all_fail_for_a_while(story: Story) -> None:
     """No place is to blame where a replica fails everywhere: it may pass, and nothing is lost."""
     await _crashed_after_writes(story)
@@ -254,6 +297,11 @@ async def asked_of_nobody(story: Story) -> None:
 STORIES = [
     (written_when_no_sidecar_can_be, PAIR),
     (asked_of_nobody, PAIR),
+    *[
+        (bad_on_one_that_a_rebuild_reads, setup)
+        for setup in (replace(PAIR, local=False), TRIO, replace(TRIO, fifo=True, threshold=1))
+    ],
+    (rebuilt_beside_half_a_bad_block, PAIR),
     (power_is_cut_after_it_was_written, PAIR),
     (it_passes_while_others_are_asked, PAIR),
     (found_by_one_that_died, PAIR),

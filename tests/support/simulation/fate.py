@@ -395,7 +395,7 @@ class Fate:
             return
         for _ in range(dice.randrange(1, 4)):
             await self._do(guest.write, *self._somewhere())
-        if self.life.syncing or not self._mounted.even:
+        if self.life.syncing or guest.oracle.writing or not self._mounted.even:
             return
         for index in indices:
             self._world.lose_pages(index)

@@ -158,6 +158,8 @@ class Reading:
     length: int
     began: int
     possible: list[tuple[Version, ...]]
+    overtaken: bool = False
+    """Something was lost while it was under way: what it sees may be from before."""
 
 
 @dataclass(eq=False, slots=True)
@@ -191,6 +193,8 @@ class Oracle:
         """What was known by then is durable."""
         self._untold_loss: int | None = None
         """When something acknowledged was lost on all replicas, until a flush has failed for it."""
+        self._inherited_loss = False
+        """A loss that an earlier life told nobody of: a sync of this one may hear of it."""
         self._power_cut = 0
         """When the last one was."""
         self._unreadable: set[int] = set()
@@ -200,9 +204,6 @@ class Oracle:
         self._versions = [first]
         """By their sequence number."""
         self._under_way: dict[Version, None] = {}
-        self._at_risk: set[Version] = set()
-        """Those that were under way when all replicas lost pages: who acknowledges one of them
-        cannot know that it is there."""
         self._readings: dict[Reading, None] = {}
         self._sectors = [_Sector(first) for _ in sectors]
 
@@ -226,8 +227,6 @@ class Oracle:
         version.acknowledged = True
         self.acknowledged += 1
         self._unreadable.difference_update(version.sectors)
-        if version in self._at_risk:
-            return
         for index in version.sectors:
             self._sectors[index].overwritten(version, self._time, durably=durably)
 
@@ -253,6 +252,11 @@ class Oracle:
         assert version.ended is None, "it has ended already"
         version.ended = self._tick()
         del self._under_way[version]
+
+    @property
+    def writing(self) -> bool:
+        """Whether a write is under way: it may be lost in part, and acknowledged all the same."""
+        return bool(self._under_way)
 
     # Reads
 
@@ -286,8 +290,8 @@ class Oracle:
             if not seen:
                 raise self._violation(sector, index, content)
             self.checked += 1
-            if len(allowed) == 1:
-                continue  # what else there was is excluded already
+            if len(allowed) == 1 or reading.overtaken:
+                continue  # what else there was is excluded already, or may be there again
             before = max(reading.began, min(version.issued for version in seen))
             sector.seen(seen, before, now)
             if not sector.possible:
@@ -311,13 +315,18 @@ class Oracle:
     def flush_failed(self) -> None:
         """A flush failed: whatever was lost before is told by it."""
         self._untold_loss = None
+        self._inherited_loss = False
+
+    @property
+    def owes_an_error(self) -> bool:
+        """Whether a flush may fail for what happened before."""
+        return self._inherited_loss or self._untold_loss is not None
 
     def lost(self, images: Sequence[Content]) -> None:
         """All replicas have lost what they had not synced, *images* is what they are left with.
 
         No set of copies survives that, but one flush has to fail for it.
         """
-        self._at_risk.update(self._under_way)
         if self.allow(images):
             self._untold_loss = self._tick()
 
@@ -326,6 +335,7 @@ class Oracle:
         for version in list(self._under_way):
             self._end(version)
         self._readings.clear()
+        self._inherited_loss |= self._untold_loss is not None
         self._untold_loss = None  # whoever was to be told is gone, too
 
     def power_cut(self) -> None:
@@ -371,6 +381,7 @@ class Oracle:
                 sector.limit()
                 excluded = True
                 for reading in self._readings:
+                    reading.overtaken = True
                     at = index - reading.offset // SECTOR
                     if 0 <= at < len(reading.possible):
                         reading.possible[at] += tuple(one.version for one in found)

@@ -125,6 +125,8 @@ class _Resolving:
         self._passed: list[int] = []
         self._given_up: set[int] = set()
         """The latest mounts of those that are to be overwritten, as far as they added something."""
+        self._elsewhere: list[Record] = []
+        """What those of them went by that added something."""
         self._kept = [keep]
         self._behind: dict[str, tuple[int, str]] = {}
         """By path: the slot of a replica that is to be overwritten, and what is known of it."""
@@ -145,8 +147,12 @@ class _Resolving:
             if one.path != self._keep and not one.sidecar:
                 taken.add(self._newcomer(one, taken))
         for slot, role in enumerate(self._roles):
-            if slot not in taken and role.state is RoleState.CURRENT:
+            if slot in taken:
+                continue
+            if role.state is RoleState.CURRENT:
                 self._leave_behind(slot)
+            if any(self._may_have_followed(role, record) for record in self._elsewhere):
+                self._map.add(lacks(slot), everything)
         for slot, _ in self._behind.values():
             self._map.add_where(INTENT | UNVERIFIED, lacks(slot))
         self._map.remove(UNVERIFIED, everything)
@@ -238,6 +244,7 @@ class _Resolving:
         known_mounts = {mount.identity for mount in parent.lineage}
         if latest not in known_mounts or adds(sidecar.record, parent, role.last_mount):
             self._given_up.add(latest)
+            self._elsewhere.append(sidecar.record)
         self._roles[slot] = replace(
             role,
             state=RoleState.STALE,
@@ -247,6 +254,15 @@ class _Resolving:
         )
         self._behind[path] = slot, why
         return slot
+
+    def _may_have_followed(self, absent: Role, other: Record) -> bool:
+        """Whether a replica that is not here may hold what those wrote who went by *other*."""
+        slot, at = other.slot_of(absent.replica_id), parting(other, self._parent)
+        if slot is None or at is None:
+            return True
+        role = other.roles[slot]
+        since = {mount.identity for mount in other.lineage[: at.own + at.went_on]}
+        return role.state is not RoleState.STALE or role.last_mount in since
 
     def _tracked(self, slot: int, own: Record) -> bool:
         """Whether both sides know what they wrote since they parted: the kept one without the

@@ -227,6 +227,22 @@ def test_copies_are_resolved_by_comparing_everything() -> None:
     require_split(kept, found(used(one, NEXT), B))
 
 
+@pytest.mark.parametrize("left", [None, "before", "after"])
+def test_one_that_is_absent_may_have_gone_on_with_whom_is_given_up(left: str | None) -> None:
+    """A alone, B with C, and A is kept: what B and C wrote is not on record where C is known."""
+    before = golden(3)
+    other = before.with_role(A, state=RoleState.STALE)
+    if left == "before":
+        other = other.with_role(C, state=RoleState.STALE)
+    other = used(other.minted(), OTHER)
+    if left == "after":
+        other = used(other.with_role(C, state=RoleState.STALE).minted(), OTHER)
+    replicas = [found(alone(before, A, ONE), A, lacks(B) | lacks(C)), found(other, B, lacks(A))]
+    resolution = resolve(replicas, "/a.img")
+    lacking = resolution.sidecars["/a.img"].map.lacking_bytes(C)
+    assert lacking == (CHUNK if left == "before" else SIZE)
+
+
 def test_where_both_tracked_it_only_that_is_copied() -> None:
     one, other = alone(golden(), A, ONE), alone(golden(), B, OTHER)
     resolution = resolve([found(one, A, lacks(B)), found(other, B, lacks(A))], "/a.img")

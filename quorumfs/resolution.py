@@ -183,6 +183,7 @@ class _Resolving:
                     self._map,
                     _in_use(one),
                     unreadable=self._sidecar.unreadable,
+                    unreadable_number=self._sidecar.unreadable_number,
                 )
         overwritten = tuple(
             Overwritten(path, self._map.lacking_bytes(slot), why)

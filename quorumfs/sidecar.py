@@ -38,8 +38,9 @@ A **map page** ends in the xxh3-128 of its 4080 chunks, followed by the set id a
 number, so that a page that landed at the wrong place is noticed. An unreadable page means
 `quorumfs.dirtymap.UNKNOWN` for each of its chunks.
 
-The **unreadable** ranges are a u32 with their count, a u64 start and a u64 end of each, and the
-xxh3-128 of that, followed by the set id. Up to 30 of them fit in a sector, which is never torn.
+The **unreadable** ranges are in each half of their page, the latest version and the one before, of
+which one is left if the other is torn: a u64 with the number of the version, a u32 with their
+count, a u64 start and a u64 end of each, and the xxh3-128 of that, followed by the set id.
 
 Version 1 had no mounts, neither in the list nor in the roles, and is read; it is written to as
 version 2, because whoever knows only version 1 would not say that it changed something.
@@ -83,8 +84,8 @@ SLOT_OFFSETS = (0, PAGE)
 CLAIM_OFFSET = 2 * PAGE
 UNREADABLE_OFFSET = 3 * PAGE
 MAP_OFFSET = 4 * PAGE
-UNREADABLE_MAX = 250
-"""Ranges that fit in their page."""
+UNREADABLE_MAX = 126
+"""Ranges that fit in half a page."""
 ANCESTORS_MAX = 32
 MOUNTS_MAX = 19
 PATH_MAX = 469
@@ -94,6 +95,8 @@ SIZE_MAX = (1 << 63) - 1
 SEQUENCE_MAX = 1 << 63
 """No set gets there, and one that claims to be there has as many numbers left."""
 
+_LIST_SIZE = PAGE // 2
+_LIST_HEAD = struct.Struct("<QI")
 _HEAD = struct.Struct("<8sIBBBBQ16s16sQQQ32Q2Q2q")
 _ROLE = struct.Struct(f"<16sBHQQQ{PATH_MAX}s")
 _ROLE_OF_VERSION_1 = struct.Struct("<16sBHQQ477s")
@@ -304,6 +307,9 @@ class Sidecar:
     damage: tuple[str, ...] = ()
     """What could not be read, for a reader."""
     unreadable: tuple[tuple[int, int], ...] = ()
+    """What no replica can be read at: where each range begins and ends (bytes)."""
+    unreadable_number: int = 0
+    """How often that was written."""
     """Bytes ``[start, end)`` that no replica which held them could be read at."""
 
     @property
@@ -387,34 +393,48 @@ def encode(sidecar: Sidecar) -> bytes:
     """A whole new file, committed in both slots."""
     slot = encode_slot(sidecar.record, sidecar.replica_id, sidecar.identity, Phase.COMMITTED)
     map_pages = encode_pages(sidecar.map, sidecar.record.set_id, 0, pages(sidecar.map) - 1)
-    unreadable = encode_unreadable(sidecar.unreadable, sidecar.record.set_id)
-    return slot + slot + bytes(UNREADABLE_OFFSET - 2 * PAGE) + unreadable + map_pages
+    content = bytearray(slot + slot + bytes(MAP_OFFSET - 2 * PAGE) + map_pages)
+    if sidecar.unreadable:
+        number = sidecar.unreadable_number
+        offset, listed = encode_unreadable(sidecar.unreadable, sidecar.record.set_id, number)
+        content[offset : offset + len(listed)] = listed
+    return bytes(content)
 
 
-def encode_unreadable(ranges: Iterable[tuple[int, int]], set_id: bytes) -> bytes:
-    """The page of what cannot be read, at most `UNREADABLE_MAX` ranges: 4096 bytes."""
+def encode_unreadable(
+    ranges: Iterable[tuple[int, int]], set_id: bytes, number: int
+) -> tuple[int, bytes]:
+    """Version *number* of the list of what cannot be read: where it is to be written, and what.
+
+    At most `UNREADABLE_MAX` ranges. It is not written over the version before.
+    """
     bounds = [bound for each in ranges for bound in each]
     assert len(bounds) <= 2 * UNREADABLE_MAX
-    if not bounds:
-        return bytes(PAGE)
-    body = struct.pack(f"<I{len(bounds)}Q", len(bounds) // 2, *bounds)
-    return (body + xxhash.xxh3_128_digest(body + set_id)).ljust(PAGE, b"\0")
+    body = _LIST_HEAD.pack(number, len(bounds) // 2) + struct.pack(f"<{len(bounds)}Q", *bounds)
+    half = (body + xxhash.xxh3_128_digest(body + set_id)).ljust(_LIST_SIZE, b"\0")
+    return UNREADABLE_OFFSET + number % 2 * _LIST_SIZE, half
 
 
-def _decode_unreadable(content: bytes, record: Record) -> tuple[tuple[int, int], ...]:
-    """What cannot be read; raises `FormatError` if the page is none that was written."""
-    page = content[UNREADABLE_OFFSET:MAP_OFFSET]
-    if not any(page):
-        return ()
-    count = min(int.from_bytes(page[:4], "little"), UNREADABLE_MAX)
-    end = 4 + 16 * count
-    if page[end : end + 16] != xxhash.xxh3_128_digest(page[:end] + record.set_id):
-        raise FormatError("the list of what cannot be read: its checksum does not fit")
-    bounds = struct.unpack_from(f"<{2 * count}Q", page, 4)
-    ranges = tuple(zip(bounds[::2], bounds[1::2], strict=True))
-    if any(not start < end <= record.size for start, end in ranges):
-        raise FormatError("the list of what cannot be read: it says what cannot be")
-    return ranges
+def _decode_unreadable(
+    content: bytes, record: Record, damage: list[str]
+) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """The latest version of the list of what cannot be read, and its number."""
+    lists: list[tuple[int, tuple[tuple[int, int], ...]]] = [(0, ())]
+    for offset in (UNREADABLE_OFFSET, UNREADABLE_OFFSET + _LIST_SIZE):
+        half = content[offset : offset + _LIST_SIZE]
+        if not any(half):
+            continue
+        number, count = _LIST_HEAD.unpack_from(half)
+        end = _LIST_HEAD.size + 16 * min(count, UNREADABLE_MAX)
+        bounds = struct.unpack_from(f"<{(end - _LIST_HEAD.size) // 8}Q", half, _LIST_HEAD.size)
+        ranges = tuple(zip(bounds[::2], bounds[1::2], strict=True))
+        if half[end : end + 16] != xxhash.xxh3_128_digest(half[:end] + record.set_id):
+            damage.append("the list of what cannot be read: its checksum does not fit")
+        elif any(not start < stop <= record.size for start, stop in ranges):
+            damage.append("the list of what cannot be read: it says what cannot be")
+        else:
+            lists.append((number, ranges))
+    return max(lists)
 
 
 def decode(content: bytes) -> Sidecar:
@@ -428,11 +448,7 @@ def decode(content: bytes) -> Sidecar:
     disk_map, unreadable = _decode_map(content, committed.record)
     if unreadable:
         damage.append(f"{unreadable} of {pages(disk_map)} map pages")
-    ranges: tuple[tuple[int, int], ...] = ()
-    try:
-        ranges = _decode_unreadable(content, committed.record)
-    except FormatError as error:
-        damage.append(str(error))
+    number, ranges = _decode_unreadable(content, committed.record, damage)
     return Sidecar(
         committed.replica_id,
         committed.record,
@@ -442,6 +458,7 @@ def decode(content: bytes) -> Sidecar:
         1 - committed.number,
         tuple(damage),
         ranges,
+        number,
     )
 
 

@@ -136,6 +136,8 @@ class Sidecars:
         given while another one was believed to hold them."""
         self._lossy_before: set[Replica] = set()
         """Those that had lost something when the last flush began."""
+        self._unreadable_number = 0
+        """How often the list of what cannot be read was written."""
         self._untold_loss = False
         """All current replicas lost a write that was acknowledged, and no flush of a guest has
         failed since (R13): whoever else had them sync heard of it instead."""
@@ -749,7 +751,9 @@ class Sidecars:
                 if operation.error is not None:
                     raise operation.error
                 last = pages(self.map) - 1
-                content = encode_unreadable(self.doubts.unreadable, self.record.set_id)
+                offset, listed = self._unreadable_piece()
+                content = bytes(offset - UNREADABLE_OFFSET) + listed
+                content = content.ljust(MAP_OFFSET - UNREADABLE_OFFSET, b"\0")
                 content += encode_pages(self.map, self.record.set_id, 0, last)
                 failed = await self._writer.put([target], (UNREADABLE_OFFSET, content))
                 if failed:
@@ -860,6 +864,7 @@ class Sidecars:
         if own.prepared is not None and own.prepared.key == self.record.key:
             # Committed elsewhere, it is what shows that this one was there: the older one may go.
             spare = 1 - spare
+        self._unreadable_number = max(self._unreadable_number, own.unreadable_number)
         self._writer.know(replica, found, spare)
         sequences = [own.record.sequence, own.prepared.sequence if own.prepared else 0]
         self._sequence = max(self._sequence, *sequences)  # its slots must not seem later than ours
@@ -1116,8 +1121,13 @@ class Sidecars:
         async with self._lock:
             if len(self.doubts.unreadable) > UNREADABLE_MAX:
                 raise OSError(errno.EIO, "more places cannot be read than are remembered")
-            page = encode_unreadable(self.doubts.unreadable, self.record.set_id)
-            await self._outlive(await self._writer.put(self._members, (UNREADABLE_OFFSET, page)))
+            # One that is torn leaves the one before.
+            self._unreadable_number += 1
+            await self._outlive(await self._writer.put(self._members, self._unreadable_piece()))
+
+    def _unreadable_piece(self) -> tuple[int, bytes]:
+        number = self._unreadable_number
+        return encode_unreadable(self.doubts.unreadable, self.record.set_id, number)
 
     # What is in the sidecars
 

@@ -31,7 +31,6 @@ from quorumfs.sidecar import (
     SIZE_MAX,
     SLOT_OFFSETS,
     UNREADABLE_MAX,
-    UNREADABLE_OFFSET,
     FormatError,
     Identity,
     PastMount,
@@ -45,6 +44,7 @@ from quorumfs.sidecar import (
     encode,
     encode_pages,
     encode_slot,
+    encode_unreadable,
     file_size,
     identity_of,
     page_of,
@@ -200,15 +200,28 @@ def test_what_cannot_be_read_is_remembered_up_to_what_fits_in_its_page() -> None
     record = Record(b"s" * 16, CHUNK * 1024, CHUNK, 1, 1, (role,))
     disk_map = DirtyMap(record.size, CHUNK)
     ranges = tuple((n * 2 * PAGE, n * 2 * PAGE + PAGE) for n in range(UNREADABLE_MAX))
-    sidecar = Sidecar(b"r" * 16, record, disk_map, unreadable=ranges)
+    sidecar = Sidecar(b"r" * 16, record, disk_map, unreadable=ranges, unreadable_number=3)
     content = encode(sidecar)
     assert decode(content).unreadable == ranges
-    torn = bytearray(content)
-    torn[UNREADABLE_OFFSET + 100] ^= 1
-    assert decode(bytes(torn)).unreadable == ()
-    assert "its checksum does not fit" in decode(bytes(torn)).damage[0]
-    few = replace(sidecar, unreadable=ranges[:30])
-    assert not any(encode(few)[UNREADABLE_OFFSET + SECTOR : MAP_OFFSET])
+    assert decode(content).unreadable_number == 3
+
+
+@pytest.mark.parametrize("sectors", [1, 2])
+def test_a_torn_list_of_what_cannot_be_read_leaves_the_one_before(sectors: int) -> None:
+    role = Role(b"r" * 16, RoleState.CURRENT, 1, "/a")
+    record = Record(b"s" * 16, CHUNK * 1024, CHUNK, 1, 1, (role,))
+    ranges = tuple((n * 2 * PAGE, n * 2 * PAGE + PAGE) for n in range(100))
+    before = Sidecar(b"r" * 16, record, DirtyMap(record.size, CHUNK), unreadable=ranges[:80])
+    content = bytearray(encode(before))
+    for number in (1, 2):
+        offset, listed = encode_unreadable(ranges[: 90 + number], record.set_id, number)
+        intact = bytes(content)
+        content[offset : offset + len(listed)] = listed
+        assert decode(bytes(content)).unreadable == ranges[: 90 + number]
+        torn = bytearray(intact)
+        torn[offset : offset + sectors * SECTOR] = listed[: sectors * SECTOR]
+        assert decode(bytes(torn)).unreadable == decode(intact).unreadable
+        assert "its checksum does not fit" in decode(bytes(torn)).damage[0]
 
 
 def test_a_path_that_is_too_long_is_left_out() -> None:

@@ -25,7 +25,7 @@ from support.simulation.story import (
 )
 
 from quorumfs.repair.asking import cannot_be_read
-from quorumfs.sidecar import UNREADABLE_OFFSET
+from quorumfs.sidecar import MAP_OFFSET, UNREADABLE_OFFSET
 from quorumfs.storage import CHANGES, Kind, Operation
 
 BAD = 3 * BLOCK
@@ -265,7 +265,9 @@ async def written_when_no_sidecar_can_be(story: Story) -> None:
         await _flushed(guest)
         for one in story.world.replicas:
             one.sidecar_faults.script = lambda operation: (
-                Fault(error=errno.ENOSPC) if operation.offset == UNREADABLE_OFFSET else None
+                Fault(error=errno.ENOSPC)
+                if UNREADABLE_OFFSET <= operation.offset < MAP_OFFSET
+                else None
             )
         with suppress(OSError):
             await guest.write(0, EXTENT)

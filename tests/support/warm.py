@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import json
 import os
+import runpy
 import selectors
 import signal
 import socket
@@ -75,12 +76,19 @@ def _process() -> _Waiting:
         return _waiting[ours]
 
 
-def run(arguments: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+def run(
+    arguments: Sequence[str], timeout_s: float, script: str | None = None
+) -> subprocess.CompletedProcess[str]:
     """What `subprocess.run` does with the command, capturing what it says as text.
+
+    With *script*, that Python program is run instead, and finds our modules imported.
 
     Raises `subprocess.TimeoutExpired`; then, as after any error here, the command is killed.
     """
+    command = COMMAND if script is None else [sys.executable, script]
     request = {
+        "script": script,
+        "shown": [*command, *arguments],
         "arguments": arguments,
         "directory": os.getcwd(),
         "environment": dict(os.environ),
@@ -104,7 +112,7 @@ def run(arguments: Sequence[str], timeout_s: float) -> subprocess.CompletedProce
             raise
     _, exit_code = outcome.split()
     return subprocess.CompletedProcess(
-        [*COMMAND, *arguments], int(exit_code), out.decode(), err.decode()
+        [*command, *arguments], int(exit_code), out.decode(), err.decode()
     )
 
 
@@ -128,8 +136,8 @@ def _read_all(texts: dict[int, bytearray], timeout_s: float) -> None:
 # In the process that waits
 
 
-def _await_command(requests: socket.socket) -> None:
-    """Return in a child that is to be the command; end with whoever asks."""
+def _await_command(requests: socket.socket) -> str | None:
+    """Return in a child that is to be the command, or the script named; end with whoever asks."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for who watches a command
     while True:
         request, fds, _, _ = socket.recv_fds(requests, LONGEST, 4)
@@ -139,8 +147,7 @@ def _await_command(requests: socket.socket) -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if (command := os.fork()) == 0:
                 requests.detach()
-                _become(json.loads(request), fds)
-                return
+                return _become(json.loads(request), fds)
             _watch(command, fds)
         for fd in fds:
             os.close(fd)
@@ -157,8 +164,8 @@ def _watch(command: int, fds: Sequence[int]) -> NoReturn:
     os._exit(0)
 
 
-def _become(request: dict[str, Any], fds: Sequence[int]) -> None:
-    """Be what a new process with this *request* would be."""
+def _become(request: dict[str, Any], fds: Sequence[int]) -> str | None:
+    """Be what a new process with this *request* would be; returns the script to run, if any."""
     for stream, fd in enumerate(fds[:3]):
         os.dup2(fd, stream)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
@@ -166,7 +173,9 @@ def _become(request: dict[str, Any], fds: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv[1:] = request["arguments"]
-    _show([*COMMAND, *request["arguments"]])
+    _show(request["shown"])
+    script: str | None = request["script"]
+    return script
 
 
 def _show(arguments: Sequence[str]) -> None:
@@ -185,8 +194,11 @@ def main() -> None:
     """Import all that a command may need, and be one whenever one is asked for."""
     from quorumfs import cli, mounting  # noqa: F401
 
-    _await_command(socket.socket(fileno=int(sys.argv[1])))
-    cli.main()
+    script = _await_command(socket.socket(fileno=int(sys.argv[1])))
+    if script is None:
+        cli.main()
+    else:
+        runpy.run_path(script, run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -228,6 +228,13 @@ class OrdinaryUser:
         return [self.python, *QUORUMFS[1:], *arguments]
 
 
+def _copy_for_all(source: str, to: str) -> None:
+    """Copy a file, with the mode of a new one, and with its time: what is compiled fits it."""
+    shutil.copyfile(source, to)
+    status = os.stat(source)
+    os.utime(to, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 @contextlib.contextmanager
 def ordinary_user() -> Iterator[OrdinaryUser]:
     """A user as most systems have them: /dev/fuse for everybody, no rights beyond.
@@ -245,7 +252,7 @@ def ordinary_user() -> Iterator[OrdinaryUser]:
         directory = Path(name)
         directory.chmod(0o755)
         source = Path(package.__file__).parent
-        shutil.copytree(source, directory / "lib" / "quorumfs", copy_function=shutil.copyfile)
+        shutil.copytree(source, directory / "lib" / "quorumfs", copy_function=_copy_for_all)
         user = OrdinaryUser(directory)
         used_before = user.runtime.exists()
         os.chmod("/dev/fuse", 0o666)

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -15,16 +14,20 @@ from quorumfs.assembly import new_record
 from quorumfs.dirtymap import DirtyMap
 from quorumfs.sidecar import UNKNOWN_IDENTITY, Sidecar
 from quorumfs.sidecarfile import create_sidecar
+from support import warm
 
-QUORUMFS = [sys.executable, "-m", "quorumfs"]
-"""The command, as the Python that runs the tests has it installed."""
+QUORUMFS = warm.COMMAND
+"""The command; a test may have another program instead."""
 
 
 def quorumfs(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the command to its end; with *check*, a failure raises with what it said."""
-    done = subprocess.run(
-        [*QUORUMFS, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120
-    )
+    texts = [str(argument) for argument in arguments]
+    if QUORUMFS == warm.COMMAND:
+        done = warm.run(texts, timeout_s=120)
+    else:
+        command = [*QUORUMFS, *texts]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     if check and done.returncode:
         raise AssertionError(f"exit code {done.returncode} of {arguments}: {done.stderr}")
     return done

@@ -7,14 +7,13 @@ time. What was flushed before must be there, and the replicas become equal.
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from support import killing
+from support import killing, warm
 from support.command import is_alive, one_line, wait_until
 from support.mounting import make_set, quorumfs
 from support.oracle import BLOCK
@@ -51,8 +50,8 @@ class Run(SetMount):
 
     def quorumfs(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """Run the command to its end, whatever that is."""
-        command = [sys.executable, killing.__file__, self.directory, str(self.step), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        texts = map(str, (self.directory, self.step, *arguments))
+        return warm.run(list(texts), timeout_s=120, script=killing.__file__)
 
     def make(self) -> None:
         """Two replicas that are a set, as it was unmounted in order."""

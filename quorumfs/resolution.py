@@ -126,7 +126,7 @@ class _Resolving:
         self._given_up: set[int] = set()
         """The latest mounts of those that are to be overwritten, as far as they added something."""
         self._elsewhere: list[Record] = []
-        """What those of them went by that added something."""
+        """What those of them went by that went on after they parted."""
         self._kept = [keep]
         self._behind: dict[str, tuple[int, str]] = {}
         """By path: the slot of a replica that is to be overwritten, and what is known of it."""
@@ -240,11 +240,13 @@ class _Resolving:
         else:
             self._map.add(lacks(slot), range(len(self._map)))
             why = "it is not on record where they parted: everything is compared"
-        self._passed += [g for g in history if g not in parent.history]
+        passed = [g for g in history if g not in parent.history]
+        self._passed += passed
         latest = sidecar.record.lineage[0].identity
         known_mounts = {mount.identity for mount in parent.lineage}
         if latest not in known_mounts or adds(sidecar.record, parent, role.last_mount):
             self._given_up.add(latest)
+        if passed or latest in self._given_up:
             self._elsewhere.append(sidecar.record)
         self._roles[slot] = replace(
             role,
@@ -263,7 +265,8 @@ class _Resolving:
             return True
         role = other.roles[slot]
         since = {mount.identity for mount in other.lineage[: at.own + at.went_on]}
-        return role.state is not RoleState.STALE or role.last_mount in since
+        later = role.last_mount == at.mount and role.sequence > self._parent.sequence
+        return role.state is not RoleState.STALE or role.last_mount in since or later
 
     def _tracked(self, slot: int, own: Record) -> bool:
         """Whether both sides know what they wrote since they parted: the kept one without the

@@ -243,6 +243,21 @@ def test_one_that_is_absent_may_have_gone_on_with_whom_is_given_up(left: str | N
     assert lacking == (CHUNK if left == "before" else SIZE)
 
 
+@pytest.mark.parametrize("left", [None, "before", "after"])
+def test_so_it_may_have_in_the_mount_that_ejected_whom_is_kept(left: str | None) -> None:
+    """A is left behind by B and C in mid-session, and kept; C is absent, or left B later."""
+    before = used(golden(3), ONE)
+    other = before.with_role(A, state=RoleState.STALE)
+    if left == "before":
+        other = other.with_role(C, state=RoleState.STALE)
+    other = used(other.minted(), ONE)
+    if left == "after":
+        other = used(other.with_role(C, state=RoleState.STALE).minted(), ONE)
+    resolution = resolve([found(before, A), found(other, B, lacks(A))], "/a.img")
+    lacking = resolution.sidecars["/a.img"].map.lacking_bytes(C)
+    assert lacking == (0 if left == "before" else SIZE)
+
+
 def test_where_both_tracked_it_only_that_is_copied() -> None:
     one, other = alone(golden(), A, ONE), alone(golden(), B, OTHER)
     resolution = resolve([found(one, A, lacks(B)), found(other, B, lacks(A))], "/a.img")

@@ -84,6 +84,8 @@ class Disk:
         self.replicas = tuple(replicas)
         self.size = size
         self.metadata = metadata
+        self._inherited_places = list(metadata.unreadable)
+        """What earlier mounts found to be unreadable, until it is told."""
         self.threshold = threshold
         self.events = events
         self.locks = RangeLock()
@@ -112,7 +114,8 @@ class Disk:
         First it is told what was found to be unreadable in earlier mounts: the one that found it
         may have died before it could tell.
         """
-        for start, end in self.metadata.unreadable:
+        inherited, self._inherited_places = self._inherited_places, []
+        for start, end in inherited:
             self.events.unreadable(start, end - start)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.metadata.watch)

@@ -16,7 +16,7 @@ mirror=http://deb.debian.org/debian
 # A compiler and headers are for our libfuse shim; what comes last is for the tests.
 packages=(
     fuse3 gcc libc6-dev libfuse3-dev pkg-config
-    python3-dev python3-setuptools python3-venv python3-wheel
+    python3-dev python3-setuptools python3-venv
     python3-click python3-pyfuse3 python3-rich python3-trio python3-xxhash
     mount procps python3-hypothesis python3-jsonschema python3-pytest python3-pytest-trio
     python3-pytest-xdist util-linux
@@ -58,7 +58,7 @@ begin() {
 # contained SCRIPT [ARGUMENT...]: runs a shell script whose mounts and processes end with it.
 contained() {
     # In the background: bash handles a signal while it waits for a job, but during a command only
-    # after it. The script ends with exit, so that its shell stays, as first process, to reap daemons.
+    # after it. The script ends with exit, for its shell, as first process, stays to reap daemons.
     unshare --mount --pid --fork --kill-child --mount-proc \
         bash -euc "$1"$'\nexit' contained "${@:2}" &
     running=$!
@@ -76,10 +76,11 @@ inside() {
         mount -t proc proc "$root/proc"
         mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
         mount -t tmpfs tmpfs "$root/dev/shm"
-        chroot "$root" env --ignore-environment --default-signal=INT --default-signal=QUIT \
+        chroot "$root" env --ignore-environment --chdir=/quorumfs \
+            --default-signal=INT --default-signal=QUIT \
             ${http_proxy:+http_proxy="$http_proxy"} HOME=/root LANG=C.UTF-8 \
             DEBIAN_FRONTEND=noninteractive PATH=/venv/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-            --chdir=/quorumfs "$@"' "$root" "$@"
+            "$@"' "$root" "$@"
 }
 
 # tested WHAT [ARGUMENT...]: runs pytest inside, and counts the tests. None may be skipped.

@@ -28,6 +28,8 @@ work=$(mktemp -d /var/tmp/quorumfs-distributions-XXXXXX)
 step="starting"
 running=""
 summary=()
+: >"$work/log"
+exec {terminal}>&2  # a signal is handled while the output of a step goes into its log
 
 finish() {
     local code=$?
@@ -38,9 +40,9 @@ finish() {
         wait "$running" || true
     fi
     if [ "$code" != 0 ]; then
-        tail -n 20 "$work/log" >&2
-        printf '\nFailed (%s) at: %s\n' "$code" "$step" >&2
-    fi
+        tail -n 20 "$work/log"
+        printf '\nFailed (%s) at: %s\n' "$code" "$step"
+    fi >&"$terminal"
     rm -rf --one-file-system "$work"
     exit "$code"
 }

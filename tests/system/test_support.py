@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from support.command import filesystem_at, mounted_below
+from support import warm
+from support.command import filesystem_at, mounted_below, processes_of, wait_until
 from support.faultfs import FaultFS, is_mounted
 from support.qemu import QuorumExport, RawExport
 from support.sets import tmpfs
@@ -352,3 +355,44 @@ def test_whatever_anybody_calls_a_mount_point_the_table_can_be_read(
         assert store_of(str(place / "a.img")) == str(place)
         assert place not in [Path(mount.mountpoint) for mount in of_quorumfs()]
     assert not is_mounted(place)
+
+
+# Commands that are forked, and not started
+
+
+REPORT = """
+import json, os, signal, sys
+shown = open("/proc/self/cmdline").read().rstrip("\\0").split("\\0")
+fds = [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+mask = os.umask(0)
+signals = [str(signal.getsignal(number)) for number in signal.valid_signals()]
+environment = sorted(os.environ.items())
+print(json.dumps([sys.argv, shown, fds, mask, signals, environment, os.getcwd()], indent=1))
+sys.exit("no more to say")
+"""
+"""Says what a command finds, and fails."""
+
+
+def test_a_forked_command_finds_what_a_new_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "report.py"
+    script.write_text(REPORT)
+    warm.run(["--version"], timeout_s=60)  # the process that waits has begun elsewhere
+    monkeypatch.setenv("SET_FOR_IT", "a value")
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, str(script), "one", "", "two words"]
+    environment = dict(os.environ)  # readline, which pytest imports, sets more behind Python's back
+    started = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    forked = warm.run(command[2:], timeout_s=60, script=str(script))
+    assert forked.stdout.splitlines() == started.stdout.splitlines()
+    assert (forked.stderr, forked.args) == (started.stderr, command)
+    assert forked.returncode == started.returncode == 1
+
+
+def test_a_forked_command_is_killed_when_its_time_is_over(tmp_path: Path) -> None:
+    script = tmp_path / "endless.py"
+    script.write_text("import signal\nwhile True:\n    signal.pause()\n")
+    with pytest.raises(subprocess.TimeoutExpired):
+        warm.run([], timeout_s=1.0, script=str(script))
+    wait_until(lambda: not processes_of(script), "the end of what was killed")

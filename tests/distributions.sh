@@ -65,7 +65,7 @@ begin() {
 contained() {
     # In the background: bash handles a signal while it waits for a job, but during a command only
     # after it. The script ends with exit, for its shell, as first process, stays to reap daemons.
-    unshare --mount --pid --fork --kill-child --mount-proc \
+    unshare --mount --propagation slave --pid --fork --kill-child --mount-proc \
         bash -euc "$1"$'\nexit' contained "${@:2}" &
     running=$!
     wait "$running"

@@ -238,11 +238,11 @@ class Resync:
     async def _copy_readable(self, target: Replica, chunk: range) -> bool:
         """Copy all of a chunk but what no current replica can be read at.
 
-        Whether that was all of it: else the replicas fail elsewhere, too, which may pass, and the
-        target waits for that. What they are bad at is noted: a rebuild that ended at one bad sector
-        would leave all the rest on one replica. The lock is held.
+        Whether that was all of it: else some of them may come to be read, and the target waits for
+        that, unless nothing can be done without it. The lock is held.
         """
         doubts, complete = self._sidecars.doubts, True
+        needed = len(self._sidecars.members) < self._disk.threshold
         ((_, sources),) = doubts.sources(chunk)
         parts = segments(*self._work.bounds(chunk), [doubts.unreadable])
         left = deque((start, stop) for start, stop, readable in parts if readable)
@@ -259,7 +259,7 @@ class Resync:
                     one = sources[0]
                     await self._copy(target, one, start, stop, compare=False, by_vote=False)
                     continue
-                noted = await cannot_be_read(
+                noted = needed and await cannot_be_read(
                     self._disk, self._sidecars, sources, start, stop - start
                 )
                 complete = complete and noted

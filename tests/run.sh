@@ -35,4 +35,4 @@ say "Tests"
 # Most tests wait: for timeouts, for disks. Each file is run by one worker, and the cheap unit tests
 # come first. Modules are compiled once, and not by each of some thousand commands.
 unset PYTHONDONTWRITEBYTECODE
-exec python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
+exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

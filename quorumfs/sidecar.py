@@ -307,10 +307,9 @@ class Sidecar:
     damage: tuple[str, ...] = ()
     """What could not be read, for a reader."""
     unreadable: tuple[tuple[int, int], ...] = ()
-    """What no replica can be read at: where each range begins and ends (bytes)."""
+    """Bytes ``[start, end)`` that no replica which held them could be read at."""
     unreadable_number: int = 0
     """How often that was written."""
-    """Bytes ``[start, end)`` that no replica which held them could be read at."""
 
     @property
     def slot(self) -> int:

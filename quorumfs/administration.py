@@ -45,7 +45,7 @@ from quorumfs.replicaset import open_replica_set
 from quorumfs.resolution import Resolution, resolve
 from quorumfs.sectors import unreachable, whole
 from quorumfs.sidecar import Identity, Record, RoleState, Sidecar, path_for
-from quorumfs.sidecarfile import create_sidecar
+from quorumfs.sidecarfile import replace_sidecar
 
 PRIVATE = 0o600
 """The mode of new images: they hold what a guest keeps from everybody."""
@@ -438,7 +438,7 @@ def _failed(replica: Replica) -> bool:
 
 def _write(path: str, sidecar: Sidecar) -> None:
     try:
-        create_sidecar(path, sidecar)
+        replace_sidecar(path, sidecar)
     except OSError as error:
         raise UserError(f"cannot write {path_for(path)}: {error.strerror}") from None
 

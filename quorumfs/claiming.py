@@ -44,22 +44,27 @@ def require_free(
     return held
 
 
-def refuse_claimed(path: str) -> None:
-    """Raise `UserError` if another mount has the image at *path* open, by its sidecar."""
+def claim_beside(path: str) -> Claim | None:
+    """The claim in the sidecar of the image at *path*; None: there is none that can be read."""
     try:
         fd = os.open(path_for(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
-        return  # then there is none, or it is told of elsewhere
+        return None
     try:
         with suppress(OSError):
-            claim = read_claim(fd)
-            if claim is not None:
-                known = standing(claim, claim_of_this_mount(), runs)
-                if not known.over:
-                    how = f"remove {path_for(path)}"
-                    raise UserError(FoundClaim(path, claim, known).in_words(how))
+            return read_claim(fd)
+        return None
     finally:
         os.close(fd)
+
+
+def refuse_claimed(path: str) -> None:
+    """Raise `UserError` if another mount has the image at *path* open, by its sidecar."""
+    claim = claim_beside(path)
+    if claim is not None:
+        known = standing(claim, claim_of_this_mount(), runs)
+        if not known.over:
+            raise UserError(FoundClaim(path, claim, known).in_words(f"remove {path_for(path)}"))
 
 
 def claim_all(images: Iterable[Image], tenure: Tenure) -> None:

@@ -21,11 +21,12 @@ from quorumfs.assembly import (
     assemble,
     judge_returned,
 )
-from quorumfs.claim import FoundClaim, Tenure, in_the_way
+from quorumfs.claim import Claim, FoundClaim, Tenure, in_the_way
 from quorumfs.claimant import claim_of_this_mount
 from quorumfs.claiming import (
     MOUNT,
     claim_all,
+    claim_beside,
     found_claims,
     look_again,
     release_all,
@@ -36,7 +37,7 @@ from quorumfs.claiming import (
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
-from quorumfs.filesystems import Locality, close, locality
+from quorumfs.filesystems import Locality, locality
 from quorumfs.images import Image, Unanswered, open_again, open_images, open_set
 from quorumfs.limits import require_file_size
 from quorumfs.metadata import Metadata
@@ -53,7 +54,6 @@ from quorumfs.sidecarfile import (
     SidecarLockedError,
     create_sidecar,
     open_sidecar,
-    read_sidecar,
     sign,
 )
 from quorumfs.storage import FileStorage, Kind
@@ -87,7 +87,8 @@ class ReplicaSet:
         if self.plan is None:
             return
         if self.plan.adopted:
-            self.opened = _adopt(self.opened, self.plan)
+            assert self.tenure.mine is not None
+            self.opened = _adopt(self.opened, self.plan, self.tenure.mine)
         try:
             claim_all(self._ours, self.tenure)
             if self.held:
@@ -237,16 +238,18 @@ def _with_who_hangs(
     return AssemblyRefusedError(error.rule, text, error.exit_code)
 
 
-def _adopt(opened: Sequence[Image | Found], plan: Plan) -> list[Image | Found]:
-    """Write the first sidecars, as far as they are not there."""
+def _adopt(opened: Sequence[Image | Found], plan: Plan, mine: Claim) -> list[Image | Found]:
+    """Write the first sidecars, where there is none, with our claim. Raises `UserError`."""
     images = [image for image in opened if isinstance(image, Image)]
     with ExitStack() as undo:
-        adopted = _create_sidecars(images, plan, undo)
+        adopted = _create_sidecars(images, plan, mine, undo)
         undo.pop_all()
     return adopted
 
 
-def _create_sidecars(images: Sequence[Image], plan: Plan, undo: ExitStack) -> list[Image | Found]:
+def _create_sidecars(
+    images: Sequence[Image], plan: Plan, mine: Claim, undo: ExitStack
+) -> list[Image | Found]:
     adopted: list[Image | Found] = []
     roles = [plan.record.roles[member.slot or 0] for member in plan.members]
     for image, role in zip(images, roles, strict=True):
@@ -255,29 +258,31 @@ def _create_sidecars(images: Sequence[Image], plan: Plan, undo: ExitStack) -> li
             continue
         sidecar = Sidecar(role.replica_id, plan.record, plan.map, image.identity)
         try:
-            create_sidecar(image.real_path, sidecar)
+            create_sidecar(image.real_path, sidecar, mine)
             undo.callback(Path(path_for(image.real_path)).unlink, missing_ok=True)
             fd = open_sidecar(image.real_path, read_only=False)
+        except FileExistsError:
+            raise _came_between(image, mine) from None
         except OSError as error:
             raise UserError(
                 f"cannot write {path_for(image.real_path)}: {error.strerror}; metadata=none does "
                 "without it"
             ) from None
-        except SidecarLockedError:
-            # The file system may show one directory twice under different device numbers.
-            raise UserError(f"{image.path} and another replica are the same file") from None
+        except SidecarLockedError as error:
+            raise UserError(f"{image.path} has just been taken into use by {error}") from None
         assert fd is not None
         where = locality(fd)
         adopted.append(replace(image, sidecar_fd=fd, sidecar=sidecar, sidecar_locality=where))
-    for image, role in zip(images, roles, strict=True):
-        place = path_for(image.real_path)
-        fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if read_sidecar(fd).replica_id != role.replica_id:
-                raise UserError(f"{image.path} and another replica are the same file")
-        finally:
-            close(fd, place)
     return adopted
+
+
+def _came_between(image: Image, mine: Claim) -> UserError:
+    """Why there is a sidecar of *image* where there was none when it was opened."""
+    claim = claim_beside(image.real_path)
+    if claim is not None and claim.mount == mine.mount:
+        # The file system may show one directory twice under different device numbers.
+        return UserError(f"{image.path} and another replica are the same file")
+    return UserError(f"{image.path} has just been taken into use by {claim or 'another quorumfs'}")
 
 
 def _replica(index: int, one: Image | Found, options: MountOptions, plan: Plan | None) -> Replica:

@@ -3,8 +3,10 @@
 import errno
 import os
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from glob import escape, glob
 
 from quorumfs.claim import Claim, decode_claim, encode_claim
 from quorumfs.filesystems import Locality, close, locality
@@ -118,32 +120,66 @@ def _read(fd: int, offset: int, length: int) -> bytes:
     return bytes(content)
 
 
-def create_sidecar(image_path: str, sidecar: Sidecar) -> None:
+def create_sidecar(image_path: str, sidecar: Sidecar, claim: Claim | None = None) -> None:
+    """Write the first sidecar of an image so that after a crash there is all of it, or none.
+
+    It carries *claim*, if there is one, from its first moment on. Raises `FileExistsError` if there
+    is a sidecar by now: a mount of another host, whose locks are not seen here, may have come
+    between; and `OSError`.
+    """
+    path = os.path.realpath(path_for(image_path))
+    with _written_beside(path, image_path, sidecar, claim) as temporary:
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            if os.path.lexists(path):  # without hard links there is a moment between
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+            os.rename(temporary, path)
+
+
+def replace_sidecar(image_path: str, sidecar: Sidecar) -> None:
     """Write a whole sidecar so that after a crash there is all of it, or what was there before.
 
-    A name of its own first, then renamed; both the file and its directory are synced. Who may read
-    and write the image may read and write its sidecar, and nobody else, whatever the umask.
+    Nobody else has the image open. Raises `OSError`.
     """
     path = os.path.realpath(path_for(image_path))  # it may be a link itself, and remain one
-    temporary = f"{path}.tmp"
+    with _written_beside(path, image_path, sidecar, None) as temporary:
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _written_beside(
+    path: str, image_path: str, sidecar: Sidecar, claim: Claim | None
+) -> Iterator[str]:
+    """Write a sidecar that is to be at *path* under another name, to be given its own.
+
+    Both the file and, afterwards, its directory are synced. Who may read and write the image may
+    read and write its sidecar, and nobody else, whatever the umask. Nobody else's file has this
+    name: an adoption by two hosts at once must not mistake the one for the other.
+    """
     image = os.stat(image_path)
-    with suppress(FileNotFoundError):  # somebody was killed here
-        os.unlink(temporary)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    for left in glob(f"{escape(path)}.*tmp"):  # somebody was killed here
+        with suppress(FileNotFoundError):
+            os.unlink(left)
+    temporary = f"{path}.{os.urandom(4).hex()}.tmp"
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
             _share(fd, image)
             content = memoryview(encode(sidecar))
             while content:
                 content = content[os.write(fd, content) :]
+            if claim is not None:
+                sign(fd, claim)
             os.fsync(fd)
         finally:
             close(fd, path)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
+        yield temporary
+    finally:
+        with suppress(OSError):  # it is gone if it was renamed
             os.unlink(temporary)
-        raise
     directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     try:
         with suppress(OSError):  # some file systems cannot sync a directory

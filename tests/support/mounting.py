@@ -13,7 +13,7 @@ from typing import Any, Self
 from quorumfs.assembly import new_record
 from quorumfs.dirtymap import DirtyMap
 from quorumfs.sidecar import UNKNOWN_IDENTITY, Sidecar
-from quorumfs.sidecarfile import create_sidecar
+from quorumfs.sidecarfile import replace_sidecar
 from support import warm
 
 QUORUMFS = warm.COMMAND
@@ -48,7 +48,7 @@ def make_set(replicas: Sequence[Path]) -> None:
     for path, role in zip(replicas, record.roles, strict=True):
         disk_map = DirtyMap(size, record.chunk_size)
         sidecar = Sidecar(role.replica_id, record, disk_map, UNKNOWN_IDENTITY)
-        create_sidecar(str(path), sidecar)
+        replace_sidecar(str(path), sidecar)
 
 
 class Mounted:

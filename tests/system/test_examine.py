@@ -28,7 +28,7 @@ from quorumfs.sidecar import (
     identity_of,
     path_for,
 )
-from quorumfs.sidecarfile import create_sidecar, open_sidecar, sign
+from quorumfs.sidecarfile import open_sidecar, replace_sidecar, sign
 
 SIZE = 10 * CHUNK_MIN + 4096
 """The last chunk is a short one."""
@@ -56,7 +56,7 @@ class Set:
             disk_map or DirtyMap(SIZE, record.chunk_size),
             identity_of(self.paths[index].stat()),
         )
-        create_sidecar(str(self.paths[index]), replace(sidecar, **changes))
+        replace_sidecar(str(self.paths[index]), replace(sidecar, **changes))
 
     def write_all(self, record: Record | None = None) -> None:
         for index in range(len(self.paths)):

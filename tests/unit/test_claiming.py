@@ -11,14 +11,15 @@ from support.claims import claim
 
 from quorumfs import replicaset
 from quorumfs.administration import create_empty, create_from, keep
-from quorumfs.assembly import AssemblyRefusedError
+from quorumfs.assembly import AssemblyRefusedError, new_record
 from quorumfs.claim import NOTICE_S, Claim
 from quorumfs.claimant import claim_of_this_mount
+from quorumfs.dirtymap import DirtyMap
 from quorumfs.errors import UsageError, UserError
 from quorumfs.options import parse_options
 from quorumfs.replicaset import ReplicaSet, open_replica_set
-from quorumfs.sidecar import path_for
-from quorumfs.sidecarfile import read_claim, sign
+from quorumfs.sidecar import Sidecar, path_for
+from quorumfs.sidecarfile import create_sidecar, read_claim, sign
 
 SIZE = 1 << 20
 
@@ -150,6 +151,54 @@ def test_a_reader_may_be_told_that_the_host_is_down(pair: list[str], slept: list
     assert mount(pair, "ro,takeover").tenure.mine is None
     assert contents(pair) == before
     assert not slept
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("by", [claim(), None])
+def test_of_two_hosts_that_adopt_the_same_images_one_has_them(
+    tmp_path: Path, which: int, by: Claim | None
+) -> None:
+    """Neither sees the other's locks: the second one finds a sidecar where there was none."""
+    paths = [str(tmp_path / name) for name in ("a.img", "b.img")]
+    for path in paths:
+        Path(path).write_bytes(bytes(SIZE))
+    options = parse_options([], 2)
+    replica_set = open_replica_set(paths, None, options)
+    record = new_record(paths, SIZE, 2)
+    other = Sidecar(record.roles[0].replica_id, record, DirtyMap(SIZE, record.chunk_size))
+    create_sidecar(paths[which], other, by)
+    before = Path(path_for(paths[which])).read_bytes()
+    try:
+        with pytest.raises(UserError, match=f"{paths[which]} has just been taken into use by") as e:
+            replica_set.take_into_use(options)
+    finally:
+        for image in replica_set.images:
+            image.close()
+    assert ("pid 4711 on nas1" if by else "another quorumfs") in str(e.value)
+    assert Path(path_for(paths[which])).read_bytes() == before
+    assert not os.path.lexists(path_for(paths[1 - which]))
+
+
+def test_one_image_by_two_paths_that_look_different_is_not_adopted_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As through two mounts of one network directory that do not share locks either."""
+    path = tmp_path / "a.img"
+    path.write_bytes(bytes(SIZE))
+    options = parse_options([], 1)
+    replica_set = open_replica_set([str(path)], None, options)
+    (image,) = replica_set.images
+    plan = replica_set.plan
+    assert plan is not None
+    (member,) = plan.members
+    two = replace(plan, members=(member, member))
+    replica_set = replace(replica_set, opened=[image, replace(image, path="again")], plan=two)
+    try:
+        with pytest.raises(UserError, match="again and another replica are the same file"):
+            replica_set.take_into_use(options)
+    finally:
+        image.close()
+    assert not os.path.lexists(path_for(str(path)))
 
 
 def test_takeover_means_nothing_without_metadata() -> None:

@@ -17,6 +17,7 @@ from support.claims import claim
 
 from quorumfs import sidecarfile
 from quorumfs.assembly import AssemblyRefusedError, Found, assemble
+from quorumfs.claim import Claim
 from quorumfs.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
 from quorumfs.resolution import resolve
 from quorumfs.sidecar import (
@@ -60,6 +61,7 @@ from quorumfs.sidecarfile import (
     open_sidecar,
     read_claim,
     read_sidecar,
+    replace_sidecar,
     sign,
 )
 
@@ -579,7 +581,7 @@ def image(make_images: Callable[..., list[Path]]) -> str:
 def test_a_sidecar_is_created_read_and_replaced(image: str) -> None:
     one = example()
     create_sidecar(image, one)
-    create_sidecar(image, replace(one, record=replace(one.record, sequence=99)))
+    replace_sidecar(image, replace(one, record=replace(one.record, sequence=99)))
     fd = open_sidecar(image, read_only=False)
     assert fd is not None
     try:
@@ -606,16 +608,58 @@ def test_a_failed_creation_leaves_what_was_there(
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="no sync"):
-        create_sidecar(image, replace(example(), identity=Identity()))
+        replace_sidecar(image, replace(example(), identity=Identity()))
     assert Path(path_for(image)).read_bytes() == before
     assert sorted(os.listdir(os.path.dirname(image))) == ["a.img", "a.img.quorumfs"]
 
 
-def test_what_a_crash_left_half_made_is_no_obstacle(image: str) -> None:
-    """In a container the next process may well have the same id."""
-    Path(f"{path_for(image)}.tmp").write_bytes(b"half")
-    create_sidecar(image, example())
+@pytest.mark.parametrize("write", [create_sidecar, replace_sidecar])
+def test_what_a_crash_left_half_made_is_no_obstacle_and_goes(
+    image: str, write: Callable[[str, Sidecar], None]
+) -> None:
+    for left in ("tmp", "0123abcd.tmp"):
+        Path(f"{path_for(image)}.{left}").write_bytes(b"half")
+    write(image, example())
     assert decode(Path(path_for(image)).read_bytes()).record == example().record
+    assert sorted(os.listdir(os.path.dirname(image))) == ["a.img", "a.img.quorumfs"]
+
+
+@pytest.mark.parametrize("number", [0, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_of_two_who_create_a_sidecar_one_has_it(
+    image: str, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Two hosts without shared locks adopt the same images; also without hard links."""
+
+    def link(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    if number:
+        monkeypatch.setattr(os, "link", link)
+    create_sidecar(image, example(), claim(host="nas1"))
+    before = Path(path_for(image)).read_bytes()
+    with pytest.raises(FileExistsError):
+        create_sidecar(image, example(), claim(host="nas2"))
+    assert Path(path_for(image)).read_bytes() == before
+    assert sorted(os.listdir(os.path.dirname(image))) == ["a.img", "a.img.quorumfs"]
+
+
+def test_a_sidecar_has_its_claim_when_others_first_see_it(
+    image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Claim | None] = []
+    put = os.link
+
+    def link(source: str, path: str) -> None:
+        fd = os.open(source, os.O_RDONLY)
+        seen.append(read_claim(fd))
+        os.close(fd)
+        put(source, path)
+
+    monkeypatch.setattr(os, "link", link)
+    create_sidecar(image, example(), claim())
+    fd = os.open(path_for(image), os.O_RDONLY)
+    assert seen == [read_claim(fd)] == [claim(file=file_of(fd))]
+    os.close(fd)
 
 
 def test_an_image_may_have_no_sidecar(image: str) -> None:

@@ -14,8 +14,9 @@ LONG_NS = 4_000_000
 """How long (nanoseconds) it is to take at most: others may have to wait for it."""
 
 FLOOR = 4 << 20
-"""Bytes to which it does not fall back from more: what an operation costs in any case, and a busy
-machine, are no reason to go in ever smaller steps. A slow store has time for so many."""
+"""Bytes to which it does not fall back from more, and which it comes to wherever it was not long:
+what an operation costs in any case, and a busy machine, are no reason to go in small steps. A slow
+store has time for so many."""
 
 GROWTH_MAX = 64
 """How many times as far as the last time to go at most: what lies there may be of another kind."""
@@ -44,4 +45,5 @@ def _adapted(limit: int, used: int, duration_ns: int) -> int:
         return min(limit, max(FLOOR, used * LONG_NS // duration_ns))
     if 2 * used < limit:
         return limit  # it was not what kept it from going farther
-    return limit * max(1, min(GROWTH_MAX, LONG_NS // max(1, duration_ns)))
+    growth = min(GROWTH_MAX, LONG_NS // max(1, duration_ns))
+    return max(min(FLOOR, 2 * limit), limit * growth)

@@ -46,6 +46,14 @@ def test_what_took_too_long_is_done_in_shorter_pieces() -> None:
     assert reach == Reach(FLOOR, FLOOR)
 
 
+def test_what_was_not_long_grows_to_the_floor() -> None:
+    """Where data takes nearly as long as it may, most of that may be the cost of any operation."""
+    reach = Reach()
+    for _ in range(4):
+        reach.took(reach.length, reach.data, duration_ns=LONG_NS)
+    assert reach == Reach(FLOOR, FLOOR)
+
+
 def test_a_short_request_tells_nothing() -> None:
     reach = Reach(TIB, GIB)
     reach.took(4096, 4096, duration_ns=100 * LONG_NS)
@@ -126,6 +134,7 @@ async def test_a_piece_has_bounded_data_and_ends_at_a_whole_mib(
 ) -> None:
     """However far the holes between reach: blocks cut in two would keep their space."""
     monkeypatch.setattr(module, "GROWTH_MAX", 1)
+    monkeypatch.setattr(module, "FLOOR", LEAST)
     file = opened(sparse)
     file._reach.length = SIZE
     pieces = await zeroed(file, 4096, SIZE)
@@ -170,6 +179,7 @@ async def test_where_data_ends_is_looked_for_once(
 ) -> None:
     """Not for each piece of it: tmpfs looks at all of the rest each time."""
     monkeypatch.setattr(module, "GROWTH_MAX", 1)
+    monkeypatch.setattr(module, "FLOOR", LEAST)
     path = tmp_path / "a.img"
     path.write_bytes(b"x" * 16 * MIB)
     seek, looked = os.lseek, []

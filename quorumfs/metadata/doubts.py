@@ -33,9 +33,6 @@ class Doubts:
         """The current replicas."""
         self.unsettled = RangeSet()
         """Chunks in which they may differ."""
-        self.heard = False
-        """Whether all have synced since something was last unsettled: who lost a page, and has not
-        been asked since, must not be who the others are made equal to."""
         self.inherited = RangeSet()
         """Those that were so when the set was mounted: what was acknowledged there, and what a
         flush lost, nobody knows any more."""

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import trio
 
@@ -30,9 +31,9 @@ from quorumfs.claim import CHECK_S, Claim, Tenure, decode_claim, encode_claim
 from quorumfs.dirtymap import INTENT, UNVERIFIED, lacks
 from quorumfs.metadata import Choice, Outcome
 from quorumfs.metadata.doubts import Doubts
+from quorumfs.metadata.epochs import Epochs
 from quorumfs.metadata.intents import Intents
 from quorumfs.metadata.marks import Marks
-from quorumfs.metadata.unflushed import Unflushed
 from quorumfs.metadata.writer import SidecarWriter, identities_of
 from quorumfs.ranges import RangeSet, segments
 from quorumfs.replica import Gathering, Replica
@@ -53,6 +54,15 @@ from quorumfs.sidecar import (
 )
 from quorumfs.storage import Kind, Operation
 from quorumfs.voting import voted_error
+
+
+class _Flush(NamedTuple):
+    """The latest flush."""
+
+    epoch: int
+    """What it covers."""
+    lossy: frozenset[Replica]
+    """Who had lost something when it began."""
 
 
 class Sidecars:
@@ -120,9 +130,10 @@ class Sidecars:
         """Chunks that were found equal, or made so, since adoption; no sidecar says so yet. A write
         that was cut off there would be taken for what adopted images differ in."""
         self._intents = Intents(len(self.map.extents(0, self.map.size)))
-        self._unflushed = Unflushed()
-        self._flushing = Unflushed()
-        self._target_unsynced = Unflushed()
+        self._epochs = Epochs()
+        """Who has synced what was changed, of those who get what is written."""
+        self._diverged_in = self._epochs.now
+        """The epoch in which a chunk was last unsettled."""
         self._mirroring = False
         """The target gets what is written where it lacks nothing; else it lacks that from then on.
         """
@@ -134,8 +145,7 @@ class Sidecars:
         self._copied_from: dict[int, dict[Replica, RangeSet]] = {}
         """By the slot of a replica being resynced, at one go or several: the chunks that it was
         given while another one was believed to hold them."""
-        self._lossy_before: set[Replica] = set()
-        """Those that had lost something when the last flush began."""
+        self._flush = _Flush(0, frozenset())
         self._unreadable_number = 0
         """How often the list of what cannot be read was written."""
         self._untold_loss = False
@@ -230,7 +240,7 @@ class Sidecars:
         if unreadable and unreadable.overlaps(offset, offset + length):
             return ()
         intents.touched[extent] = intents.touched[last_extent] = 1
-        self._unflushed.add(chunks)
+        self._epochs.latest.add(chunks)
         return self._receivers_of(chunks)
 
     def prepared(self, offset: int, length: int, *, repair: bool = False) -> bool:
@@ -288,7 +298,6 @@ class Sidecars:
         if self.target is None:
             return self._receivers
         if (mirrored or self._mirroring) and not self._target_lacks_all(chunks):
-            self._target_unsynced.add(chunks)
             return self._receivers
         # It will be copied there, in any case or once more: the guest need not wait for that.
         self._target_lacks(chunks)
@@ -325,23 +334,29 @@ class Sidecars:
         self.doubts.mend(offset, offset + length)
 
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
-        self._lossy_before = self.doubts.lossy
-        taken = self._unflushed.take()
-        for start, end in changing:  # the syncs that begin now need not cover it
-            self._unflushed.add(self.map.chunks(start, end - start))
-        taken.put_back(self._flushing)
-        if self._joining:  # it may be told of what its own sync, still under way, was to cover
-            taken.put_back(self._target_unsynced)
-        self._flushing = taken
+        epoch = self._epochs.begin_sync(self.flushed, self._chunks_of(changing))
+        self._flush = _Flush(epoch, frozenset(self.doubts.lossy))
+
+    def _chunks_of(self, ranges: Iterable[tuple[int, int]]) -> Iterator[range]:
+        return (self.map.chunks(start, end - start) for start, end in ranges)
 
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
         self.require_ours()
+        try:
+            await self._record_flush(outcomes)
+        except OSError:
+            await self._lose([o.replica for o in outcomes if o.error is not None])
+            self._end_flush()
+            raise
+        self._end_flush()
+
+    async def _record_flush(self, outcomes: Sequence[Outcome]) -> None:
+        """Leave behind who could not make writes durable. Raises `OSError` if too few could."""
         if self._read_only:
-            self._forget_flushing()
             return  # there is nothing to make durable, and nothing may be recorded
         failed = [o.replica for o in outcomes if o.error is not None]
         # Its sync may have begun before what it had lost was written again.
-        lossy = self._lossy_before | self.doubts.lossy
+        lossy = self._flush.lossy | self.doubts.lossy
         good = [
             o
             for o in outcomes
@@ -350,22 +365,17 @@ class Sidecars:
         if not self._in_use and not self.doubts.inherited and not failed:
             return  # nothing was ever written
         lossy_members = [replica for replica in self._members if replica in lossy]
-        try:
-            if len(good) < self.threshold:
-                raise voted_error(o.error for o in outcomes if o.error is not None)
-            await self._leave_behind(
-                [*failed, *lossy_members], range(0), "it could not make writes durable"
-            )
-        except OSError:
-            await self._lose(failed)
-            self._forget_flushing()
-            raise
-        self._forget_flushing()
+        if len(good) < self.threshold:
+            raise voted_error(o.error for o in outcomes if o.error is not None)
+        await self._leave_behind(
+            [*failed, *lossy_members], range(0), "it could not make writes durable"
+        )
 
-    def _forget_flushing(self) -> None:
+    def _end_flush(self) -> None:
         # Whoever could not sync it is on record as having lost it, or as left behind; the others
-        # have it. Not so after any other exception: then the next flush is to cover it.
-        self._flushing = Unflushed()
+        # have it. Not so after any other exception: then the next flush is to cover it. And of two
+        # syncs that a target has under way when it joins, the other one may yet be told of it.
+        self._epochs.cover(self._members, self._flush.epoch)
         self.doubts.losing.clear()
 
     def tell_loss(self) -> bool:
@@ -471,7 +481,8 @@ class Sidecars:
         """Whether the target holds durably all that it lacked, though that is not on record yet."""
         lacked = sum(self.map.count(bit) for bit in self._target_bit())
         caught_up = sum(stop - start for start, stop in self._caught_up)
-        return not self._target_unsynced and caught_up >= lacked > 0
+        unsynced = self.target is not None and any(self._epochs.unsynced(self.target))
+        return not unsynced and caught_up >= lacked > 0
 
     # Whose the set is
 
@@ -588,7 +599,16 @@ class Sidecars:
 
     def unsynced(self, offset: int, length: int) -> bool:
         chunks = self.map.chunks(offset, length)
-        return self._unflushed.overlaps(chunks) or self._flushing.overlaps(chunks)
+        return any(self._epochs.waits(replica, chunks) for replica in self._members)
+
+    @property
+    def losses_heard(self) -> bool:
+        """Whether all current replicas have synced since something was last unsettled.
+
+        Before that one may show a page that it has lost, and must not be who the others are made
+        equal to.
+        """
+        return all(self._epochs.covered(r) >= self._diverged_in for r in self._members)
 
     def unverified(self, offset: int, length: int) -> bool:
         return self.map.any(UNVERIFIED, self.map.chunks(offset, length))
@@ -671,20 +691,15 @@ class Sidecars:
         """
         target = self.target
         assert target is not None
-        syncing = self._target_unsynced.take()
-        for start, end in changing:  # this sync need not cover it
-            self._target_unsynced.add(self.map.chunks(start, end - start))
+        epoch = self._epochs.begin_sync([target], self._chunks_of(changing))
         operation = Operation(Kind.SYNC)
         gathering = Gathering(0)
         gathering.submit(target, operation)
         await gathering.complete()
         if operation.error is not None or self.target is not target:
-            if self.target is target:
-                self._target_unsynced.put_back(syncing)
-                self.drop_target(target, "it could not be synced")
-            elif target.slot is not None:
-                self._lacks_unflushed(target.slot, syncing)
+            self.drop_target(target, "it could not be synced")
             raise operation.error or OSError(errno.EIO, "it failed meanwhile")
+        self._epochs.cover([target], epoch)
 
     def copying(self, target: Replica, sources: Iterable[Replica], chunks: range) -> None:
         """Note that *target* is about to be given what *sources* hold of *chunks*.
@@ -766,7 +781,6 @@ class Sidecars:
                 if target.role is not State.CURRENT:
                     raise OSError(errno.EIO, "its sidecar could not be written")
                 self.target = None
-                self._target_unsynced = Unflushed()
                 self._copied_from.pop(target.slot, None)
                 self.unproven.pop(target.slot, None)
                 self._marks.remove(lacks(target.slot), range(len(self.map)))
@@ -876,6 +890,7 @@ class Sidecars:
         self.doubts.members = self._members
         receiving = (State.CURRENT, State.RESYNCING)
         self._receivers = tuple(r for r in ours if r.role in receiving)
+        self._epochs.follow(self._receivers)
         inside = {replica.slot for replica in self._receivers}
         slots = range(len(self.record.roles))
         self._out_bits = sum(lacks(slot) for slot in slots if slot not in inside)
@@ -931,8 +946,7 @@ class Sidecars:
         assert target is not None
         assert target.slot is not None
         self.target = None
-        self._lacks_unflushed(target.slot, self._target_unsynced)
-        self._target_unsynced = Unflushed()
+        self._lacks_unsynced(target)
         self.doubts.forget(target)
         target.role = State.STALE
         target.reason = reason
@@ -976,10 +990,9 @@ class Sidecars:
             log = self._logs.setdefault(replica.slot, RangeSet())
             for run in self.map.runs(INTENT, longest=len(self.map)):
                 log.add(run.start, run.stop)
-            for unflushed in (self._unflushed, self._flushing):
-                self._lacks_unflushed(replica.slot, unflushed)
-                for run in unflushed.runs():
-                    self._target_got(replica, run)
+            self._lacks_unsynced(replica)
+            for run in self._epochs.unsynced(replica):
+                self._target_got(replica, run)
             for start, end in self.doubts.unsettled:
                 self._marks.add(lacks(replica.slot), range(start, end))
             self.doubts.forget(replica)
@@ -997,40 +1010,39 @@ class Sidecars:
                     self.unproven.setdefault(slot, RangeSet()).add(start, end)
                     self._marks.add(bit, range(start, end))
 
-    def _lacks_unflushed(self, slot: int, unflushed: Unflushed) -> None:
+    def _lacks_unsynced(self, replica: Replica) -> None:
         """A replica that failed may have lost all it has not synced, equal as it may read (R4)."""
-        unproven = self.unproven.get(slot, RangeSet())
-        for run in unflushed.runs():
-            self._marks.add(lacks(slot), run)
+        assert replica.slot is not None
+        unproven = self.unproven.get(replica.slot, RangeSet())
+        for run in self._epochs.unsynced(replica):
+            self._marks.add(lacks(replica.slot), run)
             unproven.remove(run.start, run.stop)
 
     def _unsettle(self, chunks: range) -> None:
         """The current replicas may differ in *chunks*."""
         self._target_lacks(chunks)
         self.doubts.unsettle(chunks)
-        self.doubts.heard = False
+        self._diverged_in = self._epochs.now
         self.notify()
 
     def _sync_ended(self, replica: Replica, operation: Operation) -> None:
         """Stop to believe a replica whose sync failed, before the slowest one has answered."""
         if operation.kind is not Kind.SYNC or operation.error is None:
             return
-        if replica is self.target and self._joining and replica.slot is not None:
+        if replica is self.target and self._joining:
             # Of two syncs the other one, of the join itself, may have been told nothing.
-            for unflushed in (self._unflushed, self._flushing, self._target_unsynced):
-                self._lacks_unflushed(replica.slot, unflushed)
+            self._lacks_unsynced(replica)
         if replica.role is not State.CURRENT:
             return
         losing = self.doubts.losing.setdefault(replica, RangeSet())
         self.doubts.losses += 1
-        for run in self._unsynced_runs():
+        for run in self._unsynced_runs(replica):
             losing.add(run.start, run.stop)
             self._target_got(replica, run)
 
-    def _unsynced_runs(self) -> Iterator[range]:
-        """What a sync that fails may be about: also what was written before a crash."""
-        yield from self._unflushed.runs()
-        yield from self._flushing.runs()
+    def _unsynced_runs(self, replica: Replica) -> Iterator[range]:
+        """What a sync of *replica* that fails may be about, also from before a crash."""
+        yield from self._epochs.unsynced(replica)
         yield from (range(start, end) for start, end in self.doubts.inherited)
 
     async def record_losses(self) -> None:
@@ -1042,7 +1054,7 @@ class Sidecars:
             with suppress(OSError):  # whoever can, remembers
                 await self._write_map()
 
-    async def _lose(self, replicas: Sequence[Replica], chunks: Iterable[range] = ()) -> None:
+    async def _lose(self, replicas: Sequence[Replica], chunks: Sequence[range] = ()) -> None:
         """Note that *replicas* lost *chunks*, and too few are left without them.
 
         By default what they took since a flush.
@@ -1050,17 +1062,19 @@ class Sidecars:
         if not replicas:
             return  # there were too few from the beginning
         self.doubts.losses += 1
-        runs = list(chunks) or list(self._unsynced_runs())
+        lost: set[range] = set()
         for replica in replicas:
             assert replica.slot is not None
             self.doubts.losing.pop(replica, None)
+            runs = chunks or list(self._unsynced_runs(replica))
+            lost.update(runs)
             for run in runs:
                 self._marks.add(lacks(replica.slot), run)
                 self._target_got(replica, run)
                 self.doubts.unsettle(run)
                 if replica.role is State.CURRENT:  # else the bits alone say so
                     self.doubts.lose(replica, run)
-        for run in runs:
+        for run in sorted(lost, key=lambda run: run.start):
             if self.map.any(UNVERIFIED, run):
                 self._believe_the_one_left(run)
             for part in self.doubts.lost_by_all(run):
@@ -1083,9 +1097,7 @@ class Sidecars:
         """Note that a change of *chunks* begins or ends."""
         per_extent = self._extent_chunks
         self._intents.touch(range(chunks.start // per_extent, chunks[-1] // per_extent + 1))
-        self._unflushed.add(chunks)
-        if self.target is not None:
-            self._target_unsynced.add(chunks)
+        self._epochs.latest.add(chunks)
 
     # What nobody can be read at
 

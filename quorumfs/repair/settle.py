@@ -211,8 +211,7 @@ class Settling:
         """
         async with self._hearing:
             written = bool(chunks) and self._sidecars.unsynced(*self._span(chunks))
-            if written or not self._sidecars.doubts.heard:
-                self._sidecars.doubts.heard = True  # what is unsettled meanwhile is another matter
+            if written or not self._sidecars.losses_heard:
                 with suppress(OSError):
                     await self._disk.sync()
 

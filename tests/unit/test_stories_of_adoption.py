@@ -628,7 +628,7 @@ STORIES = [
     (allocated_before_it_was_compared, replace(RAW, replicas=3)),
     *product([a_tie_decided_by_a_lock], [RAW, *PAIRS]),
     (written_before_its_comparison_is_on_record, RAW),
-    (a_tie_decided_by_many_writes, replace(PAIRS[1], scale=replace(SCALES[0], unflushed_max=2))),
+    (a_tie_decided_by_many_writes, replace(PAIRS[1], scale=replace(SCALES[0], chunk_set_max=2))),
     *product(
         [
             half_a_write_and_the_one_that_took_it_left_behind,

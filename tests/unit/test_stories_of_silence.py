@@ -8,7 +8,7 @@ import pytest
 import trio
 from support.simulation.guest import BrokenError
 from support.simulation.runner import Setup
-from support.simulation.storage import Effect, Fault
+from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,
     EQUALS,
@@ -273,7 +273,8 @@ async def written_after_hearing_then_flushed(story: Story) -> None:
     async with story.mounted() as guest:
         guest.mounted.repairs.limit = 16 << 10
         doubts = guest.mounted.sidecars.doubts
-        await guest.until(lambda: doubts.heard and guest.mounted.repairs.progress is not None)
+        sidecars, repairs = guest.mounted.sidecars, guest.mounted.repairs
+        await guest.until(lambda: sidecars.losses_heard and repairs.progress is not None)
         await trio.sleep(1.0)
         await guest.write_surely(last)
         chunks = guest.mounted.sidecars.map.chunks(last, BLOCK)
@@ -300,7 +301,8 @@ async def written_after_hearing_then_settled(story: Story) -> None:
     async with story.mounted() as guest:
         guest.mounted.repairs.limit = 16 << 10
         doubts = guest.mounted.sidecars.doubts
-        await guest.until(lambda: doubts.heard and guest.mounted.repairs.progress is not None)
+        sidecars, repairs = guest.mounted.sidecars, guest.mounted.repairs
+        await guest.until(lambda: sidecars.losses_heard and repairs.progress is not None)
         await trio.sleep(1.0)
         await guest.write_surely(last)
         chunks = guest.mounted.sidecars.map.chunks(last, BLOCK)
@@ -475,33 +477,35 @@ async def each_lost_something_else(story: Story) -> None:
     await story.ends_well()
 
 
-async def both_lost_one_then_another(story: Story) -> None:
-    """Both fail a flush; of the sync that is to tell what was lost one fails, and while the other
-    one's is slow a write fails there: it alone has what was written meanwhile."""
-    untrue = Fault(error=errno.EIO, effect=Effect.ALL)  # whatever it lost, it was not this
+async def lost_amid_a_sync_beside_one_that_fails_a_write(story: Story) -> None:
+    """A write failed on both; of the sync that is to tell what was lost one fails, and while the
+    other one's is slow a write fails there: it alone has what was written meanwhile."""
     async with story.mounted() as guest:
-        await guest.write(0)
-        story.world.replicas[0].image_faults.plan(Kind.SYNC, untrue, Fault(2.0, error=errno.EIO))
-        story.world.replicas[1].image_faults.plan(Kind.SYNC, untrue, Fault(20.0))
+        story.world.replicas[0].image_faults.plan(Kind.SYNC, Fault(2.0, error=errno.EIO))
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(20.0))
+        for index in (0, 1):
+            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
         with suppress(OSError):
-            await guest.flush()
+            await guest.write(0)
         await trio.sleep(1.0)
-        await guest.write(EXTENTS[3])
+        assert not guest.mounted.sidecars.losses_heard
+        await guest.write_surely(EXTENTS[3])
         await trio.sleep(0.5)
         _drop_pages(story, 0)  # the sync under way will tell
         await trio.sleep(2.5)
+        assert guest.mounted.sidecars.doubts.losing
         story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
         with suppress(OSError):
             await guest.write(EXTENTS[2])
         await trio.sleep(60.0)
-        await guest.read(EXTENTS[3])
+        await guest.read_surely(EXTENTS[3])
     await story.ends_well()
 
 
 ONE_OF_THREE = replace(TRIO, threshold=1, fifo=True)
 STORIES = [
     (each_lost_something_else, TRIO),
-    (both_lost_one_then_another, PAIR),
+    (lost_amid_a_sync_beside_one_that_fails_a_write, PAIR),
     (joins_while_its_failed_sync_waits, PAIR),
     (killed_while_a_failed_sync_waits, PAIR),
     (read_amid_a_flush_that_fails, EQUALS),

@@ -22,7 +22,6 @@ from quorumfs.assembly import State, _Assembly
 from quorumfs.dirtymap import INTENT
 from quorumfs.metadata import Outcome
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.metadata.unflushed import Unflushed
 from quorumfs.metadata.writer import SidecarWriter
 from quorumfs.rangelock import Claim, RangeLock
 from quorumfs.repair import repairs as repairs_module
@@ -118,6 +117,7 @@ def fenced_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
         members, receivers, recorded = self._members, self._receivers, self._recorded
         fence(self, claim)
         self._members, self._receivers, self._recorded = members, receivers, recorded
+        self._epochs.follow(receivers)
 
     monkeypatch.setattr(Sidecars, "_fence", only_say)
 
@@ -183,8 +183,8 @@ def left_behind_later(monkeypatch: pytest.MonkeyPatch) -> None:
 def failed_flush_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who could not flush stays current."""
 
-    async def ignore(self: Sidecars, outcomes: Sequence[Outcome]) -> None:
-        self._flushing = Unflushed()
+    async def ignore(self: Sidecars, _: Sequence[Outcome]) -> None:
+        self._end_flush()
 
     monkeypatch.setattr(Sidecars, "finish_flush", ignore)
     _nothing_early(monkeypatch)
@@ -219,7 +219,7 @@ def resync_compares(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def failed_flush_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who could not flush is left behind, but lacks nothing for that."""
-    monkeypatch.setattr(Sidecars, "_lacks_unflushed", _always(None))
+    monkeypatch.setattr(Sidecars, "_lacks_unsynced", _always(None))
     log_is_believed(monkeypatch)  # a second line, which hides the first
     _nothing_early(monkeypatch)
 
@@ -337,8 +337,10 @@ def sidecar_closed_after_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
 def target_is_not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
     """R8: a chunk is called held as soon as it was written."""
 
-    async def skip(self: Sidecars, _: object) -> None:
-        self._target_unsynced = Unflushed()
+    async def skip(self: Sidecars, changing: Iterable[tuple[int, int]]) -> None:
+        target = self.target
+        assert target is not None
+        self._epochs.cover([target], self._epochs.begin_sync([target], self._chunks_of(changing)))
 
     monkeypatch.setattr(Sidecars, "sync_target", skip)
 

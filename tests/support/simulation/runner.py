@@ -42,8 +42,8 @@ from quorumfs.control.events import Event, EventLog
 from quorumfs.dirtymap import ALL_LACK, INTENT, UNVERIFIED, DirtyMap, lacks
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
+from quorumfs.metadata import epochs as epochs_module
 from quorumfs.metadata import intents as intents_module
-from quorumfs.metadata import unflushed as unflushed_module
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.patterns import Fifo, Quorum
 from quorumfs.repair import work as work_module
@@ -93,7 +93,7 @@ class Scale:
     extent: int
     piece: int
     batch: int
-    unflushed_max: int
+    chunk_set_max: int
     misses_max: int
 
     @contextmanager
@@ -106,7 +106,7 @@ class Scale:
                 (work_module, "PIECE", self.piece),
                 (work_module, "LARGE_UNIT", 2 * self.piece),
                 (work_module, "BATCH", self.batch),
-                (unflushed_module, "CHUNKS_MAX", self.unflushed_max),
+                (epochs_module, "CHUNKS_MAX", self.chunk_set_max),
                 (intents_module, "MISSES_MAX", self.misses_max),
                 (disk_module, "ZEROS_MAX", 2 * self.piece),
                 (disk_module, "LEAST", self.piece // 2),

@@ -233,7 +233,7 @@ _asked, _found = _CacheRange(), _CacheStat()  # the trio thread's: to make them 
 _asked_and_found = (ctypes.byref(_asked), ctypes.byref(_found), 0)
 
 
-def _is_cached(fd: int, offset: int, length: int) -> bool:
+def is_cached(fd: int, offset: int, length: int) -> bool:
     """Whether all of a range is in the page cache, or the kernel (before 6.5) cannot tell."""
     _asked.offset, _asked.length = offset, length
     if _libc.syscall(_CACHESTAT, fd, *_asked_and_found):
@@ -280,7 +280,7 @@ class FileStorage:
         self._name = name
         self._file = os.fstat(fd) if self.local else None
         """By which it is told from others; elsewhere numbers of files may change."""
-        self._promptness = Promptness()
+        self.promptness = Promptness()
         self._inline = inline and self.local
         self._in_memory = inline and locality is Locality.MEMORY
         self._cache_answers = self._inline and _cache_answers(fd)
@@ -355,7 +355,7 @@ class FileStorage:
 
     @property
     def prompt(self) -> bool:
-        promptness = self._promptness
+        promptness = self.promptness
         if promptness.watched or not promptness.trusted:  # threads change them one by one
             promptness.look_again(perf_counter_ns())
         if self._in_flight and perf_counter_ns() - self._progress_at > TOO_LONG_NS:
@@ -370,7 +370,7 @@ class FileStorage:
             # A read of what is not cached begins to read ahead, even with RWF_NOWAIT: that may
             # have to wait for the file system's own data, which tells where the file's is.
             self._doubtful -= 1
-            if not _is_cached(self.fd, offset, length):
+            if not is_cached(self.fd, offset, length):
                 self._doubtful = DOUBTS
                 return None
         began = perf_counter_ns()
@@ -393,7 +393,7 @@ class FileStorage:
     def write_now(self, offset: int, data: Buffer) -> bool:
         if self._holding or self._lost is not None:
             return False
-        waits = _waits() if self._promptness.watched else None
+        waits = _waits() if self.promptness.watched else None
         began = perf_counter_ns()
         written = 0
         try:
@@ -412,7 +412,7 @@ class FileStorage:
     def _was_slow(self, began: int, waits: int | None) -> None:
         now = perf_counter_ns()
         waited = waits is not None and _waits() > waits
-        self._promptness.took(now - began, now, waited=waited)
+        self.promptness.took(now - began, now, waited=waited)
 
     def submit(self, operation: Operation, done: Done) -> None:
         if (
@@ -508,7 +508,7 @@ class FileStorage:
                 value = self._insist(operation)
                 took = (now := perf_counter_ns()) - began
                 if took > TOO_LONG_NS and operation.kind is Kind.WRITE:
-                    self._promptness.took(took, now, waited=True)
+                    self.promptness.took(took, now, waited=True)
             except OSError as caught:
                 error = caught
             except Exception:

@@ -120,8 +120,8 @@ class Sidecars:
         """The next record is to say that this mount may change the disk."""
         self._may_change = False
         """The set is in use, and the record says that this mount may change the disk."""
-        self._recorded = not plan.left_behind and not plan.prepared
-        """Nobody is current in the sidecars who is not current here."""
+        self.membership_recorded = not plan.left_behind and not plan.prepared
+        """A replica is current in the sidecars only if it is current here."""
         self._lock = trio.Lock()
         """Whoever writes to the sidecars holds it."""
         self._map_rounds = 0
@@ -224,7 +224,7 @@ class Sidecars:
         extent, last_extent = first // self._extent_chunks, last // self._extent_chunks
         intents = self._intents
         if (
-            not (self._may_change and self._recorded)
+            not (self._may_change and self.membership_recorded)
             or self._joining
             or len(self._members) < self.threshold
             or not (intents.marked[extent] and intents.marked[last_extent])
@@ -245,7 +245,7 @@ class Sidecars:
 
     def prepared(self, offset: int, length: int, *, repair: bool = False) -> bool:
         covered = self._intents.cover(self.map.extents(offset, length))
-        ready = self._in_use and self._recorded and (repair or not self._unentered)
+        ready = self._in_use and self.membership_recorded and (repair or not self._unentered)
         return ready and covered and not self._is_compared(offset, length)
 
     @property
@@ -268,7 +268,7 @@ class Sidecars:
         extents = self.map.extents(offset, length)
         while not self.prepared(offset, length, repair=repair):
             await self.open(to_change=not repair)
-            if not self._recorded:
+            if not self.membership_recorded:
                 raise OSError(errno.EIO, "too few replicas are current")
             if span := self._intents.want(extents, self._may_mark, ahead=ahead):
                 self._marks.add(INTENT, self.map.extent_chunks(span))
@@ -314,7 +314,7 @@ class Sidecars:
         chunks = self.map.chunks(offset, length)
         self._note_written(chunks)
         failed = [replica for replica, operation in outcomes if operation.error is not None]
-        if not failed and self._recorded and len(self._members) >= self.threshold:
+        if not failed and self.membership_recorded and len(self._members) >= self.threshold:
             self.doubts.mend(offset, offset + length)
             return
         current = [o for o in outcomes if o.replica.role is State.CURRENT]
@@ -395,7 +395,7 @@ class Sidecars:
 
     def missed(self, replica: Replica) -> RangeSet:
         away = any(member.state is State.MISSING for member in self._members)
-        if self._recorded and not away:
+        if self.membership_recorded and not away:
             return _NOTHING
         # One that is away may alone hold something there: nobody else's hole counts, until it is
         # on record as left behind.
@@ -450,7 +450,7 @@ class Sidecars:
         async with self._lock:
             await self._look_at_claims(self._receivers)
             self.require_ours()
-            if not self._recorded or (self.record.clean and not self._in_use):
+            if not self.membership_recorded or (self.record.clean and not self._in_use):
                 await self._write_map_locked()
                 return
             if self.target is not None:
@@ -524,7 +524,7 @@ class Sidecars:
         if self.fenced is not None:
             return
         self.fenced = claim
-        self._recorded = False
+        self.membership_recorded = False
         for replica in self._receivers:
             # What this host has cached and not written yet, on a network file system, it would
             # write some time later, over what is newer. Now the other one still waits for it.
@@ -559,7 +559,7 @@ class Sidecars:
     @property
     def may_record(self) -> bool:
         """Whether enough are current to have it on record who is not, before anything changes."""
-        return self._recorded or len(self._members) >= self._quorum
+        return self.membership_recorded or len(self._members) >= self._quorum
 
     def notify(self) -> None:
         """Tell the repairs that there may be something to do."""
@@ -571,10 +571,10 @@ class Sidecars:
 
         *to_change*: and that this mount may change the disk. To make replicas equal is no change.
         """
-        if self._in_use and self._recorded and not (to_change and self._unentered):
+        if self._in_use and self.membership_recorded and not (to_change and self._unentered):
             return
         async with self._lock:
-            unrecorded = not self._recorded and len(self._members) >= self._quorum
+            unrecorded = not self.membership_recorded and len(self._members) >= self._quorum
             if not self._in_use or unrecorded or (to_change and self._unentered):
                 self._changing = self._changing or to_change
                 # The map first: who is now said to be stale lacks what it says.
@@ -804,7 +804,7 @@ class Sidecars:
         idle = list(self._intents.idle())
         self._intents.look_anew()
         async with self._lock:
-            if not self._in_use or not self._recorded:
+            if not self._in_use or not self.membership_recorded:
                 return
             # By its number a replica put back from before this is known for one that lacks what was
             # written meanwhile, and has no mark for what is cleared now.
@@ -939,7 +939,7 @@ class Sidecars:
         return left >= self.least and not self.doubts.held_only_by(gone)
 
     def _all_current(self) -> bool:
-        return self._in_use and self._recorded and next(self._out_slots(), None) is None
+        return self._in_use and self.membership_recorded and next(self._out_slots(), None) is None
 
     def _drop_target(self, reason: str) -> None:
         target = self.target
@@ -956,7 +956,7 @@ class Sidecars:
 
     async def _leave_behind(self, failed: Sequence[Replica], chunks: range, reason: str) -> None:
         """Leave *failed* behind, durably, before anything is acknowledged without them (R3)."""
-        if not failed and (self._recorded or not self._in_use):
+        if not failed and (self.membership_recorded or not self._in_use):
             return
         for replica in failed:
             if replica is self.target and replica.slot is not None:
@@ -967,7 +967,7 @@ class Sidecars:
                 self.drop_target(replica, reason)
         async with self._lock:
             gone = [one for one in dict.fromkeys(failed) if one.role is State.CURRENT]
-            if not gone and (self._recorded or not self._in_use):
+            if not gone and (self.membership_recorded or not self._in_use):
                 return
             if not self._enough_without(gone):
                 raise OSError(errno.EIO, "too few replicas would be left")
@@ -986,7 +986,7 @@ class Sidecars:
             # They are opened anew to bring it back, and meanwhile keep its store busy.
             replica.detach(there=not replica.dead)
             self._left_here.add(replica)
-            self._recorded = False
+            self.membership_recorded = False
             log = self._logs.setdefault(replica.slot, RangeSet())
             for run in self.map.runs(INTENT, longest=len(self.map)):
                 log.add(run.start, run.stop)
@@ -1223,13 +1223,13 @@ class Sidecars:
                 error = failed.pop(resyncing)
                 self.drop_target(resyncing, f"its sidecar: {error.strerror}")
                 if not failed:
-                    self._recorded = False  # until the others have all the same again
+                    self.membership_recorded = False  # until the others have all the same again
                     raise error
             gone = [replica for replica in failed if replica in self._members]
             left = [replica for replica in self._members if replica not in gone]
             # One that is still joining may fail as well: then nobody would be left.
             if not self._enough_without(gone) or left == [joining]:
-                self._recorded = False
+                self.membership_recorded = False
                 raise voted_error(failed.values())
             self._drop(gone, f"its sidecar: {next(iter(failed.values())).strerror}")
 
@@ -1240,12 +1240,12 @@ class Sidecars:
         current = {replica.slot for replica in self._members}
         # One that was left behind may have committed a generation that failed elsewhere.
         self._passed = [passed for passed in self._passed if passed not in record.history]
-        self._recorded = not self._passed and all(
+        self.membership_recorded = not self._passed and all(
             slot in current
             for slot, role in enumerate(record.roles)
             if role.state is RoleState.CURRENT
         )
-        if self._recorded:
+        if self.membership_recorded:
             self._quorum = self.threshold
         self._may_change = self._in_use and self._is_entered
 

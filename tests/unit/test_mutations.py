@@ -59,6 +59,7 @@ from quorumfs.dirtymap import UNVERIFIED, DirtyMap, lacks
 from quorumfs.disk import TICK_S
 from quorumfs.options import MountOptions
 from quorumfs.repair import repairs as repairs_module
+from quorumfs.repair.resync import Resync
 from quorumfs.resolution import resolve
 from quorumfs.sidecar import (
     ANCESTORS_MAX,
@@ -283,12 +284,11 @@ async def an_internal_error_amid_a_resync(story: Story) -> None:
     """It is logged, and does not keep the replica from being brought back the next time."""
     await left_behind(story)
     async with story.mounted() as guest:
-        resync = guest.mounted.repairs._come_back._resync
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(resync, "_take_over", _broken)
+            monkeypatch.setattr(Resync, "_take_over", _broken)
             await trio.sleep(1.0)
-        assert len(story._errors.found) == 1
-        story._errors.found.clear()
+        assert len(story.errors.found) == 1
+        story.errors.found.clear()
         await guest.converged()
     await story.ends_well()
 
@@ -363,13 +363,14 @@ async def power_cut_long_after_a_write_beside_a_resync(story: Story, index: int 
     await left_behind(story, index)
     async with story.mounted() as guest:
         guest.mounted.repairs.limit = 256
-        disk_map, marked = guest.mounted.sidecars.map, guest.mounted.sidecars._intents.marked
-        await guest.until(lambda: not disk_map.any(lacks(index), disk_map.chunks(0, BLOCK)))
-        guest.mounted.sidecars.mirror(wanted=True)
+        sidecars = guest.mounted.sidecars
+        chunks = sidecars.map.chunks(0, BLOCK)
+        await guest.until(lambda: not sidecars.map.any(lacks(index), chunks))
+        sidecars.mirror(wanted=True)
         await guest.write(0)
         for _ in range(70):
             await trio.sleep(1.0)
-            if not marked[0]:
+            if not sidecars.prepared(0, BLOCK):
                 break
         story.world.power_cut()
     await story.ends_well()
@@ -890,7 +891,7 @@ async def the_last_one_is_gone_and_back_after_a_resync_failed(story: Story) -> N
         broken = Weather(sync_fail=1.0)
         story.world.replicas[1].sidecar_faults.plan(Kind.SYNC, Fault())
         story.world.replicas[1].sidecar_faults.weather = broken
-        await guest.until(lambda: not guest.mounted.sidecars._recorded, every_s=0.01)
+        await guest.until(lambda: not guest.mounted.sidecars.membership_recorded, every_s=0.01)
         story.world.detach(0)
         with suppress(OSError):
             await guest.read(0)

@@ -126,7 +126,7 @@ def test_whoever_is_distrusted_is_looked_at_again(image: Path) -> None:
     """Also when a thread was amid saying so while the loop looked."""
 
     def test(file: FileStorage) -> None:
-        file._promptness.trusted = file._promptness.watched = False
+        file.promptness.trusted = file.promptness.watched = False
         assert file.prompt
 
     with_storage(image, test)
@@ -178,7 +178,7 @@ def test_reads_that_are_not_cached_are_not_tried_while_that_is_to_be_expected(
     def test(file: FileStorage) -> None:
         nonlocal cached
         monkeypatch.setattr(os, "preadv", counted)
-        monkeypatch.setattr(storage, "_is_cached", lambda *_: cached)
+        monkeypatch.setattr(storage, "is_cached", lambda *_: cached)
         cached = False
         assert file.read_now(0, 4096) is None
         assert not tried, "nothing has shown yet that anything is cached"
@@ -197,11 +197,11 @@ def test_reads_that_are_not_cached_are_not_tried_while_that_is_to_be_expected(
 def test_the_kernel_is_asked_what_is_cached(image: Path) -> None:
     with image.open("rb") as file:
         os.pread(file.fileno(), SIZE, 0)
-        assert storage._is_cached(file.fileno(), 100, 8192)
+        assert storage.is_cached(file.fileno(), 100, 8192)
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         release = tuple(int(part) for part in os.uname().release.split(".")[:2])
-        assert storage._is_cached(file.fileno(), 100, 8192) is (release < (6, 5))
+        assert storage.is_cached(file.fileno(), 100, 8192) is (release < (6, 5))
 
 
 def outcome_of(file: FileStorage, kind: Kind) -> OSError | None:

@@ -49,7 +49,7 @@ def no_intent(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def in_use(self: Sidecars, offset: int, length: int, **_: object) -> bool:
         assert offset + length <= self.map.size
-        return self._in_use and self._recorded
+        return self._in_use and self.membership_recorded
 
     monkeypatch.setattr(Sidecars, "prepared", in_use)
 
@@ -114,9 +114,9 @@ def fenced_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     fence = Sidecars._fence
 
     def only_say(self: Sidecars, claim: Any) -> None:
-        members, receivers, recorded = self._members, self._receivers, self._recorded
+        members, receivers, recorded = self._members, self._receivers, self.membership_recorded
         fence(self, claim)
-        self._members, self._receivers, self._recorded = members, receivers, recorded
+        self._members, self._receivers, self.membership_recorded = members, receivers, recorded
         self._epochs.follow(receivers)
 
     monkeypatch.setattr(Sidecars, "_fence", only_say)
@@ -268,7 +268,7 @@ def cleared_while_one_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """R5: a mark goes although not all replicas are current."""
 
     def in_use(self: Sidecars) -> bool:
-        return self._in_use and self._recorded
+        return self._in_use and self.membership_recorded
 
     monkeypatch.setattr(Sidecars, "_all_current", in_use)
 

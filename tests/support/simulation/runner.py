@@ -225,7 +225,7 @@ class History:
         self.oracle = Oracle(size, initial)
         self._dice = self.world.dice_for("history")
         self._asking = self.world.dice_for("threshold")
-        self._errors = _Errors(self.world)
+        self.errors = _Errors(self.world)
         self._initial = initial
         self._thresholds = {self.setup.threshold}
         """All that a record may have: it is lowered with consent, or by as many as it was."""
@@ -255,14 +255,14 @@ class History:
         """Live it; raises if a promise is broken."""
         logger = logging.getLogger("quorumfs")
         level, propagate = logger.level, logger.propagate
-        logger.addHandler(self._errors)
+        logger.addHandler(self.errors)
         logger.setLevel(logging.WARNING)
         logger.propagate = False
         try:
             with self.setup.scale.applied():
                 await self._run()
         finally:
-            logger.removeHandler(self._errors)
+            logger.removeHandler(self.errors)
             logger.setLevel(level)
             logger.propagate = propagate
 
@@ -818,8 +818,8 @@ class History:
         assert self._cuts_seen == self.world.power_cuts
 
     def _check_log(self) -> None:
-        if self._errors.found:
-            raise BrokenError(f"logged an error: {self._errors.found[0]}")
+        if self.errors.found:
+            raise BrokenError(f"logged an error: {self.errors.found[0]}")
 
     async def _be_used(
         self,

@@ -138,6 +138,10 @@ class DirtyMap:
             return bool(self.states[chunks.start] & bits)
         return self._next(bits, chunks.start, chunks.stop) < chunks.stop
 
+    def all(self, bits: int, chunks: range) -> bool:
+        """Whether each of *chunks* has any of *bits*."""
+        return self._next(bits, chunks.start, chunks.stop, having=False) == chunks.stop
+
     def runs(self, bits: int, start: int = 0, longest: int = 1) -> Iterator[range]:
         """Adjacent chunks from *start* on that have any of *bits*, at most *longest* at a time.
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from quorumfs.dirtymap import UNVERIFIED, lacks
 from quorumfs.metadata import Choice
-from quorumfs.metadata.marks import Marks
+from quorumfs.metadata.recorded import Recorded
 from quorumfs.ranges import RangeSet, segments
 from quorumfs.replica import Replica
 from quorumfs.voting import BLOCK
@@ -19,14 +19,14 @@ from quorumfs.voting import BLOCK
 class Doubts:
     """What is known about differences between the current replicas of one set."""
 
-    def __init__(self, marks: Marks, threshold: int, *, settling: bool) -> None:
+    def __init__(self, recorded: Recorded, threshold: int, *, settling: bool) -> None:
         """*threshold*: what a vote needs. *settling*: what may differ is made equal before it is
         shown.
         """
-        self._marks = marks
+        self._recorded = recorded
         self._threshold = threshold
         self._settling = settling
-        self._map = marks.map
+        self._map = recorded.map
         self._everything = RangeSet()
         self._everything.add(0, len(self._map))
         self.members: Sequence[Replica] = ()
@@ -131,7 +131,7 @@ class Doubts:
         for replica, lost in list(self.lost.items()):
             if lost.overlaps(chunks.start, chunks.stop) and replica.slot is not None:
                 lost.remove(chunks.start, chunks.stop)
-                self._marks.remove(lacks(replica.slot), chunks)
+                self._recorded.remove(lacks(replica.slot), chunks)
             if not lost:
                 del self.lost[replica]
         if not self.unsettled:

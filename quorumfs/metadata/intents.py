@@ -1,4 +1,4 @@
-"""Which extents of the disk are marked as intended, and which of them are written to. Pure.
+"""Which extents of the disk are to be marked as intended, and which are written to. Pure.
 
 An extent is marked, durably, before the first write to it (R1), and that write waits for it. So
 that writes all over a large disk do not wait each, the more extents were found without a mark
@@ -10,6 +10,8 @@ at most `AHEAD_MAX`, or a multiple of what one request of theirs is for.
 """
 
 from collections.abc import Callable, Iterator
+
+from quorumfs.dirtymap import INTENT, DirtyMap
 
 SPAN_MAX = 1024
 """Extents in the largest span: 4 GiB of a disk up to 16 TiB."""
@@ -26,34 +28,26 @@ use has fewer extents than that (1 GiB, in one piece), no span is longer than on
 
 
 class Intents:
-    """The marks of a disk of *count* extents, and what is to be marked."""
+    """Which extents of a disk are written to, and what is to be marked in its *known* map."""
 
-    __slots__ = ("_misses", "_span", "marked", "touched", "wanted")
+    __slots__ = ("_known", "_misses", "_span", "touched")
 
-    def __init__(self, count: int) -> None:
-        self.marked = bytearray(count)
-        """Per extent: 1 when its mark is durable on all that will get the write."""
-        self.touched = bytearray(count)
-        """Per extent: 1 when it was written to since `look_anew`."""
-        self.wanted: list[range] = []
-        """What is to be marked, and is not yet durably."""
+    def __init__(self, known: DirtyMap) -> None:
+        self._known = known
+        self.touched = bytearray(len(known.extents(0, known.size)))
+        """Per extent: 1 when it was written to since `look_anew`, or is about to be."""
         self._span = 1
         self._misses = 0
-
-    def cover(self, extents: range) -> bool:
-        """Whether all *extents* are marked."""
-        return self.marked.find(0, extents.start, extents.stop) < 0
 
     def want(
         self, extents: range, may_mark: Callable[[range], bool], *, ahead: bool
     ) -> range | None:
-        """Note that *extents* are to be marked; returns what becomes wanted by it, if anything.
+        """The extents to be marked for a write to *extents*; None if these are.
 
         *may_mark*: whether a span may be marked of which nobody asked for more than *extents*.
         *ahead*: whether those that follow are likely to be wanted next.
         """
-        known = (span.start <= extents.start and extents.stop <= span.stop for span in self.wanted)
-        if self.cover(extents) or any(known):
+        if self._known.all(INTENT, self._known.extent_chunks(extents)):
             return None
         aligned = range(self._span_of(extents[0]).start, self._span_of(extents[-1]).stop)
         longer = aligned
@@ -61,37 +55,22 @@ class Intents:
             start = max(0, extents.start - max(AHEAD_MAX, AHEAD_REQUESTS * len(extents)))
             untouched = self.touched.rfind(0, start, extents.start)
             just_before = extents.start - max(start, untouched + 1)
-            stop = min(extents.stop + just_before, len(self.marked))
+            stop = min(extents.stop + just_before, len(self.touched))
             longer = range(aligned.start, max(aligned.stop, stop))
         span = next((span for span in (longer, aligned) if may_mark(span)), extents)
-        self.wanted.append(span)
+        self.touch(extents)
         self._misses += 1
         if self._misses >= MISSES_MAX:
             self._misses = 0
             self._span = min(2 * self._span, SPAN_MAX)
         return span
 
-    def take_wanted(self) -> list[range]:
-        """What is to be marked now; from here on nothing is wanted."""
-        taken, self.wanted = self.wanted, []
-        return taken
-
-    def mark(self, spans: list[range]) -> None:
-        """Note that the marks of *spans* are durable."""
-        for span in spans:
-            self.marked[span.start : span.stop] = b"\1" * len(span)
-
-    def clear(self, span: range) -> None:
-        """Note that the extents of *span* lose their marks."""
-        self.marked[span.start : span.stop] = bytes(len(span))
-
     def touch(self, extents: range) -> None:
         """Note that *extents* are written to."""
         self.touched[extents.start : extents.stop] = b"\1" * len(extents)
 
     def in_use(self) -> Iterator[range]:
-        """What was written to since `look_anew`, or is about to be, in no order."""
-        yield from self.wanted
+        """What was written to since `look_anew`, or is about to be."""
         start = self.touched.find(1)
         while start >= 0:
             stop = self.touched.find(0, start)
@@ -109,9 +88,10 @@ class Intents:
         """Spans with a mark that nothing was written to since `look_anew`, in order; adjacent ones
         of which all is marked are one.
         """
-        count = len(self.marked)
+        marked = self._marked()
+        count = len(marked)
         used = -1
-        extent = self.marked.find(1)
+        extent = marked.find(1)
         while extent >= 0:
             start = self._span_of(extent).start
             if used < start:
@@ -119,14 +99,23 @@ class Intents:
                 used = count if used < 0 else used
             unused = self._span_of(used).start if used < count else count
             if start < unused:
-                stop = self.marked.find(0, extent, unused)
+                stop = marked.find(0, extent, unused)
                 stop = unused if stop < 0 else self._span_of(stop - 1).stop
                 yield range(start, stop)
             else:  # what was written to in one piece is passed over in one step
                 stop = self.touched.find(0, used)
                 stop = self._span_of(stop - 1).stop if stop > 0 else count
-            extent = self.marked.find(1, stop)
+            extent = marked.find(1, stop)
+
+    def _marked(self) -> bytearray:
+        """Per extent: 1 if any chunk of it is marked."""
+        marked = bytearray(len(self.touched))
+        per_extent = self._known.extent // self._known.chunk_size
+        for run in self._known.runs(INTENT, longest=len(self._known)):
+            first, last = run.start // per_extent, run[-1] // per_extent
+            marked[first : last + 1] = b"\1" * (last + 1 - first)
+        return marked
 
     def _span_of(self, extent: int) -> range:
         start = extent // self._span * self._span
-        return range(start, min(start + self._span, len(self.marked)))
+        return range(start, min(start + self._span, len(self.touched)))

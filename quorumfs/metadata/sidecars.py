@@ -33,7 +33,7 @@ from quorumfs.metadata import Choice, Outcome
 from quorumfs.metadata.doubts import Doubts
 from quorumfs.metadata.epochs import Epochs
 from quorumfs.metadata.intents import Intents
-from quorumfs.metadata.marks import Marks
+from quorumfs.metadata.recorded import Recorded
 from quorumfs.metadata.writer import SidecarWriter, identities_of
 from quorumfs.ranges import RangeSet, segments
 from quorumfs.replica import Gathering, Replica
@@ -101,8 +101,8 @@ class Sidecars:
         self.when_fenced: Callable[[Claim], None] = lambda _: None
         self.changed = trio.Event()
         """Set, and replaced, when there may be something to repair; see `notify`."""
-        self._marks = Marks(plan.map)
-        self.doubts = Doubts(self._marks, threshold, settling=not read_only)
+        self._recorded = Recorded(plan.map)
+        self.doubts = Doubts(self._recorded, threshold, settling=not read_only)
         self.target: Replica | None = None
         """The replica being resynced."""
         self._joining = False
@@ -124,12 +124,8 @@ class Sidecars:
         """A replica is current in the sidecars only if it is current here."""
         self._lock = trio.Lock()
         """Whoever writes to the sidecars holds it."""
-        self._map_rounds = 0
         self._extent_chunks = self.map.extent // self.map.chunk_size
-        self._compared = RangeSet()
-        """Chunks that were found equal, or made so, since adoption; no sidecar says so yet. A write
-        that was cut off there would be taken for what adopted images differ in."""
-        self._intents = Intents(len(self.map.extents(0, self.map.size)))
+        self._intents = Intents(self.map)
         self._epochs = Epochs()
         """Who has synced what was changed, of those who get what is written."""
         self._diverged_in = self._epochs.now
@@ -170,15 +166,13 @@ class Sidecars:
             replica.role = member.state
             replica.reason = member.reason
             if one.image and one.image.size < self.record.size and replica.slot is not None:
-                self._marks.add(lacks(replica.slot), range(len(self.map)))
+                self._recorded.add(lacks(replica.slot), range(len(self.map)))
             if one.image and one.sidecar:
                 self._know(replica, one)
                 if replica.role is State.CURRENT:
                     for start, end in one.sidecar.unreadable:
                         self.doubts.unreadable.add(start, end)
-                joined = replica.role is State.CURRENT and one.sidecar.map.states != self.map.states
-                if joined:
-                    self._marks.rewrite()
+                    self._recorded.found(one.sidecar.map)
         self._arrange()
         self._tear_marked()
         self._recall_lost()
@@ -221,32 +215,27 @@ class Sidecars:
         # As `prepared` and `begin` together: on the path of every write, so it is spelled out.
         size = self.map.chunk_size
         first, last = offset // size, (offset + length - 1) // size
-        extent, last_extent = first // self._extent_chunks, last // self._extent_chunks
-        intents = self._intents
+        chunks = range(first, last + 1)
         if (
             not (self._may_change and self.membership_recorded)
             or self._joining
             or len(self._members) < self.threshold
-            or not (intents.marked[extent] and intents.marked[last_extent])
-            or last_extent - extent > 1
+            or self.map.any(UNVERIFIED, chunks)
+            or not self._recorded.holds(chunks)
         ):
-            return ()
-        chunks = range(first, last + 1)
-        if self.map.any(UNVERIFIED, chunks):
-            return ()
-        if self._compared and self._compared.overlaps(first, last + 1):
             return ()
         unreadable = self.doubts.unreadable
         if unreadable and unreadable.overlaps(offset, offset + length):
             return ()
-        intents.touched[extent] = intents.touched[last_extent] = 1
+        touched, per_extent = self._intents.touched, self._extent_chunks
+        for extent in range(first // per_extent, last // per_extent + 1):
+            touched[extent] = 1
         self._epochs.latest.add(chunks)
         return self._receivers_of(chunks)
 
     def prepared(self, offset: int, length: int, *, repair: bool = False) -> bool:
-        covered = self._intents.cover(self.map.extents(offset, length))
         ready = self._in_use and self.membership_recorded and (repair or not self._unentered)
-        return ready and covered and not self._is_compared(offset, length)
+        return ready and self._recorded.holds(self.map.chunks(offset, length))
 
     @property
     def _unentered(self) -> bool:
@@ -255,12 +244,6 @@ class Sidecars:
         Nothing is acknowledged by too few: then the record would say too much.
         """
         return not self._may_change and len(self._members) >= self.threshold
-
-    def _is_compared(self, offset: int, length: int) -> bool:
-        if not self._compared:
-            return False
-        chunks = self.map.chunks(offset, length)
-        return self._compared.overlaps(chunks.start, chunks.stop)
 
     async def prepare(
         self, offset: int, length: int, *, ahead: bool = False, repair: bool = False
@@ -271,7 +254,7 @@ class Sidecars:
             if not self.membership_recorded:
                 raise OSError(errno.EIO, "too few replicas are current")
             if span := self._intents.want(extents, self._may_mark, ahead=ahead):
-                self._marks.add(INTENT, self.map.extent_chunks(span))
+                self._recorded.add(INTENT, self.map.extent_chunks(span))
             await self._write_map()
 
     def _may_mark(self, extents: range) -> bool:
@@ -294,7 +277,7 @@ class Sidecars:
         *mirrored*: the target, too, where it lacks nothing.
         """
         if self._out_bits:
-            self._marks.add(self._out_bits, chunks)
+            self._recorded.add(self._out_bits, chunks)
         if self.target is None:
             return self._receivers
         if (mirrored or self._mirroring) and not self._target_lacks_all(chunks):
@@ -414,7 +397,7 @@ class Sidecars:
         if replica.role is State.CURRENT:  # it is left behind for that, as soon as it can be
             self.doubts.truncated.add(replica)
             self.doubts.losses += 1
-            self._marks.add(lacks(replica.slot), everything)
+            self._recorded.add(lacks(replica.slot), everything)
             if self._read_only:
                 return
             try:
@@ -426,7 +409,7 @@ class Sidecars:
         if replica is self.target:
             self._target_lacks(everything)
         else:
-            self._marks.add(lacks(replica.slot), everything)
+            self._recorded.add(lacks(replica.slot), everything)
         if not self._read_only and self.may_record:
             with suppress(OSError):  # it may get its length back, and look whole to the next mount
                 await self.open()
@@ -461,9 +444,9 @@ class Sidecars:
                 self._doubt_log(slot)
             await self._commit(clean=True)
             self._in_use = self._may_change = False
-            self._marks.remove(INTENT, range(len(self.map)))
+            self._recorded.remove(INTENT, range(len(self.map)))
             for chunks in self.doubts.to_remember():
-                self._marks.add(INTENT, chunks)
+                self._recorded.add(INTENT, chunks)
             await self._write_map_locked()
 
     @property
@@ -587,15 +570,6 @@ class Sidecars:
         """Note that all current replicas hold the same in *chunks*."""
         self.doubts.settled(chunks)
         self._note_written(chunks)
-        per_extent = self._extent_chunks
-        extents = range(chunks.start // per_extent, chunks[-1] // per_extent + 1)
-        wanted = self._intents.wanted
-        known = self._intents.cover(extents) or wanted[-1:] == [extents]
-        if not known and self._may_mark(extents):
-            # Nothing was written there, a hole: the marks are those of an earlier mount, and only
-            # who has made marks clears them.
-            wanted.append(extents)
-            self._marks.add(INTENT, self.map.extent_chunks(extents))
 
     def unsynced(self, offset: int, length: int) -> bool:
         chunks = self.map.chunks(offset, length)
@@ -618,12 +592,11 @@ class Sidecars:
 
     def verified(self, chunks: range) -> None:
         """Note that *chunks* were compared, and are equal on all current replicas."""
-        self._marks.remove(UNVERIFIED, chunks)
-        self._compared.add(chunks.start, chunks.stop)
+        self._recorded.remove(UNVERIFIED, chunks)
         self.doubts.torn.remove(*self.map.bounds_of(chunks))
         self._target_lacks(chunks)
         for slot in self._out_slots():  # nor was who is not here compared
-            self._marks.add(lacks(slot), chunks)
+            self._recorded.add(lacks(slot), chunks)
         if self.doubts.lost_in(chunks):
             self._unsettle(chunks)  # perhaps what a flush lost made them equal
 
@@ -642,10 +615,10 @@ class Sidecars:
         self._know(replica, found)
         self._doubt_log(replica.slot)
         if full:
-            self._marks.add(bit, range(len(self.map)))
+            self._recorded.add(bit, range(len(self.map)))
         elif own.own_state is not RoleState.RESYNCING and replica not in self._left_here:
             for run in own.map.runs(INTENT, longest=len(self.map)):
-                self._marks.add(bit, run)
+                self._recorded.add(bit, run)
         async with self._lock:
             await self._write_map_locked()
             # From its first new byte on it is a mixture that nobody must take for a disk.
@@ -736,7 +709,7 @@ class Sidecars:
             await self._commit(clean=False, resyncing=self.target)
             for bit in self._target_bit():
                 for start, end in self._caught_up:
-                    self._marks.remove(bit, range(start, end))
+                    self._recorded.remove(bit, range(start, end))
                     self._given.remove(start, end)
             self._caught_up = RangeSet()
             await self._write_map_locked()
@@ -783,9 +756,9 @@ class Sidecars:
                 self.target = None
                 self._copied_from.pop(target.slot, None)
                 self.unproven.pop(target.slot, None)
-                self._marks.remove(lacks(target.slot), range(len(self.map)))
+                self._recorded.remove(lacks(target.slot), range(len(self.map)))
                 for start, end in self.doubts.lost_by(target):
-                    self._marks.add(lacks(target.slot), range(start, end))
+                    self._recorded.add(lacks(target.slot), range(start, end))
         finally:
             self._joining = False
             if self.target is target:
@@ -816,8 +789,7 @@ class Sidecars:
                 for start, stop, cleared in segments(span.start, span.stop, [kept]):
                     if cleared:
                         extents = range(start, stop)
-                        self._intents.clear(extents)
-                        self._marks.remove(INTENT, self.map.extent_chunks(extents))
+                        self._recorded.remove(INTENT, self.map.extent_chunks(extents))
             await self._write_map_locked()
 
     def _kept_marks(self, claimed: Iterable[tuple[int, int]]) -> RangeSet:
@@ -861,7 +833,7 @@ class Sidecars:
         for run in self.map.runs(INTENT, longest=len(self.map)):
             self._unsettle(run)
             for slot in self._out_slots():  # one that was being resynced may have been given less
-                self._marks.add(lacks(slot), run)
+                self._recorded.add(lacks(slot), run)
         if self.record.clean:
             # It became so after a flush that was enough; whoever failed it had been left behind, or
             # has ``lacks`` bits. No change was begun since, for the record says first that the set
@@ -898,7 +870,7 @@ class Sidecars:
     def _target_lacks(self, chunks: range) -> None:
         """Have the target be given *chunks* again."""
         for bit in self._target_bit():
-            self._marks.add(bit, chunks)
+            self._recorded.add(bit, chunks)
             self._not_given(chunks)
 
     def _not_given(self, chunks: range) -> None:
@@ -915,7 +887,7 @@ class Sidecars:
             copied = sources.get(replica, _NOTHING)
             for start, stop, elsewhere in segments(chunks.start, chunks.stop, [copied]):
                 if not elsewhere:
-                    self._marks.add(lacks(slot), range(start, stop))
+                    self._recorded.add(lacks(slot), range(start, stop))
                     self._not_given(range(start, stop))
             copied.remove(chunks.start, chunks.stop)
 
@@ -960,7 +932,7 @@ class Sidecars:
             return
         for replica in failed:
             if replica is self.target and replica.slot is not None:
-                self._marks.add(lacks(replica.slot), chunks)
+                self._recorded.add(lacks(replica.slot), chunks)
                 if self._joining:
                     async with self._lock:
                         pass  # until it is known what has become of it
@@ -994,7 +966,7 @@ class Sidecars:
             for run in self._epochs.unsynced(replica):
                 self._target_got(replica, run)
             for start, end in self.doubts.unsettled:
-                self._marks.add(lacks(replica.slot), range(start, end))
+                self._recorded.add(lacks(replica.slot), range(start, end))
             self.doubts.forget(replica)
         self._arrange()
         self.notify()
@@ -1008,14 +980,14 @@ class Sidecars:
             for start, end, taken in segments(log_start, log_end, [lacking]):
                 if taken:
                     self.unproven.setdefault(slot, RangeSet()).add(start, end)
-                    self._marks.add(bit, range(start, end))
+                    self._recorded.add(bit, range(start, end))
 
     def _lacks_unsynced(self, replica: Replica) -> None:
         """A replica that failed may have lost all it has not synced, equal as it may read (R4)."""
         assert replica.slot is not None
         unproven = self.unproven.get(replica.slot, RangeSet())
         for run in self._epochs.unsynced(replica):
-            self._marks.add(lacks(replica.slot), run)
+            self._recorded.add(lacks(replica.slot), run)
             unproven.remove(run.start, run.stop)
 
     def _unsettle(self, chunks: range) -> None:
@@ -1049,7 +1021,7 @@ class Sidecars:
         for replica, losing in self.doubts.losing.items():
             assert replica.slot is not None
             for start, end in losing:
-                self._marks.add(lacks(replica.slot), range(start, end))
+                self._recorded.add(lacks(replica.slot), range(start, end))
         if not self._read_only:
             with suppress(OSError):  # whoever can, remembers
                 await self._write_map()
@@ -1069,7 +1041,7 @@ class Sidecars:
             runs = chunks or list(self._unsynced_runs(replica))
             lost.update(runs)
             for run in runs:
-                self._marks.add(lacks(replica.slot), run)
+                self._recorded.add(lacks(replica.slot), run)
                 self._target_got(replica, run)
                 self.doubts.unsettle(run)
                 if replica.role is State.CURRENT:  # else the bits alone say so
@@ -1145,32 +1117,19 @@ class Sidecars:
 
     async def _write_map(self) -> None:
         """Make all changes of the map until now durable; concurrent callers share the work."""
-        rounds = self._map_rounds
         async with self._lock:
-            if self._map_rounds == rounds:
+            if self._recorded.behind:
                 await self._write_map_locked()
-            # Else a whole round has begun and ended since. If it failed the caller sees that what
-            # it wanted is not there, and comes again.
 
     async def _write_map_locked(self) -> None:
-        self._map_rounds += 1
-        changed = self._marks.take_changed()
-        to_mark = self._intents.take_wanted()
-        compared = list(self._compared)
+        version = self._recorded.begin_write()
         pieces = [
             (MAP_OFFSET + first * PAGE, encode_pages(self.map, self.record.set_id, first, last))
-            for first, last in page_runs(changed)
+            for first, last in page_runs(version)
         ]
-        try:
-            for piece in pieces:
-                await self._outlive(await self._writer.put(self._members, piece))
-        except OSError:
-            self._marks.put_back(changed)
-            self._intents.wanted += to_mark
-            raise
-        self._intents.mark(to_mark)
-        for start, end in compared:
-            self._compared.remove(start, end)
+        for piece in pieces:
+            await self._outlive(await self._writer.put(self._members, piece))
+        self._recorded.written(version)
 
     async def _outlive(self, failed: dict[Replica, OSError]) -> None:
         """Leave behind those whose sidecars cannot be written, if the others are enough."""

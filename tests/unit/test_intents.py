@@ -6,10 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quorumfs.dirtymap import EXTENT, INTENT, DirtyMap
 from quorumfs.metadata import intents as module
 from quorumfs.metadata.intents import AHEAD_MAX, SPAN_MAX, Intents
 
 COUNT = 300
+
+
+def a_map(count: int) -> DirtyMap:
+    """That of a disk of *count* extents of a chunk each."""
+    return DirtyMap(count * EXTENT, EXTENT)
 
 
 def anywhere(span: range) -> bool:
@@ -17,12 +23,17 @@ def anywhere(span: range) -> bool:
     return True
 
 
-def mark(intents: Intents, extents: range) -> bool:
+def mark(known: DirtyMap, intents: Intents, extents: range) -> bool:
     """As before a write; whether it had to wait for a mark."""
-    wanted = intents.want(extents, anywhere, ahead=True)
-    intents.mark(intents.take_wanted())
-    assert intents.cover(extents)
-    return wanted is not None
+    span = intents.want(extents, anywhere, ahead=True)
+    if span is not None:
+        known.add(INTENT, span)
+    assert known.all(INTENT, extents)
+    return span is not None
+
+
+def marked(known: DirtyMap) -> list[int]:
+    return [extent for run in known.runs(INTENT, longest=len(known)) for extent in run]
 
 
 @pytest.fixture(autouse=True)
@@ -43,48 +54,51 @@ steps = st.lists(
 @given(steps)
 def test_no_mark_goes_that_somebody_relies_on(history: list[tuple[str, int, int]]) -> None:
     """Neither of what was written to since the last look, nor of what is about to be."""
-    intents = Intents(COUNT)
+    known = a_map(COUNT)
+    intents = Intents(known)
     written: set[int] = set()
     for step, start, length in history:
         extents = range(start, min(start + length, COUNT))
         if step == "write":
-            mark(intents, extents)
-            for extent in extents:
-                intents.touched[extent] = 1
+            mark(known, intents, extents)
+            intents.touch(extents)
             written.update(extents)
         elif step == "want":
-            intents.want(extents, anywhere, ahead=True)
+            if mark(known, intents, extents):
+                written.update(extents)
         else:
             idle = list(intents.idle())
             assert all(one.stop <= other.start for one, other in pairwise(idle))
             gone = {extent for span in idle for extent in span}
             assert not gone & written
-            assert {e for e in range(COUNT) if intents.marked[e]} - gone <= {
+            assert set(marked(known)) - gone <= {
                 neighbour for e in written for neighbour in intents._span_of(e)
             }
             intents.look_anew()
+            assert not list(intents.in_use())
             written.clear()
-            in_use = {extent for span in intents.in_use() for extent in span}
-            assert in_use == {extent for span in intents.wanted for extent in span}
             for span in idle:
-                if in_use.isdisjoint(span):
-                    intents.clear(span)
+                known.remove(INTENT, span)
 
 
 def test_a_small_working_set_is_marked_and_nothing_else() -> None:
-    intents = Intents(1000)
+    known = a_map(1000)
+    intents = Intents(known)
     for extent in (5, 500, 999):
-        assert mark(intents, range(extent, extent + 1))
-        assert not mark(intents, range(extent, extent + 1))
-    assert [extent for extent in range(1000) if intents.marked[extent]] == [5, 500, 999]
+        assert mark(known, intents, range(extent, extent + 1))
+        assert not mark(known, intents, range(extent, extent + 1))
+    assert marked(known) == [5, 500, 999]
 
 
 def test_writes_all_over_a_large_disk_soon_find_it_marked() -> None:
     """Not one wait for each extent: their number grows with the logarithm of the disk's size."""
     count = 1 << 20
-    intents = Intents(count)
+    known = a_map(count)
+    intents = Intents(known)
     step = 514_229  # coprime to the count: every extent once, in a scattered order
-    waits = sum(mark(intents, range(e, e + 1)) for e in (n * step % count for n in range(count)))
+    waits = sum(
+        mark(known, intents, range(e, e + 1)) for e in (n * step % count for n in range(count))
+    )
     assert waits <= count // SPAN_MAX + 4 * SPAN_MAX.bit_length()
 
 
@@ -94,36 +108,40 @@ def test_who_writes_from_one_end_to_the_other_rarely_waits(
     """And never is more marked ahead than was written to, in one piece, before."""
     monkeypatch.setattr(module, "MISSES_MAX", 256)  # spans shall stay short
     count = 40 * AHEAD_MAX
-    intents = Intents(count)
+    known = a_map(count)
+    intents = Intents(known)
     waits = 0
     for extent in range(count):
-        waits += mark(intents, range(extent, extent + 1))
+        waits += mark(known, intents, range(extent, extent + 1))
         intents.touched[extent] = 1
-        ahead = sum(intents.marked) - (extent + 1)
+        ahead = known.count(INTENT) - (extent + 1)
         assert ahead <= min(extent, AHEAD_MAX)
     assert waits <= count // AHEAD_MAX + AHEAD_MAX.bit_length()
 
 
 def test_who_repairs_has_nothing_marked_ahead() -> None:
     """Else what is settled after each crash would be twice what was settled before it."""
-    intents = Intents(1000)
+    known = a_map(1000)
+    intents = Intents(known)
     intents.touched[:10] = b"\1" * 10
     assert intents.want(range(10, 11), anywhere, ahead=False) == range(10, 11)
 
 
 def test_what_must_not_be_marked_ahead_is_not() -> None:
     """What was never compared, P4: a mark says there that a write may have torn it."""
-    intents = Intents(1000)
+    known = a_map(1000)
+    intents = Intents(known)
     intents.touched[:10] = b"\1" * 10
     assert intents.want(range(10, 11), lambda span: span.stop <= 15, ahead=True) == range(10, 11)
 
 
 def test_who_writes_anew_far_away_begins_with_one_extent() -> None:
-    intents = Intents(1000)
+    known = a_map(1000)
+    intents = Intents(known)
     for extent in (10, 11, 12, 13, 500):
-        mark(intents, range(extent, extent + 1))
+        mark(known, intents, range(extent, extent + 1))
         intents.touched[extent] = 1
-    assert [extent for extent in range(1000) if intents.marked[extent]] == [
+    assert marked(known) == [
         *range(10, 17),
         500,
     ]
@@ -131,31 +149,30 @@ def test_who_writes_anew_far_away_begins_with_one_extent() -> None:
 
 def test_spans_get_short_again_in_calm_times() -> None:
     """So that a crash does not cost what a storm long ago did."""
-    intents = Intents(100_000)
+    known = a_map(100_000)
+    intents = Intents(known)
     for extent in range(0, 100_000, 100):
-        mark(intents, range(extent, extent + 1))
+        mark(known, intents, range(extent, extent + 1))
     for _ in range(SPAN_MAX.bit_length()):
         for span in list(intents.idle()):
-            intents.clear(span)
+            known.remove(INTENT, span)
         intents.look_anew()
-    assert not any(intents.marked)
-    mark(intents, range(7, 8))
-    assert sum(intents.marked) == 1
+    assert not marked(known)
+    mark(known, intents, range(7, 8))
+    assert known.count(INTENT) == 1
 
 
 def test_who_wants_what_another_wants_already_waits_with_it() -> None:
-    intents = Intents(100)
-    assert intents.want(range(3, 5), anywhere, ahead=True) == range(3, 5)
+    known = a_map(100)
+    intents = Intents(known)
+    assert mark(known, intents, range(3, 5))
     assert intents.want(range(4, 5), anywhere, ahead=True) is None
-    assert intents.take_wanted() == [range(3, 5)]
-    assert intents.want(range(4, 5), anywhere, ahead=True) == range(
-        4, 5
-    )  # the round that has begun may fail
 
 
 def test_nothing_is_marked_around_what_must_not_be() -> None:
     """However many requests had to wait."""
-    intents = Intents(COUNT)
+    known = a_map(COUNT)
+    intents = Intents(known)
     for extent in range(20):
         assert intents.want(
             range(extent, extent + 1), lambda span: len(span) == 1, ahead=True

@@ -58,7 +58,7 @@ def intent_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """R1: a mark counts as soon as it is made."""
 
     async def forget(self: Sidecars) -> None:
-        self._intents.mark(self._intents.take_wanted())
+        self._recorded.written(self._recorded.begin_write())
 
     monkeypatch.setattr(Sidecars, "_write_map_locked", forget)
 
@@ -245,8 +245,7 @@ def cleared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     async def eager(self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
         await finish(self, outcomes, offset, length)
         extents = self.map.extents(offset, length)
-        self._intents.clear(extents)
-        self._marks.remove(INTENT, self.map.extent_chunks(extents))
+        self._recorded.remove(INTENT, self.map.extent_chunks(extents))
         await self._write_map()
 
     monkeypatch.setattr(Sidecars, "finish", eager)

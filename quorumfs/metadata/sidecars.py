@@ -653,6 +653,7 @@ class Sidecars:
         if not same or own.record.slot_of(own.replica_id) != replica.slot:
             raise OSError(errno.ESTALE, "it is not as it was")
         self._know(replica, found)
+        self._recorded.found(own.map)
         spared = len(self._members) > 1 and not self.doubts.held_only_by([replica])
         everything = [range(len(self.map))] if spared and not proven else []
         await self._lose([replica], everything)

@@ -8,7 +8,6 @@ to round up would be to declare chunks lost that nobody had written.
 """
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
 
 from quorumfs.replica import Replica
 
@@ -67,20 +66,10 @@ class ChunkSet:
             start = self._table.find(1, stop)
 
 
-@dataclass(slots=True)
-class _Clock:
-    """How far one replica is synced: numbers of epochs."""
-
-    covered: int
-    """The last one that a good sync covered: what was changed later waits for a sync."""
-    syncing: int
-    """The one that the latest sync is to cover."""
-
-
 class Epochs:
     """The changes of a disk, by epoch, as far as some replica has not synced them."""
 
-    __slots__ = ("_clocks", "_ended", "latest", "now")
+    __slots__ = ("_covered", "_ended", "_syncing", "latest", "now")
 
     def __init__(self) -> None:
         self.now = 1
@@ -89,49 +78,52 @@ class Epochs:
         """What was changed in it, or is being changed; a change is added when it begins and once
         more when it ends."""
         self._ended: list[tuple[int, ChunkSet]] = []
-        """Earlier epochs that are not covered everywhere, the oldest first. Those that no clock
+        """Earlier epochs that are not covered everywhere, the oldest first. Those that no sync
         tells apart are one."""
-        self._clocks: dict[Replica, _Clock] = {}
+        self._covered: dict[Replica, int] = {}
+        """The last epoch that a good sync of a replica covered: later changes wait for a sync."""
+        self._syncing: dict[Replica, int] = {}
+        """The epoch that the latest sync of a replica is to cover."""
 
     def follow(self, replicas: Collection[Replica]) -> None:
-        """Have clocks for exactly these from here on. A new one waits for nothing older."""
-        added = [replica for replica in replicas if replica not in self._clocks]
+        """Note the syncs of exactly these from here on. A new one waits for nothing older."""
+        added = [replica for replica in replicas if replica not in self._covered]
         epoch = self._end(()) if added else 0
-        kept = {replica: self._clocks.get(replica) for replica in replicas}
-        self._clocks = {r: clock or _Clock(epoch, epoch) for r, clock in kept.items()}
+        self._covered = {replica: self._covered.get(replica, epoch) for replica in replicas}
+        self._syncing = {replica: self._syncing.get(replica, epoch) for replica in replicas}
         self._tidy()
 
     def begin_sync(self, replicas: Iterable[Replica], changing: Iterable[range]) -> int:
         """Note that *replicas* begin to sync amid changes of *changing*; returns its epoch."""
         epoch = self._end(changing)
         for replica in replicas:
-            self._clocks[replica].syncing = epoch
-        self._tidy()
+            self._syncing[replica] = epoch
+        if len(self._ended) > 1:
+            self._tidy()
         return epoch
 
     def cover(self, replicas: Iterable[Replica], epoch: int) -> None:
         """Note that nothing of *epoch*, or earlier, waits for a sync of *replicas* any more."""
         for replica in replicas:
-            clock = self._clocks[replica]
-            clock.covered = max(clock.covered, epoch)
+            self._covered[replica] = max(self._covered[replica], epoch)
         self._tidy()
 
     def covered(self, replica: Replica) -> int:
         """The last epoch of which nothing waits for a sync of *replica*."""
-        return self._clocks[replica].covered
+        return self._covered[replica]
 
     def unsynced(self, replica: Replica) -> Iterator[range]:
         """What *replica* may have lost if a sync of it fails; a chunk may come more than once.
 
-        Nothing of one without a clock: what it lacks is known.
+        Nothing of one that is not followed: what it lacks is known.
         """
-        if replica in self._clocks:
-            for chunks in self._after(self._clocks[replica].covered):
+        if replica in self._covered:
+            for chunks in self._after(self._covered[replica]):
                 yield from chunks.runs()
 
     def waits(self, replica: Replica, chunks: range) -> bool:
         """Whether any of *chunks* was changed since what *replica* has synced."""
-        return any(later.overlaps(chunks) for later in self._after(self._clocks[replica].covered))
+        return any(later.overlaps(chunks) for later in self._after(self._covered[replica]))
 
     def _after(self, epoch: int) -> Iterator[ChunkSet]:
         for number, chunks in self._ended:
@@ -150,10 +142,14 @@ class Epochs:
         return epoch
 
     def _tidy(self) -> None:
-        """Drop the epochs that all have covered, and join those that no clock tells apart."""
-        bounds = {bound for c in self._clocks.values() for bound in (c.covered, c.syncing)}
-        oldest = min((clock.covered for clock in self._clocks.values()), default=self.now)
-        ended, self._ended = self._ended, []
+        """Drop the epochs that all have covered, and join those that no sync tells apart."""
+        ended = self._ended
+        oldest = min(self._covered.values(), default=self.now)
+        if not ended or ended[-1][0] <= oldest:
+            ended.clear()  # nearly always: all were synced together
+            return
+        bounds = {*self._covered.values(), *self._syncing.values()}
+        self._ended = []
         for epoch, chunks in ended:
             if epoch <= oldest:
                 continue

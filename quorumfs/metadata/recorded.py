@@ -17,19 +17,14 @@ Version = dict[int, bytes]
 class Recorded:
     """A dirty map that remembers what of it is not in the sidecars."""
 
-    __slots__ = ("_surely", "map")
+    __slots__ = ("behind", "map")
 
     def __init__(self, known: DirtyMap) -> None:
         """*known* is what all sidecars say, until it is told otherwise."""
         self.map = known
-        self._surely: dict[int, bytes] = {}
-        """By page that may differ: a byte per chunk, the facts (`_FACTS`) that all sidecars have.
-        """
-
-    @property
-    def behind(self) -> bool:
-        """Whether the sidecars may say something else than the map."""
-        return bool(self._surely)
+        self.behind: dict[int, bytes] = {}
+        """By page in which the sidecars may say something else than the map: a byte per chunk, the
+        facts (`_FACTS`) that all of them have."""
 
     def add(self, bits: int, chunks: range) -> None:
         """Set *bits* for *chunks*, which may be none."""
@@ -46,8 +41,8 @@ class Recorded:
     def _keep(self, chunks: range) -> None:
         """Before *chunks* change: keep what the sidecars say of them."""
         for page in range(page_of(chunks.start), page_of(chunks[-1]) + 1):
-            if page not in self._surely:
-                self._surely[page] = self._facts(page)
+            if page not in self.behind:
+                self.behind[page] = self._facts(page)
 
     def found(self, other: DirtyMap) -> None:
         """Note that a sidecar has *other*."""
@@ -55,17 +50,17 @@ class Recorded:
             return
         for page in range(pages(self.map)):
             theirs = bytes(other.states[_chunks_of(page)])
-            if page in self._surely or theirs != self.map.states[_chunks_of(page)]:
-                known = self._surely.get(page) or self._facts(page)
-                self._surely[page] = _both(known, theirs.translate(_FACTS))
+            if page in self.behind or theirs != self.map.states[_chunks_of(page)]:
+                known = self.behind.get(page) or self._facts(page)
+                self.behind[page] = _both(known, theirs.translate(_FACTS))
 
     def holds(self, chunks: range) -> bool:
         """Whether a write of *chunks* may rely on what is known of them: an intent, at least."""
-        return self.map.all(INTENT, chunks) and (not self._surely or self._is_recorded(chunks))
+        return self.map.all(INTENT, chunks) and (not self.behind or self._is_recorded(chunks))
 
     def _is_recorded(self, chunks: range) -> bool:
         for page in range(page_of(chunks.start), page_of(chunks[-1]) + 1):
-            if surely := self._surely.get(page):
+            if surely := self.behind.get(page):
                 start = page * CHUNKS_PER_PAGE
                 first, stop = max(chunks.start, start), min(chunks.stop, start + CHUNKS_PER_PAGE)
                 known = bytes(self.map.states[first:stop].translate(_FACTS))
@@ -76,18 +71,18 @@ class Recorded:
     def begin_write(self) -> Version:
         """What is to be written to all sidecars now. Until it ends they have either."""
         states = self.map.states
-        version = {page: bytes(states[_chunks_of(page)]) for page in sorted(self._surely)}
+        version = {page: bytes(states[_chunks_of(page)]) for page in sorted(self.behind)}
         for page, content in version.items():
-            self._surely[page] = _both(self._surely[page], content.translate(_FACTS))
+            self.behind[page] = _both(self.behind[page], content.translate(_FACTS))
         return version
 
     def written(self, version: Version) -> None:
         """Note that all sidecars have *version* durably."""
         for page, content in version.items():
             if content == self.map.states[_chunks_of(page)]:
-                del self._surely[page]
+                del self.behind[page]
             else:
-                self._surely[page] = content.translate(_FACTS)
+                self.behind[page] = content.translate(_FACTS)
 
     def _facts(self, page: int) -> bytes:
         return bytes(self.map.states[_chunks_of(page)].translate(_FACTS))

@@ -61,7 +61,7 @@ class _Flush(NamedTuple):
 
     epoch: int
     """What it covers."""
-    lossy: frozenset[Replica]
+    lossy: set[Replica]
     """Who had lost something when it began."""
 
 
@@ -141,7 +141,7 @@ class Sidecars:
         self._copied_from: dict[int, dict[Replica, RangeSet]] = {}
         """By the slot of a replica being resynced, at one go or several: the chunks that it was
         given while another one was believed to hold them."""
-        self._flush = _Flush(0, frozenset())
+        self._flush = _Flush(0, set())
         self._unreadable_number = 0
         """How often the list of what cannot be read was written."""
         self._untold_loss = False
@@ -215,21 +215,23 @@ class Sidecars:
         # As `prepared` and `begin` together: on the path of every write, so it is spelled out.
         size = self.map.chunk_size
         first, last = offset // size, (offset + length - 1) // size
-        chunks = range(first, last + 1)
         if (
             not (self._may_change and self.membership_recorded)
             or self._joining
             or len(self._members) < self.threshold
-            or self.map.any(UNVERIFIED, chunks)
-            or not self._recorded.holds(chunks)
         ):
+            return ()
+        for state in self.map.states[first : last + 1]:
+            if state & (INTENT | UNVERIFIED) != INTENT:
+                return ()
+        chunks = range(first, last + 1)
+        if self._recorded.behind and not self._recorded.holds(chunks):
             return ()
         unreadable = self.doubts.unreadable
         if unreadable and unreadable.overlaps(offset, offset + length):
             return ()
         touched, per_extent = self._intents.touched, self._extent_chunks
-        for extent in range(first // per_extent, last // per_extent + 1):
-            touched[extent] = 1
+        touched[first // per_extent] = touched[last // per_extent] = 1  # there is none between
         self._epochs.latest.add(chunks)
         return self._receivers_of(chunks)
 
@@ -318,7 +320,7 @@ class Sidecars:
 
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
         epoch = self._epochs.begin_sync(self.flushed, self._chunks_of(changing))
-        self._flush = _Flush(epoch, frozenset(self.doubts.lossy))
+        self._flush = _Flush(epoch, self.doubts.lossy)
 
     def _chunks_of(self, ranges: Iterable[tuple[int, int]]) -> Iterator[range]:
         return (self.map.chunks(start, end - start) for start, end in ranges)
@@ -340,19 +342,16 @@ class Sidecars:
         failed = [o.replica for o in outcomes if o.error is not None]
         # Its sync may have begun before what it had lost was written again.
         lossy = self._flush.lossy | self.doubts.lossy
-        good = [
-            o
-            for o in outcomes
-            if o.error is None and o.replica.role is State.CURRENT and o.replica not in lossy
-        ]
         if not self._in_use and not self.doubts.inherited and not failed:
             return  # nothing was ever written
-        lossy_members = [replica for replica in self._members if replica in lossy]
+        unfit = lossy.union(failed)
+        good = [r for r, _ in outcomes if r.role is State.CURRENT and r not in unfit]
         if len(good) < self.threshold:
             raise voted_error(o.error for o in outcomes if o.error is not None)
-        await self._leave_behind(
-            [*failed, *lossy_members], range(0), "it could not make writes durable"
-        )
+        if unfit or not self.membership_recorded:
+            lossy_members = [replica for replica in self._members if replica in lossy]
+            reason = "it could not make writes durable"
+            await self._leave_behind([*failed, *lossy_members], range(0), reason)
 
     def _end_flush(self) -> None:
         # Whoever could not sync it is on record as having lost it, or as left behind; the others

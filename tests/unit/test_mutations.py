@@ -716,7 +716,7 @@ TOLD = (
     Told("R6 repairs", writes_beside_a_resync, seeds=3),
     Told("R7 forgotten", a_late_write, seeds=3),
     Told("R7 opened while open", closing_fails),
-    Told("closed together", closing_fails),
+    Told("R7 closed together", closing_fails),
     Told("R8 not synced", power_cut_amid_a_resync, seeds=6),
     Told("R8 joins unsynced", power_cut_after_a_resync, seeds=8),
     Told("R8 no writes", writes_beside_a_resync, seeds=3),

@@ -650,7 +650,7 @@ MUTATIONS: dict[str, Patch] = {
     "R6 repairs": repairs_do_not_lock,
     "R7 forgotten": given_up_is_forgotten,
     "R7 opened while open": opened_under_its_own_close,
-    "closed together": sidecar_closed_after_the_image,
+    "R7 closed together": sidecar_closed_after_the_image,
     "R8 not synced": target_is_not_synced,
     "R8 joins unsynced": joins_unsynced,
     "R8 no writes": target_gets_no_writes,

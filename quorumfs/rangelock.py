@@ -90,13 +90,6 @@ class RangeLock:
         """All ranges, ``(start, end)``, that somebody claims in order to change them."""
         return [(claim.start, claim.end) for claim in self._claims if claim.exclusive]
 
-    def change(self, start: int, end: int) -> None:
-        """Note that ``[start, end)`` is written to from here on, until its claim is released."""
-        for claim in self._claims:
-            if claim.exclusive and claim.start <= start and end <= claim.end:
-                claim.changes += ((start, end),)
-                return  # those that wait for it come later
-
     def changing(self) -> list[tuple[int, int]]:
         """All ranges that are being written to, ``(start, end)``: not what is merely claimed."""
         return [change for claim in self._claims for change in claim.changes]

@@ -10,6 +10,7 @@ The disk orders requests; at fixed places it asks and tells one of these, by the
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from quorumfs.claim import Claim
@@ -155,6 +156,15 @@ class Metadata(Protocol):
 
     async def truncated(self, replica: Replica) -> None:
         """Note that the image of *replica* lost its end; the caller may have locked any range."""
+
+    def giving(
+        self, replicas: Sequence[Replica], offset: int, length: int
+    ) -> AbstractContextManager[None]:
+        """Note that *replicas* alone are given what others hold of a range, while it lasts.
+
+        The others lose nothing of it should a sync of theirs fail. The caller holds the lock of
+        these bytes.
+        """
 
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
         """Note that a range of *replica* was rewritten with what the others hold, or could not be.

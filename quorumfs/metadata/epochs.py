@@ -3,11 +3,12 @@
 Time is counted in *epochs*, as DRBD counts it: a sync ends one. A change belongs to the epoch in
 which it ended, and while it is under way, to the present one: a sync covers the changes of all
 epochs until its own that had ended when it began. What a replica may have lost when one of its
-syncs fails, is what was changed after the last epoch that a good sync of it covered. That is exact:
-to round up would be to declare chunks lost that nobody had written.
+syncs fails, is what it got after the last epoch that a good sync of it covered. That is exact: to
+round up would be to declare chunks lost that it was not given, and holds perhaps alone.
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 
 from quorumfs.replica import Replica
 
@@ -66,18 +67,48 @@ class ChunkSet:
             start = self._table.find(1, stop)
 
 
+class _Given:
+    """What single replicas were given in one epoch, beside what all got."""
+
+    __slots__ = ("by_replica",)
+
+    def __init__(self) -> None:
+        self.by_replica: dict[Replica, ChunkSet] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.by_replica)
+
+    def to(self, replica: Replica) -> ChunkSet:
+        return self.by_replica.get(replica) or _NOTHING
+
+    def add(self, replica: Replica, chunks: range) -> None:
+        self.by_replica.setdefault(replica, ChunkSet()).add(chunks)
+
+    def join(self, other: "_Given") -> None:
+        for replica, chunks in other.by_replica.items():
+            for run in chunks.runs():
+                self.add(replica, run)
+
+
+_NOTHING = ChunkSet()
+
+
 class Epochs:
     """The changes of a disk, by epoch, as far as some replica has not synced them."""
 
-    __slots__ = ("_covered", "_ended", "_syncing", "latest", "now")
+    __slots__ = ("_covered", "_ended", "_given", "_giving", "_syncing", "latest", "now")
 
     def __init__(self) -> None:
         self.now = 1
         """The number of the present epoch: it only ever grows."""
         self.latest = ChunkSet()
-        """What was changed in it, or is being changed; a change is added when it begins and once
-        more when it ends."""
-        self._ended: list[tuple[int, ChunkSet]] = []
+        """What was changed in it on all replicas, or is being changed; a change is added when it
+        begins and once more when it ends."""
+        self._given = _Given()
+        """The same of what a repair changes on some."""
+        self._giving: dict[object, tuple[Collection[Replica], range]] = {}
+        """The repairs under way."""
+        self._ended: list[tuple[int, ChunkSet, _Given]] = []
         """Earlier epochs that are not covered everywhere, the oldest first. Those that no sync
         tells apart are one."""
         self._covered: dict[Replica, int] = {}
@@ -92,6 +123,22 @@ class Epochs:
         self._covered = {replica: self._covered.get(replica, epoch) for replica in replicas}
         self._syncing = {replica: self._syncing.get(replica, epoch) for replica in replicas}
         self._tidy()
+
+    @contextmanager
+    def giving(self, replicas: Collection[Replica], chunks: range) -> Iterator[None]:
+        """Note that these *replicas* alone are given *chunks*, while it lasts."""
+        key = object()
+        self._giving[key] = replicas, chunks
+        self._note_given(replicas, chunks)
+        try:
+            yield
+        finally:
+            del self._giving[key]
+            self._note_given(replicas, chunks)
+
+    def _note_given(self, replicas: Iterable[Replica], chunks: range) -> None:
+        for replica in replicas:
+            self._given.add(replica, chunks)
 
     def begin_sync(self, replicas: Iterable[Replica], changing: Iterable[range]) -> int:
         """Note that *replicas* begin to sync amid changes of *changing*; returns its epoch."""
@@ -118,25 +165,30 @@ class Epochs:
         Nothing of one that is not followed: what it lacks is known.
         """
         if replica in self._covered:
-            for chunks in self._after(self._covered[replica]):
+            for chunks in self._after(replica):
                 yield from chunks.runs()
 
     def waits(self, replica: Replica, chunks: range) -> bool:
         """Whether any of *chunks* was changed since what *replica* has synced."""
-        return any(later.overlaps(chunks) for later in self._after(self._covered[replica]))
+        return any(later.overlaps(chunks) for later in self._after(replica))
 
-    def _after(self, epoch: int) -> Iterator[ChunkSet]:
-        for number, chunks in self._ended:
-            if number > epoch:
+    def _after(self, replica: Replica) -> Iterator[ChunkSet]:
+        """What *replica* got after what it has synced."""
+        for number, chunks, given in self._ended:
+            if number > self._covered[replica]:
                 yield chunks
+                yield given.to(replica)
         yield self.latest
+        yield self._given.to(replica)
 
     def _end(self, changing: Iterable[range]) -> int:
         """End the present epoch amid changes of *changing*; returns its number."""
         epoch, self.now = self.now, self.now + 1
-        if self.latest:
-            self._ended.append((epoch, self.latest))
-            self.latest = ChunkSet()
+        if self.latest or self._given:
+            self._ended.append((epoch, self.latest, self._given))
+            self.latest, self._given = ChunkSet(), _Given()
+            for replicas, chunks in self._giving.values():
+                self._note_given(replicas, chunks)
         for chunks in changing:
             self.latest.add(chunks)
         return epoch
@@ -150,14 +202,15 @@ class Epochs:
             return
         bounds = {*self._covered.values(), *self._syncing.values()}
         self._ended = []
-        for epoch, chunks in ended:
+        for epoch, chunks, given in ended:
             if epoch <= oldest:
                 continue
             if self._ended:
-                before, joined = self._ended[-1]
+                before, joined, joined_given = self._ended[-1]
                 if not any(before <= bound < epoch for bound in bounds):
                     for run in chunks.runs():
                         joined.add(run)
-                    self._ended[-1] = epoch, joined
+                    joined_given.join(given)
+                    self._ended[-1] = epoch, joined, joined_given
                     continue
-            self._ended.append((epoch, chunks))
+            self._ended.append((epoch, chunks, given))

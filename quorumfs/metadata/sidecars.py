@@ -19,7 +19,7 @@ flush (a replica that fails may have lost it).
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -266,12 +266,27 @@ class Sidecars:
         """
         return not self.map.any(UNVERIFIED, self.map.extent_chunks(extents))
 
-    def begin(self, offset: int, length: int, *, repair: bool = False) -> Sequence[Replica]:
-        # A repair beside a member that never syncs comes again and again: the target would lack
-        # for ever what it was not given.
+    def begin(self, offset: int, length: int) -> Sequence[Replica]:
         chunks = self.map.chunks(offset, length)
         self._note_written(chunks)
-        return self._receivers_of(chunks, mirrored=repair)
+        return self._receivers_of(chunks)
+
+    def target_for_repair(self, offset: int, length: int) -> list[Replica]:
+        """The target, if it is to be given what a repair gives to others.
+
+        A repair beside a member that never syncs comes again and again: the target would lack for
+        ever what it was not given.
+        """
+        receivers = self._receivers_of(self.map.chunks(offset, length), mirrored=True)
+        return [replica for replica in receivers if replica is self.target]
+
+    @contextmanager
+    def giving(self, replicas: Sequence[Replica], offset: int, length: int) -> Iterator[None]:
+        chunks = self.map.chunks(offset, length)
+        self._intents.touch(self._extents_of(chunks))
+        with self._epochs.giving(replicas, chunks):
+            yield
+        self._intents.touch(self._extents_of(chunks))
 
     def _receivers_of(self, chunks: range, *, mirrored: bool = False) -> Sequence[Replica]:
         """Whom a change of *chunks* that begins now goes to; the others lack it.
@@ -420,9 +435,8 @@ class Sidecars:
 
     async def given(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
         """As `repaired`, where the target was given the same."""
-        chunks = self.map.chunks(offset, length)
-        self._note_written(chunks)
         if not well:
+            chunks = self.map.chunks(offset, length)
             with suppress(OSError):  # without it the rest would be too few: it stays
                 await self._leave_behind([replica], chunks, "a range of it cannot be repaired")
 
@@ -568,11 +582,19 @@ class Sidecars:
     def settled(self, chunks: range) -> None:
         """Note that all current replicas hold the same in *chunks*."""
         self.doubts.settled(chunks)
-        self._note_written(chunks)
+        self._intents.touch(self._extents_of(chunks))
 
     def unsynced(self, offset: int, length: int) -> bool:
         chunks = self.map.chunks(offset, length)
         return any(self._epochs.waits(replica, chunks) for replica in self._members)
+
+    def durable_on(self, replica: Replica, offset: int, length: int) -> bool:
+        """Whether what a current replica shows of a range is known to be durable there."""
+        chunks = self.map.chunks(offset, length)
+        suspect = self.doubts.inherited, self.doubts.lost_by(replica)
+        return not self._epochs.waits(replica, chunks) and not any(
+            places.overlaps(chunks.start, chunks.stop) for places in suspect
+        )
 
     @property
     def losses_heard(self) -> bool:
@@ -1067,9 +1089,11 @@ class Sidecars:
 
     def _note_written(self, chunks: range) -> None:
         """Note that a change of *chunks* begins or ends."""
-        per_extent = self._extent_chunks
-        self._intents.touch(range(chunks.start // per_extent, chunks[-1] // per_extent + 1))
+        self._intents.touch(self._extents_of(chunks))
         self._epochs.latest.add(chunks)
+
+    def _extents_of(self, chunks: range) -> range:
+        return range(chunks.start // self._extent_chunks, chunks[-1] // self._extent_chunks + 1)
 
     # What nobody can be read at
 

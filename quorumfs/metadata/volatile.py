@@ -5,6 +5,7 @@ new write gives it back what it missed there.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from quorumfs.assembly import State
 from quorumfs.metadata import Choice, Outcome, succeeded
@@ -148,6 +149,11 @@ class Volatile:
 
     def begin(self, offset: int, length: int) -> Sequence[Replica]:
         return self.receivers
+
+    def giving(
+        self, replicas: Sequence[Replica], offset: int, length: int
+    ) -> AbstractContextManager[None]:
+        return nullcontext()  # each replica tells when it has taken something
 
     async def finish(self, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
         failed = [outcome for outcome in outcomes if outcome.error is not None]

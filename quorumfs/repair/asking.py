@@ -88,12 +88,12 @@ async def give(
         await sidecars.prepare(offset, len(data), repair=True)
     if not set(sources).issubset(holders_of(sidecars, offset, len(data))):
         return False
-    disk.locks.change(offset, offset + len(data))
-    receivers = sidecars.begin(offset, len(data), repair=True)
     # Who was left behind just now may not even know that its image is in use.
     current = [replica for replica in replicas if replica.role is State.CURRENT]
-    targets = [replica for replica in receivers if replica is sidecars.target]
-    gathered = await disk.ask([*current, *targets], Kind.WRITE, 0, offset, len(data), data)
+    targets = sidecars.target_for_repair(offset, len(data))
+    given = [*current, *targets]
+    with sidecars.giving(given, offset, len(data)):
+        gathered = await disk.ask(given, Kind.WRITE, 0, offset, len(data), data)
     outcomes, to_targets = gathered[: len(current)], gathered[len(current) :]
     failed = sum(outcome.error is not None for outcome in outcomes)
     # As with a guest's write (R2): where too few are left nobody is to blame, all may be full.

@@ -110,9 +110,8 @@ async def _rewrite(
         return  # it was left behind meanwhile, and its sidecar takes its image for a whole one
     if not set(voters).issubset(holders_of(metadata, offset, length)):
         return  # one of those who decided it lost it meanwhile
-    disk.locks.change(offset, offset + length)
-    metadata.begin(offset, length)
-    (outcome,) = await disk.ask([replica], Kind.WRITE, 0, offset, length, data)
+    with metadata.giving([replica], offset, length):
+        (outcome,) = await disk.ask([replica], Kind.WRITE, 0, offset, length, data)
     if outcome.error is None and read_back:
         (outcome,) = await disk.ask([replica], Kind.READ, 0, offset, length)
         if outcome.error is None and outcome.data != data:

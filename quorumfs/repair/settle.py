@@ -246,8 +246,9 @@ class Settling:
     ) -> tuple[bool, bool]:
         """Have all current replicas hold what *sources* hold, as `voting.reconcile` decides.
 
-        All are written to, the source too and however equal they look: a flush that failed before
-        a crash may have dropped pages that reads still show (R4). What is a hole on all replicas
+        All are written to of whom it is not known that they hold it durably, the source too and
+        however equal they look: a flush that failed before a crash may have dropped pages that
+        reads still show (R4). What is a hole on all replicas
         can hide no such loss, and is left out. Returns whether they were equal before, and whether
         all took it. Where nobody can read all of it, it is divided until *deadline*: they may be
         bad at different places (R11).
@@ -279,8 +280,14 @@ class Settling:
         outvoted = verdict.outvoted if after_crash else ()  # else a change failed, and was told
         self._disk.report_outvoted(outvoted, offset)
         equal = len(read) == len(outcomes) and len(set(read.values())) == 1
-        asked = [outcome.replica for outcome in outcomes]
-        took = await self._give(asked, offset, verdict.data, voters)
+        # One that is known to hold it durably is not written to: it could only lose it.
+        asked = [
+            replica
+            for replica in (outcome.replica for outcome in outcomes)
+            if read.get(replica) != verdict.data
+            or not self._sidecars.durable_on(replica, offset, length)
+        ]
+        took = not asked or await self._give(asked, offset, verdict.data, voters)
         for loss in outvoted if took else ():
             path = self._disk.replicas[loss.voter].path
             self._disk.events.repaired(path, offset + loss.start, loss.end - loss.start)

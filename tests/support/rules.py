@@ -217,9 +217,9 @@ ORDER = (
     Rule(
         "R4",
         "A failed sync is a loss",
-        "A replica whose sync failed may have lost everything since its last good one. The kernel "
-        "tells of it once and drops the page, so that a read may show it still: a resync copies "
-        "it all, however equal it looks.",
+        "A replica whose sync failed may have lost everything that it was given since its last "
+        "good one, and nothing else. The kernel tells of it once and drops the page, so that a "
+        "read may show it still: a resync copies it all, however equal it looks.",
         "Data that a flush promised is gone after a power cut, on a replica that passed for good.",
         (
             "quorumfs.metadata.epochs.Epochs",

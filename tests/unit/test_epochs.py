@@ -1,5 +1,6 @@
 """What a failed sync may have lost: exact, however much was written, and whoever was synced."""
 
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import cast
 
@@ -47,6 +48,7 @@ class Histories(RuleBasedStateMachine):
         self.epochs = Epochs()
         self.unsynced: dict[Replica, set[int]] = {}
         self.under_way: list[range] = []
+        self.giving: list[tuple[AbstractContextManager[None], list[Replica], range]] = []
         self.syncs: dict[Replica, tuple[int, set[int]]] = {}
         """By a replica that syncs: the epoch, and what was changed since."""
         self.before = 0
@@ -70,6 +72,29 @@ class Histories(RuleBasedStateMachine):
         self.under_way.append(chunks)
         self.note(chunks)
 
+    @rule(names=st.lists(st.integers(0, 2), unique=True), chunks=some)
+    def some_are_given(self, names: list[int], chunks: range) -> None:
+        """By a repair: the others lose nothing of that."""
+        given = [REPLICAS[name] for name in names if REPLICAS[name] in self.unsynced]
+        giving = self.epochs.giving(given, chunks)
+        giving.__enter__()
+        self.giving.append((giving, given, chunks))
+        self.note_given(given, chunks)
+
+    def note_given(self, given: list[Replica], chunks: range) -> None:
+        for replica in given:
+            if replica in self.unsynced:
+                self.unsynced[replica].update(chunks)
+            if replica in self.syncs:
+                self.syncs[replica][1].update(chunks)
+
+    @precondition(lambda self: self.giving)
+    @rule(data=st.data())
+    def they_have_it(self, data: st.DataObject) -> None:
+        giving, given, chunks = self.giving.pop(data.draw(st.integers(0, len(self.giving) - 1)))
+        giving.__exit__(None, None, None)
+        self.note_given(given, chunks)
+
     @precondition(lambda self: self.under_way)
     @rule(data=st.data())
     def ends(self, data: st.DataObject) -> None:
@@ -87,7 +112,10 @@ class Histories(RuleBasedStateMachine):
         epoch = self.epochs.begin_sync(idle, self.under_way)
         changing = {chunk for chunks in self.under_way for chunk in chunks}
         for replica in idle:
-            self.syncs[replica] = epoch, set(changing)
+            self.syncs[replica] = epoch, changing | self.being_given(replica)
+
+    def being_given(self, replica: Replica) -> set[int]:
+        return {c for _, given, chunks in self.giving if replica in given for c in chunks}
 
     @precondition(lambda self: self.syncs)
     @rule(data=st.data(), well=st.booleans())
@@ -109,6 +137,7 @@ class Histories(RuleBasedStateMachine):
                 continue
             # What is being changed is noted again when that ends, or earlier.
             under_way = {chunk for chunks in self.under_way for chunk in chunks}
+            under_way |= self.being_given(replica)
             assert self.unsynced[replica] <= known <= self.unsynced[replica] | under_way
             for chunk in range(1, 42):
                 assert self.epochs.waits(replica, range(chunk, chunk + 1)) == (chunk in known)

@@ -38,6 +38,7 @@ from support.simulation.story import (
     QUAD,
     RAW,
     TRIO,
+    Guest,
     Script,
     Story,
     left_behind,
@@ -290,6 +291,54 @@ async def an_internal_error_amid_a_resync(story: Story) -> None:
         assert len(story.errors.found) == 1
         story.errors.found.clear()
         await guest.converged()
+    await story.ends_well()
+
+
+async def _loses_a_page_and_has_no_space_for_it(story: Story, guest: Guest) -> None:
+    """The first; the others have made it durable."""
+    await guest.write_surely(0)
+    image = story.world.replicas[0].image
+    for change in image.unsynced:
+        image._land(change, [])
+    image.unsynced.clear()
+    image.evict()
+    story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+    story.fail(0, [Kind.WRITE], Fault(error=errno.ENOSPC))
+    with suppress(OSError):
+        await guest.flush()
+
+
+NOTHING_LOST = Fault(error=errno.EIO, effect=Effect.ALL)
+
+
+async def a_sync_fails_of_one_that_was_given_nothing(story: Story) -> None:
+    """Another one was, again and again: the one that holds it durably lost nothing by that."""
+    async with story.mounted() as guest:
+        await _loses_a_page_and_has_no_space_for_it(story, guest)
+        for _ in range(4):
+            await trio.sleep(40.0)  # meanwhile it is tried again
+            for index in range(1, story.setup.replicas):
+                story.fail_once(index, Kind.SYNC, NOTHING_LOST)
+                with suppress(OSError):
+                    await guest.flush()
+        story.mend(0)
+        await guest.converged()
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def each_sync_fails_of_those_that_others_are_repaired_from(story: Story) -> None:
+    """They hold it durably, and are not given anew what they could lose."""
+    async with story.mounted() as guest:
+        await _loses_a_page_and_has_no_space_for_it(story, guest)
+        others = range(1, story.setup.replicas)
+        for index in others:
+            story.fail(index, [Kind.SYNC], NOTHING_LOST)
+        await trio.sleep(60.0)
+        for index in (0, *others):
+            story.mend(index)
+        await guest.converged()
+        await guest.read_surely(0)
     await story.ends_well()
 
 
@@ -687,6 +736,7 @@ async def lost_before_the_first_write(story: Story) -> None:
     await story.ends_well()
 
 
+ALL_OF_THREE = replace(TRIO, threshold=3)
 TOLD = (
     Told("R1 no intent", killed_amid_writes, seeds=4),
     Told("R1 intent in memory", killed_amid_writes, seeds=4),
@@ -703,6 +753,9 @@ TOLD = (
     Told("R4 compares", pages_dropped_long_after_a_failed_flush),
     Told("R4 nothing lost", pages_dropped_long_after_a_failed_flush),
     Told("R4 loss in memory", pages_dropped_where_all_must_agree, EQUALS),
+    Told("R4 all were given it", a_sync_fails_of_one_that_was_given_nothing, EQUALS),
+    Told("R4 all were given it", a_sync_fails_of_one_that_was_given_nothing, ALL_OF_THREE),
+    Told("R4 given for nothing", each_sync_fails_of_those_that_others_are_repaired_from, EQUALS),
     Told("R5 cleared at once", power_cut_after_writes, seeds=6),
     Told("R5 no flush", power_cut_long_after_writes, seeds=6),
     Told(

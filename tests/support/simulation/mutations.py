@@ -6,8 +6,8 @@ tries random histories on; ``tests/unit/test_mutations.py`` tells each a story t
 
 import errno
 import time
-from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from types import SimpleNamespace
@@ -222,6 +222,23 @@ def failed_flush_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sidecars, "_lacks_unsynced", _always(None))
     log_is_believed(monkeypatch)  # a second line, which hides the first
     _nothing_early(monkeypatch)
+
+
+def all_were_given_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: who fails a sync lost also what a repair gave to others alone."""
+
+    @contextmanager
+    def to_all(self: Sidecars, _: object, offset: int, length: int) -> Iterator[None]:
+        self._epochs.latest.add(self.map.chunks(offset, length))
+        yield
+        self._epochs.latest.add(self.map.chunks(offset, length))
+
+    monkeypatch.setattr(Sidecars, "giving", to_all)
+
+
+def given_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: who holds something durably is given it anew, and may fail to sync that."""
+    monkeypatch.setattr(Sidecars, "durable_on", _always(value=False))
 
 
 def loss_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -642,6 +659,8 @@ MUTATIONS: dict[str, Patch] = {
     "R4 compares": resync_compares,
     "R4 nothing lost": failed_flush_lost_nothing,
     "R4 loss in memory": loss_in_memory,
+    "R4 all were given it": all_were_given_it,
+    "R4 given for nothing": given_for_nothing,
     "R5 cleared at once": cleared_at_once,
     "R5 no flush": cleared_without_flush,
     "R5 one is out": cleared_while_one_is_out,

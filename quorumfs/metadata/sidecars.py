@@ -589,12 +589,11 @@ class Sidecars:
         return any(self._epochs.waits(replica, chunks) for replica in self._members)
 
     def durable_on(self, replica: Replica, offset: int, length: int) -> bool:
-        """Whether what a current replica shows of a range is known to be durable there."""
+        """Whether *replica* is current, and what it shows of a range is known to be durable."""
         chunks = self.map.chunks(offset, length)
         suspect = self.doubts.inherited, self.doubts.lost_by(replica)
-        return not self._epochs.waits(replica, chunks) and not any(
-            places.overlaps(chunks.start, chunks.stop) for places in suspect
-        )
+        covered = replica in self._members and not self._epochs.waits(replica, chunks)
+        return covered and not any(places.overlaps(chunks.start, chunks.stop) for places in suspect)
 
     @property
     def losses_heard(self) -> bool:

@@ -51,13 +51,14 @@ async def a_flush_behind_one_that_failed(story: Story) -> None:
 
 
 async def _lose_amid_settling(story: Story, guest: Guest) -> None:
+    """Who is being given what it could not take loses it before it has told that it has it."""
     await guest.write(0)
     story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
     story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(6.0))  # settling
     with suppress(OSError):
         await guest.write(BLOCK)
     await trio.sleep(2.0)
-    story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+    story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
     with suppress(OSError):
         await guest.flush()
     assert guest.mounted.sidecars.doubts.lost
@@ -81,7 +82,7 @@ async def a_flush_fails_amid_settling_and_memory_is_short(story: Story) -> None:
     async with story.mounted() as guest:
         await _lose_amid_settling(story, guest)
         await guest.flush()
-        story.world.replicas[0].image.evict()
+        story.world.replicas[1].image.evict()
         await guest.read_surely(0)
     await story.ends_well()
 

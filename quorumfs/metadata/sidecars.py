@@ -20,7 +20,7 @@ flush (a replica that fails may have lost it).
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ from quorumfs.assembly import Found, Plan, State
 from quorumfs.claim import CHECK_S, Claim, Tenure, decode_claim, encode_claim
 from quorumfs.dirtymap import INTENT, UNVERIFIED, lacks
 from quorumfs.metadata import Choice, Outcome
+from quorumfs.metadata.commit import GiveUp, LeaveBehind, Records, Write
 from quorumfs.metadata.doubts import Doubts
 from quorumfs.metadata.epochs import Epochs
 from quorumfs.metadata.intents import Intents
@@ -43,7 +44,6 @@ from quorumfs.sidecar import (
     PAGE,
     UNREADABLE_MAX,
     UNREADABLE_OFFSET,
-    Phase,
     Record,
     RoleState,
     encode_pages,
@@ -54,6 +54,23 @@ from quorumfs.sidecar import (
 )
 from quorumfs.storage import Kind, Operation
 from quorumfs.voting import voted_error
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Which replicas take part, at one moment: made anew whenever that changes."""
+
+    members: tuple[Replica, ...]
+    """The current ones."""
+    receivers: tuple[Replica, ...]
+    """Those that get what is written: the members, and the target of a resync."""
+    out_bits: int
+    """``lacks`` of all other slots."""
+    recorded: bool
+    """A replica can be taken for current, by the sidecars, only if it is a member."""
+    ready: bool
+    """A change of what is marked may begin at once: it is on record that this mount may change the
+    disk, enough are current, and no target is joining."""
 
 
 class _Flush(NamedTuple):
@@ -87,10 +104,8 @@ class Sidecars:
         if identity is None:
             mine = tenure and tenure.mine
             identity = mine.mount if mine else random_identity()
-        self.identity = identity
-        """Of this mount: it is on record before anything is changed."""
         self.replicas = tuple(replicas)
-        self.record = plan.record
+        self._records = Records(plan, threshold=threshold, identity=identity)
         self.map = plan.map
         self.threshold = threshold
         self._read_only = read_only
@@ -107,21 +122,8 @@ class Sidecars:
         """The replica being resynced."""
         self._joining = False
         """It has everything, and is being made current."""
-        self._quorum = plan.quorum
-        """Fewer members than this start no generation of their own."""
-        self._passed = list(plan.prepared)
-        self._tried: set[tuple[object, ...]] = set()
-        """Records after the present one whose commits failed: some replicas may hold one."""
-        self._sequence = max(plan.sequence_seen, plan.record.sequence)
         self._in_use = False
         """The record in the sidecars says so."""
-        self._passed_mounts = plan.prepared_mounts
-        self._changing = False
-        """The next record is to say that this mount may change the disk."""
-        self._may_change = False
-        """The set is in use, and the record says that this mount may change the disk."""
-        self.membership_recorded = not plan.left_behind and not plan.prepared
-        """A replica is current in the sidecars only if it is current here."""
         self._lock = trio.Lock()
         """Whoever writes to the sidecars holds it."""
         self._extent_chunks = self.map.extent // self.map.chunk_size
@@ -156,9 +158,7 @@ class Sidecars:
         self.unproven: dict[int, RangeSet] = {}
         """Those of them that it is said to lack for that reason alone: to be compared."""
         self._writer = SidecarWriter(threshold)
-        self._members: tuple[Replica, ...] = ()
-        self._receivers: tuple[Replica, ...] = ()
-        self._out_bits = 0
+        self.membership = Membership((), (), 0, recorded=False, ready=False)
         for replica, member, one in zip(replicas, plan.members, found, strict=True):
             replica.slot = member.slot
             replica.settled = partial(self._sync_ended, replica)
@@ -178,34 +178,45 @@ class Sidecars:
         self._recall_lost()
         self._unsettle_marked()
 
+    @property
+    def record(self) -> Record:
+        """The latest that is valid on all replicas that are current in it."""
+        return self._records.record
+
+    @property
+    def membership_recorded(self) -> bool:
+        """Whether a replica can be taken for current, by the sidecars, only if it is current."""
+        return self._membership.recorded
+
     # What the disk asks and tells
 
     @property
     def receivers(self) -> Sequence[Replica]:
-        return self._receivers if self._mirroring else self._members
+        return self._membership.receivers if self._mirroring else self.members
 
     @property
     def readers(self) -> Sequence[Replica]:
-        return self._members
+        return self.members
 
     @property
     def flushed(self) -> Sequence[Replica]:
-        return self._receivers if self._joining else self._members
+        return self._membership.receivers if self._joining else self.members
 
     @property
     def alike(self) -> Sequence[Replica]:
-        return () if self.doubts else self._members
+        return () if self.doubts else self._membership.members
 
     async def record_options(self) -> None:
         async with self._lock:
             # With the operator's word it is in force, and recorded with the first change: what is
             # only read decides nothing.
-            consented = self._quorum <= self.threshold < self.record.threshold
+            consented = self._records.quorum <= self.threshold < self.record.threshold
             if (
                 self._read_only
                 or consented
                 or self.threshold == self.record.threshold
-                or len(self._members) < self._quorum  # nothing is acknowledged before they are more
+                or len(self.members)
+                < self._records.quorum  # nothing is acknowledged before they are more
             ):
                 return
             await self._write_map_locked()
@@ -215,11 +226,7 @@ class Sidecars:
         # As `prepared` and `begin` together: on the path of every write, so it is spelled out.
         size = self.map.chunk_size
         first, last = offset // size, (offset + length - 1) // size
-        if (
-            not (self._may_change and self.membership_recorded)
-            or self._joining
-            or len(self._members) < self.threshold
-        ):
+        if not self._membership.ready:
             return ()
         for state in self.map.states[first : last + 1]:
             if state & (INTENT | UNVERIFIED) != INTENT:
@@ -245,7 +252,7 @@ class Sidecars:
 
         Nothing is acknowledged by too few: then the record would say too much.
         """
-        return not self._may_change and len(self._members) >= self.threshold
+        return not self._records.entered and len(self.members) >= self.threshold
 
     async def prepare(
         self, offset: int, length: int, *, ahead: bool = False, repair: bool = False
@@ -293,15 +300,15 @@ class Sidecars:
 
         *mirrored*: the target, too, where it lacks nothing.
         """
-        if self._out_bits:
-            self._recorded.add(self._out_bits, chunks)
+        if self._membership.out_bits:
+            self._recorded.add(self._membership.out_bits, chunks)
         if self.target is None:
-            return self._receivers
+            return self._membership.receivers
         if (mirrored or self._mirroring) and not self._target_lacks_all(chunks):
-            return self._receivers
+            return self._membership.receivers
         # It will be copied there, in any case or once more: the guest need not wait for that.
         self._target_lacks(chunks)
-        return self._members
+        return self.members
 
     def _target_lacks_all(self, chunks: range) -> bool:
         if self._given.overlaps(chunks.start, chunks.stop):
@@ -314,7 +321,7 @@ class Sidecars:
         chunks = self.map.chunks(offset, length)
         self._note_written(chunks)
         failed = [replica for replica, operation in outcomes if operation.error is not None]
-        if not failed and self.membership_recorded and len(self._members) >= self.threshold:
+        if not failed and self.membership_recorded and len(self.members) >= self.threshold:
             self.doubts.mend(offset, offset + length)
             return
         current = [o for o in outcomes if o.replica.role is State.CURRENT]
@@ -364,7 +371,7 @@ class Sidecars:
         if len(good) < self.threshold:
             raise voted_error(o.error for o in outcomes if o.error is not None)
         if unfit or not self.membership_recorded:
-            lossy_members = [replica for replica in self._members if replica in lossy]
+            lossy_members = [replica for replica in self.members if replica in lossy]
             reason = "it could not make writes durable"
             await self._leave_behind([*failed, *lossy_members], range(0), reason)
 
@@ -372,7 +379,7 @@ class Sidecars:
         # Whoever could not sync it is on record as having lost it, or as left behind; the others
         # have it. Not so after any other exception: then the next flush is to cover it. And of two
         # syncs that a target has under way when it joins, the other one may yet be told of it.
-        self._epochs.cover(self._members, self._flush.epoch)
+        self._epochs.cover(self.members, self._flush.epoch)
         self.doubts.losing.clear()
 
     def tell_loss(self) -> bool:
@@ -381,7 +388,7 @@ class Sidecars:
 
     def choices(self, offset: int, length: int) -> Iterable[Choice]:
         if self.alike:
-            return [Choice(offset, length, list(self._members))]
+            return [Choice(offset, length, list(self.members))]
         return self.doubts.choices(offset, length)
 
     def may_differ(self, offset: int, length: int) -> bool:
@@ -391,7 +398,7 @@ class Sidecars:
         return self.doubts.unsettled.overlaps(chunks.start, chunks.stop)
 
     def missed(self, replica: Replica) -> RangeSet:
-        away = any(member.state is State.MISSING for member in self._members)
+        away = any(member.state is State.MISSING for member in self.members)
         if self.membership_recorded and not away:
             return _NOTHING
         # One that is away may alone hold something there: nobody else's hole counts, until it is
@@ -444,7 +451,7 @@ class Sidecars:
         if self._read_only:
             return
         async with self._lock:
-            await self._look_at_claims(self._receivers)
+            await self._look_at_claims(self._membership.receivers)
             self.require_ours()
             if not self.membership_recorded or (self.record.clean and not self._in_use):
                 await self._write_map_locked()
@@ -456,7 +463,8 @@ class Sidecars:
             for slot in self._out_slots():
                 self._doubt_log(slot)
             await self._commit(clean=True)
-            self._in_use = self._may_change = False
+            self._in_use = False
+            self._arrange()
             self._recorded.remove(INTENT, range(len(self.map)))
             for chunks in self.doubts.to_remember():
                 self._recorded.add(INTENT, chunks)
@@ -497,7 +505,7 @@ class Sidecars:
     async def _watch(self, replica: Replica) -> None:
         while self.fenced is None:
             await trio.sleep(CHECK_S)
-            if replica in self._receivers and replica.attached:
+            if replica in self._membership.receivers and replica.attached:
                 await self._look_at_claims([replica])
 
     async def _look_at_claims(self, replicas: Sequence[Replica]) -> None:
@@ -520,8 +528,7 @@ class Sidecars:
         if self.fenced is not None:
             return
         self.fenced = claim
-        self.membership_recorded = False
-        for replica in self._receivers:
+        for replica in self._membership.receivers:
             # What this host has cached and not written yet, on a network file system, it would
             # write some time later, over what is newer. Now the other one still waits for it.
             replica.submit(Operation(Kind.SYNC), Gathering(0))
@@ -550,12 +557,12 @@ class Sidecars:
     @property
     def members(self) -> Sequence[Replica]:
         """The current replicas."""
-        return self._members
+        return self._membership.members
 
     @property
     def may_record(self) -> bool:
         """Whether enough are current to have it on record who is not, before anything changes."""
-        return self.membership_recorded or len(self._members) >= self._quorum
+        return self.membership_recorded or len(self.members) >= self._records.quorum
 
     def notify(self) -> None:
         """Tell the repairs that there may be something to do."""
@@ -570,14 +577,14 @@ class Sidecars:
         if self._in_use and self.membership_recorded and not (to_change and self._unentered):
             return
         async with self._lock:
-            unrecorded = not self.membership_recorded and len(self._members) >= self._quorum
+            unrecorded = not self.membership_recorded and len(self.members) >= self._records.quorum
             if not self._in_use or unrecorded or (to_change and self._unentered):
-                self._changing = self._changing or to_change
+                self._records.changing = self._records.changing or to_change
                 # The map first: who is now said to be stale lacks what it says.
                 await self._write_map_locked()
                 await self._commit(clean=False)
                 self._in_use = True
-                self._may_change = self._is_entered
+                self._arrange()
 
     def settled(self, chunks: range) -> None:
         """Note that all current replicas hold the same in *chunks*."""
@@ -586,13 +593,13 @@ class Sidecars:
 
     def unsynced(self, offset: int, length: int) -> bool:
         chunks = self.map.chunks(offset, length)
-        return any(self._epochs.waits(replica, chunks) for replica in self._members)
+        return any(self._epochs.waits(replica, chunks) for replica in self.members)
 
     def durable_on(self, replica: Replica, offset: int, length: int) -> bool:
         """Whether *replica* is current, and what it shows of a range is known to be durable."""
         chunks = self.map.chunks(offset, length)
         suspect = self.doubts.inherited, self.doubts.lost_by(replica)
-        covered = replica in self._members and not self._epochs.waits(replica, chunks)
+        covered = replica in self.members and not self._epochs.waits(replica, chunks)
         return covered and not any(places.overlaps(chunks.start, chunks.stop) for places in suspect)
 
     @property
@@ -602,7 +609,7 @@ class Sidecars:
         Before that one may show a page that it has lost, and must not be who the others are made
         equal to.
         """
-        return all(self._epochs.covered(r) >= self._diverged_in for r in self._members)
+        return all(self._epochs.covered(r) >= self._diverged_in for r in self.members)
 
     def unverified(self, offset: int, length: int) -> bool:
         return self.map.any(UNVERIFIED, self.map.chunks(offset, length))
@@ -664,7 +671,7 @@ class Sidecars:
         own, known = found.sidecar, self._writer.in_use[replica]
         if found.in_use is None or own is None or replica.slot is None:
             raise OSError(errno.ENODEV, found.problem or "it is not there")
-        ours = {self.record.key, *self._tried}
+        ours = self._records.keys
         same = all(one.key in ours for one in (own.record, own.prepared) if one)
         same = same and found.in_use.size == known.size
         proven = bool(found.in_use.inode) and found.in_use.inode == known.inode
@@ -674,7 +681,7 @@ class Sidecars:
             raise OSError(errno.ESTALE, "it is not as it was")
         self._know(replica, found)
         self._recorded.found(own.map)
-        spared = len(self._members) > 1 and not self.doubts.held_only_by([replica])
+        spared = len(self.members) > 1 and not self.doubts.held_only_by([replica])
         everything = [range(len(self.map))] if spared and not proven else []
         await self._lose([replica], everything)
 
@@ -749,6 +756,7 @@ class Sidecars:
         assert target is not None
         assert target.slot is not None
         self._joining = True  # every flush goes to it from here on, and its failures wait for us
+        self._arrange()
         try:
             async with self._lock:
                 # The flush lock of the disk is not held: its writes since the last sync are synced
@@ -834,7 +842,7 @@ class Sidecars:
 
     def _recall_lost(self) -> None:
         """Take from the map what current replicas lost before."""
-        for replica in self._members:
+        for replica in self.members:
             assert replica.slot is not None
             for run in self.map.runs(lacks(replica.slot), longest=len(self.map)):
                 self.doubts.lose(replica, run)
@@ -874,19 +882,26 @@ class Sidecars:
         self._unreadable_number = max(self._unreadable_number, own.unreadable_number)
         self._writer.know(replica, found, spare)
         sequences = [own.record.sequence, own.prepared.sequence if own.prepared else 0]
-        self._sequence = max(self._sequence, *sequences)  # its slots must not seem later than ours
+        self._records.saw(sequences)
 
     def _arrange(self) -> None:
         """Follow the replicas' roles."""
         ours = self.replicas if self.fenced is None else ()
-        self._members = tuple(r for r in ours if r.role is State.CURRENT)
-        self.doubts.members = self._members
-        receiving = (State.CURRENT, State.RESYNCING)
-        self._receivers = tuple(r for r in ours if r.role in receiving)
-        self._epochs.follow(self._receivers)
-        inside = {replica.slot for replica in self._receivers}
-        slots = range(len(self.record.roles))
-        self._out_bits = sum(lacks(slot) for slot in slots if slot not in inside)
+        members = tuple(r for r in ours if r.role is State.CURRENT)
+        receivers = tuple(r for r in ours if r.role in (State.CURRENT, State.RESYNCING))
+        inside = {replica.slot for replica in receivers}
+        outside = (slot for slot in range(len(self.record.roles)) if slot not in inside)
+        recorded = self._records.names_only(members)
+        may_change = self._in_use and recorded and self._records.entered
+        self._membership = Membership(
+            members,
+            receivers,
+            sum(map(lacks, outside)),
+            recorded=recorded,
+            ready=may_change and not self._joining and len(members) >= self.threshold,
+        )
+        self.doubts.members = members
+        self._epochs.follow(receivers)
 
     def _target_lacks(self, chunks: range) -> None:
         """Have the target be given *chunks* again."""
@@ -918,17 +933,17 @@ class Sidecars:
             yield lacks(self.target.slot)
 
     def _out_slots(self) -> Iterator[int]:
-        current = {replica.slot for replica in self._members}
+        current = {replica.slot for replica in self.members}
         return (slot for slot in range(len(self.record.roles)) if slot not in current)
 
     @property
     def least(self) -> int:
         """How many current replicas must be left."""
-        return max(self.threshold, self._quorum)
+        return max(self.threshold, self._records.quorum)
 
     def _enough_without(self, gone: Sequence[Replica]) -> bool:
         """Whether enough are left if *gone* are left behind, and hold all that those hold."""
-        left = len(self._members) - len(gone)
+        left = len(self.members) - len(gone)
         return left >= self.least and not self.doubts.held_only_by(gone)
 
     def _all_current(self) -> bool:
@@ -979,7 +994,6 @@ class Sidecars:
             # They are opened anew to bring it back, and meanwhile keep its store busy.
             replica.detach(there=not replica.dead)
             self._left_here.add(replica)
-            self.membership_recorded = False
             log = self._logs.setdefault(replica.slot, RangeSet())
             for run in self.map.runs(INTENT, longest=len(self.map)):
                 log.add(run.start, run.stop)
@@ -1130,7 +1144,7 @@ class Sidecars:
                 raise OSError(errno.EIO, "more places cannot be read than are remembered")
             # One that is torn leaves the one before.
             self._unreadable_number += 1
-            await self._outlive(await self._writer.put(self._members, self._unreadable_piece()))
+            await self._outlive(await self._writer.put(self.members, self._unreadable_piece()))
 
     def _unreadable_piece(self) -> tuple[int, bytes]:
         number = self._unreadable_number
@@ -1151,14 +1165,14 @@ class Sidecars:
             for first, last in page_runs(version)
         ]
         for piece in pieces:
-            await self._outlive(await self._writer.put(self._members, piece))
+            await self._outlive(await self._writer.put(self.members, piece))
         self._recorded.written(version)
 
     async def _outlive(self, failed: dict[Replica, OSError]) -> None:
         """Leave behind those whose sidecars cannot be written, if the others are enough."""
         if not failed:
             return
-        gone = [replica for replica in failed if replica in self._members]
+        gone = [replica for replica in failed if replica in self.members]
         if not self._enough_without(gone):
             raise voted_error(failed.values())
         if gone:
@@ -1172,102 +1186,32 @@ class Sidecars:
         behind, by another record. Raises `OSError` when fewer than the threshold would be left,
         or when the replica that is resyncing failed; the lock is held.
         """
-        identities = await identities_of(self._members) if clean else {}
-        await self._look_at_claims(self._receivers)
+        identities = await identities_of(self.members) if clean else {}
+        await self._look_at_claims(self._membership.receivers)
         self.require_ours()
-        while True:
-            record = self._composed(clean=clean, resyncing=resyncing)
-            self._tried.add(record.key)
-            joining = self.target if self._joining and self.target in self._members else None
-            last = [replica for replica in (resyncing or joining,) if replica is not None]
-            members = [replica for replica in self._members if replica not in last]
-            # The one that is being brought back gets it last: without the others it must not have
-            # what makes it seem one of them.
-            steps = [
-                (Phase.PREPARED, [*members, *last]),
-                (Phase.COMMITTED, members),
-                (Phase.COMMITTED, last),
-            ]
-            failed: dict[Replica, OSError] = {}
-            for phase, holders in steps:
-                failed = await self._writer.write_slots(holders, record, phase, identities)
-                if failed:
-                    if phase is Phase.COMMITTED:
-                        for replica in failed:  # only what it prepared is sure to be whole
-                            self._writer.keep_other_slot(replica)
-                    break
-            else:
-                self._adopt(record)
-                return
-            if record.generation != self.record.generation:
-                self._passed.append(record.generation)
-            if resyncing in failed and resyncing is not None:
-                error = failed.pop(resyncing)
-                self.drop_target(resyncing, f"its sidecar: {error.strerror}")
-                if not failed:
-                    self.membership_recorded = False  # until the others have all the same again
-                    raise error
-            gone = [replica for replica in failed if replica in self._members]
-            left = [replica for replica in self._members if replica not in gone]
-            # One that is still joining may fail as well: then nobody would be left.
-            if not self._enough_without(gone) or left == [joining]:
-                self.membership_recorded = False
-                raise voted_error(failed.values())
-            self._drop(gone, f"its sidecar: {next(iter(failed.values())).strerror}")
-
-    def _adopt(self, record: Record) -> None:
-        """Go by *record*, which is valid on all that are current."""
-        self.record = record
-        self._tried.clear()
-        current = {replica.slot for replica in self._members}
-        # One that was left behind may have committed a generation that failed elsewhere.
-        self._passed = [passed for passed in self._passed if passed not in record.history]
-        self.membership_recorded = not self._passed and all(
-            slot in current
-            for slot, role in enumerate(record.roles)
-            if role.state is RoleState.CURRENT
+        steps = self._records.commit(
+            self.members,
+            clean=clean,
+            resyncing=resyncing,
+            joining=self.target if self._joining else None,
+            enough_without=self._enough_without,
         )
-        if self.membership_recorded:
-            self._quorum = self.threshold
-        self._may_change = self._in_use and self._is_entered
-
-    @property
-    def _is_entered(self) -> bool:
-        """Whether the record says that this mount may change the disk."""
-        latest = self.record.lineage[0]
-        return latest.identity == self.identity and latest.changed
-
-    def _composed(self, *, clean: bool, resyncing: Replica | None) -> Record:
-        """The next record: a new generation if somebody is left behind (R3: once for all)."""
-        current = {replica.slot for replica in self._members}
-        record = self.record
-        left = [
-            slot
-            for slot, role in enumerate(record.roles)
-            if role.state is RoleState.CURRENT and slot not in current
-        ]
-        if (left or self._passed) and len(self._members) >= self._quorum:
-            for slot in left:  # from the last record on that it got
-                record = record.with_role(slot, state=RoleState.STALE)
-            record = record.minted(self._passed)
-            left = []
-        self._sequence += 1
-        enough = len(self._members) >= self._quorum  # else they may not change the threshold
-        threshold = self.threshold if enough else record.threshold
-        record = replace(record, sequence=self._sequence, clean=clean, threshold=threshold)
-        acknowledging = not left and len(self._members) >= self.threshold
-        record = record.entered(
-            self.identity,
-            changed=self._changing and acknowledging,
-            passed=self._passed_mounts,
-        )
-        record = record.with_state([s for s in current if s is not None], RoleState.CURRENT)
-        if resyncing is not None and resyncing.slot is not None:
-            record = record.with_state([resyncing.slot], RoleState.RESYNCING)
-        for replica in self._members:
-            if replica.slot is not None:
-                record = record.with_role(replica.slot, path=replica.path)
-        return record
+        answer: object = None
+        try:
+            while True:
+                match steps.send(answer):
+                    case Write(record, phase, holders):
+                        answer = await self._writer.write_slots(holders, record, phase, identities)
+                    case LeaveBehind(gone, reason):
+                        self._drop(gone, reason)
+                        answer = self.members
+                    case GiveUp(target, reason):
+                        self.drop_target(target, reason)
+                        answer = None
+        except StopIteration:
+            pass
+        finally:
+            self._arrange()
 
 
 _NOTHING = RangeSet()

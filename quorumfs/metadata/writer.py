@@ -32,10 +32,6 @@ class SidecarWriter:
         self._as_found.add(replica)
         self._spare_slot[replica] = spare_slot
 
-    def keep_other_slot(self, replica: Replica) -> None:
-        """Note that of the two slots the one is good that was the spare one."""
-        self._spare_slot[replica] = 1 - self._spare_slot[replica]
-
     async def write_slots(
         self,
         replicas: Sequence[Replica],
@@ -69,7 +65,11 @@ class SidecarWriter:
                     identity = replace(identity, inode=0, ctime_ns=0)
             content = encode_slot(record, replica_id, identity, phase)
             slots[replica] = SLOT_OFFSETS[number], content
-        return await self.put(replicas, slots)
+        failed = await self.put(replicas, slots)
+        if phase is Phase.COMMITTED:
+            for replica in failed:  # only what it prepared is sure to be whole
+                self._spare_slot[replica] = 1 - self._spare_slot[replica]
+        return failed
 
     async def put(
         self,

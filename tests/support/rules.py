@@ -207,7 +207,7 @@ ORDER = (
         "The daemon dies, and the next mount believes the replica that missed the write.",
         (
             "quorumfs.metadata.sidecars.Sidecars._leave_behind",
-            "quorumfs.metadata.sidecars.Sidecars._commit",
+            "quorumfs.metadata.commit.Records.commit",
         ),
         (
             "test_crash.py::test_a_kill_while_one_is_left_behind",

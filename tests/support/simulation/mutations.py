@@ -21,6 +21,7 @@ from quorumfs import replica as replica_module
 from quorumfs.assembly import State, _Assembly
 from quorumfs.dirtymap import INTENT
 from quorumfs.metadata import Outcome
+from quorumfs.metadata.commit import Records
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.metadata.writer import SidecarWriter
 from quorumfs.rangelock import Claim, RangeLock
@@ -114,10 +115,10 @@ def fenced_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     fence = Sidecars._fence
 
     def only_say(self: Sidecars, claim: Any) -> None:
-        members, receivers, recorded = self._members, self._receivers, self.membership_recorded
+        membership = self._membership
         fence(self, claim)
-        self._members, self._receivers, self.membership_recorded = members, receivers, recorded
-        self._epochs.follow(receivers)
+        self._membership = membership
+        self._epochs.follow(membership.receivers)
 
     monkeypatch.setattr(Sidecars, "_fence", only_say)
 
@@ -367,7 +368,7 @@ def target_gets_no_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def without_target(self: Sidecars) -> None:
         arrange(self)
-        self._receivers = self._members
+        self._membership = replace(self._membership, receivers=self._membership.members)
 
     monkeypatch.setattr(Sidecars, "_arrange", without_target)
 
@@ -404,7 +405,7 @@ def mounts_have_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
         return self
 
     monkeypatch.setattr(Record, "entered", unknown)
-    monkeypatch.setattr(Sidecars, "_is_entered", True)
+    monkeypatch.setattr(Records, "entered", True)
 
 
 def opening_is_changing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -619,13 +620,13 @@ def holes_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def always_minted(monkeypatch: pytest.MonkeyPatch) -> None:
     """R3: with somebody left behind every commit is a new generation."""
-    composed = Sidecars._composed
+    composed = Records.composed
 
-    def minted(self: Sidecars, *, clean: bool, resyncing: Replica | None) -> Record:
-        record = composed(self, clean=clean, resyncing=resyncing)
-        return record.minted() if len(self.members) < len(record.roles) else record
+    def minted(self: Records, members: Sequence[Replica], **kinds: Any) -> Record:
+        record = composed(self, members, **kinds)
+        return record.minted() if len(members) < len(record.roles) else record
 
-    monkeypatch.setattr(Sidecars, "_composed", minted)
+    monkeypatch.setattr(Records, "composed", minted)
 
 
 def saved_rarely(monkeypatch: pytest.MonkeyPatch) -> None:

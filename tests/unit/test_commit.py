@@ -1,0 +1,288 @@
+"""The commit of a record, with every failure at every step, and death at each.
+
+`Records.commit` says what to write; here it is written to sidecars of real bytes. Each holder takes
+it, fails, or fails after it took it; or the daemon dies, and of what it was writing each sidecar
+has all, nothing, or half. Then every subset of the replicas is assembled, as mounts may find them.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import combinations, product
+from typing import cast
+
+import pytest
+
+from quorumfs import sidecar
+from quorumfs.assembly import AssemblyRefusedError, Found, Plan, State, assemble, new_record
+from quorumfs.dirtymap import CHUNK_MIN, DirtyMap
+from quorumfs.metadata.commit import GiveUp, LeaveBehind, Records, Write
+from quorumfs.replica import Replica
+from quorumfs.sidecar import (
+    PAGE,
+    SLOT_OFFSETS,
+    Identity,
+    Phase,
+    Sidecar,
+    decode,
+    encode,
+    encode_slot,
+)
+
+SIZE = CHUNK_MIN
+FAILED = OSError(5, "simulated")
+
+
+class DiedError(Exception):
+    """The daemon is no more."""
+
+
+@dataclass(eq=False)
+class Holder:
+    """What `Records` knows of a replica, and the bytes of its sidecar."""
+
+    slot: int
+    content: bytearray
+    spare_slot: int = 1
+    path: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.path = f"/{'abc'[self.slot]}.img"
+
+    @property
+    def image(self) -> Identity:
+        return Identity(self.slot + 1, SIZE, 1, 1)
+
+    @property
+    def found(self) -> Found:
+        return Found(self.path, self.image, decode(bytes(self.content)))
+
+    def put(self, write: Write, *, half: bool = False) -> None:
+        """As `SidecarWriter.write_slots` does."""
+        number = self.spare_slot if write.phase is Phase.PREPARED else 1 - self.spare_slot
+        own = write.record.roles[self.slot].replica_id
+        clean = write.record.clean
+        identity = self.image if clean else Identity(self.image.inode, SIZE)
+        slot = encode_slot(write.record, own, identity, write.phase)
+        start = SLOT_OFFSETS[number]
+        length = PAGE // 8 if half else PAGE  # a sector
+        self.content[start : start + length] = slot[:length]
+
+
+class Choices:
+    """One way through a history; `again` tells whether there is another one, and takes it."""
+
+    def __init__(self) -> None:
+        self._taken: list[tuple[int, int]] = []
+        self._at = 0
+
+    def one_of(self, count: int) -> int:
+        """A number below *count*."""
+        if self._at == len(self._taken):
+            self._taken.append((0, count))
+        choice, known = self._taken[self._at]
+        assert known == count
+        self._at += 1
+        return choice
+
+    def again(self) -> bool:
+        while self._taken:
+            choice, count = self._taken.pop()
+            if choice + 1 < count:
+                self._taken.append((choice + 1, count))
+                self._at = 0
+                return True
+        return False
+
+
+class Set:
+    """Replicas of one set, and the commits of one mount."""
+
+    def __init__(self, count: int, threshold: int, numbers: Iterator[int]) -> None:
+        paths = [f"/{name}.img" for name in "abc"[:count]]
+        record = new_record(
+            paths, SIZE, threshold, random_bytes=lambda size: next(numbers).to_bytes(size)
+        )
+        disk_map = DirtyMap(SIZE, CHUNK_MIN)
+        self.threshold = threshold
+        self.all = []
+        for slot, role in enumerate(record.roles):
+            image = Identity(slot + 1, SIZE, 1, 1)
+            content = encode(Sidecar(role.replica_id, record, disk_map, image))
+            self.all.append(Holder(slot, bytearray(content)))
+        self.mount()
+
+    def mount(self) -> None:
+        self.records = Records(self.assembled(self.all), threshold=self.threshold, identity=7)
+        self.records.changing = True
+
+    def assembled(self, there: Sequence[Holder]) -> Plan:
+        """Raises `AssemblyRefusedError`."""
+        gone = [Found(one.path, None, problem="gone") for one in self.all if one not in there]
+        return assemble([*(one.found for one in there), *gone])
+
+    def commit(
+        self,
+        members: Sequence[Holder],
+        write: Callable[[Write], dict[Holder, OSError]],
+        *,
+        clean: bool = False,
+        resyncing: Holder | None = None,
+        joining: Holder | None = None,
+    ) -> list[Holder]:
+        """Do what `Records.commit` says; returns the members at the end. Raises `OSError`."""
+        self.members = left = list(members)
+
+        def enough_without(gone: Sequence[Replica]) -> bool:
+            return len(left) - len(gone) >= max(self.threshold, self.records.quorum)
+
+        steps = self.records.commit(
+            cast("list[Replica]", left),
+            clean=clean,
+            resyncing=cast("Replica | None", resyncing),
+            joining=cast("Replica | None", joining),
+            enough_without=enough_without,
+        )
+        answer: object = None
+        try:
+            while True:
+                match steps.send(answer):
+                    case Write() as effect:
+                        failed = write(effect)
+                        for one in failed if effect.phase is Phase.COMMITTED else ():
+                            one.spare_slot = 1 - one.spare_slot
+                        answer = failed
+                    case LeaveBehind() as effect:
+                        gone = set(cast("Sequence[Holder]", effect.gone))
+                        assert gone <= set(left)
+                        answer = self.members = left = [one for one in left if one not in gone]
+                    case GiveUp() as effect:
+                        assert cast("Holder", effect.target) is resyncing
+                        answer = None
+        except StopIteration:
+            return left
+
+
+def well(write: Write) -> dict[Holder, OSError]:
+    for holder in cast("Sequence[Holder]", write.holders):
+        holder.put(write)
+    return {}
+
+
+def in_any_way(choices: Choices, *, halves: bool) -> Callable[[Write], dict[Holder, OSError]]:
+    """Have *choices* decide how each write ends."""
+
+    def write(write: Write) -> dict[Holder, OSError]:
+        holders = cast("Sequence[Holder]", write.holders)
+        if holders and choices.one_of(2):
+            for holder in holders:
+                how = choices.one_of(3 if halves else 2)
+                if how:
+                    holder.put(write, half=how == 2)
+            raise DiedError
+        failed = {}
+        for holder in holders:
+            how = choices.one_of(3)
+            if how != 1:
+                holder.put(write)
+            if how:
+                failed[holder] = FAILED
+        return failed
+
+    return write
+
+
+def subsets(holders: Sequence[Holder]) -> Iterator[tuple[Holder, ...]]:
+    for count in range(1, len(holders) + 1):
+        yield from combinations(holders, count)
+
+
+def current(plan: Plan) -> set[int | None]:
+    return {member.slot for member in plan.members if member.state is State.CURRENT}
+
+
+KINDS = ["open", "close", "leave behind", "resync", "join"]
+CASES = [(2, 2, "open"), (2, 2, "close")]  # of two that are both needed none can be left behind
+CASES += [(2, 1, kind) for kind in KINDS]
+CASES += [(3, *rest) for rest in product((1, 2), KINDS) if "close" not in rest]
+
+
+@pytest.mark.parametrize(("count", "threshold", "kind"), CASES)
+def test_every_way_that_a_commit_may_end(
+    count: int, threshold: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices, seen = Choices(), set[object]()
+    ways = 0
+    while not ways or choices.again():
+        ways += 1
+        numbers = itertools.count(1)  # the same in all ways: many end alike
+        monkeypatch.setattr(sidecar, "random_identity", lambda numbers=numbers: next(numbers))
+        one_way(choices, Set(count, threshold, numbers), kind, seen, halves=count == 2)
+    assert ways > 10
+
+
+def one_way(choices: Choices, the_set: Set, kind: str, seen: set[object], *, halves: bool) -> None:
+    *others, last = the_set.all
+    the_set.commit(the_set.all, well)
+    if kind in ("resync", "join"):
+        the_set.commit(others, well)
+        the_set.commit(others, well, resyncing=last)
+    left: list[Holder] | None = None
+    refused = False
+    try:
+        left = the_set.commit(
+            others if kind in ("leave behind", "resync") else the_set.all,
+            in_any_way(choices, halves=halves),
+            clean=kind == "close",
+            resyncing=last if kind == "resync" else None,
+            joining=last if kind == "join" else None,
+        )
+    except DiedError:
+        pass
+    except OSError:
+        refused = True
+    end = refused, left and len(left), *(bytes(one.content) for one in the_set.all)
+    if end in seen:
+        return
+    seen.add(end)
+    for there in subsets(the_set.all):
+        try:
+            plan = the_set.assembled(there)
+        except AssemblyRefusedError:
+            assert len(there) < len(the_set.all), "all are there, and a human is needed"
+            continue
+        if left is not None:  # what depends on it has been acknowledged
+            assert current(plan) <= {one.slot for one in left}
+        if kind == "resync":
+            assert last.slot not in current(plan)
+    if left is not None:
+        assert the_set.records.names_only(cast("list[Replica]", left))
+        assert current(the_set.assembled(the_set.all)) == {one.slot for one in left}
+    if refused:
+        members = [one for one in the_set.members if kind != "join" or one is not last]
+        if the_set.records.names_only(cast("list[Replica]", members)):
+            # Only the one that was resyncing could not take it.
+            assert {decode(bytes(one.content)).record.key for one in members} == {
+                the_set.records.record.key
+            }
+        if len(members) >= the_set.threshold:
+            goes_on(the_set, members)
+    # Whatever is left of it, the next mount goes on from there.
+    the_set.mount()
+    for one in the_set.all:
+        one.spare_slot = decode(bytes(one.content)).spare_slot
+    slots = current(the_set.assembled(the_set.all))
+    members = [one for one in the_set.all if one.slot in slots]
+    if len(members) >= the_set.threshold:
+        goes_on(the_set, members)
+
+
+def goes_on(the_set: Set, members: Sequence[Holder]) -> None:
+    """The next commit leaves nobody in doubt, whatever a replica has of earlier ones."""
+    the_set.commit(members, well)
+    assert the_set.records.names_only(cast("list[Replica]", members))
+    for there in subsets(the_set.all):
+        with suppress(AssemblyRefusedError):
+            assert current(the_set.assembled(there)) <= {one.slot for one in members}
+    assert current(the_set.assembled(the_set.all)) == {one.slot for one in members}

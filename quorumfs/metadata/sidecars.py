@@ -123,7 +123,7 @@ class Sidecars:
         self._joining = False
         """It has everything, and is being made current."""
         self._in_use = False
-        """The record in the sidecars says so."""
+        """The record in the sidecars says that the set is in use by this mount."""
         self._lock = trio.Lock()
         """Whoever writes to the sidecars holds it."""
         self._extent_chunks = self.map.extent // self.map.chunk_size
@@ -158,7 +158,7 @@ class Sidecars:
         self.unproven: dict[int, RangeSet] = {}
         """Those of them that it is said to lack for that reason alone: to be compared."""
         self._writer = SidecarWriter(threshold)
-        self.membership = Membership((), (), 0, recorded=False, ready=False)
+        self._membership = Membership((), (), 0, recorded=False, ready=False)
         for replica, member, one in zip(replicas, plan.members, found, strict=True):
             replica.slot = member.slot
             replica.settled = partial(self._sync_ended, replica)

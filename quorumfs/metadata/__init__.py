@@ -6,7 +6,10 @@ The disk orders requests; at fixed places it asks and tells one of these, by the
 `quorumfs.metadata.volatile`
     ``none``: QEMU's way. Byte ranges in memory, forgotten at unmount.
 `quorumfs.metadata.sidecars`
-    ``sidecar``: a durable record beside every image, whole replicas left behind and caught up.
+    ``sidecar``: a durable record beside every image, whole replicas left behind and caught up. It
+    waits and writes; what it knows, and what follows from that, is in modules without I/O:
+    ``commit`` (who is current), ``recorded`` and ``intents`` (the map), ``epochs`` (what is synced)
+    and ``doubts`` (whom to believe).
 """
 
 from collections.abc import Iterable, Sequence

@@ -5,16 +5,19 @@ been caught up (`quorumfs.repair`). Three things are kept in memory and in the s
 all current replicas:
 
 * the *record* says who is current. It changes under one lock, in two phases
-  (`quorumfs.sidecar`), and before anything that depends on it is acknowledged (R3);
+  (`quorumfs.metadata.commit`), and before anything that depends on it is acknowledged (R3);
 * ``INTENT`` marks: durable before the first write to an extent of the disk (R1), cleared when it
   has not been written to for long and all replicas are current and synced (R5);
 * the ``lacks`` bits of each replica left behind. In the sidecars they may be old: after a crash a
   replica lacks whatever has its bit or an ``INTENT`` mark. A current replica has them where it lost
   what it could not flush, and too few would be left without it.
 
+The map of marks and bits is *known* here before it is *recorded* in the sidecars
+(`quorumfs.metadata.recorded`). Which extents are to be marked decides `quorumfs.metadata.intents`.
+
 Two things are in memory alone, because an ``INTENT`` mark stands for them in the sidecars: where
-the current replicas may differ (`quorumfs.metadata.doubts`), and what was written since the last
-flush (a replica that fails may have lost it).
+the current replicas may differ (`quorumfs.metadata.doubts`), and what each was given since its last
+good sync (`quorumfs.metadata.epochs`: a replica that fails may have lost it).
 """
 
 import errno

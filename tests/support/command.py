@@ -272,6 +272,7 @@ def ordinary_user() -> Iterator[OrdinaryUser]:
 def file_replaced(path: Path, by: Path) -> Iterator[list[str]]:
     """A command prefix under which *by* stands at *path*, for that command and its children only.
 
+    What others unmount meanwhile is unmounted there too: else it would go on for as long.
     The real file stays as it is for everybody else; where there is none, an empty one stands in.
     """
     require_root()
@@ -281,7 +282,18 @@ def file_replaced(path: Path, by: Path) -> Iterator[list[str]]:
         path.touch(exist_ok=False)
     try:
         script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
-        yield ["unshare", "--mount", "sh", "-c", script, "sh", str(by), str(path)]
+        yield [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "slave",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            str(by),
+            str(path),
+        ]
     finally:
         if created:
             path.unlink()

@@ -338,10 +338,21 @@ def test_mounts_without_a_source_are_understood(tmp_path: Path, path: str) -> No
     """The kernel's table has an empty field there, and escapes not all white space of a path."""
     mountpoint = tmp_path / path
     mountpoint.mkdir()
-    # Out of sight of everybody else, who may read the table too.
+    # Out of sight of everybody else, who may read the table too. What another test unmounts
+    # meanwhile is to be unmounted there as well.
     script = 'mount -i -t tmpfs "" "$1" && shift && exec "$@"'
     command = [*QUORUMFS, "umount", str(mountpoint)]
-    private = ["unshare", "--mount", "sh", "-c", script, "sh", str(mountpoint)]
+    private = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "slave",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        str(mountpoint),
+    ]
     done = subprocess.run([*private, *command], capture_output=True, text=True, check=False)
     assert "is not a quorumfs mount" in one_line(done, 4)
     show = "import sys; from quorumfs.control.mounts import *; print(mount_at(sys.argv[1]))"
@@ -508,7 +519,7 @@ def test_a_runtime_directory_that_takes_nothing_is_named_with_what_to_do(
     script = f'mount -t tmpfs -o mode=700,{options} none {home} && exec "$@"'
     command = [*QUORUMFS, "mount", *map(str, make_images(1)), str(mountpoint)]
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, "sh", *command],
+        ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh", *command],
         capture_output=True,
         text=True,
         check=False,

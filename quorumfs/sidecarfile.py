@@ -160,7 +160,8 @@ def _written_beside(
     name: an adoption by two hosts at once must not mistake the one for the other.
     """
     image = os.stat(image_path)
-    for left in glob(f"{escape(path)}.*tmp"):  # somebody was killed here
+    ours = f"{escape(path)}.{8 * '[0-9a-f]'}.tmp"
+    for left in (f"{path}.tmp", *glob(ours)):  # somebody was killed here; earlier versions, too
         with suppress(FileNotFoundError):
             os.unlink(left)
     temporary = f"{path}.{os.urandom(4).hex()}.tmp"

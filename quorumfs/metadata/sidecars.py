@@ -214,13 +214,9 @@ class Sidecars:
             # With the operator's word it is in force, and recorded with the first change: what is
             # only read decides nothing.
             consented = self._records.quorum <= self.threshold < self.record.threshold
-            if (
-                self._read_only
-                or consented
-                or self.threshold == self.record.threshold
-                or len(self.members)
-                < self._records.quorum  # nothing is acknowledged before they are more
-            ):
+            told = self.threshold != self.record.threshold and not self._read_only
+            enough = len(self.members) >= self._records.quorum  # else nothing is acknowledged yet
+            if consented or not told or not enough:
                 return
             await self._write_map_locked()
             await self._commit(clean=self.record.clean)

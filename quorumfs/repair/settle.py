@@ -248,10 +248,9 @@ class Settling:
 
         All are written to of whom it is not known that they hold it durably, the source too and
         however equal they look: a flush that failed before a crash may have dropped pages that
-        reads still show (R4). What is a hole on all replicas
-        can hide no such loss, and is left out. Returns whether they were equal before, and whether
-        all took it. Where nobody can read all of it, it is divided until *deadline*: they may be
-        bad at different places (R11).
+        reads still show (R4). What is a hole on all replicas can hide no such loss, and is left
+        out. Returns whether they were equal before, and whether all took it. Where nobody can read
+        all of it, it is divided until *deadline*: they may be bad at different places (R11).
         """
         outcomes = await self._disk.ask(self._sidecars.members, Kind.READ, 1, offset, length)
         believed = holders_of(self._sidecars, offset, length)  # one may have lost it meanwhile

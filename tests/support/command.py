@@ -268,6 +268,14 @@ def ordinary_user() -> Iterator[OrdinaryUser]:
                 shutil.rmtree(user.runtime, ignore_errors=True)
 
 
+def privately(script: str) -> list[str]:
+    """The beginning of a command that runs a shell script, whose mounts nobody else sees.
+
+    What others unmount meanwhile is unmounted there too: else it would go on for as long.
+    """
+    return ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh"]
+
+
 @contextlib.contextmanager
 def file_replaced(path: Path, by: Path) -> Iterator[list[str]]:
     """A command prefix under which *by* stands at *path*, for that command and its children only.
@@ -282,18 +290,7 @@ def file_replaced(path: Path, by: Path) -> Iterator[list[str]]:
         path.touch(exist_ok=False)
     try:
         script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
-        yield [
-            "unshare",
-            "--mount",
-            "--propagation",
-            "slave",
-            "sh",
-            "-c",
-            script,
-            "sh",
-            str(by),
-            str(path),
-        ]
+        yield [*privately(script), str(by), str(path)]
     finally:
         if created:
             path.unlink()

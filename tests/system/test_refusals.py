@@ -21,6 +21,7 @@ from support.command import (
     is_alive,
     one_line,
     ordinary_user,
+    privately,
     processes_of,
     refused,
     seconds,
@@ -338,21 +339,10 @@ def test_mounts_without_a_source_are_understood(tmp_path: Path, path: str) -> No
     """The kernel's table has an empty field there, and escapes not all white space of a path."""
     mountpoint = tmp_path / path
     mountpoint.mkdir()
-    # Out of sight of everybody else, who may read the table too. What another test unmounts
-    # meanwhile is to be unmounted there as well.
+    # Out of sight of everybody else, who may read the table too.
     script = 'mount -i -t tmpfs "" "$1" && shift && exec "$@"'
     command = [*QUORUMFS, "umount", str(mountpoint)]
-    private = [
-        "unshare",
-        "--mount",
-        "--propagation",
-        "slave",
-        "sh",
-        "-c",
-        script,
-        "sh",
-        str(mountpoint),
-    ]
+    private = [*privately(script), str(mountpoint)]
     done = subprocess.run([*private, *command], capture_output=True, text=True, check=False)
     assert "is not a quorumfs mount" in one_line(done, 4)
     show = "import sys; from quorumfs.control.mounts import *; print(mount_at(sys.argv[1]))"
@@ -519,7 +509,7 @@ def test_a_runtime_directory_that_takes_nothing_is_named_with_what_to_do(
     script = f'mount -t tmpfs -o mode=700,{options} none {home} && exec "$@"'
     command = [*QUORUMFS, "mount", *map(str, make_images(1)), str(mountpoint)]
     done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh", *command],
+        [*privately(script), *command],
         capture_output=True,
         text=True,
         check=False,

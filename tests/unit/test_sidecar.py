@@ -617,11 +617,15 @@ def test_a_failed_creation_leaves_what_was_there(
 def test_what_a_crash_left_half_made_is_no_obstacle_and_goes(
     image: str, write: Callable[[str, Sidecar], None]
 ) -> None:
-    for left in ("tmp", "0123abcd.tmp"):
+    for left in ("tmp", "0123abcd.tmp", "of-somebody.tmp"):
         Path(f"{path_for(image)}.{left}").write_bytes(b"half")
     write(image, example())
     assert decode(Path(path_for(image)).read_bytes()).record == example().record
-    assert sorted(os.listdir(os.path.dirname(image))) == ["a.img", "a.img.quorumfs"]
+    assert sorted(os.listdir(os.path.dirname(image))) == [
+        "a.img",
+        "a.img.quorumfs",
+        "a.img.quorumfs.of-somebody.tmp",
+    ]
 
 
 @pytest.mark.parametrize("number", [0, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])

@@ -73,6 +73,18 @@ class RangeSet:
         index = bisect_right(self._bounds, position)
         return self._bounds[index] if index % 2 else position
 
+    def inside(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of ``[start, end)`` that are in the set, in order. It may change meanwhile."""
+        for low, high, outside in segments(start, end, [self]):
+            if not outside:
+                yield low, high
+
+    def outside(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """As `inside`: the parts of ``[start, end)`` that are not in the set."""
+        for low, high, outside in segments(start, end, [self]):
+            if outside:
+                yield low, high
+
     def bounds_between(self, start: int, end: int) -> list[int]:
         """The places strictly inside ``(start, end)`` where membership changes."""
         first = bisect_right(self._bounds, start)

@@ -38,8 +38,9 @@ from quorumfs.metadata.doubts import Doubts
 from quorumfs.metadata.epochs import Epochs
 from quorumfs.metadata.intents import Intents
 from quorumfs.metadata.recorded import Recorded
+from quorumfs.metadata.target import Target
 from quorumfs.metadata.writer import SidecarWriter, identities_of
-from quorumfs.ranges import RangeSet, segments
+from quorumfs.ranges import RangeSet
 from quorumfs.replica import Gathering, Replica
 from quorumfs.sidecar import (
     CLAIM_OFFSET,
@@ -121,10 +122,6 @@ class Sidecars:
         """Set, and replaced, when there may be something to repair; see `notify`."""
         self._recorded = Recorded(plan.map)
         self.doubts = Doubts(self._recorded, threshold, settling=not read_only)
-        self.target: Replica | None = None
-        """The replica being resynced."""
-        self._joining = False
-        """It has everything, and is being made current."""
         self._in_use = False
         """The record in the sidecars says that the set is in use by this mount."""
         self._lock = trio.Lock()
@@ -135,31 +132,16 @@ class Sidecars:
         """Who has synced what was changed, of those who get what is written."""
         self._diverged_in = self._epochs.now
         """The epoch in which a chunk was last unsettled."""
-        self._mirroring = False
-        """The target gets what is written where it lacks nothing; else it lacks that from then on.
-        """
-        self._given = RangeSet()
-        """Chunks that the target was given, or is being given, and has had everything of since;
-        they are still marked as lacking."""
-        self._caught_up = RangeSet()
-        """Those of them that it has durably."""
-        self._copied_from: dict[int, dict[Replica, RangeSet]] = {}
-        """By the slot of a replica being resynced, at one go or several: the chunks that it was
-        given while another one was believed to hold them."""
+        self._targets: dict[Replica, Target] = {}
+        """What each replica holds that is not current on record."""
+        self.target: Target | None = None
+        """The one that is being resynced."""
         self._flush = _Flush(0, set())
         self._unreadable_number = 0
         """How often the list of what cannot be read was written."""
         self._untold_loss = False
         """All current replicas lost a write that was acknowledged, and no flush of a guest has
         failed since (R13): whoever else had them sync heard of it instead."""
-        self._left_here: set[Replica] = set()
-        """Left behind since the mount: what they lack is known to the chunk."""
-        self._logs: dict[int, RangeSet] = {}
-        """By the slot of a replica left behind: the chunks with `INTENT` at that moment. It took
-        what was written there, and may come back from a snapshot a little older than its record
-        shows (R15)."""
-        self.unproven: dict[int, RangeSet] = {}
-        """Those of them that it is said to lack for that reason alone: to be compared."""
         self._writer = SidecarWriter(threshold)
         self._membership = Membership((), (), 0, recorded=False, ready=False)
         for replica, member, one in zip(replicas, plan.members, found, strict=True):
@@ -168,6 +150,8 @@ class Sidecars:
             replica.let_go = self.notify
             replica.role = member.state
             replica.reason = member.reason
+            if replica.slot is not None and replica.role is not State.CURRENT:
+                self._target_of(replica)
             if one.image and one.image.size < self.record.size and replica.slot is not None:
                 self._recorded.add(lacks(replica.slot), range(len(self.map)))
             if one.image and one.sidecar:
@@ -195,7 +179,8 @@ class Sidecars:
 
     @property
     def receivers(self) -> Sequence[Replica]:
-        return self._membership.receivers if self._mirroring else self.members
+        mirroring = self.target is not None and self.target.mirroring
+        return self._membership.receivers if mirroring else self.members
 
     @property
     def readers(self) -> Sequence[Replica]:
@@ -203,7 +188,7 @@ class Sidecars:
 
     @property
     def flushed(self) -> Sequence[Replica]:
-        return self._membership.receivers if self._joining else self.members
+        return self._membership.receivers if self.joining else self.members
 
     @property
     def alike(self) -> Sequence[Replica]:
@@ -284,7 +269,7 @@ class Sidecars:
         ever what it was not given.
         """
         receivers = self._receivers_of(self.map.chunks(offset, length), mirrored=True)
-        return [replica for replica in receivers if replica is self.target]
+        return [replica for replica in receivers if self.is_target(replica)]
 
     @contextmanager
     def giving(self, replicas: Sequence[Replica], offset: int, length: int) -> Iterator[None]:
@@ -301,19 +286,9 @@ class Sidecars:
         """
         if self._membership.out_bits:
             self._recorded.add(self._membership.out_bits, chunks)
-        if self.target is None:
+        if self.target is None or self.target.gets(chunks, mirrored=mirrored):
             return self._membership.receivers
-        if (mirrored or self._mirroring) and not self._target_lacks_all(chunks):
-            return self._membership.receivers
-        # It will be copied there, in any case or once more: the guest need not wait for that.
-        self._target_lacks(chunks)
         return self.members
-
-    def _target_lacks_all(self, chunks: range) -> bool:
-        if self._given.overlaps(chunks.start, chunks.stop):
-            return False
-        lacking = (run for bit in self._target_bit() for run in self.map.runs_in(bit, chunks))
-        return sum(map(len, lacking)) == len(chunks)
 
     async def finish(self, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
         self.require_ours()
@@ -328,8 +303,7 @@ class Sidecars:
             # Nobody is blamed; but who took it and who did not now differ.
             self._unsettle(chunks)
             self.doubts.tear(offset, offset + length)
-            if self.target in failed:
-                await self._leave_behind([r for r in failed if r is self.target], chunks, _WRITE)
+            await self._leave_behind([r for r in failed if self.is_target(r)], chunks, _WRITE)
             raise voted_error(o.error for o in current or outcomes if o.error is not None)
         try:
             await self._leave_behind(failed, chunks, _WRITE)
@@ -426,10 +400,7 @@ class Sidecars:
                 with suppress(OSError):
                     await self._write_map()
             return
-        if replica is self.target:
-            self._target_lacks(everything)
-        else:
-            self._recorded.add(lacks(replica.slot), everything)
+        self._targets[replica].lacks(everything)
         if not self._read_only and self.may_record:
             with suppress(OSError):  # it may get its length back, and look whole to the next mount
                 await self.open()
@@ -459,8 +430,8 @@ class Sidecars:
                 self._drop_target("unmounted meanwhile")
             # By its number, a replica put back from before this is known for one that has no mark
             # for what it lacks.
-            for slot in self._out_slots():
-                self._doubt_log(slot)
+            for target in self._targets.values():
+                target.doubt_log()
             await self._commit(clean=True)
             self._in_use = False
             self._arrange()
@@ -469,23 +440,19 @@ class Sidecars:
                 self._recorded.add(INTENT, chunks)
             await self._write_map_locked()
 
+    def is_target(self, replica: Replica) -> bool:
+        """Whether *replica* is being resynced."""
+        return self.target is not None and self.target.replica is replica
+
     @property
     def joining(self) -> bool:
         """Whether a target is becoming current: from here on flushes wait for it, too."""
-        return self._joining
+        return self.target is not None and self.target.joining
 
     @property
     def writing(self) -> bool:
         """Whether a record, or a part of the map, is being made durable."""
         return self._lock.locked()
-
-    @property
-    def target_synced(self) -> bool:
-        """Whether the target holds durably all that it lacked, though that is not on record yet."""
-        lacked = sum(self.map.count(bit) for bit in self._target_bit())
-        caught_up = sum(stop - start for start, stop in self._caught_up)
-        unsynced = self.target is not None and any(self._epochs.unsynced(self.target))
-        return not unsynced and caught_up >= lacked > 0
 
     # Whose the set is
 
@@ -626,39 +593,33 @@ class Sidecars:
         if self.doubts.lost_in(chunks):
             self._unsettle(chunks)  # perhaps what a flush lost made them equal
 
-    async def start_resync(self, replica: Replica, found: Found, *, full: bool) -> None:
+    async def start_resync(self, replica: Replica, found: Found, *, full: bool) -> Target:
         """Make *replica*, which is stale and answers, the target: it can be given what it lacks.
 
         Its image and its sidecar are there, as *found*; *full*: it is not known what it lacks.
         Raises `OSError`, and then it is as it was.
         """
-        own = found.sidecar
+        own, target = found.sidecar, self._targets[replica]
         assert own is not None
         assert self.target is None
-        assert replica.slot is not None
-        bit = lacks(replica.slot)
         await self.open()
         self._know(replica, found)
-        self._doubt_log(replica.slot)
+        target.doubt_log()
         if full:
-            self._recorded.add(bit, range(len(self.map)))
-        elif own.own_state is not RoleState.RESYNCING and replica not in self._left_here:
+            target.lacks(range(len(self.map)))
+        elif own.own_state is not RoleState.RESYNCING and not target.ejected:
             for run in own.map.runs(INTENT, longest=len(self.map)):
-                self._recorded.add(bit, run)
+                target.lacks(run)
         async with self._lock:
             await self._write_map_locked()
             # From its first new byte on it is a mixture that nobody must take for a disk.
             await self._commit(clean=False, resyncing=replica)
         replica.role = State.RESYNCING
         replica.reason = None
-        self.target = replica
-        self._mirroring = False
-        self._given, self._caught_up = RangeSet(), RangeSet()
+        target.begin()
+        self.target = target
         self._arrange()
-
-    def mirror(self, *, wanted: bool) -> None:
-        """Have the target be given what is written from here on where it lacks nothing, or not."""
-        self._mirroring = wanted
+        return target
 
     async def revive(self, replica: Replica, found: Found) -> None:
         """Go on with a current replica whose file system went away and is back, as *found*.
@@ -684,47 +645,26 @@ class Sidecars:
         everything = [range(len(self.map))] if spared and not proven else []
         await self._lose([replica], everything)
 
-    async def sync_target(self, changing: Iterable[tuple[int, int]]) -> None:
-        """Make durable what the target was given; raises `OSError`, and then it is no more one.
+    async def sync_target(self, target: Target, changing: Iterable[tuple[int, int]]) -> int:
+        """Make durable what *target* was given; returns how many chunks it was.
 
-        *changing*: ranges (start, end; bytes) that are being changed.
+        *changing*: ranges (start, end; bytes) that are being changed. Raises `OSError`, and then
+        it is the target no more.
         """
-        target = self.target
-        assert target is not None
-        epoch = self._epochs.begin_sync([target], self._chunks_of(changing))
+        epoch = self._epochs.begin_sync([target.replica], self._chunks_of(changing))
         operation = Operation(Kind.SYNC)
         gathering = Gathering(0)
-        gathering.submit(target, operation)
+        gathering.submit(target.replica, operation)
         await gathering.complete()
         if operation.error is not None or self.target is not target:
-            self.drop_target(target, "it could not be synced")
+            self.drop_target(target.replica, "it could not be synced")
             raise operation.error or OSError(errno.EIO, "it failed meanwhile")
-        self._epochs.cover([target], epoch)
-
-    def copying(self, target: Replica, sources: Iterable[Replica], chunks: range) -> None:
-        """Note that *target* is about to be given what *sources* hold of *chunks*.
-
-        The caller has locked them, until that is done.
-        """
-        assert target.slot is not None
-        self._given.add(chunks.start, chunks.stop)
-        copied = self._copied_from.setdefault(target.slot, {})
-        for source in sources:
-            copied.setdefault(source, RangeSet()).add(chunks.start, chunks.stop)
+        self._epochs.cover([target.replica], epoch)
+        return target.synced(epoch)
 
     def target_missed(self, offset: int, length: int) -> None:
         """Note that the target was not given what others were."""
         self._target_lacks(self.map.chunks(offset, length))
-
-    def caught_up(self, chunks: Iterable[range]) -> None:
-        """Note that the target has durably what it was given of *chunks*.
-
-        Where it was not given what was written since, it lacks them still.
-        """
-        for run in chunks:
-            for start, stop, missed in segments(run.start, run.stop, [self._given]):
-                if not missed:
-                    self._caught_up.add(start, stop)
 
     async def save_progress(self) -> None:
         """Have the sidecars say how far a repair got."""
@@ -733,17 +673,14 @@ class Sidecars:
             return
         async with self._lock:
             # By its number, a target put back from before this is known for one that lacks more.
-            await self._commit(clean=False, resyncing=self.target)
-            for bit in self._target_bit():
-                for start, end in self._caught_up:
-                    self._recorded.remove(bit, range(start, end))
-                    self._given.remove(start, end)
-            self._caught_up = RangeSet()
+            await self._commit(clean=False, resyncing=self._resyncing)
+            if self.target is not None:
+                self.target.recorded()
             await self._write_map_locked()
 
     def drop_target(self, replica: Replica, reason: str) -> None:
         """Make *replica* stale again, if it is the target: it keeps what it has."""
-        if self.target is replica and not self._joining:
+        if self.is_target(replica) and not self.joining:
             self._drop_target(reason)
 
     async def join(self) -> None:
@@ -753,8 +690,8 @@ class Sidecars:
         """
         target = self.target
         assert target is not None
-        assert target.slot is not None
-        self._joining = True  # every flush goes to it from here on, and its failures wait for us
+        replica = target.replica
+        target.joining = True  # every flush goes to it from here on, and its failures wait for us
         self._arrange()
         try:
             async with self._lock:
@@ -762,7 +699,7 @@ class Sidecars:
                 # here, and those that a flush covers from now on, by that.
                 operation = Operation(Kind.SYNC)
                 gathering = Gathering(0)
-                gathering.submit(target, operation)
+                gathering.submit(replica, operation)
                 await gathering.complete()
                 if operation.error is not None:
                     raise operation.error
@@ -771,24 +708,23 @@ class Sidecars:
                 content = bytes(offset - UNREADABLE_OFFSET) + listed
                 content = content.ljust(MAP_OFFSET - UNREADABLE_OFFSET, b"\0")
                 content += encode_pages(self.map, self.record.set_id, 0, last)
-                failed = await self._writer.put([target], (UNREADABLE_OFFSET, content))
+                failed = await self._writer.put([replica], (UNREADABLE_OFFSET, content))
                 if failed:
-                    raise failed[target]
-                if self.map.count(lacks(target.slot)):
+                    raise failed[replica]
+                if target.lacking_chunks:
                     raise OSError(errno.EIO, "a write to it or a flush failed meanwhile")
-                target.role = State.CURRENT
+                replica.role = State.CURRENT
                 self._arrange()
                 await self._commit(clean=False)
-                if target.role is not State.CURRENT:
+                if replica.role is not State.CURRENT:
                     raise OSError(errno.EIO, "its sidecar could not be written")
                 self.target = None
-                self._copied_from.pop(target.slot, None)
-                self.unproven.pop(target.slot, None)
-                self._recorded.remove(lacks(target.slot), range(len(self.map)))
-                for start, end in self.doubts.lost_by(target):
-                    self._recorded.add(lacks(target.slot), range(start, end))
+                del self._targets[replica]
+                self._recorded.remove(target.bit, range(len(self.map)))
+                for start, end in self.doubts.lost_by(replica):
+                    self._recorded.add(target.bit, range(start, end))
         finally:
-            self._joining = False
+            target.joining = False
             if self.target is target:
                 self._drop_target("it failed before it was current")
             self._arrange()
@@ -809,15 +745,13 @@ class Sidecars:
                 return
             # By its number a replica put back from before this is known for one that lacks what was
             # written meanwhile, and has no mark for what is cleared now.
-            await self._commit(clean=False, resyncing=self.target)
+            await self._commit(clean=False, resyncing=self._resyncing)
             if not self._all_current():
                 return
             kept = self._kept_marks(claimed())
             for span in idle:
-                for start, stop, cleared in segments(span.start, span.stop, [kept]):
-                    if cleared:
-                        extents = range(start, stop)
-                        self._recorded.remove(INTENT, self.map.extent_chunks(extents))
+                for start, stop in kept.outside(span.start, span.stop):
+                    self._recorded.remove(INTENT, self.map.extent_chunks(range(start, stop)))
             await self._write_map_locked()
 
     def _kept_marks(self, claimed: Iterable[tuple[int, int]]) -> RangeSet:
@@ -897,39 +831,24 @@ class Sidecars:
             receivers,
             sum(map(lacks, outside)),
             recorded=recorded,
-            ready=may_change and not self._joining and len(members) >= self.threshold,
+            ready=may_change and not self.joining and len(members) >= self.threshold,
         )
         self.doubts.members = members
         self._epochs.follow(receivers)
 
     def _target_lacks(self, chunks: range) -> None:
-        """Have the target be given *chunks* again."""
-        for bit in self._target_bit():
-            self._recorded.add(bit, chunks)
-            self._not_given(chunks)
+        """Have the target, if there is one, be given *chunks* again."""
+        if self.target is not None:
+            self.target.lacks(chunks)
 
-    def _not_given(self, chunks: range) -> None:
-        for kept in (self._given, self._caught_up):
-            kept.remove(chunks.start, chunks.stop)
+    @property
+    def _resyncing(self) -> Replica | None:
+        return None if self.target is None else self.target.replica
 
-    def _target_got(self, replica: Replica, chunks: range) -> None:
-        """Have the target be given *chunks* again, where it may hold what *replica* has lost; and
-        who was it before, and is to be again.
-
-        Only there: else it never caught up beside one that fails every flush.
-        """
-        for slot, sources in self._copied_from.items():
-            copied = sources.get(replica, _NOTHING)
-            for start, stop, elsewhere in segments(chunks.start, chunks.stop, [copied]):
-                if not elsewhere:
-                    self._recorded.add(lacks(slot), range(start, stop))
-                    self._not_given(range(start, stop))
-            copied.remove(chunks.start, chunks.stop)
-
-    def _target_bit(self) -> Iterator[int]:
-        """What the target lacks is marked with; nothing while there is none."""
-        if self.target is not None and self.target.slot is not None:
-            yield lacks(self.target.slot)
+    def _target_of(self, replica: Replica) -> Target:
+        """What *replica* holds, which is not current, or is no more."""
+        target = Target(replica, self._recorded, self._epochs)
+        return self._targets.setdefault(replica, target)
 
     def _out_slots(self) -> Iterator[int]:
         current = {replica.slot for replica in self.members}
@@ -951,13 +870,13 @@ class Sidecars:
     def _drop_target(self, reason: str) -> None:
         target = self.target
         assert target is not None
-        assert target.slot is not None
         self.target = None
-        self._lacks_unsynced(target)
-        self.doubts.forget(target)
-        target.role = State.STALE
-        target.reason = reason
-        target.detach(there=not target.dead)
+        target.lacks_unsynced()
+        replica = target.replica
+        self.doubts.forget(replica)
+        replica.role = State.STALE
+        replica.reason = reason
+        replica.detach(there=not replica.dead)
         self._arrange()
         self.notify()
 
@@ -966,9 +885,9 @@ class Sidecars:
         if not failed and (self.membership_recorded or not self._in_use):
             return
         for replica in failed:
-            if replica is self.target and replica.slot is not None:
-                self._recorded.add(lacks(replica.slot), chunks)
-                if self._joining:
+            if self.target is not None and self.target.replica is replica:
+                self.target.lacks(chunks)
+                if self.joining:
                     async with self._lock:
                         pass  # until it is known what has become of it
                 self.drop_target(replica, reason)
@@ -992,37 +911,21 @@ class Sidecars:
             replica.reason = reason
             # They are opened anew to bring it back, and meanwhile keep its store busy.
             replica.detach(there=not replica.dead)
-            self._left_here.add(replica)
-            log = self._logs.setdefault(replica.slot, RangeSet())
-            for run in self.map.runs(INTENT, longest=len(self.map)):
-                log.add(run.start, run.stop)
-            self._lacks_unsynced(replica)
+            target = self._target_of(replica)
+            target.eject()
+            target.lacks_unsynced()
             for run in self._epochs.unsynced(replica):
-                self._target_got(replica, run)
+                self._lost_from(replica, run)
             for start, end in self.doubts.unsettled:
-                self._recorded.add(lacks(replica.slot), range(start, end))
+                target.lacks(range(start, end))
             self.doubts.forget(replica)
         self._arrange()
         self.notify()
 
-    def _doubt_log(self, slot: int) -> None:
-        """Have a replica left behind lack what it may only seem to have taken last (R15)."""
-        bit, lacking = lacks(slot), RangeSet()
-        for run in self.map.runs(bit, longest=len(self.map)):
-            lacking.add(run.start, run.stop)
-        for log_start, log_end in self._logs.pop(slot, _NOTHING):
-            for start, end, taken in segments(log_start, log_end, [lacking]):
-                if taken:
-                    self.unproven.setdefault(slot, RangeSet()).add(start, end)
-                    self._recorded.add(bit, range(start, end))
-
-    def _lacks_unsynced(self, replica: Replica) -> None:
-        """A replica that failed may have lost all it has not synced, equal as it may read (R4)."""
-        assert replica.slot is not None
-        unproven = self.unproven.get(replica.slot, RangeSet())
-        for run in self._epochs.unsynced(replica):
-            self._recorded.add(lacks(replica.slot), run)
-            unproven.remove(run.start, run.stop)
+    def _lost_from(self, source: Replica, chunks: range) -> None:
+        """Have others be given again what was copied to them from *source*, which lost it."""
+        for target in self._targets.values():
+            target.lost_by(source, chunks)
 
     def _unsettle(self, chunks: range) -> None:
         """The current replicas may differ in *chunks*."""
@@ -1035,16 +938,16 @@ class Sidecars:
         """Stop to believe a replica whose sync failed, before the slowest one has answered."""
         if operation.kind is not Kind.SYNC or operation.error is None:
             return
-        if replica is self.target and self._joining:
+        if self.joining and self.is_target(replica):
             # Of two syncs the other one, of the join itself, may have been told nothing.
-            self._lacks_unsynced(replica)
+            self._targets[replica].lacks_unsynced()
         if replica.role is not State.CURRENT:
             return
         losing = self.doubts.losing.setdefault(replica, RangeSet())
         self.doubts.losses += 1
         for run in self._unsynced_runs(replica):
             losing.add(run.start, run.stop)
-            self._target_got(replica, run)
+            self._lost_from(replica, run)
 
     def _unsynced_runs(self, replica: Replica) -> Iterator[range]:
         """What a sync of *replica* that fails may be about, also from before a crash."""
@@ -1076,7 +979,7 @@ class Sidecars:
             lost.update(runs)
             for run in runs:
                 self._recorded.add(lacks(replica.slot), run)
-                self._target_got(replica, run)
+                self._lost_from(replica, run)
                 self.doubts.unsettle(run)
                 if replica.role is State.CURRENT:  # else the bits alone say so
                     self.doubts.lose(replica, run)
@@ -1192,7 +1095,7 @@ class Sidecars:
             self.members,
             clean=clean,
             resyncing=resyncing,
-            joining=self.target if self._joining else None,
+            joining=self._resyncing if self.joining else None,
             enough_without=self._enough_without,
         )
         answer: object = None

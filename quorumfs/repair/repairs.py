@@ -143,7 +143,7 @@ class Repairs:
                 return
             patience_s = AGAIN_S
             for replica in self._disk.replicas:
-                if replica.role is not State.CURRENT or replica is self._sidecars.target:
+                if replica.role is not State.CURRENT or self._sidecars.is_target(replica):
                     replica.give_up()
 
     async def _repair(self) -> bool:

@@ -233,8 +233,8 @@ class Settling:
                 hole_at = await disk.next_hole(offset)
                 data_at = min(end, hole_at) if hole_at > offset else end
                 unreadable = self._sidecars.doubts.unreadable
-                for start, stop, readable in segments(offset, data_at, [unreadable]):
-                    for piece in pieces(start, stop) if readable else ():
+                for start, stop in unreadable.outside(offset, data_at):
+                    for piece in pieces(start, stop):
                         before, after = await self._settle_piece(*piece, sources, deadline)
                         equal = equal and (before or after)
                         rewritten = rewritten and after

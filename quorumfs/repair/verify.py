@@ -4,7 +4,7 @@ What differs is repaired by a strict majority of all alone, and else reported: n
 one is right (P4). Who cannot be read may hold anything: that is compared again in a while.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ from quorumfs.dirtymap import UNVERIFIED
 from quorumfs.metadata import Outcome
 from quorumfs.ranges import RangeSet
 from quorumfs.repair.asking import give
-from quorumfs.repair.work import Work, pieces, without
+from quorumfs.repair.work import Work, pieces
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind
 from quorumfs.voting import blocks, majority, middle_block
@@ -78,7 +78,7 @@ class Verification:
             self._again_at = 0.0
         self._answering = answering
         unverified = self._map.runs(UNVERIFIED, longest=len(self._map))
-        runs = list(without(unverified, self._left_out()))
+        runs = list(_without(unverified, self._left_out()))
         if not runs:
             return False
         total = sum(map(len, runs)) * self._map.chunk_size
@@ -110,7 +110,7 @@ class Verification:
         extents = self._map.extents(offset, length)
         left_out = self._differing.union(self._unread)
         unverified = self._map.runs_in(UNVERIFIED, self._map.extent_chunks(extents))
-        runs = list(without(unverified, left_out))
+        runs = list(_without(unverified, left_out))
         async with aclosing(self._work.batches(runs, self._equal, urgent=True)) as batches:
             async for batch in batches:
                 await self._work.in_parallel(batch, self._verify_unit, urgent=True)
@@ -236,3 +236,10 @@ class Verification:
             for replica, operation in failed:
                 if replica.state is not State.MISSING:
                     events.bad(Kind.READ, replica.path, offset, length, operation.error)
+
+
+def _without(runs: Iterable[range], left_out: RangeSet) -> Iterator[range]:
+    """The parts of *runs* that are not in *left_out*."""
+    for run in runs:
+        for start, stop in left_out.outside(run.start, run.stop):
+            yield range(start, stop)

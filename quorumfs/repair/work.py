@@ -16,7 +16,6 @@ import trio
 
 from quorumfs.disk import Disk
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.ranges import RangeSet
 from quorumfs.repair.asking import next_data, seek
 from quorumfs.repair.pacing import Pacer, Portion
 from quorumfs.replica import Replica
@@ -188,7 +187,8 @@ class Work:
                 if self.stopping and not urgent:
                     raise OSError(errno.EINTR, "unmounting")
                 began = trio.current_time()
-                target = self.sidecars.target if make_hole is not None else None
+                resyncing = self.sidecars.target if make_hole is not None else None
+                target = None if resyncing is None else resyncing.replica
                 stop, hole = await self._extent(chunk, run.stop, target)
                 if hole:
                     held = self.disk.locks.held(*self.bounds(range(chunk, stop)), exclusive=False)
@@ -349,15 +349,3 @@ def pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
     """Offsets and lengths of at most `PIECE` bytes that make up ``[start, end)``."""
     for offset in range(start, end, PIECE):
         yield offset, min(PIECE, end - offset)
-
-
-def without(runs: Iterable[range], left_out: RangeSet) -> Iterator[range]:
-    """The parts of *runs* that are not in *left_out*."""
-    for run in runs:
-        start = run.start
-        while start < run.stop:
-            start = left_out.next_outside(start)
-            stop = min(run.stop, left_out.next_inside(start, default=run.stop))
-            if start < stop:
-                yield range(start, stop)
-            start = max(stop, start + 1)

@@ -270,7 +270,7 @@ ORDER = (
         (
             "quorumfs.repair.resync.Resync",
             "quorumfs.metadata.sidecars.Sidecars.join",
-            "quorumfs.metadata.sidecars.Sidecars.sync_target",
+            "quorumfs.metadata.target.Target.synced",
         ),
         (
             "test_kill_sweep.py::test_a_replica_is_caught_up",
@@ -358,7 +358,7 @@ ORDER = (
         "A snapshot that is some seconds old, or an empty image under a mount point, is believed.",
         (
             "quorumfs.assembly.image_unproven",
-            "quorumfs.metadata.sidecars.Sidecars._doubt_log",
+            "quorumfs.metadata.target.Target.doubt_log",
             "quorumfs.metadata.sidecars.Sidecars.revive",
         ),
         ("test_assembly_real.py::test_the_image_alone_put_back",),

@@ -60,7 +60,7 @@ from quorumfs.dirtymap import UNVERIFIED, DirtyMap, lacks
 from quorumfs.disk import TICK_S
 from quorumfs.options import MountOptions
 from quorumfs.repair import repairs as repairs_module
-from quorumfs.repair.resync import Resync
+from quorumfs.repair.copying import Copying
 from quorumfs.resolution import resolve
 from quorumfs.sidecar import (
     ANCESTORS_MAX,
@@ -286,7 +286,7 @@ async def an_internal_error_amid_a_resync(story: Story) -> None:
     await left_behind(story)
     async with story.mounted() as guest:
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(Resync, "_take_over", _broken)
+            monkeypatch.setattr(Copying, "_take_over", _broken)
             await trio.sleep(1.0)
         assert len(story.errors.found) == 1
         story.errors.found.clear()
@@ -415,7 +415,8 @@ async def power_cut_long_after_a_write_beside_a_resync(story: Story, index: int 
         sidecars = guest.mounted.sidecars
         chunks = sidecars.map.chunks(0, BLOCK)
         await guest.until(lambda: not sidecars.map.any(lacks(index), chunks))
-        sidecars.mirror(wanted=True)
+        assert sidecars.target is not None
+        sidecars.target.mirroring = True
         await guest.write(0)
         for _ in range(70):
             await trio.sleep(1.0)

@@ -621,7 +621,10 @@ async def a_flush_amid_a_join(story: Story) -> None:
         story.world.replicas[0].image_faults.script = wrong
         # The last progress is being saved: all is copied and synced.
         story.world.replicas[1].sidecar_faults.weather = Weather(delay_s=(1.0, 1.0))
-        await guest.until(lambda: sidecars.writing and sidecars.target_synced, every_s=0.0005)
+        await guest.until(
+            lambda: sidecars.writing and bool(sidecars.target and sidecars.target.complete),
+            every_s=0.0005,
+        )
         await guest.write(EXTENTS[2])
         await guest.flush()
         assert not sidecars.joining

@@ -60,7 +60,8 @@ async def left_behind_while_another_is_slow(story: Story) -> None:
         assert replica is not None
         guest.mounted.repairs.limit = 32 << 10
         await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
-        sidecars.mirror(wanted=True)
+        assert sidecars.target is not None
+        sidecars.target.mirroring = True
         assert not sidecars.map.any(lacks(0), sidecars.map.chunks(LAST, BLOCK))
         written: list[None] = []
 
@@ -108,7 +109,8 @@ async def written_beside_its_sync(story: Story) -> None:
 
         faults.script = slow_then_unsynced
         await guest.until(lambda: bool(syncs), every_s=0.01)
-        sidecars.mirror(wanted=True)
+        assert sidecars.target is not None
+        sidecars.target.mirroring = True
         assert not sidecars.map.any(lacks(0), sidecars.map.chunks(LAST, BLOCK))
         story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(12.0))
         written: list[None] = []

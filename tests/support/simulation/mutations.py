@@ -23,13 +23,14 @@ from quorumfs.dirtymap import INTENT
 from quorumfs.metadata import Outcome
 from quorumfs.metadata.commit import Records
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.metadata.target import Target
 from quorumfs.metadata.writer import SidecarWriter
 from quorumfs.rangelock import Claim, RangeLock
 from quorumfs.repair import repairs as repairs_module
 from quorumfs.repair import settle as settle_module
 from quorumfs.repair import work as work_module
+from quorumfs.repair.copying import Copying
 from quorumfs.repair.repairs import Repairs
-from quorumfs.repair.resync import Resync
 from quorumfs.repair.verify import Verification
 from quorumfs.replica import Gathering, Replica
 from quorumfs.sidecar import Phase, Record
@@ -203,24 +204,29 @@ def _nothing_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def resync_compares(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: a resync leaves out what reads the same, if only in the page cache."""
-    copy, tell = Resync._copy, Resync._tell
+    copy = Copying._copy
 
     async def comparing(
-        self: Resync, target: Replica, source: Replica, offset: int, end: int, *, compare: bool
+        self: Copying,
+        source: Replica,
+        offset: int,
+        end: int,
+        *,
+        compare: bool,
+        by_vote: bool = True,
     ) -> None:
-        await copy(self, target, source, offset, end, compare=True)
+        await copy(self, source, offset, end, compare=True, by_vote=by_vote)
 
-    async def cached(self: Resync, target: Replica, operation: Operation) -> None:
-        if operation.kind is not Kind.EVICT:
-            await tell(self, target, operation)
+    async def cached(_: Copying) -> None:
+        pass
 
-    monkeypatch.setattr(Resync, "_copy", comparing)
-    monkeypatch.setattr(Resync, "_tell", cached)
+    monkeypatch.setattr(Copying, "_copy", comparing)
+    monkeypatch.setattr(Copying, "forget_cached", cached)
 
 
 def failed_flush_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who could not flush is left behind, but lacks nothing for that."""
-    monkeypatch.setattr(Sidecars, "_lacks_unsynced", _always(None))
+    monkeypatch.setattr(Target, "lacks_unsynced", _always(None))
     log_is_believed(monkeypatch)  # a second line, which hides the first
     _nothing_early(monkeypatch)
 
@@ -354,10 +360,10 @@ def sidecar_closed_after_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
 def target_is_not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
     """R8: a chunk is called held as soon as it was written."""
 
-    async def skip(self: Sidecars, changing: Iterable[tuple[int, int]]) -> None:
-        target = self.target
-        assert target is not None
-        self._epochs.cover([target], self._epochs.begin_sync([target], self._chunks_of(changing)))
+    async def skip(self: Sidecars, target: Target, changing: Iterable[tuple[int, int]]) -> int:
+        epoch = self._epochs.begin_sync([target.replica], self._chunks_of(changing))
+        self._epochs.cover([target.replica], epoch)
+        return target.synced(epoch)
 
     monkeypatch.setattr(Sidecars, "sync_target", skip)
 
@@ -380,7 +386,7 @@ def joins_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def noted(self: Sidecars) -> None:
         nonlocal joining
-        joining = self.target
+        joining = None if self.target is None else self.target.replica
         try:
             await join(self)
         finally:
@@ -531,7 +537,7 @@ def unreadable_is_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def log_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """R15: what a replica took last it still has when it comes back."""
-    monkeypatch.setattr(Sidecars, "_doubt_log", _always(None))
+    monkeypatch.setattr(Target, "doubt_log", _always(None))
 
 
 def any_image_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -611,11 +617,11 @@ def verified_unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
 def holes_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """R8: a resync writes zeros where its source has a hole."""
 
-    async def zeros(self: Resync, target: Replica, offset: int, end: int) -> None:
+    async def zeros(self: Copying, offset: int, end: int) -> None:
         length = end - offset
-        await self._tell(target, Operation(Kind.WRITE, offset, length, bytes(length)))
+        await self._tell(Operation(Kind.WRITE, offset, length, bytes(length)))
 
-    monkeypatch.setattr(Resync, "_make_hole", zeros)
+    monkeypatch.setattr(Copying, "_make_hole", zeros)
 
 
 def always_minted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -636,12 +642,12 @@ def saved_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def short_copy_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """R10: what could not be read of the source counts as copied."""
-    take_over = Resync._take_over
+    take_over = Copying._take_over
 
-    async def credulous(self: Resync, target: Replica, offset: int, length: int) -> int:
-        return length if await take_over(self, target, offset, length) >= 0 else 0
+    async def credulous(self: Copying, offset: int, length: int) -> int:
+        return length if await take_over(self, offset, length) >= 0 else 0
 
-    monkeypatch.setattr(Resync, "_take_over", credulous)
+    monkeypatch.setattr(Copying, "_take_over", credulous)
 
 
 MUTATIONS: dict[str, Patch] = {

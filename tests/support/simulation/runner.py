@@ -687,7 +687,10 @@ class History:
             if not mounted.converged:
                 self._make_new(fate.unrecorded & self._harmed)
         uncommitted = mounted.sidecars.record.sequence == plan.record.sequence
-        if (consented and uncommitted) or (self._forked and not self._closed_well):
+        latest = mounted.sidecars.record.lineage[0]
+        changed = latest.changed and latest != plan.record.lineage[0]
+        on_record = self._closed_well and changed  # who only reads parts from nobody
+        if (consented and uncommitted) or (self._forked and not on_record):
             self.oracle.forget_reads()  # perhaps nothing says that this mount ever was
         self._note_thresholds(mounted)
         if mounted.converged:

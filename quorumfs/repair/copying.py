@@ -1,0 +1,312 @@
+"""Copying: giving the target of a resync what the disk holds.
+
+Each place is copied from those that are believed there: at whole chunks by the read pattern, block
+by block where they are not all to be believed or cannot all be read. Holes stay holes.
+"""
+
+import errno
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from itertools import groupby
+from typing import cast
+
+import trio
+
+from quorumfs.assembly import State
+from quorumfs.dirtymap import CHUNK_MIN, UNVERIFIED
+from quorumfs.metadata.target import Target
+from quorumfs.patterns import Fifo
+from quorumfs.ranges import segments
+from quorumfs.repair.asking import cannot_be_read, next_data, seek
+from quorumfs.repair.work import PIECE, Work, pieces
+from quorumfs.replica import Gathering, Replica
+from quorumfs.storage import Kind, Operation, TruncatedError
+from quorumfs.voting import blocks, middle_block, vote_data
+
+COPIES_MAX = 2
+"""Copies from one image to another at a time, so that one reads while the other one writes. More
+would wait for each other: a kernel lets one at a time write to a file."""
+
+
+class _UnreadableError(OSError):
+    """No replica can be read where the target lacks something."""
+
+
+class Copying:
+    """Gives one *target* what it lacks."""
+
+    def __init__(self, work: Work, target: Target, *, compare: bool) -> None:
+        """*compare*: it may hold much of it, so what it holds is looked at first."""
+        self._target = target
+        self._to = target.replica
+        self._compare = compare
+        self._work = work
+        self._disk = work.disk
+        self._sidecars = work.sidecars
+        self._map = work.map
+        self._copies = trio.CapacityLimiter(COPIES_MAX)
+        self._known_data: tuple[tuple[Replica | None, int], int, int] = (None, 0), 0, 0
+        """Where a source was found to have no hole, and the requests of the guest until then: to
+        seek again for every piece takes a file system without an extent tree as long as to read the
+        file."""
+
+    async def copy(self, chunks: range) -> int:
+        """Give the target *chunks*; returns how many of them cannot be read on any replica.
+
+        The caller has locked them.
+        """
+        try:
+            for part, sources in self._sidecars.doubts.sources(chunks):
+                self._target.copying(sources, part)
+                for run, undecided in self._cut(part):
+                    bounds = self._work.bounds(run)
+                    torn = self._sidecars.doubts.torn.overlaps(*bounds)
+                    if torn or (undecided and len(sources) > 1):
+                        await self._copy_agreed(sources, *bounds)
+                        continue
+                    unproven = [self._target.unproven]
+                    for start, stop, proven in segments(run.start, run.stop, unproven):
+                        compare = self._compare or not proven
+                        bounds = self._work.bounds(range(start, stop))
+                        await self._copy(sources[0], *bounds, compare=compare)
+        except _UnreadableError:
+            if len(chunks) > 1:
+                return sum([await self.copy(range(chunk, chunk + 1)) for chunk in chunks])
+            if not await self._copy_readable(chunks):
+                self._target.lacks(chunks)
+                return 1
+        self._target.copied(chunks)
+        return 0
+
+    async def make_hole(self, chunks: range) -> None:
+        """Make *chunks* a hole on the target; the caller has locked them."""
+        self._target.copying(self._sidecars.members, chunks)
+        await self._make_hole(*self._work.bounds(chunks))
+
+    def pass_over(self, chunks: range) -> None:
+        """Note that *chunks*, which are a hole on all others, are one on the target."""
+        self._target.copying((), chunks)
+        self._target.copied(chunks)
+
+    async def forget_cached(self) -> None:
+        """Have the target read anew from its store what it shows."""
+        await self._tell(Operation(Kind.EVICT))
+
+    def require_target(self) -> None:
+        """Raise `OSError` if the target is it no more."""
+        if self._sidecars.target is not self._target:
+            raise OSError(errno.EIO, self._to.reason or "it failed meanwhile")
+
+    async def _copy(
+        self,
+        source: Replica,
+        offset: int,
+        end: int,
+        *,
+        compare: bool,
+        by_vote: bool = True,
+    ) -> None:
+        """Give the target what the disk holds from *offset* to *end*; holes stay those of *source*.
+
+        *by_vote*: as the read pattern has it, unless too few are left to hold a vote. The lock is
+        held.
+        """
+        while offset < end:
+            asked, data_from, data_to = self._known_data
+            unchanged = asked == (source, self._disk.requests)
+            if not unchanged or not data_from <= offset < data_to:
+                asked = source, self._disk.requests
+                data_from = await self._next_data(source, offset, end)
+                if data_from > offset:
+                    await self._make_hole(offset, min(end, data_from))
+                    offset = min(end, data_from)
+                    continue
+                data_to = await self._next_hole(source, offset, end)
+                self._known_data = asked, data_from, data_to
+            stop = min(end, data_to)
+            if not compare:
+                offset += await self._take_over(offset, stop - offset)
+            stop = min(stop, offset + PIECE)
+            if stop == offset:
+                continue
+            # Too few are left to hold a vote: what they hold is still all there is.
+            few = len(self._sidecars.members) < self._disk.threshold or not by_vote
+            data = await self._read(offset, stop - offset, Fifo() if few else None)
+            held = await self._held(offset, stop - offset) if compare else None
+            await self._write(offset, data, held)
+            offset = stop
+
+    async def _copy_readable(self, chunk: range) -> bool:
+        """Copy all of a chunk but what no current replica can be read at.
+
+        Whether that was all of it: else some of them may come to be read, and the target waits for
+        that, unless nothing can be done without it. The lock is held.
+        """
+        doubts, complete = self._sidecars.doubts, True
+        needed = len(self._sidecars.members) < self._disk.threshold
+        ((_, sources),) = doubts.sources(chunk)
+        left = deque(doubts.unreadable.outside(*self._work.bounds(chunk)))
+        while left:
+            start, stop = left.popleft()
+            middle = middle_block(start, stop - start)
+            try:
+                await self._copy(sources[0], start, stop, compare=False)
+            except _UnreadableError:
+                if middle:
+                    left.extendleft([(middle, stop), (start, middle)])
+                    continue
+                with suppress(_UnreadableError):  # of those who hold it one may be good
+                    one = sources[0]
+                    await self._copy(one, start, stop, compare=False, by_vote=False)
+                    continue
+                noted = needed and await cannot_be_read(
+                    self._disk, self._sidecars, sources, start, stop - start
+                )
+                complete = complete and noted
+        return complete
+
+    def _cut(self, chunks: range) -> Iterator[tuple[range, bool]]:
+        """Cut *chunks* into what adopted images may differ in, without a majority, and the rest."""
+        for undecided, run in groupby(chunks, lambda c: self._map.any(UNVERIFIED, range(c, c + 1))):
+            first, *others = run
+            yield range(first, first + 1 + len(others)), undecided
+
+    async def _copy_agreed(self, sources: Sequence[Replica], offset: int, end: int) -> None:
+        """Give the target what *sources* agree on, or a strict majority of them; the lock is held.
+
+        Elsewhere it keeps its own: perhaps that makes a majority, which another one's would only
+        feign (P4). One that cannot be read has no say in a block, but in the rest of the piece.
+        """
+        left = deque(pieces(offset, end))
+        while left:
+            start, length = left.popleft()
+            asked = await self._disk.ask(sources, Kind.READ, len(sources), start, length)
+            outcomes = [outcome for outcome in asked if outcome.error is None]
+            failed = [o for o in asked if o.error and o.replica.state is not State.MISSING]
+            if failed and outcomes and (middle := middle_block(start, length)):
+                left.extendleft([(middle, start + length - middle), (start, middle - start)])
+                continue
+            if not outcomes:
+                raise _UnreadableError(errno.EIO, "nobody can be read")
+            needed = min(self._disk.threshold, len(outcomes))
+            held = await self._held(start, length)
+            right = bytearray()
+            for low, high in blocks(start, length):
+                answers = [(o.replica.index, o.data[low:high]) for o in outcomes]
+                own = held and held[low:high]
+                right += await self._right_block(start + low, answers, own, needed)
+            await self._write(start, bytes(right), held)
+
+    async def _right_block(
+        self,
+        offset: int,
+        answers: Sequence[tuple[int, bytes]],
+        own: bytes | None,
+        needed: int,
+    ) -> bytes:
+        """What the target, which holds *own*, is to hold of a block; *answers* are the sources'."""
+        contents = [data for _, data in answers]
+        length = len(contents[0])
+        if self._sidecars.doubts.torn.overlaps(offset, offset + length):
+            # What failed may lie over what succeeded before: its own may be older than both.
+            return contents[0]
+        vote = vote_data(answers, offset, needed)
+        if vote.data is not None and all(loss.strict for loss in vote.outvoted):
+            return vote.data
+        if own is None:
+            own = await self._held(offset, length)
+        if own is None:
+            raise _UnreadableError(errno.EIO, "what it alone may hold cannot be read")
+        return _agreed(own, contents)
+
+    async def _next_data(self, source: Replica, offset: int, end: int) -> int:
+        if self._disk.sole_source(offset, end - offset) is source:
+            return await seek(self._disk, source, Kind.SEEK_DATA, offset)
+        # What one of several shows as a hole may be data that it lost, or never got.
+        return await next_data(self._disk, self._sidecars, offset)
+
+    async def _next_hole(self, source: Replica, offset: int, end: int) -> int:
+        if self._disk.sole_source(offset, end - offset) is source:
+            return max(await seek(self._disk, source, Kind.SEEK_HOLE, offset), offset + 1)
+        return max(await self._disk.next_hole(offset), offset + CHUNK_MIN)
+
+    async def _take_over(self, offset: int, length: int) -> int:
+        """Have the target itself copy from whom a read would be answered by; returns the bytes.
+
+        Where it could not, nobody is blamed yet.
+        """
+        source = self._disk.sole_source(offset, length)
+        operation = self._to.copying(source, offset, length) if source else None
+        if source is None or operation is None:
+            return 0
+        async with self._copies:
+            await self._tell(operation)
+        copied = cast("int", operation.value)
+        source.counters.reads += 1
+        source.counters.bytes_read += copied
+        self._to.counters.copied_bytes += copied
+        return copied
+
+    async def _make_hole(self, offset: int, end: int) -> None:
+        if await seek(self._disk, self._to, Kind.SEEK_DATA, offset) < end:
+            await self._tell(Operation(Kind.DISCARD, offset, end - offset))
+
+    async def _read(self, offset: int, length: int, pattern: Fifo | None) -> bytes:
+        try:
+            return (await self._disk.read_locked(offset, length, pattern)).data
+        except OSError as error:
+            raise _UnreadableError(*error.args) from None
+
+    async def _held(self, offset: int, length: int) -> bytes | None:
+        (outcome,) = await self._disk.ask([self._to], Kind.READ, 0, offset, length)
+        return None if outcome.error is not None else outcome.data
+
+    async def _write(self, offset: int, data: bytes, held: bytes | None) -> None:
+        """Give the target what it has not, by what it is known to have held."""
+        for start, part in _differing(data, held):
+            await self._tell(Operation(Kind.WRITE, offset + start, len(part), part))
+            self._to.counters.copied_bytes += len(part)
+
+    async def _tell(self, operation: Operation) -> None:
+        self.require_target()
+        gathering = Gathering(0)
+        gathering.submit(self._to, operation)
+        await gathering.complete()
+        if isinstance(operation.error, TruncatedError):
+            await self._sidecars.truncated(self._to)
+        if operation.error is not None:
+            raise operation.error
+
+
+_ALL_BITS = bytes([0]) + bytes([255]) * 255
+"""Makes a mask of bytes that differ from their exclusive or."""
+
+
+def _agreed(own: bytes, contents: Sequence[bytes]) -> bytes:
+    """The bytes that *contents* agree on, and elsewhere those of *own*; all are equally long.
+
+    Whatever a guest wrote since they were adopted, in part of a block perhaps, is the same on all.
+    """
+    first, *others = (int.from_bytes(content) for content in contents)
+    unlike = 0
+    for other in others:
+        unlike |= first ^ other
+    mask = int.from_bytes(unlike.to_bytes(len(own)).translate(_ALL_BITS))
+    return (first ^ ((first ^ int.from_bytes(own)) & mask)).to_bytes(len(own))
+
+
+def _differing(data: bytes, held: bytes | None) -> Iterator[tuple[int, bytes]]:
+    """The parts of *data* that *held* has not, with their offsets; all of it if that is unknown."""
+    if held is None:
+        yield 0, data
+    if held is None or held == data:
+        return
+    start = 0
+    while start < len(data):
+        end = start
+        while end < len(data) and data[end : end + CHUNK_MIN] != held[end : end + CHUNK_MIN]:
+            end += CHUNK_MIN
+        if end > start:
+            yield start, data[start:end]
+        start = end + CHUNK_MIN

@@ -298,6 +298,10 @@ class Disk:
         if self.verify is not None and metadata.unverified(offset, length):
             # Else, should we die in it, nobody could tell what differed before and what since.
             await self.verify(offset, length)
+        if self.settle is not None and metadata.lossy(offset, length):
+            # Else, should another one lose what is written now, nobody would hold both.
+            with suppress(OSError):
+                await self.settle(offset, length)
         claim = await self.locks.acquire(offset, offset + length, exclusive=True)
         try:
             if not metadata.prepared(offset, length):

@@ -213,7 +213,7 @@ def _trouble(
             size = replica.truncated_to
             to = "" if size is None else f" to {size} bytes"
             return Trouble.TRUNCATED, f"its image was truncated{to}, and what was behind is lost"
-        lacking = lacking or replica in doubts.lost or replica in doubts.losing
+        lacking = lacking or replica in {*doubts.lost, *doubts.risked, *doubts.losing}
     if replica.dead:
         return Trouble.GONE, "its file system is gone"
     for failure in failures:

@@ -6,7 +6,7 @@ the source there. What adopted images differ in is nobody's to make equal; where
 there it is *torn*, and read only where all hold the same: nothing that was read turns back.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from quorumfs.dirtymap import UNVERIFIED, lacks
 from quorumfs.metadata import Choice
@@ -48,6 +48,9 @@ class Doubts:
         somebody writes there. Whoever was given the rest may hold anything there."""
         self.lost: dict[Replica, RangeSet] = {}
         """Chunks that a current replica took and could not flush: its ``lacks`` bits, too."""
+        self.risked: dict[Replica, RangeSet] = {}
+        """Chunks that it was the last to hold when it could not flush some of what it had taken: it
+        is believed, for what it shows there is all that is left."""
         self.losing: dict[Replica, RangeSet] = {}
         """The same, of those whose sync has failed, while the flush waits for others."""
         self.truncated: set[Replica] = set()
@@ -65,30 +68,44 @@ class Doubts:
     def sources(self, chunks: range) -> Iterator[tuple[range, list[Replica]]]:
         """Cut *chunks* where it changes whose data is right if the current replicas differ (P7).
 
-        With each part those that lost nothing there, or all if nobody did not; the best first. It
-        is the same after every mount: the first in the record that answers.
+        With each part those that lost nothing there; while syncs fail, those that had lost nothing
+        before; or all if nobody did not. The best comes first, and it is the same after every
+        mount: the first in the record that answers.
         """
         order = sorted(self.members, key=lambda r: (r.hung, r is not self._pin, r.slot or 0))
         lost = [self.lost_by(replica) for replica in order]
-        cuts = [*lost, *self._shown.values()]
+        before = [self._lost_before(replica) for replica in order]
+        cuts = [*lost, *before, *self._shown.values()]
         for start, stop, usable in segments(chunks.start, chunks.stop, cuts):
             shown = [r for r, theirs in self._shown.items() if theirs.overlaps(start, stop)]
             sound = [replica for index, replica in enumerate(order) if index in usable]
-            yield range(start, stop), shown or sound or order
+            last = [replica for index, replica in enumerate(order, len(order)) if index in usable]
+            yield range(start, stop), shown or sound or last or order
 
     def lost_by(self, replica: Replica) -> RangeSet:
         """Chunks for which a current replica must not be believed."""
-        if replica in self.truncated:
-            return self._everything
-        lost = self.lost.get(replica, _NOTHING)
+        lost = self._lost_before(replica)
         return lost.union(self.losing[replica]) if replica in self.losing else lost
 
-    def lost_by_all(self, chunks: range) -> Iterator[range]:
-        """The parts of *chunks* that every current replica has lost."""
-        lost = [self.lost_by(replica) for replica in self.members]
-        for start, stop, holding in segments(chunks.start, chunks.stop, lost):
-            if not holding:
-                yield range(start, stop)
+    def _lost_before(self, replica: Replica) -> RangeSet:
+        """The same, before the syncs that are under way."""
+        if replica in self.truncated:
+            return self._everything
+        return self.lost.get(replica, _NOTHING)
+
+    def left_by(
+        self, losses: Mapping[Replica, RangeSet], chunks: range
+    ) -> Iterator[tuple[range, list[Replica], list[Replica]]]:
+        """Cut *chunks* where it changes who lost them by *losses* (chunks), and had not before.
+
+        With each part those, and the current replicas that still hold it.
+        """
+        before = {replica: self._lost_before(replica) for replica in self.members}
+        cuts = [*before.values(), *losses.values()]
+        for start, stop, _ in segments(chunks.start, chunks.stop, cuts):
+            held_by = [r for r, lost in before.items() if not lost.overlaps(start, stop)]
+            gone = [r for r in held_by if losses.get(r, _NOTHING).overlaps(start, stop)]
+            yield range(start, stop), gone, [r for r in held_by if r not in gone]
 
     def choices(self, offset: int, length: int) -> Iterator[Choice]:
         """Parts of a range (bytes) that differ in who holds them, or in whether they are equal."""
@@ -128,12 +145,14 @@ class Doubts:
         """All current replicas hold the same in *chunks*."""
         self.unsettled.remove(chunks.start, chunks.stop)
         self.inherited.remove(chunks.start, chunks.stop)
-        for replica, lost in list(self.lost.items()):
+        for replica, lost in self.lost.items():
             if lost.overlaps(chunks.start, chunks.stop) and replica.slot is not None:
-                lost.remove(chunks.start, chunks.stop)
                 self._recorded.remove(lacks(replica.slot), chunks)
-            if not lost:
-                del self.lost[replica]
+        for kept in (self.lost, self.risked):
+            for replica, places in list(kept.items()):
+                places.remove(chunks.start, chunks.stop)
+                if not places:
+                    del kept[replica]
         if not self.unsettled:
             self._pin = None
 
@@ -180,17 +199,30 @@ class Doubts:
     def forget(self, replica: Replica) -> None:
         """It is not current any more: then its ``lacks`` bits alone say what it lost."""
         self.lost.pop(replica, None)
+        self.risked.pop(replica, None)
         self.losing.pop(replica, None)
         self.truncated.discard(replica)
 
     def lost_in(self, chunks: range) -> bool:
         """Whether anybody lost any of *chunks*, as the last flush found them."""
-        return any(lost.overlaps(chunks.start, chunks.stop) for lost in self.lost.values())
+        lost = (*self.lost.values(), *self.risked.values())
+        return any(places.overlaps(chunks.start, chunks.stop) for places in lost)
+
+    def undurable(self, replica: Replica) -> RangeSet:
+        """Chunks of which a current replica is not known to hold durably what it shows there,
+        whatever it has synced since they were written.
+        """
+        risked = self.risked.get(replica, _NOTHING)
+        return self.inherited.union(risked) if risked else self.inherited
+
+    def risk(self, replica: Replica, chunks: range) -> None:
+        """*replica*, the last that holds *chunks*, may have lost some of what it had taken."""
+        self.risked.setdefault(replica, RangeSet()).add(chunks.start, chunks.stop)
 
     def to_settle_first(self) -> list[range]:
         """The chunks of which a flush could not tell what it made durable."""
         first = self.inherited
-        for lost in self.lost.values():
+        for lost in (*self.lost.values(), *self.risked.values()):
             first = first.union(lost)
         return [range(start, end) for start, end in first]
 

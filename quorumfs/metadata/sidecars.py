@@ -70,6 +70,8 @@ class Membership:
     """Those that get what is written: the members, and the target of a resync."""
     out_bits: int
     """``lacks`` of all other slots."""
+    looked_at: int
+    """What of a chunk's state says whether a write must go the long way: `INTENT` alone is good."""
     recorded: bool
     """A replica can be taken for current, by the sidecars, only if it is a member."""
     ready: bool
@@ -143,7 +145,7 @@ class Sidecars:
         """All current replicas lost a write that was acknowledged, and no flush of a guest has
         failed since (R13): whoever else had them sync heard of it instead."""
         self._writer = SidecarWriter(threshold)
-        self._membership = Membership((), (), 0, recorded=False, ready=False)
+        self._membership = Membership((), (), 0, 0, recorded=False, ready=False)
         for replica, member, one in zip(replicas, plan.members, found, strict=True):
             replica.slot = member.slot
             replica.settled = partial(self._sync_ended, replica)
@@ -212,8 +214,9 @@ class Sidecars:
         first, last = offset // size, (offset + length - 1) // size
         if not self._membership.ready:
             return ()
+        looked_at = self._membership.looked_at
         for state in self.map.states[first : last + 1]:
-            if state & (INTENT | UNVERIFIED) != INTENT:
+            if state & looked_at != INTENT:
                 return ()
         chunks = range(first, last + 1)
         if self._recorded.behind and not self._recorded.holds(chunks):
@@ -564,7 +567,7 @@ class Sidecars:
     def durable_on(self, replica: Replica, offset: int, length: int) -> bool:
         """Whether *replica* is current, and what it shows of a range is known to be durable."""
         chunks = self.map.chunks(offset, length)
-        suspect = self.doubts.inherited, self.doubts.lost_by(replica)
+        suspect = self.doubts.undurable(replica), self.doubts.lost_by(replica)
         covered = replica in self.members and not self._epochs.waits(replica, chunks)
         return covered and not any(places.overlaps(chunks.start, chunks.stop) for places in suspect)
 
@@ -580,8 +583,11 @@ class Sidecars:
     def unverified(self, offset: int, length: int) -> bool:
         return self.map.any(UNVERIFIED, self.map.chunks(offset, length))
 
+    def lossy(self, offset: int, length: int) -> bool:
+        return bool(self.doubts) and self.doubts.lost_in(self.map.chunks(offset, length))
+
     def unflushable(self) -> bool:
-        return bool(self.doubts.inherited or self.doubts.lost)
+        return bool(self.doubts.inherited or self.doubts.lost or self.doubts.risked)
 
     def verified(self, chunks: range) -> None:
         """Note that *chunks* were compared, and are equal on all current replicas."""
@@ -830,6 +836,7 @@ class Sidecars:
             members,
             receivers,
             sum(map(lacks, outside)),
+            sum(map(_bit, members), INTENT | UNVERIFIED),
             recorded=recorded,
             ready=may_change and not self.joining and len(members) >= self.threshold,
         )
@@ -952,13 +959,14 @@ class Sidecars:
     def _unsynced_runs(self, replica: Replica) -> Iterator[range]:
         """What a sync of *replica* that fails may be about, also from before a crash."""
         yield from self._epochs.unsynced(replica)
-        yield from (range(start, end) for start, end in self.doubts.inherited)
+        yield from (range(start, end) for start, end in self.doubts.undurable(replica))
 
     async def record_losses(self) -> None:
-        for replica, losing in self.doubts.losing.items():
-            assert replica.slot is not None
+        for losing in list(self.doubts.losing.values()):
             for start, end in losing:
-                self._recorded.add(lacks(replica.slot), range(start, end))
+                for part, gone, left in self.doubts.left_by(self.doubts.losing, range(start, end)):
+                    for replica in gone if left else ():
+                        self._recorded.add(_bit(replica), part)
         if not self._read_only:
             with suppress(OSError):  # whoever can, remembers
                 await self._write_map()
@@ -966,32 +974,49 @@ class Sidecars:
     async def _lose(self, replicas: Sequence[Replica], chunks: Sequence[range] = ()) -> None:
         """Note that *replicas* lost *chunks*, and too few are left without them.
 
-        By default what they took since a flush.
+        By default what they took since a flush. Where one of them is the last to hold something it
+        stays believed, and nobody knows what of it is durable: what it lost is what it was given
+        since its last good sync, and the others, which lost something before, lack more.
         """
         if not replicas:
             return  # there were too few from the beginning
         self.doubts.losses += 1
-        lost: set[range] = set()
+        losses: dict[Replica, RangeSet] = {}
         for replica in replicas:
-            assert replica.slot is not None
             self.doubts.losing.pop(replica, None)
-            runs = chunks or list(self._unsynced_runs(replica))
-            lost.update(runs)
-            for run in runs:
-                self._recorded.add(lacks(replica.slot), run)
+            lost = losses[replica] = RangeSet()
+            for run in chunks or list(self._unsynced_runs(replica)):
+                lost.add(run.start, run.stop)
                 self._lost_from(replica, run)
                 self.doubts.unsettle(run)
-                if replica.role is State.CURRENT:  # else the bits alone say so
-                    self.doubts.lose(replica, run)
-        for run in sorted(lost, key=lambda run: run.start):
-            if self.map.any(UNVERIFIED, run):
-                self._believe_the_one_left(run)
-            for part in self.doubts.lost_by_all(run):
-                self._untold_loss = True
-                self._target_lacks(part)  # it alone may hold what all others lost
+                if replica.role is not State.CURRENT:
+                    self._targets[replica].lacks(run)
+        everything = RangeSet()
+        for lost in losses.values():
+            everything = everything.union(lost)
+        for start, end in everything:
+            for part, gone, left in self.doubts.left_by(losses, range(start, end)):
+                if not gone:
+                    continue
+                if left:
+                    for replica in gone:
+                        self._recorded.add(_bit(replica), part)
+                        self.doubts.lose(replica, part)
+                else:
+                    self._lost_by_the_last(gone, part)
+            if self.map.any(UNVERIFIED, range(start, end)):
+                self._believe_the_one_left(range(start, end))
         self.notify()
         with suppress(OSError):  # whoever can, remembers
             await self._write_map()
+
+    def _lost_by_the_last(self, replicas: Sequence[Replica], chunks: range) -> None:
+        """Note that *replicas*, the only ones left that held *chunks*, may have lost something."""
+        self._untold_loss = True
+        self._target_lacks(chunks)  # it alone may hold what all others lost
+        for replica in replicas:
+            self.doubts.risk(replica, chunks)
+            self._recorded.remove(_bit(replica), chunks)
 
     def _believe_the_one_left(self, chunks: range) -> None:
         """Take what was never compared, where all current replicas but one lost it, from that one.
@@ -1114,6 +1139,12 @@ class Sidecars:
             pass
         finally:
             self._arrange()
+
+
+def _bit(replica: Replica) -> int:
+    """What says that *replica*, which has a slot, lacks something."""
+    assert replica.slot is not None
+    return lacks(replica.slot)
 
 
 _NOTHING = RangeSet()

@@ -224,6 +224,9 @@ class Volatile:
     def missed(self, replica: Replica) -> RangeSet:
         return self.holdings[replica].missed
 
+    def lossy(self, offset: int, length: int) -> bool:
+        return False
+
     def may_differ(self, offset: int, length: int) -> bool:
         return False
 

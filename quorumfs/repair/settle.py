@@ -165,9 +165,10 @@ class Settling:
     def _known(self, offset: int, length: int) -> bool:
         """Whether it is known of somebody, everywhere in a range, that it lost nothing there."""
         doubts, chunks = self._sidecars.doubts, self._map.chunks(offset, length)
-        return not doubts.inherited.overlaps(chunks.start, chunks.stop) and not any(
-            doubts.lost_by(sources[0]).overlaps(part.start, part.stop)
-            for part, sources in doubts.sources(chunks)
+        return not any(
+            places.overlaps(part.start, part.stop)
+            for part, (source, *_) in doubts.sources(chunks)
+            for places in (doubts.lost_by(source), doubts.undurable(source))
         )
 
     async def _settle_unit(self, chunks: range) -> None:

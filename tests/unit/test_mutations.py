@@ -294,15 +294,20 @@ async def an_internal_error_amid_a_resync(story: Story) -> None:
     await story.ends_well()
 
 
-async def _loses_a_page_and_has_no_space_for_it(story: Story, guest: Guest) -> None:
-    """The first; the others have made it durable."""
-    await guest.write_surely(0)
-    image = story.world.replicas[0].image
+def _loses_a_page(story: Story, index: int) -> None:
+    """It could not be written back; the next sync says so."""
+    image = story.world.replicas[index].image
     for change in image.unsynced:
         image._land(change, [])
     image.unsynced.clear()
     image.evict()
-    story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+    story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+
+
+async def _loses_a_page_and_has_no_space_for_it(story: Story, guest: Guest) -> None:
+    """The first; the others have made it durable."""
+    await guest.write_surely(0)
+    _loses_a_page(story, 0)
     story.fail(0, [Kind.WRITE], Fault(error=errno.ENOSPC))
     with suppress(OSError):
         await guest.flush()
@@ -324,6 +329,37 @@ async def a_sync_fails_of_one_that_was_given_nothing(story: Story) -> None:
         story.mend(0)
         await guest.converged()
         await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def a_sync_fails_of_the_last_that_holds_it(story: Story) -> None:
+    """It may have lost what was written beside it since, and holds the rest durably."""
+    async with story.mounted() as guest:
+        await _loses_a_page_and_has_no_space_for_it(story, guest)
+        story.mend(0)
+        await guest.write(BLOCK)
+        for index in range(1, story.setup.replicas):
+            story.fail_once(index, Kind.SYNC, NOTHING_LOST)
+        with suppress(OSError):
+            await guest.flush()
+        await guest.converged()
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def each_loses_what_the_other_one_holds(story: Story) -> None:
+    """The second loses what was written beside what the first lost before."""
+    async with story.mounted() as guest:
+        await _loses_a_page_and_has_no_space_for_it(story, guest)
+        story.mend(0)
+        await guest.write(BLOCK)
+        for index in range(1, story.setup.replicas):
+            _loses_a_page(story, index)
+        with suppress(OSError):
+            await guest.flush()
+        await guest.converged()
+        await guest.read_surely(0)
+        await guest.read_surely(BLOCK)
     await story.ends_well()
 
 
@@ -756,6 +792,10 @@ TOLD = (
     Told("R4 loss in memory", pages_dropped_where_all_must_agree, EQUALS),
     Told("R4 all were given it", a_sync_fails_of_one_that_was_given_nothing, EQUALS),
     Told("R4 all were given it", a_sync_fails_of_one_that_was_given_nothing, ALL_OF_THREE),
+    Told("R4 lost by the last", a_sync_fails_of_the_last_that_holds_it, EQUALS),
+    Told("R4 lost by the last", a_sync_fails_of_the_last_that_holds_it, ALL_OF_THREE),
+    Told("R4 written beside a loss", each_loses_what_the_other_one_holds, EQUALS),
+    Told("R4 written beside a loss", each_loses_what_the_other_one_holds, ALL_OF_THREE),
     Told("R4 given for nothing", each_sync_fails_of_those_that_others_are_repaired_from, EQUALS),
     Told("R5 cleared at once", power_cut_after_writes, seeds=6),
     Told("R5 no flush", power_cut_long_after_writes, seeds=6),

@@ -6,7 +6,15 @@ tries random histories on; ``tests/unit/test_mutations.py`` tells each a story t
 
 import errno
 import time
-from collections.abc import AsyncGenerator, Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Callable,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
@@ -22,10 +30,12 @@ from quorumfs.assembly import State, _Assembly
 from quorumfs.dirtymap import INTENT
 from quorumfs.metadata import Outcome
 from quorumfs.metadata.commit import Records
+from quorumfs.metadata.doubts import Doubts
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.metadata.target import Target
 from quorumfs.metadata.writer import SidecarWriter
 from quorumfs.rangelock import Claim, RangeLock
+from quorumfs.ranges import RangeSet
 from quorumfs.repair import repairs as repairs_module
 from quorumfs.repair import settle as settle_module
 from quorumfs.repair import work as work_module
@@ -202,6 +212,24 @@ def _nothing_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sidecars, "_sync_ended", _always(None))
 
 
+def lost_by_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: who held a chunk last and may have lost a part of it is believed no more than others."""
+    left_by = Doubts.left_by
+
+    def by_some(
+        self: Doubts, losses: Mapping[Replica, RangeSet], chunks: range
+    ) -> Iterator[tuple[range, list[Replica], list[Replica]]]:
+        for part, gone, left in left_by(self, losses, chunks):
+            yield part, gone, left or gone
+
+    monkeypatch.setattr(Doubts, "left_by", by_some)
+
+
+def written_beside_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: what one lost, and others hold, is not given to it before more is written beside it."""
+    monkeypatch.setattr(Sidecars, "lossy", _always(value=False))
+
+
 def resync_compares(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: a resync leaves out what reads the same, if only in the page cache."""
     copy = Copying._copy
@@ -241,11 +269,13 @@ def all_were_given_it(monkeypatch: pytest.MonkeyPatch) -> None:
         self._epochs.latest.add(self.map.chunks(offset, length))
 
     monkeypatch.setattr(Sidecars, "giving", to_all)
+    lost_by_all_alike(monkeypatch)  # a second line, which hides the first
 
 
 def given_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who holds something durably is given it anew, and may fail to sync that."""
     monkeypatch.setattr(Sidecars, "durable_on", _always(value=False))
+    lost_by_all_alike(monkeypatch)  # a second line, which hides the first
 
 
 def loss_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -667,6 +697,8 @@ MUTATIONS: dict[str, Patch] = {
     "R4 nothing lost": failed_flush_lost_nothing,
     "R4 loss in memory": loss_in_memory,
     "R4 all were given it": all_were_given_it,
+    "R4 lost by the last": lost_by_all_alike,
+    "R4 written beside a loss": written_beside_a_loss,
     "R4 given for nothing": given_for_nothing,
     "R5 cleared at once": cleared_at_once,
     "R5 no flush": cleared_without_flush,

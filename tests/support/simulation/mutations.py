@@ -223,6 +223,7 @@ def lost_by_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
             yield part, gone, left or gone
 
     monkeypatch.setattr(Doubts, "left_by", by_some)
+    written_beside_a_loss(monkeypatch)  # a second line, which hides the first
 
 
 def written_beside_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,14 +245,16 @@ class Record:
 
         *changed*: it may change the disk from now on. *passed*: mounts that were prepared after
         the latest one and led nowhere, or that were given up; one of them that was on record went
-        on afterwards, so it is moved.
+        on afterwards, so it is moved. When they began says nothing of when those ended that were on
+        record: that is now.
         """
         latest = self.mounts[0] if self.mounts else None
         if latest and latest.identity == identity:
             latest = replace(latest, changed=latest.changed or changed)
             return replace(self, mounts=(latest, *self.mounts[1:]))
         latest = PastMount(identity, self.sequence, changed)
-        later = {mount.identity: mount for mount in (latest, *passed)}
+        ended = (replace(mount, first=self.sequence) for mount in passed)
+        later = {mount.identity: mount for mount in (latest, *ended)}
         earlier = (one for one in self.lineage if one.identity not in later)
         return replace(self, mounts=(*later.values(), *earlier)[:MOUNTS_MAX])
 

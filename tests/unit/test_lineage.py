@@ -243,6 +243,19 @@ def test_one_that_is_absent_may_have_gone_on_with_whom_is_given_up(left: str | N
     assert lacking == (CHUNK if left == "before" else SIZE)
 
 
+@pytest.mark.parametrize("commits", [1, 2, 5])
+def test_a_mount_that_led_nowhere_ends_none_before_it_is_known(commits: int) -> None:
+    before = golden(3, threshold=2)
+    prepared = replace(before, sequence=before.sequence + 1).entered(ONE, changed=True)
+    meanwhile = used(before, OTHER, commits=commits)  # without the one that holds that
+    later = replace(meanwhile, sequence=meanwhile.sequence + 1).entered(
+        NEXT, changed=True, passed=prepared.mounts[:1]
+    )
+    for absent in (meanwhile, prepared):
+        assert not adds(absent, later)
+        assert adds(later, absent)
+
+
 @pytest.mark.parametrize("left", [None, "before", "after"])
 def test_so_it_may_have_in_the_mount_that_ejected_whom_is_kept(left: str | None) -> None:
     """A is left behind by B and C in mid-session, and kept; C is absent, or left B later."""

@@ -84,7 +84,9 @@ class Disk:
         self.replicas = tuple(replicas)
         self.size = size
         self.metadata = metadata
-        self._inherited_places = list(metadata.unreadable)
+        self.ledger = metadata.ledger
+        """What is known, asked without waiting."""
+        self._inherited_places = list(self.ledger.unreadable)
         """What earlier mounts found to be unreadable, until it is told."""
         self.threshold = threshold
         self.events = events
@@ -154,10 +156,10 @@ class Disk:
         """Read a range inside the disk, and repair what that shows to be wrong."""
         self.requests += 1
         reading = None
-        if self.settle is None or not self.metadata.may_differ(offset, length):
+        if self.settle is None or not self.ledger.may_differ(offset, length):
             claim = await self.locks.acquire(offset, offset + length, exclusive=False)
             try:  # perhaps a write that we waited for has failed
-                if self.settle is None or not self.metadata.may_differ(offset, length):
+                if self.settle is None or not self.ledger.may_differ(offset, length):
                     reading = await self.read_locked(offset, length)
             finally:
                 self.locks.release(claim)
@@ -194,7 +196,7 @@ class Disk:
 
         Nothing else runs meanwhile: it needs no lock, as long as nobody else has it.
         """
-        holders = self.metadata.alike
+        holders = self.ledger.alike
         count = len(holders)
         asked = self._pattern.ask_now(count, 0)
         if (
@@ -233,7 +235,7 @@ class Disk:
 
     def _write_now(self, offset: int, data: Buffer) -> bool:
         """As `write_now`, for who knows that the range is not locked by anybody else."""
-        receivers = self.metadata.begin_now(offset, len(data))
+        receivers = self.ledger.begin_now(offset, len(data))
         if not receivers:
             return False
         for replica in receivers:
@@ -258,7 +260,7 @@ class Disk:
         while offset < end:
             stop = min(end, offset + longest)
             if stop - offset > LEAST:
-                if not self.metadata.prepared(offset, stop - offset):  # once for all pieces
+                if not self.ledger.prepared(offset, stop - offset):  # once for all pieces
                     await self.metadata.prepare(offset, stop - offset, ahead=True)
                 stop = await self._reach_to(offset, stop, min(self.size, offset + longest))
             await self._change(kind, offset, stop - offset)
@@ -271,7 +273,7 @@ class Disk:
         *longest*, for several of them at once.
         """
         start, end, asked = self._reached
-        state = self.requests, self.metadata.receivers
+        state = self.requests, self.ledger.receivers
         if asked != state or not start <= offset < stop <= end:
             end = await self.reach(state[1], offset, longest)
         # It holds until anything else is asked for than what now follows.
@@ -283,9 +285,9 @@ class Disk:
         end = min(offset + length, self.size)
         for start in range(offset, end, ALLOCATION_MAX):
             piece = min(ALLOCATION_MAX, end - start)
-            if not self.metadata.prepared(start, piece):  # the image's times change
+            if not self.ledger.prepared(start, piece):  # the image's times change
                 await self.metadata.prepare(start, piece)
-            receivers = self.metadata.receivers
+            receivers = self.ledger.receivers
             outcomes = await self.ask(receivers, Kind.ALLOCATE, self.threshold, start, piece)
             if succeeded(outcomes) < self.threshold:
                 raise voted_error(outcome.error for outcome in outcomes if outcome.error)
@@ -295,27 +297,27 @@ class Disk:
         self.requests += 1
         metadata = self.metadata
         metadata.require_ours()
-        if self.verify is not None and metadata.unverified(offset, length):
+        if self.verify is not None and self.ledger.unverified(offset, length):
             # Else, should we die in it, nobody could tell what differed before and what since.
             await self.verify(offset, length)
-        if self.settle is not None and metadata.lossy(offset, length):
+        if self.settle is not None and self.ledger.lossy(offset, length):
             # Else, should another one lose what is written now, nobody would hold both.
             with suppress(OSError):
                 await self.settle(offset, length)
         claim = await self.locks.acquire(offset, offset + length, exclusive=True)
         try:
-            if not metadata.prepared(offset, length):
+            if not self.ledger.prepared(offset, length):
                 await metadata.prepare(offset, length, ahead=True)
                 if kind is Kind.WRITE and length <= NOW_MAX and self._write_now(offset, data):
                     return  # often nothing but the mark was in the way
             claim.changes = ((offset, offset + length),)
-            receivers = metadata.begin(offset, length)
+            receivers = self.ledger.begin(offset, length)
             outcomes = await self.ask(receivers, kind, self.threshold, offset, length, data)
             failed = [outcome for outcome in outcomes if outcome.error is not None]
             self._report(failed)
             try:
                 await metadata.finish(outcomes, offset, length)
-                if metadata.unreadable.overlaps(offset, offset + length):
+                if self.ledger.unreadable.overlaps(offset, offset + length):
                     claim.changes = ()
                     # Were it readable before it is durable, a power cut in between would show what
                     # was given up, whatever that is (P1).
@@ -339,14 +341,14 @@ class Disk:
         try:
             await self.make_durable()
         except OSError:
-            self.metadata.tell_loss()
+            self.ledger.tell_loss()
             raise
-        if self.metadata.tell_loss():
+        if self.ledger.tell_loss():
             raise OSError(errno.EIO, "writes since the last flush were lost on all replicas")
 
     async def make_durable(self) -> None:
         """As `flush`, for who is no guest: what was lost on all replicas is still to be told."""
-        if self.settle_all is not None and self.metadata.unflushable():
+        if self.settle_all is not None and self.ledger.unflushable():
             await self.settle_all()
         await self.sync()
 
@@ -378,9 +380,9 @@ class Disk:
             self._flush_lock.release()
 
     async def _flush_replicas(self) -> None:
-        self.metadata.begin_flush(self.locks.changing())
+        self.ledger.begin_flush(self.locks.changing())
         gathering = Gathering(self.threshold)
-        outcomes = [Outcome(replica, Operation(Kind.SYNC)) for replica in self.metadata.flushed]
+        outcomes = [Outcome(replica, Operation(Kind.SYNC)) for replica in self.ledger.flushed]
         for replica, operation in outcomes:
             gathering.submit(replica, operation)
         if await gathering.complete_or_failed():
@@ -393,9 +395,7 @@ class Disk:
 
     async def allocated_blocks(self) -> int:
         """512-byte blocks allocated on one replica's file system, as ``du`` would say of it."""
-        in_use = sorted(
-            self.metadata.readers, key=lambda replica: replica.state is not State.CURRENT
-        )
+        in_use = sorted(self.ledger.readers, key=lambda replica: replica.state is not State.CURRENT)
         failed: list[Outcome] = []
         for replica in in_use:
             (outcome,) = await self.ask([replica], Kind.STAT, needed=0)
@@ -411,7 +411,7 @@ class Disk:
         data everywhere; and one that missed writes has them as data.
         """
         places = [
-            min(place, self.metadata.missed(replica).next_inside(offset, default=place))
+            min(place, self.ledger.missed(replica).next_inside(offset, default=place))
             for replica, place in await self._seek(Kind.SEEK_DATA, offset, if_unknown=offset)
         ]
         return min(places, default=offset)
@@ -424,7 +424,7 @@ class Disk:
         """
         for _ in range(HOLE_ROUNDS_MAX):
             places = [
-                self.metadata.missed(replica).next_outside(place)
+                self.ledger.missed(replica).next_outside(place)
                 for replica, place in await self._seek(Kind.SEEK_HOLE, offset, self.size)
             ]
             offset = max(places, default=self.size)
@@ -435,7 +435,7 @@ class Disk:
     async def _seek(self, kind: Kind, offset: int, if_unknown: int) -> list[tuple[Replica, int]]:
         """What each replica answers, those that do not answer at all left out."""
         self.metadata.require_ours()
-        outcomes = await self.ask(self.metadata.readers, kind, self.threshold, offset)
+        outcomes = await self.ask(self.ledger.readers, kind, self.threshold, offset)
         return [
             (
                 outcome.replica,
@@ -511,7 +511,7 @@ class Disk:
         deadline = trio.current_time() + self.search_s
         parts = [
             await self._read_part(choice, pattern or self._pattern, deadline)
-            for choice in self.metadata.choices(offset, length)
+            for choice in self.ledger.choices(offset, length)
         ]
         if len(parts) == 1:
             return parts[0]
@@ -519,7 +519,7 @@ class Disk:
 
     def sole_source(self, offset: int, length: int) -> Replica | None:
         """Whose answer alone would do for a read of this range; None: nobody's, or it is pinned."""
-        choice, *others = self.metadata.choices(offset, length)
+        choice, *others = self.ledger.choices(offset, length)
         if others or choice.pinned or choice.torn or not choice.holders:
             return None
         alone = isinstance(self._pattern, Fifo) or len(choice.holders) == 1
@@ -544,7 +544,7 @@ class Disk:
         lost = False
         while True:
             # Who lost it while others were asked, or was left behind, does not hold it any more.
-            still = holders_of(self.metadata, offset, length)
+            still = holders_of(self.ledger, offset, length)
             lost = lost or not set(waiting).issubset(still)
             waiting = [replica for replica in waiting if replica in still]
             kept = [o for o in outcomes if o.error is not None or o.replica in still]
@@ -576,7 +576,7 @@ class Disk:
                 # What may differ is settled in its own time; here it only counts who is right.
                 answering = [outcome.replica for outcome in outcomes if not outcome.error]
                 if len(answering) < VOTERS_MIN:  # else no single one answered for all of it
-                    self.metadata.answered(answering[0], offset, length)
+                    self.ledger.answered(answering[0], offset, length)
                 return Reading(verdict.data, repairable=False)
             repairable = any(replica.state is not State.MISSING for replica in wrong)
             return Reading(verdict.data, repairable)

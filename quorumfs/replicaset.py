@@ -327,7 +327,7 @@ class _Reopener:
         """*late*: by path, an attempt of the mount that was given up, and may hold locks yet."""
         self._late = late
         self._sidecars = sidecars
-        self._sidecar_size = file_size(sidecars.map)
+        self._sidecar_size = file_size(sidecars.ledger.map)
         self._options = options
         self._opening: set[str] = set()
 
@@ -356,7 +356,7 @@ class _Reopener:
         if image is None:
             raise UserError("its file system does not answer")
         try:
-            storage = _image_storage(image, self._sidecars.map.size, self._options)
+            storage = _image_storage(image, self._sidecars.ledger.map.size, self._options)
             sidecar = _sidecar_storage(image, self._sidecar_size, self._options)
         except BaseException:
             self._close(image)
@@ -371,7 +371,7 @@ class _Reopener:
             if image.sidecar_fd is None or image.sidecar is None:
                 raise UserError(image.problem or f"there is no {path_for(image.real_path)}")
             if replica.slot is not None:
-                member = judge_returned(self._sidecars.record, replica.slot, image.found)
+                member = judge_returned(self._sidecars.ledger.record, replica.slot, image.found)
                 if member.state not in (State.FOREIGN, State.MISSING):  # else not ours to write
                     self._refuse_claimed(image)
                     _lengthen(image.sidecar_fd, self._sidecar_size)

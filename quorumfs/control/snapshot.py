@@ -77,22 +77,22 @@ def take(
                 role.replica_id.hex(),
                 State.MISSING.value,
                 "it was not given to mount",
-                out_of_sync_bytes=sidecars.map.lacking_bytes(slot),
+                out_of_sync_bytes=sidecars.ledger.map.lacking_bytes(slot),
             )
-            for slot, role in enumerate(sidecars.record.roles)
+            for slot, role in enumerate(sidecars.ledger.record.roles)
             if slot not in given
         ]
-        unsettled = len(sidecars.doubts.unsettled) + sidecars.map.count(UNVERIFIED)
+        unsettled = len(sidecars.ledger.doubts.unsettled) + sidecars.ledger.map.count(UNVERIFIED)
     if repairs is not None:
         chunks = sum(end - start for start, end in repairs.differing)
         undecided = chunks * repairs.chunk_size
-    unreadable = tuple(Place(start, end - start) for start, end in disk.metadata.unreadable)
+    unreadable = tuple(Place(start, end - start) for start, end in disk.metadata.ledger.unreadable)
     by = disk.metadata.fenced
     return Status(
         mountpoint=mountpoint,
         pid=os.getpid(),
-        set_id=sidecars.record.set_id.hex() if sidecars else None,
-        generation=f"{sidecars.record.generation:016x}" if sidecars else None,
+        set_id=sidecars.ledger.record.set_id.hex() if sidecars else None,
+        generation=f"{sidecars.ledger.record.generation:016x}" if sidecars else None,
         size=disk.size,
         state=overall_state(
             replicas,
@@ -150,10 +150,10 @@ def _replica(
     lacking = 0
     reason = replica.reason
     if isinstance(disk.metadata, Sidecars) and replica.slot is not None:
-        replica_id = disk.metadata.record.roles[replica.slot].replica_id.hex()
-        lacking = disk.metadata.map.lacking_bytes(replica.slot)
+        replica_id = disk.metadata.ledger.record.roles[replica.slot].replica_id.hex()
+        lacking = disk.metadata.ledger.map.lacking_bytes(replica.slot)
     elif isinstance(disk.metadata, Volatile):
-        lacking = sum(end - start for start, end in disk.metadata.missed(replica))
+        lacking = sum(end - start for start, end in disk.metadata.ledger.missed(replica))
         reason = "it missed writes" if lacking else None
     trouble = None
     waiting = _waiting(replica, now)
@@ -208,7 +208,7 @@ def _trouble(
     metadata = disk.metadata
     undurable = isinstance(metadata, Volatile) and bool(metadata.holdings[replica].unsure)
     if isinstance(metadata, Sidecars):
-        doubts = metadata.doubts
+        doubts = metadata.ledger.doubts
         if replica in doubts.truncated:
             size = replica.truncated_to
             to = "" if size is None else f" to {size} bytes"
@@ -244,7 +244,7 @@ def _waiting(replica: Replica, now: float) -> Waiting | None:
 
 def _standing(disk: Disk, replica: Replica, now: float) -> list[Failure]:
     """The failures that nothing has made good yet, the latest first."""
-    unequal = isinstance(disk.metadata, Sidecars) and bool(disk.metadata.doubts.unsettled)
+    unequal = isinstance(disk.metadata, Sidecars) and bool(disk.metadata.ledger.doubts.unsettled)
 
     def stands(failure: Failure) -> bool:
         # On a full disk a write to what has its space already succeeds in between.

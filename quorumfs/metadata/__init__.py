@@ -7,9 +7,7 @@ The disk orders requests; at fixed places it asks and tells one of these, by the
     ``none``: QEMU's way. Byte ranges in memory, forgotten at unmount.
 `quorumfs.metadata.sidecars`
     ``sidecar``: a durable record beside every image, whole replicas left behind and caught up. It
-    waits and writes; what it knows, and what follows from that, is in modules without I/O:
-    ``commit`` (who is current), ``recorded`` and ``intents`` (the map), ``epochs`` (what is synced)
-    and ``doubts`` (whom to believe).
+    waits and writes; what it knows, and what follows from that, is its ``ledger``, without I/O.
 """
 
 from collections.abc import Iterable, Sequence
@@ -54,8 +52,8 @@ class Choice(NamedTuple):
     """They may have differed before a change failed on some: only what they all hold is right."""
 
 
-class Metadata(Protocol):
-    """Who holds what of one disk."""
+class Known(Protocol):
+    """What is known of one disk: asked, and told, without waiting."""
 
     @property
     def receivers(self) -> Sequence[Replica]:
@@ -76,11 +74,6 @@ class Metadata(Protocol):
         Asked for every read: whom it may go to without a closer look.
         """
 
-    async def record_options(self) -> None:
-        """Put on record what this mount was told and the next one must know, before anybody uses
-        the disk. Raises `OSError` if that cannot be.
-        """
-
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
         """Begin a change that will have succeeded on all receivers before anything else happens.
 
@@ -90,33 +83,11 @@ class Metadata(Protocol):
     def prepared(self, offset: int, length: int, *, repair: bool = False) -> bool:
         """Whether a change of these bytes may begin at once; *repair* as for `prepare`."""
 
-    async def prepare(
-        self, offset: int, length: int, *, ahead: bool = False, repair: bool = False
-    ) -> None:
-        """Make sure that a change of these bytes is not forgotten should we die in it (R1).
-
-        *ahead*: nor one of the bytes behind them, if that is likely to follow.
-        *repair*: replicas are to be made equal, the disk is not changed.
-        Raises `OSError` if fewer than the threshold can remember it.
-        """
-
     def begin(self, offset: int, length: int) -> Sequence[Replica]:
         """Note that a change begins now; returns the receivers."""
 
-    async def finish(self, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
-        """Make what a change did known to all that a later read or mount may ask (R2, R3).
-
-        The caller holds the lock of these bytes. Raises `OSError` if it was not enough.
-        """
-
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
         """Note that a flush begins now, amid changes of these ranges (start, end; bytes)."""
-
-    async def record_losses(self) -> None:
-        """Make what syncs that failed lost known, while others are still awaited."""
-
-    async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
-        """Make known what a flush did (R4). Raises `OSError` if it was not enough."""
 
     def tell_loss(self) -> bool:
         """Whether acknowledged writes were lost that no replica can make good, and no flush of a
@@ -150,18 +121,8 @@ class Metadata(Protocol):
     def unreadable(self) -> RangeSet:
         """Bytes that no replica which holds them can be read at, until they are written."""
 
-    async def written_over(self, offset: int, length: int) -> None:
-        """Note, durably, that a range which could not be read was written, and is durable.
-
-        The rest of a block that was written in part stays unreadable: who holds what of it is not
-        known any more. Raises `OSError` if it cannot be noted.
-        """
-
     def answered(self, replica: Replica, offset: int, length: int) -> None:
         """Note that a read of a range that may differ was answered by *replica*."""
-
-    async def truncated(self, replica: Replica) -> None:
-        """Note that the image of *replica* lost its end; the caller may have locked any range."""
 
     def giving(
         self, replicas: Sequence[Replica], offset: int, length: int
@@ -171,6 +132,51 @@ class Metadata(Protocol):
         The others lose nothing of it should a sync of theirs fail. The caller holds the lock of
         these bytes.
         """
+
+
+class Metadata(Protocol):
+    """Who holds what of one disk, and how that is remembered."""
+
+    @property
+    def ledger(self) -> Known:
+        """What is known."""
+
+    async def record_options(self) -> None:
+        """Put on record what this mount was told and the next one must know, before anybody uses
+        the disk. Raises `OSError` if that cannot be.
+        """
+
+    async def prepare(
+        self, offset: int, length: int, *, ahead: bool = False, repair: bool = False
+    ) -> None:
+        """Make sure that a change of these bytes is not forgotten should we die in it (R1).
+
+        *ahead*: nor one of the bytes behind them, if that is likely to follow.
+        *repair*: replicas are to be made equal, the disk is not changed.
+        Raises `OSError` if fewer than the threshold can remember it.
+        """
+
+    async def finish(self, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
+        """Make what a change did known to all that a later read or mount may ask (R2, R3).
+
+        The caller holds the lock of these bytes. Raises `OSError` if it was not enough.
+        """
+
+    async def record_losses(self) -> None:
+        """Make what syncs that failed lost known, while others are still awaited."""
+
+    async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
+        """Make known what a flush did (R4). Raises `OSError` if it was not enough."""
+
+    async def written_over(self, offset: int, length: int) -> None:
+        """Note, durably, that a range which could not be read was written, and is durable.
+
+        The rest of a block that was written in part stays unreadable: who holds what of it is not
+        known any more. Raises `OSError` if it cannot be noted.
+        """
+
+    async def truncated(self, replica: Replica) -> None:
+        """Note that the image of *replica* lost its end; the caller may have locked any range."""
 
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
         """Note that a range of *replica* was rewritten with what the others hold, or could not be.
@@ -197,13 +203,13 @@ class Metadata(Protocol):
         """Let others have it; nothing is written afterwards."""
 
 
-def holders_of(metadata: Metadata, offset: int, length: int) -> list[Replica]:
+def holders_of(ledger: Known, offset: int, length: int) -> list[Replica]:
     """Those that hold all of a range, as far as is known now.
 
     An answer that somebody gave is worth no more than this says after it came: a flush may have
     shown meanwhile that the one who gave it had lost what it held.
     """
-    first, *others = metadata.choices(offset, length)
+    first, *others = ledger.choices(offset, length)
     return [r for r in first.holders if all(r in choice.holders for choice in others)]
 
 

@@ -127,6 +127,10 @@ class Volatile:
         self._lacking_before: dict[Replica, RangeSet] = {}
 
     @property
+    def ledger(self) -> "Volatile":
+        return self
+
+    @property
     def alike(self) -> Sequence[Replica]:
         if any(holdings.missed or holdings.unsure for holdings in self.holdings.values()):
             return ()

@@ -25,7 +25,7 @@ async def seek(disk: Disk, replica: Replica | None, kind: Kind, offset: int) -> 
 async def next_data(disk: Disk, sidecars: Sidecars, offset: int) -> int:
     """Where some current replica next has data: anywhere, if one of them does not answer."""
     found = await disk.next_data(offset)
-    silent = any(replica.state is State.MISSING for replica in sidecars.members)
+    silent = any(replica.state is State.MISSING for replica in sidecars.ledger.members)
     return offset if silent else found
 
 
@@ -44,7 +44,7 @@ async def cannot_be_read(
     Not if one of them fails elsewhere, too: then the place is not to blame, and it may pass. What
     has passed meanwhile shows when the place is read again after another one.
     """
-    doubts, chunks = sidecars.doubts, sidecars.map.chunks(offset, length)
+    doubts, chunks = sidecars.ledger.doubts, sidecars.ledger.map.chunks(offset, length)
     for replica in replicas:
         if not await _reads_elsewhere(disk, replica, offset):
             return False
@@ -84,20 +84,20 @@ async def give(
     Nor if any of *sources*, whose answers decided for it, is not believed any more. Who is being
     resynced gets it as well, where it lacks nothing. The caller holds the lock.
     """
-    if not sidecars.prepared(offset, len(data), repair=True):
+    if not sidecars.ledger.prepared(offset, len(data), repair=True):
         await sidecars.prepare(offset, len(data), repair=True)
-    if not set(sources).issubset(holders_of(sidecars, offset, len(data))):
+    if not set(sources).issubset(holders_of(sidecars.ledger, offset, len(data))):
         return False
     # Who was left behind just now may not even know that its image is in use.
     current = [replica for replica in replicas if replica.role is State.CURRENT]
-    targets = sidecars.target_for_repair(offset, len(data))
+    targets = sidecars.ledger.target_for_repair(offset, len(data))
     given = [*current, *targets]
-    with sidecars.giving(given, offset, len(data)):
+    with sidecars.ledger.giving(given, offset, len(data)):
         gathered = await disk.ask(given, Kind.WRITE, 0, offset, len(data), data)
     outcomes, to_targets = gathered[: len(current)], gathered[len(current) :]
     failed = sum(outcome.error is not None for outcome in outcomes)
     # As with a guest's write (R2): where too few are left nobody is to blame, all may be full.
-    enough = len(sidecars.members) - failed >= disk.threshold
+    enough = len(sidecars.ledger.members) - failed >= disk.threshold
     for replica, operation in outcomes:
         well = operation.error is None
         if well:
@@ -106,7 +106,7 @@ async def give(
             await sidecars.given(replica, offset, len(data), well=well)
     for replica, operation in to_targets:
         if operation.error is not None:
-            sidecars.target_missed(offset, len(data))
+            sidecars.ledger.target_missed(offset, len(data))
             sidecars.drop_target(replica, "a write to it failed")
     return all(
         outcome.error is None or outcome.replica.role is not State.CURRENT for outcome in outcomes

@@ -57,6 +57,7 @@ class ComeBack:
     ) -> None:
         """*present*: the replicas not current whose files are open, as they were found."""
         self._sidecars = sidecars
+        self._ledger = sidecars.ledger
         self._resync = resync
         self._reopen = reopen
         self._present = present
@@ -74,7 +75,7 @@ class ComeBack:
             return False
         retry = self._retries.setdefault(replica, _Retry())
         now = trio.current_time()
-        if now < retry.at or not self._sidecars.members:
+        if now < retry.at or not self._ledger.members:
             return False
         if now - retry.at > RETRY_S[1]:
             retry.wait_s = RETRY_S[0]  # what was before is long ago
@@ -134,9 +135,9 @@ class ComeBack:
             returned = await self._reopen(replica)
             replica.attach(returned.image, returned.sidecar)
             found = returned.found
-        if found.image is not None and found.image.size < self._sidecars.map.size:
+        if found.image is not None and found.image.size < self._ledger.map.size:
             await self._sidecars.truncated(replica)
-        return judge_returned(self._sidecars.record, replica.slot, found), found
+        return judge_returned(self._ledger.record, replica.slot, found), found
 
 
 def _in_words(error: OSError | UserError) -> str | None:

@@ -44,6 +44,7 @@ class Copying:
         self._work = work
         self._disk = work.disk
         self._sidecars = work.sidecars
+        self._ledger = work.ledger
         self._map = work.map
         self._copies = trio.CapacityLimiter(COPIES_MAX)
         self._known_data: tuple[tuple[Replica | None, int], int, int] = (None, 0), 0, 0
@@ -57,11 +58,11 @@ class Copying:
         The caller has locked them.
         """
         try:
-            for part, sources in self._sidecars.doubts.sources(chunks):
+            for part, sources in self._ledger.doubts.sources(chunks):
                 self._target.copying(sources, part)
                 for run, undecided in self._cut(part):
                     bounds = self._work.bounds(run)
-                    torn = self._sidecars.doubts.torn.overlaps(*bounds)
+                    torn = self._ledger.doubts.torn.overlaps(*bounds)
                     if torn or (undecided and len(sources) > 1):
                         await self._copy_agreed(sources, *bounds)
                         continue
@@ -81,7 +82,7 @@ class Copying:
 
     async def make_hole(self, chunks: range) -> None:
         """Make *chunks* a hole on the target; the caller has locked them."""
-        self._target.copying(self._sidecars.members, chunks)
+        self._target.copying(self._ledger.members, chunks)
         await self._make_hole(*self._work.bounds(chunks))
 
     def pass_over(self, chunks: range) -> None:
@@ -95,7 +96,7 @@ class Copying:
 
     def require_target(self) -> None:
         """Raise `OSError` if the target is it no more."""
-        if self._sidecars.target is not self._target:
+        if self._ledger.target is not self._target:
             raise OSError(errno.EIO, self._to.reason or "it failed meanwhile")
 
     async def _copy(
@@ -131,7 +132,7 @@ class Copying:
             if stop == offset:
                 continue
             # Too few are left to hold a vote: what they hold is still all there is.
-            few = len(self._sidecars.members) < self._disk.threshold or not by_vote
+            few = len(self._ledger.members) < self._disk.threshold or not by_vote
             data = await self._read(offset, stop - offset, Fifo() if few else None)
             held = await self._held(offset, stop - offset) if compare else None
             await self._write(offset, data, held)
@@ -143,8 +144,8 @@ class Copying:
         Whether that was all of it: else some of them may come to be read, and the target waits for
         that, unless nothing can be done without it. The lock is held.
         """
-        doubts, complete = self._sidecars.doubts, True
-        needed = len(self._sidecars.members) < self._disk.threshold
+        doubts, complete = self._ledger.doubts, True
+        needed = len(self._ledger.members) < self._disk.threshold
         ((_, sources),) = doubts.sources(chunk)
         left = deque(doubts.unreadable.outside(*self._work.bounds(chunk)))
         while left:
@@ -208,7 +209,7 @@ class Copying:
         """What the target, which holds *own*, is to hold of a block; *answers* are the sources'."""
         contents = [data for _, data in answers]
         length = len(contents[0])
-        if self._sidecars.doubts.torn.overlaps(offset, offset + length):
+        if self._ledger.doubts.torn.overlaps(offset, offset + length):
             # What failed may lie over what succeeded before: its own may be older than both.
             return contents[0]
         vote = vote_data(answers, offset, needed)

@@ -57,7 +57,8 @@ class Repairs:
         """
         self._disk = disk
         self._sidecars = sidecars
-        self._map = sidecars.map
+        self._ledger = sidecars.ledger
+        self._map = self._ledger.map
         self._work = work = Work(disk, sidecars, limit)
         self._settling = Settling(work)
         self._verification = Verification(work)
@@ -143,7 +144,7 @@ class Repairs:
                 return
             patience_s = AGAIN_S
             for replica in self._disk.replicas:
-                if replica.role is not State.CURRENT or self._sidecars.is_target(replica):
+                if replica.role is not State.CURRENT or self._ledger.is_target(replica):
                     replica.give_up()
 
     async def _repair(self) -> bool:
@@ -160,17 +161,17 @@ class Repairs:
                 await self._settling.settle()
             except OSError as caught:
                 error = caught
-            if not sidecars.doubts.unsettled:
+            if not self._ledger.doubts.unsettled:
                 return True
         # Even so: when others are there again, those that cannot be made equal can be left behind.
         for replica in self._disk.replicas:
             if await self._come_back.bring_back(replica):
                 return True
-        if sidecars.doubts.unsettled:
+        if self._ledger.doubts.unsettled:
             if error is not None:
                 raise error
             return False
-        if len(sidecars.members) > 1 and self._map.count(UNVERIFIED):
+        if len(self._ledger.members) > 1 and self._map.count(UNVERIFIED):
             return await self._verification.verify()
         return False
 
@@ -180,7 +181,7 @@ class Repairs:
             await self._work.sleep(CLEAR_S)
             if self._work.stopping:
                 return
-            if not self._sidecars.to_clear():
+            if not self._ledger.to_clear():
                 continue
             with suppress(OSError):  # the next time, then
                 await self._disk.make_durable()

@@ -28,6 +28,7 @@ class Resync:
         self._work = work
         self._disk = work.disk
         self._sidecars = work.sidecars
+        self._ledger = work.ledger
 
     async def resync(self, replica: Replica, found: Found, *, full: bool) -> None:
         """Make *replica* current, which is open, and looked like *found*.
@@ -38,7 +39,7 @@ class Resync:
         sidecars = self._sidecars
         target = await sidecars.start_resync(replica, found, full=full)
         self._disk.announce_states()
-        self._work.begin("resync", replica.path, sidecars.map.lacking_bytes(replica.slot))
+        self._work.begin("resync", replica.path, self._ledger.map.lacking_bytes(replica.slot))
         assert self._work.progress is not None
         self._disk.events.resync_started(replica.path, self._work.progress.total_bytes)
         copied_before = replica.counters.copied_bytes

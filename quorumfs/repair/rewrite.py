@@ -30,12 +30,12 @@ async def read_and_rewrite(disk: Disk, offset: int, length: int, *, outvoted: bo
     """
     deadline = trio.current_time() + disk.search_s
     async with disk.locks.held(offset, offset + length, exclusive=True):
-        if disk.metadata.unsynced(offset, length):
+        if disk.ledger.unsynced(offset, length):
             with suppress(OSError):  # first let all tell what they have lost of it
                 await disk.sync()
         parts = [
             await _rewrite_part(disk, choice, deadline, outvoted=outvoted)
-            for choice in disk.metadata.choices(offset, length)
+            for choice in disk.ledger.choices(offset, length)
         ]
     disk.announce_states()
     return b"".join(parts)
@@ -46,7 +46,7 @@ async def _rewrite_part(disk: Disk, choice: Choice, deadline: float, *, outvoted
     if pinned or torn:  # a write has failed here meanwhile: what it left must not be shown as it is
         raise OSError(errno.EIO, "the replicas may differ")
     asked = await disk.ask(holders, Kind.READ, disk.threshold, offset, length)
-    still = holders_of(disk.metadata, offset, length)  # one may have lost it meanwhile
+    still = holders_of(disk.ledger, offset, length)  # one may have lost it meanwhile
     outcomes = [outcome for outcome in asked if outcome.replica in still]
     verdict = Quorum(disk.threshold).judge(
         offset,
@@ -54,7 +54,7 @@ async def _rewrite_part(disk: Disk, choice: Choice, deadline: float, *, outvoted
         [outcome.error.errno or errno.EIO for outcome in outcomes if outcome.error],
     )
     unreadable = [outcome.replica for outcome in outcomes if outcome.error]
-    unverified = disk.metadata.unverified(offset, length)
+    unverified = disk.ledger.unverified(offset, length)
     # Of two of whom one cannot be read there is no majority, however small the part.
     divisible = verdict.data is None or (unverified and len(outcomes) > 2)
     middle = middle_block(offset, length)
@@ -101,16 +101,16 @@ async def _rewrite(
     if replica.state is State.MISSING:
         return
     metadata, length = disk.metadata, len(data)
-    if not metadata.prepared(offset, length, repair=True):
+    if not disk.ledger.prepared(offset, length, repair=True):
         try:
             await metadata.prepare(offset, length, repair=True)
         except OSError:
             return  # it cannot be remembered now; the next read tries again
-    if replica not in metadata.receivers:
+    if replica not in disk.ledger.receivers:
         return  # it was left behind meanwhile, and its sidecar takes its image for a whole one
-    if not set(voters).issubset(holders_of(metadata, offset, length)):
+    if not set(voters).issubset(holders_of(disk.ledger, offset, length)):
         return  # one of those who decided it lost it meanwhile
-    with metadata.giving([replica], offset, length):
+    with disk.ledger.giving([replica], offset, length):
         (outcome,) = await disk.ask([replica], Kind.WRITE, 0, offset, length, data)
     if outcome.error is None and read_back:
         (outcome,) = await disk.ask([replica], Kind.READ, 0, offset, length)

@@ -32,6 +32,7 @@ class Settling:
         self._work = work
         self._disk = work.disk
         self._sidecars = work.sidecars
+        self._ledger = work.ledger
         self._map = work.map
         self._hearing = trio.Lock()
         self._again_at = 0.0
@@ -45,8 +46,7 @@ class Settling:
 
     def due(self) -> bool:
         """Whether there is something to settle, and it is time to try."""
-        sidecars = self._sidecars
-        if not sidecars.doubts.unsettled or not sidecars.may_record:
+        if not self._ledger.doubts.unsettled or not self._ledger.may_record:
             return False
         members, answering = who = self._who()
         if len(answering) < min(len(members), self._disk.threshold):
@@ -67,7 +67,7 @@ class Settling:
 
     def _wait(self) -> None:
         """Have the next attempt wait, if there has to be one."""
-        if not self._sidecars.doubts.unsettled:
+        if not self._ledger.doubts.unsettled:
             self._pause_s, self._earliest_at, self._again_at = AGAIN_S[0], 0.0, 0.0
             self._hard, self._refused = RangeSet(), {}
             return
@@ -78,17 +78,17 @@ class Settling:
 
     def _who(self) -> tuple[frozenset[Replica], frozenset[Replica]]:
         """The current replicas, and those of them that answer."""
-        members = frozenset(self._sidecars.members)
+        members = frozenset(self._ledger.members)
         there = (r for r in members if r.attached and not r.dead and r.state is not State.MISSING)
         return members, frozenset(there)
 
     async def _settle_what_differs(self) -> None:
         await self._sidecars.open()  # holes are shown, too: first it is on record who is not here
         await self._hear_losses()
-        total = sum(end - start for start, end in self._sidecars.doubts.unsettled)
+        total = sum(end - start for start, end in self._ledger.doubts.unsettled)
         self._work.begin("settle", None, total * self._map.chunk_size)
-        runs = [range(start, end) for start, end in self._sidecars.doubts.unsettled]
-        async with aclosing(self._work.batches(runs, self._sidecars.settled)) as batches:
+        runs = [range(start, end) for start, end in self._ledger.doubts.unsettled]
+        async with aclosing(self._work.batches(runs, self._ledger.settled)) as batches:
             async for batch in batches:
                 await self._work.in_parallel(batch, self._settle_unit)
         await self._work.save()
@@ -98,11 +98,11 @@ class Settling:
         sidecars = self._sidecars
         await sidecars.open()
         await self._hear_losses()
-        runs = sidecars.doubts.to_settle_first()
-        async with aclosing(self._work.batches(runs, sidecars.settled, urgent=True)) as batches:
+        runs = self._ledger.doubts.to_settle_first()
+        async with aclosing(self._work.batches(runs, self._ledger.settled, urgent=True)) as batches:
             async for batch in batches:
                 await self._work.in_parallel(batch, self._settle_unit, urgent=True)
-        if sidecars.unflushable():
+        if self._ledger.unflushable():
             raise OSError(errno.EIO, "what differs since a crash cannot be made equal")
 
     async def settle_and_read(self, offset: int, length: int) -> bytes:
@@ -138,7 +138,7 @@ class Settling:
         chunks, size = self._map.chunks(offset, length), self._map.chunk_size
         await self._hear_losses(chunks)
         parts = []
-        unsettled = self._sidecars.doubts.unsettled
+        unsettled = self._ledger.doubts.unsettled
         for start, stop, settled in segments(chunks.start, chunks.stop, [unsettled]):
             first, last = max(offset, start * size), min(offset + length, stop * size)
             if settled:
@@ -149,22 +149,22 @@ class Settling:
 
     async def _held_by_all(self, offset: int, length: int) -> bytes:
         disk, sidecars = self._disk, self._sidecars
-        if not sidecars.prepared(offset, length, repair=True):
+        if not self._ledger.prepared(offset, length, repair=True):
             await sidecars.prepare(offset, length, repair=True)
-        outcomes = await disk.ask(sidecars.members, Kind.READ, disk.threshold, offset, length)
+        outcomes = await disk.ask(self._ledger.members, Kind.READ, disk.threshold, offset, length)
         held = {None if outcome.error is not None else outcome.data for outcome in outcomes}
         data = held.pop() if len(held) == 1 else None
         asked = {outcome.replica for outcome in outcomes}
-        members = sidecars.members
+        members = self._ledger.members
         all_asked = asked.issuperset(members) and len(members) >= disk.threshold
-        recorded = sidecars.prepared(offset, length, repair=True)  # still
+        recorded = self._ledger.prepared(offset, length, repair=True)  # still
         if data is None or not all_asked or not recorded or not self._known(offset, length):
             raise OSError(errno.EIO, "the replicas differ, and cannot be made equal")
         return data
 
     def _known(self, offset: int, length: int) -> bool:
         """Whether it is known of somebody, everywhere in a range, that it lost nothing there."""
-        doubts, chunks = self._sidecars.doubts, self._map.chunks(offset, length)
+        doubts, chunks = self._ledger.doubts, self._map.chunks(offset, length)
         return not any(
             places.overlaps(part.start, part.stop)
             for part, (source, *_) in doubts.sources(chunks)
@@ -173,13 +173,13 @@ class Settling:
 
     async def _settle_unit(self, chunks: range) -> None:
         async with self._work.locked(chunks) as worked:
-            if self._sidecars.doubts.unsettled.overlaps(chunks.start, chunks.stop):
+            if self._ledger.doubts.unsettled.overlaps(chunks.start, chunks.stop):
                 await self._settle_locked(chunks)
                 worked()
 
     async def _settle_locked(self, chunks: range) -> bool:
         """Have all current replicas hold the same in *chunks*; whether they do now."""
-        if not self._sidecars.doubts.unsettled.overlaps(chunks.start, chunks.stop):
+        if not self._ledger.doubts.unsettled.overlaps(chunks.start, chunks.stop):
             return True
         # Who is not here may hold something else, even where there is nothing to write now: it is
         # left behind before anything is shown.
@@ -189,18 +189,18 @@ class Settling:
 
     async def _settle_heard(self, chunks: range) -> bool:
         """As `_settle_locked`, when those who lost what was written there have said so."""
-        sidecars, doubts = self._sidecars, self._sidecars.doubts
+        doubts = self._ledger.doubts
         everywhere = True
         for start, stop, settled in segments(chunks.start, chunks.stop, [doubts.unsettled]):
             # What is settled may differ for another reason, which a vote or an operator decides.
             for part, sources in doubts.sources(range(start, stop)) if not settled else ():
-                losses, members = doubts.losses, frozenset(sidecars.members)
+                losses, members = doubts.losses, frozenset(self._ledger.members)
                 equal, rewritten = await self._settle_part(*self._work.bounds(part), sources)
-                if doubts.losses != losses or not members.issuperset(sidecars.members):
+                if doubts.losses != losses or not members.issuperset(self._ledger.members):
                     # Meanwhile one lost what it was given, or joined without it: once more.
                     equal = await self._settle_heard(part)
                 elif rewritten:
-                    sidecars.settled(part)
+                    self._ledger.settled(part)
                 everywhere = everywhere and equal
         return everywhere
 
@@ -211,8 +211,8 @@ class Settling:
         must not be given that.
         """
         async with self._hearing:
-            written = bool(chunks) and self._sidecars.unsynced(*self._span(chunks))
-            if written or not self._sidecars.losses_heard:
+            written = bool(chunks) and self._ledger.unsynced(*self._span(chunks))
+            if written or not self._ledger.losses_heard:
                 with suppress(OSError):
                     await self._disk.sync()
 
@@ -233,7 +233,7 @@ class Settling:
             if data_at == offset:
                 hole_at = await disk.next_hole(offset)
                 data_at = min(end, hole_at) if hole_at > offset else end
-                unreadable = self._sidecars.doubts.unreadable
+                unreadable = self._ledger.doubts.unreadable
                 for start, stop in unreadable.outside(offset, data_at):
                     for piece in pieces(start, stop):
                         before, after = await self._settle_piece(*piece, sources, deadline)
@@ -253,8 +253,8 @@ class Settling:
         out. Returns whether they were equal before, and whether all took it. Where nobody can read
         all of it, it is divided until *deadline*: they may be bad at different places (R11).
         """
-        outcomes = await self._disk.ask(self._sidecars.members, Kind.READ, 1, offset, length)
-        believed = holders_of(self._sidecars, offset, length)  # one may have lost it meanwhile
+        outcomes = await self._disk.ask(self._ledger.members, Kind.READ, 1, offset, length)
+        believed = holders_of(self._ledger, offset, length)  # one may have lost it meanwhile
         read = {o.replica: o.data for o in outcomes if o.error is None}
         voters = [replica for replica in sources if replica in read and replica in believed]
         answers = [(replica.index, read[replica]) for replica in voters]
@@ -263,7 +263,7 @@ class Settling:
         if not answers or undecided(answers, answering, offset):
             middle = middle_block(offset, length)
             if answering and not middle:  # nobody holds anything there that could be taken back
-                holding = [replica for replica in sources if replica in self._sidecars.members]
+                holding = [replica for replica in sources if replica in self._ledger.members]
                 noted = await cannot_be_read(self._disk, self._sidecars, holding, offset, length)
                 return False, noted
             if not answering or not middle or trio.current_time() >= deadline:
@@ -272,11 +272,11 @@ class Settling:
             first = await self._settle_piece(offset, middle - offset, sources, deadline)
             second = await self._settle_piece(middle, rest, sources, deadline)
             return first[0] and second[0], first[1] and second[1]
-        self._sidecars.answered(voters[0], offset, length)
+        self._ledger.answered(voters[0], offset, length)
         verdict = reconcile(answers, offset, self._disk.threshold)
         assert verdict.data is not None
         chunks = self._map.chunks(offset, length)
-        after_crash = self._sidecars.doubts.inherited.overlaps(chunks.start, chunks.stop)
+        after_crash = self._ledger.doubts.inherited.overlaps(chunks.start, chunks.stop)
         outvoted = verdict.outvoted if after_crash else ()  # else a change failed, and was told
         self._disk.report_outvoted(outvoted, offset)
         equal = len(read) == len(outcomes) and len(set(read.values())) == 1
@@ -285,7 +285,7 @@ class Settling:
             replica
             for replica in (outcome.replica for outcome in outcomes)
             if read.get(replica) != verdict.data
-            or not self._sidecars.durable_on(replica, offset, length)
+            or not self._ledger.durable_on(replica, offset, length)
         ]
         took = not asked or await self._give(asked, offset, verdict.data, voters)
         for loss in outvoted if took else ():
@@ -303,12 +303,12 @@ class Settling:
         keep all from taking it (R2).
         """
         bounds = offset, offset + len(data)
-        spared = len(self._sidecars.members) > self._disk.threshold
+        spared = len(self._ledger.members) > self._disk.threshold
         if spared or not self._hard.overlaps(*bounds):
             took = await give(self._disk, self._sidecars, replicas, offset, data, sources)
             (self._hard.remove if took else self._hard.add)(*bounds)
             return took
-        truncated = self._sidecars.doubts.truncated
+        truncated = self._ledger.doubts.truncated
         for replica in sorted(
             replicas, key=lambda r: (not self._refuses(r, *bounds), r not in truncated)
         ):

@@ -50,17 +50,18 @@ class Verification:
         """Those that were current when it was last tried."""
         self._answering: frozenset[Replica] = frozenset()
         """Those of them that were there when it was last tried."""
-        self._losses = work.sidecars.doubts.losses
+        self._losses = work.ledger.doubts.losses
         self._work = work
         self._disk = work.disk
         self._sidecars = work.sidecars
+        self._ledger = work.ledger
         self._map = work.map
 
     @property
     def differing(self) -> RangeSet:
         """Chunks that differ without a majority."""
-        if self._losses != self._sidecars.doubts.losses:  # then some of them may be decided
-            self._losses = self._sidecars.doubts.losses
+        if self._losses != self._ledger.doubts.losses:  # then some of them may be decided
+            self._losses = self._ledger.doubts.losses
             for start, end in list(self._differing):
                 for chunk in range(start, end):
                     if not self._map.any(UNVERIFIED, range(chunk, chunk + 1)):
@@ -69,7 +70,7 @@ class Verification:
 
     async def verify(self) -> bool:
         """Compare all that nobody has compared, if it is time; whether there was anything."""
-        members = frozenset(self._sidecars.members)
+        members = frozenset(self._ledger.members)
         if not members <= self._compared:  # with one more there may be a majority
             self._differing, self._unread = RangeSet(), RangeSet()
         self._compared = members
@@ -155,12 +156,12 @@ class Verification:
 
     def _believed(self, chunks: range) -> list[tuple[range, frozenset[Replica]]]:
         """Who may hold what is right, part by part."""
-        sources = self._sidecars.doubts.sources(chunks)
+        sources = self._ledger.doubts.sources(chunks)
         return [(part, frozenset(believed)) for part, believed in sources]
 
     def _equal(self, chunks: range) -> None:
         """All current replicas hold the same in *chunks*, which are locked."""
-        self._sidecars.verified(chunks)
+        self._ledger.verified(chunks)
         for kept in (self._differing, self._unread, self._written):
             kept.remove(chunks.start, chunks.stop)
 
@@ -177,7 +178,7 @@ class Verification:
         Where one cannot be read it is divided until *deadline*, so that a bad sector spoils its own
         block alone.
         """
-        disk, members = self._disk, list(self._sidecars.members)
+        disk, members = self._disk, list(self._ledger.members)
         asked = await disk.ask(members, Kind.READ, disk.threshold, offset, length)
         failed = [outcome for outcome in asked if outcome.error is not None]
         answers = [o for o in asked if o.error is None and o.replica in voters]
@@ -202,7 +203,7 @@ class Verification:
         length: int,
     ) -> None:
         """Go by *ballots*, what those of *voters* hold that could be read."""
-        doubts, end = self._sidecars.doubts, offset + length
+        doubts, end = self._ledger.doubts, offset + length
         versions = list(ballots.values())
         # Where too few have not lost it to hold a vote, they are still right.
         needed = min(self._disk.threshold, max(1, len(voters)))

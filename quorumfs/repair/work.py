@@ -74,7 +74,8 @@ class Work:
         """*limit*: bytes a second, at most."""
         self.disk = disk
         self.sidecars = sidecars
-        self.map = sidecars.map
+        self.ledger = sidecars.ledger
+        self.map = sidecars.ledger.map
         self.progress: Progress | None = None
         self._pacer = Pacer(limit)
         self._locked = self._least_locked()
@@ -187,7 +188,7 @@ class Work:
                 if self.stopping and not urgent:
                     raise OSError(errno.EINTR, "unmounting")
                 began = trio.current_time()
-                resyncing = self.sidecars.target if make_hole is not None else None
+                resyncing = self.ledger.target if make_hole is not None else None
                 target = None if resyncing is None else resyncing.replica
                 stop, hole = await self._extent(chunk, run.stop, target)
                 if hole:

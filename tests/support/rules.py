@@ -178,7 +178,7 @@ ORDER = (
         "After a crash nobody knows where replicas differ, and reads turn back for ever.",
         (
             "quorumfs.metadata.sidecars.Sidecars.prepare",
-            "quorumfs.metadata.sidecars.Sidecars.begin_now",
+            "quorumfs.metadata.ledger.Ledger.begin_now",
             "quorumfs.metadata.recorded.Recorded.holds",
             "quorumfs.metadata.intents.Intents",
         ),
@@ -223,8 +223,9 @@ ORDER = (
         "Data that a flush promised is gone after a power cut, on a replica that passed for good.",
         (
             "quorumfs.metadata.epochs.Epochs",
-            "quorumfs.metadata.sidecars.Sidecars._sync_ended",
-            "quorumfs.metadata.sidecars.Sidecars.losses_heard",
+            "quorumfs.metadata.ledger.Ledger.lose",
+            "quorumfs.metadata.ledger.Ledger.sync_ended",
+            "quorumfs.metadata.ledger.Ledger.losses_heard",
         ),
         ("test_resync.py::test_one_failed_fsync_makes_all_since_the_last_good_one_suspect",),
     ),
@@ -328,7 +329,7 @@ ORDER = (
         "Writes that were acknowledged and lost on all replicas fail exactly one flush of the "
         "guest, whoever had the replicas sync and heard of it.",
         "The guest's fsync succeeds over data that is gone.",
-        ("quorumfs.disk.Disk.flush", "quorumfs.metadata.sidecars.Sidecars.tell_loss"),
+        ("quorumfs.disk.Disk.flush", "quorumfs.metadata.ledger.Ledger.tell_loss"),
         ("test_differences.py::test_a_failed_flush_is_not_forgotten",),
     ),
     Rule(

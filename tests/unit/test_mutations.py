@@ -276,7 +276,7 @@ async def killed_amid_a_slow_resync(story: Story) -> None:
         await trio.sleep(60.0)
         story.world.kill()
     async with story.mounted() as guest:
-        if guest.mounted.sidecars.map.lacking_bytes(1) > DISK - 32 * 1024:
+        if guest.mounted.sidecars.ledger.map.lacking_bytes(1) > DISK - 32 * 1024:
             raise BrokenError("the resync begins anew")
     await story.ends_well()
 
@@ -436,9 +436,9 @@ async def power_cut_after_a_resync(story: Story) -> None:
         places = cycle(EXTENTS)
         while guest.mounted.disk.replicas[0].role is not State.CURRENT:
             await guest.write(next(places))
-            if not sidecars.joining:  # from then on flushes go to it too
+            if not sidecars.ledger.joining:  # from then on flushes go to it too
                 await guest.flush()
-        await guest.until(lambda: sidecars.target is None)
+        await guest.until(lambda: sidecars.ledger.target is None)
         story.world.power_cut()
     await story.ends_well()
 
@@ -449,14 +449,14 @@ async def power_cut_long_after_a_write_beside_a_resync(story: Story, index: int 
     async with story.mounted() as guest:
         guest.mounted.repairs.limit = 256
         sidecars = guest.mounted.sidecars
-        chunks = sidecars.map.chunks(0, BLOCK)
-        await guest.until(lambda: not sidecars.map.any(lacks(index), chunks))
-        assert sidecars.target is not None
-        sidecars.target.mirroring = True
+        chunks = sidecars.ledger.map.chunks(0, BLOCK)
+        await guest.until(lambda: not sidecars.ledger.map.any(lacks(index), chunks))
+        assert sidecars.ledger.target is not None
+        sidecars.ledger.target.mirroring = True
         await guest.write(0)
         for _ in range(70):
             await trio.sleep(1.0)
-            if not sidecars.prepared(0, BLOCK):
+            if not sidecars.ledger.prepared(0, BLOCK):
                 break
         story.world.power_cut()
     await story.ends_well()
@@ -709,7 +709,7 @@ async def writes_beside_a_verification(story: Story) -> None:
             for at in EXTENTS:
                 guest.begin(guest.write, at + number * BLOCK)
             await trio.sleep(0.2)
-        await guest.until(lambda: not guest.mounted.sidecars.map.count(UNVERIFIED))
+        await guest.until(lambda: not guest.mounted.sidecars.ledger.map.count(UNVERIFIED))
         if guest.mounted.repairs.differing:
             raise BrokenError(f"they are said to differ: {guest.mounted.repairs.differing}")
     await story.ends_well()
@@ -724,8 +724,8 @@ async def a_write_fails_ahead_of_a_verification(story: Story) -> None:
         story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
         with suppress(OSError):
             await guest.write(EXTENTS[-1])
-        assert guest.mounted.sidecars.doubts.unsettled
-        assert guest.mounted.sidecars.map.count(UNVERIFIED)
+        assert guest.mounted.sidecars.ledger.doubts.unsettled
+        assert guest.mounted.sidecars.ledger.map.count(UNVERIFIED)
         await guest.converged()
         if guest.mounted.repairs.differing:
             raise BrokenError(f"they are said to differ: {guest.mounted.repairs.differing}")
@@ -752,14 +752,14 @@ async def one_is_away_for_long(story: Story) -> None:
     async with story.mounted() as guest:
         sidecars = guest.mounted.sidecars
         await guest.write(0)
-        before = sidecars.record.generation
+        before = sidecars.ledger.record.generation
         story.world.detach(0)
         generations = set()
         for at in EXTENTS:
             await guest.write(at)
-            generations.add(sidecars.record.generation)
+            generations.add(sidecars.ledger.record.generation)
         await sidecars.close()
-        generations.add(sidecars.record.generation)
+        generations.add(sidecars.ledger.record.generation)
         if len(generations) != 1 or before in generations:
             raise BrokenError(f"{len(generations)} generations after {before:x} for one absence")
     story.world.attach(0)
@@ -920,7 +920,9 @@ async def too_few_are_left_after_a_crash(story: Story) -> None:
     story.world.attach(0)
     story.world.detach(1)
     async with story.mounted() as guest:
-        await guest.until(lambda: len(guest.mounted.sidecars.members) == story.setup.threshold)
+        await guest.until(
+            lambda: len(guest.mounted.sidecars.ledger.members) == story.setup.threshold
+        )
         await guest.write_surely(0)
         story.world.attach(1)
         await guest.converged()
@@ -934,7 +936,7 @@ async def gone_and_back_when_chunks_differ(story: Story) -> None:
         story.world.detach(0)
         with suppress(OSError):
             await guest.write(0)
-        assert guest.mounted.sidecars.doubts.unsettled
+        assert guest.mounted.sidecars.ledger.doubts.unsettled
         await trio.sleep(10.0)
         story.world.attach(0)
         await guest.converged()
@@ -985,7 +987,9 @@ async def the_last_one_is_gone_and_back_after_a_resync_failed(story: Story) -> N
         broken = Weather(sync_fail=1.0)
         story.world.replicas[1].sidecar_faults.plan(Kind.SYNC, Fault())
         story.world.replicas[1].sidecar_faults.weather = broken
-        await guest.until(lambda: not guest.mounted.sidecars.membership_recorded, every_s=0.01)
+        await guest.until(
+            lambda: not guest.mounted.sidecars.ledger.membership.recorded, every_s=0.01
+        )
         story.world.detach(0)
         with suppress(OSError):
             await guest.read(0)
@@ -1059,7 +1063,7 @@ async def both_fail_when_one_joins(story: Story) -> None:
         def fails_once(index: int, phase: Phase) -> Callable[[Operation], Fault | None]:
             def script(operation: Operation) -> Fault | None:
                 is_slot = operation.kind is Kind.WRITE and operation.offset in SLOT_OFFSETS
-                wrong = is_slot and sidecars.joining and operation.data[12] == phase
+                wrong = is_slot and sidecars.ledger.joining and operation.data[12] == phase
                 if not wrong or index in failed:
                     return None
                 failed.add(index)
@@ -1079,7 +1083,7 @@ async def resync_fails_in_a_commit_that_leaves_another_behind(story: Story) -> N
     await left_behind(story, 2)
     story.slow_down(2, 1.0)
     async with story.mounted() as guest:
-        await guest.until(lambda: guest.mounted.sidecars.target is not None)
+        await guest.until(lambda: guest.mounted.sidecars.ledger.target is not None)
         torn = Fault(error=errno.EIO, effect=Effect.ALL)
         story.world.replicas[0].sidecar_faults.plan(Kind.WRITE, torn)
         story.world.replicas[2].sidecar_faults.plan(Kind.SYNC, Fault(), Fault(), torn)

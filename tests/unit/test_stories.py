@@ -61,8 +61,8 @@ async def _lose_amid_settling(story: Story, guest: Guest) -> None:
     story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
     with suppress(OSError):
         await guest.flush()
-    assert guest.mounted.sidecars.doubts.lost
-    await guest.until(lambda: not guest.mounted.sidecars.doubts.lost)
+    assert guest.mounted.sidecars.ledger.doubts.lost
+    await guest.until(lambda: not guest.mounted.sidecars.ledger.doubts.lost)
 
 
 async def a_flush_fails_amid_settling(story: Story) -> None:
@@ -113,12 +113,14 @@ async def a_flush_before_one_that_joins_is_left_behind(story: Story) -> None:
         assert replica is not None
         await guest.write(0)
         story.world.replicas[1].sidecar_faults.weather = Weather(delay_s=(1.0, 1.0))
-        await guest.until(lambda: sidecars.joining and replica.role is State.CURRENT, every_s=0.01)
+        await guest.until(
+            lambda: sidecars.ledger.joining and replica.role is State.CURRENT, every_s=0.01
+        )
         story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
         guest.begin(guest.write, 0)
         await trio.sleep(0.1)
         await guest.flush()
-        assert sidecars.joining
+        assert sidecars.ledger.joining
         await guest.until(lambda: replica.role is not State.CURRENT, every_s=0.01)
         story.world.calm()
         await guest.converged()
@@ -175,7 +177,7 @@ async def away_while_others_are_compared(story: Story) -> None:
         story.slow_down(index, 0.01)
     async with story.mounted() as guest:
         await guest.write(0)
-        await guest.until(lambda: not guest.mounted.sidecars.map.count(UNVERIFIED))
+        await guest.until(lambda: not guest.mounted.sidecars.ledger.map.count(UNVERIFIED))
         story.world.attach(2)
         await guest.converged()
         assert not guest.mounted.repairs.differing
@@ -188,7 +190,7 @@ async def lost_where_adopted_images_differ(story: Story) -> None:
     story.world.replicas[1].image.rot(EXTENTS[5], b"rot!" * (BLOCK // 4))
     async with story.mounted() as guest:
         await guest.until(lambda: bool(guest.mounted.repairs.differing))
-        await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+        await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
         await guest.write(EXTENTS[5])
         story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
         with suppress(OSError):
@@ -217,7 +219,7 @@ async def lost_amid_a_verification(story: Story) -> None:
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(60.0)
-        assert not guest.mounted.sidecars.map.count(UNVERIFIED)
+        assert not guest.mounted.sidecars.ledger.map.count(UNVERIFIED)
         try:
             await guest.flush()
         except OSError as error:
@@ -232,7 +234,7 @@ async def truncated_where_all_must_agree(story: Story) -> None:
         await guest.flush()
         story.world.replicas[0].image.truncate(EXTENT)
         await guest.read(EXTENTS[-1])
-        assert guest.mounted.sidecars.doubts.truncated
+        assert guest.mounted.sidecars.ledger.doubts.truncated
         story.world.replicas[0].image.truncate(DISK)
         for at in EXTENTS:
             with suppress(OSError):
@@ -248,7 +250,7 @@ async def lost_and_a_map_torn(story: Story) -> None:
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(5.0)
-        assert guest.mounted.sidecars.doubts.lost
+        assert guest.mounted.sidecars.ledger.doubts.lost
         story.world.kill()
     story.mend(0)
     story.world.replicas[0].image.evict()
@@ -269,7 +271,7 @@ async def settled_beside_what_only_an_operator_may_decide(story: Story) -> None:
     image.rot(CHUNK, b"rot!" * (BLOCK // 4))
     async with story.mounted() as guest:
         await guest.until(lambda: bool(guest.mounted.repairs.differing))
-        await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 2)
+        await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 2)
         await guest.write(0)
         story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
         with suppress(OSError):
@@ -298,7 +300,7 @@ async def copied_from_one_that_had_lost_it(story: Story) -> None:
     await left_behind(story, 2)
     async with story.mounted() as guest:
         guest.mounted.repairs.limit = 16 << 10
-        disk_map, replica = guest.mounted.sidecars.map, guest.mounted.replica(2)
+        disk_map, replica = guest.mounted.sidecars.ledger.map, guest.mounted.replica(2)
         assert replica is not None
         await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.1)
         chunk = disk_map.chunks(5 * CHUNK, BLOCK)
@@ -327,12 +329,12 @@ async def joins_amid_settling(story: Story) -> None:
         story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
         with suppress(OSError):
             await guest.write(0)
-        assert sidecars.doubts.unsettled
+        assert sidecars.ledger.doubts.unsettled
         for one in story.world.replicas:
             one.sidecar_faults.weather = Weather(delay_s=(1.0, 1.0))
-        await guest.until(lambda: sidecars.joining, every_s=0.001)
+        await guest.until(lambda: sidecars.ledger.joining, every_s=0.001)
         assert replica.role is State.RESYNCING
-        assert sidecars.doubts.unsettled
+        assert sidecars.ledger.doubts.unsettled
         story.fail_once(0, Kind.READ, Fault(6.0, errno.EIO))
         guest.begin(guest.read, 0)
         await trio.sleep(20.0)
@@ -366,7 +368,7 @@ async def lost_where_adopted_images_differ_and_killed(story: Story) -> None:
     story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, b"rot!" * (BLOCK // 4))
     async with story.mounted() as guest:
         await guest.until(lambda: bool(guest.mounted.repairs.differing))
-        await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+        await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
         await guest.write(EXTENTS[5])
         story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
         with suppress(OSError):
@@ -456,8 +458,8 @@ async def joins_before_a_loss_is_heard(story: Story) -> None:
         assert replica is not None
         await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
         await guest.write(5 * CHUNK)
-        assert guest.mounted.sidecars.map.any(
-            lacks(0), guest.mounted.sidecars.map.chunks(5 * CHUNK, BLOCK)
+        assert guest.mounted.sidecars.ledger.map.any(
+            lacks(0), guest.mounted.sidecars.ledger.map.chunks(5 * CHUNK, BLOCK)
         )
         story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
         story.world.replicas[2].image_faults.plan(Kind.SYNC, Fault(14.0))
@@ -512,7 +514,7 @@ async def left_behind_beside_a_flush(story: Story) -> None:
         with suppress(OSError):
             await guest.flush()
         # It cannot be left behind, and what it lost is not on record.
-        lost = guest.mounted.sidecars.doubts.lost
+        lost = guest.mounted.sidecars.ledger.doubts.lost
         story.world.note(f"lost: {lost} members {guest.mounted.members}")
         for one in story.world.replicas:
             one.sidecar_faults.weather = Weather()
@@ -613,7 +615,7 @@ async def a_flush_amid_a_join(story: Story) -> None:
         syncs: list[Operation] = []
 
         def wrong(operation: Operation) -> Fault | None:
-            if operation.kind is Kind.SYNC and sidecars.joining:
+            if operation.kind is Kind.SYNC and sidecars.ledger.joining:
                 syncs.append(operation)
                 return Fault(3.0) if len(syncs) == 1 else Fault(error=errno.EIO)
             return None
@@ -622,13 +624,16 @@ async def a_flush_amid_a_join(story: Story) -> None:
         # The last progress is being saved: all is copied and synced.
         story.world.replicas[1].sidecar_faults.weather = Weather(delay_s=(1.0, 1.0))
         await guest.until(
-            lambda: sidecars.writing and bool(sidecars.target and sidecars.target.complete),
+            lambda: (
+                sidecars.writing
+                and bool(sidecars.ledger.target and sidecars.ledger.target.complete)
+            ),
             every_s=0.0005,
         )
         await guest.write(EXTENTS[2])
         await guest.flush()
-        assert not sidecars.joining
-        await guest.until(lambda: sidecars.joining, every_s=0.001)
+        assert not sidecars.ledger.joining
+        await guest.until(lambda: sidecars.ledger.joining, every_s=0.001)
         await trio.sleep(0.1)
         with suppress(OSError):
             await guest.flush()
@@ -739,7 +744,7 @@ async def killed_where_holes_were_marked_ahead(story: Story) -> None:
         story.world.kill()
     async with story.mounted() as guest:
         await guest.converged()
-        disk_map = guest.mounted.sidecars.map
+        disk_map = guest.mounted.sidecars.ledger.map
         assert disk_map.any(INTENT, disk_map.chunks(EXTENTS[5], EXTENT))
         await guest.until(lambda: not disk_map.count(INTENT))
     await story.ends_well()

@@ -23,7 +23,7 @@ CHUNK = SCALES[0].chunk_size
 
 async def _found_to_differ(guest: Guest) -> None:
     await guest.until(lambda: bool(guest.mounted.repairs.differing))
-    await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+    await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
 
 
 async def _half_a_write(story: Story, guest: Guest, on: int) -> None:
@@ -258,7 +258,7 @@ async def allocated_before_it_was_compared(story: Story) -> None:
     async with story.mounted() as guest:
         guest.mounted.repairs.limit = 4096  # resync-rate
         await guest.mounted.disk.allocate(EXTENTS[5], EXTENT)
-        assert guest.mounted.sidecars.unverified(EXTENTS[5], BLOCK)
+        assert guest.mounted.sidecars.ledger.unverified(EXTENTS[5], BLOCK)
         for other in range(1, story.setup.replicas):
             story.fail_once(other, Kind.WRITE, Fault(hang=True))
         guest.begin(guest.write, EXTENTS[5])
@@ -566,12 +566,12 @@ async def written_before_its_comparison_is_on_record(story: Story) -> None:
         sidecars = guest.mounted.sidecars
         guest.mounted.repairs.limit = 4096
         await guest.mounted.disk.allocate(EXTENTS[5], EXTENT)
-        assert sidecars.unverified(EXTENTS[5], BLOCK)
+        assert sidecars.ledger.unverified(EXTENTS[5], BLOCK)
         guest.mounted.repairs.limit = None
         for one in story.world.replicas:
             one.sidecar_faults.weather = Weather(delay_s=(3.0, 3.0))
         await guest.until(
-            lambda: not sidecars.unverified(EXTENTS[5], BLOCK) and sidecars.writing,
+            lambda: not sidecars.ledger.unverified(EXTENTS[5], BLOCK) and sidecars.writing,
             every_s=0.001,
         )
         story.fail_once(1, Kind.WRITE, Fault(hang=True))
@@ -593,7 +593,7 @@ async def a_tie_decided_by_many_writes(story: Story) -> None:
     held = first.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK)
     async with story.mounted() as guest:
         await guest.until(lambda: bool(guest.mounted.repairs.differing))
-        await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+        await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
         for number in range(1, 4):
             await guest.write(EXTENTS[5] + number * CHUNK)
         story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))

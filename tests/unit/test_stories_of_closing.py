@@ -120,13 +120,13 @@ async def amid_a_long_resync(story: Story) -> None:
             await guest.write(at, EXTENT)
         story.mend(1)
         story.slow_down(1, 1.0)
-        await guest.until(lambda: guest.mounted.sidecars.target is not None)
+        await guest.until(lambda: guest.mounted.sidecars.ledger.target is not None)
         story.fail_once(2, Kind.WRITE, Fault(error=errno.EIO))
         await guest.write(0, BLOCK)
         await trio.sleep(TICK_S)
         if _is_open(guest, 2):
             raise BrokenError("its files keep its store busy")
-        if guest.mounted.sidecars.target is None:
+        if guest.mounted.sidecars.ledger.target is None:
             raise BrokenError("the resync was too short for this story")
     await story.ends_well()
 

@@ -31,7 +31,7 @@ WRONG = b"rot!" * (BLOCK // 4)
 
 async def _found_to_differ(guest: Guest) -> None:
     await guest.until(lambda: bool(guest.mounted.repairs.differing))
-    await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+    await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
 
 
 def _bad_sector(story: Story, index: int, at: int) -> None:
@@ -69,7 +69,7 @@ async def a_tie_decided_by_a_bad_sector(story: Story) -> None:
     story.world.replicas[0].image.rot(EXTENTS[5], WRONG)
     _bad_sector(story, 0, EXTENTS[5] + BLOCK)
     async with story.mounted() as guest:
-        await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+        await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
         await trio.sleep(10.0)
         if story.world.replicas[0].image.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK) != WRONG:
             raise BrokenError("a tie was decided by a block beside it that could not be read")
@@ -94,7 +94,7 @@ async def a_tie_of_four_and_one_read_error(story: Story) -> None:
         story.world.replicas[index].image.rot(EXTENTS[5], WRONG)
     _fail_a_read(story, 0, EXTENTS[5])
     async with story.mounted() as guest:
-        await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+        await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
         await trio.sleep(10.0)
         if story.world.replicas[1].image.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK) != WRONG:
             raise BrokenError("a tie was decided by one who could not be read once")
@@ -107,10 +107,10 @@ async def compared_without_one_that_could_not_be_read(story: Story) -> None:
     story.world.replicas[0].image.rot(EXTENTS[5] + CHUNK, WRONG)
     _bad_sector(story, 0, EXTENTS[5] + BLOCK)
     async with story.mounted() as guest:
-        await guest.until(lambda: guest.mounted.sidecars.map.count(UNVERIFIED) < 3)
+        await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
         await trio.sleep(100.0)
         at = EXTENTS[5] + CHUNK
-        if not guest.mounted.sidecars.unverified(at, BLOCK):
+        if not guest.mounted.sidecars.ledger.unverified(at, BLOCK):
             held = {one.image.cache.read(at, at + BLOCK) for one in story.world.replicas}
             if len(held) > 1:
                 raise BrokenError("what differs counts as compared")
@@ -171,7 +171,7 @@ async def a_bad_sector_for_long(story: Story) -> None:
 
     story.world.replicas[0].image_faults.script = script
     async with story.mounted() as guest:
-        unverified = guest.mounted.sidecars.map
+        unverified = guest.mounted.sidecars.ledger.map
         await guest.until(lambda: unverified.count(UNVERIFIED) == 1)
         tries = others = 0
         await trio.sleep(3600.0)

@@ -216,7 +216,7 @@ async def lost_by_the_only_one_amid_a_resync(story: Story) -> None:
     await left_behind(story)
     story.slow_down(1, 0.2)
     async with story.mounted() as guest:
-        await guest.until(lambda: guest.mounted.sidecars.target is not None, every_s=0.05)
+        await guest.until(lambda: guest.mounted.sidecars.ledger.target is not None, every_s=0.05)
         for at in (EXTENTS[0], EXTENTS[-1]):
             await _all_lose_what_was_written(story, guest, at)
             await trio.sleep(0.2)

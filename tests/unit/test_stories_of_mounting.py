@@ -47,7 +47,9 @@ async def a_threshold_kept_by_too_few(story: Story) -> None:
     async with story.mounted([0, 1]) as guest:
         story.slow_down(1, 5.0)
         found = guest.mounted.plan.record.sequence
-        await guest.until(lambda: guest.mounted.sidecars.record.sequence > found, every_s=0.1)
+        await guest.until(
+            lambda: guest.mounted.sidecars.ledger.record.sequence > found, every_s=0.1
+        )
         assert guest.mounted.members == [0]
         story.world.kill()
     story.world.calm()

@@ -53,7 +53,7 @@ async def joins_while_its_failed_sync_waits(story: Story) -> None:
         syncs: list[Operation] = []
 
         def wrong(operation: Operation) -> Fault | None:
-            if operation.kind is Kind.SYNC and sidecars.joining:
+            if operation.kind is Kind.SYNC and sidecars.ledger.joining:
                 syncs.append(operation)
                 if len(syncs) == 1:
                     return Fault(3.0)
@@ -65,7 +65,7 @@ async def joins_while_its_failed_sync_waits(story: Story) -> None:
         story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(25.0))
         await guest.until(lambda: guest.mounted.disk.flushing, every_s=0.001)
         await guest.write(EXTENTS[2])
-        await guest.until(lambda: sidecars.joining, every_s=0.001)
+        await guest.until(lambda: sidecars.ledger.joining, every_s=0.001)
         await trio.sleep(0.1)
         guest.begin(guest.flush)
         await guest.until(lambda: len(syncs) == 2, every_s=0.01)
@@ -135,7 +135,7 @@ async def resynced_in_two_goes(story: Story) -> None:
         await _copied_what_is_lost(story, guest)
         story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
         await guest.write(EXTENTS[2])
-        await guest.until(lambda: guest.mounted.sidecars.target is None, every_s=0.01)
+        await guest.until(lambda: guest.mounted.sidecars.ledger.target is None, every_s=0.01)
         guest.mounted.repairs.limit = None
         await guest.until(lambda: 0 in guest.mounted.members, every_s=0.1)
         await guest.read_surely(5 * CHUNK)
@@ -159,12 +159,12 @@ async def _copied_what_is_lost(story: Story, guest: Guest) -> None:
     assert replica is not None
     guest.mounted.repairs.limit = 16 << 10
     await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
-    chunks = sidecars.map.chunks(5 * CHUNK, BLOCK)
-    assert sidecars.map.any(lacks(0), chunks)
+    chunks = sidecars.ledger.map.chunks(5 * CHUNK, BLOCK)
+    assert sidecars.ledger.map.any(lacks(0), chunks)
     await guest.write(5 * CHUNK)
-    assert sidecars.map.any(lacks(0), chunks)
+    assert sidecars.ledger.map.any(lacks(0), chunks)
     _lose_a_page(story, 1)
-    await guest.until(lambda: not sidecars.map.any(lacks(0), chunks), every_s=0.1)
+    await guest.until(lambda: not sidecars.ledger.map.any(lacks(0), chunks), every_s=0.1)
     assert replica.role is State.RESYNCING
 
 
@@ -229,10 +229,10 @@ async def joins_without_a_last_flush(story: Story) -> None:
         )
         with suppress(OSError):
             await guest.flush()
-        assert sidecars.doubts.lost
+        assert sidecars.ledger.doubts.lost
         at = EXTENTS[-1]
         await guest.write(at)
-        assert sidecars.map.any(lacks(2), sidecars.map.chunks(at, BLOCK))
+        assert sidecars.ledger.map.any(lacks(2), sidecars.ledger.map.chunks(at, BLOCK))
         _lose_a_page(story, 0)
         guest.mounted.repairs.limit = None
         await guest.until(lambda: 2 in guest.mounted.members, every_s=0.1)
@@ -272,12 +272,12 @@ async def written_after_hearing_then_flushed(story: Story) -> None:
         story.world.kill()
     async with story.mounted() as guest:
         guest.mounted.repairs.limit = 16 << 10
-        doubts = guest.mounted.sidecars.doubts
+        doubts = guest.mounted.sidecars.ledger.doubts
         sidecars, repairs = guest.mounted.sidecars, guest.mounted.repairs
-        await guest.until(lambda: sidecars.losses_heard and repairs.progress is not None)
+        await guest.until(lambda: sidecars.ledger.losses_heard and repairs.progress is not None)
         await trio.sleep(1.0)
         await guest.write_surely(last)
-        chunks = guest.mounted.sidecars.map.chunks(last, BLOCK)
+        chunks = guest.mounted.sidecars.ledger.map.chunks(last, BLOCK)
         assert doubts.unsettled.overlaps(chunks.start, chunks.stop)
         _lose_a_page(story, 0)
         with suppress(OSError):
@@ -300,12 +300,12 @@ async def written_after_hearing_then_settled(story: Story) -> None:
         story.world.kill()
     async with story.mounted() as guest:
         guest.mounted.repairs.limit = 16 << 10
-        doubts = guest.mounted.sidecars.doubts
+        doubts = guest.mounted.sidecars.ledger.doubts
         sidecars, repairs = guest.mounted.sidecars, guest.mounted.repairs
-        await guest.until(lambda: sidecars.losses_heard and repairs.progress is not None)
+        await guest.until(lambda: sidecars.ledger.losses_heard and repairs.progress is not None)
         await trio.sleep(1.0)
         await guest.write_surely(last)
-        chunks = guest.mounted.sidecars.map.chunks(last, BLOCK)
+        chunks = guest.mounted.sidecars.ledger.map.chunks(last, BLOCK)
         assert doubts.unsettled.overlaps(chunks.start, chunks.stop)
         _lose_a_page(story, 0)
         guest.mounted.repairs.limit = None
@@ -488,12 +488,12 @@ async def lost_amid_a_sync_beside_one_that_fails_a_write(story: Story) -> None:
         with suppress(OSError):
             await guest.write(0)
         await trio.sleep(1.0)
-        assert not guest.mounted.sidecars.losses_heard
+        assert not guest.mounted.sidecars.ledger.losses_heard
         await guest.write_surely(EXTENTS[3])
         await trio.sleep(0.5)
         _drop_pages(story, 0)  # the sync under way will tell
         await trio.sleep(2.5)
-        assert guest.mounted.sidecars.doubts.losing
+        assert guest.mounted.sidecars.ledger.doubts.losing
         story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
         with suppress(OSError):
             await guest.write(EXTENTS[2])

@@ -204,7 +204,7 @@ async def not_given_what_is_written(story: Story) -> None:
             await guest.write(at)
             if trio.current_time() - began > 0.2:
                 raise BrokenError("a write waited for the target")
-            assert sidecars.map.any(lacks(1), sidecars.map.chunks(at, BLOCK))
+            assert sidecars.ledger.map.any(lacks(1), sidecars.ledger.map.chunks(at, BLOCK))
         story.world.kill()
     story.world.calm()
     await story.ends_well()

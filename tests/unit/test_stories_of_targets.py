@@ -60,9 +60,9 @@ async def left_behind_while_another_is_slow(story: Story) -> None:
         assert replica is not None
         guest.mounted.repairs.limit = 32 << 10
         await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
-        assert sidecars.target is not None
-        sidecars.target.mirroring = True
-        assert not sidecars.map.any(lacks(0), sidecars.map.chunks(LAST, BLOCK))
+        assert sidecars.ledger.target is not None
+        sidecars.ledger.target.mirroring = True
+        assert not sidecars.ledger.map.any(lacks(0), sidecars.ledger.map.chunks(LAST, BLOCK))
         written: list[None] = []
 
         async def write() -> None:
@@ -109,9 +109,9 @@ async def written_beside_its_sync(story: Story) -> None:
 
         faults.script = slow_then_unsynced
         await guest.until(lambda: bool(syncs), every_s=0.01)
-        assert sidecars.target is not None
-        sidecars.target.mirroring = True
-        assert not sidecars.map.any(lacks(0), sidecars.map.chunks(LAST, BLOCK))
+        assert sidecars.ledger.target is not None
+        sidecars.ledger.target.mirroring = True
+        assert not sidecars.ledger.map.any(lacks(0), sidecars.ledger.map.chunks(LAST, BLOCK))
         story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(12.0))
         written: list[None] = []
 

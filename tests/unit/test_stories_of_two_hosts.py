@@ -83,7 +83,7 @@ async def amid_a_resync(story: Story) -> None:
             await old.write(at, SCALES[0].extent)
         story.mend(1)
         old.begin(old.go_on)
-        await old.until(lambda: old.mounted.sidecars.target is not None, every_s=0.01)
+        await old.until(lambda: old.mounted.sidecars.ledger.target is not None, every_s=0.01)
         async with story.taken_over(old) as new:
             for at in EXTENTS:
                 await new.write_surely(at)

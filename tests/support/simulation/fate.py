@@ -69,31 +69,31 @@ class Mounted:
     @property
     def converged(self) -> bool:
         """Whether every replica of the set is here, current, and the same as the others."""
-        return len(self.order) == len(self.sidecars.record.roles) and self.even
+        return len(self.order) == len(self.sidecars.ledger.record.roles) and self.even
 
     @property
     def even(self) -> bool:
         """Whether every replica that is here is current, and the same as the others."""
         return (
             all(r.state is State.CURRENT and not r.dead for r in self.disk.replicas)
-            and self.sidecars.target is None
-            and not self.sidecars.doubts.unsettled
-            and not self.sidecars.map.count(UNVERIFIED)
+            and self.sidecars.ledger.target is None
+            and not self.sidecars.ledger.doubts.unsettled
+            and not self.sidecars.ledger.map.count(UNVERIFIED)
             and not self._lacking
         )
 
     @property
     def enough(self) -> bool:
         """Whether as many replicas are current as every request needs."""
-        return len(self.sidecars.members) >= self.sidecars.least
+        return len(self.sidecars.ledger.members) >= self.sidecars.ledger.least
 
     @property
     def _lacking(self) -> bool:
         """Whether anybody who is here lacks something."""
-        if len(self.order) == len(self.sidecars.record.roles):
-            return self.sidecars.map.count(ALL_LACK) > 0
+        if len(self.order) == len(self.sidecars.ledger.record.roles):
+            return self.sidecars.ledger.map.count(ALL_LACK) > 0
         slots = [replica.slot for replica in self.disk.replicas if replica.slot is not None]
-        return any(self.sidecars.map.lacking_bytes(slot) for slot in slots)
+        return any(self.sidecars.ledger.map.lacking_bytes(slot) for slot in slots)
 
     def replica(self, index: int) -> Replica | None:
         """The replica that the world knows by *index*; None if it was not mounted."""
@@ -109,10 +109,10 @@ class Mounted:
     def __str__(self) -> str:
         states = [f"{replica.path} {replica.state.value}" for replica in self.disk.replicas]
         counts = {
-            name: self.sidecars.map.count(bits)
+            name: self.sidecars.ledger.map.count(bits)
             for name, bits in (("lacks", ALL_LACK), ("unverified", UNVERIFIED))
         }
-        unsettled = list(self.sidecars.doubts.unsettled)
+        unsettled = list(self.sidecars.ledger.doubts.unsettled)
         return f"{', '.join(states)}; unsettled {unsettled}, chunks {counts}"
 
 
@@ -140,7 +140,7 @@ def crash_in_a_commit(
         if not is_slot_write(file, operation):
             return
         (generation,) = _GENERATION.unpack_from(operation.data)
-        if ejection and generation == mounted.sidecars.record.generation:
+        if ejection and generation == mounted.sidecars.ledger.record.generation:
             return
         seen.add(operation.data[16:24])  # the sequence number: one for each commit
         if len(seen) >= commits:
@@ -591,7 +591,7 @@ class Fate:
     @property
     def _is_spare(self) -> bool:
         """Whether one current replica more than needed is there."""
-        return len(self._mounted.members) > max(1, self._mounted.sidecars.least)
+        return len(self._mounted.members) > max(1, self._mounted.sidecars.ledger.least)
 
     def _is_spare_beside_whole(self, index: int) -> bool:
         """Whether enough others are left, none of them with a file system that was gone.

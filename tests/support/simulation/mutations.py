@@ -31,6 +31,7 @@ from quorumfs.dirtymap import INTENT
 from quorumfs.metadata import Outcome
 from quorumfs.metadata.commit import Records
 from quorumfs.metadata.doubts import Doubts
+from quorumfs.metadata.ledger import Ledger
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.metadata.target import Target
 from quorumfs.metadata.writer import SidecarWriter
@@ -59,18 +60,18 @@ def _always(value: object) -> Callable[..., object]:
 def no_intent(monkeypatch: pytest.MonkeyPatch) -> None:
     """R1: no write needs a mark, only a set that is in use."""
 
-    def in_use(self: Sidecars, offset: int, length: int, **_: object) -> bool:
+    def in_use(self: Ledger, offset: int, length: int, **_: object) -> bool:
         assert offset + length <= self.map.size
-        return self._in_use and self.membership_recorded
+        return self.in_use and self.membership.recorded
 
-    monkeypatch.setattr(Sidecars, "prepared", in_use)
+    monkeypatch.setattr(Ledger, "prepared", in_use)
 
 
 def intent_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """R1: a mark counts as soon as it is made."""
 
     async def forget(self: Sidecars) -> None:
-        self._recorded.written(self._recorded.begin_write())
+        self.ledger.recorded.written(self.ledger.recorded.begin_write())
 
     monkeypatch.setattr(Sidecars, "_write_map_locked", forget)
 
@@ -114,7 +115,7 @@ def not_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def trust(self: Sidecars, replicas: Sequence[Replica]) -> None:
         assert self.tenure.mine is not None
-        assert all(replica in self.replicas for replica in replicas)
+        assert all(replica in self.ledger.replicas for replica in replicas)
 
     monkeypatch.setattr(Sidecars, "_look_at_claims", trust)
 
@@ -126,10 +127,10 @@ def fenced_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     fence = Sidecars._fence
 
     def only_say(self: Sidecars, claim: Any) -> None:
-        membership = self._membership
+        membership = self.ledger.membership
         fence(self, claim)
-        self._membership = membership
-        self._epochs.follow(membership.receivers)
+        self.ledger.membership = membership
+        self.ledger.epochs.follow(membership.receivers)
 
     monkeypatch.setattr(Sidecars, "_fence", only_say)
 
@@ -152,7 +153,7 @@ def one_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def failed_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """R2: who took a write that failed and who did not are still taken for equal."""
-    monkeypatch.setattr(Sidecars, "_unsettle", _always(None))
+    monkeypatch.setattr(Ledger, "unsettle", _always(None))
 
 
 def all_are_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +197,7 @@ def failed_flush_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who could not flush stays current."""
 
     async def ignore(self: Sidecars, _: Sequence[Outcome]) -> None:
-        self._end_flush()
+        self.ledger.end_flush()
 
     monkeypatch.setattr(Sidecars, "finish_flush", ignore)
     _nothing_early(monkeypatch)
@@ -209,7 +210,7 @@ def _nothing_early(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
     monkeypatch.setattr(Sidecars, "record_losses", not_yet)
-    monkeypatch.setattr(Sidecars, "_sync_ended", _always(None))
+    monkeypatch.setattr(Ledger, "sync_ended", _always(None))
 
 
 def lost_by_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +229,7 @@ def lost_by_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def written_beside_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: what one lost, and others hold, is not given to it before more is written beside it."""
-    monkeypatch.setattr(Sidecars, "lossy", _always(value=False))
+    monkeypatch.setattr(Ledger, "lossy", _always(value=False))
 
 
 def resync_compares(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,24 +265,24 @@ def all_were_given_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who fails a sync lost also what a repair gave to others alone."""
 
     @contextmanager
-    def to_all(self: Sidecars, _: object, offset: int, length: int) -> Iterator[None]:
-        self._epochs.latest.add(self.map.chunks(offset, length))
+    def to_all(self: Ledger, _: object, offset: int, length: int) -> Iterator[None]:
+        self.epochs.latest.add(self.map.chunks(offset, length))
         yield
-        self._epochs.latest.add(self.map.chunks(offset, length))
+        self.epochs.latest.add(self.map.chunks(offset, length))
 
-    monkeypatch.setattr(Sidecars, "giving", to_all)
+    monkeypatch.setattr(Ledger, "giving", to_all)
     lost_by_all_alike(monkeypatch)  # a second line, which hides the first
 
 
 def given_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who holds something durably is given it anew, and may fail to sync that."""
-    monkeypatch.setattr(Sidecars, "durable_on", _always(value=False))
+    monkeypatch.setattr(Ledger, "durable_on", _always(value=False))
     lost_by_all_alike(monkeypatch)  # a second line, which hides the first
 
 
 def loss_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: what those lost that cannot be left behind is forgotten with the daemon."""
-    monkeypatch.setattr(Sidecars, "_recall_lost", _always(None))
+    monkeypatch.setattr(Ledger, "_recall_lost", _always(None))
 
 
 def options_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,8 +300,9 @@ def cleared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def eager(self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
         await finish(self, outcomes, offset, length)
-        extents = self.map.extents(offset, length)
-        self._recorded.remove(INTENT, self.map.extent_chunks(extents))
+        known = self.ledger.map
+        extents = known.extents(offset, length)
+        self.ledger.recorded.remove(INTENT, known.extent_chunks(extents))
         await self._write_map()
 
     monkeypatch.setattr(Sidecars, "finish", eager)
@@ -321,10 +323,10 @@ def cleared_without_flush(monkeypatch: pytest.MonkeyPatch) -> None:
 def cleared_while_one_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """R5: a mark goes although not all replicas are current."""
 
-    def in_use(self: Sidecars) -> bool:
-        return self._in_use and self.membership_recorded
+    def in_use(self: Ledger) -> bool:
+        return self.in_use and self.membership.recorded
 
-    monkeypatch.setattr(Sidecars, "_all_current", in_use)
+    monkeypatch.setattr(Ledger, "all_current", in_use)
 
 
 def nothing_conflicts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,8 +394,9 @@ def target_is_not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
     """R8: a chunk is called held as soon as it was written."""
 
     async def skip(self: Sidecars, target: Target, changing: Iterable[tuple[int, int]]) -> int:
-        epoch = self._epochs.begin_sync([target.replica], self._chunks_of(changing))
-        self._epochs.cover([target.replica], epoch)
+        ledger = self.ledger
+        epoch = ledger.epochs.begin_sync([target.replica], ledger.chunks_of(changing))
+        ledger.epochs.cover([target.replica], epoch)
         return target.synced(epoch)
 
     monkeypatch.setattr(Sidecars, "sync_target", skip)
@@ -401,13 +404,13 @@ def target_is_not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def target_gets_no_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """R8: what the guest writes during a resync goes to the current replicas alone."""
-    arrange = Sidecars._arrange
+    arrange = Ledger.arrange
 
-    def without_target(self: Sidecars) -> None:
+    def without_target(self: Ledger) -> None:
         arrange(self)
-        self._membership = replace(self._membership, receivers=self._membership.members)
+        self.membership = replace(self.membership, receivers=self.membership.members)
 
-    monkeypatch.setattr(Sidecars, "_arrange", without_target)
+    monkeypatch.setattr(Ledger, "arrange", without_target)
 
 
 def joins_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,7 +420,7 @@ def joins_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def noted(self: Sidecars) -> None:
         nonlocal joining
-        joining = None if self.target is None else self.target.replica
+        joining = self.ledger.resyncing
         try:
             await join(self)
         finally:
@@ -508,7 +511,7 @@ def absent_ones_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shown_before_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """P7: what may differ is read from its source, and only later given to the others."""
-    monkeypatch.setattr(Sidecars, "may_differ", _always(value=False))
+    monkeypatch.setattr(Ledger, "may_differ", _always(value=False))
 
 
 def latest_by_mtime(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -578,7 +581,7 @@ def any_image_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def loss_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """R13: who hears of a loss that nobody can make good keeps it from the guest."""
-    monkeypatch.setattr(Sidecars, "tell_loss", _always(False))
+    monkeypatch.setattr(Ledger, "tell_loss", _always(False))
 
 
 def flush_leaves_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -600,7 +603,7 @@ def flush_leaves_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             await leave_behind(self, failed, chunks, reason)
             return
         gone = [replica for replica in failed if replica.role is State.CURRENT]
-        if len(self.members) - len(gone) < self.threshold:
+        if len(self.ledger.members) - len(gone) < self.ledger.threshold:
             raise OSError(errno.EIO, "too few replicas would be left")
         self._drop(gone, reason)
 

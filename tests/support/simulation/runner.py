@@ -651,7 +651,7 @@ class History:
             else:
                 self.world.note("unmounted")
                 self.oracle.flushed(flushing)
-                self._last = mounted.sidecars.record, set(mounted.order)
+                self._last = mounted.sidecars.ledger.record, set(mounted.order)
         if scope.cancelled_caught:
             raise BrokenError("an unmount did not end")
 
@@ -686,8 +686,8 @@ class History:
             self._crashed(fate.lost_cache)
             if not mounted.converged:
                 self._make_new(fate.unrecorded & self._harmed)
-        uncommitted = mounted.sidecars.record.sequence == plan.record.sequence
-        latest = mounted.sidecars.record.lineage[0]
+        uncommitted = mounted.sidecars.ledger.record.sequence == plan.record.sequence
+        latest = mounted.sidecars.ledger.record.lineage[0]
         changed = latest.changed and latest != plan.record.lineage[0]
         on_record = self._closed_well and changed  # who only reads parts from nobody
         if (consented and uncommitted) or (self._forked and not on_record):
@@ -704,7 +704,7 @@ class History:
         sure = len(known) == self.setup.replicas and not self._harmed
         least = min(self._thresholds)
         if mounted.converged:
-            self._thresholds = {mounted.sidecars.record.threshold}
+            self._thresholds = {mounted.sidecars.ledger.record.threshold}
         holders = Counter(
             threshold
             for sidecar in known.values()
@@ -952,7 +952,7 @@ class History:
         self._note_cuts()
         self._check_healthy()
         # Marks that a daemon killed in its unmount had cleared come back, if nobody wrote since.
-        synced = mounted.sidecars.record.sequence != plan.record.sequence
+        synced = mounted.sidecars.ledger.record.sequence != plan.record.sequence
         if synced and self._dice.random() < 0.5:
             world.power_cut()
             self._cuts_seen = world.power_cuts

@@ -304,6 +304,8 @@ class Disk:
             # Else, should another one lose what is written now, nobody would hold both.
             with suppress(OSError):
                 await self.settle(offset, length)
+            if self.ledger.lossy(offset, length):
+                raise OSError(errno.EIO, "what a replica lost there cannot be made good")
         claim = await self.locks.acquire(offset, offset + length, exclusive=True)
         try:
             if not self.ledger.prepared(offset, length):

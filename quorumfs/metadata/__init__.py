@@ -104,7 +104,7 @@ class Known(Protocol):
         """Whether those that hold these bytes may hold different ones."""
 
     def lossy(self, offset: int, length: int) -> bool:
-        """Whether somebody lost any of these bytes who is still to be given what others hold."""
+        """Whether somebody lost any of these bytes, and is still to be given what others hold."""
 
     def unflushable(self) -> bool:
         """Whether a flush cannot tell what is durable before all that may differ is settled."""

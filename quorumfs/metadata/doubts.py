@@ -68,19 +68,24 @@ class Doubts:
     def sources(self, chunks: range) -> Iterator[tuple[range, list[Replica]]]:
         """Cut *chunks* where it changes whose data is right if the current replicas differ (P7).
 
-        With each part those that lost nothing there; while syncs fail, those that had lost nothing
-        before; or all if nobody did not. The best comes first, and it is the same after every
-        mount: the first in the record that answers.
+        With each part those that lost nothing there; or the last that held it, if that may have
+        lost some; while syncs fail, those that had lost nothing before; or all if nobody did not.
+        The best comes first, and it is the same after every mount: the first in the record that
+        answers.
         """
         order = sorted(self.members, key=lambda r: (r.hung, r is not self._pin, r.slot or 0))
+        risked = [self.risked.get(replica, _NOTHING) for replica in order]
         lost = [self.lost_by(replica) for replica in order]
         before = [self._lost_before(replica) for replica in order]
-        cuts = [*lost, *before, *self._shown.values()]
+        cuts = [*risked, *lost, *before, *self._shown.values()]
+        count = len(order)
         for start, stop, usable in segments(chunks.start, chunks.stop, cuts):
             shown = [r for r, theirs in self._shown.items() if theirs.overlaps(start, stop)]
-            sound = [replica for index, replica in enumerate(order) if index in usable]
-            last = [replica for index, replica in enumerate(order, len(order)) if index in usable]
-            yield range(start, stop), shown or sound or last or order
+            holding = [index for index in range(count) if index + count in usable]
+            sound = [order[index] for index in holding if index in usable]
+            held = [order[index] for index in holding]
+            last = [order[index] for index in range(count) if index + 2 * count in usable]
+            yield range(start, stop), shown or sound or held or last or order
 
     def lost_by(self, replica: Replica) -> RangeSet:
         """Chunks for which a current replica must not be believed."""
@@ -93,19 +98,30 @@ class Doubts:
             return self._everything
         return self.lost.get(replica, _NOTHING)
 
-    def left_by(
+    def losers(
         self, losses: Mapping[Replica, RangeSet], chunks: range
     ) -> Iterator[tuple[range, list[Replica], list[Replica]]]:
-        """Cut *chunks* where it changes who lost them by *losses* (chunks), and had not before.
+        """Cut *chunks* where it changes what becomes of those who lost them by *losses* (chunks).
 
-        With each part those, and the current replicas that still hold it.
+        With each part those who lack it from then on, because others hold more of it, and those who
+        are the last that held it. Who lost it before is neither.
         """
         before = {replica: self._lost_before(replica) for replica in self.members}
-        cuts = [*before.values(), *losses.values()]
+        cuts = [*before.values(), *losses.values(), *self.risked.values()]
         for start, stop, _ in segments(chunks.start, chunks.stop, cuts):
-            held_by = [r for r, lost in before.items() if not lost.overlaps(start, stop)]
-            gone = [r for r in held_by if losses.get(r, _NOTHING).overlaps(start, stop)]
-            yield range(start, stop), gone, [r for r in held_by if r not in gone]
+
+            def inside(places: RangeSet | None, part: tuple[int, int] = (start, stop)) -> bool:
+                return places is not None and places.overlaps(*part)
+
+            holding = [replica for replica, lost in before.items() if not inside(lost)]
+            risked = {replica for replica in holding if inside(self.risked.get(replica))}
+            gone = [replica for replica in holding if inside(losses.get(replica))]
+            left = [replica for replica in holding if replica not in gone]
+            if risked.issuperset(left):  # none of them is better than one that had risked some
+                lacking = [replica for replica in gone if left and replica in risked]
+            else:
+                lacking = gone
+            yield range(start, stop), lacking, [one for one in gone if one not in lacking]
 
     def choices(self, offset: int, length: int) -> Iterator[Choice]:
         """Parts of a range (bytes) that differ in who holds them, or in whether they are equal."""
@@ -145,16 +161,21 @@ class Doubts:
         """All current replicas hold the same in *chunks*."""
         self.unsettled.remove(chunks.start, chunks.stop)
         self.inherited.remove(chunks.start, chunks.stop)
-        for replica, lost in self.lost.items():
-            if lost.overlaps(chunks.start, chunks.stop) and replica.slot is not None:
-                self._recorded.remove(lacks(replica.slot), chunks)
-        for kept in (self.lost, self.risked):
-            for replica, places in list(kept.items()):
-                places.remove(chunks.start, chunks.stop)
-                if not places:
-                    del kept[replica]
+        for replica in {*self.lost, *self.risked}:
+            self.took(replica, chunks)
         if not self.unsettled:
             self._pin = None
+
+    def took(self, replica: Replica, chunks: range) -> None:
+        """*replica* holds what others hold of *chunks*."""
+        lost = self.lost.get(replica, _NOTHING)
+        if lost.overlaps(chunks.start, chunks.stop) and replica.slot is not None:
+            self._recorded.remove(lacks(replica.slot), chunks)
+        for kept in (self.lost, self.risked):
+            if replica in kept:
+                kept[replica].remove(chunks.start, chunks.stop)
+                if not kept[replica]:
+                    del kept[replica]
 
     def tear(self, start: int, end: int) -> None:
         """A change of ``[start, end)`` (bytes) failed, or was cut off, on some of all."""
@@ -195,6 +216,8 @@ class Doubts:
     def lose(self, replica: Replica, chunks: range) -> None:
         """*replica*, which is current, lost what it had taken of *chunks*."""
         self.lost.setdefault(replica, RangeSet()).add(chunks.start, chunks.stop)
+        if replica in self.risked:
+            self.risked[replica].remove(chunks.start, chunks.stop)
 
     def forget(self, replica: Replica) -> None:
         """It is not current any more: then its ``lacks`` bits alone say what it lost."""

@@ -8,7 +8,7 @@ what the record says of all (`quorumfs.metadata.commit`). `quorumfs.metadata.sid
 writes and waits.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -39,6 +39,8 @@ class Membership:
     """Those that get what is written: the members, and the target of a resync."""
     out_bits: int
     """``lacks`` of all other slots."""
+    member_bits: int
+    """``lacks`` of the members."""
     looked_at: int
     """What of a chunk's state says whether a write must go the long way: `INTENT` alone is good."""
     recorded: bool
@@ -91,7 +93,7 @@ class Ledger:
         """The record in the sidecars says that the set is in use by this mount."""
         self.fenced = False
         """The set is another mount's: nobody is current here."""
-        self.membership = Membership((), (), 0, 0, recorded=False, ready=False)
+        self.membership = Membership((), (), 0, 0, 0, recorded=False, ready=False)
         self._read_only = read_only
         self._notify = notify
         self._extent_chunks = self.map.extent // self.map.chunk_size
@@ -151,7 +153,7 @@ class Ledger:
             if state & looked_at != INTENT:
                 return ()
         chunks = range(first, last + 1)
-        if self.recorded.behind and not self.recorded.holds(chunks):
+        if self.recorded.behind and not self.recorded.holds(chunks, self.membership.member_bits):
             return ()
         unreadable = self.doubts.unreadable
         if unreadable and unreadable.overlaps(offset, offset + length):
@@ -163,7 +165,8 @@ class Ledger:
 
     def prepared(self, offset: int, length: int, *, repair: bool = False) -> bool:
         ready = self.in_use and self.membership.recorded and (repair or not self.unentered)
-        return ready and self.recorded.holds(self.map.chunks(offset, length))
+        chunks = self.map.chunks(offset, length)
+        return ready and self.recorded.holds(chunks, self.membership.member_bits)
 
     @property
     def unentered(self) -> bool:
@@ -293,7 +296,8 @@ class Ledger:
         return self.map.any(UNVERIFIED, self.map.chunks(offset, length))
 
     def lossy(self, offset: int, length: int) -> bool:
-        return bool(self.doubts) and self.doubts.lost_in(self.map.chunks(offset, length))
+        chunks = self.map.chunks(offset, length)
+        return any(lost.overlaps(chunks.start, chunks.stop) for lost in self.doubts.lost.values())
 
     def unflushable(self) -> bool:
         return bool(self.doubts.inherited or self.doubts.lost or self.doubts.risked)
@@ -331,6 +335,12 @@ class Ledger:
         """Note that all current replicas hold the same in *chunks*."""
         self.doubts.settled(chunks)
         self.intents.touch(self._extents_of(chunks))
+
+    def settled_in_part(self, refused: Collection[Replica], chunks: range) -> None:
+        """Note that current replicas took what one of them held of *chunks*, but for *refused*."""
+        for replica in self.members:
+            if replica not in refused:
+                self.doubts.took(replica, chunks)
 
     def durable_on(self, replica: Replica, offset: int, length: int) -> bool:
         """Whether *replica* is current, and what it shows of a range is known to be durable."""
@@ -388,15 +398,15 @@ class Ledger:
         """Note what syncs that failed lost, while others are awaited."""
         for losing in list(self.doubts.losing.values()):
             for start, end in losing:
-                for part, gone, left in self.doubts.left_by(self.doubts.losing, range(start, end)):
-                    for replica in gone if left else ():
+                for part, lacking, _ in self.doubts.losers(self.doubts.losing, range(start, end)):
+                    for replica in lacking:
                         self.recorded.add(_bit(replica), part)
 
     def lose(self, replicas: Sequence[Replica], chunks: Sequence[range] = ()) -> None:
         """Note that *replicas* lost *chunks*, and too few are left without them.
 
         By default what they took since a flush. Where one of them is the last to hold something it
-        stays believed, and nobody knows what of it is durable: what it lost is what it was given
+        stays believed, though nobody knows what of it is durable: what it lost is what it was given
         since its last good sync, and the others, which lost something before, lack more.
         """
         self.doubts.losses += 1
@@ -414,15 +424,12 @@ class Ledger:
         for lost in losses.values():
             everything = everything.union(lost)
         for start, end in everything:
-            for part, gone, left in self.doubts.left_by(losses, range(start, end)):
-                if not gone:
-                    continue
-                if left:
-                    for replica in gone:
-                        self.recorded.add(_bit(replica), part)
-                        self.doubts.lose(replica, part)
-                else:
-                    self._lost_by_the_last(gone, part)
+            for part, lacking, last in self.doubts.losers(losses, range(start, end)):
+                for replica in lacking:
+                    self.recorded.add(_bit(replica), part)
+                    self.doubts.lose(replica, part)
+                if last:
+                    self._lost_by_the_last(last, part)
             if self.map.any(UNVERIFIED, range(start, end)):
                 self._believe_the_one_left(range(start, end))
         self._notify()
@@ -494,11 +501,13 @@ class Ledger:
         outside = (slot for slot in range(len(self.record.roles)) if slot not in inside)
         recorded = self.records.names_only(members)
         may_change = self.in_use and recorded and self.records.entered
+        member_bits = sum(map(_bit, members))
         self.membership = Membership(
             members,
             receivers,
             sum(map(lacks, outside)),
-            sum(map(_bit, members), INTENT | UNVERIFIED),
+            member_bits,
+            INTENT | UNVERIFIED | member_bits,
             recorded=recorded,
             ready=may_change and not self.joining and len(members) >= self.threshold,
         )

@@ -3,11 +3,14 @@
 The map in memory is what is *known*. *Recorded* is what the sidecars of all current replicas have
 durably. Where the two may differ, a write must not rely on what is known: should the daemon die in
 it, only what is recorded tells the next mount. So for each page in which they may differ it is kept
-what its sidecars surely say of two facts: an intent counts as recorded only if all of them have it,
-and so does it that a chunk was compared, which is the absence of `UNVERIFIED`.
+what its sidecars surely say of these facts: an intent counts as recorded only if all of them have
+it, and so does it that a chunk was compared, which is the absence of `UNVERIFIED`, and that a
+replica lacks nothing there, which is the absence of its ``lacks``.
 """
 
-from quorumfs.dirtymap import INTENT, UNVERIFIED, DirtyMap
+from functools import cache
+
+from quorumfs.dirtymap import ALL_LACK, INTENT, UNVERIFIED, DirtyMap
 from quorumfs.sidecar import CHUNKS_PER_PAGE, page_of, pages
 
 Version = dict[int, bytes]
@@ -54,16 +57,21 @@ class Recorded:
                 known = self.behind.get(page) or self._facts(page)
                 self.behind[page] = _both(known, theirs.translate(_FACTS))
 
-    def holds(self, chunks: range) -> bool:
-        """Whether a write of *chunks* may rely on what is known of them: an intent, at least."""
-        return self.map.all(INTENT, chunks) and (not self.behind or self._is_recorded(chunks))
+    def holds(self, chunks: range, current: int) -> bool:
+        """Whether a write of *chunks* may rely on what is known of them: an intent, at least.
 
-    def _is_recorded(self, chunks: range) -> bool:
+        *current*: ``lacks`` of the current replicas. The others lack what is written.
+        """
+        if not self.map.all(INTENT, chunks):
+            return False
+        return not self.behind or self._is_recorded(chunks, _only(INTENT | UNVERIFIED | current))
+
+    def _is_recorded(self, chunks: range, relevant: bytes) -> bool:
         for page in range(page_of(chunks.start), page_of(chunks[-1]) + 1):
             if surely := self.behind.get(page):
                 start = page * CHUNKS_PER_PAGE
                 first, stop = max(chunks.start, start), min(chunks.stop, start + CHUNKS_PER_PAGE)
-                known = bytes(self.map.states[first:stop].translate(_FACTS))
+                known = bytes(self.map.states[first:stop].translate(_FACTS).translate(relevant))
                 if _both(known, surely[first - start : stop - start]) != known:
                     return False
         return True
@@ -98,5 +106,11 @@ def _both(one: bytes, other: bytes) -> bytes:
     return joined.to_bytes(len(one), "little")
 
 
-_FACTS = bytes((state & INTENT) | (~state & UNVERIFIED) for state in range(256))
+@cache
+def _only(facts: int) -> bytes:
+    """From some facts to those of *facts*."""
+    return bytes(some & facts for some in range(256))
+
+
+_FACTS = bytes((state & INTENT) | (~state & (UNVERIFIED | ALL_LACK)) for state in range(256))
 """From a chunk's state to what must be recorded of it: a fact is better present than absent."""

@@ -78,16 +78,16 @@ async def give(
     offset: int,
     data: bytes,
     sources: Sequence[Replica],
-) -> bool:
-    """Write *data* to current *replicas*; False if one that stays current cannot take it.
+) -> set[Replica]:
+    """Write *data* to current *replicas*; returns those that stay current and did not take it.
 
-    Nor if any of *sources*, whose answers decided for it, is not believed any more. Who is being
-    resynced gets it as well, where it lacks nothing. The caller holds the lock.
+    Nobody is given it if any of *sources*, whose answers decided for it, is not believed any more.
+    Who is being resynced gets it as well, where it lacks nothing. The caller holds the lock.
     """
     if not sidecars.ledger.prepared(offset, len(data), repair=True):
         await sidecars.prepare(offset, len(data), repair=True)
     if not set(sources).issubset(holders_of(sidecars.ledger, offset, len(data))):
-        return False
+        return set(replicas)
     # Who was left behind just now may not even know that its image is in use.
     current = [replica for replica in replicas if replica.role is State.CURRENT]
     targets = sidecars.ledger.target_for_repair(offset, len(data))
@@ -108,6 +108,5 @@ async def give(
         if operation.error is not None:
             sidecars.ledger.target_missed(offset, len(data))
             sidecars.drop_target(replica, "a write to it failed")
-    return all(
-        outcome.error is None or outcome.replica.role is not State.CURRENT for outcome in outcomes
-    )
+    refused = {outcome.replica for outcome in outcomes if outcome.error is not None}
+    return {replica for replica in refused if replica.role is State.CURRENT}

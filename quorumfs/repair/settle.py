@@ -195,14 +195,31 @@ class Settling:
             # What is settled may differ for another reason, which a vote or an operator decides.
             for part, sources in doubts.sources(range(start, stop)) if not settled else ():
                 losses, members = doubts.losses, frozenset(self._ledger.members)
-                equal, rewritten = await self._settle_part(*self._work.bounds(part), sources)
+                equal, refused = await self._settle_part(*self._work.bounds(part), sources)
                 if doubts.losses != losses or not members.issuperset(self._ledger.members):
                     # Meanwhile one lost what it was given, or joined without it: once more.
                     equal = await self._settle_heard(part)
-                elif rewritten:
+                elif refused:
+                    self._ledger.settled_in_part(refused, part)
+                else:
                     self._ledger.settled(part)
+                    await self._remember(part)
                 everywhere = everywhere and equal
         return everywhere
+
+    async def _remember(self, chunks: range) -> None:
+        """Have the sidecars say that nobody lacks *chunks* any more, before they are shown.
+
+        Else, should we die, one that holds them would not be believed, and another one that lost
+        them meanwhile would.
+        """
+        place = self._span(chunks)
+        if not self._ledger.prepared(*place, repair=True):
+            try:
+                await self._sidecars.prepare(*place, repair=True)
+            except OSError:
+                self._ledger.unsettle(chunks)
+                raise
 
     async def _hear_losses(self, chunks: range = range(0)) -> None:
         """Have all sync once since something was last unsettled, and since *chunks* were written.
@@ -223,10 +240,11 @@ class Settling:
 
     async def _settle_part(
         self, offset: int, end: int, sources: Sequence[Replica]
-    ) -> tuple[bool, bool]:
+    ) -> tuple[bool, set[Replica]]:
         """As `_settle_piece`, but for what is a hole on all of them, and at any length."""
         disk = self._disk
-        equal = rewritten = True
+        equal = True
+        refused: set[Replica] = set()
         deadline = trio.current_time() + disk.search_s
         while offset < end:
             data_at = min(end, await next_data(disk, self._sidecars, offset))
@@ -236,23 +254,24 @@ class Settling:
                 unreadable = self._ledger.doubts.unreadable
                 for start, stop in unreadable.outside(offset, data_at):
                     for piece in pieces(start, stop):
-                        before, after = await self._settle_piece(*piece, sources, deadline)
-                        equal = equal and (before or after)
-                        rewritten = rewritten and after
+                        before, without = await self._settle_piece(*piece, sources, deadline)
+                        equal = equal and (before or not without)
+                        refused |= without
             offset = data_at
-        return equal, rewritten
+        return equal, refused
 
     async def _settle_piece(
         self, offset: int, length: int, sources: Sequence[Replica], deadline: float
-    ) -> tuple[bool, bool]:
+    ) -> tuple[bool, set[Replica]]:
         """Have all current replicas hold what *sources* hold, as `voting.reconcile` decides.
 
         All are written to of whom it is not known that they hold it durably, the source too and
         however equal they look: a flush that failed before a crash may have dropped pages that
         reads still show (R4). What is a hole on all replicas can hide no such loss, and is left
-        out. Returns whether they were equal before, and whether all took it. Where nobody can read
+        out. Returns whether they were equal before, and who did not take it. Where nobody can read
         all of it, it is divided until *deadline*: they may be bad at different places (R11).
         """
+        nobody = set(self._ledger.members)
         outcomes = await self._disk.ask(self._ledger.members, Kind.READ, 1, offset, length)
         believed = holders_of(self._ledger, offset, length)  # one may have lost it meanwhile
         read = {o.replica: o.data for o in outcomes if o.error is None}
@@ -265,13 +284,13 @@ class Settling:
             if answering and not middle:  # nobody holds anything there that could be taken back
                 holding = [replica for replica in sources if replica in self._ledger.members]
                 noted = await cannot_be_read(self._disk, self._sidecars, holding, offset, length)
-                return False, noted
+                return False, set() if noted else nobody
             if not answering or not middle or trio.current_time() >= deadline:
-                return False, False
+                return False, nobody
             rest = offset + length - middle
             first = await self._settle_piece(offset, middle - offset, sources, deadline)
             second = await self._settle_piece(middle, rest, sources, deadline)
-            return first[0] and second[0], first[1] and second[1]
+            return first[0] and second[0], first[1] | second[1]
         self._ledger.answered(voters[0], offset, length)
         verdict = reconcile(answers, offset, self._disk.threshold)
         assert verdict.data is not None
@@ -287,15 +306,15 @@ class Settling:
             if read.get(replica) != verdict.data
             or not self._ledger.durable_on(replica, offset, length)
         ]
-        took = not asked or await self._give(asked, offset, verdict.data, voters)
-        for loss in outvoted if took else ():
+        refused = await self._give(asked, offset, verdict.data, voters) if asked else set()
+        for loss in outvoted if not refused else ():
             path = self._disk.replicas[loss.voter].path
             self._disk.events.repaired(path, offset + loss.start, loss.end - loss.start)
-        return equal, took
+        return equal, refused
 
     async def _give(
         self, replicas: Sequence[Replica], offset: int, data: bytes, sources: Sequence[Replica]
-    ) -> bool:
+    ) -> set[Replica]:
         """As `give`; but where somebody could not take it before, one after the other.
 
         Whoever could not comes first, and the others are not written to again for nothing. Not
@@ -305,19 +324,20 @@ class Settling:
         bounds = offset, offset + len(data)
         spared = len(self._ledger.members) > self._disk.threshold
         if spared or not self._hard.overlaps(*bounds):
-            took = await give(self._disk, self._sidecars, replicas, offset, data, sources)
-            (self._hard.remove if took else self._hard.add)(*bounds)
-            return took
-        truncated = self._ledger.doubts.truncated
+            refused = await give(self._disk, self._sidecars, replicas, offset, data, sources)
+            (self._hard.add if refused else self._hard.remove)(*bounds)
+            return refused
+        truncated, left = self._ledger.doubts.truncated, set(replicas)
         for replica in sorted(
             replicas, key=lambda r: (not self._refuses(r, *bounds), r not in truncated)
         ):
-            if not await give(self._disk, self._sidecars, [replica], offset, data, sources):
+            if await give(self._disk, self._sidecars, [replica], offset, data, sources):
                 self._refused.setdefault(replica, RangeSet()).add(*bounds)
-                return False
-        for refused in (self._hard, *self._refused.values()):
-            refused.remove(*bounds)
-        return True
+                return left
+            left.remove(replica)
+        for places in (self._hard, *self._refused.values()):
+            places.remove(*bounds)
+        return left
 
     def _refuses(self, replica: Replica, start: int, end: int) -> bool:
         return replica in self._refused and self._refused[replica].overlaps(start, end)

@@ -215,7 +215,7 @@ class Verification:
         differ = len(set(versions)) > 1
         # Where a write failed since, a majority may be one that was given another one's content.
         if winner is not None and not doubts.torn.overlaps(offset, end):
-            if not await give(self._disk, self._sidecars, wrong, offset, winner, list(ballots)):
+            if await give(self._disk, self._sidecars, wrong, offset, winner, list(ballots)):
                 found.unread.add(offset, end)
                 return
             for replica in wrong:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -34,7 +35,9 @@ def test_why_a_current_replica_cannot_be_opened_is_said_in_words(
     async def revive() -> Replica:
         replica = Replica(0, "/b.img", None, 8.0)
         replica.role = State.CURRENT
-        comeback = ComeBack(cast("Sidecars", None), cast("Resync", None), reopen, {})
+        comeback = ComeBack(
+            cast("Sidecars", SimpleNamespace(ledger=None)), cast("Resync", None), reopen, {}
+        )
         assert not await comeback.revive(replica)
         return replica
 

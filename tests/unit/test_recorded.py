@@ -11,6 +11,7 @@ from quorumfs.sidecar import CHUNKS_PER_PAGE
 CHUNKS = 2 * CHUNKS_PER_PAGE + 3
 EDGES = [0, 1, 2, CHUNKS_PER_PAGE - 1, CHUNKS_PER_PAGE, CHUNKS_PER_PAGE + 1, CHUNKS - 2, CHUNKS - 1]
 """The chunks that a history is about: both sides of where a page ends."""
+CURRENT = lacks(0)
 
 runs = st.builds(
     lambda one, other: range(min(one, other), max(one, other) + 1), *[st.sampled_from(EDGES)] * 2
@@ -51,10 +52,10 @@ class Sidecars(RuleBasedStateMachine):
 
     @rule(bits=st.sampled_from([INTENT, lacks(0), lacks(1)]), chunks=runs)
     def learns(self, bits: int, chunks: range) -> None:
-        held = [c for c in EDGES if self.recorded.holds(range(c, c + 1))]
+        held = [c for c in EDGES if self.recorded.holds(range(c, c + 1), CURRENT)]
         self.recorded.add(bits, chunks)
         for chunk in held:  # what else changes in the page is no reason to wait
-            assert self.recorded.holds(range(chunk, chunk + 1))
+            assert self.recorded.holds(range(chunk, chunk + 1), CURRENT)
 
     @rule(bits=st.sampled_from([INTENT, UNVERIFIED, lacks(0)]), chunks=runs)
     def forgets(self, bits: int, chunks: range) -> None:
@@ -89,10 +90,10 @@ class Sidecars(RuleBasedStateMachine):
             for chunk in EDGES:  # what changed meanwhile is no reason to wait either
                 if chunk // CHUNKS_PER_PAGE in self.version:
                     one = range(chunk, chunk + 1)
-                    verified = not self.sidecars[0].any(UNVERIFIED, one)
+                    verified = not self.sidecars[0].any(UNVERIFIED | CURRENT, one)
                     intended = self.recorded.map.any(INTENT, one)
                     if intended and self.sidecars[0].any(INTENT, one) and verified:
-                        assert self.recorded.holds(one)
+                        assert self.recorded.holds(one, CURRENT)
         self.version = None
 
     @invariant()
@@ -100,9 +101,10 @@ class Sidecars(RuleBasedStateMachine):
         known = self.recorded.map
         for chunk in EDGES:
             one = range(chunk, chunk + 1)
-            for sidecar in self.sidecars if self.recorded.holds(one) else ():
+            for sidecar in self.sidecars if self.recorded.holds(one, CURRENT) else ():
                 assert sidecar.any(INTENT, one)
-                assert known.any(UNVERIFIED, one) or not sidecar.any(UNVERIFIED, one)
+                for bit in (UNVERIFIED, CURRENT):
+                    assert known.any(bit, one) or not sidecar.any(bit, one)
 
     @invariant()
     def a_range_is_relied_on_iff_each_chunk_of_it_is(self) -> None:
@@ -110,8 +112,8 @@ class Sidecars(RuleBasedStateMachine):
             for last in EDGES:
                 chunks = [c for c in EDGES if first <= c <= last]
                 if first <= last and len(chunks) == last + 1 - first:
-                    each = all(self.recorded.holds(range(c, c + 1)) for c in chunks)
-                    assert self.recorded.holds(range(first, last + 1)) == each
+                    each = all(self.recorded.holds(range(c, c + 1), CURRENT) for c in chunks)
+                    assert self.recorded.holds(range(first, last + 1), CURRENT) == each
 
     @invariant()
     def what_is_in_all_sidecars_is_relied_on(self) -> None:
@@ -120,7 +122,7 @@ class Sidecars(RuleBasedStateMachine):
                 assert sidecar.states == self.recorded.map.states
             for chunk in EDGES:
                 one = range(chunk, chunk + 1)
-                assert self.recorded.holds(one) == self.recorded.map.any(INTENT, one)
+                assert self.recorded.holds(one, CURRENT) == self.recorded.map.any(INTENT, one)
 
 
 TestSidecars = Sidecars.TestCase

@@ -215,15 +215,15 @@ def _nothing_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lost_by_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who held a chunk last and may have lost a part of it is believed no more than others."""
-    left_by = Doubts.left_by
+    losers = Doubts.losers
 
-    def by_some(
+    def all_lack_it(
         self: Doubts, losses: Mapping[Replica, RangeSet], chunks: range
     ) -> Iterator[tuple[range, list[Replica], list[Replica]]]:
-        for part, gone, left in left_by(self, losses, chunks):
-            yield part, gone, left or gone
+        for part, lacking, last in losers(self, losses, chunks):
+            yield part, [*lacking, *last], []
 
-    monkeypatch.setattr(Doubts, "left_by", by_some)
+    monkeypatch.setattr(Doubts, "losers", all_lack_it)
     written_beside_a_loss(monkeypatch)  # a second line, which hides the first
 
 

@@ -1,0 +1,86 @@
+"""What the ledger decides keeps the promises: all histories of a chunk, and with each rule off."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from support.one_chunk import BrokenError, World, explore
+from support.simulation.mutations import MUTATIONS
+
+from quorumfs.dirtymap import INTENT
+from quorumfs.metadata.doubts import Doubts
+from quorumfs.metadata.epochs import Epochs
+from quorumfs.metadata.ledger import Ledger
+from quorumfs.metadata.recorded import Recorded
+
+TWO_ONE, TWO_ALL, TWO_ALL_TWICE = (2, 1, 1), (2, 2, 1), (2, 2, 2)
+"""Replicas, threshold, writes."""
+
+
+@pytest.mark.parametrize(("size", "least"), [(TWO_ONE, 600), (TWO_ALL, 700)])
+def test_no_history_breaks_a_promise(size: tuple[int, int, int], least: int) -> None:
+    assert explore(World(*size)).states >= least
+
+
+def nothing(*_: object) -> None:
+    pass
+
+
+def no_runs(*_: object) -> Iterator[range]:
+    return iter(())
+
+
+def always(*_: object) -> bool:
+    return True
+
+
+def clears_all_marks(self: Ledger, *_: object) -> None:
+    self.recorded.remove(INTENT, range(len(self.map)))
+
+
+holds = Recorded.holds
+
+
+def bits_of_members_may_be_old(self: Recorded, chunks: range, current: int) -> bool:
+    return holds(self, chunks, 0)
+
+
+@pytest.mark.parametrize(
+    ("owner", "rule", "broken", "size"),
+    [
+        (Ledger, "unsettle", nothing, TWO_ALL),
+        (Ledger, "_unsettle_marked", nothing, TWO_ONE),
+        (Ledger, "_recall_lost", nothing, TWO_ALL_TWICE),
+        (Ledger, "durable_on", always, TWO_ALL),
+        (Ledger, "clear_marks", clears_all_marks, TWO_ALL),
+        (Epochs, "unsynced", no_runs, TWO_ALL),
+        (Doubts, "lose", nothing, TWO_ALL),
+        (Doubts, "risk", nothing, TWO_ALL),
+        (Recorded, "holds", bits_of_members_may_be_old, TWO_ALL),
+    ],
+)
+def test_each_rule_is_needed(
+    owner: type,
+    rule: str,
+    broken: Callable[..., object],
+    size: tuple[int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(owner, rule, broken)
+    with pytest.raises(BrokenError):
+        explore(World(*size))
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("R4 lost by the last", TWO_ALL_TWICE),
+        ("R4 loss in memory", TWO_ALL_TWICE),
+        ("R13 not told", TWO_ALL),
+    ],
+)
+def test_what_breaks_a_rule_is_found(
+    name: str, size: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MUTATIONS[name](monkeypatch)
+    with pytest.raises(BrokenError):
+        explore(World(*size))

@@ -305,6 +305,7 @@ class Disk:
             with suppress(OSError):
                 await self.settle(offset, length)
             if self.ledger.lossy(offset, length):
+                self.events.failure(offset, length)
                 raise OSError(errno.EIO, "what a replica lost there cannot be made good")
         claim = await self.locks.acquire(offset, offset + length, exclusive=True)
         try:

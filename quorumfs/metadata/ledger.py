@@ -1,11 +1,16 @@
 """The ledger of one set: what is known of who holds what. Pure: no I/O, no clock, no waiting.
 
-Whatever changes what is known is here, and in the modules that this one joins: the map known and
-recorded (`quorumfs.metadata.recorded`), when what was changed and synced
-(`quorumfs.metadata.epochs`), whom to believe where the current replicas may differ
-(`quorumfs.metadata.doubts`), what those lack that are not current (`quorumfs.metadata.target`), and
-what the record says of all (`quorumfs.metadata.commit`). `quorumfs.metadata.sidecars` asks it,
-writes and waits.
+Whatever changes what is known is here, and in the modules that this one joins:
+
+* `quorumfs.metadata.commit`: what the record says of each replica;
+* `quorumfs.metadata.recorded`: the map of marks and bits as it is *known*, against what of it is
+  *recorded* in the sidecars; which extents are to be marked decides `quorumfs.metadata.intents`;
+* `quorumfs.metadata.epochs`: when each chunk was changed, and what each replica has synced since;
+* `quorumfs.metadata.doubts`: whom to believe where the current replicas may differ;
+* `quorumfs.metadata.target`: what those lack that are not current.
+
+Epochs and doubts are in memory alone: an ``INTENT`` mark stands for them in the sidecars.
+`quorumfs.metadata.sidecars` asks the ledger, writes and waits.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence

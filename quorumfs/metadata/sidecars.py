@@ -12,12 +12,8 @@ all current replicas:
   replica lacks whatever has its bit or an ``INTENT`` mark. A current replica has them where it lost
   what it could not flush, and too few would be left without it.
 
-The map of marks and bits is *known* here before it is *recorded* in the sidecars
-(`quorumfs.metadata.recorded`). Which extents are to be marked decides `quorumfs.metadata.intents`.
-
-Two things are in memory alone, because an ``INTENT`` mark stands for them in the sidecars: where
-the current replicas may differ (`quorumfs.metadata.doubts`), and what each was given since its last
-good sync (`quorumfs.metadata.epochs`: a replica that fails may have lost it).
+What is known, and what follows from it, is in the ledger (`quorumfs.metadata.ledger`). Here is what
+waits: the one lock, the writes to the sidecars, and the claims in them.
 """
 
 import errno
@@ -113,11 +109,8 @@ class Sidecars:
             # only read decides nothing.
             consented = ledger.records.quorum <= ledger.threshold < ledger.record.threshold
             told = ledger.threshold != ledger.record.threshold and not self._read_only
-            enough = (
-                len(ledger.members) >= ledger.records.quorum
-            )  # else nothing is acknowledged yet
-            if consented or not told or not enough:
-                return
+            if consented or not told or len(ledger.members) < ledger.records.quorum:
+                return  # by too few nothing is acknowledged yet
             await self._write_map_locked()
             await self._commit(clean=ledger.record.clean)
 

@@ -219,11 +219,14 @@ ORDER = (
         "A failed sync is a loss",
         "A replica whose sync failed may have lost everything that it was given since its last "
         "good one, and nothing else. The kernel tells of it once and drops the page, so that a "
-        "read may show it still: a resync copies it all, however equal it looks.",
+        "read may show it still: a resync copies it all, however equal it looks. Where all that "
+        "are left have lost something of a chunk, those that lost the least are believed; and what "
+        "one lost is made good before more is written beside it.",
         "Data that a flush promised is gone after a power cut, on a replica that passed for good.",
         (
             "quorumfs.metadata.epochs.Epochs",
             "quorumfs.metadata.ledger.Ledger.lose",
+            "quorumfs.metadata.doubts.Doubts.losers",
             "quorumfs.metadata.ledger.Ledger.sync_ended",
             "quorumfs.metadata.ledger.Ledger.losses_heard",
         ),

@@ -42,6 +42,9 @@ UNNEEDED_CLOSE_S = 0.5
 NOW_MAX = 1 << 20
 """Bytes of a request that may be served without waiting: more would hold up others too long."""
 
+GIVEN_MAX = 1 << 20
+"""Bytes that those who lost them are given at a time, before they are changed."""
+
 _ZEROS = bytes(1 << 20)  # the largest request
 
 
@@ -302,11 +305,7 @@ class Disk:
             await self.verify(offset, length)
         if self.settle is not None and self.ledger.lossy(offset, length):
             # Else, should another one lose what is written now, nobody would hold both.
-            with suppress(OSError):
-                await self.settle(offset, length)
-            if self.ledger.lossy(offset, length):
-                self.events.failure(offset, length)
-                raise OSError(errno.EIO, "what a replica lost there cannot be made good")
+            await self._make_losses_good(offset, length)
         claim = await self.locks.acquire(offset, offset + length, exclusive=True)
         try:
             if not self.ledger.prepared(offset, length):
@@ -333,6 +332,21 @@ class Disk:
                 self.announce_states()
         finally:
             self.locks.release(claim)
+
+    async def _make_losses_good(self, offset: int, length: int) -> None:
+        """Have those who lost any of these bytes be given them; raises `OSError` if one cannot be.
+
+        As much at a time as is read at once: of a discard it may be most of the disk.
+        """
+        assert self.settle is not None
+        for start in range(offset, offset + length, GIVEN_MAX):
+            size = min(GIVEN_MAX, offset + length - start)
+            if self.ledger.lossy(start, size):
+                with suppress(OSError):
+                    await self.settle(start, size)
+        if self.ledger.lossy(offset, length):
+            self.events.failure(offset, length)
+            raise OSError(errno.EIO, "what a replica lost there cannot be made good")
 
     async def flush(self) -> None:
         """Make every acknowledged write durable on at least the threshold of replicas.

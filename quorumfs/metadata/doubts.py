@@ -74,17 +74,15 @@ class Doubts:
         answers.
         """
         order = sorted(self.members, key=lambda r: (r.hung, r is not self._pin, r.slot or 0))
-        risked = [self.risked.get(replica, _NOTHING) for replica in order]
-        lost = [self.lost_by(replica) for replica in order]
-        before = [self._lost_before(replica) for replica in order]
-        cuts = [*risked, *lost, *before, *self._shown.values()]
-        count = len(order)
-        for start, stop, usable in segments(chunks.start, chunks.stop, cuts):
-            shown = [r for r, theirs in self._shown.items() if theirs.overlaps(start, stop)]
-            holding = [index for index in range(count) if index + count in usable]
-            sound = [order[index] for index in holding if index in usable]
-            held = [order[index] for index in holding]
-            last = [order[index] for index in range(count) if index + 2 * count in usable]
+        lost_by = {replica: self.lost_by(replica) for replica in order}
+        before = {replica: self._lost_before(replica) for replica in order}
+        known = (lost_by, before, self.risked, self._shown)
+        cuts = [places for each in known for places in each.values()]
+        for start, stop, _ in segments(chunks.start, chunks.stop, cuts):
+            lost, lost_before, risked, shown = (_whose(each, start, stop) for each in known)
+            held = [replica for replica in order if replica not in lost]
+            sound = [replica for replica in held if replica not in risked]
+            last = [replica for replica in order if replica not in lost_before]
             yield range(start, stop), shown or sound or held or last or order
 
     def lost_by(self, replica: Replica) -> RangeSet:
@@ -107,20 +105,15 @@ class Doubts:
         are the last that held it. Who lost it before is neither.
         """
         before = {replica: self._lost_before(replica) for replica in self.members}
-        cuts = [*before.values(), *losses.values(), *self.risked.values()]
+        known = (before, losses, self.risked)
+        cuts = [places for each in known for places in each.values()]
         for start, stop, _ in segments(chunks.start, chunks.stop, cuts):
-
-            def inside(places: RangeSet | None, part: tuple[int, int] = (start, stop)) -> bool:
-                return places is not None and places.overlaps(*part)
-
-            holding = [replica for replica, lost in before.items() if not inside(lost)]
-            risked = {replica for replica in holding if inside(self.risked.get(replica))}
-            gone = [replica for replica in holding if inside(losses.get(replica))]
-            left = [replica for replica in holding if replica not in gone]
-            if risked.issuperset(left):  # none of them is better than one that had risked some
+            lost, losing, risked = (_whose(each, start, stop) for each in known)
+            gone = [r for r in self.members if r in losing and r not in lost]
+            left = [r for r in self.members if r not in losing and r not in lost]
+            lacking = gone
+            if all(replica in risked for replica in left):  # no better than one that risked some
                 lacking = [replica for replica in gone if left and replica in risked]
-            else:
-                lacking = gone
             yield range(start, stop), lacking, [one for one in gone if one not in lacking]
 
     def choices(self, offset: int, length: int) -> Iterator[Choice]:
@@ -257,6 +250,11 @@ class Doubts:
         for part, sources in self.sources(chunks):
             if len(sources) == 1 < len(self.members) and self._map.any(UNVERIFIED, part):
                 yield part
+
+
+def _whose(places: Mapping[Replica, RangeSet], start: int, stop: int) -> list[Replica]:
+    """The replicas of whose *places* some are in ``[start, stop)``."""
+    return [replica for replica, theirs in places.items() if theirs.overlaps(start, stop)]
 
 
 _NOTHING = RangeSet()

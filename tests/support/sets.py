@@ -215,6 +215,13 @@ class Ext4:
 
     def __exit__(self, *_: object) -> None:
         self.unmount()
+        # What has it open, or shares its mounts, may let go of it a little later.
+        wait_until(lambda: not self._attached, f"no loop device is on {self.device}")
+
+    @property
+    def _attached(self) -> bool:
+        command = ["losetup", "--associated", self.device]
+        return bool(subprocess.run(command, capture_output=True, check=True).stdout)
 
     def mount(self) -> None:
         """Have it there."""

@@ -220,7 +220,7 @@ class Ext4:
 
     @property
     def _attached(self) -> bool:
-        command = ["losetup", "--associated", self.device]
+        command = ["losetup", "--associated", str(self.device)]
         return bool(subprocess.run(command, capture_output=True, check=True).stdout)
 
     def mount(self) -> None:

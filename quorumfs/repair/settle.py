@@ -217,7 +217,7 @@ class Settling:
         if not self._ledger.prepared(*place, repair=True):
             try:
                 await self._sidecars.prepare(*place, repair=True)
-            except OSError:
+            except BaseException:  # a cancellation, too, leaves it to be settled
                 self._ledger.unsettle(chunks)
                 raise
 

@@ -70,6 +70,7 @@ from quorumfs.sidecar import (
     Phase,
     RoleState,
     Sidecar,
+    decode,
 )
 from quorumfs.storage import CHANGES, Kind, Operation
 
@@ -344,6 +345,19 @@ async def a_sync_fails_of_the_last_that_holds_it(story: Story) -> None:
             await guest.flush()
         await guest.converged()
         await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def repaired_is_on_record_before_it_is_shown(story: Story) -> None:
+    """Killed at that moment, the next mount must believe the one that was given it, too."""
+    async with story.mounted() as guest:
+        await _loses_a_page_and_has_no_space_for_it(story, guest)
+        story.mend(0)
+        await guest.read(0)
+        for one in story.world.replicas:
+            assert one.sidecar is not None
+            if decode(one.sidecar.whole).map.any(lacks(0), range(1)):
+                raise BrokenError("a repair is shown before it is on record")
     await story.ends_well()
 
 
@@ -794,6 +808,7 @@ TOLD = (
     Told("R4 all were given it", a_sync_fails_of_one_that_was_given_nothing, ALL_OF_THREE),
     Told("R4 lost by the last", a_sync_fails_of_the_last_that_holds_it, EQUALS),
     Told("R4 lost by the last", a_sync_fails_of_the_last_that_holds_it, ALL_OF_THREE),
+    Told("R4 repaired in memory", repaired_is_on_record_before_it_is_shown, EQUALS),
     Told("R4 written beside a loss", each_loses_what_the_other_one_holds, EQUALS),
     Told("R4 written beside a loss", each_loses_what_the_other_one_holds, ALL_OF_THREE),
     Told("R4 given for nothing", each_sync_fails_of_those_that_others_are_repaired_from, EQUALS),

@@ -227,6 +227,15 @@ def lost_by_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     written_beside_a_loss(monkeypatch)  # a second line, which hides the first
 
 
+def repaired_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: what was made good is shown before the sidecars say so."""
+
+    async def later(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(settle_module.Settling, "_remember", later)
+
+
 def written_beside_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: what one lost, and others hold, is not given to it before more is written beside it."""
     monkeypatch.setattr(Ledger, "lossy", _always(value=False))
@@ -702,6 +711,7 @@ MUTATIONS: dict[str, Patch] = {
     "R4 loss in memory": loss_in_memory,
     "R4 all were given it": all_were_given_it,
     "R4 lost by the last": lost_by_all_alike,
+    "R4 repaired in memory": repaired_in_memory,
     "R4 written beside a loss": written_beside_a_loss,
     "R4 given for nothing": given_for_nothing,
     "R5 cleared at once": cleared_at_once,

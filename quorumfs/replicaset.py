@@ -157,7 +157,7 @@ class ReplicaSet:
                 read_only=options.read_only,
                 tenure=self.tenure,
             )
-            sidecars.when_fenced = events.fenced
+            sidecars.claims.when_fenced = events.fenced
         repair = None
         if options.rewrite_corrupted or (sidecars is not None and not options.read_only):
             repair = partial(read_and_rewrite, outvoted=options.rewrite_corrupted)
@@ -381,7 +381,7 @@ class _Reopener:
 
     def _refuse_claimed(self, image: Image) -> None:
         """Raise `ForeignError` if another mount has this replica, or all of them."""
-        tenure = self._sidecars.tenure
+        tenure = self._sidecars.claims.tenure
         if self._sidecars.fenced is not None:
             raise ForeignError(f"fenced: the set was taken over by {self._sidecars.fenced}")
         if tenure.mine is None:
@@ -391,9 +391,9 @@ class _Reopener:
             raise ForeignError(held[0].in_words(MOUNT))
 
     def _sign(self, image: Image) -> None:
-        if self._sidecars.tenure.mine is not None and image.sidecar_fd is not None:
+        if self._sidecars.claims.tenure.mine is not None and image.sidecar_fd is not None:
             with suppress(OSError):
-                sign(image.sidecar_fd, self._sidecars.tenure.mine)
+                sign(image.sidecar_fd, self._sidecars.claims.tenure.mine)
 
     def _close(self, image: Image) -> None:
         """Close *image* in a thread; until that has ended it is not opened again."""

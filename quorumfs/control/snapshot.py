@@ -82,7 +82,7 @@ def take(
             for slot, role in enumerate(sidecars.ledger.record.roles)
             if slot not in given
         ]
-        unsettled = len(sidecars.ledger.doubts.unsettled) + sidecars.ledger.map.count(UNVERIFIED)
+        unsettled = len(sidecars.ledger.agreement.divergent) + sidecars.ledger.map.count(UNVERIFIED)
     if repairs is not None:
         chunks = sum(end - start for start, end in repairs.differing)
         undecided = chunks * repairs.chunk_size
@@ -208,12 +208,12 @@ def _trouble(
     metadata = disk.metadata
     undurable = isinstance(metadata, Volatile) and bool(metadata.holdings[replica].unsure)
     if isinstance(metadata, Sidecars):
-        doubts = metadata.ledger.doubts
-        if replica in doubts.truncated:
+        content = metadata.ledger.content
+        if replica in content.truncated:
             size = replica.truncated_to
             to = "" if size is None else f" to {size} bytes"
             return Trouble.TRUNCATED, f"its image was truncated{to}, and what was behind is lost"
-        lacking = lacking or replica in {*doubts.lost, *doubts.risked, *doubts.losing}
+        lacking = lacking or replica in content.unsafe
     if replica.dead:
         return Trouble.GONE, "its file system is gone"
     for failure in failures:
@@ -244,7 +244,7 @@ def _waiting(replica: Replica, now: float) -> Waiting | None:
 
 def _standing(disk: Disk, replica: Replica, now: float) -> list[Failure]:
     """The failures that nothing has made good yet, the latest first."""
-    unequal = isinstance(disk.metadata, Sidecars) and bool(disk.metadata.ledger.doubts.unsettled)
+    unequal = isinstance(disk.metadata, Sidecars) and bool(disk.metadata.ledger.agreement.divergent)
 
     def stands(failure: Failure) -> bool:
         # On a full disk a write to what has its space already succeeds in between.

@@ -55,7 +55,8 @@ class Records:
         """Fewer members than this start no generation of their own."""
         self.changing = False
         """The next record is to say that this mount may change the disk."""
-        self._threshold = threshold
+        self.threshold = threshold
+        """How many replicas must have taken what is acknowledged."""
         self._identity = identity
         self._sequence = max(plan.sequence_seen, plan.record.sequence)
         self._certain = True
@@ -103,9 +104,9 @@ class Records:
             record = record.minted(self._passed)
             left = []
         self._sequence += 1
-        threshold = self._threshold if enough else record.threshold  # too few may not change it
+        threshold = self.threshold if enough else record.threshold  # too few may not change it
         record = replace(record, sequence=self._sequence, clean=clean, threshold=threshold)
-        acknowledging = not left and len(members) >= self._threshold
+        acknowledging = not left and len(members) >= self.threshold
         record = record.entered(
             self._identity,
             changed=self.changing and acknowledging,
@@ -180,4 +181,4 @@ class Records:
         # One that was left behind may have committed a generation that failed elsewhere.
         self._passed = [passed for passed in self._passed if passed not in record.history]
         if self.names_only(members):
-            self.quorum = self._threshold
+            self.quorum = self.threshold

@@ -1,4 +1,4 @@
-"""What a replica holds that is not current, chunk by chunk. Pure: no I/O, no clock.
+"""What replicas hold that are not current, chunk by chunk. Pure: no I/O, no clock.
 
 Its out-of-sync bits (``lacks``) say what it lacks; the rest it holds as the current replicas do. A
 resync takes each chunk that it lacks through three states:
@@ -201,3 +201,39 @@ class Target:
         durable = sum(stop - start for start, stop in self._durable)
         waits = any(self._epochs.unsynced(self.replica))
         return durable >= self.lacking_chunks > 0 and not waits
+
+
+class Targets:
+    """The replicas of one set that are not current, of which one at a time is resynced."""
+
+    def __init__(self, recorded: Recorded, epochs: Epochs) -> None:
+        self.resyncing: Target | None = None
+        """The replica that is being resynced."""
+        self._recorded = recorded
+        self._epochs = epochs
+        self._targets: dict[Replica, Target] = {}
+
+    def __iter__(self) -> Iterator[Target]:
+        return iter(self._targets.values())
+
+    def of(self, replica: Replica) -> Target:
+        """What *replica* holds, which is not current, or is no more."""
+        if replica not in self._targets:
+            self._targets[replica] = Target(replica, self._recorded, self._epochs)
+        return self._targets[replica]
+
+    def lacks(self, chunks: range) -> None:
+        """Have the replica that is being resynced, if there is one, be given *chunks* again."""
+        if self.resyncing is not None:
+            self.resyncing.lacks(chunks)
+
+    def lost_by(self, source: Replica, chunks: range) -> None:
+        """Have all be given again what was copied to them from *source*, which lost *chunks*."""
+        for target in self:
+            target.lost_by(source, chunks)
+
+    def joined(self) -> None:
+        """Note that the replica that was being resynced is current."""
+        assert self.resyncing is not None
+        del self._targets[self.resyncing.replica]
+        self.resyncing = None

@@ -44,7 +44,6 @@ async def cannot_be_read(
     Not if one of them fails elsewhere, too: then the place is not to blame, and it may pass. What
     has passed meanwhile shows when the place is read again after another one.
     """
-    doubts, chunks = sidecars.ledger.doubts, sidecars.ledger.map.chunks(offset, length)
     for replica in replicas:
         if not await _reads_elsewhere(disk, replica, offset):
             return False
@@ -52,7 +51,8 @@ async def cannot_be_read(
         if outcome.error is None or outcome.error.errno not in _MEDIUM:
             return False
     # One may have been ejected while it was asked, or another one may have come to hold it.
-    holders = {r for _, holding in doubts.sources(chunks) for r in holding}
+    chunks = sidecars.ledger.map.chunks(offset, length)
+    holders = {r for _, holding in sidecars.ledger.chunks.sources.of(chunks) for r in holding}
     if not holders or not holders.issubset(replicas):
         return False
     await sidecars.note_unreadable(offset, length)
@@ -106,7 +106,7 @@ async def give(
             await sidecars.given(replica, offset, len(data), well=well)
     for replica, operation in to_targets:
         if operation.error is not None:
-            sidecars.ledger.target_missed(offset, len(data))
-            sidecars.drop_target(replica, "a write to it failed")
+            sidecars.ledger.targets.lacks(sidecars.ledger.map.chunks(offset, len(data)))
+            sidecars.recorder.drop_target(replica, "a write to it failed")
     refused = {outcome.replica for outcome in outcomes if outcome.error is not None}
     return {replica for replica in refused if replica.role is State.CURRENT}

@@ -119,7 +119,7 @@ class ComeBack:
             replica.attach(returned.image, returned.sidecar)
             if replica.role is not State.CURRENT:
                 raise UserError("it was left behind meanwhile")
-            await self._sidecars.revive(replica, returned.found)
+            await self._sidecars.joining.revive(replica, returned.found)
         except (OSError, UserError) as error:
             replica.reason = _in_words(error)
             if replica.attached:

@@ -58,11 +58,11 @@ class Copying:
         The caller has locked them.
         """
         try:
-            for part, sources in self._ledger.doubts.sources(chunks):
+            for part, sources in self._ledger.chunks.sources.of(chunks):
                 self._target.copying(sources, part)
                 for run, undecided in self._cut(part):
                     bounds = self._work.bounds(run)
-                    torn = self._ledger.doubts.torn.overlaps(*bounds)
+                    torn = self._ledger.agreement.torn.overlaps(*bounds)
                     if torn or (undecided and len(sources) > 1):
                         await self._copy_agreed(sources, *bounds)
                         continue
@@ -144,10 +144,11 @@ class Copying:
         Whether that was all of it: else some of them may come to be read, and the target waits for
         that, unless nothing can be done without it. The lock is held.
         """
-        doubts, complete = self._ledger.doubts, True
+        complete = True
         needed = len(self._ledger.members) < self._disk.threshold
-        ((_, sources),) = doubts.sources(chunk)
-        left = deque(doubts.unreadable.outside(*self._work.bounds(chunk)))
+        ((_, sources),) = self._ledger.chunks.sources.of(chunk)
+        unreadable = self._ledger.agreement.unreadable
+        left = deque(unreadable.outside(*self._work.bounds(chunk)))
         while left:
             start, stop = left.popleft()
             middle = middle_block(start, stop - start)
@@ -209,7 +210,7 @@ class Copying:
         """What the target, which holds *own*, is to hold of a block; *answers* are the sources'."""
         contents = [data for _, data in answers]
         length = len(contents[0])
-        if self._ledger.doubts.torn.overlaps(offset, offset + length):
+        if self._ledger.agreement.torn.overlaps(offset, offset + length):
             # What failed may lie over what succeeded before: its own may be older than both.
             return contents[0]
         vote = vote_data(answers, offset, needed)

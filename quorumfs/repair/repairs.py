@@ -161,13 +161,13 @@ class Repairs:
                 await self._settling.settle()
             except OSError as caught:
                 error = caught
-            if not self._ledger.doubts.unsettled:
+            if not self._ledger.agreement.divergent:
                 return True
         # Even so: when others are there again, those that cannot be made equal can be left behind.
         for replica in self._disk.replicas:
             if await self._come_back.bring_back(replica):
                 return True
-        if self._ledger.doubts.unsettled:
+        if self._ledger.agreement.divergent:
             if error is not None:
                 raise error
             return False
@@ -181,7 +181,7 @@ class Repairs:
             await self._work.sleep(CLEAR_S)
             if self._work.stopping:
                 return
-            if not self._ledger.to_clear():
+            if not self._ledger.may_clear_marks:
                 continue
             with suppress(OSError):  # the next time, then
                 await self._disk.make_durable()

@@ -37,7 +37,7 @@ class Resync:
         """
         assert replica.slot is not None
         sidecars = self._sidecars
-        target = await sidecars.start_resync(replica, found, full=full)
+        target = await sidecars.joining.start_resync(replica, found, full=full)
         self._disk.announce_states()
         self._work.begin("resync", replica.path, self._ledger.map.lacking_bytes(replica.slot))
         assert self._work.progress is not None
@@ -46,11 +46,11 @@ class Resync:
         error: str | None = "it was broken off"
         try:
             await self._catch_up(target, Copying(self._work, target, compare=full), full=full)
-            await sidecars.join()
+            await sidecars.joining.join()
             error = None
         except Exception as caught:
             error = (isinstance(caught, OSError) and caught.strerror) or str(caught)
-            sidecars.drop_target(replica, error)
+            sidecars.recorder.drop_target(replica, error)
             raise
         finally:
             copied = replica.counters.copied_bytes - copied_before
@@ -130,7 +130,7 @@ class Resync:
             self._work.unsynced.took(size, began, trio.current_time())
 
     async def _sync(self, target: Target) -> int:
-        return await self._sidecars.sync_target(target, self._disk.locks.changing())
+        return await self._sidecars.joining.sync_target(target, self._disk.locks.changing())
 
     async def _save(self, target: Target) -> None:
         if target.unrecorded:

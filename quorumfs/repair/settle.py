@@ -46,7 +46,7 @@ class Settling:
 
     def due(self) -> bool:
         """Whether there is something to settle, and it is time to try."""
-        if not self._ledger.doubts.unsettled or not self._ledger.may_record:
+        if not self._ledger.agreement.divergent or not self._ledger.may_record:
             return False
         members, answering = who = self._who()
         if len(answering) < min(len(members), self._disk.threshold):
@@ -67,7 +67,7 @@ class Settling:
 
     def _wait(self) -> None:
         """Have the next attempt wait, if there has to be one."""
-        if not self._ledger.doubts.unsettled:
+        if not self._ledger.agreement.divergent:
             self._pause_s, self._earliest_at, self._again_at = AGAIN_S[0], 0.0, 0.0
             self._hard, self._refused = RangeSet(), {}
             return
@@ -83,12 +83,13 @@ class Settling:
         return members, frozenset(there)
 
     async def _settle_what_differs(self) -> None:
-        await self._sidecars.open()  # holes are shown, too: first it is on record who is not here
+        # Holes are shown, too: first it is on record which replicas are not current.
+        await self._sidecars.recorder.open()
         await self._hear_losses()
-        total = sum(end - start for start, end in self._ledger.doubts.unsettled)
+        total = sum(end - start for start, end in self._ledger.agreement.divergent)
         self._work.begin("settle", None, total * self._map.chunk_size)
-        runs = [range(start, end) for start, end in self._ledger.doubts.unsettled]
-        async with aclosing(self._work.batches(runs, self._ledger.settled)) as batches:
+        runs = [range(start, end) for start, end in self._ledger.agreement.divergent]
+        async with aclosing(self._work.batches(runs, self._ledger.equalized)) as batches:
             async for batch in batches:
                 await self._work.in_parallel(batch, self._settle_unit)
         await self._work.save()
@@ -96,10 +97,10 @@ class Settling:
     async def settle_all(self) -> None:
         """Settle what a flush must know to be equal; raises EIO if it cannot be made so."""
         sidecars = self._sidecars
-        await sidecars.open()
+        await sidecars.recorder.open()
         await self._hear_losses()
-        runs = self._ledger.doubts.to_settle_first()
-        async with aclosing(self._work.batches(runs, self._ledger.settled, urgent=True)) as batches:
+        runs, equalized = self._ledger.chunks.to_equalize_first(), self._ledger.equalized
+        async with aclosing(self._work.batches(runs, equalized, urgent=True)) as batches:
             async for batch in batches:
                 await self._work.in_parallel(batch, self._settle_unit, urgent=True)
         if self._ledger.unflushable():
@@ -138,7 +139,7 @@ class Settling:
         chunks, size = self._map.chunks(offset, length), self._map.chunk_size
         await self._hear_losses(chunks)
         parts = []
-        unsettled = self._ledger.doubts.unsettled
+        unsettled = self._ledger.agreement.divergent
         for start, stop, settled in segments(chunks.start, chunks.stop, [unsettled]):
             first, last = max(offset, start * size), min(offset + length, stop * size)
             if settled:
@@ -164,45 +165,46 @@ class Settling:
 
     def _known(self, offset: int, length: int) -> bool:
         """Whether it is known of somebody, everywhere in a range, that it lost nothing there."""
-        doubts, chunks = self._ledger.doubts, self._map.chunks(offset, length)
+        known, chunks = self._ledger.chunks, self._map.chunks(offset, length)
         return not any(
             places.overlaps(part.start, part.stop)
-            for part, (source, *_) in doubts.sources(chunks)
-            for places in (doubts.lost_by(source), doubts.undurable(source))
+            for part, (source, *_) in known.sources.of(chunks)
+            for places in (known.content.unbelieved(source, part), known.undurable(source))
         )
 
     async def _settle_unit(self, chunks: range) -> None:
         async with self._work.locked(chunks) as worked:
-            if self._ledger.doubts.unsettled.overlaps(chunks.start, chunks.stop):
+            if self._ledger.agreement.divergent.overlaps(chunks.start, chunks.stop):
                 await self._settle_locked(chunks)
                 worked()
 
     async def _settle_locked(self, chunks: range) -> bool:
         """Have all current replicas hold the same in *chunks*; whether they do now."""
-        if not self._ledger.doubts.unsettled.overlaps(chunks.start, chunks.stop):
+        if not self._ledger.agreement.divergent.overlaps(chunks.start, chunks.stop):
             return True
         # Who is not here may hold something else, even where there is nothing to write now: it is
         # left behind before anything is shown.
-        await self._sidecars.open()
+        await self._sidecars.recorder.open()
         await self._hear_losses(chunks)
         return await self._settle_heard(chunks)
 
     async def _settle_heard(self, chunks: range) -> bool:
         """As `_settle_locked`, when those who lost what was written there have said so."""
-        doubts = self._ledger.doubts
+        ledger, known = self._ledger, self._ledger.chunks
         everywhere = True
-        for start, stop, settled in segments(chunks.start, chunks.stop, [doubts.unsettled]):
+        divergent = known.agreement.divergent
+        for start, stop, settled in segments(chunks.start, chunks.stop, [divergent]):
             # What is settled may differ for another reason, which a vote or an operator decides.
-            for part, sources in doubts.sources(range(start, stop)) if not settled else ():
-                losses, members = doubts.losses, frozenset(self._ledger.members)
+            for part, sources in known.sources.of(range(start, stop)) if not settled else ():
+                belief = ledger.believe()
                 equal, refused = await self._settle_part(*self._work.bounds(part), sources)
-                if doubts.losses != losses or not members.issuperset(self._ledger.members):
-                    # Meanwhile one lost what it was given, or joined without it: once more.
+                if not ledger.still_believed(belief):
+                    # One lost what it was given, or joined without it: once more.
                     equal = await self._settle_heard(part)
                 elif refused:
-                    self._ledger.settled_in_part(refused, part)
+                    known.equalized_in_part(refused, part)
                 else:
-                    self._ledger.settled(part)
+                    ledger.equalized(part)
                     await self._remember(part)
                 everywhere = everywhere and equal
         return everywhere
@@ -218,7 +220,7 @@ class Settling:
             try:
                 await self._sidecars.prepare(*place, repair=True)
             except BaseException:  # a cancellation, too, leaves it to be settled
-                self._ledger.unsettle(chunks)
+                self._ledger.chunks.diverge(chunks)
                 raise
 
     async def _hear_losses(self, chunks: range = range(0)) -> None:
@@ -229,7 +231,7 @@ class Settling:
         """
         async with self._hearing:
             written = bool(chunks) and self._ledger.unsynced(*self._span(chunks))
-            if written or not self._ledger.losses_heard:
+            if written or not self._ledger.chunks.losses_heard:
                 with suppress(OSError):
                     await self._disk.sync()
 
@@ -251,7 +253,7 @@ class Settling:
             if data_at == offset:
                 hole_at = await disk.next_hole(offset)
                 data_at = min(end, hole_at) if hole_at > offset else end
-                unreadable = self._ledger.doubts.unreadable
+                unreadable = self._ledger.agreement.unreadable
                 for start, stop in unreadable.outside(offset, data_at):
                     for piece in pieces(start, stop):
                         before, without = await self._settle_piece(*piece, sources, deadline)
@@ -295,7 +297,7 @@ class Settling:
         verdict = reconcile(answers, offset, self._disk.threshold)
         assert verdict.data is not None
         chunks = self._map.chunks(offset, length)
-        after_crash = self._ledger.doubts.inherited.overlaps(chunks.start, chunks.stop)
+        after_crash = self._ledger.agreement.inherited.overlaps(chunks.start, chunks.stop)
         outvoted = verdict.outvoted if after_crash else ()  # else a change failed, and was told
         self._disk.report_outvoted(outvoted, offset)
         equal = len(read) == len(outcomes) and len(set(read.values())) == 1
@@ -304,7 +306,7 @@ class Settling:
             replica
             for replica in (outcome.replica for outcome in outcomes)
             if read.get(replica) != verdict.data
-            or not self._ledger.durable_on(replica, offset, length)
+            or not self._ledger.chunks.durable_on(replica, chunks)
         ]
         refused = await self._give(asked, offset, verdict.data, voters) if asked else set()
         for loss in outvoted if not refused else ():
@@ -327,7 +329,7 @@ class Settling:
             refused = await give(self._disk, self._sidecars, replicas, offset, data, sources)
             (self._hard.add if refused else self._hard.remove)(*bounds)
             return refused
-        truncated, left = self._ledger.doubts.truncated, set(replicas)
+        truncated, left = self._ledger.content.truncated, set(replicas)
         for replica in sorted(
             replicas, key=lambda r: (not self._refuses(r, *bounds), r not in truncated)
         ):

@@ -50,7 +50,7 @@ class Verification:
         """Those that were current when it was last tried."""
         self._answering: frozenset[Replica] = frozenset()
         """Those of them that were there when it was last tried."""
-        self._losses = work.ledger.doubts.losses
+        self._losses = work.ledger.content.losses
         self._work = work
         self._disk = work.disk
         self._sidecars = work.sidecars
@@ -60,8 +60,8 @@ class Verification:
     @property
     def differing(self) -> RangeSet:
         """Chunks that differ without a majority."""
-        if self._losses != self._ledger.doubts.losses:  # then some of them may be decided
-            self._losses = self._ledger.doubts.losses
+        if self._losses != self._ledger.content.losses:  # then some of them may be decided
+            self._losses = self._ledger.content.losses
             for start, end in list(self._differing):
                 for chunk in range(start, end):
                     if not self._map.any(UNVERIFIED, range(chunk, chunk + 1)):
@@ -156,12 +156,12 @@ class Verification:
 
     def _believed(self, chunks: range) -> list[tuple[range, frozenset[Replica]]]:
         """Who may hold what is right, part by part."""
-        sources = self._ledger.doubts.sources(chunks)
+        sources = self._ledger.chunks.sources.of(chunks)
         return [(part, frozenset(believed)) for part, believed in sources]
 
     def _equal(self, chunks: range) -> None:
         """All current replicas hold the same in *chunks*, which are locked."""
-        self._ledger.verified(chunks)
+        self._ledger.chunks.compared(chunks)
         for kept in (self._differing, self._unread, self._written):
             kept.remove(chunks.start, chunks.stop)
 
@@ -203,7 +203,7 @@ class Verification:
         length: int,
     ) -> None:
         """Go by *ballots*, what those of *voters* hold that could be read."""
-        doubts, end = self._ledger.doubts, offset + length
+        end = offset + length
         versions = list(ballots.values())
         # Where too few have not lost it to hold a vote, they are still right.
         needed = min(self._disk.threshold, max(1, len(voters)))
@@ -214,7 +214,7 @@ class Verification:
             return
         differ = len(set(versions)) > 1
         # Where a write failed since, a majority may be one that was given another one's content.
-        if winner is not None and not doubts.torn.overlaps(offset, end):
+        if winner is not None and not self._ledger.agreement.torn.overlaps(offset, end):
             if await give(self._disk, self._sidecars, wrong, offset, winner, list(ballots)):
                 found.unread.add(offset, end)
                 return

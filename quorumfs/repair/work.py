@@ -128,7 +128,7 @@ class Work:
     async def save(self) -> None:
         """Have the sidecars know how far we are."""
         began = trio.current_time()
-        await self.sidecars.save_progress()
+        await self.sidecars.joining.save_progress()
         ended = trio.current_time()
         self._save_at = ended + max(SAVE_S, (SAVE_SHARE - 1) * (ended - began))
 

@@ -138,7 +138,6 @@ class World:
             plan,
             found,
             Records(plan, threshold=self.threshold, identity=record.sequence + 1),
-            threshold=self.threshold,
             read_only=False,
             notify=_nobody,
         )
@@ -194,7 +193,7 @@ class World:
             self.open(to_change=not repair)
             if not ledger.membership.recorded:
                 raise OSError(errno.EIO, "too few replicas are current")
-            ledger.want(*PLACE, ahead=False)
+            ledger.marks.want(*PLACE, ahead=False)
             self.record_map()
 
     def leave_behind(self, gone: Sequence[Replica]) -> None:
@@ -213,11 +212,13 @@ class World:
     def sync(self) -> None:
         """Raises `OSError` if too few could."""
         ledger = self.ledger
-        holding = [r for r in ledger.members if not ledger.doubts.lost_by(r)]
-        sound = [replica for replica in holding if replica not in ledger.doubts.risked]
+        content = ledger.content
+        holding = [r for r in ledger.members if not content.unbelieved(r, CHUNK)]
+        sound = [replica for replica in holding if not content.risked(replica)]
         all_lose = all(self.truth_of(replica).dropped for replica in sound or holding)
         ledger.begin_flush(())
-        outcomes = []
+        outcomes: list[Outcome] = []
+        noted = False
         for replica in ledger.flushed:
             one = self.truth_of(replica)
             operation = failed(Kind.SYNC) if one.dropped else Operation(Kind.SYNC)
@@ -225,33 +226,34 @@ class World:
             one.durable, one.dropped = one.durable if one.ghost else one.shown, False
             ledger.sync_ended(replica, operation)
             outcomes.append(Outcome(replica, operation))
-        if any(outcome.error for outcome in outcomes):
-            ledger.note_losses()
-            self.record_map()
+            if operation.error and len(outcomes) < len(ledger.flushed) and not noted:
+                ledger.chunks.note_pending()  # others are awaited
+                self.record_map()
+                noted = True
         try:
             self.leave_behind(ledger.unfit(outcomes))
         except OSError:
             if lossy := [outcome.replica for outcome in outcomes if outcome.error]:
-                ledger.lose(lossy)
+                ledger.chunks.lose(lossy)
                 self.record_map()
                 if all_lose and len(holding) > 1:
                     self.allowed |= self.kept  # who of them lost more nobody can know
                     self.owed = True
             raise
         finally:
-            ledger.end_flush()
+            ledger.chunks.end_flush()
 
     def settle(self, takers: Sequence[Copy]) -> None:
         """*takers* can be written to."""
         ledger = self.ledger
-        if not ledger.doubts.unsettled:
+        if not ledger.agreement.divergent:
             return
         self.open()
         with suppress(OSError):
             self.sync()
-        if not ledger.doubts.unsettled:
+        if not ledger.agreement.divergent:
             return
-        ((_, sources),) = ledger.doubts.sources(CHUNK)
+        ((_, sources),) = ledger.chunks.sources.of(CHUNK)
         answers = [(r.slot or 0, bytes([self.truth_of(r).shown])) for r in sources]
         ledger.answered(sources[0], *PLACE)
         data = reconcile(answers, 0, self.threshold).data
@@ -260,7 +262,8 @@ class World:
         asked = [
             replica
             for replica in ledger.members
-            if self.truth_of(replica).shown != data[0] or not ledger.durable_on(replica, *PLACE)
+            if self.truth_of(replica).shown != data[0]
+            or not ledger.chunks.durable_on(replica, CHUNK)
         ]
         refused = [replica for replica in asked if self.truth_of(replica) not in takers]
         with ledger.giving(asked, *PLACE):
@@ -273,9 +276,9 @@ class World:
                     self.leave_behind([replica])
         refused = [replica for replica in refused if replica.role is State.CURRENT]
         if refused:
-            ledger.settled_in_part(refused, CHUNK)
+            ledger.chunks.equalized_in_part(refused, CHUNK)
         else:
-            ledger.settled(CHUNK)
+            ledger.equalized(CHUNK)
             self.prepare(repair=True)
 
     def make_durable(self, takers: Sequence[Copy]) -> None:
@@ -331,7 +334,7 @@ class World:
                 raise OSError(errno.EIO, "too few took it")
             self.leave_behind([outcome.replica for outcome in outcomes if outcome.error])
         except OSError:
-            ledger.unsettle(CHUNK)
+            ledger.chunks.diverge(CHUNK)
             self.allowed |= before | {self.version}
             self.kept |= {self.version}
             return "failed"
@@ -371,7 +374,7 @@ class World:
             self.commit(clean=True)
             ledger.in_use = False
             ledger.arrange()
-            ledger.clear_all_marks()
+            ledger.marks.clear_all()
         self.record_map()
         self.ledger = self.loaded(ledger.record)
 
@@ -380,10 +383,10 @@ class World:
         ledger = self.ledger
         self.make_durable(takers)
         if ledger.in_use and ledger.membership.recorded:
-            ledger.intents.look_anew()
+            ledger.marks.intents.look_anew()
             self.commit()
             if ledger.all_current():
-                ledger.clear_marks([CHUNK], ())
+                ledger.marks.clear([CHUNK], ())
             self.record_map()
 
     # What must hold at any time
@@ -392,18 +395,18 @@ class World:
         """Raise `BrokenError` where an invariant of the ledger does not hold."""
         if not any(one.shown in self.allowed for one in self.members):
             self.owed, self.allowed = True, self.allowed | self.kept
-        ledger, doubts = self.ledger, self.ledger.doubts
-        lost = [bool(doubts.lost_by(replica)) for replica in ledger.members]
+        ledger, content = self.ledger, self.ledger.content
+        lost = [bool(content.unbelieved(replica, CHUNK)) for replica in ledger.members]
         bits = [ledger.map.any(lacks(replica.slot or 0), CHUNK) for replica in ledger.members]
         waits = any(ledger.epochs.waits(replica, CHUNK) for replica in ledger.members)
-        unequal = bool(doubts.unsettled or doubts.risked) or any(lost)
+        unequal = bool(ledger.agreement.divergent or content.risking) or any(lost)
         marked = ledger.recorded.holds(CHUNK, 0)
         rules = {
             "R1: what is unequal, or not synced, is marked durably": marked or not unequal,
             "R5: what is not synced is marked durably": marked or not waits,
             "what a current replica lost is its bit": lost == bits,
             "somebody is believed": not all(lost),
-            "what was lost may differ": bool(doubts.unsettled) or not any(lost),
+            "what was lost may differ": bool(ledger.agreement.divergent) or not any(lost),
             "who is current is on record": not ledger.in_use or ledger.membership.recorded,
         }
         for rule, holds in rules.items():
@@ -413,7 +416,7 @@ class World:
     @property
     def key(self) -> tuple[object, ...]:
         """All that tells it from another one."""
-        ledger, doubts = self.ledger, self.ledger.doubts
+        ledger, pin = self.ledger, self.ledger.chunks.sources._pin
         return (
             self.allowed,
             self.kept,
@@ -423,12 +426,11 @@ class World:
             bytes(ledger.map.states),
             ledger.in_use,
             ledger.record.clean,
-            ledger.losses_heard,
+            ledger.chunks.losses_heard,
             ledger.membership.ready,
-            ledger._untold_loss,
-            bool(doubts.unsettled),
-            bool(doubts.inherited),
-            doubts._pin and doubts._pin.slot,
+            ledger.chunks._untold_loss,
+            ledger.agreement.state(0),
+            pin and pin.slot,
             *(
                 (one.shown, one.durable, one.dropped, one.ghost, one.role, *self._known_of(one))
                 for one in self.copies
@@ -441,8 +443,8 @@ class World:
             return ()
         return (
             ledger.epochs.waits(replica, CHUNK),
-            bool(ledger.doubts.lost_by(replica)),
-            replica in ledger.doubts.risked,
+            bool(ledger.content.unbelieved(replica, CHUNK)),
+            ledger.content.state(replica, 0),
         )
 
 
@@ -458,7 +460,7 @@ def following(world: World) -> Iterator[tuple[str, World]]:
         return [after.copies[one.slot] for one in some]
 
     image, members = Image(world), world.members
-    doubtful = bool(world.ledger.doubts)
+    doubtful = not world.ledger.alike
     for took in subsets(members) if world.writes_left else ():
         for silently in subsets([one for one in members if one not in took]):
             for takers in subsets(members) if world.ledger.lossy(*PLACE) else (members,):

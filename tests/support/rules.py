@@ -47,7 +47,7 @@ PROMISES = (
         "acknowledged, and reads return the old data for ever.",
         (
             "quorumfs.metadata.sidecars.Sidecars.finish",
-            "quorumfs.metadata.doubts.Doubts.choices",
+            "quorumfs.metadata.sources.Sources.choices",
             "quorumfs.assembly.assemble",
         ),
         (
@@ -85,7 +85,7 @@ PROMISES = (
         "Every short outage costs a copy of the whole disk, and a slow one never ends.",
         (
             "quorumfs.repair.repairs.Repairs",
-            "quorumfs.metadata.sidecars.Sidecars.save_progress",
+            "quorumfs.metadata.joining.Joining.save_progress",
             "quorumfs.repair.work.Work",
         ),
         (
@@ -140,7 +140,7 @@ PROMISES = (
         "its back.",
         (
             "quorumfs.repair.settle.Settling.settle_and_read",
-            "quorumfs.metadata.doubts.Doubts.sources",
+            "quorumfs.metadata.sources.Sources.of",
         ),
         (
             "test_crash.py::test_what_was_read_while_it_was_being_settled_stays",
@@ -206,7 +206,7 @@ ORDER = (
         "change of who is current mints one generation; a write does not.",
         "The daemon dies, and the next mount believes the replica that missed the write.",
         (
-            "quorumfs.metadata.sidecars.Sidecars._leave_behind",
+            "quorumfs.metadata.recorder.Recorder.leave_behind",
             "quorumfs.metadata.commit.Records.commit",
         ),
         (
@@ -225,10 +225,10 @@ ORDER = (
         "Data that a flush promised is gone after a power cut, on a replica that passed for good.",
         (
             "quorumfs.metadata.epochs.Epochs",
-            "quorumfs.metadata.ledger.Ledger.lose",
-            "quorumfs.metadata.doubts.Doubts.losers",
+            "quorumfs.metadata.chunks.Chunks.lose",
+            "quorumfs.metadata.content.Content.losers",
             "quorumfs.metadata.ledger.Ledger.sync_ended",
-            "quorumfs.metadata.ledger.Ledger.losses_heard",
+            "quorumfs.metadata.chunks.Chunks.losses_heard",
         ),
         ("test_resync.py::test_one_failed_fsync_makes_all_since_the_last_good_one_suspect",),
     ),
@@ -273,7 +273,7 @@ ORDER = (
         "A replica is called current that holds a mixture.",
         (
             "quorumfs.repair.resync.Resync",
-            "quorumfs.metadata.sidecars.Sidecars.join",
+            "quorumfs.metadata.joining.Joining.join",
             "quorumfs.metadata.target.Target.synced",
         ),
         (
@@ -332,7 +332,7 @@ ORDER = (
         "Writes that were acknowledged and lost on all replicas fail exactly one flush of the "
         "guest, whoever had the replicas sync and heard of it.",
         "The guest's fsync succeeds over data that is gone.",
-        ("quorumfs.disk.Disk.flush", "quorumfs.metadata.ledger.Ledger.tell_loss"),
+        ("quorumfs.disk.Disk.flush", "quorumfs.metadata.chunks.Chunks.tell_loss"),
         ("test_differences.py::test_a_failed_flush_is_not_forgotten",),
     ),
     Rule(
@@ -346,7 +346,7 @@ ORDER = (
         (
             "quorumfs.lineage",
             "quorumfs.claim",
-            "quorumfs.metadata.sidecars.Sidecars._look_at_claims",
+            "quorumfs.metadata.claims.Claims.look",
         ),
         (
             "test_split.py::test_copies_that_were_used_are_not_mixed",
@@ -363,7 +363,7 @@ ORDER = (
         (
             "quorumfs.assembly.image_unproven",
             "quorumfs.metadata.target.Target.doubt_log",
-            "quorumfs.metadata.sidecars.Sidecars.revive",
+            "quorumfs.metadata.joining.Joining.revive",
         ),
         ("test_assembly_real.py::test_the_image_alone_put_back",),
         ("test_stories_of_rollback.py::test_it_ends_well",),

@@ -7,9 +7,10 @@ from support.one_chunk import BrokenError, World, explore
 from support.simulation.mutations import MUTATIONS
 
 from quorumfs.dirtymap import INTENT
-from quorumfs.metadata.doubts import Doubts
+from quorumfs.metadata.chunks import Chunks
+from quorumfs.metadata.content import Content
 from quorumfs.metadata.epochs import Epochs
-from quorumfs.metadata.ledger import Ledger
+from quorumfs.metadata.marks import Marks
 from quorumfs.metadata.recorded import Recorded
 
 TWO_ONE, TWO_ALL, TWO_ALL_TWICE = (2, 1, 1), (2, 2, 1), (2, 2, 2)
@@ -33,8 +34,8 @@ def always(*_: object) -> bool:
     return True
 
 
-def clears_all_marks(self: Ledger, *_: object) -> None:
-    self.recorded.remove(INTENT, range(len(self.map)))
+def clears_all_marks(self: Marks, *_: object) -> None:
+    self._recorded.remove(INTENT, range(len(self._map)))
 
 
 holds = Recorded.holds
@@ -47,14 +48,14 @@ def bits_of_members_may_be_old(self: Recorded, chunks: range, current: int) -> b
 @pytest.mark.parametrize(
     ("owner", "rule", "broken", "size"),
     [
-        (Ledger, "unsettle", nothing, TWO_ALL),
-        (Ledger, "_unsettle_marked", nothing, TWO_ONE),
-        (Ledger, "_recall_lost", nothing, TWO_ALL_TWICE),
-        (Ledger, "durable_on", always, TWO_ALL),
-        (Ledger, "clear_marks", clears_all_marks, TWO_ALL),
+        (Chunks, "diverge", nothing, TWO_ALL),
+        (Chunks, "_recall_marks", nothing, TWO_ONE),
+        (Chunks, "_recall_losses", nothing, TWO_ALL_TWICE),
+        (Chunks, "durable_on", always, TWO_ALL),
+        (Marks, "clear", clears_all_marks, TWO_ALL),
         (Epochs, "unsynced", no_runs, TWO_ALL),
-        (Doubts, "lose", nothing, TWO_ALL),
-        (Doubts, "risk", nothing, TWO_ALL),
+        (Content, "_tell", nothing, TWO_ALL),
+        (Content, "risk", nothing, TWO_ALL),
         (Recorded, "holds", bits_of_members_may_be_old, TWO_ALL),
     ],
 )

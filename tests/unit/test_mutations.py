@@ -738,7 +738,7 @@ async def a_write_fails_ahead_of_a_verification(story: Story) -> None:
         story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
         with suppress(OSError):
             await guest.write(EXTENTS[-1])
-        assert guest.mounted.sidecars.ledger.doubts.unsettled
+        assert guest.mounted.sidecars.ledger.agreement.divergent
         assert guest.mounted.sidecars.ledger.map.count(UNVERIFIED)
         await guest.converged()
         if guest.mounted.repairs.differing:
@@ -951,7 +951,7 @@ async def gone_and_back_when_chunks_differ(story: Story) -> None:
         story.world.detach(0)
         with suppress(OSError):
             await guest.write(0)
-        assert guest.mounted.sidecars.ledger.doubts.unsettled
+        assert guest.mounted.sidecars.ledger.agreement.divergent
         await trio.sleep(10.0)
         story.world.attach(0)
         await guest.converged()
@@ -1103,7 +1103,7 @@ async def resync_fails_in_a_commit_that_leaves_another_behind(story: Story) -> N
         story.world.replicas[0].sidecar_faults.plan(Kind.WRITE, torn)
         story.world.replicas[2].sidecar_faults.plan(Kind.SYNC, Fault(), Fault(), torn)
         with suppress(OSError):
-            await guest.mounted.sidecars.save_progress()
+            await guest.mounted.sidecars.joining.save_progress()
         story.world.detach(2)
         await guest.write(0)
     story.world.attach(2)

@@ -61,8 +61,8 @@ async def _lose_amid_settling(story: Story, guest: Guest) -> None:
     story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
     with suppress(OSError):
         await guest.flush()
-    assert guest.mounted.sidecars.ledger.doubts.lost
-    await guest.until(lambda: not guest.mounted.sidecars.ledger.doubts.lost)
+    assert guest.mounted.sidecars.ledger.content.lossy
+    await guest.until(lambda: not guest.mounted.sidecars.ledger.content.lossy)
 
 
 async def a_flush_fails_amid_settling(story: Story) -> None:
@@ -234,7 +234,7 @@ async def truncated_where_all_must_agree(story: Story) -> None:
         await guest.flush()
         story.world.replicas[0].image.truncate(EXTENT)
         await guest.read(EXTENTS[-1])
-        assert guest.mounted.sidecars.ledger.doubts.truncated
+        assert guest.mounted.sidecars.ledger.content.truncated
         story.world.replicas[0].image.truncate(DISK)
         for at in EXTENTS:
             with suppress(OSError):
@@ -250,7 +250,7 @@ async def lost_and_a_map_torn(story: Story) -> None:
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(5.0)
-        assert guest.mounted.sidecars.ledger.doubts.lost
+        assert guest.mounted.sidecars.ledger.content.lossy
         story.world.kill()
     story.mend(0)
     story.world.replicas[0].image.evict()
@@ -329,12 +329,12 @@ async def joins_amid_settling(story: Story) -> None:
         story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
         with suppress(OSError):
             await guest.write(0)
-        assert sidecars.ledger.doubts.unsettled
+        assert sidecars.ledger.agreement.divergent
         for one in story.world.replicas:
             one.sidecar_faults.weather = Weather(delay_s=(1.0, 1.0))
         await guest.until(lambda: sidecars.ledger.joining, every_s=0.001)
         assert replica.role is State.RESYNCING
-        assert sidecars.ledger.doubts.unsettled
+        assert sidecars.ledger.agreement.divergent
         story.fail_once(0, Kind.READ, Fault(6.0, errno.EIO))
         guest.begin(guest.read, 0)
         await trio.sleep(20.0)
@@ -514,7 +514,7 @@ async def left_behind_beside_a_flush(story: Story) -> None:
         with suppress(OSError):
             await guest.flush()
         # It cannot be left behind, and what it lost is not on record.
-        lost = guest.mounted.sidecars.ledger.doubts.lost
+        lost = guest.mounted.sidecars.ledger.content.lossy
         story.world.note(f"lost: {lost} members {guest.mounted.members}")
         for one in story.world.replicas:
             one.sidecar_faults.weather = Weather()

@@ -82,7 +82,7 @@ async def bad_everywhere_after_a_crash(story: Story) -> None:
             await _all_but_the_bad_block(guest)
             await guest.write_surely(EXTENTS[1])
             await _flushed(guest)
-            await guest.until(lambda: not guest.mounted.sidecars.ledger.doubts.unsettled)
+            await guest.until(lambda: not guest.mounted.sidecars.ledger.agreement.divergent)
         if not story._closed_well:
             raise BrokenError("an unmount failed for what cannot be read")
     async with story.mounted() as guest:
@@ -196,7 +196,7 @@ async def all_fail_for_a_while(story: Story) -> None:
         await trio.sleep(5.0)
         for index in range(story.setup.replicas):
             story.mend(index)
-        await guest.until(lambda: not guest.mounted.sidecars.ledger.doubts.unsettled)
+        await guest.until(lambda: not guest.mounted.sidecars.ledger.agreement.divergent)
         await guest.read_surely(0, EXTENT)
         await _flushed(guest)
     await story.ends_well()

@@ -229,7 +229,7 @@ async def joins_without_a_last_flush(story: Story) -> None:
         )
         with suppress(OSError):
             await guest.flush()
-        assert sidecars.ledger.doubts.lost
+        assert sidecars.ledger.content.lossy
         at = EXTENTS[-1]
         await guest.write(at)
         assert sidecars.ledger.map.any(lacks(2), sidecars.ledger.map.chunks(at, BLOCK))
@@ -272,13 +272,13 @@ async def written_after_hearing_then_flushed(story: Story) -> None:
         story.world.kill()
     async with story.mounted() as guest:
         guest.mounted.repairs.limit = 16 << 10
-        doubts = guest.mounted.sidecars.ledger.doubts
-        sidecars, repairs = guest.mounted.sidecars, guest.mounted.repairs
-        await guest.until(lambda: sidecars.ledger.losses_heard and repairs.progress is not None)
+        ledger, repairs = guest.mounted.sidecars.ledger, guest.mounted.repairs
+        agreement = ledger.agreement
+        await guest.until(lambda: ledger.chunks.losses_heard and repairs.progress is not None)
         await trio.sleep(1.0)
         await guest.write_surely(last)
-        chunks = guest.mounted.sidecars.ledger.map.chunks(last, BLOCK)
-        assert doubts.unsettled.overlaps(chunks.start, chunks.stop)
+        chunks = ledger.map.chunks(last, BLOCK)
+        assert agreement.divergent.overlaps(chunks.start, chunks.stop)
         _lose_a_page(story, 0)
         with suppress(OSError):
             await guest.flush()
@@ -300,16 +300,16 @@ async def written_after_hearing_then_settled(story: Story) -> None:
         story.world.kill()
     async with story.mounted() as guest:
         guest.mounted.repairs.limit = 16 << 10
-        doubts = guest.mounted.sidecars.ledger.doubts
-        sidecars, repairs = guest.mounted.sidecars, guest.mounted.repairs
-        await guest.until(lambda: sidecars.ledger.losses_heard and repairs.progress is not None)
+        ledger, repairs = guest.mounted.sidecars.ledger, guest.mounted.repairs
+        agreement = ledger.agreement
+        await guest.until(lambda: ledger.chunks.losses_heard and repairs.progress is not None)
         await trio.sleep(1.0)
         await guest.write_surely(last)
-        chunks = guest.mounted.sidecars.ledger.map.chunks(last, BLOCK)
-        assert doubts.unsettled.overlaps(chunks.start, chunks.stop)
+        chunks = ledger.map.chunks(last, BLOCK)
+        assert agreement.divergent.overlaps(chunks.start, chunks.stop)
         _lose_a_page(story, 0)
         guest.mounted.repairs.limit = None
-        await guest.until(lambda: not doubts.unsettled, every_s=0.1)
+        await guest.until(lambda: not agreement.divergent, every_s=0.1)
         with suppress(OSError):
             await guest.flush()
         await guest.converged()
@@ -488,12 +488,12 @@ async def lost_amid_a_sync_beside_one_that_fails_a_write(story: Story) -> None:
         with suppress(OSError):
             await guest.write(0)
         await trio.sleep(1.0)
-        assert not guest.mounted.sidecars.ledger.losses_heard
+        assert not guest.mounted.sidecars.ledger.chunks.losses_heard
         await guest.write_surely(EXTENTS[3])
         await trio.sleep(0.5)
         _drop_pages(story, 0)  # the sync under way will tell
         await trio.sleep(2.5)
-        assert guest.mounted.sidecars.ledger.doubts.losing
+        assert guest.mounted.sidecars.ledger.content.pending
         story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
         with suppress(OSError):
             await guest.write(EXTENTS[2])

@@ -77,7 +77,7 @@ class Mounted:
         return (
             all(r.state is State.CURRENT and not r.dead for r in self.disk.replicas)
             and self.sidecars.ledger.target is None
-            and not self.sidecars.ledger.doubts.unsettled
+            and not self.sidecars.ledger.agreement.divergent
             and not self.sidecars.ledger.map.count(UNVERIFIED)
             and not self._lacking
         )
@@ -112,7 +112,7 @@ class Mounted:
             name: self.sidecars.ledger.map.count(bits)
             for name, bits in (("lacks", ALL_LACK), ("unverified", UNVERIFIED))
         }
-        unsettled = list(self.sidecars.ledger.doubts.unsettled)
+        unsettled = list(self.sidecars.ledger.agreement.divergent)
         return f"{', '.join(states)}; unsettled {unsettled}, chunks {counts}"
 
 

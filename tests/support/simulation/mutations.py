@@ -29,9 +29,13 @@ from quorumfs import replica as replica_module
 from quorumfs.assembly import State, _Assembly
 from quorumfs.dirtymap import INTENT
 from quorumfs.metadata import Outcome
+from quorumfs.metadata import content as content_module
+from quorumfs.metadata.chunks import Chunks
+from quorumfs.metadata.claims import Claims
 from quorumfs.metadata.commit import Records
-from quorumfs.metadata.doubts import Doubts
+from quorumfs.metadata.joining import Joining
 from quorumfs.metadata.ledger import Ledger
+from quorumfs.metadata.recorder import Recorder
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.metadata.target import Target
 from quorumfs.metadata.writer import SidecarWriter
@@ -70,10 +74,10 @@ def no_intent(monkeypatch: pytest.MonkeyPatch) -> None:
 def intent_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """R1: a mark counts as soon as it is made."""
 
-    async def forget(self: Sidecars) -> None:
+    async def forget(self: Recorder) -> None:
         self.ledger.recorded.written(self.ledger.recorded.begin_write())
 
-    monkeypatch.setattr(Sidecars, "_write_map_locked", forget)
+    monkeypatch.setattr(Recorder, "write_map_locked", forget)
 
 
 def map_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,26 +117,25 @@ def _leave_out_syncs(monkeypatch: pytest.MonkeyPatch, *, of_map: bool) -> None:
 def not_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """R14: who has the set is written down, and nobody looks."""
 
-    async def trust(self: Sidecars, replicas: Sequence[Replica]) -> None:
+    async def trust(self: Claims, _: Sequence[Replica]) -> None:
         assert self.tenure.mine is not None
-        assert all(replica in self.ledger.replicas for replica in replicas)
 
-    monkeypatch.setattr(Sidecars, "_look_at_claims", trust)
+    monkeypatch.setattr(Claims, "look", trust)
 
 
 def fenced_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """R14: a mount that was taken over from says so, and goes on."""
     monkeypatch.setattr(Replica, "fence", _always(None))
-    monkeypatch.setattr(Sidecars, "require_ours", _always(None))
-    fence = Sidecars._fence
+    monkeypatch.setattr(Claims, "require_ours", _always(None))
+    fence = Claims._fence
 
-    def only_say(self: Sidecars, claim: Any) -> None:
-        membership = self.ledger.membership
+    def only_say(self: Claims, claim: Any) -> None:
+        ledger, membership = self._ledger, self._ledger.membership
         fence(self, claim)
-        self.ledger.membership = membership
-        self.ledger.epochs.follow(membership.receivers)
+        ledger.membership, ledger.content.members = membership, membership.members
+        ledger.epochs.follow(membership.receivers)
 
-    monkeypatch.setattr(Sidecars, "_fence", only_say)
+    monkeypatch.setattr(Claims, "_fence", only_say)
 
 
 def one_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,7 +156,7 @@ def one_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def failed_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """R2: who took a write that failed and who did not are still taken for equal."""
-    monkeypatch.setattr(Ledger, "unsettle", _always(None))
+    monkeypatch.setattr(Chunks, "diverge", _always(None))
 
 
 def all_are_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +165,7 @@ def all_are_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def blame(self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
         failed = [outcome.replica for outcome in outcomes if outcome.operation.error]
-        self._drop(failed[1:], "blamed")
+        self.recorder.drop(failed[1:], "blamed")
         await finish(self, outcomes, offset, length)
 
     monkeypatch.setattr(Sidecars, "finish", blame)
@@ -172,32 +175,32 @@ def left_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """R3: the guest hears of success before it is on record who missed the write."""
 
     async def only_drop(
-        self: Sidecars, failed: Sequence[Replica], chunks: range, reason: str
+        self: Recorder, failed: Sequence[Replica], chunks: range, reason: str
     ) -> None:
-        self._drop([replica for replica in failed if replica.role is State.CURRENT], reason)
+        self.drop([replica for replica in failed if replica.role is State.CURRENT], reason)
 
-    monkeypatch.setattr(Sidecars, "_leave_behind", only_drop)
+    monkeypatch.setattr(Recorder, "leave_behind", only_drop)
 
 
 def left_behind_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """R3: the record is on its way when the guest hears of success."""
-    leave_behind = Sidecars._leave_behind
+    leave_behind = Recorder.leave_behind
 
-    async def start(self: Sidecars, *arguments: Any) -> None:
+    async def start(self: Recorder, *arguments: Any) -> None:
         async def quietly() -> None:
             with suppress(OSError, DaemonKilledError):
                 await leave_behind(self, *arguments)
 
         trio.lowlevel.spawn_system_task(quietly)
 
-    monkeypatch.setattr(Sidecars, "_leave_behind", start)
+    monkeypatch.setattr(Recorder, "leave_behind", start)
 
 
 def failed_flush_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who could not flush stays current."""
 
     async def ignore(self: Sidecars, _: Sequence[Outcome]) -> None:
-        self.ledger.end_flush()
+        self.ledger.chunks.end_flush()
 
     monkeypatch.setattr(Sidecars, "finish_flush", ignore)
     _nothing_early(monkeypatch)
@@ -215,15 +218,15 @@ def _nothing_early(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lost_by_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who held a chunk last and may have lost a part of it is believed no more than others."""
-    losers = Doubts.losers
+    losers = content_module.Content.losers
 
     def all_lack_it(
-        self: Doubts, losses: Mapping[Replica, RangeSet], chunks: range
+        self: content_module.Content, losses: Mapping[Replica, RangeSet], chunks: range
     ) -> Iterator[tuple[range, list[Replica], list[Replica]]]:
         for part, lacking, last in losers(self, losses, chunks):
             yield part, [*lacking, *last], []
 
-    monkeypatch.setattr(Doubts, "losers", all_lack_it)
+    monkeypatch.setattr(content_module.Content, "losers", all_lack_it)
     written_beside_a_loss(monkeypatch)  # a second line, which hides the first
 
 
@@ -285,13 +288,13 @@ def all_were_given_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def given_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: who holds something durably is given it anew, and may fail to sync that."""
-    monkeypatch.setattr(Ledger, "durable_on", _always(value=False))
+    monkeypatch.setattr(Chunks, "durable_on", _always(value=False))
     lost_by_all_alike(monkeypatch)  # a second line, which hides the first
 
 
 def loss_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: what those lost that cannot be left behind is forgotten with the daemon."""
-    monkeypatch.setattr(Ledger, "_recall_lost", _always(None))
+    monkeypatch.setattr(Chunks, "_recall_losses", _always(None))
 
 
 def options_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +315,7 @@ def cleared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         known = self.ledger.map
         extents = known.extents(offset, length)
         self.ledger.recorded.remove(INTENT, known.extent_chunks(extents))
-        await self._write_map()
+        await self.recorder.write_map()
 
     monkeypatch.setattr(Sidecars, "finish", eager)
 
@@ -402,13 +405,13 @@ def sidecar_closed_after_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
 def target_is_not_synced(monkeypatch: pytest.MonkeyPatch) -> None:
     """R8: a chunk is called held as soon as it was written."""
 
-    async def skip(self: Sidecars, target: Target, changing: Iterable[tuple[int, int]]) -> int:
-        ledger = self.ledger
+    async def skip(self: Joining, target: Target, changing: Iterable[tuple[int, int]]) -> int:
+        ledger = self._ledger
         epoch = ledger.epochs.begin_sync([target.replica], ledger.chunks_of(changing))
         ledger.epochs.cover([target.replica], epoch)
         return target.synced(epoch)
 
-    monkeypatch.setattr(Sidecars, "sync_target", skip)
+    monkeypatch.setattr(Joining, "sync_target", skip)
 
 
 def target_gets_no_writes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -424,12 +427,12 @@ def target_gets_no_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def joins_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
     """R8: a replica becomes current before what guests wrote to it meanwhile is durable."""
-    join, submit = Sidecars.join, Replica.submit
+    join, submit = Joining.join, Replica.submit
     joining: Replica | None = None
 
-    async def noted(self: Sidecars) -> None:
+    async def noted(self: Joining) -> None:
         nonlocal joining
-        joining = self.ledger.resyncing
+        joining = self._ledger.resyncing
         try:
             await join(self)
         finally:
@@ -443,7 +446,7 @@ def joins_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             submit(self, operation, gathering, to_sidecar=to_sidecar)
 
-    monkeypatch.setattr(Sidecars, "join", noted)
+    monkeypatch.setattr(Joining, "join", noted)
     monkeypatch.setattr(Replica, "submit", without_sync)
 
 
@@ -595,7 +598,7 @@ def loss_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def flush_leaves_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """P2: a flush succeeds before it is on record who could not sync."""
-    leave_behind, finish_flush = Sidecars._leave_behind, Sidecars.finish_flush
+    leave_behind, finish_flush = Recorder.leave_behind, Sidecars.finish_flush
     flushing = ContextVar("flushing", default=False)
 
     async def noted(self: Sidecars, outcomes: Sequence[Outcome]) -> None:
@@ -606,7 +609,7 @@ def flush_leaves_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
             flushing.reset(token)
 
     async def only_drop(
-        self: Sidecars, failed: Sequence[Replica], chunks: range, reason: str
+        self: Recorder, failed: Sequence[Replica], chunks: range, reason: str
     ) -> None:
         if not flushing.get():
             await leave_behind(self, failed, chunks, reason)
@@ -614,10 +617,10 @@ def flush_leaves_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         gone = [replica for replica in failed if replica.role is State.CURRENT]
         if len(self.ledger.members) - len(gone) < self.ledger.threshold:
             raise OSError(errno.EIO, "too few replicas would be left")
-        self._drop(gone, reason)
+        self.drop(gone, reason)
 
     monkeypatch.setattr(Sidecars, "finish_flush", noted)
-    monkeypatch.setattr(Sidecars, "_leave_behind", only_drop)
+    monkeypatch.setattr(Recorder, "leave_behind", only_drop)
     _nothing_early(monkeypatch)
 
 

@@ -1,0 +1,149 @@
+"""How replicas come to be current again: what the sidecars say of them, step by step.
+
+A replica that was left behind is the *target* of a resync, is given what it lacks, and *joins*. A
+current one whose file system went away and came back is *revived*.
+"""
+
+import errno
+from collections.abc import Iterable
+
+from quorumfs.assembly import Found, State
+from quorumfs.dirtymap import INTENT
+from quorumfs.metadata.recorder import Recorder
+from quorumfs.metadata.target import Target
+from quorumfs.replica import Gathering, Replica
+from quorumfs.sidecar import RoleState
+from quorumfs.storage import Kind, Operation
+
+
+class Joining:
+    """The returns of one set's replicas."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._ledger = recorder.ledger
+
+    async def start_resync(self, replica: Replica, found: Found, *, full: bool) -> Target:
+        """Make *replica*, which is stale and answers, the target: it can be given what it lacks.
+
+        Its image and its sidecar are there, as *found*; *full*: it is not known what it lacks.
+        Raises `OSError`, and then it is as it was.
+        """
+        ledger, recorder = self._ledger, self._recorder
+        own, target = found.sidecar, ledger.targets.of(replica)
+        assert own is not None
+        assert ledger.target is None
+        await recorder.open()
+        recorder.know(replica, found)
+        target.doubt_log()
+        if full:
+            target.lacks(range(len(ledger.map)))
+        elif own.own_state is not RoleState.RESYNCING and not target.ejected:
+            for run in own.map.runs(INTENT, longest=len(ledger.map)):
+                target.lacks(run)
+        async with recorder.lock:
+            await recorder.write_map_locked()
+            # From its first new byte on it is a mixture that nobody must take for a disk.
+            await recorder.commit_locked(clean=False, resyncing=replica)
+        replica.role = State.RESYNCING
+        replica.reason = None
+        target.begin()
+        ledger.targets.resyncing = target
+        ledger.arrange()
+        return target
+
+    async def sync_target(self, target: Target, changing: Iterable[tuple[int, int]]) -> int:
+        """Make durable what *target* was given; returns how many chunks it was.
+
+        *changing*: ranges (start, end; bytes) that are being changed. Raises `OSError`, and then
+        it is the target no more.
+        """
+        ledger = self._ledger
+        epoch = ledger.epochs.begin_sync([target.replica], ledger.chunks_of(changing))
+        error = await _sync(target.replica)
+        if error is not None or ledger.target is not target:
+            self._recorder.drop_target(target.replica, "it could not be synced")
+            raise error or OSError(errno.EIO, "it failed meanwhile")
+        ledger.epochs.cover([target.replica], epoch)
+        return target.synced(epoch)
+
+    async def save_progress(self) -> None:
+        """Have the sidecars say how far a repair got."""
+        ledger, recorder = self._ledger, self._recorder
+        if ledger.target is None:
+            await recorder.write_map()
+            return
+        async with recorder.lock:
+            # By its number, a target put back from before this is known for one that lacks more.
+            await recorder.commit_locked(clean=False, resyncing=ledger.resyncing)
+            if ledger.target is not None:
+                ledger.target.recorded()
+            await recorder.write_map_locked()
+
+    async def join(self) -> None:
+        """Make the target current: it lacks nothing any more.
+
+        Raises `OSError` if it could not be; then it is stale again.
+        """
+        ledger, recorder = self._ledger, self._recorder
+        target = ledger.target
+        assert target is not None
+        replica = target.replica
+        target.joining = True  # every flush goes to it from here on, and its failures wait for us
+        ledger.arrange()
+        try:
+            async with recorder.lock:
+                # The flush lock of the disk is not held: its writes since the last sync are synced
+                # here, and those that a flush covers from now on, by that.
+                error = await _sync(replica)
+                if error is not None:
+                    raise error
+                await recorder.write_all_to(replica)
+                if target.lacking_chunks:
+                    raise OSError(errno.EIO, "a write to it or a flush failed meanwhile")
+                replica.role = State.CURRENT
+                ledger.arrange()
+                await recorder.commit_locked(clean=False)
+                if replica.role is not State.CURRENT:
+                    raise OSError(errno.EIO, "its sidecar could not be written")
+                ledger.joined()
+        finally:
+            target.joining = False
+            if ledger.target is target:
+                recorder.break_off("it failed before it was current")
+            ledger.arrange()
+            ledger.notify()
+
+    async def revive(self, replica: Replica, found: Found) -> None:
+        """Go on with a current replica whose file system went away and is back, as *found*.
+
+        Where nothing shows that it is the same image, and others hold all it held, it is given
+        everything anew before it is believed again (R15). Raises `OSError` if it is not as it was:
+        then it can only come back as one left behind.
+        """
+        ledger, recorder = self._ledger, self._recorder
+        own, known = found.sidecar, recorder.writer.in_use[replica]
+        if found.in_use is None or own is None or replica.slot is None:
+            raise OSError(errno.ENODEV, found.problem or "it is not there")
+        ours = ledger.records.keys
+        same = all(one.key in ours for one in (own.record, own.prepared) if one)
+        same = same and found.in_use.size == known.size
+        proven = bool(found.in_use.inode) and found.in_use.inode == known.inode
+        if not proven and found.instance is None:
+            same = False
+        if not same or own.record.slot_of(own.replica_id) != replica.slot:
+            raise OSError(errno.ESTALE, "it is not as it was")
+        recorder.know(replica, found)
+        ledger.recorded.found(own.map)
+        spared = len(ledger.members) > 1 and not ledger.chunks.sources.held_only_by([replica])
+        everything = [range(len(ledger.map))] if spared and not proven else []
+        await recorder.lose([replica], everything)
+
+
+async def _sync(replica: Replica) -> OSError | None:
+    """Sync the image of *replica*; returns why that failed."""
+    operation = Operation(Kind.SYNC)
+    gathering = Gathering(0)
+    gathering.submit(replica, operation)
+    await gathering.complete()
+    return operation.error

@@ -142,6 +142,15 @@ class DirtyMap:
         """Whether each of *chunks* has any of *bits*."""
         return self._next(bits, chunks.start, chunks.stop, having=False) == chunks.stop
 
+    def has(self, bits: int, chunks: range) -> bool:
+        """Whether each of *chunks* has all of *bits*."""
+        missing = _missing(bits)
+        for first in range(chunks.start, chunks.stop, _STEP):
+            part = self.states[first : min(first + _STEP, chunks.stop)]
+            if part.translate(missing).find(1) >= 0:
+                return False
+        return True
+
     def runs(self, bits: int, start: int = 0, longest: int = 1) -> Iterator[range]:
         """Adjacent chunks from *start* on that have any of *bits*, at most *longest* at a time.
 
@@ -185,3 +194,9 @@ def _removing(bits: int) -> bytes:
 def _having(bits: int) -> bytes:
     """1 for a byte with any of *bits*, else 0."""
     return bytes(bool(state & bits) for state in range(256))
+
+
+@cache
+def _missing(bits: int) -> bytes:
+    """1 for a byte without any one of *bits*, else 0."""
+    return bytes(state & bits != bits for state in range(256))

@@ -188,7 +188,9 @@ class Chunks:
             for run in chunks or list(self.losable(replica)):
                 lost.add(run.start, run.stop)
                 self.targets.lost_by(replica, run)
-                self.diverge(run)
+                self.agreement.tell(
+                    Event.FAILED, run
+                )  # and all is heard that this sync had to tell
                 if replica not in self.content.members:
                     self.targets.of(replica).lacks(run)
             everything = everything.union(lost)

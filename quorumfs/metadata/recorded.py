@@ -31,13 +31,13 @@ class Recorded:
 
     def add(self, bits: int, chunks: range) -> None:
         """Set *bits* for *chunks*, which may be none."""
-        if chunks:
+        if not self.map.has(bits, chunks):
             self._keep(chunks)
             self.map.add(bits, chunks)
 
     def remove(self, bits: int, chunks: range) -> None:
         """Clear *bits* for *chunks*, which may be none."""
-        if chunks:
+        if self.map.any(bits, chunks):
             self._keep(chunks)
             self.map.remove(bits, chunks)
 

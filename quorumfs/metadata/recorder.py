@@ -96,9 +96,12 @@ class Recorder:
         ledger.recorded.written(version)
 
     async def write_all_to(self, replica: Replica) -> None:
-        """Give *replica*, which is no member, the whole map and all that belongs to it."""
+        """Give *replica*, which is no member, the whole map and all that belongs to it.
+
+        From here on a fact is recorded only if this sidecar has it, too. Raises `OSError`.
+        """
         assert self.lock.locked()
-        ledger = self.ledger
+        ledger, given = self.ledger, self.ledger.map.copy()
         offset, listed = self._unreadable_piece()
         content = bytes(offset - UNREADABLE_OFFSET) + listed
         content = content.ljust(MAP_OFFSET - UNREADABLE_OFFSET, b"\0")
@@ -106,6 +109,7 @@ class Recorder:
         failed = await self.writer.put([replica], (UNREADABLE_OFFSET, content))
         if failed:
             raise failed[replica]
+        ledger.recorded.found(given)
 
     async def write_unreadable(self) -> None:
         """Make the list of what cannot be read durable. Raises `OSError` if that cannot be."""

@@ -49,7 +49,7 @@ class Recorded:
 
     def found(self, other: DirtyMap) -> None:
         """Note that a sidecar has *other*."""
-        if other.states == self.map.states:
+        if not self.behind and other.states == self.map.states:
             return
         for page in range(pages(self.map)):
             theirs = bytes(other.states[_chunks_of(page)])

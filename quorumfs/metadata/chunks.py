@@ -188,9 +188,8 @@ class Chunks:
             for run in chunks or list(self.losable(replica)):
                 lost.add(run.start, run.stop)
                 self.targets.lost_by(replica, run)
-                self.agreement.tell(
-                    Event.FAILED, run
-                )  # and all is heard that this sync had to tell
+                # Not `diverge`: what this sync had to tell is heard by now.
+                self.agreement.tell(Event.FAILED, run)
                 if replica not in self.content.members:
                     self.targets.of(replica).lacks(run)
             everything = everything.union(lost)

@@ -22,11 +22,8 @@ from support.simulation.guest import REQUEST_MAX_S, BrokenError
 from support.simulation.harness import run_seeded
 from support.simulation.media import SECTOR
 from support.simulation.mutations import MUTATIONS
-from support.simulation.runner import (
-    BAD_ENDS,
-    Origin,
-    Setup,
-)
+from support.simulation.runner import BAD_ENDS
+from support.simulation.setup import Origin, Setup
 from support.simulation.storage import Effect, Fault, Weather
 from support.simulation.story import (
     BLOCK,

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 from support.simulation.guest import BrokenError
-from support.simulation.runner import Origin, Setup
+from support.simulation.setup import Origin, Setup
 from support.simulation.storage import Fault, Weather
 from support.simulation.story import (
     BLOCK,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import trio
 from support.simulation.guest import BrokenError
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Fault, Weather
 from support.simulation.story import (
     BLOCK,

@@ -10,7 +10,7 @@ import pytest
 import trio
 from support.simulation.guest import BrokenError
 from support.simulation.media import SECTOR
-from support.simulation.runner import SCALES, Origin, Setup
+from support.simulation.setup import SCALES, Origin, Setup
 from support.simulation.storage import Effect, Fault, Weather
 from support.simulation.story import BLOCK, EXTENT, EXTENTS, RAW, TRIO, Guest, Script, Story, told
 

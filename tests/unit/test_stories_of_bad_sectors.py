@@ -9,7 +9,7 @@ import pytest
 import trio
 from support.simulation.guest import BrokenError
 from support.simulation.media import SECTOR
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,
@@ -83,7 +83,7 @@ async def bad_everywhere_after_a_crash(story: Story) -> None:
             await guest.write_surely(EXTENTS[1])
             await _flushed(guest)
             await guest.until(lambda: not guest.mounted.sidecars.ledger.doubts.unsettled)
-        if not story._closed_well:
+        if not story.state.closed_well:
             raise BrokenError("an unmount failed for what cannot be read")
     async with story.mounted() as guest:
         await guest.write_surely(BAD)

@@ -12,7 +12,7 @@ import pytest
 import trio
 from support.simulation.fate import TIMEOUT_S
 from support.simulation.guest import BrokenError
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Fault, Faults
 from support.simulation.story import BLOCK, EXTENT, PAIR, QUAD, Guest, Script, Story, told
 
@@ -53,7 +53,7 @@ def fails(file: str, error: int) -> Script:
             await guest.write(0)
             assert guest.mounted.members == [0]
             await _soon(guest, "a close that failed")
-        if story._last is None:
+        if story.state.last is None:
             raise BrokenError("an error of closing was taken for one of the flush before it")
         await story.ends_well()
 
@@ -105,7 +105,7 @@ async def hangs_at_unmount(story: Story) -> None:
             for faults in (one.image_faults, one.sidecar_faults):
                 faults.plan(Kind.CLOSE, Fault(hang=True))
         began = trio.current_time()
-        await story._unmount(guest.mounted, must_succeed=True)
+        await story.mounting.unmount(guest.mounted, must_succeed=True)
         if trio.current_time() - began > TIMEOUT_S + 2 * TICK_S:
             raise BrokenError(f"it took {trio.current_time() - began} s")
         guest.life.end("exited")

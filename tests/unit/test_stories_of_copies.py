@@ -11,7 +11,7 @@ from support.simulation.copies import (
     use_alone,
 )
 from support.simulation.guest import BrokenError
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.story import (
     DISK,
     EXTENTS,
@@ -92,7 +92,7 @@ async def copies_that_settled(story: Story) -> None:
         await guest.until(lambda: guest.mounted.even)
     mixed = story.turn_to(used)
     story.world.put(1, mixed.replicas[1])
-    plan = story._assemble([0, 1], degraded=True, threshold=None)
+    plan = story.operator.assemble([0, 1], degraded=True, threshold=None)
     states = sorted(member.state.value for member in plan.members)
     if states != ["current", "stale"] or not any(member.compare for member in plan.members):
         raise BrokenError(f"nobody compares what two copies made equal: {states}")

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 from support import simulated
 from support.simulation.guest import BrokenError
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,
@@ -206,7 +206,7 @@ async def lost_by_all_and_never_flushed(story: Story) -> None:
         await _all_lose_what_was_written(story, guest)
         with suppress(OSError):
             await guest.mounted.disk.sync()
-    if story._closed_well:
+    if story.state.closed_well:
         raise BrokenError("an unmount succeeded over a write that all had lost")
     await story.ends_well()
 

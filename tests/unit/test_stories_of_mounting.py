@@ -4,7 +4,7 @@ import errno
 from collections.abc import Awaitable, Callable
 
 import pytest
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import BLOCK, EQUALS, EXTENTS, PAIR, TRIO, Guest, Script, Story, told
 

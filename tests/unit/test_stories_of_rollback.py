@@ -8,7 +8,7 @@ import pytest
 import trio
 from support.simulation.guest import BrokenError
 from support.simulation.media import Backup
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Weather
 from support.simulation.story import (
     EQUALS,

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import trio
 from support.simulation.guest import BrokenError
-from support.simulation.runner import SCALES, Setup
+from support.simulation.setup import SCALES, Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,

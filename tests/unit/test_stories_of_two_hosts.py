@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import trio
 from support.claims import claim
-from support.simulation.runner import SCALES, Setup
+from support.simulation.setup import SCALES, Setup
 from support.simulation.storage import Fault, Weather
 from support.simulation.story import (
     EQUALS,

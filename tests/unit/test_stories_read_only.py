@@ -9,7 +9,7 @@ import pytest
 import trio
 from support.simulation.fate import TIMEOUT_S, Mounted
 from support.simulation.guest import BrokenError
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,
@@ -36,9 +36,9 @@ from quorumfs.storage import CHANGES, Kind
 async def mounted_read_only(story: Story, order: Sequence[int]) -> AsyncGenerator[Guest, None]:
     """As `ReplicaSet.make_disk` does it with ``-o ro``: nothing repairs, nothing is recorded."""
     paths = list(order)
-    plan = story._assemble(paths, degraded=False, threshold=None)
+    plan = story.operator.assemble(paths)
     found = story.world.found(paths)
-    story._last = None
+    story.state.last = None
     async with story.world.boot() as life:
         replicas = []
         for number, (index, member) in enumerate(zip(paths, plan.members, strict=True)):
@@ -59,7 +59,7 @@ async def mounted_read_only(story: Story, order: Sequence[int]) -> AsyncGenerato
             pattern=Fifo() if story.setup.fifo else Quorum(threshold),
             repair=None,
             search_s=TIMEOUT_S,
-            events=EventLog("disk", story._tell),
+            events=EventLog("disk", story.mounting.heard),
         )
         life.nursery.start_soon(disk.run)
         mounted = Mounted(paths, plan, disk, sidecars, None)  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ async def mounted_read_only(story: Story, order: Sequence[int]) -> AsyncGenerato
         ]
         if written:
             raise BrokenError(f"a read-only mount wrote {len(written)} times")
-    story._crashed(lost_cache=False)
+    story.state.life_ended()
 
 
 async def pinned_anew_read_only(story: Story) -> None:

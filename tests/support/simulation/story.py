@@ -13,11 +13,13 @@ from quorumfs.assembly import AssemblyRefusedError
 from quorumfs.claim import NOTICE_S
 from quorumfs.storage import CHANGES, Kind
 from support.simulation.fate import Mounted
+from support.simulation.final_checks import CONVERGE_MAX_S
 from support.simulation.guest import BrokenError
 from support.simulation.guest import Guest as AnyGuest
 from support.simulation.harness import run_seeded
 from support.simulation.oracle import Oracle
-from support.simulation.runner import CONVERGE_MAX_S, SCALES, History, Origin, Setup, _first
+from support.simulation.runner import History, in_one_line
+from support.simulation.setup import SCALES, Origin, Setup
 from support.simulation.storage import Fault, Weather
 from support.simulation.world import Life, ReplicaBackup
 
@@ -65,29 +67,26 @@ class Story(History):
         """
         paths = list(range(self.setup.replicas) if order is None else order)
         try:
-            plan = self._assemble(paths, degraded=False, threshold=threshold)
+            plan = self.operator.assemble(paths, threshold=threshold)
         except AssemblyRefusedError as error:
-            self._require_reason(error, paths, degraded=False, threshold=threshold)
+            self.opinion.require_reason(error, paths, degraded=False, threshold=threshold)
             raise
-        self._last = None
+        self.state.last = None
         async with self.world.boot() as life:
-            mounted = await self._mount(life, paths, plan)
+            mounted = await self.mounting.mount(life, paths, plan)
             guest = Guest(self, life, mounted)
             yield guest
             if guest.replaced:
                 await self.unmount_fenced(guest)
             elif not life.dead:
-                await self._unmount(mounted)
-        self._check_log()
-        self._note_thresholds(mounted)
-        if self._closed_well:
-            self._note_cuts()
-        else:
-            self._crashed(lost_cache=False)
+                await self.mounting.unmount(mounted)
+        self.errors.require_none()
+        self.state.note_thresholds(mounted)
+        self.state.life_ended()
 
     async def ends_well(self) -> None:
         """Faults stop, and everything becomes good."""
-        await self._end()
+        await self.final_checks.run()
 
     def copied(self) -> "CopiedSet":
         """A copy of the whole set as it is, and of what is known of it."""
@@ -96,10 +95,10 @@ class Story(History):
     def turn_to(self, copied: "CopiedSet") -> "CopiedSet":
         """Tell of this copy from here on; returns the set that was told of until now."""
         until_now = self.copied()
-        self.oracle = copied.oracle
+        self.state.oracle = copied.oracle
         for index, replica in enumerate(copied.replicas):
             self.world.put(index, replica)
-        self._last = None
+        self.state.last = None
         return until_now
 
     def require_split(self) -> None:
@@ -107,7 +106,7 @@ class Story(History):
         order = list(range(self.setup.replicas))
         for paths in (order, order[::-1]):
             try:
-                plan = self._assemble(paths, degraded=True, threshold=None)
+                plan = self.operator.assemble(paths, degraded=True)
             except AssemblyRefusedError as error:
                 if error.rule == "split brain":
                     continue
@@ -149,15 +148,15 @@ class Story(History):
         paths = list(range(self.setup.replicas))
         old.superseded = True
         async with self.world.boot(beside=True) as life:
-            plan = self._assemble(paths, degraded=False, threshold=None)
-            self._claim(life, paths, plan)
+            plan = self.operator.assemble(paths)
+            self.mounting.claim(life, paths, plan)
             await trio.sleep(NOTICE_S)
             old.replaced = True
-            plan = self._assemble(paths, degraded=False, threshold=None)
-            mounted = await self._mount(life, paths, plan)
+            plan = self.operator.assemble(paths)
+            mounted = await self.mounting.mount(life, paths, plan)
             yield Guest(self, life, mounted)
-            await self._unmount(mounted, must_succeed=True)
-        self._check_log()
+            await self.mounting.unmount(mounted, must_succeed=True)
+        self.errors.require_none()
 
     async def unmount_fenced(self, guest: "Guest") -> None:
         """It ends, and writes nothing."""
@@ -183,8 +182,8 @@ class Guest(AnyGuest):
     """Whoever uses a mount of a story."""
 
     def __init__(self, story: Story, life: Life, mounted: Mounted) -> None:
-        story._guests += 1
-        super().__init__(story.oracle, life, mounted.disk, story._guests)
+        number = story.workload.next_number()
+        super().__init__(story.oracle, life, mounted.disk, number)
         self.mounted = mounted
         self.superseded = False
         """Another mount has the set, and this one may not know yet: what it hears may be lost."""
@@ -297,7 +296,7 @@ def told(script: Script, setup: Setup, seed: int) -> str | None:
     try:
         run_seeded(seed, story.run)
     except* Exception as group:
-        end = _first(group)
+        end = in_one_line(group)
     return end
 
 

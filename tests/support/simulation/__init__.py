@@ -30,6 +30,7 @@ Stories, which a test tells:
 
 `story`           what a test lets happen on the simulated world
 `copies`          stories of copied sets, and of replicas mounted alone, for several tests
+`rule_stories`    one story for each way to break a rule
 `mutations`       what switches off one rule of order each
 
 `__main__`        many histories on all cores, one with its trace, or all mutations

@@ -54,7 +54,7 @@ PROMISES = (
             "test_differences.py::test_random_faults_never_show_old_data",
         ),
         (
-            "test_stories_of_absence.py::test_it_ends_well",
+            "test_stories_of_missing_replicas.py::test_it_ends_well",
             "test_simulation.py::test_no_promise_is_broken",
         ),
     ),
@@ -163,7 +163,7 @@ PROMISES = (
         "One disk rots, the host crashes, and the rot of the first replica is on all of them.",
         ("quorumfs.voting.reconcile",),
         ("test_crash.py::test_what_was_read_after_a_crash_stays_whatever_the_order",),
-        ("test_stories_of_majorities.py::test_it_ends_well",),
+        ("test_stories_of_rot.py::test_it_ends_well",),
     ),
 )
 

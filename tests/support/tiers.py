@@ -10,22 +10,23 @@ from pathlib import PurePath
 import pytest
 
 FIRST = (
+    "test_rules_kept.py",
     "test_rules.py",
     "test_simulation_package.py",
+    "test_tiers.py",
     "test_ranges.py",
     "test_voting.py",
     "test_lineage.py",
     "test_volatile.py",
     "test_assembly.py",
     "test_replicaset.py",
-    "test_rules_kept.py",
     "test_recorded.py",
     "test_intents.py",
     "test_epochs.py",
     "test_dirtymap.py",
     "test_sidecar.py",
 )
-"""The files of the first tier, in their order: plain decisions, the rules in simulated storage, and
+"""The files of the first tier, in their order: the rules in simulated storage, plain decisions, and
 then the exhaustive tests of what is kept in memory and on record."""
 
 

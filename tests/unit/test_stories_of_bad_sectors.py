@@ -293,6 +293,51 @@ async def asked_of_nobody(story: Story) -> None:
     await story.ends_well()
 
 
+def _bad_block(story: Story, index: int, block: int) -> None:
+    """One block cannot be read until it is written to."""
+    faults = story.world.replicas[index].image_faults
+
+    def bad_sector(operation: Operation) -> Fault | None:
+        start, end = operation.offset, operation.offset + operation.length
+        if start < (block + 1) * BLOCK and end > block * BLOCK:
+            if operation.kind is Kind.READ:
+                return Fault(error=errno.EIO)
+            if operation.kind in CHANGES:
+                faults.script = None
+        return None
+
+    faults.script = bad_sector
+
+
+async def _killed_and_a_bad_sector_on_each(story: Story) -> None:
+    async with story.mounted() as guest:
+        await guest.write(0, EXTENT)
+        await guest.flush()
+        story.world.kill()
+    _bad_block(story, 0, 1)
+    _bad_block(story, 1, 3)
+
+
+async def bad_sectors_after_a_crash(story: Story) -> None:
+    """Each block can be read on one of two, but no piece as a whole (R11)."""
+    await _killed_and_a_bad_sector_on_each(story)
+    async with story.mounted() as guest:
+        for at in range(0, EXTENT, BLOCK):
+            await guest.read_surely(at)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def a_flush_beside_bad_sectors_after_a_crash(story: Story) -> None:
+    """The same where nobody reads: a flush succeeds, and the replicas become equal (P3)."""
+    await _killed_and_a_bad_sector_on_each(story)
+    async with story.mounted() as guest:
+        await guest.write_surely(4 * EXTENT)
+        await guest.flush()
+        await guest.converged()
+    await story.ends_well()
+
+
 STORIES = [
     (written_when_no_sidecar_can_be, PAIR),
     (asked_of_nobody, PAIR),
@@ -319,3 +364,15 @@ STORIES = [
 @pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
 def test_it_ends_well(script: Script, setup: Setup) -> None:
     assert [told(script, setup, seed) for seed in range(2)] == [None] * 2
+
+
+@pytest.mark.parametrize(
+    ("script", "setup"),
+    [
+        (bad_sectors_after_a_crash, PAIR),
+        (bad_sectors_after_a_crash, replace(PAIR, fifo=False)),
+        (a_flush_beside_bad_sectors_after_a_crash, PAIR),
+    ],
+)
+def test_a_crash_and_bad_sectors_on_each(script: Script, setup: Setup) -> None:
+    assert [told(script, setup, seed) for seed in range(4)] == [None] * 4

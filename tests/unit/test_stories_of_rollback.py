@@ -23,6 +23,8 @@ from support.simulation.story import (
 )
 from support.simulation.world import ReplicaBackup
 
+from quorumfs.resolution import resolve
+
 MINUTE = 60.0
 
 
@@ -229,6 +231,24 @@ async def an_empty_image_where_none_can_be_spared(story: Story) -> None:
     story.oracle.check_images(story.world.contents())
 
 
+async def rolled_back_and_resolved(story: Story) -> None:
+    """Its sidecar is as old as its image, and no mark is left of what was written since."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+    snapshot_before = story.world.backup(1)
+    async with story.mounted() as guest:
+        await guest.write(0)
+    story.world.roll_back(1, snapshot_before)
+    resolution = resolve(story.world.found(), story.world.replicas[0].path)
+    for index, one in enumerate(story.world.replicas):
+        if one.path in resolution.sidecars:
+            story.world.create_sidecar(index, resolution.sidecars[one.path])
+    async with story.mounted() as guest:
+        await guest.converged()
+    story.oracle.check_images(story.world.contents())
+    await story.ends_well()
+
+
 STORIES = [
     (rolled_back_by_seconds, PAIR),
     (rolled_back_by_seconds, TRIO),
@@ -249,3 +269,7 @@ STORIES = [
 @pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
 def test_it_ends_well(script: Script, setup: Setup) -> None:
     assert [told(script, setup, seed) for seed in range(2)] == [None] * 2
+
+
+def test_a_replica_rolled_back_is_resolved() -> None:
+    assert [told(rolled_back_and_resolved, PAIR, seed) for seed in range(4)] == [None] * 4

@@ -24,6 +24,7 @@ from support.simulation.storage import Fault, Weather
 from support.simulation.world import Life, ReplicaBackup
 
 BLOCK = 4096
+CHUNK = SCALES[0].chunk_size
 EXTENT = SCALES[0].extent
 DISK = SCALES[0].size
 EXTENTS = range(0, DISK, EXTENT)

@@ -1,5 +1,5 @@
-"""Stories of comparisons of adopted images that not all could take part in: who cannot be read may
-hold anything, and is neither outvoted nor left out for good."""
+"""Stories of comparisons of adopted images in which not all could take part: an image that cannot be
+read may hold anything, and is neither outvoted nor left out for good."""
 
 import errno
 from contextlib import suppress
@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 import trio
+import trio.testing
 from support.simulation.guest import BrokenError
 from support.simulation.setup import Origin, Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,
+    CHUNK,
     EXTENT,
     EXTENTS,
     RAW,
@@ -25,7 +27,6 @@ from support.simulation.story import (
 from quorumfs.dirtymap import UNVERIFIED
 from quorumfs.storage import CHANGES, Kind, Operation
 
-CHUNK = 16 << 10
 WRONG = b"rot!" * (BLOCK // 4)
 
 
@@ -216,6 +217,40 @@ async def written_beside_what_differs(story: Story) -> None:
         await guest.converged()
 
 
+async def settled_beside_what_only_an_operator_may_decide(story: Story) -> None:
+    """A read that covers both settles both."""
+    image = story.world.replicas[1].image
+    image.rot(CHUNK, b"rot!" * (BLOCK // 4))
+    async with story.mounted() as guest:
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 2)
+        await guest.write(0)
+        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(0)
+        with suppress(OSError):
+            await guest.mounted.disk.read(0, 2 * CHUNK)
+        if image.cache.read(CHUNK, CHUNK + BLOCK) != b"rot!" * (BLOCK // 4):
+            raise BrokenError("a tie was decided")
+
+
+async def a_write_fails_ahead_of_a_verification(story: Story) -> None:
+    """What it left different was compared before it; that is nothing to ask an operator about."""
+    for index in range(2):
+        story.slow_down(index, 0.5)
+    async with story.mounted() as guest:
+        await guest.write_surely(EXTENTS[-1])
+        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(EXTENTS[-1])
+        assert guest.mounted.sidecars.ledger.doubts.unsettled
+        assert guest.mounted.sidecars.ledger.map.count(UNVERIFIED)
+        await guest.converged()
+        if guest.mounted.repairs.differing:
+            raise BrokenError(f"they are said to differ: {guest.mounted.repairs.differing}")
+    await story.ends_well()
+
+
 ADOPTED_TRIO = replace(TRIO, origin=Origin.ADOPTED, filled=True)
 
 
@@ -235,6 +270,8 @@ async def compared_for_ever_with_one_that_is_slow(story: Story) -> None:
 
 
 STORIES = [
+    (settled_beside_what_only_an_operator_may_decide, replace(RAW, threshold=2)),
+    (a_write_fails_ahead_of_a_verification, replace(RAW, threshold=2)),
     (compared_for_ever_with_one_that_is_slow, RAW),
     (a_tie_decided_by_a_bad_sector, RAW),
     (a_tie_decided_by_a_read_of_a_bad_sector, RAW),

@@ -1,4 +1,4 @@
-"""Stories of what a mount is asked for, and of what the next one makes of it."""
+"""Stories of mounts that change the vote threshold, and of the mounts that find it on record."""
 
 import errno
 from collections.abc import Awaitable, Callable

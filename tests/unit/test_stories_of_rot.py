@@ -1,13 +1,25 @@
-"""Stories of recoveries in which the first replica is the wrong one (P9)."""
+"""Stories of blocks that rot, or were never written, on the first replica: a majority is believed
+(P9)."""
 
 import errno
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 from support.simulation.guest import BrokenError
 from support.simulation.setup import Setup
 from support.simulation.storage import Effect, Fault
-from support.simulation.story import BLOCK, EXTENT, QUAD, TRIO, Guest, Script, Story, told
+from support.simulation.story import (
+    BLOCK,
+    CHUNK,
+    EXTENT,
+    QUAD,
+    TRIO,
+    Guest,
+    Script,
+    Story,
+    told,
+)
 
 from quorumfs.storage import Kind, Operation
 
@@ -94,6 +106,19 @@ async def nothing_was_wrong(story: Story) -> None:
     await _settled_by_majority(story, lost=False)
 
 
+async def settled_beside_what_one_holds_wrongly(story: Story) -> None:
+    """What a majority holds is replaced by what nobody but the first replica does."""
+    async with story.mounted() as guest:
+        await guest.write(0, 2 * CHUNK)
+        await guest.flush()
+        story.world.replicas[0].image.rot(CHUNK, b"rot!" * (BLOCK // 4))
+        for index in (1, 2):
+            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.write(0)
+        await guest.read_surely(0, 2 * CHUNK)
+
+
 SETUPS = [
     TRIO,
     replace(TRIO, fifo=True),
@@ -114,3 +139,9 @@ STORIES = [
 @pytest.mark.parametrize("script", STORIES, ids=lambda script: script.__name__)
 def test_it_ends_well(script: Script, setup: Setup) -> None:
     assert told(script, setup, 0) is None
+
+
+def test_what_one_holds_wrongly_is_not_settled_to() -> None:
+    assert [told(settled_beside_what_one_holds_wrongly, TRIO, seed) for seed in range(4)] == [
+        None
+    ] * 4

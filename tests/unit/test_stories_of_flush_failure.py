@@ -1,4 +1,5 @@
-"""Stories of what a replica loses while it is asked for it, or compared by it, or given it."""
+"""Stories of flushes that fail: what a replica lost with one is shown by no read, copied by no
+resync or repair, and promised by no later flush."""
 
 import errno
 from contextlib import suppress
@@ -9,7 +10,7 @@ import trio
 import trio.testing
 from support import simulated
 from support.simulation.guest import BrokenError
-from support.simulation.setup import Setup
+from support.simulation.setup import Origin, Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,
@@ -18,6 +19,7 @@ from support.simulation.story import (
     EXTENT,
     EXTENTS,
     PAIR,
+    RAW,
     TRIO,
     Guest,
     Script,
@@ -26,12 +28,15 @@ from support.simulation.story import (
     told,
 )
 
+from quorumfs.assembly import AssemblyRefusedError
 from quorumfs.control import snapshot
 from quorumfs.control.status import DiskState
+from quorumfs.dirtymap import UNVERIFIED
 from quorumfs.options import MountOptions
 from quorumfs.patterns import Fifo
 from quorumfs.repair.repairs import CLEAR_S
-from quorumfs.storage import Kind
+from quorumfs.sidecar import MAP_OFFSET
+from quorumfs.storage import CHANGES, Kind
 
 
 async def read_while_it_is_lost(story: Story) -> None:
@@ -239,7 +244,233 @@ async def lost_by_one_and_held_by_another(story: Story) -> None:
     await story.ends_well()
 
 
+async def a_flush_behind_one_that_failed(story: Story) -> None:
+    """Its sync began before what the first one lost was written again, and counts for it."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(1.0, errno.EIO))
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(1.0), Fault(10.0))
+        guest.begin(guest.flush)
+        await trio.sleep(0.5)
+        with suppress(OSError):  # it may well fail; yet it succeeds
+            await guest.flush()
+        story.world.power_cut()
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def _lose_amid_settling(story: Story, guest: Guest) -> None:
+    """Who is being given what it could not take loses it before it has told that it has it."""
+    await guest.write(0)
+    story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+    story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(6.0))  # settling
+    with suppress(OSError):
+        await guest.write(BLOCK)
+    await trio.sleep(2.0)
+    story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+    with suppress(OSError):
+        await guest.flush()
+    assert guest.mounted.sidecars.ledger.doubts.lost
+    await guest.until(lambda: not guest.mounted.sidecars.ledger.doubts.lost)
+
+
+async def a_flush_fails_amid_settling(story: Story) -> None:
+    """What settling wrote is lost with it, and the loss is forgotten when settling ends."""
+    async with story.mounted() as guest:
+        await _lose_amid_settling(story, guest)
+        await trio.sleep(20.0)  # and that is on record
+        await guest.flush()
+        story.world.power_cut()
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def a_flush_fails_amid_settling_and_memory_is_short(story: Story) -> None:
+    """The same without a crash."""
+    async with story.mounted() as guest:
+        await _lose_amid_settling(story, guest)
+        await guest.flush()
+        story.world.replicas[1].image.evict()
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def lost_where_adopted_images_differ(story: Story) -> None:
+    """One failed flush, and no flush succeeds any more."""
+    story.world.replicas[1].image.rot(EXTENTS[5], b"rot!" * (BLOCK // 4))
+    async with story.mounted() as guest:
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
+        await guest.write(EXTENTS[5])
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(60.0)
+        try:
+            await guest.flush()
+        except OSError as error:
+            raise BrokenError(f"it fails for ever: {error}") from error
+
+
+async def lost_amid_a_verification(story: Story) -> None:
+    """What a majority repaired is lost before it counts as compared: nobody settles it."""
+    story.world.replicas[0].image.rot(EXTENTS[5], b"rot!" * (BLOCK // 4))
+    story.world.replicas[0].image_faults.plan(Kind.WRITE, Fault(5.0))
+    async with story.mounted() as guest:
+        await guest.until(
+            lambda: (
+                story.world.replicas[0].image_faults._planned.get(Kind.WRITE) is None
+                or not story.world.replicas[0].image_faults._planned[Kind.WRITE]
+            ),
+            every_s=0.01,
+        )
+        for index in (0, 1):
+            story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(60.0)
+        assert not guest.mounted.sidecars.ledger.map.count(UNVERIFIED)
+        try:
+            await guest.flush()
+        except OSError as error:
+            raise BrokenError(f"it fails for ever: {error}") from error
+
+
+async def lost_and_a_map_torn(story: Story) -> None:
+    """An unreadable page says that all have lost everything; so nobody did."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(5.0)
+        assert guest.mounted.sidecars.ledger.doubts.lost
+        story.world.kill()
+    story.mend(0)
+    story.world.replicas[0].image.evict()
+    sidecar = story.world.replicas[1].sidecar
+    assert sidecar is not None
+    sidecar.rot(MAP_OFFSET + 512, b"torn" * 128)
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def mounted_without_the_only_one_that_lost_nothing(story: Story) -> None:
+    """Those who are here know that they lost it, and nobody who is here has it."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for index in (0, 1):
+            story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+            story.fail(index, CHANGES, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(1.0)
+        story.world.kill()
+    for index in (0, 1):
+        story.mend(index)
+        story.world.replicas[index].image.evict()
+    with suppress(AssemblyRefusedError):
+        async with story.mounted([0, 1]) as guest:
+            with suppress(OSError):
+                await guest.read(0)
+
+
+async def lost_where_adopted_images_differ_and_killed(story: Story) -> None:
+    """Another block of that chunk differs; the loss of an acknowledged write is forgotten."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, b"rot!" * (BLOCK // 4))
+    async with story.mounted() as guest:
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
+        await guest.write(EXTENTS[5])
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(10.0)
+        story.world.replicas[0].image.evict()
+        await guest.read(EXTENTS[5])
+        story.world.kill()
+    async with story.mounted() as guest:
+        await guest.read(EXTENTS[5])
+
+
+async def settled_from_one_whose_loss_waits(story: Story) -> None:
+    """Its flush has failed already, but the other one's is slow; meanwhile it is the source."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        for index in range(1, story.setup.replicas):
+            story.world.replicas[index].image_faults.plan(Kind.SYNC, Fault(14.0))
+        guest.begin(guest.flush)
+        await trio.sleep(0.5)
+        story.world.replicas[0].image.evict()
+        for index in range(story.setup.replicas):
+            story.fail_once(index, Kind.WRITE, Fault(error=errno.ENOSPC))
+        with suppress(OSError):
+            await guest.write(BLOCK)
+        with suppress(OSError):
+            await guest.read(0)
+        await trio.sleep(30.0)
+        with suppress(OSError):
+            await guest.read(0)
+
+
+async def gone_and_back_after_it_alone_had_synced(story: Story) -> None:
+    """What it made durable in a flush that failed on the other is not lost with its cache."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.flush()
+        story.world.replicas[0].image.evict()
+        story.world.detach(1)
+        with suppress(OSError):
+            await guest.write(EXTENTS[2])
+        story.world.attach(1)
+        await trio.sleep(10.0)
+        story.mend(0)
+        await guest.converged()
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def compared_with_what_only_memory_shows(story: Story) -> None:
+    """A resync in full skips what a cached read shows as equal, and no medium holds (R4)."""
+    old = story.world.backup(0)
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        await guest.flush()
+        assert 0 not in guest.mounted.members
+        story.world.kill()
+    story.world.restore(0, old, image=False)
+    async with story.mounted() as guest:
+        await guest.converged()
+        await guest.flush()
+        story.world.replicas[0].image.evict()
+        await guest.read_surely(0)
+
+
 STORIES = [
+    (compared_with_what_only_memory_shows, PAIR),
+    (gone_and_back_after_it_alone_had_synced, EQUALS),
+    (gone_and_back_after_it_alone_had_synced, replace(EQUALS, fifo=True)),
+    (a_flush_behind_one_that_failed, EQUALS),
+    (a_flush_fails_amid_settling, EQUALS),
+    (a_flush_fails_amid_settling, replace(EQUALS, fifo=True)),
+    (a_flush_fails_amid_settling_and_memory_is_short, EQUALS),
+    (a_flush_fails_amid_settling_and_memory_is_short, replace(EQUALS, fifo=True)),
+    (lost_where_adopted_images_differ, replace(RAW, threshold=2)),
+    (lost_amid_a_verification, replace(TRIO, origin=Origin.ADOPTED, filled=True)),
+    (lost_and_a_map_torn, replace(EQUALS, fifo=True)),
+    (mounted_without_the_only_one_that_lost_nothing, TRIO),
+    (lost_where_adopted_images_differ_and_killed, replace(RAW, threshold=2)),
+    (settled_from_one_whose_loss_waits, EQUALS),
+    (settled_from_one_whose_loss_waits, TRIO),
     (lost_by_all_and_heard_by_a_repair, PAIR),
     (lost_by_all_and_heard_by_a_repair, EQUALS),
     (lost_by_all_and_heard_by_a_repair, TRIO),

@@ -1,4 +1,5 @@
-"""Stories of what is lost while nobody says so yet: until it is heard of nobody may build on it."""
+"""Stories of pages that the kernel could not write back: they are lost before any sync says so, and
+until one does nobody may build on them."""
 
 import errno
 from contextlib import suppress
@@ -6,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 import trio
+import trio.testing
 from support.simulation.guest import BrokenError
 from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,
+    CHUNK,
     EQUALS,
     EXTENT,
     EXTENTS,
@@ -26,8 +29,6 @@ from support.simulation.story import (
 from quorumfs.assembly import State
 from quorumfs.dirtymap import lacks
 from quorumfs.storage import CHANGES, Kind, Operation
-
-CHUNK = 16 << 10
 
 
 def _lose_a_page(story: Story, index: int) -> None:
@@ -502,8 +503,31 @@ async def lost_amid_a_sync_beside_one_that_fails_a_write(story: Story) -> None:
     await story.ends_well()
 
 
+async def joins_before_anybody_synced(story: Story) -> None:
+    """The kernel could not write a page back and dropped it; the next sync will tell."""
+    await left_behind(story, 0)
+    async with story.mounted() as guest:
+        replica = guest.mounted.replica(0)
+        assert replica is not None
+        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        await guest.write(5 * CHUNK)
+        image = story.world.replicas[1].image
+        for change in image.unsynced:
+            image._land(change, [])
+        image.unsynced.clear()
+        image.evict()
+        story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+        await guest.until(lambda: replica.role is State.CURRENT, every_s=0.1)
+        await guest.flush()
+        await guest.read_surely(5 * CHUNK)
+        await guest.converged()
+        await guest.read_surely(5 * CHUNK)
+    story.oracle.check_images(story.world.contents())
+
+
 ONE_OF_THREE = replace(TRIO, threshold=1, fifo=True)
 STORIES = [
+    (joins_before_anybody_synced, replace(TRIO, threshold=1, fifo=True)),
     (each_lost_something_else, TRIO),
     (lost_amid_a_sync_beside_one_that_fails_a_write, PAIR),
     (joins_while_its_failed_sync_waits, PAIR),

@@ -1,5 +1,5 @@
-"""Stories of a replica that is left behind once more while it is resynced: it lacks also what was
-being written at that moment."""
+"""Stories of a replica that is ejected once more while it is resynced: it also lacks what was being
+written at that moment."""
 
 import errno
 from dataclasses import replace

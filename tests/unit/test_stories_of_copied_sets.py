@@ -11,7 +11,8 @@ from support.simulation.copies import (
     use_alone,
 )
 from support.simulation.guest import BrokenError
-from support.simulation.setup import Setup
+from support.simulation.harness import run_seeded
+from support.simulation.setup import Origin, Setup
 from support.simulation.story import (
     DISK,
     EXTENTS,
@@ -22,7 +23,11 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.assembly import State
+from quorumfs.assembly import (
+    State,
+    assemble,
+)
+from quorumfs.resolution import resolve
 
 
 async def a_copy_that_crashed(story: Story) -> None:
@@ -133,6 +138,14 @@ async def a_copy_comes_back(story: Story) -> None:
         raise BrokenError("one of another history was overwritten")
 
 
+async def only_the_copy_is_kept(story: Story) -> None:
+    (found,) = story.world.found([1])
+    resolution = resolve([found], found.path)
+    assert resolution.kept == (found.path,)
+    plan = assemble([replace(found, sidecar=resolution.sidecars[found.path])])
+    assert [member.state for member in plan.members] == [State.CURRENT]
+
+
 STORIES = [
     (copies_used_alike, PAIR),
     (copies_used_alike, TRIO),
@@ -151,3 +164,9 @@ STORIES = [
 @pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
 def test_it_ends_well(script: Script, setup: Setup) -> None:
     assert [told(script, setup, seed) for seed in range(2)] == [None] * 2
+
+
+def test_who_is_kept_is_current_even_if_it_was_being_caught_up() -> None:
+    """The source of a resync is lost for ever: a mixture is better than nothing, if so wanted."""
+    story = Story(0, replace(PAIR, origin=Origin.COPIED), only_the_copy_is_kept)
+    run_seeded(0, story.run)

@@ -1,4 +1,4 @@
-"""Stories of files that cannot be closed as one would like.
+"""Stories of files that fail to close, or take long.
 
 The kernel closes a file whatever error it gives (of what it still had to write, say), and may take
 as long as the file system does. Until then the file has its locks, and its store cannot be

@@ -1,4 +1,4 @@
-"""Stories of faults that last while too few are left to go on without who has them."""
+"""Stories of writes that go on failing while too few replicas are left to eject those that fail."""
 
 import errno
 import logging
@@ -14,9 +14,8 @@ from support.simulation.setup import Setup
 from support.simulation.storage import Effect, Fault
 from support.simulation.story import (
     BLOCK,
+    CHUNK,
     EQUALS,
-    EXTENT,
-    PAIR,
     TRIO,
     Guest,
     Script,
@@ -25,10 +24,12 @@ from support.simulation.story import (
 )
 from support.simulation.world import SimulatedReplica
 
+from quorumfs.assembly import (
+    State,
+)
 from quorumfs.repair.repairs import Repairs
 from quorumfs.storage import CHANGES, Kind, Operation
 
-CHUNK = 16 << 10
 LASTS_S = 60.0
 MENDED_S = 60.0
 """How soon after the end of a fault all is well again."""
@@ -266,58 +267,25 @@ async def no_space_on_one_and_mounted_again(story: Story) -> None:
     await story.ends_well()
 
 
+async def all_are_full_for_long(story: Story) -> None:
+    """The repair of what failed fails alike: that is nobody's fault either."""
+    async with story.mounted() as guest:
+        await guest.write_surely(0)
+        for index in range(story.setup.replicas):
+            story.fail(index, CHANGES, Fault(error=errno.ENOSPC))
+        with suppress(OSError):
+            await guest.write(0)
+        await trio.sleep(30.0)
+        for replica in guest.mounted.disk.replicas:
+            assert replica.role is State.CURRENT, f"{replica.path} is blamed: {replica.reason}"
+    await story.ends_well()
+
+
 THREE_ALIKE = replace(TRIO, threshold=3)
 
 
-def _unreadable(story: Story, index: int, block: int) -> None:
-    """One block cannot be read until it is written to."""
-    faults = story.world.replicas[index].image_faults
-
-    def bad_sector(operation: Operation) -> Fault | None:
-        start, end = operation.offset, operation.offset + operation.length
-        if start < (block + 1) * BLOCK and end > block * BLOCK:
-            if operation.kind is Kind.READ:
-                return Fault(error=errno.EIO)
-            if operation.kind in CHANGES:
-                faults.script = None
-        return None
-
-    faults.script = bad_sector
-
-
-async def _killed_and_a_bad_sector_on_each(story: Story) -> None:
-    async with story.mounted() as guest:
-        await guest.write(0, EXTENT)
-        await guest.flush()
-        story.world.kill()
-    _unreadable(story, 0, 1)
-    _unreadable(story, 1, 3)
-
-
-async def bad_sectors_after_a_crash(story: Story) -> None:
-    """Each block can be read on one of two, but no piece as a whole (R11)."""
-    await _killed_and_a_bad_sector_on_each(story)
-    async with story.mounted() as guest:
-        for at in range(0, EXTENT, BLOCK):
-            await guest.read_surely(at)
-        await guest.converged()
-    await story.ends_well()
-
-
-async def a_flush_beside_bad_sectors_after_a_crash(story: Story) -> None:
-    """The same where nobody reads: a flush succeeds, and the replicas become equal (P3)."""
-    await _killed_and_a_bad_sector_on_each(story)
-    async with story.mounted() as guest:
-        await guest.write_surely(4 * EXTENT)
-        await guest.flush()
-        await guest.converged()
-    await story.ends_well()
-
-
 STORIES = [
-    (bad_sectors_after_a_crash, PAIR),
-    (bad_sectors_after_a_crash, replace(PAIR, fifo=False)),
-    (a_flush_beside_bad_sectors_after_a_crash, PAIR),
+    (all_are_full_for_long, TRIO),
     (truncated, EQUALS),
     (no_write_succeeds, EQUALS),
     (no_write_succeeds, THREE_ALIKE),

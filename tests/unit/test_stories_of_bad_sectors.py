@@ -94,7 +94,7 @@ async def bad_everywhere_after_a_crash(story: Story) -> None:
     await story.ends_well()
 
 
-async def written_in_part(story: Story) -> None:
+async def a_bad_block_is_written_in_part(story: Story) -> None:
     """A medium with sectors of 512 bytes: what was written is there; the rest of the block is an
     error until it is written, too: who holds what of it is not known any more."""
     await _crashed_after_writes(story)
@@ -202,7 +202,7 @@ async def all_fail_for_a_while(story: Story) -> None:
     await story.ends_well()
 
 
-async def power_is_cut_after_it_was_written(story: Story) -> None:
+async def power_cut_after_a_bad_block_was_written(story: Story) -> None:
     """The first one holds an older version of the place, and can be read: it is never shown."""
     async with story.mounted() as guest:
         await guest.write(0, EXTENT)
@@ -225,7 +225,7 @@ async def power_is_cut_after_it_was_written(story: Story) -> None:
     await story.ends_well()
 
 
-async def it_passes_while_others_are_asked(story: Story) -> None:
+async def a_read_error_that_passes(story: Story) -> None:
     """A store was away for a moment: what it can be read at again is not given up."""
     async with story.mounted() as guest:
         await guest.write(0, EXTENT)
@@ -239,7 +239,7 @@ async def it_passes_while_others_are_asked(story: Story) -> None:
     await story.ends_well()
 
 
-async def found_by_one_that_died(story: Story) -> None:
+async def found_bad_before_a_kill(story: Story) -> None:
     """It is on record, and was told to nobody: the next mount tells."""
     async with story.mounted() as guest:
         await guest.write(0, EXTENT)
@@ -254,7 +254,7 @@ async def found_by_one_that_died(story: Story) -> None:
     await story.ends_well()
 
 
-async def written_when_no_sidecar_can_be(story: Story) -> None:
+async def a_bad_block_is_written_when_no_sidecar_can_be(story: Story) -> None:
     """That the place was written cannot be remembered: the rest of the write is no bad place."""
     await _crashed_after_writes(story)
     spoil(story, range(story.setup.replicas))
@@ -278,7 +278,7 @@ async def written_when_no_sidecar_can_be(story: Story) -> None:
     await story.ends_well()
 
 
-async def asked_of_nobody(story: Story) -> None:
+async def bad_on_one_that_is_ejected_meanwhile(story: Story) -> None:
     """Whoever held a place was ejected meanwhile: that is no reason to give the place up."""
     async with story.mounted() as guest:
         await guest.write(0, EXTENT)
@@ -339,22 +339,22 @@ async def a_flush_beside_bad_sectors_after_a_crash(story: Story) -> None:
 
 
 STORIES = [
-    (written_when_no_sidecar_can_be, PAIR),
-    (asked_of_nobody, PAIR),
+    (a_bad_block_is_written_when_no_sidecar_can_be, PAIR),
+    (bad_on_one_that_is_ejected_meanwhile, PAIR),
     *[
         (bad_on_one_that_a_rebuild_reads, setup)
         for setup in (TRIO, replace(TRIO, fifo=True, threshold=1))
     ],
     (rebuilt_beside_half_a_bad_block, PAIR),
-    (power_is_cut_after_it_was_written, PAIR),
-    (it_passes_while_others_are_asked, PAIR),
-    (found_by_one_that_died, PAIR),
+    (power_cut_after_a_bad_block_was_written, PAIR),
+    (a_read_error_that_passes, PAIR),
+    (found_bad_before_a_kill, PAIR),
     (bad_everywhere_after_a_crash, PAIR),
     (bad_everywhere_after_a_crash, EQUALS),
     (bad_everywhere_after_a_crash, TRIO),
     (bad_everywhere_after_a_crash, replace(TRIO, fifo=True, threshold=1)),
-    (written_in_part, PAIR),
-    (written_in_part, EQUALS),
+    (a_bad_block_is_written_in_part, PAIR),
+    (a_bad_block_is_written_in_part, EQUALS),
     (bad_while_another_was_away, PAIR),
     (all_fail_for_a_while, PAIR),
     (all_fail_for_a_while, TRIO),

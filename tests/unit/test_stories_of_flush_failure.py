@@ -112,7 +112,7 @@ async def compared_by_its_page_cache(story: Story) -> None:
         await guest.read_surely(0)
 
 
-async def never_caught_up_beside_one_that_never_syncs(story: Story) -> None:
+async def a_resync_beside_one_that_never_syncs(story: Story) -> None:
     """With the one that is being resynced the others would be enough, and the sick one could go."""
     await left_behind(story, 2)
     async with story.mounted() as guest:
@@ -132,7 +132,7 @@ async def never_caught_up_beside_one_that_never_syncs(story: Story) -> None:
     await story.ends_well()
 
 
-async def one_failed_flush_is_no_matter_for_ever(story: Story) -> None:
+async def healthy_after_one_failed_flush(story: Story) -> None:
     """P8: what it lost was given it again, and it syncs: all is well, though the guest is idle."""
     options = MountOptions("quorum", story.setup.threshold)
     async with story.mounted() as guest:
@@ -479,14 +479,14 @@ STORIES = [
     (lost_by_all_and_never_flushed, PAIR),
     (lost_by_the_only_one_amid_a_resync, PAIR),
     (lost_by_one_and_held_by_another, PAIR),
-    (one_failed_flush_is_no_matter_for_ever, EQUALS),
+    (healthy_after_one_failed_flush, EQUALS),
     (read_while_it_is_lost, replace(PAIR, fifo=True)),
     (read_while_it_is_lost, replace(TRIO, threshold=1, fifo=True)),
     (repaired_with_what_is_lost, PAIR),
     (settled_with_what_is_lost, EQUALS),
     (settled_with_what_is_lost, replace(EQUALS, fifo=True)),
     (compared_by_its_page_cache, PAIR),
-    (never_caught_up_beside_one_that_never_syncs, TRIO),
+    (a_resync_beside_one_that_never_syncs, TRIO),
 ]
 
 

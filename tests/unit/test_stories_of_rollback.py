@@ -150,7 +150,7 @@ async def rolled_back_by_seconds_and_unmounted(story: Story) -> None:
     story.oracle.check_images(story.world.contents())
 
 
-async def compared_in_vain(story: Story) -> None:
+async def a_snapshot_that_is_up_to_date(story: Story) -> None:
     """P3: one that is as it was is given nothing but what it missed."""
     async with story.mounted() as guest:
         for at in EXTENTS:
@@ -253,7 +253,7 @@ STORIES = [
     (rolled_back_by_seconds, PAIR),
     (rolled_back_by_seconds, TRIO),
     (rolled_back_by_seconds_and_unmounted, PAIR),
-    (compared_in_vain, PAIR),
+    (a_snapshot_that_is_up_to_date, PAIR),
     (an_old_image_under_its_sidecar, replace(PAIR, passing=True)),
     (an_empty_image_after_a_kill, replace(PAIR, passing=True)),
     (an_empty_image_after_a_kill, replace(TRIO, passing=True)),

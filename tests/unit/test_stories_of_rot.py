@@ -97,7 +97,7 @@ async def the_first_rots_and_the_last_has_a_bad_sector(story: Story) -> None:
     await story.ends_well()
 
 
-async def nothing_was_wrong(story: Story) -> None:
+async def a_crash_without_rot(story: Story) -> None:
     """P8: a crash with nothing under way is no mismatch."""
     async with story.mounted() as guest:
         await _filled(guest)
@@ -131,7 +131,7 @@ STORIES = [
     the_first_lied_about_a_flush,
     each_rots_at_a_place_of_its_own,
     the_first_rots_and_the_last_has_a_bad_sector,
-    nothing_was_wrong,
+    a_crash_without_rot,
 ]
 
 

@@ -25,7 +25,7 @@ from quorumfs.storage import CHANGES, Kind
 SETUPS = [replace(setup, claims=True) for setup in (PAIR, TRIO, EQUALS)]
 
 
-async def idle(story: Story) -> None:
+async def taken_over_while_idle(story: Story) -> None:
     """It notices also when nobody asks it anything; what it cached is not shown any more."""
     for replica in story.world.replicas:  # all goes the short way, as long as there is one
         replica.image_faults.weather = Weather(prompt=1.0)
@@ -54,7 +54,7 @@ async def one_sidecar_cannot_be_read_back(story: Story) -> None:
     await story.ends_well()
 
 
-async def one_comes_back_that_is_in_use(story: Story) -> None:
+async def a_replica_in_use_elsewhere_comes_back(story: Story) -> None:
     """It is not touched until the other mount has released it, and then caught up."""
     async with story.mounted() as guest:
         await guest.write(0)
@@ -75,7 +75,7 @@ async def one_comes_back_that_is_in_use(story: Story) -> None:
     await story.ends_well()
 
 
-async def amid_a_resync(story: Story) -> None:
+async def taken_over_amid_a_resync(story: Story) -> None:
     """What repairs write stops as well."""
     async with story.mounted() as old:
         story.fail(1, CHANGES, Fault(error=errno.EIO))
@@ -91,7 +91,7 @@ async def amid_a_resync(story: Story) -> None:
     await story.ends_well()
 
 
-async def found_out_by_a_commit(story: Story) -> None:
+async def takeover_found_by_a_commit(story: Story) -> None:
     """Before anything is on record that was decided after the set was lost."""
     async with story.mounted() as old:
         await old.write(0)
@@ -106,12 +106,12 @@ async def found_out_by_a_commit(story: Story) -> None:
     ("script", "setup"),
     [
         *((taken_over_while_at_work, setup) for setup in SETUPS),
-        (idle, SETUPS[0]),
+        (taken_over_while_idle, SETUPS[0]),
         (one_sidecar_cannot_be_read_back, SETUPS[1]),
-        (one_comes_back_that_is_in_use, SETUPS[0]),
-        (amid_a_resync, SETUPS[0]),
-        (amid_a_resync, SETUPS[1]),
-        (found_out_by_a_commit, SETUPS[2]),
+        (a_replica_in_use_elsewhere_comes_back, SETUPS[0]),
+        (taken_over_amid_a_resync, SETUPS[0]),
+        (taken_over_amid_a_resync, SETUPS[1]),
+        (takeover_found_by_a_commit, SETUPS[2]),
     ],
 )
 def test_another_host_takes_over(script: Script, setup: Setup) -> None:

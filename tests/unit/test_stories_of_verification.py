@@ -1,5 +1,7 @@
-"""Stories of comparisons of adopted images in which not all could take part: an image that cannot be
-read may hold anything, and is neither outvoted nor left out for good."""
+"""Stories of comparisons of adopted images in which not all could take part.
+
+An image that cannot be read may hold anything: it is neither outvoted nor left out for good.
+"""
 
 import errno
 from contextlib import suppress

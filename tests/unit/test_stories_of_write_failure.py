@@ -48,7 +48,7 @@ def _watch(story: Story, guest: Guest, index: int) -> Counter[Kind]:
     return asked
 
 
-async def _leave_alone(story: Story, guest: Guest, good: int = 0) -> None:
+async def _only_repairs_for_a_minute(story: Story, guest: Guest, good: int = 0) -> None:
     """For a minute nothing happens but what the repairs do."""
     asked = _watch(story, guest, good)
     for _ in range(int(LASTS_S)):
@@ -57,7 +57,7 @@ async def _leave_alone(story: Story, guest: Guest, good: int = 0) -> None:
             raise BrokenError(f"the one that is well was asked again and again: {asked}")
 
 
-async def _well_again(guest: Guest) -> None:
+async def _recovers(guest: Guest) -> None:
     with trio.move_on_after(MENDED_S) as scope:
         await guest.converged()
     if scope.cancelled_caught:
@@ -72,58 +72,58 @@ async def _write_in_vain(guest: Guest, at: int = 0) -> None:
     raise BrokenError("a write succeeded on too few")
 
 
-async def truncated(story: Story) -> None:
+async def truncated_for_long(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
         await guest.flush()
         story.world.replicas[1].image.truncate(BLOCK)
         await _write_in_vain(guest, CHUNK)
-        await _leave_alone(story, guest)
+        await _only_repairs_for_a_minute(story, guest)
         story.world.kill()
     story.world.replicas[1].image.truncate(story.world.size)
     await story.ends_well()
 
 
-async def no_write_succeeds(story: Story) -> None:
+async def every_write_fails(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
         story.fail(1, CHANGES, Fault(error=errno.EIO))
         await _write_in_vain(guest)
-        await _leave_alone(story, guest)
+        await _only_repairs_for_a_minute(story, guest)
         story.mend(1)
-        await _well_again(guest)
+        await _recovers(guest)
     await story.ends_well()
 
 
-async def no_write_and_no_flush_succeeds(story: Story) -> None:
+async def every_write_and_flush_fails(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
         story.fail(1, {*CHANGES, Kind.SYNC}, Fault(error=errno.EIO))
         await _write_in_vain(guest)
         with suppress(OSError):
             await guest.flush()
-        await _leave_alone(story, guest)
+        await _only_repairs_for_a_minute(story, guest)
         story.mend(1)
-        await _well_again(guest)
+        await _recovers(guest)
     await story.ends_well()
 
 
-async def no_write_succeeds_after_another_was_lost(story: Story) -> None:
+async def every_write_fails_after_another_was_detached(story: Story) -> None:
     async with story.mounted() as guest:
         story.world.detach(2)
         await guest.write(0)
         assert guest.mounted.members == [0, 1]
         story.fail(1, CHANGES, Fault(error=errno.EIO))
         await _write_in_vain(guest)
-        await _leave_alone(story, guest)
+        await _only_repairs_for_a_minute(story, guest)
         story.world.attach(2)
-        await _well_again_without(guest)
+        await _recovers_without(guest)
         story.mend(1)
-        await _well_again(guest)
+        await _recovers(guest)
     await story.ends_well()
 
 
-async def _well_again_without(guest: Guest) -> None:
+async def _recovers_without(guest: Guest) -> None:
     """Somebody is back, and enough are left to leave behind who fails."""
     with trio.move_on_after(MENDED_S) as scope:
         await guest.until(lambda: 2 in guest.mounted.members and 1 not in guest.mounted.members)
@@ -140,7 +140,7 @@ class _Told(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-async def gone(story: Story) -> None:
+async def detached_for_long(story: Story) -> None:
     """It is told, but not for every attempt; and that it is back is noticed soon."""
     log, told_lines = logging.getLogger(Repairs.__module__), _Told()
     log.addHandler(told_lines)
@@ -149,7 +149,7 @@ async def gone(story: Story) -> None:
             await guest.write(0)
             story.world.detach(1)
             await _write_in_vain(guest)
-            await _leave_alone(story, guest)
+            await _only_repairs_for_a_minute(story, guest)
             story.world.attach(1)
             with trio.move_on_after(5.0) as scope:
                 await guest.converged()
@@ -162,7 +162,7 @@ async def gone(story: Story) -> None:
     await story.ends_well()
 
 
-async def sidecars_cannot_be_written(story: Story) -> None:
+async def every_sidecar_write_fails(story: Story) -> None:
     """Nothing can be recorded, and that is told once."""
     log, told_lines = logging.getLogger(Repairs.__module__), _Told()
     log.addHandler(told_lines)
@@ -173,10 +173,10 @@ async def sidecars_cannot_be_written(story: Story) -> None:
             faults = story.world.replicas[1].sidecar_faults
             faults.script = lambda o: Fault(error=errno.EIO) if o.kind in CHANGES else None
             await _write_in_vain(guest)
-            await _leave_alone(story, guest)
+            await _only_repairs_for_a_minute(story, guest)
             faults.script = None
             story.mend(1)
-            await _well_again(guest)
+            await _recovers(guest)
     finally:
         log.removeHandler(told_lines)
     if len(told_lines.lines) > 2:
@@ -184,7 +184,7 @@ async def sidecars_cannot_be_written(story: Story) -> None:
     await story.ends_well()
 
 
-async def full_on_all(story: Story) -> None:
+async def no_space_on_all(story: Story) -> None:
     """Nobody is to blame, however often and in whatever order they are asked."""
     full = Fault(error=errno.ENOSPC, effect=Effect.NONE)
     async with story.mounted() as guest:
@@ -196,7 +196,7 @@ async def full_on_all(story: Story) -> None:
         assert guest.mounted.members == [0, 1, 2]
         for index in range(3):
             story.mend(index)
-        await _well_again(guest)
+        await _recovers(guest)
     await story.ends_well()
 
 
@@ -224,7 +224,7 @@ async def no_space_on_one(story: Story) -> None:
             await guest.read_surely(2 * BLOCK, 2 * BLOCK)
             await trio.sleep(10.0)
         _empty(story, *others)
-        await _well_again(guest)
+        await _recovers(guest)
         await guest.read_surely(0, CHUNK)
     await story.ends_well()
 
@@ -244,7 +244,7 @@ async def bad_sector_on_one(story: Story) -> None:
         await _write_in_vain(guest, BLOCK)
         await guest.read_surely(2 * BLOCK)
         story.mend(1)
-        await _well_again(guest)
+        await _recovers(guest)
     await story.ends_well()
 
 
@@ -263,7 +263,7 @@ async def no_space_on_one_and_mounted_again(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.read_surely(0)
         _empty(story, *others)
-        await _well_again(guest)
+        await _recovers(guest)
     await story.ends_well()
 
 
@@ -286,14 +286,14 @@ THREE_ALIKE = replace(TRIO, threshold=3)
 
 STORIES = [
     (all_are_full_for_long, TRIO),
-    (truncated, EQUALS),
-    (no_write_succeeds, EQUALS),
-    (no_write_succeeds, THREE_ALIKE),
-    (no_write_and_no_flush_succeeds, EQUALS),
-    (no_write_succeeds_after_another_was_lost, TRIO),
-    (gone, EQUALS),
-    (sidecars_cannot_be_written, EQUALS),
-    (full_on_all, TRIO),
+    (truncated_for_long, EQUALS),
+    (every_write_fails, EQUALS),
+    (every_write_fails, THREE_ALIKE),
+    (every_write_and_flush_fails, EQUALS),
+    (every_write_fails_after_another_was_detached, TRIO),
+    (detached_for_long, EQUALS),
+    (every_sidecar_write_fails, EQUALS),
+    (no_space_on_all, TRIO),
     (no_space_on_one, EQUALS),
     (no_space_on_one, TRIO),
     (bad_sector_on_one, EQUALS),

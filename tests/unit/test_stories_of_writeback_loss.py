@@ -128,7 +128,7 @@ async def read_while_a_failed_sync_waits(story: Story) -> None:
     await story.ends_well()
 
 
-async def resynced_in_two_goes(story: Story) -> None:
+async def resynced_from_a_lost_page_in_two_tries(story: Story) -> None:
     """It is copied from one whose page is lost already, and fails once before the next sync tells
     of that: nobody remembers then whom it was copied from."""
     await left_behind(story, 0)
@@ -144,7 +144,7 @@ async def resynced_in_two_goes(story: Story) -> None:
     story.oracle.check_images(story.world.contents())
 
 
-async def resynced_in_two_mounts(story: Story) -> None:
+async def resynced_from_a_lost_page_in_two_mounts(story: Story) -> None:
     """The same, where the flush of an unmount tells."""
     await left_behind(story, 0)
     async with story.mounted() as guest:
@@ -370,7 +370,7 @@ async def outvoted_by_two_that_lost_it(story: Story) -> None:
     await story.ends_well()
 
 
-async def left_alone_with_what_it_lost(story: Story) -> None:
+async def the_only_one_left_lost_a_page(story: Story) -> None:
     """One has failed its sync, the other is awaited; a write that fails on that one leaves it
     behind, and the only good copy with it: the guest saw it, and sees an older one then."""
     async with story.mounted() as guest:
@@ -394,7 +394,7 @@ async def left_alone_with_what_it_lost(story: Story) -> None:
     await story.ends_well()
 
 
-async def left_alone_by_a_sidecar(story: Story) -> None:
+async def the_only_one_left_lost_a_page_and_a_sidecar_fails(story: Story) -> None:
     """The same by the very record of that loss, which cannot be written on the other one."""
     async with story.mounted() as guest:
         await guest.write(0)
@@ -451,7 +451,7 @@ async def killed_with_a_page_lost_and_too_few_without_it(story: Story) -> None:
     await story.ends_well()
 
 
-async def each_lost_something_else(story: Story) -> None:
+async def each_loses_another_page(story: Story) -> None:
     """Two fail a flush, and the third the sync that is to tell what was lost: it alone has the
     first page, though it lost another one, and then fails a write."""
     async with story.mounted() as guest:
@@ -528,14 +528,14 @@ async def joins_before_anybody_synced(story: Story) -> None:
 ONE_OF_THREE = replace(TRIO, threshold=1, fifo=True)
 STORIES = [
     (joins_before_anybody_synced, replace(TRIO, threshold=1, fifo=True)),
-    (each_lost_something_else, TRIO),
+    (each_loses_another_page, TRIO),
     (lost_amid_a_sync_beside_one_that_fails_a_write, PAIR),
     (joins_while_its_failed_sync_waits, PAIR),
     (killed_while_a_failed_sync_waits, PAIR),
     (read_amid_a_flush_that_fails, EQUALS),
     (read_while_a_failed_sync_waits, EQUALS),
-    (resynced_in_two_goes, ONE_OF_THREE),
-    (resynced_in_two_mounts, ONE_OF_THREE),
+    (resynced_from_a_lost_page_in_two_tries, ONE_OF_THREE),
+    (resynced_from_a_lost_page_in_two_mounts, ONE_OF_THREE),
     (lost_by_all_but_the_target, TRIO),
     (settled_with_a_page_lost_before_anybody_synced, EQUALS),
     (settled_with_a_page_lost_before_anybody_synced, TRIO),
@@ -550,8 +550,8 @@ STORIES = [
     (read_of_two_parts_amid_a_flush_that_fails, EQUALS),
     (read_of_two_parts_amid_a_flush_that_fails, replace(EQUALS, replicas=3, threshold=3)),
     (outvoted_by_two_that_lost_it, replace(TRIO, rewrite_corrupted=True)),
-    (left_alone_with_what_it_lost, PAIR),
-    (left_alone_by_a_sidecar, PAIR),
+    (the_only_one_left_lost_a_page, PAIR),
+    (the_only_one_left_lost_a_page_and_a_sidecar_fails, PAIR),
     (the_only_one_that_lost_nothing_is_left_behind, TRIO),
     (outvoted_by_two_that_lost_it, TRIO),
     (killed_with_a_page_lost_and_too_few_without_it, EQUALS),

@@ -353,7 +353,7 @@ async def each_sync_fails_of_those_that_others_are_repaired_from(story: Story) -
     await story.ends_well()
 
 
-async def closing_fails(story: Story) -> None:
+async def a_close_fails(story: Story) -> None:
     """As a network file system says of what it could not write; it comes back all the same."""
     one = story.world.replicas[1]
     async with story.mounted() as guest:
@@ -414,11 +414,11 @@ async def power_cut_long_after_a_write_beside_a_resync(story: Story, index: int 
     await story.ends_well()
 
 
-async def the_same_with_the_first_replica(story: Story) -> None:
+async def power_cut_long_after_a_write_beside_a_resync_of_the_first(story: Story) -> None:
     await power_cut_long_after_a_write_beside_a_resync(story, 0)
 
 
-async def a_late_write(story: Story) -> None:
+async def a_write_lands_after_its_replica_was_given_up(story: Story) -> None:
     """It reaches its replica when that has long been given up."""
     async with story.mounted() as guest:
         await guest.write(0)
@@ -638,7 +638,7 @@ async def power_cut_after_one_failed_to_sync(story: Story) -> None:
     await story.ends_well()
 
 
-async def a_tie(story: Story) -> None:
+async def a_tie_of_two_and_two(story: Story) -> None:
     """Two replicas rot alike: nobody knows that they are the wrong ones, and so nothing is done."""
     images = [one.image for one in story.world.replicas]
     async with story.mounted() as guest:
@@ -742,13 +742,13 @@ TOLD = (
         power_cut_long_after_a_write_beside_a_resync,
         seeds=8,
     ),
-    Told("R5 one is out", the_same_with_the_first_replica, seeds=8),
+    Told("R5 one is out", power_cut_long_after_a_write_beside_a_resync_of_the_first, seeds=8),
     Told("R6 nothing conflicts", guests_write_the_same_place, seeds=3),
     Told("R6 votes", a_vote_beside_a_write, EQUALS),
     Told("R6 repairs", writes_beside_a_resync, seeds=3),
-    Told("R7 forgotten", a_late_write, seeds=3),
-    Told("R7 opened while open", closing_fails),
-    Told("R7 closed together", closing_fails),
+    Told("R7 forgotten", a_write_lands_after_its_replica_was_given_up, seeds=3),
+    Told("R7 opened while open", a_close_fails),
+    Told("R7 closed together", a_close_fails),
     Told("R8 not synced", power_cut_amid_a_resync, seeds=6),
     Told("R8 joins unsynced", power_cut_after_a_resync, seeds=8),
     Told("R8 no writes", writes_beside_a_resync, seeds=3),
@@ -772,7 +772,7 @@ TOLD = (
     Told("R14 goes on", taken_over_while_at_work, replace(PAIR, claims=True)),
     Told("P2 one sync is enough", only_one_can_sync, TRIO),
     Told("P2 record in memory", power_cut_after_one_failed_to_sync),
-    Told("P4 ties are repaired", a_tie, QUAD),
+    Told("P4 ties are repaired", a_tie_of_two_and_two, QUAD),
     Told("P5 every request waits", one_hangs),
     Told("P6 guessed", only_the_one_left_behind_is_there),
     Told("P7 shown before settled", source_lost_after_a_crash, seeds=4),

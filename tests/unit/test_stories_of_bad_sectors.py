@@ -66,9 +66,7 @@ async def _all_but_the_bad_block(guest: Guest) -> None:
 
 
 async def _crashed_after_writes(story: Story) -> None:
-    async with story.mounted() as guest:
-        await guest.write(0, EXTENT)
-        await guest.flush()
+    async with story.holding(0, size=EXTENT).durable().mounted() as guest:
         await guest.write(8 * BLOCK)
         story.world.kill()
 
@@ -117,9 +115,7 @@ async def a_bad_block_is_written_in_part(story: Story) -> None:
 
 async def bad_while_another_was_away(story: Story) -> None:
     """It comes back, and must not be taken for one that holds what nobody could give it."""
-    async with story.mounted() as guest:
-        await guest.write(0, EXTENT)
-        await guest.flush()
+    async with story.holding(0, size=EXTENT).durable().mounted() as guest:
         story.world.detach(1)
         await guest.write(0, EXTENT)
         await guest.until(lambda: 1 not in guest.mounted.members)
@@ -187,7 +183,7 @@ async def all_fail_for_a_while(story: Story) -> None:
     """No place is to blame where a replica fails everywhere: it may pass, and nothing is lost."""
     await _crashed_after_writes(story)
     for index in range(story.setup.replicas):
-        story.fail(index, {Kind.READ}, Fault(error=errno.EIO))
+        story.fail(index, {Kind.READ})
     async with story.mounted() as guest:
         with suppress(OSError):
             await guest.flush()
@@ -204,9 +200,7 @@ async def all_fail_for_a_while(story: Story) -> None:
 
 async def power_cut_after_a_bad_block_was_written(story: Story) -> None:
     """The first one holds an older version of the place, and can be read: it is never shown."""
-    async with story.mounted() as guest:
-        await guest.write(0, EXTENT)
-        await guest.flush()
+    async with story.holding(0, size=EXTENT).durable().mounted() as guest:
         story.world.detach(0)
         await guest.write(0, EXTENT)
         await guest.flush()
@@ -230,7 +224,7 @@ async def a_read_error_that_passes(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0, EXTENT)
         disk, sidecars = guest.mounted.disk, guest.mounted.sidecars
-        story.fail_once(0, Kind.READ, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.READ)
         spoil(story, [1])
         if await cannot_be_read(disk, sidecars, disk.replicas, BAD, BLOCK):
             raise BrokenError("a place was given up that can be read")
@@ -310,9 +304,7 @@ def _bad_block(story: Story, index: int, block: int) -> None:
 
 
 async def _killed_and_a_bad_sector_on_each(story: Story) -> None:
-    async with story.mounted() as guest:
-        await guest.write(0, EXTENT)
-        await guest.flush()
+    async with story.holding(0, size=EXTENT).durable().mounted():
         story.world.kill()
     _bad_block(story, 0, 1)
     _bad_block(story, 1, 3)

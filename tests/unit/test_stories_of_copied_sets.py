@@ -44,9 +44,7 @@ async def a_copy_that_crashed(story: Story) -> None:
 
 async def a_copy_of_a_set_in_use(story: Story) -> None:
     """A snapshot of all stores at once; the set goes on, and so does its copy."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         snapshot = story.copied()
         await guest.write(EXTENTS[1])
         await guest.flush()
@@ -128,8 +126,7 @@ async def a_copy_comes_back(story: Story) -> None:
         await guest.until(lambda: 1 not in guest.mounted.members)
         story.world.put(1, mixed.replicas[1])
         story.world.attach(1)
-        replica = guest.mounted.replica(1)
-        assert replica is not None
+        replica = guest.replica(1)
         await guest.until(lambda: replica.role is not State.STALE)
         if replica.role is not State.FOREIGN:
             raise BrokenError(f"one of another history is {replica.role.value}")

@@ -26,13 +26,11 @@ from quorumfs.storage import Kind
 
 async def a_flush_before_one_is_left_behind(story: Story) -> None:
     """A write failed on it and waits to say so; the flush forgets what was written."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         story.world.replicas[1].sidecar_faults.weather = Weather(delay_s=(2.0, 2.0))
         guest.begin(guest.write, EXTENTS[2])  # its mark is slow
         await trio.sleep(0.5)
-        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.WRITE)
         guest.begin(guest.write, 0)
         await trio.sleep(0.5)
         await guest.flush()
@@ -46,14 +44,13 @@ async def a_flush_before_one_that_joins_is_left_behind(story: Story) -> None:
     """The same, of one that is just becoming current."""
     await left_behind(story, 0)
     async with story.mounted() as guest:
-        sidecars, replica = guest.mounted.sidecars, guest.mounted.replica(0)
-        assert replica is not None
+        sidecars, replica = guest.mounted.sidecars, guest.replica(0)
         await guest.write(0)
         story.world.replicas[1].sidecar_faults.weather = Weather(delay_s=(1.0, 1.0))
         await guest.until(
             lambda: sidecars.ledger.joining and replica.role is State.CURRENT, every_s=0.01
         )
-        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.WRITE)
         guest.begin(guest.write, 0)
         await trio.sleep(0.1)
         await guest.flush()
@@ -75,7 +72,7 @@ async def a_write_under_way_beside_a_flush(story: Story) -> None:
         guest.begin(guest.write, 0)
         await trio.sleep(1.0)
         await guest.flush()
-        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.WRITE)
         await guest.write(EXTENTS[2])
         await trio.sleep(10.0)
         await guest.converged()
@@ -85,23 +82,21 @@ async def a_write_under_way_beside_a_flush(story: Story) -> None:
 
 async def a_write_under_way_beside_two_flushes(story: Story) -> None:
     """The first forgets it, the second loses what one replica had taken of it since."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         story.world.replicas[0].image_faults.plan(Kind.WRITE, Fault(0.5))
         story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(6.0))
         story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(1.0))
         guest.begin(guest.write, 0)
         await trio.sleep(0.1)
         await guest.flush()
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(10.0)
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(30.0)
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         await guest.read_surely(0)
     await story.ends_well()
 
@@ -117,10 +112,10 @@ async def left_behind_beside_a_flush(story: Story) -> None:
             one.sidecar_faults.weather = Weather(delay_s=(2.0, 2.0))
         guest.begin(guest.write, EXTENTS[4])
         await trio.sleep(0.1)
-        story.fail_once(other, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(other, Kind.WRITE)
         guest.begin(guest.write, EXTENTS[2])
         await trio.sleep(0.1)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
         # It cannot be left behind, and what it lost is not on record.
@@ -144,10 +139,10 @@ async def read_from_one_left_behind_meanwhile(story: Story) -> None:
         story.fail(0, {Kind.READ}, Fault(6.0, errno.EIO))
         guest.begin(guest.read, 0)
         await trio.sleep(1.0)
-        story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.SYNC)
         await guest.flush()
         assert guest.mounted.members == [0] or 1 not in guest.mounted.members
-        story.world.replicas[1].image.evict()
+        story.evict(1)
         await trio.sleep(90.0)
         story.mend(0)
 

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from support import simulated
 from support.simulation.guest import BrokenError
-from support.simulation.setup import Origin, Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,
@@ -20,7 +20,9 @@ from support.simulation.story import (
     EXTENTS,
     PAIR,
     RAW,
+    RAW_TRIO,
     TRIO,
+    WRONG,
     Guest,
     Script,
     Story,
@@ -52,10 +54,10 @@ async def read_while_it_is_lost(story: Story) -> None:
 
         guest.life.nursery.start_soon(read)
         await trio.sleep(1.0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         await guest.flush()
         assert 0 not in guest.mounted.members
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         await guest.until(lambda: bool(got))
         story.oracle.read(reading, got[0])
         await guest.converged()
@@ -72,10 +74,10 @@ async def repaired_with_what_is_lost(story: Story) -> None:
         story.world.replicas[1].image_faults.plan(Kind.READ, Fault(), Fault(4.0))
         guest.begin(guest.mounted.disk.read, 0, BLOCK)
         await trio.sleep(1.0)
-        story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.SYNC)
         await guest.flush()
         assert guest.mounted.members == [0]
-        story.world.replicas[1].image.evict()
+        story.evict(1)
         await trio.sleep(10.0)
         await guest.read_surely(0)
     await story.ends_well()
@@ -86,14 +88,14 @@ async def settled_with_what_is_lost(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
         story.world.replicas[0].image_faults.plan(Kind.READ, Fault(4.0))
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.WRITE)
         with suppress(OSError):
             await guest.write(BLOCK)
         await trio.sleep(1.0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         await trio.sleep(20.0)
         await guest.read_surely(0)
     await story.ends_well()
@@ -104,11 +106,11 @@ async def compared_by_its_page_cache(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
         story.world.replicas[0].image.truncate(DISK + BLOCK)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         await guest.flush()
         assert guest.mounted.members == [1]
         await guest.until(lambda: 0 in guest.mounted.members, every_s=0.1)
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         await guest.read_surely(0)
 
 
@@ -116,7 +118,7 @@ async def a_resync_beside_one_that_never_syncs(story: Story) -> None:
     """With the one that is being resynced the others would be enough, and the sick one could go."""
     await left_behind(story, 2)
     async with story.mounted() as guest:
-        story.fail(0, {Kind.SYNC}, Fault(error=errno.EIO))
+        story.fail(0, {Kind.SYNC})
         for _ in range(3):
             with suppress(OSError):
                 await guest.write(0)
@@ -142,7 +144,7 @@ async def healthy_after_one_failed_flush(story: Story) -> None:
             return snapshot.take("/mnt", options, mounted.disk, mounted.repairs, ()).state
 
         await guest.write(0)
-        story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
         if state() is not DiskState.NO_QUORUM:
@@ -188,7 +190,7 @@ async def lost_by_all_and_heard_by_settling(story: Story) -> None:
     """A write fails on one of them, and to make them equal they are had to sync (R13)."""
     async with story.mounted() as guest:
         await _all_lose_what_was_written(story, guest)
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.WRITE)
         with suppress(OSError):
             await guest.write(EXTENT)
         await trio.sleep(5.0)
@@ -263,12 +265,12 @@ async def a_flush_behind_one_that_failed(story: Story) -> None:
 async def _lose_amid_settling(story: Story, guest: Guest) -> None:
     """Who is being given what it could not take loses it before it has told that it has it."""
     await guest.write(0)
-    story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+    story.fail_once(1, Kind.WRITE)
     story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(6.0))  # settling
     with suppress(OSError):
         await guest.write(BLOCK)
     await trio.sleep(2.0)
-    story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+    story.fail_once(1, Kind.SYNC)
     with suppress(OSError):
         await guest.flush()
     assert guest.mounted.sidecars.ledger.doubts.lost
@@ -292,19 +294,16 @@ async def a_flush_fails_amid_settling_and_memory_is_short(story: Story) -> None:
     async with story.mounted() as guest:
         await _lose_amid_settling(story, guest)
         await guest.flush()
-        story.world.replicas[1].image.evict()
+        story.evict(1)
         await guest.read_surely(0)
     await story.ends_well()
 
 
 async def lost_where_adopted_images_differ(story: Story) -> None:
     """One failed flush, and no flush succeeds any more."""
-    story.world.replicas[1].image.rot(EXTENTS[5], b"rot!" * (BLOCK // 4))
-    async with story.mounted() as guest:
-        await guest.until(lambda: bool(guest.mounted.repairs.differing))
-        await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
+    async with story.differing(1, EXTENTS[5]).mounted() as guest:
         await guest.write(EXTENTS[5])
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(60.0)
@@ -316,7 +315,7 @@ async def lost_where_adopted_images_differ(story: Story) -> None:
 
 async def lost_amid_a_verification(story: Story) -> None:
     """What a majority repaired is lost before it counts as compared: nobody settles it."""
-    story.world.replicas[0].image.rot(EXTENTS[5], b"rot!" * (BLOCK // 4))
+    story.world.replicas[0].image.rot(EXTENTS[5], WRONG)
     story.world.replicas[0].image_faults.plan(Kind.WRITE, Fault(5.0))
     async with story.mounted() as guest:
         await guest.until(
@@ -327,7 +326,7 @@ async def lost_amid_a_verification(story: Story) -> None:
             every_s=0.01,
         )
         for index in (0, 1):
-            story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+            story.fail_once(index, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(60.0)
@@ -340,17 +339,15 @@ async def lost_amid_a_verification(story: Story) -> None:
 
 async def lost_and_a_map_torn(story: Story) -> None:
     """An unreadable page says that all have lost everything; so nobody did."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
-        story.fail(0, CHANGES, Fault(error=errno.EIO))
+    async with story.holding(0).failing(0, Kind.SYNC).mounted() as guest:
+        story.fail(0, CHANGES)
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(5.0)
         assert guest.mounted.sidecars.ledger.doubts.lost
         story.world.kill()
     story.mend(0)
-    story.world.replicas[0].image.evict()
+    story.evict(0)
     sidecar = story.world.replicas[1].sidecar
     assert sidecar is not None
     sidecar.rot(MAP_OFFSET + 512, b"torn" * 128)
@@ -364,15 +361,15 @@ async def mounted_without_the_only_one_that_lost_nothing(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
         for index in (0, 1):
-            story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
-            story.fail(index, CHANGES, Fault(error=errno.EIO))
+            story.fail_once(index, Kind.SYNC)
+            story.fail(index, CHANGES)
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(1.0)
         story.world.kill()
     for index in (0, 1):
         story.mend(index)
-        story.world.replicas[index].image.evict()
+        story.evict(index)
     with suppress(AssemblyRefusedError):
         async with story.mounted([0, 1]) as guest:
             with suppress(OSError):
@@ -381,16 +378,13 @@ async def mounted_without_the_only_one_that_lost_nothing(story: Story) -> None:
 
 async def lost_where_adopted_images_differ_and_killed(story: Story) -> None:
     """Another block of that chunk differs; the loss of an acknowledged write is forgotten."""
-    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, b"rot!" * (BLOCK // 4))
-    async with story.mounted() as guest:
-        await guest.until(lambda: bool(guest.mounted.repairs.differing))
-        await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
+    async with story.differing(1, EXTENTS[5] + BLOCK).mounted() as guest:
         await guest.write(EXTENTS[5])
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(10.0)
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         await guest.read(EXTENTS[5])
         story.world.kill()
     async with story.mounted() as guest:
@@ -399,14 +393,12 @@ async def lost_where_adopted_images_differ_and_killed(story: Story) -> None:
 
 async def settled_from_one_whose_loss_waits(story: Story) -> None:
     """Its flush has failed already, but the other one's is slow; meanwhile it is the source."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+    async with story.holding(0).failing(0, Kind.SYNC).mounted() as guest:
         for index in range(1, story.setup.replicas):
             story.world.replicas[index].image_faults.plan(Kind.SYNC, Fault(14.0))
         guest.begin(guest.flush)
         await trio.sleep(0.5)
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         for index in range(story.setup.replicas):
             story.fail_once(index, Kind.WRITE, Fault(error=errno.ENOSPC))
         with suppress(OSError):
@@ -422,11 +414,11 @@ async def gone_and_back_after_it_alone_had_synced(story: Story) -> None:
     """What it made durable in a flush that failed on the other is not lost with its cache."""
     async with story.mounted() as guest:
         await guest.write(0)
-        story.fail(0, CHANGES, Fault(error=errno.EIO))
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail(0, CHANGES)
+        story.fail_once(0, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         story.world.detach(1)
         with suppress(OSError):
             await guest.write(EXTENTS[2])
@@ -441,9 +433,7 @@ async def gone_and_back_after_it_alone_had_synced(story: Story) -> None:
 async def compared_with_what_only_memory_shows(story: Story) -> None:
     """A resync in full skips what a cached read shows as equal, and no medium holds (R4)."""
     old = story.world.backup(0)
-    async with story.mounted() as guest:
-        await guest.write(0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+    async with story.holding(0).failing(0, Kind.SYNC).mounted() as guest:
         await guest.flush()
         assert 0 not in guest.mounted.members
         story.world.kill()
@@ -451,7 +441,7 @@ async def compared_with_what_only_memory_shows(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.converged()
         await guest.flush()
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         await guest.read_surely(0)
 
 
@@ -465,7 +455,7 @@ STORIES = [
     (a_flush_fails_amid_settling_and_memory_is_short, EQUALS),
     (a_flush_fails_amid_settling_and_memory_is_short, replace(EQUALS, fifo=True)),
     (lost_where_adopted_images_differ, replace(RAW, threshold=2)),
-    (lost_amid_a_verification, replace(TRIO, origin=Origin.ADOPTED, filled=True)),
+    (lost_amid_a_verification, RAW_TRIO),
     (lost_and_a_map_torn, replace(EQUALS, fifo=True)),
     (mounted_without_the_only_one_that_lost_nothing, TRIO),
     (lost_where_adopted_images_differ_and_killed, replace(RAW, threshold=2)),

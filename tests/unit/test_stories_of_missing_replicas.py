@@ -10,15 +10,16 @@ import trio
 import trio.testing
 from support.simulation.fate import TIMEOUT_S
 from support.simulation.guest import BrokenError
-from support.simulation.setup import Origin, Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Fault, Weather
 from support.simulation.story import (
-    BLOCK,
     EQUALS,
     EXTENT,
     EXTENTS,
     PAIR,
+    RAW_TRIO,
     TRIO,
+    WRONG,
     Script,
     Story,
     told,
@@ -95,7 +96,7 @@ async def away_in_turn(story: Story) -> None:
 
 async def away_while_others_are_compared(story: Story) -> None:
     """Nobody ever looks at what it holds."""
-    story.world.replicas[2].image.rot(EXTENTS[5], b"rot!" * (BLOCK // 4))
+    story.world.replicas[2].image.rot(EXTENTS[5], WRONG)
     story.world.detach(2)
     for index in (0, 1):
         story.slow_down(index, 0.01)
@@ -111,7 +112,7 @@ async def away_while_others_are_compared(story: Story) -> None:
 
 async def a_majority_that_comes_later(story: Story) -> None:
     """Two differ; the third, that was away, decides."""
-    story.world.replicas[1].image.rot(EXTENTS[5], b"rot!" * (BLOCK // 4))
+    story.world.replicas[1].image.rot(EXTENTS[5], WRONG)
     story.world.detach(2)
     async with story.mounted() as guest:
         await guest.write(0)
@@ -198,8 +199,8 @@ async def gone_and_back_after_a_commit_that_failed(story: Story) -> None:
 
 
 STORIES = [
-    (away_while_others_are_compared, replace(TRIO, origin=Origin.ADOPTED, filled=True)),
-    (a_majority_that_comes_later, replace(TRIO, origin=Origin.ADOPTED, filled=True)),
+    (away_while_others_are_compared, RAW_TRIO),
+    (a_majority_that_comes_later, RAW_TRIO),
     (gone_and_back_when_chunks_differ, EQUALS),
     (a_hole_on_those_that_answer, EQUALS),
     (gone_and_back_after_a_commit_that_failed, EQUALS),

@@ -1,6 +1,5 @@
 """Stories of read-only mounts, where nothing can be repaired and nothing recorded."""
 
-import errno
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -17,6 +16,7 @@ from support.simulation.story import (
     EXTENT,
     PAIR,
     TRIO,
+    WRONG,
     Guest,
     Script,
     Story,
@@ -88,7 +88,7 @@ async def pinned_anew_read_only(story: Story) -> None:
         story.cut_off(1)
     async with mounted_read_only(story, [0, 1]) as guest:
         await guest.read(0)
-        story.fail_once(0, Kind.READ, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.READ)
         await guest.read(EXTENT // 2)
         with suppress(OSError):
             await guest.read(0)
@@ -98,10 +98,8 @@ async def pinned_anew_read_only(story: Story) -> None:
 async def flushed_read_only(story: Story) -> None:
     """One is on record as having lost something: a flush of what cannot be written to says EIO,
     and tries to write to the sidecars (in life their descriptors are read-only)."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
-        story.fail(0, CHANGES, Fault(error=errno.EIO))
+    async with story.holding(0).failing(0, Kind.SYNC).mounted() as guest:
+        story.fail(0, CHANGES)
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(5.0)
@@ -118,10 +116,8 @@ async def flushed_read_only(story: Story) -> None:
 
 async def rotten_read_only(story: Story) -> None:
     """What nobody can be given is read as a mount that settles it would (P7, P9)."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
-        story.world.replicas[0].image.rot(0, b"rot!" * (BLOCK // 4))
+    async with story.holding(0).durable().mounted() as guest:
+        story.world.replicas[0].image.rot(0, WRONG)
         await guest.write(2 * BLOCK)
         story.world.kill()
     async with mounted_read_only(story, [0, 1, 2]) as guest:

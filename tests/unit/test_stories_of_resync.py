@@ -42,17 +42,16 @@ async def copied_from_one_that_had_lost_it(story: Story) -> None:
     await left_behind(story, 2)
     async with story.mounted() as guest:
         guest.mounted.repairs.limit = 16 << 10
-        disk_map, replica = guest.mounted.sidecars.ledger.map, guest.mounted.replica(2)
-        assert replica is not None
+        disk_map, replica = guest.mounted.sidecars.ledger.map, guest.replica(2)
         await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.1)
         chunk = disk_map.chunks(5 * CHUNK, BLOCK)
         assert disk_map.any(lacks(2), chunk)
         await guest.write(5 * CHUNK)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(14.0))
         guest.begin(guest.flush)
         await trio.sleep(0.5)
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         await trio.sleep(12.0)
         assert 0 in guest.mounted.members
         await trio.sleep(8.0)
@@ -65,10 +64,9 @@ async def joins_amid_settling(story: Story) -> None:
     """Settled are those that were current when it began."""
     await left_behind(story, 2)
     async with story.mounted() as guest:
-        sidecars, replica = guest.mounted.sidecars, guest.mounted.replica(2)
-        assert replica is not None
+        sidecars, replica = guest.mounted.sidecars, guest.replica(2)
         await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.WRITE)
         with suppress(OSError):
             await guest.write(0)
         assert sidecars.ledger.doubts.unsettled
@@ -89,18 +87,17 @@ async def joins_before_a_loss_is_heard(story: Story) -> None:
     """The target is copied from one that lost it, and is current when that is heard."""
     await left_behind(story, 0)
     async with story.mounted() as guest:
-        replica = guest.mounted.replica(0)
-        assert replica is not None
+        replica = guest.replica(0)
         await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
         await guest.write(5 * CHUNK)
         assert guest.mounted.sidecars.ledger.map.any(
             lacks(0), guest.mounted.sidecars.ledger.map.chunks(5 * CHUNK, BLOCK)
         )
-        story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.SYNC)
         story.world.replicas[2].image_faults.plan(Kind.SYNC, Fault(14.0))
         guest.begin(guest.flush)
         await trio.sleep(0.001)
-        story.world.replicas[1].image.evict()
+        story.evict(1)
         await guest.until(lambda: replica.role is State.CURRENT, every_s=0.1)
         await trio.sleep(20)
         await guest.read(5 * CHUNK)
@@ -128,22 +125,21 @@ async def a_hole_of_a_minority(story: Story) -> None:
 async def a_hole_of_one_that_lost_it(story: Story) -> None:
     """No vote is held about holes: the target is given one, and joins before that is heard."""
     async with story.mounted() as guest:
-        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        story.fail(0, CHANGES)
         for at in EXTENTS[:6]:
             await guest.write(at, EXTENT)
         await guest._zeros(EXTENTS[6], EXTENT, discard=True)
         await guest.flush()
     story.mend(0)
     async with story.mounted() as guest:
-        replica = guest.mounted.replica(0)
-        assert replica is not None
+        replica = guest.replica(0)
         await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
         await guest.write(EXTENTS[6])
-        story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.SYNC)
         story.world.replicas[2].image_faults.plan(Kind.SYNC, Fault(14.0))
         guest.begin(guest.flush)
         await trio.sleep(0.001)
-        story.world.replicas[1].image.evict()
+        story.evict(1)
         await guest.until(lambda: replica.role is State.CURRENT, every_s=0.1)
         await trio.sleep(20)
         await guest.read(EXTENTS[6])
@@ -155,8 +151,7 @@ async def a_flush_amid_a_join(story: Story) -> None:
     """Of two syncs of the target the flush's is told of what an earlier flush did not cover."""
     await left_behind(story, 0)
     async with story.mounted() as guest:
-        sidecars, replica = guest.mounted.sidecars, guest.mounted.replica(0)
-        assert replica is not None
+        sidecars = guest.mounted.sidecars
         await guest.write(EXTENTS[2])
         syncs: list[Operation] = []
 
@@ -186,7 +181,7 @@ async def a_flush_amid_a_join(story: Story) -> None:
         story.world.replicas[1].sidecar_faults.weather = Weather()
         story.world.note(f"syncs {len(syncs)}")
         story.mend(0)
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         await guest.converged()
         story.world.note(f"converged {guest.mounted}")
         await guest.read(EXTENTS[2])
@@ -213,7 +208,7 @@ async def _broken(*_: object) -> int:
 async def a_target_that_cannot_be_written(story: Story) -> None:
     """It is there, and the status says what is wrong with it."""
     await left_behind(story)
-    story.fail(1, CHANGES, Fault(error=errno.EIO))
+    story.fail(1, CHANGES)
     options = MountOptions("fifo", 1)
     seen = set()
     async with story.mounted() as guest:

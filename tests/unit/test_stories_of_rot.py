@@ -15,6 +15,7 @@ from support.simulation.story import (
     EXTENT,
     QUAD,
     TRIO,
+    WRONG,
     Guest,
     Script,
     Story,
@@ -23,7 +24,7 @@ from support.simulation.story import (
 
 from quorumfs.storage import Kind, Operation
 
-ROT = b"rot!" * (BLOCK // 4)
+ROT = WRONG
 
 
 async def _filled(guest: Guest) -> None:
@@ -111,9 +112,9 @@ async def settled_beside_what_one_holds_wrongly(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0, 2 * CHUNK)
         await guest.flush()
-        story.world.replicas[0].image.rot(CHUNK, b"rot!" * (BLOCK // 4))
+        story.world.replicas[0].image.rot(CHUNK, WRONG)
         for index in (1, 2):
-            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+            story.fail_once(index, Kind.WRITE)
         with suppress(OSError):
             await guest.write(0)
         await guest.read_surely(0, 2 * CHUNK)

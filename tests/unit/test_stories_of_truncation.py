@@ -1,6 +1,5 @@
 """Stories of images that are truncated, and get their length back with zeros for their data."""
 
-import errno
 from contextlib import suppress
 from dataclasses import replace
 
@@ -9,7 +8,6 @@ import trio
 import trio.testing
 from support.simulation.guest import BrokenError
 from support.simulation.setup import Setup
-from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,
     DISK,
@@ -33,10 +31,7 @@ from quorumfs.storage import Kind
 
 async def truncated_where_all_must_agree(story: Story) -> None:
     """It cannot be left behind, and gets its length back: with zeros, not with its data."""
-    async with story.mounted() as guest:
-        for at in EXTENTS:
-            await guest.write(at)
-        await guest.flush()
+    async with story.holding(*EXTENTS).durable().mounted() as guest:
         story.world.replicas[0].image.truncate(EXTENT)
         await guest.read(EXTENTS[-1])
         assert guest.mounted.sidecars.ledger.doubts.truncated
@@ -48,9 +43,7 @@ async def truncated_where_all_must_agree(story: Story) -> None:
 
 async def truncated_and_seen(story: Story) -> None:
     """The read that noticed is answered, and nothing is on record."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         story.world.replicas[0].image.truncate(0)
         await guest.read(0)
         story.world.kill()
@@ -65,7 +58,7 @@ async def truncated_and_failing_a_flush(story: Story) -> None:
         await guest.write(0)
         story.world.replicas[0].image.truncate(0)
         await guest.read(0)
-        story.fail(0, {Kind.SYNC}, Fault(error=errno.EIO))
+        story.fail(0, {Kind.SYNC})
         try:
             await guest.flush()
         except OSError as error:
@@ -74,10 +67,7 @@ async def truncated_and_failing_a_flush(story: Story) -> None:
 
 async def truncated_while_away(story: Story) -> None:
     """The daemon sees it too short, and later long enough: with zeros, not with its data."""
-    async with story.mounted() as guest:
-        for at in EXTENTS:
-            await guest.write(at)
-        await guest.flush()
+    async with story.holding(*EXTENTS).durable().mounted() as guest:
         story.world.detach(0)
         await guest.write(0)
         story.world.replicas[0].image.truncate(EXTENT)
@@ -93,8 +83,7 @@ async def truncated_amid_its_resync(story: Story) -> None:
     await left_behind(story, 0)
     story.slow_down(0, 0.5)
     async with story.mounted() as guest:
-        replica = guest.mounted.replica(0)
-        assert replica is not None
+        replica = guest.replica(0)
         await guest.until(lambda: replica.role is State.RESYNCING)
         await trio.sleep(3.0)
         story.world.replicas[0].image.truncate(BLOCK)
@@ -106,9 +95,7 @@ async def truncated_amid_its_resync(story: Story) -> None:
 
 async def truncated_between_mounts(story: Story) -> None:
     """After a crash, when no times are on record; the mount sees it too short."""
-    async with story.mounted() as guest:
-        for at in EXTENTS:
-            await guest.write(at)
+    async with story.holding(*EXTENTS).mounted() as guest:
         await trio.sleep(4 * repairs_module.CLEAR_S)  # no mark is left of that
         story.world.detach(0)
         await guest.write(0)
@@ -123,9 +110,8 @@ async def truncated_between_mounts(story: Story) -> None:
 
 async def truncated_while_stale(story: Story) -> None:
     """The daemon has said so for long, is killed, and the operator gives it its length back."""
-    async with story.mounted() as guest:
-        for at in EXTENTS:
-            await guest.write(at)
+    async with story.holding(*EXTENTS).mounted():
+        pass
     async with story.mounted() as guest:
         await guest.write(0)
         await guest.flush()
@@ -134,8 +120,7 @@ async def truncated_while_stale(story: Story) -> None:
         await guest.flush()
         story.world.replicas[1].image.truncate(EXTENT)
         story.world.attach(1)
-        replica = guest.mounted.replica(1)
-        assert replica is not None
+        replica = guest.replica(1)
         await guest.until(lambda: "truncated" in (replica.reason or ""))
         await trio.sleep(100.0)  # that is what status shows
         await guest.write(0)
@@ -149,10 +134,7 @@ async def truncated_while_stale(story: Story) -> None:
 
 async def truncated_and_flushed_after_the_next_mount(story: Story) -> None:
     """Its image was truncated and got its length back, and too few would be left without it."""
-    async with story.mounted() as guest:
-        for at in EXTENTS:
-            await guest.write(at, EXTENT)
-        await guest.flush()
+    async with story.holding(*EXTENTS, size=EXTENT).durable().mounted() as guest:
         image = story.world.replicas[0].image
         size = image.size
         image.truncate(EXTENT)

@@ -73,9 +73,7 @@ async def _write_in_vain(guest: Guest, at: int = 0) -> None:
 
 
 async def truncated_for_long(story: Story) -> None:
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         story.world.replicas[1].image.truncate(BLOCK)
         await _write_in_vain(guest, CHUNK)
         await _only_repairs_for_a_minute(story, guest)
@@ -87,7 +85,7 @@ async def truncated_for_long(story: Story) -> None:
 async def every_write_fails(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
-        story.fail(1, CHANGES, Fault(error=errno.EIO))
+        story.fail(1, CHANGES)
         await _write_in_vain(guest)
         await _only_repairs_for_a_minute(story, guest)
         story.mend(1)
@@ -98,7 +96,7 @@ async def every_write_fails(story: Story) -> None:
 async def every_write_and_flush_fails(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
-        story.fail(1, {*CHANGES, Kind.SYNC}, Fault(error=errno.EIO))
+        story.fail(1, {*CHANGES, Kind.SYNC})
         await _write_in_vain(guest)
         with suppress(OSError):
             await guest.flush()
@@ -113,7 +111,7 @@ async def every_write_fails_after_another_was_detached(story: Story) -> None:
         story.world.detach(2)
         await guest.write(0)
         assert guest.mounted.members == [0, 1]
-        story.fail(1, CHANGES, Fault(error=errno.EIO))
+        story.fail(1, CHANGES)
         await _write_in_vain(guest)
         await _only_repairs_for_a_minute(story, guest)
         story.world.attach(2)
@@ -169,7 +167,7 @@ async def every_sidecar_write_fails(story: Story) -> None:
     try:
         async with story.mounted() as guest:
             await guest.write(0)
-            story.fail(1, CHANGES, Fault(error=errno.EIO))
+            story.fail(1, CHANGES)
             faults = story.world.replicas[1].sidecar_faults
             faults.script = lambda o: Fault(error=errno.EIO) if o.kind in CHANGES else None
             await _write_in_vain(guest)
@@ -214,9 +212,7 @@ def _empty(story: Story, *indexes: int) -> None:
 async def no_space_on_one(story: Story) -> None:
     """What a write failed beside stays readable."""
     others = range(1, len(story.world.replicas))
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         _fill(story, *others)
         await _write_in_vain(guest, BLOCK)
         for _ in range(3):
@@ -251,9 +247,7 @@ async def bad_sector_on_one(story: Story) -> None:
 async def no_space_on_one_and_mounted_again(story: Story) -> None:
     """All but the write that failed was flushed: nothing of it keeps later writes from that."""
     others = range(1, len(story.world.replicas))
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         _fill(story, *others)
         await _write_in_vain(guest, BLOCK)
     async with story.mounted() as guest:

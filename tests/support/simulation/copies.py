@@ -7,9 +7,8 @@ from support.simulation.story import EXTENT, EXTENTS, CopiedSet, Story
 
 async def golden_copy(story: Story) -> CopiedSet:
     """A set closed in order, which holds something; a copy of it."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted():
+        pass
     return story.copied()
 
 
@@ -53,9 +52,7 @@ async def copies_used_alike(story: Story) -> None:
 async def mounted_alone_and_only_read(story: Story) -> None:
     """After a crash one is mounted alone, and dies; another one is, and written to."""
     for kill in (True, False):
-        async with story.mounted() as guest:
-            await guest.write(0)
-            await guest.flush()
+        async with story.holding(0).durable().mounted():
             story.world.kill()
         await use_alone(story, 1, write=False, kill=kill)
         await use_alone(story, 0, write=True, kill=kill)

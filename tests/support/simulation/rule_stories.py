@@ -43,6 +43,7 @@ from support.simulation.story import (
     QUAD,
     RAW,
     TRIO,
+    WRONG,
     Guest,
     Script,
     Story,
@@ -81,17 +82,13 @@ async def killed_amid_writes(story: Story) -> None:
 
 
 async def power_cut_after_writes(story: Story) -> None:
-    async with story.mounted() as guest:
-        for at in EXTENTS:
-            await guest.write(at)
+    async with story.holding(*EXTENTS).mounted():
         story.world.power_cut()
     await story.ends_well()
 
 
 async def power_cut_long_after_writes(story: Story) -> None:
-    async with story.mounted() as guest:
-        for at in EXTENTS:
-            await guest.write(at)
+    async with story.holding(*EXTENTS).mounted():
         await trio.sleep(4 * repairs_module.CLEAR_S)
         story.world.power_cut()
     await story.ends_well()
@@ -102,7 +99,7 @@ async def too_few_take_a_write(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
         for index in (1, 2):
-            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+            story.fail_once(index, Kind.WRITE)
         with suppress(OSError):
             await guest.write(0)
         story.world.kill()
@@ -115,7 +112,7 @@ async def too_few_take_a_write_and_all_stay(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
         for index in (1, 2):
-            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+            story.fail_once(index, Kind.WRITE)
         with suppress(OSError):
             await guest.write(0)
         await trio.sleep(5.0)
@@ -145,7 +142,7 @@ async def killed_after_one_missed_a_write(story: Story) -> None:
             await guest.write(0)
             story.world.kill()
 
-        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.WRITE)
         guest.begin(write_and_kill)
         await trio.sleep(10.0)
     async with story.mounted() as guest:
@@ -166,35 +163,29 @@ async def power_cut_after_one_missed_a_write(story: Story) -> None:
 
 async def pages_dropped_by_a_failed_flush(story: Story) -> None:
     """And read again from the medium at once."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+    async with story.holding(0).failing(0, Kind.SYNC).mounted() as guest:
         await guest.flush()
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         await guest.read(0)
     await story.ends_well()
 
 
 async def pages_dropped_long_after_a_failed_flush(story: Story) -> None:
     """When the replica was long repaired."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+    async with story.holding(0).failing(0, Kind.SYNC).mounted() as guest:
         await guest.flush()
         await guest.converged()
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         await guest.read(0)
     await story.ends_well()
 
 
 async def pages_dropped_where_all_must_agree(story: Story) -> None:
     """Nobody can be left behind for it, and before it is mended the daemon is killed."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+    async with story.holding(0).failing(0, Kind.SYNC).mounted() as guest:
         with suppress(OSError):
             await guest.flush()
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         story.world.kill()
     async with story.mounted() as guest:
         await guest.read_surely(0)
@@ -256,20 +247,10 @@ async def killed_amid_a_slow_resync(story: Story) -> None:
     await story.ends_well()
 
 
-def _loses_a_page(story: Story, index: int) -> None:
-    """It could not be written back; the next sync says so."""
-    image = story.world.replicas[index].image
-    for change in image.unsynced:
-        image._land(change, [])
-    image.unsynced.clear()
-    image.evict()
-    story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
-
-
 async def _loses_a_page_and_has_no_space_for_it(story: Story, guest: Guest) -> None:
     """The first; the others have made it durable."""
     await guest.write_surely(0)
-    _loses_a_page(story, 0)
+    story.fail_writeback(0)
     story.fail(0, [Kind.WRITE], Fault(error=errno.ENOSPC))
     with suppress(OSError):
         await guest.flush()
@@ -329,7 +310,7 @@ async def each_loses_what_the_other_one_holds(story: Story) -> None:
         story.mend(0)
         await guest.write(BLOCK)
         for index in range(1, story.setup.replicas):
-            _loses_a_page(story, index)
+            story.fail_writeback(index)
         with suppress(OSError):
             await guest.flush()
         await guest.converged()
@@ -357,8 +338,8 @@ async def a_close_fails(story: Story) -> None:
     """As a network file system says of what it could not write; it comes back all the same."""
     one = story.world.replicas[1]
     async with story.mounted() as guest:
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
-        story.fail_once(1, Kind.CLOSE, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.WRITE)
+        story.fail_once(1, Kind.CLOSE)
         one.sidecar_faults.plan(Kind.CLOSE, Fault(delay_s=2.0))
         await guest.write(0)
         await guest.converged()
@@ -367,7 +348,7 @@ async def a_close_fails(story: Story) -> None:
 
 async def source_unreadable_amid_a_resync(story: Story) -> None:
     await left_behind(story)
-    story.fail(0, [Kind.READ], Fault(error=errno.EIO))
+    story.fail(0, [Kind.READ])
     async with story.mounted() as guest:
         await trio.sleep(5.0)
         story.mend(0)
@@ -458,10 +439,7 @@ async def a_torn_record(story: Story) -> None:
 
 
 async def truncated_underneath(story: Story) -> None:
-    async with story.mounted() as guest:
-        for at in EXTENTS:
-            await guest.write(at)
-        await guest.flush()
+    async with story.holding(*EXTENTS).durable().mounted() as guest:
         story.world.replicas[0].image.truncate(EXTENT)
         await guest.read(EXTENTS[-1])
         story.world.replicas[0].image.truncate(DISK)
@@ -496,9 +474,7 @@ async def only_the_one_left_behind_is_there(story: Story) -> None:
 
 async def one_hangs(story: Story) -> None:
     """It costs the first request a timeout, and no other one anything."""
-    async with story.mounted() as guest:
-        for at in EXTENTS:
-            await guest.write(at)
+    async with story.holding(*EXTENTS).mounted() as guest:
         story.world.detach(0, hang=True)
         began = trio.current_time()
         for number in range(10):
@@ -539,19 +515,15 @@ async def one_hangs_for_good(story: Story) -> None:
 
 
 async def the_first_rots_before_a_crash(story: Story) -> None:
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
-        story.world.replicas[0].image.rot(0, b"rot!" * (BLOCK // 4))
+    async with story.holding(0).durable().mounted() as guest:
+        story.world.replicas[0].image.rot(0, WRONG)
         await guest.write(2 * BLOCK)
         story.world.kill()
     await story.ends_well()
 
 
 async def rolled_back_by_seconds(story: Story) -> None:
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         await trio.sleep(2.0)
         snapshot_before = story.world.backup(0)
         await guest.write(0)
@@ -568,9 +540,7 @@ async def rolled_back_by_seconds(story: Story) -> None:
 
 async def an_empty_image_after_a_kill(story: Story) -> None:
     empty = ReplicaBackup(story.world.backup(0).image, None)
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted():
         story.world.kill()
     story.world.detach(0)
     story.world.restore(0, empty, sidecar=False)
@@ -579,9 +549,7 @@ async def an_empty_image_after_a_kill(story: Story) -> None:
 
 
 async def a_sector_is_bad_everywhere(story: Story) -> None:
-    async with story.mounted() as guest:
-        await guest.write(0, EXTENT)
-        await guest.flush()
+    async with story.holding(0, size=EXTENT).durable().mounted() as guest:
         story.world.kill()
 
     def unreadable(operation: Operation) -> Fault | None:
@@ -616,7 +584,7 @@ async def only_one_can_sync(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
         for index in (1, 2):
-            story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
+            story.fail_once(index, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
         story.world.power_cut()
@@ -628,9 +596,7 @@ async def only_one_can_sync(story: Story) -> None:
 
 async def power_cut_after_one_failed_to_sync(story: Story) -> None:
     """It lost its pages, and would be the one that others are settled from."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+    async with story.holding(0).failing(0, Kind.SYNC).mounted() as guest:
         await guest.flush()
         story.world.power_cut()
     async with story.mounted() as guest:
@@ -645,7 +611,7 @@ async def a_tie_of_two_and_two(story: Story) -> None:
         await guest.write(0)
         good = images[2].cache.read(0, BLOCK)
         for image in images[:2]:
-            image.rot(0, b"rot!" * (BLOCK // 4))
+            image.rot(0, WRONG)
         with suppress(OSError):
             await guest.mounted.disk.read(0, BLOCK)
         await trio.sleep(10.0)

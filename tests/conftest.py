@@ -12,6 +12,8 @@ from support.command import empty_mountpoint, mounted_below, require_root
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")
 
+pytest_plugins = ["support.tiers"]
+
 MakeImages = Callable[..., list[Path]]
 
 

@@ -32,7 +32,8 @@ ruff format --check .
 mypy
 
 say "Tests"
-# Most tests wait: for timeouts, for disks. Each file is run by one worker, and the cheap unit tests
-# come first. Modules are compiled once, and not by each of some thousand commands.
+# Most tests wait: for timeouts, for disks. Each file is run by one worker. The tests of the first
+# tier come first (tests/support/tiers.py): if one fails a rule is broken, and no other test is run.
+# Modules are compiled once, and not by each of some thousand commands.
 unset PYTHONDONTWRITEBYTECODE
-exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+exec python -m pytest --tiers -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -4,12 +4,11 @@
 `tests/unit/test_rules.py` tells whether it is up to date, and whether all that it names is there.
 """
 
-import sys
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 from support.simulation.mutations import MUTATIONS
+from support.simulation.rule_stories import TOLD
 
 RULES_FILE = Path(__file__).parents[1] / "RULES.md"
 
@@ -55,7 +54,7 @@ PROMISES = (
             "test_differences.py::test_random_faults_never_show_old_data",
         ),
         (
-            "test_stories_of_absence.py::test_it_ends_well",
+            "test_stories_of_missing_replicas.py::test_it_ends_well",
             "test_simulation.py::test_no_promise_is_broken",
         ),
     ),
@@ -164,7 +163,7 @@ PROMISES = (
         "One disk rots, the host crashes, and the rot of the first replica is on all of them.",
         ("quorumfs.voting.reconcile",),
         ("test_crash.py::test_what_was_read_after_a_crash_stays_whatever_the_order",),
-        ("test_stories_of_majorities.py::test_it_ends_well",),
+        ("test_stories_of_rot.py::test_it_ends_well",),
     ),
 )
 
@@ -376,16 +375,17 @@ _HEAD = """\
 
 `P1` to `P9` are what users are promised. `R1` to `R15` are the rules of order that the promises
 rest on. Code and tests name them by number. What switches one off is a *mutation*
-(`tests/support/simulation/mutations.py`): a story in simulated storage must notice each
-(`tests/unit/test_mutations.py`). Where no mutation shows a rule alone, unit tests do.
+(`tests/support/simulation/mutations.py`). A story in simulated storage
+(`tests/support/simulation/rule_stories.py`) ends well with the rule
+(`tests/unit/test_rules_kept.py`) and badly with each mutation (`tests/unit/test_mutations.py`).
+Where no mutation shows a rule alone, unit tests do.
 """
 
 
 def stories() -> dict[str, list[str]]:
     """By mutation, the names of the stories that notice it."""
-    sys.path.append(str(Path(__file__).parents[1] / "unit"))
     found: dict[str, list[str]] = {}
-    for case in import_module("test_mutations").TOLD:
+    for case in TOLD:
         found.setdefault(case.mutation, []).append(case.script.__name__)
     return found
 

@@ -899,3 +899,17 @@ def test_a_record_covers_who_has_what_it_was_left_with_or_anything_later() -> No
     assert not covers(record, A, 12345, 99)
     old = replace(record, ancestors=(*record.ancestors, 55))
     assert not covers(old, A, 55, 99)
+
+
+def test_one_that_was_away_for_many_generations_comes_back() -> None:
+    """More than are remembered: the role says which one it was left with."""
+    size = 1 << 19
+    record = new_record(["/a", "/b"], size, 1)
+    own = Sidecar(record.roles[1].replica_id, record, DirtyMap(size, record.chunk_size))
+    later = record.with_state([1], RoleState.STALE).minted()
+    for _ in range(ANCESTORS_MAX + 1):
+        later = later.minted()
+    assert record.generation not in later.history
+    returned = judge_returned(later, 1, Found("/b", Identity(1, size), own))
+    assert returned.state is State.STALE
+    assert not returned.compare

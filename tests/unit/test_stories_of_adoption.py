@@ -10,26 +10,29 @@ import pytest
 import trio
 from support.simulation.guest import BrokenError
 from support.simulation.media import SECTOR
-from support.simulation.runner import SCALES, Origin, Setup
+from support.simulation.setup import SCALES, Origin, Setup
 from support.simulation.storage import Effect, Fault, Weather
-from support.simulation.story import BLOCK, EXTENT, EXTENTS, RAW, TRIO, Guest, Script, Story, told
+from support.simulation.story import (
+    BLOCK,
+    CHUNK,
+    EXTENT,
+    EXTENTS,
+    RAW,
+    TRIO,
+    WRONG,
+    Guest,
+    Script,
+    Story,
+    told,
+)
 
-from quorumfs.dirtymap import UNVERIFIED
 from quorumfs.storage import CHANGES, Kind, Operation
-
-WRONG = b"rot!" * (BLOCK // 4)
-CHUNK = SCALES[0].chunk_size
-
-
-async def _found_to_differ(guest: Guest) -> None:
-    await guest.until(lambda: bool(guest.mounted.repairs.differing))
-    await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
 
 
 async def _half_a_write(story: Story, guest: Guest, on: int) -> None:
     """A write where they differ that one of two replicas took, and the guest saw or not."""
     await guest.write(EXTENTS[5])
-    story.fail_once(on, Kind.WRITE, Fault(error=errno.EIO))
+    story.fail_once(on, Kind.WRITE)
     with suppress(OSError):
         await guest.write(EXTENTS[5])
         raise BrokenError("a write succeeded on too few")
@@ -40,7 +43,7 @@ async def _read_whoever_answers(story: Story, guest: Guest) -> None:
     with suppress(OSError):
         await guest.read(EXTENTS[5])
     for index in range(2):
-        story.fail(index, {Kind.READ}, Fault(error=errno.EIO))
+        story.fail(index, {Kind.READ})
         with suppress(OSError):
             await guest.read(EXTENTS[5])
         story.mend(index)
@@ -50,27 +53,21 @@ async def _read_whoever_answers(story: Story, guest: Guest) -> None:
 
 async def half_a_write(story: Story) -> None:
     """Then they are read in turn."""
-    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
+    async with story.differing(1, EXTENTS[5] + BLOCK).mounted() as guest:
         await _half_a_write(story, guest, on=1)
         await _read_whoever_answers(story, guest)
 
 
 async def half_a_write_on_the_first(story: Story) -> None:
     """The other one alone took it."""
-    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
+    async with story.differing(1, EXTENTS[5] + BLOCK).mounted() as guest:
         await _half_a_write(story, guest, on=0)
         await _read_whoever_answers(story, guest)
 
 
 async def half_a_write_and_an_unmount(story: Story) -> None:
     """Nobody forgets it for that."""
-    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
+    async with story.differing(1, EXTENTS[5] + BLOCK).mounted() as guest:
         await _half_a_write(story, guest, on=1)
         with suppress(OSError):
             await guest.read(EXTENTS[5])
@@ -80,9 +77,7 @@ async def half_a_write_and_an_unmount(story: Story) -> None:
 
 async def half_a_write_and_idle_times(story: Story) -> None:
     """Marks go away that nobody needs; not this one."""
-    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
+    async with story.differing(1, EXTENTS[5] + BLOCK).mounted() as guest:
         await _half_a_write(story, guest, on=1)
         with suppress(OSError):
             await guest.read(EXTENTS[5])
@@ -94,21 +89,17 @@ async def half_a_write_and_idle_times(story: Story) -> None:
 
 async def half_a_write_and_a_whole_one(story: Story) -> None:
     """What was written anew can be read from both again."""
-    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
+    async with story.differing(1, EXTENTS[5] + BLOCK).mounted() as guest:
         await _half_a_write(story, guest, on=1)
         await guest.write_surely(EXTENTS[5])
-        story.fail(0, {Kind.READ}, Fault(error=errno.EIO))
+        story.fail(0, {Kind.READ})
         await guest.read_surely(EXTENTS[5])
         story.mend(0)
 
 
 async def killed_amid_a_write(story: Story) -> None:
     """After a crash no source is pinned there: what is read depends on who answers."""
-    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
+    async with story.differing(1, EXTENTS[5] + BLOCK).mounted() as guest:
         await guest.write(EXTENTS[5])
         story.fail_once(1, Kind.WRITE, Fault(hang=True))
         guest.begin(guest.write, EXTENTS[5])
@@ -120,13 +111,11 @@ async def killed_amid_a_write(story: Story) -> None:
 
 async def half_a_write_and_a_flush_that_fails(story: Story) -> None:
     """The one that the guest has seen it of lost it: the other one has something older."""
-    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
+    async with story.differing(1, EXTENTS[5] + BLOCK).mounted() as guest:
         await _half_a_write(story, guest, on=1)
         with suppress(OSError):
             await guest.read(EXTENTS[5])
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
         await _read_whoever_answers(story, guest)
@@ -137,15 +126,15 @@ async def half_a_write_and_the_one_that_took_it_left_behind(story: Story) -> Non
     for index in (0, 1):
         story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
     async with story.mounted() as guest:
-        await _found_to_differ(guest)
+        await guest.found_to_differ()
         await guest.write(EXTENTS[5])
         for index in (1, 2):
-            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+            story.fail_once(index, Kind.WRITE)
         with suppress(OSError):
             await guest.write(EXTENTS[5])
         with suppress(OSError):
             await guest.read(EXTENTS[5])
-        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.WRITE)
         await guest.write(EXTENTS[1])
         assert guest.mounted.members == [1, 2]
         with suppress(OSError):
@@ -157,10 +146,10 @@ async def half_a_write_and_one_that_comes_back(story: Story) -> None:
     for index in (1, 2):
         story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
     async with story.mounted() as guest:
-        await _found_to_differ(guest)
-        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        await guest.found_to_differ()
+        story.fail(0, CHANGES)
         await guest.write(EXTENTS[5])
-        story.fail_once(2, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(2, Kind.WRITE)
         with suppress(OSError):
             await guest.write(EXTENTS[5])
         with suppress(OSError):
@@ -176,10 +165,8 @@ async def half_a_write_and_one_that_comes_back(story: Story) -> None:
 async def a_majority_against_what_was_seen(story: Story) -> None:
     """The third one holds what the second does; but the guest has seen what the first one took."""
     story.world.detach(2)
-    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+    async with story.differing(1, EXTENTS[5] + BLOCK).mounted() as guest:
+        story.fail_once(1, Kind.WRITE)
         with suppress(OSError):
             await guest.write(EXTENTS[5])
         with suppress(OSError):
@@ -285,7 +272,7 @@ async def a_tie_decided_by_a_lock(story: Story) -> None:
         await guest.until(
             lambda: any(start <= EXTENTS[5] < end for start, end in locks.claimed()), every_s=0.1
         )
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
         story.world.calm()
@@ -300,8 +287,8 @@ async def missed_in_part_of_a_block_that_differs(story: Story) -> None:
     for index in (1, 2):
         story.world.replicas[index].image.rot(EXTENTS[5] + SECTOR, bytes([index]) * SECTOR)
     async with story.mounted() as guest:
-        await _found_to_differ(guest)
-        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        await guest.found_to_differ()
+        story.fail(0, CHANGES)
         await guest.write(EXTENTS[5], SECTOR)
         assert 0 not in guest.mounted.members
         story.mend(0)
@@ -332,11 +319,9 @@ async def outvoted_by_two_who_missed_it(story: Story) -> None:
 
 async def torn_and_lost_and_written_anew(story: Story) -> None:
     """Then both hold the same, and it can be flushed."""
-    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
+    async with story.differing(1, EXTENTS[5] + BLOCK).mounted() as guest:
         await _half_a_write(story, guest, on=1)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(1.0)
@@ -348,13 +333,11 @@ async def torn_and_lost_and_written_anew(story: Story) -> None:
 
 async def torn_and_lost_and_killed(story: Story) -> None:
     """What only the first one took is lost there: the other one is right, after a crash as well."""
-    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
+    async with story.differing(1, EXTENTS[5] + BLOCK).mounted() as guest:
         await _half_a_write(story, guest, on=1)
         with suppress(OSError):
             await guest.read(EXTENTS[5])
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(1.0)
@@ -365,11 +348,11 @@ async def torn_and_lost_and_killed(story: Story) -> None:
 
 
 async def _torn_on_all_but_the_first(story: Story, guest: Guest) -> None:
-    await _found_to_differ(guest)
+    await guest.found_to_differ()
     await guest.write(EXTENTS[5])
     others = range(1, story.setup.replicas)
     for index in others:
-        story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(index, Kind.WRITE)
     with suppress(OSError):
         await guest.write(EXTENTS[5])
         raise BrokenError("a write succeeded on too few")
@@ -384,13 +367,13 @@ async def who_took_a_torn_write_comes_back(story: Story) -> None:
         story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
     async with story.mounted() as guest:
         await _torn_on_all_but_the_first(story, guest)
-        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        story.fail(0, CHANGES)
         await guest.write(EXTENTS[1])
         assert guest.mounted.members == [1, 2]
         with suppress(OSError):
             await guest.read(EXTENTS[5])
         await guest.write(EXTENTS[5], SECTOR)
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.WRITE)
         with suppress(OSError):
             await guest.write(EXTENTS[5], SECTOR)
         story.mend(0)
@@ -415,9 +398,7 @@ async def torn_by_a_crash_and_one_left_before_it_was_compared(story: Story) -> N
 
 
 async def _one_left_of_two(story: Story, *, compared: bool) -> None:
-    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
+    async with story.differing(1, EXTENTS[5] + BLOCK).mounted() as guest:
         await guest.write(EXTENTS[5])
         for index in (0, 1):
             story.fail_once(index, Kind.WRITE, Fault(hang=True))
@@ -426,10 +407,10 @@ async def _one_left_of_two(story: Story, *, compared: bool) -> None:
         story.cut_off(1)
     async with story.mounted() as guest:
         if compared:
-            await _found_to_differ(guest)
+            await guest.found_to_differ()
         with suppress(OSError):
             await guest.read(EXTENTS[5])
-        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.WRITE)
         await guest.write(EXTENTS[1])
         assert guest.mounted.members == [1]
         await guest.read_surely(EXTENTS[5])
@@ -445,12 +426,12 @@ async def who_took_a_torn_write_loses_it_while_away(story: Story) -> None:
         story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
     async with story.mounted() as guest:
         await _torn_on_all_but_the_first(story, guest)
-        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.WRITE)
         await guest.write(EXTENTS[1])
         assert guest.mounted.members == [1, 2]
-        _lose_what_is_not_synced(story, 0)
+        story.fail_writeback(0)
         await guest.write(EXTENTS[5], SECTOR)
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.WRITE)
         with suppress(OSError):
             await guest.write(EXTENTS[5], SECTOR)
         await guest.until(lambda: 0 in guest.mounted.members)
@@ -463,15 +444,6 @@ async def who_took_a_torn_write_loses_it_while_away(story: Story) -> None:
         await guest.read_surely(EXTENTS[5], SECTOR)
 
 
-def _lose_what_is_not_synced(story: Story, index: int) -> None:
-    image = story.world.replicas[index].image
-    for change in image.unsynced:
-        image._land(change, [])
-    image.unsynced.clear()
-    image.evict()
-    story.fail_once(index, Kind.SYNC, Fault(error=errno.EIO))
-
-
 async def who_took_a_torn_write_comes_back_without_it(story: Story) -> None:
     """Nobody has that any more, nor after another write that failed; but it is current again, and
     all is well when that is written anew."""
@@ -479,14 +451,14 @@ async def who_took_a_torn_write_comes_back_without_it(story: Story) -> None:
         story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
     async with story.mounted() as guest:
         await _torn_on_all_but_the_first(story, guest)
-        _lose_what_is_not_synced(story, 0)
+        story.fail_writeback(0)
         await guest.flush()
         assert guest.mounted.members == [1, 2]
         await guest.until(lambda: 0 in guest.mounted.members)
         with suppress(OSError):
             await guest.read(EXTENTS[5])
         for index in (1, 2):
-            story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+            story.fail_once(index, Kind.WRITE)
         with suppress(OSError):
             await guest.write(EXTENTS[5] + 2 * BLOCK)
         with suppress(OSError):
@@ -504,7 +476,7 @@ async def a_majority_feigned_in_torn_blocks(story: Story) -> None:
         await guest.write(0)
         await guest.until(lambda: 2 not in guest.mounted.members)
         await guest.until(lambda: bool(guest.mounted.repairs.differing))
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.WRITE)
         with suppress(OSError):
             await guest.write(EXTENTS[5], SECTOR)
         story.world.attach(2)
@@ -521,17 +493,17 @@ async def alone_with_what_it_missed_in_torn_blocks(story: Story) -> None:
     for index in (0, 1):
         story.world.replicas[index].image.rot(EXTENTS[5] + SECTOR, bytes([index]) * SECTOR)
     async with story.mounted() as guest:
-        await _found_to_differ(guest)
-        story.fail(2, CHANGES, Fault(error=errno.EIO))
+        await guest.found_to_differ()
+        story.fail(2, CHANGES)
         await guest.write(EXTENTS[5], SECTOR)
         story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO, effect=Effect.ALL))
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.WRITE)
         with suppress(OSError):
             await guest.write(EXTENTS[5], SECTOR)
         story.mend(2)
         await guest.until(lambda: 2 in guest.mounted.members)
         for index in (0, 1):
-            story.fail(index, CHANGES, Fault(error=errno.EIO))
+            story.fail(index, CHANGES)
         await guest.write(EXTENTS[1])
         assert guest.mounted.members == [2]
         await guest.read_surely(EXTENTS[5], SECTOR)
@@ -542,19 +514,17 @@ async def alone_with_what_it_missed_in_torn_blocks(story: Story) -> None:
 async def repaired_after_it_was_torn(story: Story) -> None:
     """A read finds one that cannot be read; before that is repaired a write fails: what only the
     one has of it is not shown."""
-    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
+    async with story.differing(1, EXTENTS[5] + BLOCK).mounted() as guest:
         await guest.write(EXTENTS[5])
         story.fail_once(0, Kind.READ, Fault(2.0, error=errno.EIO))
         story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO, effect=Effect.ALL))
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.WRITE)
         guest.begin(guest.read, EXTENTS[5])
         await trio.sleep(1.0)
         with suppress(OSError):
             await guest.write(EXTENTS[5])
         await trio.sleep(1.0)
-        story.fail_once(0, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.WRITE)
         await guest.write(EXTENTS[1])
         assert guest.mounted.members == [1]
         await guest.read_surely(EXTENTS[5])
@@ -592,11 +562,10 @@ async def a_tie_decided_by_many_writes(story: Story) -> None:
     first = story.world.replicas[0].image
     held = first.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK)
     async with story.mounted() as guest:
-        await guest.until(lambda: bool(guest.mounted.repairs.differing))
-        await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
+        await guest.found_to_differ()
         for number in range(1, 4):
             await guest.write(EXTENTS[5] + number * CHUNK)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(60.0)

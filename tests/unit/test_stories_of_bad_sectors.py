@@ -9,7 +9,7 @@ import pytest
 import trio
 from support.simulation.guest import BrokenError
 from support.simulation.media import SECTOR
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,
@@ -66,9 +66,7 @@ async def _all_but_the_bad_block(guest: Guest) -> None:
 
 
 async def _crashed_after_writes(story: Story) -> None:
-    async with story.mounted() as guest:
-        await guest.write(0, EXTENT)
-        await guest.flush()
+    async with story.holding(0, size=EXTENT).durable().mounted() as guest:
         await guest.write(8 * BLOCK)
         story.world.kill()
 
@@ -83,7 +81,7 @@ async def bad_everywhere_after_a_crash(story: Story) -> None:
             await guest.write_surely(EXTENTS[1])
             await _flushed(guest)
             await guest.until(lambda: not guest.mounted.sidecars.ledger.agreement.divergent)
-        if not story._closed_well:
+        if not story.state.closed_well:
             raise BrokenError("an unmount failed for what cannot be read")
     async with story.mounted() as guest:
         await guest.write_surely(BAD)
@@ -94,7 +92,7 @@ async def bad_everywhere_after_a_crash(story: Story) -> None:
     await story.ends_well()
 
 
-async def written_in_part(story: Story) -> None:
+async def a_bad_block_is_written_in_part(story: Story) -> None:
     """A medium with sectors of 512 bytes: what was written is there; the rest of the block is an
     error until it is written, too: who holds what of it is not known any more."""
     await _crashed_after_writes(story)
@@ -117,9 +115,7 @@ async def written_in_part(story: Story) -> None:
 
 async def bad_while_another_was_away(story: Story) -> None:
     """It comes back, and must not be taken for one that holds what nobody could give it."""
-    async with story.mounted() as guest:
-        await guest.write(0, EXTENT)
-        await guest.flush()
+    async with story.holding(0, size=EXTENT).durable().mounted() as guest:
         story.world.detach(1)
         await guest.write(0, EXTENT)
         await guest.until(lambda: 1 not in guest.mounted.members)
@@ -187,7 +183,7 @@ async def all_fail_for_a_while(story: Story) -> None:
     """No place is to blame where a replica fails everywhere: it may pass, and nothing is lost."""
     await _crashed_after_writes(story)
     for index in range(story.setup.replicas):
-        story.fail(index, {Kind.READ}, Fault(error=errno.EIO))
+        story.fail(index, {Kind.READ})
     async with story.mounted() as guest:
         with suppress(OSError):
             await guest.flush()
@@ -202,11 +198,9 @@ async def all_fail_for_a_while(story: Story) -> None:
     await story.ends_well()
 
 
-async def power_is_cut_after_it_was_written(story: Story) -> None:
+async def power_cut_after_a_bad_block_was_written(story: Story) -> None:
     """The first one holds an older version of the place, and can be read: it is never shown."""
-    async with story.mounted() as guest:
-        await guest.write(0, EXTENT)
-        await guest.flush()
+    async with story.holding(0, size=EXTENT).durable().mounted() as guest:
         story.world.detach(0)
         await guest.write(0, EXTENT)
         await guest.flush()
@@ -225,12 +219,12 @@ async def power_is_cut_after_it_was_written(story: Story) -> None:
     await story.ends_well()
 
 
-async def it_passes_while_others_are_asked(story: Story) -> None:
+async def a_read_error_that_passes(story: Story) -> None:
     """A store was away for a moment: what it can be read at again is not given up."""
     async with story.mounted() as guest:
         await guest.write(0, EXTENT)
         disk, sidecars = guest.mounted.disk, guest.mounted.sidecars
-        story.fail_once(0, Kind.READ, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.READ)
         spoil(story, [1])
         if await cannot_be_read(disk, sidecars, disk.replicas, BAD, BLOCK):
             raise BrokenError("a place was given up that can be read")
@@ -239,7 +233,7 @@ async def it_passes_while_others_are_asked(story: Story) -> None:
     await story.ends_well()
 
 
-async def found_by_one_that_died(story: Story) -> None:
+async def found_bad_before_a_kill(story: Story) -> None:
     """It is on record, and was told to nobody: the next mount tells."""
     async with story.mounted() as guest:
         await guest.write(0, EXTENT)
@@ -254,7 +248,7 @@ async def found_by_one_that_died(story: Story) -> None:
     await story.ends_well()
 
 
-async def written_when_no_sidecar_can_be(story: Story) -> None:
+async def a_bad_block_is_written_when_no_sidecar_can_be(story: Story) -> None:
     """That the place was written cannot be remembered: the rest of the write is no bad place."""
     await _crashed_after_writes(story)
     spoil(story, range(story.setup.replicas))
@@ -278,7 +272,7 @@ async def written_when_no_sidecar_can_be(story: Story) -> None:
     await story.ends_well()
 
 
-async def asked_of_nobody(story: Story) -> None:
+async def bad_on_one_that_is_ejected_meanwhile(story: Story) -> None:
     """Whoever held a place was ejected meanwhile: that is no reason to give the place up."""
     async with story.mounted() as guest:
         await guest.write(0, EXTENT)
@@ -293,23 +287,66 @@ async def asked_of_nobody(story: Story) -> None:
     await story.ends_well()
 
 
+def _bad_block(story: Story, index: int, block: int) -> None:
+    """One block cannot be read until it is written to."""
+    faults = story.world.replicas[index].image_faults
+
+    def bad_sector(operation: Operation) -> Fault | None:
+        start, end = operation.offset, operation.offset + operation.length
+        if start < (block + 1) * BLOCK and end > block * BLOCK:
+            if operation.kind is Kind.READ:
+                return Fault(error=errno.EIO)
+            if operation.kind in CHANGES:
+                faults.script = None
+        return None
+
+    faults.script = bad_sector
+
+
+async def _killed_and_a_bad_sector_on_each(story: Story) -> None:
+    async with story.holding(0, size=EXTENT).durable().mounted():
+        story.world.kill()
+    _bad_block(story, 0, 1)
+    _bad_block(story, 1, 3)
+
+
+async def bad_sectors_after_a_crash(story: Story) -> None:
+    """Each block can be read on one of two, but no piece as a whole (R11)."""
+    await _killed_and_a_bad_sector_on_each(story)
+    async with story.mounted() as guest:
+        for at in range(0, EXTENT, BLOCK):
+            await guest.read_surely(at)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def a_flush_beside_bad_sectors_after_a_crash(story: Story) -> None:
+    """The same where nobody reads: a flush succeeds, and the replicas become equal (P3)."""
+    await _killed_and_a_bad_sector_on_each(story)
+    async with story.mounted() as guest:
+        await guest.write_surely(4 * EXTENT)
+        await guest.flush()
+        await guest.converged()
+    await story.ends_well()
+
+
 STORIES = [
-    (written_when_no_sidecar_can_be, PAIR),
-    (asked_of_nobody, PAIR),
+    (a_bad_block_is_written_when_no_sidecar_can_be, PAIR),
+    (bad_on_one_that_is_ejected_meanwhile, PAIR),
     *[
         (bad_on_one_that_a_rebuild_reads, setup)
         for setup in (TRIO, replace(TRIO, fifo=True, threshold=1))
     ],
     (rebuilt_beside_half_a_bad_block, PAIR),
-    (power_is_cut_after_it_was_written, PAIR),
-    (it_passes_while_others_are_asked, PAIR),
-    (found_by_one_that_died, PAIR),
+    (power_cut_after_a_bad_block_was_written, PAIR),
+    (a_read_error_that_passes, PAIR),
+    (found_bad_before_a_kill, PAIR),
     (bad_everywhere_after_a_crash, PAIR),
     (bad_everywhere_after_a_crash, EQUALS),
     (bad_everywhere_after_a_crash, TRIO),
     (bad_everywhere_after_a_crash, replace(TRIO, fifo=True, threshold=1)),
-    (written_in_part, PAIR),
-    (written_in_part, EQUALS),
+    (a_bad_block_is_written_in_part, PAIR),
+    (a_bad_block_is_written_in_part, EQUALS),
     (bad_while_another_was_away, PAIR),
     (all_fail_for_a_while, PAIR),
     (all_fail_for_a_while, TRIO),
@@ -319,3 +356,15 @@ STORIES = [
 @pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
 def test_it_ends_well(script: Script, setup: Setup) -> None:
     assert [told(script, setup, seed) for seed in range(2)] == [None] * 2
+
+
+@pytest.mark.parametrize(
+    ("script", "setup"),
+    [
+        (bad_sectors_after_a_crash, PAIR),
+        (bad_sectors_after_a_crash, replace(PAIR, fifo=False)),
+        (a_flush_beside_bad_sectors_after_a_crash, PAIR),
+    ],
+)
+def test_a_crash_and_bad_sectors_on_each(script: Script, setup: Setup) -> None:
+    assert [told(script, setup, seed) for seed in range(4)] == [None] * 4

@@ -8,7 +8,7 @@ import pytest
 import trio
 from support.simulation.guest import BrokenError
 from support.simulation.media import Backup
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Weather
 from support.simulation.story import (
     EQUALS,
@@ -23,6 +23,8 @@ from support.simulation.story import (
 )
 from support.simulation.world import ReplicaBackup
 
+from quorumfs.resolution import resolve
+
 MINUTE = 60.0
 
 
@@ -36,9 +38,7 @@ async def _one_hot_place(story: Story, guest: Guest) -> None:
 
 async def rolled_back_after_a_kill(story: Story) -> None:
     """It is not the one that the other is made equal to."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         await trio.sleep(1.5 * MINUTE)
         await guest.write(0)
         await guest.flush()
@@ -54,9 +54,7 @@ async def rolled_back_after_a_kill(story: Story) -> None:
 
 async def rolled_back_while_away(story: Story) -> None:
     """It was left behind by this mount, which knows what was written since, but not before."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         await trio.sleep(1.5 * MINUTE)
         await guest.write(0)
         await guest.flush()
@@ -80,9 +78,7 @@ async def rolled_back_while_away(story: Story) -> None:
 
 async def rolled_back_while_another_was_away(story: Story) -> None:
     """As long as one of three is away no mark is cleared, whatever is written."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         story.world.detach(2)
         await guest.write(0)
         await guest.until(lambda: 2 not in guest.mounted.members)
@@ -148,12 +144,9 @@ async def rolled_back_by_seconds_and_unmounted(story: Story) -> None:
     story.oracle.check_images(story.world.contents())
 
 
-async def compared_in_vain(story: Story) -> None:
+async def a_snapshot_that_is_up_to_date(story: Story) -> None:
     """P3: one that is as it was is given nothing but what it missed."""
-    async with story.mounted() as guest:
-        for at in EXTENTS:
-            await guest.write(at, EXTENT)
-        await guest.flush()
+    async with story.holding(*EXTENTS, size=EXTENT).durable().mounted() as guest:
         story.world.detach(0)
         await guest.write(EXTENTS[3])
         await guest.until(lambda: 0 not in guest.mounted.members)
@@ -172,9 +165,7 @@ async def _another_image_is_behind_its_sidecar(story: Story, old: Backup) -> Non
 
 async def an_old_image_under_its_sidecar(story: Story) -> None:
     """No mark is left of what it lacks: it is compared in full (R15)."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         old = story.world.backup(0).image
         await guest.write(EXTENTS[1])
         await guest.flush()
@@ -190,10 +181,7 @@ async def an_old_image_under_its_sidecar(story: Story) -> None:
 async def an_empty_image_after_a_kill(story: Story) -> None:
     """It is the first one, which all are made equal to: not before it was compared (R15)."""
     empty = story.world.backup(0).image
-    async with story.mounted() as guest:
-        for at in EXTENTS:
-            await guest.write(at)
-        await guest.flush()
+    async with story.holding(*EXTENTS).durable().mounted() as guest:
         story.world.kill()
     story.world.detach(0)
     await _another_image_is_behind_its_sidecar(story, empty)
@@ -205,10 +193,7 @@ async def an_empty_image_after_a_kill(story: Story) -> None:
 async def an_empty_image_where_none_can_be_spared(story: Story) -> None:
     """It cannot be ejected, so it is given everything anew before it is believed (R15)."""
     empty = story.world.backup(0).image
-    async with story.mounted() as guest:
-        for at in EXTENTS:
-            await guest.write(at)
-        await guest.flush()
+    async with story.holding(*EXTENTS).durable().mounted() as guest:
         await trio.sleep(5 * MINUTE)
         await guest.write(EXTENTS[0])
         story.world.detach(0)
@@ -229,11 +214,29 @@ async def an_empty_image_where_none_can_be_spared(story: Story) -> None:
     story.oracle.check_images(story.world.contents())
 
 
+async def rolled_back_and_resolved(story: Story) -> None:
+    """Its sidecar is as old as its image, and no mark is left of what was written since."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+    snapshot_before = story.world.backup(1)
+    async with story.mounted() as guest:
+        await guest.write(0)
+    story.world.roll_back(1, snapshot_before)
+    resolution = resolve(story.world.found(), story.world.replicas[0].path)
+    for index, one in enumerate(story.world.replicas):
+        if one.path in resolution.sidecars:
+            story.world.create_sidecar(index, resolution.sidecars[one.path])
+    async with story.mounted() as guest:
+        await guest.converged()
+    story.oracle.check_images(story.world.contents())
+    await story.ends_well()
+
+
 STORIES = [
     (rolled_back_by_seconds, PAIR),
     (rolled_back_by_seconds, TRIO),
     (rolled_back_by_seconds_and_unmounted, PAIR),
-    (compared_in_vain, PAIR),
+    (a_snapshot_that_is_up_to_date, PAIR),
     (an_old_image_under_its_sidecar, replace(PAIR, passing=True)),
     (an_empty_image_after_a_kill, replace(PAIR, passing=True)),
     (an_empty_image_after_a_kill, replace(TRIO, passing=True)),
@@ -249,3 +252,7 @@ STORIES = [
 @pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
 def test_it_ends_well(script: Script, setup: Setup) -> None:
     assert [told(script, setup, seed) for seed in range(2)] == [None] * 2
+
+
+def test_a_replica_rolled_back_is_resolved() -> None:
+    assert [told(rolled_back_and_resolved, PAIR, seed) for seed in range(4)] == [None] * 4

@@ -7,9 +7,8 @@ from support.simulation.story import EXTENT, EXTENTS, CopiedSet, Story
 
 async def golden_copy(story: Story) -> CopiedSet:
     """A set closed in order, which holds something; a copy of it."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted():
+        pass
     return story.copied()
 
 
@@ -24,16 +23,16 @@ async def use(story: Story, at: int, times: int = 1) -> None:
 async def use_alone(story: Story, index: int, *, write: bool, kill: bool) -> None:
     """Mount one replica without the others, as an operator who knows what that may cost."""
     order = [index]
-    plan = story._assemble(order, degraded=True, threshold=1)
-    story._last = None
+    plan = story.operator.assemble(order, degraded=True, threshold=1)
+    story.state.last = None
     async with story.world.boot() as life:
-        mounted = await story._mount(life, order, plan)
+        mounted = await story.mounting.mount(life, order, plan)
         await mounted.disk.read(0, EXTENT)
         if write:
             await mounted.disk.write(EXTENTS[3], bytes(EXTENT))
         if kill:
             story.world.kill()
-        await story._unmount(mounted)
+        await story.mounting.unmount(mounted)
 
 
 async def copies_used_alike(story: Story) -> None:
@@ -53,18 +52,16 @@ async def copies_used_alike(story: Story) -> None:
 async def mounted_alone_and_only_read(story: Story) -> None:
     """After a crash one is mounted alone, and dies; another one is, and written to."""
     for kill in (True, False):
-        async with story.mounted() as guest:
-            await guest.write(0)
-            await guest.flush()
+        async with story.holding(0).durable().mounted():
             story.world.kill()
         await use_alone(story, 1, write=False, kill=kill)
         await use_alone(story, 0, write=True, kill=kill)
         try:
-            plan = story._assemble([0, 1], degraded=False, threshold=None)
+            plan = story.operator.assemble([0, 1])
         except AssemblyRefusedError as error:
             raise BrokenError(f"no side of a split was written to: {error.rule}") from error
         assert [member.state for member in plan.members] == [State.CURRENT, State.STALE]
         assert not plan.members[1].compare, "it is on record what it lacks"
         story.oracle.forget_reads()
-        story._accept_loss([0, 1], plan)
+        story.state.accept_loss([0, 1], plan)
         await story.ends_well()

@@ -11,20 +11,27 @@ import trio
 
 from quorumfs.assembly import AssemblyRefusedError
 from quorumfs.claim import NOTICE_S
+from quorumfs.dirtymap import UNVERIFIED
+from quorumfs.replica import Replica
 from quorumfs.storage import CHANGES, Kind
 from support.simulation.fate import Mounted
+from support.simulation.final_checks import CONVERGE_MAX_S
 from support.simulation.guest import BrokenError
 from support.simulation.guest import Guest as AnyGuest
 from support.simulation.harness import run_seeded
 from support.simulation.oracle import Oracle
-from support.simulation.runner import CONVERGE_MAX_S, SCALES, History, Origin, Setup, _first
+from support.simulation.runner import History, in_one_line
+from support.simulation.setup import SCALES, Origin, Setup
 from support.simulation.storage import Fault, Weather
 from support.simulation.world import Life, ReplicaBackup
 
 BLOCK = 4096
+CHUNK = SCALES[0].chunk_size
 EXTENT = SCALES[0].extent
 DISK = SCALES[0].size
 EXTENTS = range(0, DISK, EXTENT)
+WRONG = b"rot!" * (BLOCK // 4)
+"""What a block holds that has rotted."""
 
 PAIR = Setup(
     replicas=2,
@@ -42,6 +49,10 @@ TRIO = replace(PAIR, replicas=3, threshold=2, fifo=False)
 EQUALS = replace(PAIR, threshold=2, fifo=False)
 QUAD = replace(PAIR, replicas=4, threshold=2, fifo=False, rewrite_corrupted=True)
 RAW = replace(PAIR, origin=Origin.ADOPTED, filled=True)
+RAW_TRIO = replace(TRIO, origin=Origin.ADOPTED, filled=True)
+
+EIO = Fault(error=errno.EIO)
+"""An operation fails, and does nothing."""
 
 
 class Story(History):
@@ -65,29 +76,34 @@ class Story(History):
         """
         paths = list(range(self.setup.replicas) if order is None else order)
         try:
-            plan = self._assemble(paths, degraded=False, threshold=threshold)
+            plan = self.operator.assemble(paths, threshold=threshold)
         except AssemblyRefusedError as error:
-            self._require_reason(error, paths, degraded=False, threshold=threshold)
+            self.opinion.require_reason(error, paths, degraded=False, threshold=threshold)
             raise
-        self._last = None
+        self.state.last = None
         async with self.world.boot() as life:
-            mounted = await self._mount(life, paths, plan)
+            mounted = await self.mounting.mount(life, paths, plan)
             guest = Guest(self, life, mounted)
             yield guest
             if guest.replaced:
                 await self.unmount_fenced(guest)
             elif not life.dead:
-                await self._unmount(mounted)
-        self._check_log()
-        self._note_thresholds(mounted)
-        if self._closed_well:
-            self._note_cuts()
-        else:
-            self._crashed(lost_cache=False)
+                await self.mounting.unmount(mounted)
+        self.errors.require_none()
+        self.state.note_thresholds(mounted)
+        self.state.life_ended()
+
+    def holding(self, *places: int, size: int = BLOCK) -> "Opening":
+        """A mount of which the guest first writes *size* bytes at each of *places*."""
+        return Opening(self, places, size)
+
+    def differing(self, index: int, at: int) -> "Opening":
+        """A mount of adopted images that has found the block at *at* of one of them to differ."""
+        return Opening(self, wrong=(index, at))
 
     async def ends_well(self) -> None:
         """Faults stop, and everything becomes good."""
-        await self._end()
+        await self.final_checks.run()
 
     def copied(self) -> "CopiedSet":
         """A copy of the whole set as it is, and of what is known of it."""
@@ -96,10 +112,10 @@ class Story(History):
     def turn_to(self, copied: "CopiedSet") -> "CopiedSet":
         """Tell of this copy from here on; returns the set that was told of until now."""
         until_now = self.copied()
-        self.oracle = copied.oracle
+        self.state.oracle = copied.oracle
         for index, replica in enumerate(copied.replicas):
             self.world.put(index, replica)
-        self._last = None
+        self.state.last = None
         return until_now
 
     def require_split(self) -> None:
@@ -107,21 +123,38 @@ class Story(History):
         order = list(range(self.setup.replicas))
         for paths in (order, order[::-1]):
             try:
-                plan = self._assemble(paths, degraded=True, threshold=None)
+                plan = self.operator.assemble(paths, degraded=True)
             except AssemblyRefusedError as error:
                 if error.rule == "split brain":
                     continue
                 raise
             raise BrokenError(f"two histories are mounted as one, by the rule: {plan.rule}")
 
-    def fail(self, index: int, kinds: Iterable[Kind], fault: Fault) -> None:
+    def fail(self, index: int, kinds: Iterable[Kind], fault: Fault = EIO) -> None:
         """From now on these operations on the image of a replica have *fault*."""
         faults, wrong = self.world.replicas[index].image_faults, frozenset(kinds)
         faults.script = lambda operation: fault if operation.kind in wrong else None
 
-    def fail_once(self, index: int, kind: Kind, fault: Fault) -> None:
+    def fail_once(self, index: int, kind: Kind, fault: Fault = EIO) -> None:
         """The next operation of *kind* on the image of a replica has *fault*."""
         self.world.replicas[index].image_faults.plan(kind, fault)
+
+    def evict(self, index: int) -> None:
+        """The page cache of an image is short of memory: clean pages go, lost ones too."""
+        self.world.replicas[index].image.evict()
+
+    def drop_unsynced(self, index: int) -> None:
+        """The kernel drops what it cannot write back of an image: all since its last sync."""
+        image = self.world.replicas[index].image
+        for change in image.unsynced:
+            image._land(change, [])
+        image.unsynced.clear()
+        image.evict()
+
+    def fail_writeback(self, index: int) -> None:
+        """The kernel drops what it cannot write back, and says so at the next sync."""
+        self.drop_unsynced(index)
+        self.fail_once(index, Kind.SYNC)
 
     def cut_off(self, *indexes: int) -> None:
         """The daemon is killed, and what it was writing to the images of these never happened."""
@@ -149,15 +182,15 @@ class Story(History):
         paths = list(range(self.setup.replicas))
         old.superseded = True
         async with self.world.boot(beside=True) as life:
-            plan = self._assemble(paths, degraded=False, threshold=None)
-            self._claim(life, paths, plan)
+            plan = self.operator.assemble(paths)
+            self.mounting.claim(life, paths, plan)
             await trio.sleep(NOTICE_S)
             old.replaced = True
-            plan = self._assemble(paths, degraded=False, threshold=None)
-            mounted = await self._mount(life, paths, plan)
+            plan = self.operator.assemble(paths)
+            mounted = await self.mounting.mount(life, paths, plan)
             yield Guest(self, life, mounted)
-            await self._unmount(mounted, must_succeed=True)
-        self._check_log()
+            await self.mounting.unmount(mounted, must_succeed=True)
+        self.errors.require_none()
 
     async def unmount_fenced(self, guest: "Guest") -> None:
         """It ends, and writes nothing."""
@@ -172,6 +205,47 @@ class Story(History):
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """How many stories begin: a mount, what it finds, what is written first, and what fails then.
+
+    As in ``async with story.holding(0).durable().failing(1, Kind.SYNC).mounted() as guest``.
+    """
+
+    story: Story
+    places: tuple[int, ...] = ()
+    size: int = BLOCK
+    wrong: tuple[int, int] | None = None
+    """The replica and the place of a block that differs from the first."""
+    flushed: bool = False
+    faults: tuple[tuple[int, Kind, Fault], ...] = ()
+
+    def durable(self) -> "Opening":
+        """The same, and all that is written first is flushed."""
+        return replace(self, flushed=True)
+
+    def failing(self, index: int, kind: Kind, fault: Fault = EIO) -> "Opening":
+        """The same, and then the next operation of *kind* on an image has *fault*."""
+        return replace(self, faults=(*self.faults, (index, kind, fault)))
+
+    @asynccontextmanager
+    async def mounted(self) -> AsyncGenerator["Guest", None]:
+        """The mount of all replicas, from then on."""
+        if self.wrong is not None:
+            index, at = self.wrong
+            self.story.world.replicas[index].image.rot(at, WRONG)
+        async with self.story.mounted() as guest:
+            if self.wrong is not None:
+                await guest.found_to_differ()
+            for at in self.places:
+                await guest.write(at, self.size)
+            if self.flushed:
+                await guest.flush()
+            for index, kind, fault in self.faults:
+                self.story.fail_once(index, kind, fault)
+            yield guest
+
+
+@dataclass(frozen=True, slots=True)
 class CopiedSet:
     """A set as it was at some time."""
 
@@ -183,8 +257,8 @@ class Guest(AnyGuest):
     """Whoever uses a mount of a story."""
 
     def __init__(self, story: Story, life: Life, mounted: Mounted) -> None:
-        story._guests += 1
-        super().__init__(story.oracle, life, mounted.disk, story._guests)
+        number = story.workload.next_number()
+        super().__init__(story.oracle, life, mounted.disk, number)
         self.mounted = mounted
         self.superseded = False
         """Another mount has the set, and this one may not know yet: what it hears may be lost."""
@@ -274,6 +348,17 @@ class Guest(AnyGuest):
 
         self.life.nursery.start_soon(quietly)
 
+    def replica(self, index: int) -> Replica:
+        """A replica of this mount."""
+        replica = self.mounted.replica(index)
+        assert replica is not None
+        return replica
+
+    async def found_to_differ(self) -> None:
+        """Wait until adopted images are compared, and what differs is reported."""
+        await self.until(lambda: bool(self.mounted.repairs.differing))
+        await self.until(lambda: self.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
+
     async def converged(self) -> None:
         """Wait until the replicas are the same again."""
         await self.until(lambda: self.mounted.converged)
@@ -297,14 +382,14 @@ def told(script: Script, setup: Setup, seed: int) -> str | None:
     try:
         run_seeded(seed, story.run)
     except* Exception as group:
-        end = _first(group)
+        end = in_one_line(group)
     return end
 
 
 async def left_behind(story: Story, index: int = 1) -> None:
     """A first mount, closed in order, after which one replica lacks all there is."""
     async with story.mounted() as guest:
-        story.fail(index, CHANGES, Fault(error=errno.EIO))
+        story.fail(index, CHANGES)
         for at in EXTENTS:
             await guest.write(at, EXTENT)
     story.mend(index)

@@ -1,4 +1,5 @@
-"""Stories of what a replica loses while it is asked for it, or compared by it, or given it."""
+"""Stories of flushes that fail: what a replica lost with one is shown by no read, copied by no
+resync or repair, and promised by no later flush."""
 
 import errno
 from contextlib import suppress
@@ -9,7 +10,7 @@ import trio
 import trio.testing
 from support import simulated
 from support.simulation.guest import BrokenError
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,
@@ -18,7 +19,10 @@ from support.simulation.story import (
     EXTENT,
     EXTENTS,
     PAIR,
+    RAW,
+    RAW_TRIO,
     TRIO,
+    WRONG,
     Guest,
     Script,
     Story,
@@ -26,12 +30,15 @@ from support.simulation.story import (
     told,
 )
 
+from quorumfs.assembly import AssemblyRefusedError
 from quorumfs.control import snapshot
 from quorumfs.control.status import DiskState
+from quorumfs.dirtymap import UNVERIFIED
 from quorumfs.options import MountOptions
 from quorumfs.patterns import Fifo
 from quorumfs.repair.repairs import CLEAR_S
-from quorumfs.storage import Kind
+from quorumfs.sidecar import MAP_OFFSET
+from quorumfs.storage import CHANGES, Kind
 
 
 async def read_while_it_is_lost(story: Story) -> None:
@@ -47,10 +54,10 @@ async def read_while_it_is_lost(story: Story) -> None:
 
         guest.life.nursery.start_soon(read)
         await trio.sleep(1.0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         await guest.flush()
         assert 0 not in guest.mounted.members
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         await guest.until(lambda: bool(got))
         story.oracle.read(reading, got[0])
         await guest.converged()
@@ -67,10 +74,10 @@ async def repaired_with_what_is_lost(story: Story) -> None:
         story.world.replicas[1].image_faults.plan(Kind.READ, Fault(), Fault(4.0))
         guest.begin(guest.mounted.disk.read, 0, BLOCK)
         await trio.sleep(1.0)
-        story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.SYNC)
         await guest.flush()
         assert guest.mounted.members == [0]
-        story.world.replicas[1].image.evict()
+        story.evict(1)
         await trio.sleep(10.0)
         await guest.read_surely(0)
     await story.ends_well()
@@ -81,14 +88,14 @@ async def settled_with_what_is_lost(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
         story.world.replicas[0].image_faults.plan(Kind.READ, Fault(4.0))
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.WRITE)
         with suppress(OSError):
             await guest.write(BLOCK)
         await trio.sleep(1.0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         await trio.sleep(20.0)
         await guest.read_surely(0)
     await story.ends_well()
@@ -99,19 +106,19 @@ async def compared_by_its_page_cache(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
         story.world.replicas[0].image.truncate(DISK + BLOCK)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.SYNC)
         await guest.flush()
         assert guest.mounted.members == [1]
         await guest.until(lambda: 0 in guest.mounted.members, every_s=0.1)
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         await guest.read_surely(0)
 
 
-async def never_caught_up_beside_one_that_never_syncs(story: Story) -> None:
+async def a_resync_beside_one_that_never_syncs(story: Story) -> None:
     """With the one that is being resynced the others would be enough, and the sick one could go."""
     await left_behind(story, 2)
     async with story.mounted() as guest:
-        story.fail(0, {Kind.SYNC}, Fault(error=errno.EIO))
+        story.fail(0, {Kind.SYNC})
         for _ in range(3):
             with suppress(OSError):
                 await guest.write(0)
@@ -127,7 +134,7 @@ async def never_caught_up_beside_one_that_never_syncs(story: Story) -> None:
     await story.ends_well()
 
 
-async def one_failed_flush_is_no_matter_for_ever(story: Story) -> None:
+async def healthy_after_one_failed_flush(story: Story) -> None:
     """P8: what it lost was given it again, and it syncs: all is well, though the guest is idle."""
     options = MountOptions("quorum", story.setup.threshold)
     async with story.mounted() as guest:
@@ -137,7 +144,7 @@ async def one_failed_flush_is_no_matter_for_ever(story: Story) -> None:
             return snapshot.take("/mnt", options, mounted.disk, mounted.repairs, ()).state
 
         await guest.write(0)
-        story.fail_once(1, Kind.SYNC, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
         if state() is not DiskState.NO_QUORUM:
@@ -183,7 +190,7 @@ async def lost_by_all_and_heard_by_settling(story: Story) -> None:
     """A write fails on one of them, and to make them equal they are had to sync (R13)."""
     async with story.mounted() as guest:
         await _all_lose_what_was_written(story, guest)
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.WRITE)
         with suppress(OSError):
             await guest.write(EXTENT)
         await trio.sleep(5.0)
@@ -206,7 +213,7 @@ async def lost_by_all_and_never_flushed(story: Story) -> None:
         await _all_lose_what_was_written(story, guest)
         with suppress(OSError):
             await guest.mounted.disk.sync()
-    if story._closed_well:
+    if story.state.closed_well:
         raise BrokenError("an unmount succeeded over a write that all had lost")
     await story.ends_well()
 
@@ -239,7 +246,221 @@ async def lost_by_one_and_held_by_another(story: Story) -> None:
     await story.ends_well()
 
 
+async def a_flush_behind_one_that_failed(story: Story) -> None:
+    """Its sync began before what the first one lost was written again, and counts for it."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC, Fault(1.0, errno.EIO))
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(1.0), Fault(10.0))
+        guest.begin(guest.flush)
+        await trio.sleep(0.5)
+        with suppress(OSError):  # it may well fail; yet it succeeds
+            await guest.flush()
+        story.world.power_cut()
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def _lose_amid_settling(story: Story, guest: Guest) -> None:
+    """Who is being given what it could not take loses it before it has told that it has it."""
+    await guest.write(0)
+    story.fail_once(1, Kind.WRITE)
+    story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(6.0))  # settling
+    with suppress(OSError):
+        await guest.write(BLOCK)
+    await trio.sleep(2.0)
+    story.fail_once(1, Kind.SYNC)
+    with suppress(OSError):
+        await guest.flush()
+    assert guest.mounted.sidecars.ledger.content.lossy
+    await guest.until(lambda: not guest.mounted.sidecars.ledger.content.lossy)
+
+
+async def a_flush_fails_amid_settling(story: Story) -> None:
+    """What settling wrote is lost with it, and the loss is forgotten when settling ends."""
+    async with story.mounted() as guest:
+        await _lose_amid_settling(story, guest)
+        await trio.sleep(20.0)  # and that is on record
+        await guest.flush()
+        story.world.power_cut()
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def a_flush_fails_amid_settling_and_memory_is_short(story: Story) -> None:
+    """The same without a crash."""
+    async with story.mounted() as guest:
+        await _lose_amid_settling(story, guest)
+        await guest.flush()
+        story.evict(1)
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def lost_where_adopted_images_differ(story: Story) -> None:
+    """One failed flush, and no flush succeeds any more."""
+    async with story.differing(1, EXTENTS[5]).mounted() as guest:
+        await guest.write(EXTENTS[5])
+        story.fail_once(0, Kind.SYNC)
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(60.0)
+        try:
+            await guest.flush()
+        except OSError as error:
+            raise BrokenError(f"it fails for ever: {error}") from error
+
+
+async def lost_amid_a_verification(story: Story) -> None:
+    """What a majority repaired is lost before it counts as compared: nobody settles it."""
+    story.world.replicas[0].image.rot(EXTENTS[5], WRONG)
+    story.world.replicas[0].image_faults.plan(Kind.WRITE, Fault(5.0))
+    async with story.mounted() as guest:
+        await guest.until(
+            lambda: (
+                story.world.replicas[0].image_faults._planned.get(Kind.WRITE) is None
+                or not story.world.replicas[0].image_faults._planned[Kind.WRITE]
+            ),
+            every_s=0.01,
+        )
+        for index in (0, 1):
+            story.fail_once(index, Kind.SYNC)
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(60.0)
+        assert not guest.mounted.sidecars.ledger.map.count(UNVERIFIED)
+        try:
+            await guest.flush()
+        except OSError as error:
+            raise BrokenError(f"it fails for ever: {error}") from error
+
+
+async def lost_and_a_map_torn(story: Story) -> None:
+    """An unreadable page says that all have lost everything; so nobody did."""
+    async with story.holding(0).failing(0, Kind.SYNC).mounted() as guest:
+        story.fail(0, CHANGES)
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(5.0)
+        assert guest.mounted.sidecars.ledger.content.lossy
+        story.world.kill()
+    story.mend(0)
+    story.evict(0)
+    sidecar = story.world.replicas[1].sidecar
+    assert sidecar is not None
+    sidecar.rot(MAP_OFFSET + 512, b"torn" * 128)
+    async with story.mounted() as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def mounted_without_the_only_one_that_lost_nothing(story: Story) -> None:
+    """Those who are here know that they lost it, and nobody who is here has it."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for index in (0, 1):
+            story.fail_once(index, Kind.SYNC)
+            story.fail(index, CHANGES)
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(1.0)
+        story.world.kill()
+    for index in (0, 1):
+        story.mend(index)
+        story.evict(index)
+    with suppress(AssemblyRefusedError):
+        async with story.mounted([0, 1]) as guest:
+            with suppress(OSError):
+                await guest.read(0)
+
+
+async def lost_where_adopted_images_differ_and_killed(story: Story) -> None:
+    """Another block of that chunk differs; the loss of an acknowledged write is forgotten."""
+    async with story.differing(1, EXTENTS[5] + BLOCK).mounted() as guest:
+        await guest.write(EXTENTS[5])
+        story.fail_once(0, Kind.SYNC)
+        with suppress(OSError):
+            await guest.flush()
+        await trio.sleep(10.0)
+        story.evict(0)
+        await guest.read(EXTENTS[5])
+        story.world.kill()
+    async with story.mounted() as guest:
+        await guest.read(EXTENTS[5])
+
+
+async def settled_from_one_whose_loss_waits(story: Story) -> None:
+    """Its flush has failed already, but the other one's is slow; meanwhile it is the source."""
+    async with story.holding(0).failing(0, Kind.SYNC).mounted() as guest:
+        for index in range(1, story.setup.replicas):
+            story.world.replicas[index].image_faults.plan(Kind.SYNC, Fault(14.0))
+        guest.begin(guest.flush)
+        await trio.sleep(0.5)
+        story.evict(0)
+        for index in range(story.setup.replicas):
+            story.fail_once(index, Kind.WRITE, Fault(error=errno.ENOSPC))
+        with suppress(OSError):
+            await guest.write(BLOCK)
+        with suppress(OSError):
+            await guest.read(0)
+        await trio.sleep(30.0)
+        with suppress(OSError):
+            await guest.read(0)
+
+
+async def gone_and_back_after_it_alone_had_synced(story: Story) -> None:
+    """What it made durable in a flush that failed on the other is not lost with its cache."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail(0, CHANGES)
+        story.fail_once(0, Kind.SYNC)
+        with suppress(OSError):
+            await guest.flush()
+        story.evict(0)
+        story.world.detach(1)
+        with suppress(OSError):
+            await guest.write(EXTENTS[2])
+        story.world.attach(1)
+        await trio.sleep(10.0)
+        story.mend(0)
+        await guest.converged()
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def compared_with_what_only_memory_shows(story: Story) -> None:
+    """A resync in full skips what a cached read shows as equal, and no medium holds (R4)."""
+    old = story.world.backup(0)
+    async with story.holding(0).failing(0, Kind.SYNC).mounted() as guest:
+        await guest.flush()
+        assert 0 not in guest.mounted.members
+        story.world.kill()
+    story.world.restore(0, old, image=False)
+    async with story.mounted() as guest:
+        await guest.converged()
+        await guest.flush()
+        story.evict(0)
+        await guest.read_surely(0)
+
+
 STORIES = [
+    (compared_with_what_only_memory_shows, PAIR),
+    (gone_and_back_after_it_alone_had_synced, EQUALS),
+    (gone_and_back_after_it_alone_had_synced, replace(EQUALS, fifo=True)),
+    (a_flush_behind_one_that_failed, EQUALS),
+    (a_flush_fails_amid_settling, EQUALS),
+    (a_flush_fails_amid_settling, replace(EQUALS, fifo=True)),
+    (a_flush_fails_amid_settling_and_memory_is_short, EQUALS),
+    (a_flush_fails_amid_settling_and_memory_is_short, replace(EQUALS, fifo=True)),
+    (lost_where_adopted_images_differ, replace(RAW, threshold=2)),
+    (lost_amid_a_verification, RAW_TRIO),
+    (lost_and_a_map_torn, replace(EQUALS, fifo=True)),
+    (mounted_without_the_only_one_that_lost_nothing, TRIO),
+    (lost_where_adopted_images_differ_and_killed, replace(RAW, threshold=2)),
+    (settled_from_one_whose_loss_waits, EQUALS),
+    (settled_from_one_whose_loss_waits, TRIO),
     (lost_by_all_and_heard_by_a_repair, PAIR),
     (lost_by_all_and_heard_by_a_repair, EQUALS),
     (lost_by_all_and_heard_by_a_repair, TRIO),
@@ -248,14 +469,14 @@ STORIES = [
     (lost_by_all_and_never_flushed, PAIR),
     (lost_by_the_only_one_amid_a_resync, PAIR),
     (lost_by_one_and_held_by_another, PAIR),
-    (one_failed_flush_is_no_matter_for_ever, EQUALS),
+    (healthy_after_one_failed_flush, EQUALS),
     (read_while_it_is_lost, replace(PAIR, fifo=True)),
     (read_while_it_is_lost, replace(TRIO, threshold=1, fifo=True)),
     (repaired_with_what_is_lost, PAIR),
     (settled_with_what_is_lost, EQUALS),
     (settled_with_what_is_lost, replace(EQUALS, fifo=True)),
     (compared_by_its_page_cache, PAIR),
-    (never_caught_up_beside_one_that_never_syncs, TRIO),
+    (a_resync_beside_one_that_never_syncs, TRIO),
 ]
 
 

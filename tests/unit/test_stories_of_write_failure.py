@@ -1,4 +1,4 @@
-"""Stories of faults that last while too few are left to go on without who has them."""
+"""Stories of writes that go on failing while too few replicas are left to eject those that fail."""
 
 import errno
 import logging
@@ -10,13 +10,12 @@ import pytest
 import trio
 from support.simulation.guest import BrokenError
 from support.simulation.media import SimulatedFile
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Effect, Fault
 from support.simulation.story import (
     BLOCK,
+    CHUNK,
     EQUALS,
-    EXTENT,
-    PAIR,
     TRIO,
     Guest,
     Script,
@@ -25,10 +24,12 @@ from support.simulation.story import (
 )
 from support.simulation.world import SimulatedReplica
 
+from quorumfs.assembly import (
+    State,
+)
 from quorumfs.repair.repairs import Repairs
 from quorumfs.storage import CHANGES, Kind, Operation
 
-CHUNK = 16 << 10
 LASTS_S = 60.0
 MENDED_S = 60.0
 """How soon after the end of a fault all is well again."""
@@ -47,7 +48,7 @@ def _watch(story: Story, guest: Guest, index: int) -> Counter[Kind]:
     return asked
 
 
-async def _leave_alone(story: Story, guest: Guest, good: int = 0) -> None:
+async def _only_repairs_for_a_minute(story: Story, guest: Guest, good: int = 0) -> None:
     """For a minute nothing happens but what the repairs do."""
     asked = _watch(story, guest, good)
     for _ in range(int(LASTS_S)):
@@ -56,7 +57,7 @@ async def _leave_alone(story: Story, guest: Guest, good: int = 0) -> None:
             raise BrokenError(f"the one that is well was asked again and again: {asked}")
 
 
-async def _well_again(guest: Guest) -> None:
+async def _recovers(guest: Guest) -> None:
     with trio.move_on_after(MENDED_S) as scope:
         await guest.converged()
     if scope.cancelled_caught:
@@ -71,58 +72,56 @@ async def _write_in_vain(guest: Guest, at: int = 0) -> None:
     raise BrokenError("a write succeeded on too few")
 
 
-async def truncated(story: Story) -> None:
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+async def truncated_for_long(story: Story) -> None:
+    async with story.holding(0).durable().mounted() as guest:
         story.world.replicas[1].image.truncate(BLOCK)
         await _write_in_vain(guest, CHUNK)
-        await _leave_alone(story, guest)
+        await _only_repairs_for_a_minute(story, guest)
         story.world.kill()
     story.world.replicas[1].image.truncate(story.world.size)
     await story.ends_well()
 
 
-async def no_write_succeeds(story: Story) -> None:
+async def every_write_fails(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
-        story.fail(1, CHANGES, Fault(error=errno.EIO))
+        story.fail(1, CHANGES)
         await _write_in_vain(guest)
-        await _leave_alone(story, guest)
+        await _only_repairs_for_a_minute(story, guest)
         story.mend(1)
-        await _well_again(guest)
+        await _recovers(guest)
     await story.ends_well()
 
 
-async def no_write_and_no_flush_succeeds(story: Story) -> None:
+async def every_write_and_flush_fails(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
-        story.fail(1, {*CHANGES, Kind.SYNC}, Fault(error=errno.EIO))
+        story.fail(1, {*CHANGES, Kind.SYNC})
         await _write_in_vain(guest)
         with suppress(OSError):
             await guest.flush()
-        await _leave_alone(story, guest)
+        await _only_repairs_for_a_minute(story, guest)
         story.mend(1)
-        await _well_again(guest)
+        await _recovers(guest)
     await story.ends_well()
 
 
-async def no_write_succeeds_after_another_was_lost(story: Story) -> None:
+async def every_write_fails_after_another_was_detached(story: Story) -> None:
     async with story.mounted() as guest:
         story.world.detach(2)
         await guest.write(0)
         assert guest.mounted.members == [0, 1]
-        story.fail(1, CHANGES, Fault(error=errno.EIO))
+        story.fail(1, CHANGES)
         await _write_in_vain(guest)
-        await _leave_alone(story, guest)
+        await _only_repairs_for_a_minute(story, guest)
         story.world.attach(2)
-        await _well_again_without(guest)
+        await _recovers_without(guest)
         story.mend(1)
-        await _well_again(guest)
+        await _recovers(guest)
     await story.ends_well()
 
 
-async def _well_again_without(guest: Guest) -> None:
+async def _recovers_without(guest: Guest) -> None:
     """Somebody is back, and enough are left to leave behind who fails."""
     with trio.move_on_after(MENDED_S) as scope:
         await guest.until(lambda: 2 in guest.mounted.members and 1 not in guest.mounted.members)
@@ -139,7 +138,7 @@ class _Told(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-async def gone(story: Story) -> None:
+async def detached_for_long(story: Story) -> None:
     """It is told, but not for every attempt; and that it is back is noticed soon."""
     log, told_lines = logging.getLogger(Repairs.__module__), _Told()
     log.addHandler(told_lines)
@@ -148,7 +147,7 @@ async def gone(story: Story) -> None:
             await guest.write(0)
             story.world.detach(1)
             await _write_in_vain(guest)
-            await _leave_alone(story, guest)
+            await _only_repairs_for_a_minute(story, guest)
             story.world.attach(1)
             with trio.move_on_after(5.0) as scope:
                 await guest.converged()
@@ -161,21 +160,21 @@ async def gone(story: Story) -> None:
     await story.ends_well()
 
 
-async def sidecars_cannot_be_written(story: Story) -> None:
+async def every_sidecar_write_fails(story: Story) -> None:
     """Nothing can be recorded, and that is told once."""
     log, told_lines = logging.getLogger(Repairs.__module__), _Told()
     log.addHandler(told_lines)
     try:
         async with story.mounted() as guest:
             await guest.write(0)
-            story.fail(1, CHANGES, Fault(error=errno.EIO))
+            story.fail(1, CHANGES)
             faults = story.world.replicas[1].sidecar_faults
             faults.script = lambda o: Fault(error=errno.EIO) if o.kind in CHANGES else None
             await _write_in_vain(guest)
-            await _leave_alone(story, guest)
+            await _only_repairs_for_a_minute(story, guest)
             faults.script = None
             story.mend(1)
-            await _well_again(guest)
+            await _recovers(guest)
     finally:
         log.removeHandler(told_lines)
     if len(told_lines.lines) > 2:
@@ -183,7 +182,7 @@ async def sidecars_cannot_be_written(story: Story) -> None:
     await story.ends_well()
 
 
-async def full_on_all(story: Story) -> None:
+async def no_space_on_all(story: Story) -> None:
     """Nobody is to blame, however often and in whatever order they are asked."""
     full = Fault(error=errno.ENOSPC, effect=Effect.NONE)
     async with story.mounted() as guest:
@@ -195,7 +194,7 @@ async def full_on_all(story: Story) -> None:
         assert guest.mounted.members == [0, 1, 2]
         for index in range(3):
             story.mend(index)
-        await _well_again(guest)
+        await _recovers(guest)
     await story.ends_well()
 
 
@@ -213,9 +212,7 @@ def _empty(story: Story, *indexes: int) -> None:
 async def no_space_on_one(story: Story) -> None:
     """What a write failed beside stays readable."""
     others = range(1, len(story.world.replicas))
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         _fill(story, *others)
         await _write_in_vain(guest, BLOCK)
         for _ in range(3):
@@ -223,7 +220,7 @@ async def no_space_on_one(story: Story) -> None:
             await guest.read_surely(2 * BLOCK, 2 * BLOCK)
             await trio.sleep(10.0)
         _empty(story, *others)
-        await _well_again(guest)
+        await _recovers(guest)
         await guest.read_surely(0, CHUNK)
     await story.ends_well()
 
@@ -243,16 +240,14 @@ async def bad_sector_on_one(story: Story) -> None:
         await _write_in_vain(guest, BLOCK)
         await guest.read_surely(2 * BLOCK)
         story.mend(1)
-        await _well_again(guest)
+        await _recovers(guest)
     await story.ends_well()
 
 
 async def no_space_on_one_and_mounted_again(story: Story) -> None:
     """All but the write that failed was flushed: nothing of it keeps later writes from that."""
     others = range(1, len(story.world.replicas))
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         _fill(story, *others)
         await _write_in_vain(guest, BLOCK)
     async with story.mounted() as guest:
@@ -262,70 +257,37 @@ async def no_space_on_one_and_mounted_again(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.read_surely(0)
         _empty(story, *others)
-        await _well_again(guest)
+        await _recovers(guest)
+    await story.ends_well()
+
+
+async def all_are_full_for_long(story: Story) -> None:
+    """The repair of what failed fails alike: that is nobody's fault either."""
+    async with story.mounted() as guest:
+        await guest.write_surely(0)
+        for index in range(story.setup.replicas):
+            story.fail(index, CHANGES, Fault(error=errno.ENOSPC))
+        with suppress(OSError):
+            await guest.write(0)
+        await trio.sleep(30.0)
+        for replica in guest.mounted.disk.replicas:
+            assert replica.role is State.CURRENT, f"{replica.path} is blamed: {replica.reason}"
     await story.ends_well()
 
 
 THREE_ALIKE = replace(TRIO, threshold=3)
 
 
-def _unreadable(story: Story, index: int, block: int) -> None:
-    """One block cannot be read until it is written to."""
-    faults = story.world.replicas[index].image_faults
-
-    def bad_sector(operation: Operation) -> Fault | None:
-        start, end = operation.offset, operation.offset + operation.length
-        if start < (block + 1) * BLOCK and end > block * BLOCK:
-            if operation.kind is Kind.READ:
-                return Fault(error=errno.EIO)
-            if operation.kind in CHANGES:
-                faults.script = None
-        return None
-
-    faults.script = bad_sector
-
-
-async def _killed_and_a_bad_sector_on_each(story: Story) -> None:
-    async with story.mounted() as guest:
-        await guest.write(0, EXTENT)
-        await guest.flush()
-        story.world.kill()
-    _unreadable(story, 0, 1)
-    _unreadable(story, 1, 3)
-
-
-async def bad_sectors_after_a_crash(story: Story) -> None:
-    """Each block can be read on one of two, but no piece as a whole (R11)."""
-    await _killed_and_a_bad_sector_on_each(story)
-    async with story.mounted() as guest:
-        for at in range(0, EXTENT, BLOCK):
-            await guest.read_surely(at)
-        await guest.converged()
-    await story.ends_well()
-
-
-async def a_flush_beside_bad_sectors_after_a_crash(story: Story) -> None:
-    """The same where nobody reads: a flush succeeds, and the replicas become equal (P3)."""
-    await _killed_and_a_bad_sector_on_each(story)
-    async with story.mounted() as guest:
-        await guest.write_surely(4 * EXTENT)
-        await guest.flush()
-        await guest.converged()
-    await story.ends_well()
-
-
 STORIES = [
-    (bad_sectors_after_a_crash, PAIR),
-    (bad_sectors_after_a_crash, replace(PAIR, fifo=False)),
-    (a_flush_beside_bad_sectors_after_a_crash, PAIR),
-    (truncated, EQUALS),
-    (no_write_succeeds, EQUALS),
-    (no_write_succeeds, THREE_ALIKE),
-    (no_write_and_no_flush_succeeds, EQUALS),
-    (no_write_succeeds_after_another_was_lost, TRIO),
-    (gone, EQUALS),
-    (sidecars_cannot_be_written, EQUALS),
-    (full_on_all, TRIO),
+    (all_are_full_for_long, TRIO),
+    (truncated_for_long, EQUALS),
+    (every_write_fails, EQUALS),
+    (every_write_fails, THREE_ALIKE),
+    (every_write_and_flush_fails, EQUALS),
+    (every_write_fails_after_another_was_detached, TRIO),
+    (detached_for_long, EQUALS),
+    (every_sidecar_write_fails, EQUALS),
+    (no_space_on_all, TRIO),
     (no_space_on_one, EQUALS),
     (no_space_on_one, TRIO),
     (bad_sector_on_one, EQUALS),

@@ -1,5 +1,5 @@
-"""Stories of a replica that is left behind once more while it is resynced: it lacks also what was
-being written at that moment."""
+"""Stories of a replica that is ejected once more while it is resynced: it also lacks what was being
+written at that moment."""
 
 import errno
 from dataclasses import replace
@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import trio
 from support.simulation.guest import BrokenError
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Effect, Fault
 from support.simulation.story import (
     BLOCK,
@@ -36,7 +36,7 @@ async def _missed_the_beginning(story: Story) -> None:
         await guest.write(NEXT_TO_LAST, EXTENT)
         await guest.flush()
         await trio.sleep(4 * CLEAR_S)  # what it took last it would have to prove (R15)
-        story.fail(0, CHANGES, Fault(error=errno.EIO))
+        story.fail(0, CHANGES)
         for at in EXTENTS[:5]:
             await guest.write(at, EXTENT)
     story.mend(0)
@@ -56,8 +56,7 @@ async def left_behind_while_another_is_slow(story: Story) -> None:
     before that is through."""
     await _missed_the_beginning(story)
     async with story.mounted() as guest:
-        sidecars, replica = guest.mounted.sidecars, guest.mounted.replica(0)
-        assert replica is not None
+        sidecars, replica = guest.mounted.sidecars, guest.replica(0)
         guest.mounted.repairs.limit = 32 << 10
         await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
         assert sidecars.ledger.target is not None
@@ -88,8 +87,7 @@ async def written_beside_its_sync(story: Story) -> None:
     """One sync of it begins amid a write, and need not cover that; the next one fails."""
     await _missed_the_beginning(story)
     async with story.mounted() as guest:
-        sidecars, replica = guest.mounted.sidecars, guest.mounted.replica(0)
-        assert replica is not None
+        sidecars, replica = guest.mounted.sidecars, guest.replica(0)
         guest.mounted.repairs.limit = 32 << 10
         faults = story.world.replicas[0].image_faults
         syncs: list[float] = []
@@ -121,7 +119,7 @@ async def written_beside_its_sync(story: Story) -> None:
 
         guest.life.nursery.start_soon(write)
         await guest.until(lambda: replica.role is State.STALE, every_s=0.01)
-        story.world.replicas[0].image.evict()
+        story.evict(0)
         await _comes_back_with_all(story, guest, written)
     story.oracle.check_images(story.world.contents())
 
@@ -129,7 +127,7 @@ async def written_beside_its_sync(story: Story) -> None:
 async def _one_fell_behind_and_one_is_away(story: Story) -> None:
     """After a crash; the first one alone is current."""
     async with story.mounted() as guest:
-        story.fail(2, CHANGES, Fault(error=errno.EIO))
+        story.fail(2, CHANGES)
         for at in EXTENTS[:4]:
             await guest.write(at, EXTENT)
         story.world.kill()

@@ -1,11 +1,9 @@
-"""Stories of what a mount is asked for, and of what the next one makes of it."""
+"""Stories of mounts that change the vote threshold, and of the mounts that find it on record."""
 
-import errno
 from collections.abc import Awaitable, Callable
 
 import pytest
-from support.simulation.runner import Setup
-from support.simulation.storage import Fault
+from support.simulation.setup import Setup
 from support.simulation.story import BLOCK, EQUALS, EXTENTS, PAIR, TRIO, Guest, Script, Story, told
 
 from quorumfs.assembly import AssemblyRefusedError
@@ -16,10 +14,8 @@ async def _one_current_of_three(story: Story) -> None:
     """One is current on record, and here; one is stale, and here; the third one is away, and
     current on record. The two that are here are enough to mount.
     """
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
-        story.fail(1, CHANGES, Fault(error=errno.EIO))
+    async with story.holding(0).durable().mounted() as guest:
+        story.fail(1, CHANGES)
         await guest.write(EXTENTS[2])
         await guest.flush()
         story.world.kill()

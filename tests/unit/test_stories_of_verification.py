@@ -1,5 +1,7 @@
-"""Stories of comparisons of adopted images that not all could take part in: who cannot be read may
-hold anything, and is neither outvoted nor left out for good."""
+"""Stories of comparisons of adopted images in which not all could take part.
+
+An image that cannot be read may hold anything: it is neither outvoted nor left out for good.
+"""
 
 import errno
 from contextlib import suppress
@@ -7,16 +9,18 @@ from dataclasses import replace
 
 import pytest
 import trio
+import trio.testing
 from support.simulation.guest import BrokenError
-from support.simulation.runner import Origin, Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,
+    CHUNK,
     EXTENT,
     EXTENTS,
     RAW,
-    TRIO,
-    Guest,
+    RAW_TRIO,
+    WRONG,
     Script,
     Story,
     told,
@@ -24,14 +28,6 @@ from support.simulation.story import (
 
 from quorumfs.dirtymap import UNVERIFIED
 from quorumfs.storage import CHANGES, Kind, Operation
-
-CHUNK = 16 << 10
-WRONG = b"rot!" * (BLOCK // 4)
-
-
-async def _found_to_differ(guest: Guest) -> None:
-    await guest.until(lambda: bool(guest.mounted.repairs.differing))
-    await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 3)
 
 
 def _bad_sector(story: Story, index: int, at: int) -> None:
@@ -77,9 +73,7 @@ async def a_tie_decided_by_a_bad_sector(story: Story) -> None:
 
 async def a_tie_decided_by_a_read_of_a_bad_sector(story: Story) -> None:
     """The same when a guest reads it, after it was found to differ, and reported."""
-    story.world.replicas[0].image.rot(EXTENTS[5], WRONG)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
+    async with story.differing(0, EXTENTS[5]).mounted() as guest:
         _bad_sector(story, 0, EXTENTS[5] + BLOCK)
         with suppress(OSError):
             await guest.mounted.disk.read(EXTENTS[5], 2 * BLOCK)
@@ -195,9 +189,7 @@ async def one_that_was_away_for_long(story: Story) -> None:
 
 async def written_beside_what_differs(story: Story) -> None:
     """It is compared again, but not for every write."""
-    story.world.replicas[1].image.rot(EXTENTS[5], WRONG)
-    async with story.mounted() as guest:
-        await _found_to_differ(guest)
+    async with story.differing(1, EXTENTS[5]).mounted() as guest:
         reads = 0
 
         def script(operation: Operation) -> None:
@@ -216,7 +208,38 @@ async def written_beside_what_differs(story: Story) -> None:
         await guest.converged()
 
 
-ADOPTED_TRIO = replace(TRIO, origin=Origin.ADOPTED, filled=True)
+async def settled_beside_what_only_an_operator_may_decide(story: Story) -> None:
+    """A read that covers both settles both."""
+    image = story.world.replicas[1].image
+    image.rot(CHUNK, WRONG)
+    async with story.mounted() as guest:
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        await guest.until(lambda: guest.mounted.sidecars.ledger.map.count(UNVERIFIED) < 2)
+        await guest.write(0)
+        story.fail_once(1, Kind.WRITE)
+        with suppress(OSError):
+            await guest.write(0)
+        with suppress(OSError):
+            await guest.mounted.disk.read(0, 2 * CHUNK)
+        if image.cache.read(CHUNK, CHUNK + BLOCK) != WRONG:
+            raise BrokenError("a tie was decided")
+
+
+async def a_write_fails_ahead_of_a_verification(story: Story) -> None:
+    """What it left different was compared before it; that is nothing to ask an operator about."""
+    for index in range(2):
+        story.slow_down(index, 0.5)
+    async with story.mounted() as guest:
+        await guest.write_surely(EXTENTS[-1])
+        story.fail_once(0, Kind.WRITE)
+        with suppress(OSError):
+            await guest.write(EXTENTS[-1])
+        assert guest.mounted.sidecars.ledger.agreement.divergent
+        assert guest.mounted.sidecars.ledger.map.count(UNVERIFIED)
+        await guest.converged()
+        if guest.mounted.repairs.differing:
+            raise BrokenError(f"they are said to differ: {guest.mounted.repairs.differing}")
+    await story.ends_well()
 
 
 async def compared_for_ever_with_one_that_is_slow(story: Story) -> None:
@@ -235,12 +258,14 @@ async def compared_for_ever_with_one_that_is_slow(story: Story) -> None:
 
 
 STORIES = [
+    (settled_beside_what_only_an_operator_may_decide, replace(RAW, threshold=2)),
+    (a_write_fails_ahead_of_a_verification, replace(RAW, threshold=2)),
     (compared_for_ever_with_one_that_is_slow, RAW),
     (a_tie_decided_by_a_bad_sector, RAW),
     (a_tie_decided_by_a_read_of_a_bad_sector, RAW),
-    (a_tie_of_four_and_one_read_error, replace(ADOPTED_TRIO, replicas=4)),
-    (compared_without_one_that_could_not_be_read, ADOPTED_TRIO),
-    (undecided_for_one_read_error, ADOPTED_TRIO),
+    (a_tie_of_four_and_one_read_error, replace(RAW_TRIO, replicas=4)),
+    (compared_without_one_that_could_not_be_read, RAW_TRIO),
+    (undecided_for_one_read_error, RAW_TRIO),
     (a_write_beside_a_bad_sector, replace(RAW, threshold=2)),
     (written_anew_and_still_undecided, RAW),
     (written_where_it_cannot_be_read, RAW),

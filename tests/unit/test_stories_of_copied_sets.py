@@ -11,7 +11,8 @@ from support.simulation.copies import (
     use_alone,
 )
 from support.simulation.guest import BrokenError
-from support.simulation.runner import Setup
+from support.simulation.harness import run_seeded
+from support.simulation.setup import Origin, Setup
 from support.simulation.story import (
     DISK,
     EXTENTS,
@@ -22,7 +23,11 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.assembly import State
+from quorumfs.assembly import (
+    State,
+    assemble,
+)
+from quorumfs.resolution import resolve
 
 
 async def a_copy_that_crashed(story: Story) -> None:
@@ -39,9 +44,7 @@ async def a_copy_that_crashed(story: Story) -> None:
 
 async def a_copy_of_a_set_in_use(story: Story) -> None:
     """A snapshot of all stores at once; the set goes on, and so does its copy."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
+    async with story.holding(0).durable().mounted() as guest:
         snapshot = story.copied()
         await guest.write(EXTENTS[1])
         await guest.flush()
@@ -92,7 +95,7 @@ async def copies_that_settled(story: Story) -> None:
         await guest.until(lambda: guest.mounted.even)
     mixed = story.turn_to(used)
     story.world.put(1, mixed.replicas[1])
-    plan = story._assemble([0, 1], degraded=True, threshold=None)
+    plan = story.operator.assemble([0, 1], degraded=True, threshold=None)
     states = sorted(member.state.value for member in plan.members)
     if states != ["current", "stale"] or not any(member.compare for member in plan.members):
         raise BrokenError(f"nobody compares what two copies made equal: {states}")
@@ -123,14 +126,21 @@ async def a_copy_comes_back(story: Story) -> None:
         await guest.until(lambda: 1 not in guest.mounted.members)
         story.world.put(1, mixed.replicas[1])
         story.world.attach(1)
-        replica = guest.mounted.replica(1)
-        assert replica is not None
+        replica = guest.replica(1)
         await guest.until(lambda: replica.role is not State.STALE)
         if replica.role is not State.FOREIGN:
             raise BrokenError(f"one of another history is {replica.role.value}")
     held = story.world.replicas[1].image.cache.read(0, DISK)
     if held != mixed.replicas[1].image.content.read(0, DISK):
         raise BrokenError("one of another history was overwritten")
+
+
+async def only_the_copy_is_kept(story: Story) -> None:
+    (found,) = story.world.found([1])
+    resolution = resolve([found], found.path)
+    assert resolution.kept == (found.path,)
+    plan = assemble([replace(found, sidecar=resolution.sidecars[found.path])])
+    assert [member.state for member in plan.members] == [State.CURRENT]
 
 
 STORIES = [
@@ -151,3 +161,9 @@ STORIES = [
 @pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
 def test_it_ends_well(script: Script, setup: Setup) -> None:
     assert [told(script, setup, seed) for seed in range(2)] == [None] * 2
+
+
+def test_who_is_kept_is_current_even_if_it_was_being_caught_up() -> None:
+    """The source of a resync is lost for ever: a mixture is better than nothing, if so wanted."""
+    story = Story(0, replace(PAIR, origin=Origin.COPIED), only_the_copy_is_kept)
+    run_seeded(0, story.run)

@@ -1,17 +1,30 @@
-"""Stories of recoveries in which the first replica is the wrong one (P9)."""
+"""Stories of blocks that rot, or were never written, on the first replica: a majority is believed
+(P9)."""
 
 import errno
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 from support.simulation.guest import BrokenError
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Effect, Fault
-from support.simulation.story import BLOCK, EXTENT, QUAD, TRIO, Guest, Script, Story, told
+from support.simulation.story import (
+    BLOCK,
+    CHUNK,
+    EXTENT,
+    QUAD,
+    TRIO,
+    WRONG,
+    Guest,
+    Script,
+    Story,
+    told,
+)
 
 from quorumfs.storage import Kind, Operation
 
-ROT = b"rot!" * (BLOCK // 4)
+ROT = WRONG
 
 
 async def _filled(guest: Guest) -> None:
@@ -85,13 +98,26 @@ async def the_first_rots_and_the_last_has_a_bad_sector(story: Story) -> None:
     await story.ends_well()
 
 
-async def nothing_was_wrong(story: Story) -> None:
+async def a_crash_without_rot(story: Story) -> None:
     """P8: a crash with nothing under way is no mismatch."""
     async with story.mounted() as guest:
         await _filled(guest)
         await guest.write(2 * BLOCK)
         story.world.kill()
     await _settled_by_majority(story, lost=False)
+
+
+async def settled_beside_what_one_holds_wrongly(story: Story) -> None:
+    """What a majority holds is replaced by what nobody but the first replica does."""
+    async with story.mounted() as guest:
+        await guest.write(0, 2 * CHUNK)
+        await guest.flush()
+        story.world.replicas[0].image.rot(CHUNK, WRONG)
+        for index in (1, 2):
+            story.fail_once(index, Kind.WRITE)
+        with suppress(OSError):
+            await guest.write(0)
+        await guest.read_surely(0, 2 * CHUNK)
 
 
 SETUPS = [
@@ -106,7 +132,7 @@ STORIES = [
     the_first_lied_about_a_flush,
     each_rots_at_a_place_of_its_own,
     the_first_rots_and_the_last_has_a_bad_sector,
-    nothing_was_wrong,
+    a_crash_without_rot,
 ]
 
 
@@ -114,3 +140,9 @@ STORIES = [
 @pytest.mark.parametrize("script", STORIES, ids=lambda script: script.__name__)
 def test_it_ends_well(script: Script, setup: Setup) -> None:
     assert told(script, setup, 0) is None
+
+
+def test_what_one_holds_wrongly_is_not_settled_to() -> None:
+    assert [told(settled_beside_what_one_holds_wrongly, TRIO, seed) for seed in range(4)] == [
+        None
+    ] * 4

@@ -1,6 +1,5 @@
 """Stories of read-only mounts, where nothing can be repaired and nothing recorded."""
 
-import errno
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -9,7 +8,7 @@ import pytest
 import trio
 from support.simulation.fate import TIMEOUT_S, Mounted
 from support.simulation.guest import BrokenError
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,
@@ -17,6 +16,7 @@ from support.simulation.story import (
     EXTENT,
     PAIR,
     TRIO,
+    WRONG,
     Guest,
     Script,
     Story,
@@ -36,9 +36,9 @@ from quorumfs.storage import CHANGES, Kind
 async def mounted_read_only(story: Story, order: Sequence[int]) -> AsyncGenerator[Guest, None]:
     """As `ReplicaSet.make_disk` does it with ``-o ro``: nothing repairs, nothing is recorded."""
     paths = list(order)
-    plan = story._assemble(paths, degraded=False, threshold=None)
+    plan = story.operator.assemble(paths)
     found = story.world.found(paths)
-    story._last = None
+    story.state.last = None
     async with story.world.boot() as life:
         replicas = []
         for number, (index, member) in enumerate(zip(paths, plan.members, strict=True)):
@@ -59,7 +59,7 @@ async def mounted_read_only(story: Story, order: Sequence[int]) -> AsyncGenerato
             pattern=Fifo() if story.setup.fifo else Quorum(threshold),
             repair=None,
             search_s=TIMEOUT_S,
-            events=EventLog("disk", story._tell),
+            events=EventLog("disk", story.mounting.heard),
         )
         life.nursery.start_soon(disk.run)
         mounted = Mounted(paths, plan, disk, sidecars, None)  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ async def mounted_read_only(story: Story, order: Sequence[int]) -> AsyncGenerato
         ]
         if written:
             raise BrokenError(f"a read-only mount wrote {len(written)} times")
-    story._crashed(lost_cache=False)
+    story.state.life_ended()
 
 
 async def pinned_anew_read_only(story: Story) -> None:
@@ -88,7 +88,7 @@ async def pinned_anew_read_only(story: Story) -> None:
         story.cut_off(1)
     async with mounted_read_only(story, [0, 1]) as guest:
         await guest.read(0)
-        story.fail_once(0, Kind.READ, Fault(error=errno.EIO))
+        story.fail_once(0, Kind.READ)
         await guest.read(EXTENT // 2)
         with suppress(OSError):
             await guest.read(0)
@@ -98,10 +98,8 @@ async def pinned_anew_read_only(story: Story) -> None:
 async def flushed_read_only(story: Story) -> None:
     """One is on record as having lost something: a flush of what cannot be written to says EIO,
     and tries to write to the sidecars (in life their descriptors are read-only)."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
-        story.fail(0, CHANGES, Fault(error=errno.EIO))
+    async with story.holding(0).failing(0, Kind.SYNC).mounted() as guest:
+        story.fail(0, CHANGES)
         with suppress(OSError):
             await guest.flush()
         await trio.sleep(5.0)
@@ -118,10 +116,8 @@ async def flushed_read_only(story: Story) -> None:
 
 async def rotten_read_only(story: Story) -> None:
     """What nobody can be given is read as a mount that settles it would (P7, P9)."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        await guest.flush()
-        story.world.replicas[0].image.rot(0, b"rot!" * (BLOCK // 4))
+    async with story.holding(0).durable().mounted() as guest:
+        story.world.replicas[0].image.rot(0, WRONG)
         await guest.write(2 * BLOCK)
         story.world.kill()
     async with mounted_read_only(story, [0, 1, 2]) as guest:

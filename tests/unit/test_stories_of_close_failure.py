@@ -1,4 +1,4 @@
-"""Stories of files that cannot be closed as one would like.
+"""Stories of files that fail to close, or take long.
 
 The kernel closes a file whatever error it gives (of what it still had to write, say), and may take
 as long as the file system does. Until then the file has its locks, and its store cannot be
@@ -12,7 +12,7 @@ import pytest
 import trio
 from support.simulation.fate import TIMEOUT_S
 from support.simulation.guest import BrokenError
-from support.simulation.runner import Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Fault, Faults
 from support.simulation.story import BLOCK, EXTENT, PAIR, QUAD, Guest, Script, Story, told
 
@@ -45,15 +45,13 @@ def fails(file: str, error: int) -> Script:
     """Closed with an error when it is ejected, it comes back at once; and so at unmount."""
 
     async def script(story: Story) -> None:
-        async with story.mounted() as guest:
-            await guest.write(0)
-            story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        async with story.holding(0).failing(1, Kind.WRITE).mounted() as guest:
             for faults in _faults(story, file):
                 faults.plan(Kind.CLOSE, Fault(error=error), Fault(error=error))
             await guest.write(0)
             assert guest.mounted.members == [0]
             await _soon(guest, "a close that failed")
-        if story._last is None:
+        if story.state.last is None:
             raise BrokenError("an error of closing was taken for one of the flush before it")
         await story.ends_well()
 
@@ -63,7 +61,7 @@ def fails(file: str, error: int) -> Script:
 async def is_put_off(story: Story) -> None:
     """For want of a thread: it is begun later, and meanwhile the file is not forgotten."""
     async with story.mounted() as guest:
-        story.fail_once(1, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(1, Kind.WRITE)
         for faults in _faults(story, "both"):
             faults.plan(Kind.CLOSE, *[Fault(error=errno.EAGAIN, at_once=True)] * 3)
         await guest.write(0)
@@ -80,7 +78,7 @@ def hangs(file: str) -> Script:
             for faults in _faults(story, file):
                 faults.plan(Kind.CLOSE, Fault(hang=True))
             for index in (1, 2):
-                story.fail_once(index, Kind.WRITE, Fault(error=errno.EIO))
+                story.fail_once(index, Kind.WRITE)
                 await guest.write(0)
             with trio.move_on_after(TIMEOUT_S / 2) as scope:
                 await guest.until(lambda: guest.mounted.members == [0, 2, 3], every_s=0.1)
@@ -105,7 +103,7 @@ async def hangs_at_unmount(story: Story) -> None:
             for faults in (one.image_faults, one.sidecar_faults):
                 faults.plan(Kind.CLOSE, Fault(hang=True))
         began = trio.current_time()
-        await story._unmount(guest.mounted, must_succeed=True)
+        await story.mounting.unmount(guest.mounted, must_succeed=True)
         if trio.current_time() - began > TIMEOUT_S + 2 * TICK_S:
             raise BrokenError(f"it took {trio.current_time() - began} s")
         guest.life.end("exited")
@@ -115,13 +113,13 @@ async def hangs_at_unmount(story: Story) -> None:
 async def amid_a_long_resync(story: Story) -> None:
     """One that fails meanwhile is let go of at once, and not when the repairs have time for it."""
     async with story.mounted() as guest:
-        story.fail(1, CHANGES, Fault(error=errno.EIO))
+        story.fail(1, CHANGES)
         for at in range(0, story.world.size, EXTENT):
             await guest.write(at, EXTENT)
         story.mend(1)
         story.slow_down(1, 1.0)
         await guest.until(lambda: guest.mounted.sidecars.ledger.target is not None)
-        story.fail_once(2, Kind.WRITE, Fault(error=errno.EIO))
+        story.fail_once(2, Kind.WRITE)
         await guest.write(0, BLOCK)
         await trio.sleep(TICK_S)
         if _is_open(guest, 2):

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import trio
 from support.simulation.guest import BrokenError
-from support.simulation.runner import SCALES, Setup
+from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
     BLOCK,
+    CHUNK,
     DISK,
     EXTENT,
     EXTENTS,
@@ -36,7 +37,6 @@ RATE = DISK // 4
 
 LATENCY_S = 0.2
 
-CHUNK = SCALES[0].chunk_size
 
 READ_MAX_S, WRITE_MAX_S, UNMOUNT_MAX_S = 0.3, 0.6, 3.0
 """How long a guest may wait beside a resync: for a read of what a good replica has; for a write,
@@ -106,8 +106,7 @@ def _beside(slow: Callable[[Story], None], *, writes: bool) -> Script:
         await left_behind(story)
         slow(story)
         async with story.mounted() as guest:
-            replica = guest.mounted.replica(1)
-            assert replica is not None
+            replica = guest.replica(1)
             await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
             current = lambda: replica.role is State.CURRENT  # noqa: E731
             with trio.fail_after(60.0):
@@ -149,8 +148,7 @@ def _unmounted(slow: Callable[[Story], None]) -> Script:
         await left_behind(story)
         slow(story)
         async with story.mounted() as guest:
-            replica = guest.mounted.replica(1)
-            assert replica is not None
+            replica = guest.replica(1)
             await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
             await trio.sleep(0.3 * story.seed)
             began = trio.current_time()
@@ -195,8 +193,7 @@ async def not_given_what_is_written(story: Story) -> None:
     """A guest does not wait for the target at all in its first pass, wherever it writes."""
     await left_behind(story)
     async with story.mounted() as guest:
-        sidecars, replica = guest.mounted.sidecars, guest.mounted.replica(1)
-        assert replica is not None
+        sidecars, replica = guest.mounted.sidecars, guest.replica(1)
         await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
         story.slow_down(1, 3.0)
         for at in EXTENTS:
@@ -213,9 +210,7 @@ async def not_given_what_is_written(story: Story) -> None:
 async def settled_beside_a_slow_one(story: Story) -> None:
     """After a crash one of the current replicas is slow: a read elsewhere, and one of what is being
     settled, does not wait for all of it."""
-    async with story.mounted() as guest:
-        for at in EXTENTS:
-            await guest.write(at, EXTENT)
+    async with story.holding(*EXTENTS, size=EXTENT).mounted() as guest:
         story.world.kill()
     story.world.replicas[1].image_faults.script = _throttled(CHANGES, RATE)
     async with story.mounted() as guest:

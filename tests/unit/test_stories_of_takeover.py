@@ -1,12 +1,11 @@
 """Stories of a set that another host takes over, while the mount that had it goes on."""
 
-import errno
 from dataclasses import replace
 
 import pytest
 import trio
 from support.claims import claim
-from support.simulation.runner import SCALES, Setup
+from support.simulation.setup import SCALES, Setup
 from support.simulation.storage import Fault, Weather
 from support.simulation.story import (
     EQUALS,
@@ -25,7 +24,7 @@ from quorumfs.storage import CHANGES, Kind
 SETUPS = [replace(setup, claims=True) for setup in (PAIR, TRIO, EQUALS)]
 
 
-async def idle(story: Story) -> None:
+async def taken_over_while_idle(story: Story) -> None:
     """It notices also when nobody asks it anything; what it cached is not shown any more."""
     for replica in story.world.replicas:  # all goes the short way, as long as there is one
         replica.image_faults.weather = Weather(prompt=1.0)
@@ -54,7 +53,7 @@ async def one_sidecar_cannot_be_read_back(story: Story) -> None:
     await story.ends_well()
 
 
-async def one_comes_back_that_is_in_use(story: Story) -> None:
+async def a_replica_in_use_elsewhere_comes_back(story: Story) -> None:
     """It is not touched until the other mount has released it, and then caught up."""
     async with story.mounted() as guest:
         await guest.write(0)
@@ -75,10 +74,10 @@ async def one_comes_back_that_is_in_use(story: Story) -> None:
     await story.ends_well()
 
 
-async def amid_a_resync(story: Story) -> None:
+async def taken_over_amid_a_resync(story: Story) -> None:
     """What repairs write stops as well."""
     async with story.mounted() as old:
-        story.fail(1, CHANGES, Fault(error=errno.EIO))
+        story.fail(1, CHANGES)
         for at in EXTENTS:
             await old.write(at, SCALES[0].extent)
         story.mend(1)
@@ -91,7 +90,7 @@ async def amid_a_resync(story: Story) -> None:
     await story.ends_well()
 
 
-async def found_out_by_a_commit(story: Story) -> None:
+async def takeover_found_by_a_commit(story: Story) -> None:
     """Before anything is on record that was decided after the set was lost."""
     async with story.mounted() as old:
         await old.write(0)
@@ -106,12 +105,12 @@ async def found_out_by_a_commit(story: Story) -> None:
     ("script", "setup"),
     [
         *((taken_over_while_at_work, setup) for setup in SETUPS),
-        (idle, SETUPS[0]),
+        (taken_over_while_idle, SETUPS[0]),
         (one_sidecar_cannot_be_read_back, SETUPS[1]),
-        (one_comes_back_that_is_in_use, SETUPS[0]),
-        (amid_a_resync, SETUPS[0]),
-        (amid_a_resync, SETUPS[1]),
-        (found_out_by_a_commit, SETUPS[2]),
+        (a_replica_in_use_elsewhere_comes_back, SETUPS[0]),
+        (taken_over_amid_a_resync, SETUPS[0]),
+        (taken_over_amid_a_resync, SETUPS[1]),
+        (takeover_found_by_a_commit, SETUPS[2]),
     ],
 )
 def test_another_host_takes_over(script: Script, setup: Setup) -> None:

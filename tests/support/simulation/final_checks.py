@@ -1,0 +1,141 @@
+"""The end of a history: faults stop, and everything must become good and stay so."""
+
+import random
+
+import trio
+
+from quorumfs.dirtymap import ALL_LACK, INTENT, DirtyMap
+from quorumfs.sidecar import RoleState, decode
+from quorumfs.storage import CHANGES
+from support.simulation.errorlog import ErrorLog
+from support.simulation.fate import Fate, Mounted
+from support.simulation.guest import BrokenError
+from support.simulation.mounting import Mounting
+from support.simulation.operator import Operator
+from support.simulation.state import SetState
+from support.simulation.workload import Workload
+
+CONVERGE_MAX_S = 400.0
+"""After the faults: a replica is tried again within a minute, what hangs is given up before."""
+
+QUIET_S = 100.0
+"""How long a mount that has nothing to do is watched doing nothing."""
+
+_CLAIM = b"quorumfs"
+"""How what is no change of a set begins: that nobody has it open any more."""
+
+
+class FinalChecks:
+    """What must hold for the set of one history once faults have stopped."""
+
+    def __init__(
+        self,
+        state: SetState,
+        operator: Operator,
+        mounting: Mounting,
+        workload: Workload,
+        errors: ErrorLog,
+        dice: random.Random,
+    ) -> None:
+        self._state = state
+        self._world = state.world
+        self._operator = operator
+        self._mounting = mounting
+        self._workload = workload
+        self._errors = errors
+        self._dice = dice
+
+    async def run(self) -> None:
+        """Stop all faults, and raise unless everything becomes good."""
+        state, world, dice = self._state, self._world, self._dice
+        world.calm()
+        order = self._drawn_order()
+        plan = self._operator.assemble_in_the_end(order)
+        async with world.boot() as life:
+            mounted = await self._mounting.mount(life, order, plan)
+            crowd = self._workload.crowd()
+            crowd.nothing_fails = self._workload.nothing_fails(mounted)
+            fate = self._workload.fate(life, mounted, crowd)
+            await self._workload.run(mounted, crowd, fate, trio.sleep_forever, 5.0)
+            await self.converge(mounted, fate)
+            await self._mounting.unmount(mounted, must_succeed=True)
+        state.harmed.clear()
+        state.unmounted()
+        self._check_healthy()
+        # Marks that a daemon killed in its unmount had cleared come back, if nobody wrote since.
+        synced = mounted.sidecars.ledger.record.sequence != plan.record.sequence
+        if synced and dice.random() < 0.5:
+            state.power_cut()
+        await self._remount_untouched()
+        self._check_healthy()
+        self._errors.require_none()
+
+    async def converge(self, mounted: Mounted, fate: Fate) -> None:
+        """Wait until everything is good; there is a limit for how long that may take."""
+        began = trio.current_time()
+        limit = mounted.repairs.limit
+        at_most_s = CONVERGE_MAX_S
+        if limit is not None:
+            at_most_s += 2 * self._state.setup.replicas * mounted.disk.size / limit
+        await fate.write_something()  # else nobody could notice what is wrong
+        while not (fate.extend_noticed() and mounted.converged):
+            if trio.current_time() - began > at_most_s:
+                raise BrokenError(f"not healthy {at_most_s:g} s after the faults: {mounted}")
+            await trio.sleep(1.0)
+            await fate.write_if_short()
+        self._world.note(f"healthy {trio.current_time() - began:.0f} s after the faults")
+
+    def _drawn_order(self) -> list[int]:
+        order = list(self._state.everyone)
+        self._dice.shuffle(order)
+        return order
+
+    def _check_healthy(self) -> None:
+        """Everything is the same everywhere, and on record as such."""
+        world = self._world
+        self._state.oracle.check_images(world.contents(), [one.path for one in world.replicas])
+        records = set()
+        for one in world.replicas:
+            assert one.sidecar is not None
+            sidecar = decode(one.sidecar.whole)
+            records.add((sidecar.record.generation, sidecar.record.sequence))
+            states = {role.state for role in sidecar.record.roles}
+            marks = self._marked_data(sidecar.map)
+            if states != {RoleState.CURRENT} or marks or not sidecar.record.clean:
+                raise BrokenError(
+                    f"{one.path} after an unmount in order: {marks} chunks marked, "
+                    f"clean: {sidecar.record.clean}, roles {sidecar.record.roles}"
+                )
+        if len(records) > 1:
+            raise BrokenError("the sidecars hold different records after an unmount in order")
+
+    def _marked_data(self, disk_map: DirtyMap) -> int:
+        """How many chunks with data are marked: where all have a hole a mark does not matter."""
+        images = [one.image.cache for one in self._world.replicas]
+        return sum(
+            image.seek(start, data=True) < end
+            for run in disk_map.runs(INTENT | ALL_LACK)
+            for start, end in [disk_map.bounds(run.start)]
+            for image in images
+        )
+
+    async def _remount_untouched(self) -> None:
+        """The next mount of a healthy set has nothing to do."""
+        order = self._drawn_order()
+        plan = self._operator.assemble(order)
+        if plan.rule != "clean: closed in order":
+            raise BrokenError(f"remounted by the rule: {plan.rule}")
+        async with self._world.boot() as life:
+            mounted = await self._mounting.mount(life, order, plan)
+            storages = [storage for index in order for storage in life.storages(index)]
+            await trio.sleep(QUIET_S)
+            await self._mounting.unmount(mounted, must_succeed=True)
+            changed = [
+                op
+                for storage in storages
+                for op in storage.log
+                if op.kind in CHANGES and op.data[:8] != _CLAIM
+            ]
+            if changed:
+                raise BrokenError(f"a mount that had nothing to do wrote: {len(changed)} times")
+        self._state.unmounted()

@@ -1,0 +1,162 @@
+"""One mount of a simulated set: the real runtime put together on simulated storages, and its end.
+
+It follows `quorumfs.replicaset.ReplicaSet.make_disk`, `quorumfs.claiming` and the end of
+`quorumfs.mounting`.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import trio
+
+from quorumfs.assembly import Plan, State
+from quorumfs.claim import Claim, Tenure
+from quorumfs.control.events import Event, EventLog
+from quorumfs.disk import Disk
+from quorumfs.errors import UserError
+from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.patterns import Fifo, Quorum
+from quorumfs.repair.comeback import ForeignError, Returned
+from quorumfs.repair.repairs import Repairs
+from quorumfs.repair.rewrite import read_and_rewrite
+from quorumfs.replica import Replica
+from support.simulation.fate import TIMEOUT_S, Mounted
+from support.simulation.guest import REQUEST_MAX_S, BrokenError
+from support.simulation.media import SECTOR
+from support.simulation.state import SetState
+from support.simulation.world import Life
+
+
+class RefusedError(Exception):
+    """A mount that was assembled is not used."""
+
+    def __init__(self, mounted: Mounted) -> None:
+        super().__init__("what it was told cannot be put on record")
+        self.mounted = mounted
+
+
+class Mounting:
+    """How the set of one history is mounted and unmounted."""
+
+    def __init__(self, state: SetState) -> None:
+        self._state = state
+        self._world = state.world
+
+    async def mount(
+        self, life: Life, order: list[int], plan: Plan, limit: int | None = None
+    ) -> Mounted:
+        """What `quorumfs.replicaset.ReplicaSet.make_disk` makes, on simulated storages.
+
+        *limit*: of a resync, in bytes a second. Raises `RefusedError` if what it was told cannot
+        be put on record.
+        """
+        world, setup = self._world, self._state.setup
+        found = world.found(order)
+        replicas = []
+        for number, (index, member) in enumerate(zip(order, plan.members, strict=True)):
+            path = world.replicas[index].path
+            if member.state in (State.FOREIGN, State.MISSING):
+                replicas.append(Replica(number, path, None, TIMEOUT_S))
+                continue
+            image = life.image(index, plan.record.size)
+            replicas.append(Replica(number, path, image, TIMEOUT_S, sidecar=life.sidecar(index)))
+        threshold = plan.threshold
+        tenure = self.claim(life, order, plan) if setup.claims else None
+        sidecars = Sidecars(replicas, plan, found, threshold=threshold, tenure=tenure)
+        disk = Disk(
+            replicas,
+            plan.record.size,
+            sidecars,
+            threshold=threshold,
+            pattern=Fifo() if setup.fifo else Quorum(threshold),
+            repair=partial(read_and_rewrite, outvoted=setup.rewrite_corrupted),
+            search_s=TIMEOUT_S,
+            zero_kind=setup.zero_kind,
+            events=EventLog("disk", self.heard),
+        )
+        present = {
+            replica: one
+            for replica, one in zip(replicas, found, strict=True)
+            if replica.role is not State.CURRENT and replica.attached
+        }
+
+        async def reopen(replica: Replica) -> Returned:
+            index = order[replica.index]
+            await trio.sleep(0.01)
+            (one,) = world.found([index])
+            if one.image is None or one.sidecar is None:
+                raise UserError(one.problem or "there is no sidecar")
+            if not all(storage.closed for storage in life.storages(index)):
+                raise BrokenError(f"{one.path} is opened anew while it is open: in use by itself")
+            if tenure is not None and tenure.mine is not None and sidecars.fenced is None:
+                claim = world.claim(index)
+                if claim is not None and tenure.lost_to(claim) and not claim.released:
+                    raise ForeignError(f"in use by {claim}")
+                world.sign(index, tenure.mine)
+            return Returned(one, life.image(index, disk.size), life.sidecar(index))
+
+        repairs = Repairs(disk, sidecars, reopen, present=present, limit=limit)
+        mounted = Mounted(order, plan, disk, sidecars, repairs)
+        life.nursery.start_soon(disk.run)
+        try:
+            await sidecars.record_options()
+        except OSError as error:
+            world.note(f"mount refused: {error.strerror}")
+            raise RefusedError(mounted) from None
+        life.nursery.start_soon(repairs.run)
+        return mounted
+
+    def claim(self, life: Life, order: Sequence[int], plan: Plan) -> Tenure:
+        """What `quorumfs.claiming` does: all earlier mounts have ended, or were taken over from."""
+        world = self._world
+        known = (world.claim(index) for index in self._state.everyone)
+        over = frozenset(claim.mount for claim in known if claim is not None)
+        host = f"host {life.number}"
+        mine = Claim(life.number, host, host, host, 1, 1, host, "just now")
+        for index, member in zip(order, plan.members, strict=True):
+            if member.state not in (State.FOREIGN, State.MISSING):
+                world.sign(index, mine)
+        return Tenure(mine, over)
+
+    def heard(self, event: Event) -> None:
+        """Take note of what the daemon tells of itself."""
+        world, state = self._world, self._state
+        world.note(f"event {event.name}: {event.text}")
+        if event.name == "DATA_UNREADABLE":
+            start, count = (event.members[name] for name in ("sector-num", "sectors-count"))
+            state.oracle.unreadable(start * SECTOR, count * SECTOR)
+        if event.name == "RESYNC_FINISHED" and event.members["error"] is None:
+            for index, one in enumerate(world.replicas):
+                if one.path == event.members["replica"] and one.image.size >= world.size:
+                    state.harmed.discard(index)  # whatever it was, it was replaced
+
+    async def unmount(self, mounted: Mounted, *, must_succeed: bool = False) -> None:
+        """Close in order, as at the end of `quorumfs.mounting`; the guests have gone.
+
+        *must_succeed*: faults are over; what they cost is first told by one flush (R13).
+        """
+        world, oracle = self._world, self._state.oracle
+        if must_succeed:
+            try:
+                await mounted.disk.flush()
+            except OSError:
+                oracle.flush_failed()
+        if mounted.sidecars.fenced is not None:
+            raise BrokenError("it was fenced by nobody")
+        flushing = oracle.begin_flush()
+        world.note("unmount")
+        with trio.move_on_after(REQUEST_MAX_S) as scope:
+            await mounted.repairs.stop()
+            try:
+                await mounted.disk.close()
+            except OSError as error:
+                world.note(f"unmount failed: {error.strerror}")
+                oracle.flush_failed()
+                if must_succeed:
+                    raise BrokenError(f"unmount failed without a fault: {error}") from error
+            else:
+                world.note("unmounted")
+                oracle.flushed(flushing)
+                self._state.last = mounted.sidecars.ledger.record, set(mounted.order)
+        if scope.cancelled_caught:
+            raise BrokenError("an unmount did not end")

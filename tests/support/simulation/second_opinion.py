@@ -1,0 +1,160 @@
+"""A second opinion on a set, from its sidecars and from what the simulation knows of it.
+
+It says whether a mount had to be refused, who holds all that was acknowledged, and what may be
+harmed without a loss that nobody has promised to survive.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+
+from quorumfs.assembly import AssemblyRefusedError, State
+from quorumfs.dirtymap import lacks
+from quorumfs.sidecar import RoleState
+from support.simulation.fate import Mounted
+from support.simulation.guest import BrokenError
+from support.simulation.setup import Origin
+from support.simulation.state import SetState
+
+
+class SecondOpinion:
+    """Judgments of the set of one history."""
+
+    def __init__(self, state: SetState) -> None:
+        self._state = state
+        self._setup = state.setup
+        self._world = state.world
+
+    @property
+    def sound(self) -> set[int]:
+        """Replicas that hold all that was acknowledged, and say so; none if that is not sure."""
+        state, known = self._state, self._state.known()
+        if state.forked or not known or any(sidecar.prepared for sidecar in known.values()):
+            return set()
+        # One that was harmed may since have become the only one that holds everything.
+        latest = max((sidecar.record for sidecar in known.values()), key=lambda r: r.sequence)
+        return {
+            index
+            for index, sidecar in known.items()
+            if sidecar.record == latest
+            and sidecar.own_state is RoleState.CURRENT
+            and index not in state.harmed
+        }
+
+    @property
+    def keepable(self) -> list[int]:
+        """Whom to keep without a loss: who is current, or, before anything was written, who holds
+        what the set began with. Nobody while one is away that others might go on with."""
+        state = self._state
+        if any(not one.reachable for one in self._world.replicas):
+            return []
+        kept = state.to_keep or self.sound
+        raw = self._setup.origin is Origin.ADOPTED and not self._world.lives
+        if raw and not state.resolved and not state.to_keep:
+            kept = set(state.everyone) - state.harmed
+        return sorted(kept & state.reachable(state.everyone))
+
+    @property
+    def at_risk(self) -> bool:
+        """Whether something is wrong that a daemon has not caused and may not know of."""
+        return self._state.forked or any(
+            one.image.size < self._world.size or one.image.dropped for one in self._world.replicas
+        )
+
+    def may_harm(self, index: int) -> bool:
+        """Whether all that a replica holds is elsewhere, and nothing else is wrong."""
+        if self._setup.careless or self._state.harmed - {index}:
+            return False
+        others = self.sound - {index}
+        return bool(others) and not any(
+            file.dropped or not self._world.replicas[other].reachable
+            for other in others
+            for file in self._world.replicas[other].files
+        )
+
+    def is_left_behind(self, index: int) -> bool:
+        """Whether it is on record that a replica is not current."""
+        known = self._state.known()
+        own = known.pop(index, None)
+        if own is None or not known or any(sidecar.prepared for sidecar in known.values()):
+            return False
+        latest = max((sidecar.record for sidecar in known.values()), key=lambda r: r.sequence)
+        slot = latest.slot_of(own.replica_id)
+        return slot is not None and latest.roles[slot].state is not RoleState.CURRENT
+
+    def all_is_here(self, order: Sequence[int]) -> bool:
+        """Whether a mount refused because of those that were harmed loses nothing."""
+        sound = self.sound
+        return bool(self._state.harmed) and bool(sound) and sound <= self._state.reachable(order)
+
+    def repairable(self, error: AssemblyRefusedError) -> bool:
+        """Whether the operator is told to resolve, and can without a loss."""
+        state = self._state
+        told = {"stranger", "split brain", "only stale", "unreadable", "no quorum"}
+        strangers = len(state.known()) < self._setup.replicas
+        wanted = error.rule in told or bool(state.to_keep) or strangers
+        return wanted and not state.forked and bool(self.keepable)
+
+    def can_recover(self, mounted: Mounted) -> bool:
+        """Whether everything must become good in this life, once faults stop."""
+        return (
+            len(mounted.order) == self._setup.replicas
+            and not self._state.forked
+            and not mounted.repairs.differing
+            and all(replica.role is not State.FOREIGN for replica in mounted.disk.replicas)
+            and len(self._state.known()) == self._setup.replicas
+        )
+
+    def require_reason(
+        self,
+        error: AssemblyRefusedError,
+        order: Sequence[int],
+        *,
+        degraded: bool,
+        threshold: int | None,
+    ) -> None:
+        """Raise if these replicas need not have been refused."""
+        state = self._state
+        here, count = state.reachable(order) - state.harmed, self._setup.replicas
+        strangers = set(range(count)) - state.known().keys()
+        here -= strangers
+        needed = max(state.thresholds | {threshold or 0})
+        sure = len(here) == count
+        if not state.few:
+            sure |= len(here) > count - min(state.thresholds) and len(here) >= needed
+        if state.last is not None and not state.forked:
+            record, _ = state.last
+            by_slot = {record.slot_of(s.replica_id): index for index, s in state.known().items()}
+            roles = enumerate(record.roles)
+            current = {by_slot.get(s) for s, r in roles if r.state is RoleState.CURRENT}
+            sure |= current <= here and len(here) >= needed
+        match error.rule:
+            case "split brain":
+                justified = state.forked or state.half_resolved or bool(state.harmed)
+            case "stranger" | "unreadable":
+                justified = bool(strangers & set(order))
+            case "no quorum":
+                justified = len(here) < needed
+            case "too few to lower":
+                lower = threshold is not None and threshold < max(state.thresholds)
+                justified = lower and not degraded
+            case "may be newer":
+                lost = self._lost_by_all(here)
+                justified = not degraded and (not sure or bool(state.to_keep) or lost)
+            case "only stale":
+                justified = not sure or bool(state.to_keep)
+            case "unusable":
+                justified = not here
+            case "adopt":
+                justified = not here  # nothing to be seen of a set
+            case _:
+                justified = False
+        if not justified:
+            raise BrokenError(f"mount of {order} refused without need: {error.rule}: {error}")
+
+    def _lost_by_all(self, here: set[int]) -> bool:
+        """Whether it is on record that none of these could flush some chunk, and all stayed."""
+        known = [sidecar for index, sidecar in self._state.known().items() if index in here]
+        bits = sum(lacks(sidecar.slot) for sidecar in known)
+        states = zip(*(sidecar.map.states for sidecar in known), strict=True)
+        return any(reduce(or_, chunk) & bits == bits for chunk in states)

@@ -1,0 +1,132 @@
+"""What the simulation knows of one set across the lives of its daemon.
+
+The daemon knows none of this. The operator acts on it, the second opinion judges by it, and the
+oracle is told of what happened between two lives.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from quorumfs.assembly import Plan, State
+from quorumfs.sidecar import FormatError, Record, Sidecar, decode
+from support.simulation.fate import Mounted
+from support.simulation.oracle import Oracle
+from support.simulation.setup import Origin, Setup
+from support.simulation.world import ReplicaBackup, World
+
+
+@dataclass(slots=True)
+class SetState:
+    """A set of replicas as the simulation, and no daemon, sees it."""
+
+    setup: Setup
+    world: World
+    oracle: Oracle
+    thresholds: set[int] = field(init=False)
+    """All that a record may have: it is lowered with consent, or by as many as it was."""
+    few: bool = field(init=False)
+    """Perhaps fewer than the threshold are current on record: others do not make up for them."""
+    forked: bool = False
+    """Somebody consented to a loss, and since then not all replicas have been one set."""
+    last: tuple[Record, set[int]] | None = None
+    """After an unmount in order: what was on record, and who was there; None after a crash."""
+    cuts_seen: int = 0
+    """How many power cuts the oracle was told of."""
+    backups: list[dict[int, ReplicaBackup]] = field(default_factory=list)
+    """Of all replicas that were reachable, between lives, oldest first."""
+    harmed: set[int] = field(default_factory=set)
+    """Replicas that do not hold what they should, behind the back of all daemons, and that
+    have not been brought up to date since."""
+    to_keep: set[int] = field(default_factory=set)
+    """Making a set, or resolving, was cut off: whom to keep when it is done again."""
+    half_resolved: bool = False
+    """Resolving was cut off when some sidecars were written: they, and the others, are each a
+    set."""
+    kept: set[int] = field(default_factory=set)
+    """Who was kept the last time, until all have seen it."""
+    resolved: bool = False
+    """Somebody was kept, once."""
+
+    def __post_init__(self) -> None:
+        self.thresholds = {self.setup.threshold}
+        self.few = self.setup.origin is Origin.COPIED
+
+    @property
+    def everyone(self) -> range:
+        """The indices of all replicas."""
+        return range(self.setup.replicas)
+
+    @property
+    def closed_well(self) -> bool:
+        """Whether the last life ended with an unmount in order."""
+        return self.last is not None
+
+    def reachable(self, order: Sequence[int]) -> set[int]:
+        """Those that can be used: there, and long enough."""
+        return {
+            index
+            for index in order
+            if self.world.replicas[index].reachable
+            and self.world.replicas[index].image.size >= self.world.size
+        }
+
+    def known(self) -> dict[int, Sidecar]:
+        """All sidecars that can be read."""
+        known = {}
+        for index, one in enumerate(self.world.replicas):
+            if one.sidecar is not None:
+                with suppress(FormatError):
+                    known[index] = decode(one.sidecar.whole)
+        return known
+
+    def note_thresholds(self, mounted: Mounted) -> None:
+        """What the next mount may find on record: no lower one that too few hold."""
+        known = self.known()
+        sure = len(known) == self.setup.replicas and not self.harmed
+        least = min(self.thresholds)
+        if mounted.converged:
+            self.thresholds = {mounted.sidecars.ledger.record.threshold}
+        holders = Counter(
+            threshold
+            for sidecar in known.values()
+            for threshold in {one.threshold for one in (sidecar.record, sidecar.prepared) if one}
+        )
+        for threshold, count in holders.items():
+            if threshold >= least or count >= least or not sure:
+                self.thresholds.add(threshold)
+
+    def accept_loss(self, order: Sequence[int], plan: Plan) -> None:
+        """Go on with what is here; what only others hold may be gone."""
+        self.world.note(f"what only others than {order} hold is given up")
+        members = [i for i, m in zip(order, plan.members, strict=True) if m.state is State.CURRENT]
+        self.oracle.forget_reads()
+        for index in members:
+            image = self.world.replicas[index].image
+            self.oracle.allow([image.cache, image.durable])
+        self.thresholds.add(plan.threshold)
+
+    def life_ended(self, *, lost_cache: bool = False) -> None:
+        """Tell the oracle how a life of the daemon ended.
+
+        *lost_cache*: a replica lost what was not synced, while the daemon went on.
+        """
+        if self.closed_well:
+            self.unmounted()
+        elif self.world.power_cuts > self.cuts_seen or lost_cache:
+            self.oracle.power_cut()
+        else:
+            self.oracle.killed()
+        self.cuts_seen = self.world.power_cuts
+
+    def unmounted(self) -> None:
+        """Tell the oracle of an unmount in order."""
+        self.oracle.killed()  # closes what a guest left open; there is nothing
+        assert self.cuts_seen == self.world.power_cuts
+
+    def power_cut(self) -> None:
+        """Power is cut while no daemon runs."""
+        self.world.power_cut()
+        self.cuts_seen = self.world.power_cuts
+        self.oracle.power_cut()

@@ -1,0 +1,221 @@
+"""Stories of replicas that go missing and come back: what the others decide meanwhile is on record
+first."""
+
+import errno
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+import trio
+import trio.testing
+from support.simulation.fate import TIMEOUT_S
+from support.simulation.guest import BrokenError
+from support.simulation.setup import Setup
+from support.simulation.storage import Fault, Weather
+from support.simulation.story import (
+    EQUALS,
+    EXTENT,
+    EXTENTS,
+    PAIR,
+    RAW_TRIO,
+    TRIO,
+    WRONG,
+    Script,
+    Story,
+    told,
+)
+
+from quorumfs.assembly import AssemblyRefusedError
+from quorumfs.control import snapshot
+from quorumfs.dirtymap import UNVERIFIED
+from quorumfs.options import MountOptions
+from quorumfs.storage import Kind
+
+
+async def a_hole_passed_over_without_a_record(story: Story) -> None:
+    """Who is not here alone took a write that was cut off; those who are here show a hole."""
+    async with story.mounted() as guest:
+        await guest.write(EXTENTS[4])  # whatever; it is clean when the set is mounted again
+    async with story.mounted() as guest:
+        for index in (1, 2):
+            story.fail_once(index, Kind.WRITE, Fault(hang=True))
+        guest.begin(guest.write, EXTENT // 2)
+        await trio.sleep(1.0)
+        story.cut_off(1, 2)
+    story.world.detach(0)
+    for index in (1, 2):  # nothing but a slow medium
+        story.world.replicas[index].sidecar_faults.weather = Weather(delay_s=(4.0, 4.0))
+    async with story.mounted() as guest:
+        await trio.sleep(1.0)
+        await guest.read(EXTENT // 2)
+        story.world.kill()
+    story.world.calm()
+    async with story.mounted() as guest:
+        await guest.read(EXTENT // 2)
+    await story.ends_well()
+
+
+async def a_hole_sought_without_a_record(story: Story) -> None:
+    """The same as it is passed over, but shown to one who seeks."""
+    async with story.mounted() as guest:
+        for index in (1, 2):
+            story.fail_once(index, Kind.WRITE, Fault(hang=True))
+        guest.begin(guest.write, EXTENT // 2)
+        await trio.sleep(1.0)
+        story.cut_off(1, 2)
+    story.world.detach(0)
+    for index in (1, 2):
+        story.world.replicas[index].sidecar_faults.weather = Weather(delay_s=(4.0, 4.0))
+    async with story.mounted() as guest:
+        await guest._seek(EXTENT // 2)
+        story.world.kill()
+    story.world.calm()
+    async with story.mounted() as guest:
+        await guest.read(EXTENT // 2)
+    await story.ends_well()
+
+
+async def away_in_turn(story: Story) -> None:
+    """Two of three are enough, whoever is away; nothing is ever written, and nothing was lost."""
+    async with story.mounted() as guest:
+        for index in (0, 1, 2):
+            story.fail_once(index, Kind.WRITE, Fault(hang=True))
+        guest.begin(guest.write, 0)
+        await trio.sleep(1.0)
+        story.cut_off(0, 1, 2)
+    for away in (0, 1, 2):
+        story.world.detach(away)
+        try:
+            async with story.mounted() as guest:
+                await trio.sleep(5.0)
+        except AssemblyRefusedError as error:
+            raise BrokenError(f"refused without need: {error}") from error
+        story.world.attach(away)
+    await story.ends_well()
+
+
+async def away_while_others_are_compared(story: Story) -> None:
+    """Nobody ever looks at what it holds."""
+    story.world.replicas[2].image.rot(EXTENTS[5], WRONG)
+    story.world.detach(2)
+    for index in (0, 1):
+        story.slow_down(index, 0.01)
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.until(lambda: not guest.mounted.sidecars.ledger.map.count(UNVERIFIED))
+        story.world.attach(2)
+        await guest.converged()
+        assert not guest.mounted.repairs.differing
+    story.oracle.check_images(story.world.contents())
+    await story.ends_well()
+
+
+async def a_majority_that_comes_later(story: Story) -> None:
+    """Two differ; the third, that was away, decides."""
+    story.world.replicas[1].image.rot(EXTENTS[5], WRONG)
+    story.world.detach(2)
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.until(lambda: bool(guest.mounted.repairs.differing))
+        story.world.attach(2)
+        await guest.until(lambda: len(guest.mounted.members) == 3)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def all_hang_and_the_status_is_asked(story: Story) -> None:
+    options = MountOptions("fifo", story.setup.threshold)
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for index in range(story.setup.replicas):
+            story.world.detach(index, hang=True)
+        for at in EXTENTS:
+            guest.begin(guest.write, at)
+            guest.begin(guest.read, at)
+        guest.begin(guest.flush)
+        await trio.sleep(TIMEOUT_S / 2)
+        asked = len(story.world.trace)
+        status = snapshot.take("/mnt", options, guest.mounted.disk, guest.mounted.repairs, ())
+        assert len(story.world.trace) == asked
+        assert [one.state for one in status.replicas] == ["current", "current"]
+        assert all(one.in_flight for one in status.replicas)
+        await trio.sleep(3 * TIMEOUT_S)
+        status = snapshot.take("/mnt", options, guest.mounted.disk, guest.mounted.repairs, ())
+        assert [one.state for one in status.replicas] == ["missing", "missing"]
+        story.world.calm()
+        await guest.converged()
+    await story.ends_well()
+
+
+async def gone_and_back_when_chunks_differ(story: Story) -> None:
+    """Those who cannot be left behind are opened again before anything is made equal."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(0)
+        with suppress(OSError):
+            await guest.write(0)
+        assert guest.mounted.sidecars.ledger.agreement.divergent
+        await trio.sleep(10.0)
+        story.world.attach(0)
+        await guest.converged()
+        await guest.write_surely(0)
+    await story.ends_well()
+
+
+async def a_hole_on_those_that_answer(story: Story) -> None:
+    """The one that does not answer has data there: it is not settled for that."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.detach(1, hang=True)
+        for at in (0, EXTENT // 2):  # what hangs will happen, the second never reaches it
+            with suppress(OSError):
+                await guest.write(at)
+        story.world.detach(0, hang=True)
+        with suppress(OSError):
+            await guest.read(0)
+        story.world.attach(1)
+        await trio.sleep(10.0)
+        story.world.attach(0)
+        await guest.converged()
+    story.oracle.check_images(story.world.contents())
+    await story.ends_well()
+
+
+async def gone_and_back_after_a_commit_that_failed(story: Story) -> None:
+    """Its sidecar has a record that led nowhere, and it cannot be left behind."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.replicas[1].sidecar_faults.plan(Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.mounted.sidecars.close()
+        story.world.detach(0)
+        with suppress(OSError):
+            await guest.read(0)
+        await trio.sleep(5.0)
+        story.world.attach(0)
+        await guest.converged()
+        await guest.write_surely(0)
+    await story.ends_well()
+
+
+STORIES = [
+    (away_while_others_are_compared, RAW_TRIO),
+    (a_majority_that_comes_later, RAW_TRIO),
+    (gone_and_back_when_chunks_differ, EQUALS),
+    (a_hole_on_those_that_answer, EQUALS),
+    (gone_and_back_after_a_commit_that_failed, EQUALS),
+    (a_hole_passed_over_without_a_record, TRIO),
+    (a_hole_passed_over_without_a_record, replace(TRIO, fifo=True)),
+    (a_hole_sought_without_a_record, TRIO),
+    (away_in_turn, TRIO),
+]
+
+
+@pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
+def test_it_ends_well(script: Script, setup: Setup) -> None:
+    assert [told(script, setup, seed) for seed in range(4)] == [None] * 4
+
+
+def test_the_status_waits_for_nobody() -> None:
+    """P5: it is a plain function of what is in memory."""
+    assert told(all_hang_and_the_status_is_asked, PAIR, 0) is None

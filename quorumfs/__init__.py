@@ -13,10 +13,14 @@ The rooms, top to bottom (imports point downwards only):
     what an operator sees. Never waits for data.
 ``replicaset``
     From paths to a disk: files opened, assembled, and put under it.
+``disk``, ``zeroing``, ``watchdog``
+    The replicated disk, as a guest sees it: the only place that orders its requests.
 ``repair``
-    Work on the replicas that no guest asked for, under the locks of ``disk``.
-``disk``
-    The replicated disk: the only place that orders a request.
+    Work on the replicas that no guest asked for, or that a request of the disk has to wait for.
+``reading``, ``holes``
+    What replicas hold, taken together.
+``mirror``, ``flushing``, ``rangelock``
+    The replicas asked together, and the locks under which that is done.
 ``metadata``
     Who holds what, and how that is remembered: in memory, or in the sidecars.
 ``assembly``, ``lineage``, ``resolution``, ``dirtymap``, ``patterns``, ``voting``, ``ranges``,

@@ -13,6 +13,7 @@ from quorumfs.assembly import State
 from quorumfs.sidecar import SUFFIX
 from quorumfs.storage import (
     CHANGES,
+    Attempt,
     Buffer,
     Bytes,
     FileStorage,
@@ -262,15 +263,15 @@ class Replica:
             counters.bytes_read += length
         return data
 
-    def write_now(self, offset: int, data: Buffer) -> bool:
-        """Write here and now; False if that was not possible: then it must be submitted."""
+    def write_now(self, offset: int, data: Buffer) -> Attempt:
+        """Write here and now; what is not done must be submitted."""
         assert self._image is not None
-        if not self._image.write_now(offset, data):
-            return False
-        counters = self.counters
-        counters.writes += 1
-        counters.bytes_written += len(data)
-        return True
+        attempt = self._image.write_now(offset, data)
+        if attempt is Attempt.DONE:
+            counters = self.counters
+            counters.writes += 1
+            counters.bytes_written += len(data)
+        return attempt
 
     def copying(self, source: "Replica", offset: int, length: int) -> Operation | None:
         """What has its image take a range of that of *source*, if that can be asked of it."""

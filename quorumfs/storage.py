@@ -127,6 +127,17 @@ class Usage(NamedTuple):
     """Bytes left there for whoever wants them."""
 
 
+class Attempt(Enum):
+    """What came of an attempt to write here and now."""
+
+    DONE = "done"
+    """All was written."""
+    NOTHING = "nothing done"
+    """It would have taken time: not a byte was written."""
+    PARTLY = "partly done"
+    """It failed, and some of it may have been written."""
+
+
 Bytes = bytes | bytearray
 """What was read."""
 
@@ -163,10 +174,8 @@ class Storage(Protocol):
     def read_now(self, offset: int, length: int) -> Bytes | None:
         """Read here and now; None if that would take time, or failed: then it must be submitted."""
 
-    def write_now(self, offset: int, data: Buffer) -> bool:
-        """Write here and now; False if that failed: then it must be submitted, and perhaps some of
-        it was written. An error is told of what is submitted.
-        """
+    def write_now(self, offset: int, data: Buffer) -> Attempt:
+        """Write here and now; what is not done must be submitted, and is told the error."""
 
     def copying(self, source: "Storage", offset: int, length: int) -> Operation | None:
         """An operation for `submit` that has this file take a range of *source*.
@@ -390,16 +399,16 @@ class FileStorage:
         self._doubtful = DOUBTS
         return None
 
-    def write_now(self, offset: int, data: Buffer) -> bool:
+    def write_now(self, offset: int, data: Buffer) -> Attempt:
         if self._holding or self._lost is not None:
-            return False
+            return Attempt.NOTHING
         waits = _waits() if self.promptness.watched else None
         began = perf_counter_ns()
         written = 0
         try:
             # Not fstat, which takes three times as long; what that is better for is never local.
             if os.lseek(self.fd, 0, os.SEEK_END) < self._size:
-                return False
+                return Attempt.NOTHING
             written = os.pwrite(self.fd, data, offset)
         except BlockingIOError:
             pass  # a thread can wait until it goes
@@ -407,7 +416,9 @@ class FileStorage:
             self._lost = error
         if perf_counter_ns() - began > PROMPT_NS:
             self._was_slow(began, waits)
-        return written == len(data)
+        if written == len(data):
+            return Attempt.DONE
+        return Attempt.PARTLY if written or self._lost is not None else Attempt.NOTHING
 
     def _was_slow(self, began: int, waits: int | None) -> None:
         now = perf_counter_ns()
@@ -420,7 +431,7 @@ class FileStorage:
             and operation.kind is Kind.WRITE
             and operation.length <= CHEAP_MAX
             and self.prompt
-            and self.write_now(operation.offset, operation.data)
+            and self.write_now(operation.offset, operation.data) is Attempt.DONE
         ):
             done(operation, 0, None)
             return

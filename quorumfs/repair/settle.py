@@ -13,8 +13,10 @@ from contextlib import aclosing, suppress
 import trio
 
 from quorumfs.assembly import State
+from quorumfs.holes import next_hole
 from quorumfs.metadata import holders_of
 from quorumfs.ranges import RangeSet, segments
+from quorumfs.reading import read_locked
 from quorumfs.repair.asking import cannot_be_read, give, next_data
 from quorumfs.repair.work import Work, pieces
 from quorumfs.replica import Replica
@@ -30,7 +32,7 @@ class Settling:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._disk = work.disk
+        self._disk = work.mirror
         self._sidecars = work.sidecars
         self._ledger = work.ledger
         self._map = work.map
@@ -117,7 +119,7 @@ class Settling:
                     return await self._read_alike(offset, length)
             settled = [await self._settle_locked(unit) for unit in self._work.units(chunks)]
             if all(settled):
-                return (await self._disk.read_locked(offset, length)).data
+                return (await read_locked(self._disk, offset, length)).data
             return await self._read_alike(offset, length)
 
     async def _read_alike(self, offset: int, length: int) -> bytes:
@@ -142,7 +144,7 @@ class Settling:
         for start, stop, settled in segments(chunks.start, chunks.stop, [unsettled]):
             first, last = max(offset, start * size), min(offset + length, stop * size)
             if settled:
-                parts.append((await self._disk.read_locked(first, last - first)).data)
+                parts.append((await read_locked(self._disk, first, last - first)).data)
             else:
                 parts.append(await self._held_by_all(first, last - first))
         return b"".join(parts)
@@ -249,7 +251,7 @@ class Settling:
         while offset < end:
             data_at = min(end, await next_data(disk, self._sidecars, offset))
             if data_at == offset:
-                hole_at = await disk.next_hole(offset)
+                hole_at = await next_hole(disk, offset)
                 data_at = min(end, hole_at) if hole_at > offset else end
                 unreadable = self._ledger.doubts.unreadable
                 for start, stop in unreadable.outside(offset, data_at):

@@ -57,7 +57,6 @@ from quorumfs.assembly import (
 )
 from quorumfs.control import snapshot
 from quorumfs.dirtymap import UNVERIFIED, DirtyMap, lacks
-from quorumfs.disk import TICK_S
 from quorumfs.options import MountOptions
 from quorumfs.repair import repairs as repairs_module
 from quorumfs.repair.copying import Copying
@@ -73,6 +72,7 @@ from quorumfs.sidecar import (
     decode,
 )
 from quorumfs.storage import CHANGES, Kind, Operation
+from quorumfs.watchdog import TICK_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -667,7 +667,7 @@ async def all_lose_what_a_repair_hears_of(story: Story) -> None:
             story.world.lose_pages(index)
         story.oracle.lost(story.world.contents())
         with suppress(OSError):
-            await guest.mounted.disk.sync()
+            await guest.mounted.disk.mirror.sync()
         with suppress(OSError):
             await guest.flush()
     await story.ends_well()

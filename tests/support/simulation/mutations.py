@@ -324,7 +324,7 @@ def cleared_without_flush(monkeypatch: pytest.MonkeyPatch) -> None:
         while not self._work.stopping:
             await self._work.sleep(repairs_module.CLEAR_S)
             with suppress(OSError):
-                await self._sidecars.clear_marks(self._disk.locks.claimed)
+                await self._sidecars.clear_marks(self._mirror.locks.claimed)
 
     monkeypatch.setattr(Repairs, "_clear_marks", hasty)
 

@@ -21,14 +21,13 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial, reduce
+from functools import reduce
 from operator import or_
 from unittest import mock
 
 import trio
 
-from quorumfs import dirtymap
-from quorumfs import disk as disk_module
+from quorumfs import dirtymap, zeroing
 from quorumfs import sidecar as sidecar_module
 from quorumfs.assembly import (
     AssemblyRefusedError,
@@ -45,11 +44,11 @@ from quorumfs.errors import UserError
 from quorumfs.metadata import epochs as epochs_module
 from quorumfs.metadata import intents as intents_module
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.mirror import Mirror
 from quorumfs.patterns import Fifo, Quorum
 from quorumfs.repair import work as work_module
 from quorumfs.repair.comeback import ForeignError, Returned
 from quorumfs.repair.repairs import Repairs
-from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.replica import Replica
 from quorumfs.resolution import Resolution, resolve
 from quorumfs.sidecar import (
@@ -108,8 +107,8 @@ class Scale:
                 (work_module, "BATCH", self.batch),
                 (epochs_module, "CHUNKS_MAX", self.chunk_set_max),
                 (intents_module, "MISSES_MAX", self.misses_max),
-                (disk_module, "ZEROS_MAX", 2 * self.piece),
-                (disk_module, "LEAST", self.piece // 2),
+                (zeroing, "STEP_MAX", 2 * self.piece),
+                (zeroing, "LEAST", self.piece // 2),
             ):
                 stack.enter_context(mock.patch.object(module, name, value))
             yield
@@ -560,15 +559,13 @@ class History:
         threshold = plan.threshold
         tenure = self._claim(life, order, plan) if setup.claims else None
         sidecars = Sidecars(replicas, plan, found, threshold=threshold, tenure=tenure)
-        disk = Disk(
+        mirror = Mirror(
             replicas,
             plan.record.size,
             sidecars,
             threshold=threshold,
             pattern=Fifo() if setup.fifo else Quorum(threshold),
-            repair=partial(read_and_rewrite, outvoted=setup.rewrite_corrupted),
             search_s=TIMEOUT_S,
-            zero_kind=setup.zero_kind,
             events=EventLog("disk", self._tell),
         )
         present = {
@@ -590,9 +587,11 @@ class History:
                 if claim is not None and tenure.lost_to(claim) and not claim.released:
                     raise ForeignError(f"in use by {claim}")
                 world.sign(index, tenure.mine)
-            return Returned(one, life.image(index, disk.size), life.sidecar(index))
+            return Returned(one, life.image(index, mirror.size), life.sidecar(index))
 
-        repairs = Repairs(disk, sidecars, reopen, present=present, limit=limit)
+        outvoted = setup.rewrite_corrupted
+        repairs = Repairs(mirror, sidecars, reopen, present=present, limit=limit, outvoted=outvoted)
+        disk = Disk(mirror, repairs, zero_kind=setup.zero_kind)
         mounted = Mounted(order, plan, disk, sidecars, repairs)
         life.nursery.start_soon(disk.run)
         try:

@@ -26,9 +26,10 @@ import trio
 from quorumfs.assembly import Found, Plan, State
 from quorumfs.claim import CHECK_S, Claim, Tenure, decode_claim, encode_claim
 from quorumfs.dirtymap import INTENT, lacks
-from quorumfs.metadata import Outcome
+from quorumfs.metadata import Outcome, ReplicaReport, SetReport
 from quorumfs.metadata.commit import GiveUp, LeaveBehind, Records, Write
 from quorumfs.metadata.ledger import Ledger
+from quorumfs.metadata.report import report_on, report_on_set
 from quorumfs.metadata.target import Target
 from quorumfs.metadata.writer import SidecarWriter, identities_of
 from quorumfs.replica import Gathering, Replica
@@ -99,6 +100,14 @@ class Sidecars:
             replica.let_go = self.notify
             if one.image and one.sidecar:
                 self._know(replica, one)
+
+    # What status shows
+
+    def report(self, replica: Replica) -> ReplicaReport:
+        return report_on(self.ledger, replica)
+
+    def report_set(self) -> SetReport:
+        return report_on_set(self.ledger)
 
     # What the disk tells
 

@@ -28,6 +28,8 @@ The rooms, top to bottom (imports point downwards only):
     Decisions: no I/O, no clock, no scheduler.
 ``replica``, ``storage``, ``images``, ``sidecar``, ``sidecarfile``
     One replica: what is in flight on it, its files, and how they are opened, locked and read.
+``filestorage``, ``workers``, ``regularfile``, ``punching``, ``pagecache``, ``promptness``
+    A real file below ``storage``: its threads, its system calls, and what needs no thread.
 ``options``, ``limits``, ``sectors``
     The mount options and every message about a bad one; what the process is allowed; what a guest
     can do with a size.

@@ -10,13 +10,13 @@ from typing import ClassVar, NamedTuple
 import trio
 
 from quorumfs.assembly import State
+from quorumfs.filestorage import FileStorage
 from quorumfs.sidecar import SUFFIX
 from quorumfs.storage import (
     CHANGES,
     Attempt,
     Buffer,
     Bytes,
-    FileStorage,
     Kind,
     Operation,
     Storage,

@@ -36,6 +36,7 @@ from quorumfs.claiming import (
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
+from quorumfs.filestorage import FileStorage
 from quorumfs.filesystems import Locality, locality
 from quorumfs.images import Image, Unanswered, open_again, open_images, open_set
 from quorumfs.limits import require_file_size
@@ -56,7 +57,7 @@ from quorumfs.sidecarfile import (
     open_sidecar,
     sign,
 )
-from quorumfs.storage import FileStorage, Kind
+from quorumfs.storage import Kind
 
 log = logging.getLogger(__name__)
 

@@ -302,7 +302,7 @@ ORDER = (
         "what is missing of it is never shown as zeros. A copy that ended early is no copy.",
         "A truncated file reads as a disk that was wiped in part.",
         (
-            "quorumfs.storage.FileStorage",
+            "quorumfs.filestorage.FileStorage",
             "quorumfs.metadata.sidecars.Sidecars.truncated",
         ),
         ("test_differences.py::test_a_truncated_replica_is_never_zeros",),

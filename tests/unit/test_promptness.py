@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from support.closing import close
 from support.faultfs import FaultFS
 
-from quorumfs import storage
+from quorumfs import filestorage, pagecache
+from quorumfs.filestorage import CHEAP_MAX, DOUBTS, FileStorage
 from quorumfs.filesystems import Locality, locality
 from quorumfs.promptness import PROMPT_NS, REST_NS, TOO_LONG_NS, WATCHED_NS, Promptness
-from quorumfs.storage import CHEAP_MAX, DOUBTS, Attempt, FileStorage, Kind, Operation, Value
+from quorumfs.storage import Attempt, Kind, Operation, Value
 
 SIZE = 1 << 20
 FIRST, LONGEST = REST_NS
@@ -178,7 +179,7 @@ def test_reads_that_are_not_cached_are_not_tried_while_that_is_to_be_expected(
     def test(file: FileStorage) -> None:
         nonlocal cached
         monkeypatch.setattr(os, "preadv", counted)
-        monkeypatch.setattr(storage, "is_cached", lambda *_: cached)
+        monkeypatch.setattr(filestorage, "is_cached", lambda *_: cached)
         cached = False
         assert file.read_now(0, 4096) is None
         assert not tried, "nothing has shown yet that anything is cached"
@@ -197,11 +198,11 @@ def test_reads_that_are_not_cached_are_not_tried_while_that_is_to_be_expected(
 def test_the_kernel_is_asked_what_is_cached(image: Path) -> None:
     with image.open("rb") as file:
         os.pread(file.fileno(), SIZE, 0)
-        assert storage.is_cached(file.fileno(), 100, 8192)
+        assert pagecache.is_cached(file.fileno(), 100, 8192)
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         release = tuple(int(part) for part in os.uname().release.split(".")[:2])
-        assert storage.is_cached(file.fileno(), 100, 8192) is (release < (6, 5))
+        assert pagecache.is_cached(file.fileno(), 100, 8192) is (release < (6, 5))
 
 
 def outcome_of(file: FileStorage, kind: Kind) -> OSError | None:

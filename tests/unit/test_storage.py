@@ -18,11 +18,12 @@ import trio
 from support.closing import close
 from trio.testing import wait_all_tasks_blocked
 
-from quorumfs import storage as module
+from quorumfs import filestorage as module
 from quorumfs.control.whereabouts import Whereabouts
+from quorumfs.filestorage import FileStorage
 from quorumfs.filesystems import Locality, locality
 from quorumfs.replica import Replica
-from quorumfs.storage import Attempt, FileStorage, Kind, Operation, TruncatedError, Value
+from quorumfs.storage import Attempt, Kind, Operation, TruncatedError, Value
 
 KIB = 1 << 10
 SIZE = 1200 * KIB

@@ -26,8 +26,9 @@ The rooms, top to bottom (imports point downwards only):
 ``assembly``, ``lineage``, ``resolution``, ``dirtymap``, ``patterns``, ``voting``, ``ranges``,
 ``reach``
     Decisions: no I/O, no clock, no scheduler.
-``replica``, ``storage``, ``images``, ``sidecar``, ``sidecarfile``
-    One replica: what is in flight on it, its files, and how they are opened, locked and read.
+``replica``, ``health``, ``storage``, ``images``, ``sidecar``, ``sidecarfile``
+    One replica: what is in flight on it, how it does, its files, and how they are opened, locked
+    and read.
 ``filestorage``, ``workers``, ``regularfile``, ``punching``, ``pagecache``, ``promptness``
     A real file below ``storage``: its threads, its system calls, and what needs no thread.
 ``options``, ``limits``, ``sectors``

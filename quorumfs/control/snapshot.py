@@ -28,10 +28,11 @@ from quorumfs.control.status import (
     progress,
 )
 from quorumfs.disk import Disk
+from quorumfs.health import Failure, Sort
 from quorumfs.metadata import ReplicaReport
 from quorumfs.options import MountOptions
 from quorumfs.repair.repairs import Repairs
-from quorumfs.replica import Failure, Replica, Sort
+from quorumfs.replica import Replica
 
 SLOW_S = 5.0
 """What a replica does not answer for longer than this is worth saying."""
@@ -200,7 +201,7 @@ def _trouble(
     *failures* are those that matter.
     """
     if report.truncated:
-        size = replica.truncated_to
+        size = replica.health.truncated_to
         to = "" if size is None else f" to {size} bytes"
         return Trouble.TRUNCATED, f"its image was truncated{to}, and what was behind is lost"
     if replica.dead:
@@ -240,9 +241,9 @@ def _standing(replica: Replica, now: float, *, unequal: bool) -> list[Failure]:
     def stands(failure: Failure) -> bool:
         # On a full disk a write to what has its space already succeeds in between.
         again = failure.sort is Sort.WRITE and unequal and now - failure.at < TRIED_AGAIN_S
-        return again or not replica.overcome(failure)
+        return again or not replica.health.overcome(failure)
 
-    standing = filter(stands, replica.failures)
+    standing = filter(stands, replica.health.failures)
     return sorted(standing, key=lambda failure: failure.at, reverse=True)
 
 

@@ -369,7 +369,7 @@ def given_up_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def forget(self: Replica, now: float) -> None:
         abandon_overdue(self, now)
-        self._abandoned.clear()
+        self._in_flight.abandoned.clear()
 
     monkeypatch.setattr(Replica, "abandon_overdue", forget)
 
@@ -378,8 +378,8 @@ def opened_under_its_own_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """R7: a file that is being closed is nothing to wait for."""
 
     def in_flight(self: Replica) -> int:
-        closing = sum(operation in self._closing for operation in self._in_flight)
-        return len(self._in_flight) + len(self._abandoned) - closing
+        closing = sum(operation in self._closing.under_way for operation in self._in_flight.waiting)
+        return len(self._in_flight) - closing
 
     monkeypatch.setattr(Replica, "in_flight", property(in_flight))
 
@@ -389,9 +389,9 @@ def sidecar_closed_after_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = Replica._go_on_closing
 
     def give_up(self: Replica, returned: Operation, error: OSError | None) -> None:
-        if error is not None and returned in self._closing:
-            self._in_flight.clear()
-            for storage, _ in self._closing.values():
+        if error is not None and returned in self._closing.under_way:
+            self._in_flight.waiting.clear()
+            for storage, _ in self._closing.under_way.values():
                 assert isinstance(storage, SimulatedStorage)
                 storage._in_flight.clear()  # the sidecar's close never happens
         go_on(self, returned, error)

@@ -26,7 +26,7 @@ import trio
 
 from quorumfs import assembly, sidecar, voting
 from quorumfs import replica as replica_module
-from quorumfs.assembly import State, _Assembly
+from quorumfs.assembly import State, _Assembly, _Survey
 from quorumfs.dirtymap import INTENT
 from quorumfs.metadata import Outcome
 from quorumfs.metadata.commit import Records
@@ -525,15 +525,15 @@ def shown_before_settled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def latest_by_mtime(monkeypatch: pytest.MonkeyPatch) -> None:
     """R12: the image that was written to last, by its time, is the one that knows best."""
-    latest = _Assembly._latest
+    latest = _Survey._latest
 
-    def by_mtime(self: _Assembly) -> Record:
+    def by_mtime(self: _Survey) -> Record:
         latest(self)  # a split brain is still refused
-        usable = [one for one in self._found if one.path in self._present]
+        usable = [one for one in self.found if one.path in self.present]
         newest = max(usable, key=lambda one: one.image.mtime_ns if one.image else 0)
-        return self._present[newest.path].record
+        return self.present[newest.path].record
 
-    monkeypatch.setattr(_Assembly, "_latest", by_mtime)
+    monkeypatch.setattr(_Survey, "_latest", by_mtime)
 
 
 def timeouts_by_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -421,37 +421,161 @@ def _refuse_strangers(found: Sequence[Found]) -> None:
         )
 
 
+class _Survey:
+    """What was found of one set, some of which may be missing or unreadable."""
+
+    def __init__(self, found: Sequence[Found]) -> None:
+        """Raises `AssemblyRefusedError` if nothing of it can be used, or there is a split brain."""
+        self.found = found
+        self.notes: list[str] = []
+        """What the operator should know."""
+        self.present: dict[str, Sidecar] = {}
+        """By path: what has a readable sidecar and an image long enough."""
+        self.problems: dict[str, str] = {}
+        """By path: why the others cannot be used."""
+        for one in found:
+            if problem := self._problem(one):
+                self.problems[one.path] = problem
+            elif one.sidecar:
+                self.present[one.path] = self._lifted(one.sidecar)
+                self.notes += [f"{path_for(one.path)}: {text}" for text in one.sidecar.damage]
+        if not self.present:
+            raise AssemblyRefusedError(
+                "unusable",
+                "; ".join(
+                    _account(one, self.problems[one.path])
+                    for one in found
+                    if one.path in self.problems
+                ),
+                ExitCode.UNUSABLE,
+            )
+        self.record = self._latest()
+        """The latest one."""
+
+    def _problem(self, one: Found) -> str | None:
+        """Why what is at this path cannot be a member now; None if it can."""
+        if one.problem:
+            return one.problem
+        assert one.image
+        assert one.sidecar
+        size = one.sidecar.record.size
+        if one.image.size < size:
+            return f"the image was truncated to {one.image.size} bytes, the disk has {size}"
+        if one.image.size > size:
+            self.notes.append(f"{one.path} is longer than the disk: its end is not used")
+        return None
+
+    def _lifted(self, sidecar: Sidecar) -> Sidecar:
+        """A replica that only prepared what another committed was there: it only came last.
+
+        So it was if it prepared what came after that.
+        """
+        prepared = sidecar.prepared
+        if not prepared:
+            return sidecar
+        if not _current_in(prepared, sidecar):  # others, who did without it, were to resync it
+            stale = sidecar.record.with_role(sidecar.slot, state=RoleState.RESYNCING)
+            return replace(sidecar, record=stale)
+        committed = [
+            one.sidecar.record
+            for one in self.found
+            if one.sidecar
+            and one.sidecar.record.generation in prepared.history
+            and sidecar.record.sequence < one.sidecar.record.sequence <= prepared.sequence
+            and _leads_to(one.sidecar.record, prepared)
+        ]
+        if not committed:
+            return sidecar
+        record = max(committed, key=lambda record: record.sequence)
+        return replace(
+            sidecar, record=record, prepared=prepared if record.key != prepared.key else None
+        )
+
+    def _latest(self) -> Record:
+        """The record that lacks no change that others know of; refuses a split brain."""
+        known = {one.path: one.sidecar for one in self.found if one.sidecar} | self.present
+        # Of several with the latest generation, the one with the latest commit.
+        latest_path, latest = max(
+            known.items(),
+            key=lambda item: (
+                -sum(_adds(other, item[1].record) for other in known.values()),
+                sum(_is_known(other, item[1].record) for other in known.values()),
+                item[1].record.sequence,
+            ),
+        )
+        for path, sidecar in known.items():
+            if _adds(sidecar, latest.record):
+                raise AssemblyRefusedError(
+                    "split brain",
+                    f"split brain: {latest_path} and {path} were both used without the other. "
+                    f"{_side(latest_path, latest)}; {_side(path, sidecar)}. Nothing was written. "
+                    f"Choose whose data to keep: {self.command('--dry-run --keep', latest_path)}",
+                    ExitCode.NEEDS_OPERATOR,
+                )
+        return latest.record
+
+    def slot_of(self, one: Found) -> int | None:
+        """The place of what is at this path, as far as it says so or was there the last time."""
+        if one.sidecar:
+            return self.record.slot_of(one.sidecar.replica_id)
+        taken = {self.record.slot_of(sidecar.replica_id) for sidecar in self.present.values()}
+        roles = enumerate(self.record.roles)
+        return next((s for s, role in roles if s not in taken and role.path == one.path), None)
+
+    def absent_member(self, one: Found) -> Member:
+        """A path with nothing usable: the role it fills, if the record tells."""
+        taken = {self.record.slot_of(sidecar.replica_id) for sidecar in self.present.values()}
+        slots = [slot for slot in range(len(self.record.roles)) if slot not in taken]
+        others = [f for f in self.found if f.path not in self.present]
+        slot = self.slot_of(one)
+        if slot is None and not one.sidecar and len(others) == 1 and len(slots) == 1:
+            (slot,) = slots
+        state = State.FOREIGN if one.image and not one.sidecar else State.MISSING
+        return Member(one.path, slot, state, self.problems.get(one.path))
+
+    def accounts(self, slots: Collection[int], members: dict[str, Member]) -> str:
+        """Why each of the replicas with *slots* is not in use, and what to do about it.
+
+        With it what else was given and cannot be used: that may be one of them, or a wrong path.
+        """
+        accounts = []
+        left = set(slots)
+        good = next((p for p, m in members.items() if m.state is State.CURRENT), None)
+        resolve = good and f"make it a copy of {good}: {self.command('--keep', good)}"
+        for one in self.found:
+            slot = self.slot_of(one)
+            if problem := self.problems.get(one.path):
+                if slot is None and one.image is None:
+                    accounts.append(f"{one.path}: {problem}: is this the right path?")
+                elif slot in left or slot is None:
+                    accounts.append(_account(one, problem, resolve))
+            elif slot in left:
+                reason = members[one.path].reason
+                accounts.append(f"{one.path}: {reason}: put the later one back")
+            left.discard(-1 if slot is None else slot)
+        accounts += [
+            f"{_names([self.record.roles[slot]])} is not among the replicas given: bring it back, "
+            "and name it where it is"
+            for slot in sorted(left)
+        ]
+        return "; ".join(accounts)
+
+    def command(self, option: str, keep: str) -> str:
+        """The command that makes all replicas here copies of *keep*."""
+        here = [one.path for one in self.found if one.image]
+        return f"quorumfs resolve {option} {shlex.join([keep, *here])}"
+
+
 class _Assembly:
-    """One decision on replicas of one set, some of which may be missing or unreadable."""
+    """One decision on replicas of one set."""
 
     def __init__(
         self, found: Sequence[Found], threshold: int | None, *, degraded: bool, read_only: bool
     ) -> None:
-        self._found = found
+        self._survey = _Survey(found)
+        self._record = self._survey.record
         self._degraded = degraded
         self._read_only = read_only
-        self._notes: list[str] = []
-        self._present: dict[str, Sidecar] = {}
-        """By path: what has a readable sidecar and an image long enough."""
-        self._problems: dict[str, str] = {}
-        """By path: why the others cannot be used."""
-        for one in found:
-            if problem := self._problem(one):
-                self._problems[one.path] = problem
-            elif one.sidecar:
-                self._present[one.path] = self._lifted(one.sidecar)
-                self._notes += [f"{path_for(one.path)}: {text}" for text in one.sidecar.damage]
-        if not self._present:
-            raise AssemblyRefusedError(
-                "unusable",
-                "; ".join(
-                    _account(one, self._problems[one.path])
-                    for one in found
-                    if one.path in self._problems
-                ),
-                ExitCode.UNUSABLE,
-            )
-        self._record = self._latest()
         self._threshold = self._record.threshold if threshold is None else threshold
         if self._threshold > len(self._record.roles):
             raise AssemblyRefusedError(
@@ -462,12 +586,13 @@ class _Assembly:
             )
 
     def plan(self) -> Plan:
-        present = [one for one in self._found if one.path in self._present]
+        survey = self._survey
+        present = [one for one in survey.found if one.path in survey.present]
         changed = {one.path for one in present if image_changed(one)}
         unproven = self._unproven(present, changed)
         members = {
             path: self._judge(path, changed=path in changed, unproven=path in unproven)
-            for path in self._present
+            for path in survey.present
         }
         moved = not any(member.state is State.CURRENT for member in members.values())
         if moved:  # nobody is left to say that the changed images are the wrong ones
@@ -485,19 +610,19 @@ class _Assembly:
         disk_map = self._joined_map(members)
         current = {member.slot for member in members.values() if member.state is State.CURRENT}
         if moved:  # nor can anybody say what was changed
-            self._notes.append("all images were moved or changed together: comparing them")
+            survey.notes.append("all images were moved or changed together: comparing them")
             away = [lacks(slot) for slot in range(len(self._record.roles)) if slot not in current]
             unsure = sum(away) | (UNVERIFIED if len(current) > 1 else 0)
             disk_map.add(unsure, range(len(disk_map)))
         record = self._record
         if not rule:
             crashed = any(
-                not self._present[path].record.clean
+                not survey.present[path].record.clean
                 for path, member in members.items()
                 if member.state is State.CURRENT
             )
             rule = "crash: not closed in order" if crashed else "clean: closed in order"
-        sidecars = [one.sidecar for one in self._found if one.sidecar]
+        sidecars = [one.sidecar for one in survey.found if one.sidecar]
         known = [record for one in sidecars for record in (one.record, one.prepared) if record]
         prepared = [r for one in sidecars if (r := one.prepared) and _current_in(r, one)]
         return Plan(
@@ -505,7 +630,7 @@ class _Assembly:
             record,
             self._threshold,
             disk_map,
-            tuple(members.get(one.path) or self._absent_member(one) for one in self._found),
+            tuple(members.get(one.path) or survey.absent_member(one) for one in survey.found),
             tuple(
                 slot
                 for slot, role in enumerate(record.roles)
@@ -523,7 +648,7 @@ class _Assembly:
                 }.values()
             ),
             max(one.sequence for one in known),
-            tuple(self._notes),
+            tuple(survey.notes),
             quorum=quorum,
         )
 
@@ -537,77 +662,15 @@ class _Assembly:
         members = [self._judge(one.path, changed=one.path in changed | unproven) for one in present]
         if sum(member.state is State.CURRENT for member in members) >= self._threshold:
             return unproven
-        self._notes += [
+        self._survey.notes += [
             f"{path}: {_UNPROVEN}; it is believed, for too few others are current"
             for path in unproven
         ]
         return set()
 
-    def _problem(self, one: Found) -> str | None:
-        """Why what is at this path cannot be a member now; None if it can."""
-        if one.problem:
-            return one.problem
-        assert one.image
-        assert one.sidecar
-        size = one.sidecar.record.size
-        if one.image.size < size:
-            return f"the image was truncated to {one.image.size} bytes, the disk has {size}"
-        if one.image.size > size:
-            self._notes.append(f"{one.path} is longer than the disk: its end is not used")
-        return None
-
-    def _lifted(self, sidecar: Sidecar) -> Sidecar:
-        """A replica that only prepared what another committed was there: it only came last.
-
-        So it was if it prepared what came after that.
-        """
-        prepared = sidecar.prepared
-        if not prepared:
-            return sidecar
-        if not _current_in(prepared, sidecar):  # others, who did without it, were to resync it
-            stale = sidecar.record.with_role(sidecar.slot, state=RoleState.RESYNCING)
-            return replace(sidecar, record=stale)
-        committed = [
-            one.sidecar.record
-            for one in self._found
-            if one.sidecar
-            and one.sidecar.record.generation in prepared.history
-            and sidecar.record.sequence < one.sidecar.record.sequence <= prepared.sequence
-            and _leads_to(one.sidecar.record, prepared)
-        ]
-        if not committed:
-            return sidecar
-        record = max(committed, key=lambda record: record.sequence)
-        return replace(
-            sidecar, record=record, prepared=prepared if record.key != prepared.key else None
-        )
-
-    def _latest(self) -> Record:
-        """The record that lacks no change that others know of; refuses a split brain."""
-        known = {one.path: one.sidecar for one in self._found if one.sidecar} | self._present
-        # Of several with the latest generation, the one with the latest commit.
-        latest_path, latest = max(
-            known.items(),
-            key=lambda item: (
-                -sum(_adds(other, item[1].record) for other in known.values()),
-                sum(_is_known(other, item[1].record) for other in known.values()),
-                item[1].record.sequence,
-            ),
-        )
-        for path, sidecar in known.items():
-            if _adds(sidecar, latest.record):
-                raise AssemblyRefusedError(
-                    "split brain",
-                    f"split brain: {latest_path} and {path} were both used without the other. "
-                    f"{_side(latest_path, latest)}; {_side(path, sidecar)}. Nothing was written. "
-                    f"Choose whose data to keep: {self._resolve('--dry-run --keep', latest_path)}",
-                    ExitCode.NEEDS_OPERATOR,
-                )
-        return latest.record
-
     def _judge(self, path: str, *, changed: bool, unproven: bool = False) -> Member:
         """What one replica with a readable sidecar is to the latest record."""
-        sidecar, record = self._present[path], self._record
+        sidecar, record = self._survey.present[path], self._record
         slot = record.slot_of(sidecar.replica_id)
         if slot is None:
             return Member(path, None, State.FOREIGN, "it was removed from the set")
@@ -645,8 +708,8 @@ class _Assembly:
         raise AssemblyRefusedError(
             "only stale",
             f"{stale}. Current in generation {record.generation:016x} are: {names}. "
-            f"{self._accounts(newer, members)}. If that is impossible, give up what only "
-            f"{_them(newer)} may hold: {self._resolve('--keep', next(iter(members)))}",
+            f"{self._survey.accounts(newer, members)}. If that is impossible, give up what only "
+            f"{_them(newer)} may hold: {self._survey.command('--keep', next(iter(members)))}",
         )
 
     def _absence_rule(
@@ -676,7 +739,7 @@ class _Assembly:
                 "no quorum",
                 f"{usable} of {len(record.roles)} replicas can be used, vote-threshold="
                 f"{self._threshold} needs as many: missing {names}. "
-                f"{self._accounts(absent, members)}. {_giving_up(unaware)}"
+                f"{self._survey.accounts(absent, members)}. {_giving_up(unaware)}"
                 f"mount with -o degraded,vote-threshold={usable}",
             )
         quorum = max(self._threshold, record.threshold)
@@ -696,7 +759,8 @@ class _Assembly:
         raise AssemblyRefusedError(
             "may be newer",
             f"{_names([record.roles[slot] for slot in unaware])} {may}. "
-            f"{self._accounts(unaware, members)}. {_giving_up(unaware)}mount with -o degraded",
+            f"{self._survey.accounts(unaware, members)}. {_giving_up(unaware)}"
+            "mount with -o degraded",
         )
 
     def _lowering_rule(self, members: dict[str, Member], quorum: int) -> str | None:
@@ -722,46 +786,6 @@ class _Assembly:
     def _current(self, members: dict[str, Member]) -> str:
         """The paths of the current replicas."""
         return ", ".join(path for path, m in members.items() if m.state is State.CURRENT)
-
-    def _accounts(self, slots: Collection[int], members: dict[str, Member]) -> str:
-        """Why each of the replicas with *slots* is not in use, and what to do about it.
-
-        With it what else was given and cannot be used: that may be one of them, or a wrong path.
-        """
-        accounts = []
-        left = set(slots)
-        good = next((p for p, m in members.items() if m.state is State.CURRENT), None)
-        resolve = good and f"make it a copy of {good}: {self._resolve('--keep', good)}"
-        for one in self._found:
-            slot = self._slot_of(one)
-            if problem := self._problems.get(one.path):
-                if slot is None and one.image is None:
-                    accounts.append(f"{one.path}: {problem}: is this the right path?")
-                elif slot in left or slot is None:
-                    accounts.append(_account(one, problem, resolve))
-            elif slot in left:
-                reason = members[one.path].reason
-                accounts.append(f"{one.path}: {reason}: put the later one back")
-            left.discard(-1 if slot is None else slot)
-        accounts += [
-            f"{_names([self._record.roles[slot]])} is not among the replicas given: bring it back, "
-            "and name it where it is"
-            for slot in sorted(left)
-        ]
-        return "; ".join(accounts)
-
-    def _slot_of(self, one: Found) -> int | None:
-        """The place of what is at this path, as far as it says so or was there the last time."""
-        if one.sidecar:
-            return self._record.slot_of(one.sidecar.replica_id)
-        taken = {self._record.slot_of(sidecar.replica_id) for sidecar in self._present.values()}
-        roles = enumerate(self._record.roles)
-        return next((s for s, role in roles if s not in taken and role.path == one.path), None)
-
-    def _resolve(self, option: str, keep: str) -> str:
-        """The command that makes all replicas here copies of *keep*."""
-        here = [one.path for one in self._found if one.image]
-        return f"quorumfs resolve {option} {shlex.join([keep, *here])}"
 
     def _compare_unknown(self, members: dict[str, Member]) -> None:
         """Compare those in full that only absent replicas know about.
@@ -794,7 +818,7 @@ class _Assembly:
         for path, member in members.items():
             if member.slot is None or member.state is State.CURRENT:
                 continue
-            sidecar = self._present[path]
+            sidecar = self._survey.present[path]
             if member.compare:
                 joined.add(lacks(member.slot), everything)
             elif sidecar.own_state is not RoleState.RESYNCING:
@@ -809,7 +833,7 @@ class _Assembly:
         others = [slot for slot in range(len(self._record.roles)) if slot not in slots]
         for path, member in members.items():
             if member.state is State.CURRENT:
-                yield self._present[path].map.read_as(sum(map(lacks, others)))
+                yield self._survey.present[path].map.read_as(sum(map(lacks, others)))
 
     def _lost_by_all(self, members: dict[str, Member]) -> bool:
         """Whether no current member that is here holds some chunk: a flush failed on all (R4)."""
@@ -819,17 +843,6 @@ class _Assembly:
         for own in self._maps_of_current(members):
             joined.join(own)
         return any(state & lost == lost for state in set(joined.states))
-
-    def _absent_member(self, one: Found) -> Member:
-        """A path with nothing usable: the role it fills, if the record tells."""
-        taken = {self._record.slot_of(sidecar.replica_id) for sidecar in self._present.values()}
-        slots = [slot for slot in range(len(self._record.roles)) if slot not in taken]
-        others = [f for f in self._found if f.path not in self._present]
-        slot = self._slot_of(one)
-        if slot is None and not one.sidecar and len(others) == 1 and len(slots) == 1:
-            (slot,) = slots
-        state = State.FOREIGN if one.image and not one.sidecar else State.MISSING
-        return Member(one.path, slot, state, self._problems.get(one.path))
 
 
 _CHANGED = "the image was changed behind its sidecar"

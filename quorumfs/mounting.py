@@ -268,13 +268,13 @@ async def _return_memory(disk: Disk) -> None:
     1 MiB. Returning each at once instead would cost a page fault per page of every request.
     """
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
-    seen = returned = disk.requests
+    seen = returned = disk.mirror.requests
     while malloc_trim is not None:
         await trio.sleep(IDLE_S)
-        if disk.requests == seen != returned:
+        if disk.mirror.requests == seen != returned:
             malloc_trim(0)
             returned = seen
-        seen = disk.requests
+        seen = disk.mirror.requests
 
 
 async def _say_when_serving(ready: Callable[[], None]) -> None:

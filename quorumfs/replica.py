@@ -3,25 +3,15 @@
 import errno
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from enum import Enum
 from typing import ClassVar, NamedTuple
 
 import trio
 
 from quorumfs.assembly import State
+from quorumfs.filestorage import FileStorage
+from quorumfs.health import Health
 from quorumfs.sidecar import SUFFIX
-from quorumfs.storage import (
-    CHANGES,
-    Buffer,
-    Bytes,
-    FileStorage,
-    Kind,
-    Operation,
-    Storage,
-    TruncatedError,
-    Value,
-)
+from quorumfs.storage import CHANGES, Attempt, Buffer, Bytes, Kind, Operation, Storage, Value
 
 log = logging.getLogger(__name__)
 
@@ -30,34 +20,101 @@ SYNC_PATIENCE = 4
 to reach the medium, where a read or a write waits only for itself."""
 
 
-_GONE = frozenset({errno.ENOTCONN, errno.ESTALE, errno.ENODEV})
-"""What a file answers whose file system is there no more, even if another took its place."""
+class _Waiting(NamedTuple):
+    gathering: "Gathering"
+    since: float
+    """trio's clock, seconds."""
+    to_sidecar: bool
 
 
-class Sort(Enum):
-    """Operations of which one that succeeds shows that a failed one is a matter of the past."""
+class InFlight:
+    """The operations asked of one replica that have not returned."""
 
-    READ = "read"
-    WRITE = "write"
-    FLUSH = "flush"
-    SIDECAR = "sidecar"
-    """Whatever its record needs; until that is durable again."""
+    def __init__(self, timeout_s: float) -> None:
+        self.waiting: dict[Operation, _Waiting] = {}
+        self.abandoned: set[Operation] = set()
+        """Those that were given up, and may still happen."""
+        self.timeout_s = timeout_s
+        """How long each may take (seconds)."""
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.abandoned)
+
+    def add(self, operation: Operation, gathering: "Gathering", *, to_sidecar: bool) -> None:
+        """Note that *operation* is being asked for now."""
+        self.waiting[operation] = _Waiting(gathering, trio.current_time(), to_sidecar)
+
+    def returned(self, operation: Operation) -> _Waiting | None:
+        """Note that *operation* has returned; who waits for it, None if it was given up."""
+        waiting = self.waiting.pop(operation, None)
+        if waiting is None:
+            self.abandoned.discard(operation)
+        return waiting
+
+    def abandon(self, operation: Operation) -> _Waiting:
+        """Give *operation* up; who waits for it."""
+        waiting = self.waiting.pop(operation)
+        self.abandoned.add(operation)
+        return waiting
+
+    def overdue(self, now: float) -> Iterator[tuple[Operation, str]]:
+        """What has waited too long at *now* (trio's clock, seconds), and why that is too long.
+
+        It depends on what was given up already, so each is to be given up before the next one.
+        """
+        for operation, (gathering, since, _) in list(self.waiting.items()):
+            patience_s = self.timeout_s
+            if operation.kind is Kind.SYNC:
+                patience_s *= SYNC_PATIENCE
+            if not gathering.enough:
+                patience_s *= 2
+            if now - since >= patience_s or (self.abandoned and gathering.enough):
+                yield operation, f"no answer to a {operation.kind.value} in {patience_s:g} s"
+
+    def pardon(self, seconds: float) -> None:
+        """Do not count *seconds* during which nobody here could have heard an answer."""
+        for operation, waiting in self.waiting.items():
+            self.waiting[operation] = waiting._replace(since=waiting.since + seconds)
 
 
-_SORTS = {Kind.READ: Sort.READ, Kind.SYNC: Sort.FLUSH} | dict.fromkeys(CHANGES, Sort.WRITE)
+class Closing:
+    """The files that a replica uses no more, with their paths, until they are closed.
 
+    To close one may take long, or hang. Each is closed whatever becomes of the others.
+    """
 
-class Failure(NamedTuple):
-    """The last operation of one sort that failed on a replica."""
+    def __init__(self) -> None:
+        self.waiting: dict[Storage, str] = {}
+        """Those whose closing has not begun."""
+        self.under_way: dict[Operation, tuple[Storage, str]] = {}
+        self._kept: dict[Storage, str] = {}
+        """Those that stay open, and locked, until nothing is to be kept any more."""
 
-    sort: Sort
-    errno: int
-    text: str
-    """The same for a reader."""
-    at: float
-    """When, by trio's clock (seconds)."""
-    successes: int
-    """How many of this sort had succeeded until then."""
+    def keep(self, files: dict[Storage, str]) -> None:
+        """Leave *files* open until `keep_none`."""
+        self._kept |= files
+
+    def keep_none(self) -> None:
+        """Have those that were kept closed, too."""
+        self.waiting |= self._kept
+        self._kept.clear()
+
+    def begin(self) -> Iterator[tuple[Operation, Storage]]:
+        """What is to be asked of which file, for all that wait."""
+        waiting, self.waiting = self.waiting, {}
+        for storage, path in waiting.items():
+            operation = Operation(Kind.CLOSE)
+            self.under_way[operation] = storage, path
+            yield operation, storage
+
+    def ended(self, operation: Operation, error: OSError | None) -> None:
+        """Note what a closing came to."""
+        storage, path = self.under_way.pop(operation)
+        if error is not None and error.errno == errno.EAGAIN:
+            self.waiting[storage] = path
+        elif error is not None:
+            # A flush has told what is durable; and closed it is, with it or without.
+            log.warning("closing %s: %s", path, error.strerror)
 
 
 class Replica:
@@ -90,51 +147,41 @@ class Replica:
         """What the set takes it for, whether it answers or not."""
         self.reason: str | None = None
         """Why it is not current."""
-        self.counters = Counters()
-        self.dead = False
-        """Its file system was gone, the last time that it was asked."""
-        self.truncated_to: int | None = None
-        """How long (bytes) its image was when it was last found to be too short."""
-        self._failures: dict[Sort, Failure] = {}
+        self.health = Health()
+        self.counters = self.health.counters
         self.settled: Callable[[Operation], None] = lambda _: None
         """Called with each operation on the image that has its outcome, given up or not."""
         self.fenced = False
         """Nothing is asked of its files any more, for another mount has them."""
-        self._put_away: dict[Storage, str] = {}
-        """Files of one that is fenced, to be closed."""
         self.let_go: Callable[[], None] = lambda: None
         """Called when the last of its files that were detached is closed."""
         self._image = storage
         self._away = storage is None
         self._sidecar = sidecar
-        self._to_close: dict[Storage, str] = {}
-        """Files detached whose closing has not begun, and their paths."""
-        self._closing: dict[Operation, tuple[Storage, str]] = {}
-        self._timeout_s = timeout_s
-        self._in_flight: dict[Operation, _Waiting] = {}
-        self._abandoned: set[Operation] = set()
+        self._closing = Closing()
+        self._in_flight = InFlight(timeout_s)
 
     @property
     def state(self) -> State:
         """What it is at this moment."""
         if self.role is State.FOREIGN:
             return self.role
-        return State.MISSING if self._abandoned or self._away else self.role
+        return State.MISSING if self._in_flight.abandoned or self._away else self.role
 
     @property
     def hung(self) -> bool:
         """Whether something asked of it long ago may still happen."""
-        return bool(self._abandoned)
+        return bool(self._in_flight.abandoned)
 
     @property
     def in_flight(self) -> int:
         """Operations that have not returned, given up or not, and files that are to be closed."""
-        return self.unanswered + len(self._to_close)
+        return self.unanswered + len(self._closing.waiting)
 
     @property
     def unanswered(self) -> int:
         """Operations that have not returned, given up or not."""
-        return len(self._in_flight) + len(self._abandoned)
+        return len(self._in_flight)
 
     @property
     def waiting(self) -> tuple[Kind, float] | None:
@@ -145,27 +192,23 @@ class Replica:
         returned = [operation for file in self.files for operation in file.returned]
         waiting = (
             (one.since, operation.kind)
-            for operation, one in self._in_flight.items()
+            for operation, one in self._in_flight.waiting.items()
             if operation not in returned
         )
         since, kind = min(waiting, key=lambda one: one[0], default=(0.0, None))
         return None if kind is None else (kind, since)
 
     @property
-    def failures(self) -> list[Failure]:
-        """The last one of each sort."""
-        return list(self._failures.values())
-
-    def overcome(self, failure: Failure) -> bool:
-        """Whether it has done something of the same sort since."""
-        return failure.successes != self.counters.successes(failure.sort)
+    def dead(self) -> bool:
+        """Whether its file system was gone, the last time that it was asked."""
+        return self.health.dead
 
     @property
     def changing(self) -> Iterator[Operation]:
         """Changes of the image that have no outcome yet."""
         return (
             operation
-            for operation, waiting in self._in_flight.items()
+            for operation, waiting in self._in_flight.waiting.items()
             if operation.kind in CHANGES and not waiting.to_sidecar
         )
 
@@ -190,18 +233,17 @@ class Replica:
         assert self._image is None
         assert not self.in_flight
         if self.fenced:  # it was while they were being opened
-            self._put_away |= self._with_paths(storage, sidecar)
+            self._closing.keep(self._with_paths(storage, sidecar))
             return
-        self.dead = self._away = False
-        self.truncated_to = None
-        self._failures.clear()  # were those of files that may be gone
+        self._away = False
+        self.health.opened()
         self._image = storage
         self._sidecar = sidecar
 
     def fence(self) -> None:
         """Ask nothing of its files any more. They are open, and locked, until it is closed."""
         self.fenced = True
-        self._put_away |= self._with_paths(self._image, self._sidecar)
+        self._closing.keep(self._with_paths(self._image, self._sidecar))
         self._image = self._sidecar = None
 
     def _with_paths(self, image: Storage | None, sidecar: Storage | None) -> dict[Storage, str]:
@@ -218,19 +260,16 @@ class Replica:
         *there*: they could be opened, so it is not missing.
         """
         self._away = not there
-        self._to_close |= self._with_paths(self._image, self._sidecar)
+        self._closing.waiting |= self._with_paths(self._image, self._sidecar)
         self._image = self._sidecar = None
         self._close_detached()
 
     def _close_detached(self) -> None:
         """Begin to close what was detached, if all that was asked of it has returned."""
-        if self._in_flight or self._abandoned:
+        if self._in_flight:
             return
-        to_close, self._to_close = self._to_close, {}
-        for storage, path in to_close.items():
-            operation = Operation(Kind.CLOSE)
-            self._closing[operation] = storage, path
-            self._in_flight[operation] = _Waiting(Gathering(0), trio.current_time(), False)
+        for operation, storage in self._closing.begin():
+            self._in_flight.add(operation, Gathering(0), to_sidecar=False)
             storage.submit(operation, self._returned)
 
     def _go_on_closing(self, returned: Operation, error: OSError | None) -> None:
@@ -238,19 +277,15 @@ class Replica:
         if returned.kind is not Kind.CLOSE:
             self._close_detached()
             return
-        storage, path = self._closing.pop(returned)
-        if error is not None and error.errno == errno.EAGAIN:
-            self._to_close[storage] = path  # begun when deadlines are looked at
-        elif error is not None:
-            # A flush has told what is durable; and closed it is, with it or without.
-            log.warning("closing %s: %s", path, error.strerror)
+        self._closing.ended(returned, error)  # EAGAIN: begun when deadlines are looked at
         if not self.in_flight:
             self.let_go()
 
     @property
     def prompt(self) -> bool:
         """Whether the two following may be called."""
-        return not self._abandoned and self._image is not None and self._image.prompt
+        image = self._image
+        return image is not None and not self._in_flight.abandoned and image.prompt
 
     def read_now(self, offset: int, length: int) -> Bytes | None:
         """Read here and now; None if that was not possible: then it must be submitted."""
@@ -262,15 +297,15 @@ class Replica:
             counters.bytes_read += length
         return data
 
-    def write_now(self, offset: int, data: Buffer) -> bool:
-        """Write here and now; False if that was not possible: then it must be submitted."""
+    def write_now(self, offset: int, data: Buffer) -> Attempt:
+        """Write here and now; what is not done must be submitted."""
         assert self._image is not None
-        if not self._image.write_now(offset, data):
-            return False
-        counters = self.counters
-        counters.writes += 1
-        counters.bytes_written += len(data)
-        return True
+        attempt = self._image.write_now(offset, data)
+        if attempt is Attempt.DONE:
+            counters = self.counters
+            counters.writes += 1
+            counters.bytes_written += len(data)
+        return attempt
 
     def copying(self, source: "Replica", offset: int, length: int) -> Operation | None:
         """What has its image take a range of that of *source*, if that can be asked of it."""
@@ -287,8 +322,8 @@ class Replica:
         was lost.
         """
         storage = self._sidecar if to_sidecar else self._image
-        if self._abandoned or storage is None:
-            if self._abandoned:
+        if self.hung or storage is None:
+            if self.hung:
                 operation.error = OSError(errno.ETIMEDOUT, "it still does not answer")
             elif self.fenced:
                 operation.error = OSError(errno.EIO, "another mount has it")
@@ -296,41 +331,31 @@ class Replica:
                 operation.error = OSError(errno.ENODEV, "it is not there")
             gathering.answered(operation)
             return
-        self._in_flight[operation] = _Waiting(gathering, trio.current_time(), to_sidecar)
+        self._in_flight.add(operation, gathering, to_sidecar=to_sidecar)
         storage.submit(operation, self._returned)
 
     def _returned(self, operation: Operation, value: Value, error: OSError | None) -> None:
-        waiting = self._in_flight.pop(operation, None)
-        if waiting is None:
-            self._abandoned.discard(operation)
-        elif operation.kind is not Kind.CLOSE:
+        waiting = self._in_flight.returned(operation)
+        if waiting is not None and operation.kind is not Kind.CLOSE:
             operation.value = value
             operation.error = error
             if operation.kind is not Kind.REREAD:  # of which nothing depends on an answer
-                self.dead = error is not None and error.errno in _GONE
-            if not waiting.to_sidecar:
-                self.counters.count(operation)
-                self.settled(operation)
-            elif error is None and operation.kind is Kind.SYNC:
-                self._failures.pop(Sort.SIDECAR, None)
-            if error is not None:
-                self._failed(operation, error, to_sidecar=waiting.to_sidecar)
-            waiting.gathering.answered(operation)
+                self.health.answered(error)
+            if waiting.to_sidecar and error is None and operation.kind is Kind.SYNC:
+                self.health.sidecar_synced()
+            self._has_outcome(operation, waiting)
         if self._image is None:
             self._go_on_closing(operation, error)
 
-    def _failed(self, operation: Operation, error: OSError, *, to_sidecar: bool) -> None:
-        """Remember that *operation*, which was counted, failed."""
-        if isinstance(error, TruncatedError):
-            self.truncated_to = error.size
-        if operation.kind is Kind.REREAD:
-            return
-        sort = Sort.SIDECAR if to_sidecar else _SORTS.get(operation.kind)
-        if sort is not None:
-            # Not the error itself, which holds on to the stack it was raised in, and to its data.
-            text, successes = error.strerror or str(error), self.counters.successes(sort)
-            number = error.errno or errno.EIO
-            self._failures[sort] = Failure(sort, number, text, trio.current_time(), successes)
+    def _has_outcome(self, operation: Operation, waiting: _Waiting) -> None:
+        """Tell of *operation*, which succeeded, failed, or was given up, and who waits for it."""
+        if not waiting.to_sidecar:
+            self.counters.count(operation)
+            self.settled(operation)
+        if operation.error is not None:
+            now = trio.current_time()
+            self.health.failed(operation, operation.error, now, to_sidecar=waiting.to_sidecar)
+        waiting.gathering.answered(operation)
 
     def abandon_overdue(self, now: float) -> None:
         """Answer with ETIMEDOUT what has waited too long at *now* (trio's clock, seconds).
@@ -339,37 +364,24 @@ class Replica:
         cannot (the others failed, or there are none) twice as long. And once one request has
         found the replica hung, the others that can do without it do not wait on.
         """
-        for operation, (gathering, since, _) in list(self._in_flight.items()):
-            patience_s = self._timeout_s
-            if operation.kind is Kind.SYNC:
-                patience_s *= SYNC_PATIENCE
-            if not gathering.enough:
-                patience_s *= 2
-            if now - since >= patience_s or (self._abandoned and gathering.enough):
-                reason = f"no answer to a {operation.kind.value} in {patience_s:g} s"
-                self._abandon(operation, reason)
-        if self._to_close:
+        for operation, reason in self._in_flight.overdue(now):
+            self._abandon(operation, reason)
+        if self._closing.waiting:
             self._close_detached()
 
     def give_up(self) -> None:
         """Answer all that is in flight with ETIMEDOUT, for who can wait no longer."""
-        for operation in list(self._in_flight):
+        for operation in list(self._in_flight.waiting):
             self._abandon(operation, f"a {operation.kind.value} was given up unanswered")
 
     def _abandon(self, operation: Operation, reason: str) -> None:
-        gathering, _, to_sidecar = self._in_flight.pop(operation)
-        self._abandoned.add(operation)
+        waiting = self._in_flight.abandon(operation)
         operation.error = OSError(errno.ETIMEDOUT, reason)
-        if not to_sidecar:
-            self.counters.count(operation)
-            self.settled(operation)
-        self._failed(operation, operation.error, to_sidecar=to_sidecar)
-        gathering.answered(operation)
+        self._has_outcome(operation, waiting)
 
     def pardon(self, seconds: float) -> None:
         """Do not count *seconds* during which nobody here could have heard an answer."""
-        for operation, waiting in self._in_flight.items():
-            self._in_flight[operation] = waiting._replace(since=waiting.since + seconds)
+        self._in_flight.pardon(seconds)
 
     async def close(self, patience_s: float | None = None) -> None:
         """Give the files back; the caller has seen everything answered or abandoned.
@@ -379,66 +391,13 @@ class Replica:
         """
         closed = trio.Event()
         self.let_go = closed.set
-        self._to_close |= self._put_away
-        self._put_away.clear()
+        self._closing.keep_none()
         self.detach()
         if self.in_flight and not self.hung:
-            with trio.move_on_after(self._timeout_s if patience_s is None else patience_s):
+            with trio.move_on_after(
+                self._in_flight.timeout_s if patience_s is None else patience_s
+            ):
                 await closed.wait()
-
-
-class _Waiting(NamedTuple):
-    gathering: "Gathering"
-    since: float
-    to_sidecar: bool
-
-
-@dataclass(slots=True)
-class Counters:
-    """What was done on one replica's image since it was mounted; bytes, or operations."""
-
-    reads: int = 0
-    writes: int = 0
-    flushes: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
-    copied_bytes: int = 0
-    """Written by resync and repair."""
-    read_errors: int = 0
-    write_errors: int = 0
-    flush_errors: int = 0
-    mismatches: int = 0
-    """Reads in which it held other data than the winner."""
-    timeouts: int = 0
-
-    def successes(self, sort: Sort) -> int:
-        """How many operations of a sort succeeded; those on the sidecar are not counted."""
-        if sort is Sort.READ:
-            return self.reads - self.read_errors
-        if sort is Sort.WRITE:
-            return self.writes - self.write_errors
-        return self.flushes - self.flush_errors if sort is Sort.FLUSH else 0
-
-    def count(self, operation: Operation) -> None:
-        """Count *operation*, which has its outcome."""
-        failed = operation.error is not None
-        if operation.kind is Kind.READ:
-            self.reads += 1
-            self.read_errors += failed
-            if not failed:
-                self.bytes_read += operation.length
-        elif operation.kind in CHANGES:
-            self.writes += 1
-            self.write_errors += failed
-            if isinstance(operation.value, int) and operation.kind is Kind.COPY:
-                self.bytes_written += operation.value
-            elif not failed:
-                self.bytes_written += operation.length
-        elif operation.kind is Kind.SYNC:
-            self.flushes += 1
-            self.flush_errors += failed
-        if operation.error is not None and operation.error.errno == errno.ETIMEDOUT:
-            self.timeouts += 1
 
 
 class Gathering:

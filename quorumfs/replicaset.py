@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from threading import Lock, Thread
 from types import MappingProxyType
@@ -37,17 +36,19 @@ from quorumfs.claiming import (
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
+from quorumfs.filestorage import FileStorage
 from quorumfs.filesystems import Locality, locality
 from quorumfs.images import Image, Unanswered, open_again, open_images, open_set
 from quorumfs.limits import require_file_size
 from quorumfs.metadata import Metadata
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.metadata.volatile import Volatile
+from quorumfs.mirror import Mirror
 from quorumfs.options import MountOptions
 from quorumfs.patterns import Blkverify, Fifo, Quorum, ReadPattern
 from quorumfs.repair.comeback import ForeignError, Returned
 from quorumfs.repair.repairs import Repairs
-from quorumfs.repair.rewrite import read_and_rewrite
+from quorumfs.repair.rewrite import Rewriting
 from quorumfs.replica import Replica
 from quorumfs.sidecar import Sidecar, file_size, path_for
 from quorumfs.sidecarfile import (
@@ -56,7 +57,7 @@ from quorumfs.sidecarfile import (
     open_sidecar,
     sign,
 )
-from quorumfs.storage import FileStorage, Kind
+from quorumfs.storage import Kind
 
 log = logging.getLogger(__name__)
 
@@ -158,31 +159,34 @@ class ReplicaSet:
                 tenure=self.tenure,
             )
             sidecars.claims.when_fenced = events.fenced
-        repair = None
-        if options.rewrite_corrupted or (sidecars is not None and not options.read_only):
-            repair = partial(read_and_rewrite, outvoted=options.rewrite_corrupted)
-        disk = Disk(
+        mirror = Mirror(
             replicas,
             size,
             metadata,
             threshold=threshold,
             pattern=_pattern(options, threshold),
-            repair=repair,
             search_s=options.replica_timeout_s,
-            zero_kind={"off": None, "on": Kind.ZERO, "unmap": Kind.DISCARD}[options.detect_zeroes],
             events=events,
         )
+        zero_kind = {"off": None, "on": Kind.ZERO, "unmap": Kind.DISCARD}[options.detect_zeroes]
         if sidecars is None or options.read_only:
-            return disk, None
+            rewriting = Rewriting(mirror) if options.rewrite_corrupted else None
+            return Disk(mirror, rewriting, zero_kind=zero_kind), None
         present = {
             replica: one.found
             for replica, one in zip(replicas, self.opened, strict=True)
             if isinstance(one, Image) and replica.role is not State.CURRENT and replica.attached
         }
         late = {one.path: one.opening for one in self.opened if isinstance(one, Unanswered)}
-        reopener = _Reopener(sidecars, options, late)
-        limit = options.resync_rate
-        return disk, Repairs(disk, sidecars, reopener.reopen, present=present, limit=limit)
+        repairs = Repairs(
+            mirror,
+            sidecars,
+            _Reopener(sidecars, options, late).reopen,
+            present=present,
+            limit=options.resync_rate,
+            outvoted=options.rewrite_corrupted,
+        )
+        return Disk(mirror, repairs, zero_kind=zero_kind), repairs
 
 
 def open_replica_set(

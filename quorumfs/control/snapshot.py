@@ -27,13 +27,12 @@ from quorumfs.control.status import (
     overall_state,
     progress,
 )
-from quorumfs.dirtymap import UNVERIFIED
 from quorumfs.disk import Disk
-from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.metadata.volatile import Volatile
+from quorumfs.health import Failure, Sort
+from quorumfs.metadata import ReplicaReport
 from quorumfs.options import MountOptions
 from quorumfs.repair.repairs import Repairs
-from quorumfs.replica import Failure, Replica, Sort
+from quorumfs.replica import Replica
 
 SLOW_S = 5.0
 """What a replica does not answer for longer than this is worth saying."""
@@ -62,27 +61,31 @@ def take(
     """
     if now is None:
         now = trio.current_time()
-    sidecars = disk.metadata if isinstance(disk.metadata, Sidecars) else None
+    whole = disk.metadata.report_set()
     hanging = {} if standstill is None else _hanging(disk.replicas, standstill)
     replicas = [
-        _replica(disk, replica, astray.get(replica), hanging.get(replica), options, now)
+        _replica(
+            replica,
+            disk.metadata.report(replica),
+            _standing(replica, now, unequal=whole.unequal),
+            astray.get(replica),
+            hanging.get(replica),
+            options,
+            now,
+        )
         for replica in disk.replicas
     ]
-    unsettled = undecided = 0
-    if sidecars is not None:
-        given = {replica.slot for replica in disk.replicas}
-        replicas += [
-            ReplicaStatus(
-                role.path,
-                role.replica_id.hex(),
-                State.MISSING.value,
-                "it was not given to mount",
-                out_of_sync_bytes=sidecars.ledger.map.lacking_bytes(slot),
-            )
-            for slot, role in enumerate(sidecars.ledger.record.roles)
-            if slot not in given
-        ]
-        unsettled = len(sidecars.ledger.agreement.divergent) + sidecars.ledger.map.count(UNVERIFIED)
+    replicas += [
+        ReplicaStatus(
+            absent.path,
+            absent.replica_id.hex(),
+            State.MISSING.value,
+            "it was not given to mount",
+            out_of_sync_bytes=absent.lacking_bytes,
+        )
+        for absent in whole.absent
+    ]
+    undecided = 0
     if repairs is not None:
         chunks = sum(end - start for start, end in repairs.differing)
         undecided = chunks * repairs.chunk_size
@@ -91,13 +94,13 @@ def take(
     return Status(
         mountpoint=mountpoint,
         pid=os.getpid(),
-        set_id=sidecars.ledger.record.set_id.hex() if sidecars else None,
-        generation=f"{sidecars.ledger.record.generation:016x}" if sidecars else None,
+        set_id=None if whole.set_id is None else whole.set_id.hex(),
+        generation=None if whole.generation is None else f"{whole.generation:016x}",
         size=disk.size,
         state=overall_state(
             replicas,
             vote_threshold=disk.threshold,
-            unsettled=bool(unsettled),
+            unsettled=whole.unequal or whole.unverified,
             undecided_bytes=undecided,
             unreadable=bool(unreadable),
             fenced=by is not None,
@@ -107,7 +110,7 @@ def take(
         vote_threshold=disk.threshold,
         replicas=tuple(replicas),
         resync=_resync(repairs, now),
-        metadata="sidecar" if sidecars else "none",
+        metadata=whole.metadata,
         read_only=options.read_only,
         undecided_bytes=undecided,
         unreadable=unreadable,
@@ -138,27 +141,19 @@ def _hanging(replicas: Sequence[Replica], standstill: Standstill) -> dict[Replic
 
 
 def _replica(
-    disk: Disk,
     replica: Replica,
+    report: ReplicaReport,
+    failures: list[Failure],
     astray: str | None,
     hanging: str | None,
     options: MountOptions,
     now: float,
 ) -> ReplicaStatus:
+    """The status of one replica; *failures* are those that nothing has made good yet."""
     counters = replica.counters
-    replica_id = None
-    lacking = 0
-    reason = replica.reason
-    if isinstance(disk.metadata, Sidecars) and replica.slot is not None:
-        replica_id = disk.metadata.ledger.record.roles[replica.slot].replica_id.hex()
-        lacking = disk.metadata.ledger.map.lacking_bytes(replica.slot)
-    elif isinstance(disk.metadata, Volatile):
-        lacking = sum(end - start for start, end in disk.metadata.ledger.missed(replica))
-        reason = "it missed writes" if lacking else None
-    trouble = None
+    trouble, reason = None, report.reason
     waiting = _waiting(replica, now)
     slow = None if waiting is None or waiting.seconds < SLOW_S else no_answer(waiting)
-    failures = _standing(disk, replica, now)
     if hanging is not None:  # nothing else could be mended before
         trouble, reason = Trouble.HANGING, hanging
     elif replica.hung:
@@ -166,14 +161,14 @@ def _replica(
     elif replica.state is State.CURRENT:
         if options.read_only:  # what was found out by reading, and nothing that it cannot do then
             failures = [failure for failure in failures if failure.sort is Sort.READ]
-        trouble, reason = _trouble(disk, replica, failures, now, lacking=bool(lacking))
+        trouble, reason = _trouble(replica, report, failures, now)
         if trouble is None:
             trouble, reason = _remark(slow, astray)
     else:
         reason = reason or slow
     return ReplicaStatus(
         replica.path,
-        replica_id,
+        None if report.replica_id is None else report.replica_id.hex(),
         replica.state.value,
         reason,
         counters.reads,
@@ -188,7 +183,7 @@ def _replica(
             counters.mismatches,
             counters.timeouts,
         ),
-        lacking,
+        report.lacking_bytes,
         replica.unanswered,
         counters.copied_bytes,
         trouble and trouble.value,
@@ -199,21 +194,16 @@ def _replica(
 
 
 def _trouble(
-    disk: Disk, replica: Replica, failures: list[Failure], now: float, *, lacking: bool
+    replica: Replica, report: ReplicaReport, failures: list[Failure], now: float
 ) -> tuple[Trouble | None, str | None]:
     """What is wrong with a current replica and what it holds, the worst, and in words.
 
-    *failures* are those that matter. *lacking*: it is on record that it lost something.
+    *failures* are those that matter.
     """
-    metadata = disk.metadata
-    undurable = isinstance(metadata, Volatile) and bool(metadata.holdings[replica].unsure)
-    if isinstance(metadata, Sidecars):
-        content = metadata.ledger.content
-        if replica in content.truncated:
-            size = replica.truncated_to
-            to = "" if size is None else f" to {size} bytes"
-            return Trouble.TRUNCATED, f"its image was truncated{to}, and what was behind is lost"
-        lacking = lacking or replica in content.unsafe
+    if report.truncated:
+        size = replica.health.truncated_to
+        to = "" if size is None else f" to {size} bytes"
+        return Trouble.TRUNCATED, f"its image was truncated{to}, and what was behind is lost"
     if replica.dead:
         return Trouble.GONE, "its file system is gone"
     for failure in failures:
@@ -221,9 +211,9 @@ def _trouble(
             error = _told(failure, now)
             full = failure.errno in _NO_SPACE
             return Trouble.FULL if full else Trouble.FAILING, f"{error.what}: {error.text}"
-    if undurable or lacking:
+    if report.undurable or report.lost:
         reason = "it could not make writes durable, and may have lost them"
-        return Trouble.UNDURABLE if undurable else Trouble.LOST, reason
+        return Trouble.UNDURABLE if report.undurable else Trouble.LOST, reason
     return None, None
 
 
@@ -242,16 +232,18 @@ def _waiting(replica: Replica, now: float) -> Waiting | None:
     return Waiting(kind.value, int(now - since))
 
 
-def _standing(disk: Disk, replica: Replica, now: float) -> list[Failure]:
-    """The failures that nothing has made good yet, the latest first."""
-    unequal = isinstance(disk.metadata, Sidecars) and bool(disk.metadata.ledger.agreement.divergent)
+def _standing(replica: Replica, now: float, *, unequal: bool) -> list[Failure]:
+    """The failures that nothing has made good yet, the latest first.
+
+    *unequal*: current replicas are still to be given something.
+    """
 
     def stands(failure: Failure) -> bool:
         # On a full disk a write to what has its space already succeeds in between.
         again = failure.sort is Sort.WRITE and unequal and now - failure.at < TRIED_AGAIN_S
-        return again or not replica.overcome(failure)
+        return again or not replica.health.overcome(failure)
 
-    standing = filter(stands, replica.failures)
+    standing = filter(stands, replica.health.failures)
     return sorted(standing, key=lambda failure: failure.at, reverse=True)
 
 

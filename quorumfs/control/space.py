@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import trio
 
-from quorumfs import storage
 from quorumfs.assembly import State
+from quorumfs.filestorage import FileStorage
 from quorumfs.replica import Replica
+from quorumfs.storage import Usage
 
 LOOK_S = 5.0
 """How often (seconds) each store is asked."""
@@ -21,7 +22,7 @@ class Space:
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self._replicas = replicas
-        self._known: dict[Replica, storage.Usage] = {}
+        self._known: dict[Replica, Usage] = {}
         """What was last heard of each."""
         self.allocated = 0
         """512-byte blocks allocated for a current replica, as last heard by anybody."""
@@ -52,7 +53,7 @@ class Space:
 
     async def _ask(self, replica: Replica) -> None:
         image = replica.image
-        if not isinstance(image, storage.FileStorage) or replica.hung:
+        if not isinstance(image, FileStorage) or replica.hung:
             return
         # One thread at a time for each replica, and none of those that others wait for.
         told = await trio.to_thread.run_sync(

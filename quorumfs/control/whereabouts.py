@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import trio
 
+from quorumfs.filestorage import FileStorage
 from quorumfs.replica import Replica
-from quorumfs.storage import FileStorage
 
 log = logging.getLogger(__name__)
 

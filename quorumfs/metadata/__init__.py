@@ -52,6 +52,46 @@ class Choice(NamedTuple):
     """They may have differed before a change failed on some: only what they all hold is right."""
 
 
+class ReplicaReport(NamedTuple):
+    """What status shows of what one replica holds."""
+
+    replica_id: bytes | None = None
+    """None: no record names it."""
+    lacking_bytes: int = 0
+    """What it is not read for."""
+    reason: str | None = None
+    """Why it is not current."""
+    truncated: bool = False
+    """It is current, and its image lost its end."""
+    undurable: bool = False
+    """It could not flush something that it is still read for."""
+    lost: bool = False
+    """It is known to lack something, or to have lost what it could not flush."""
+
+
+class AbsentReplica(NamedTuple):
+    """A replica of the set that this mount was not given."""
+
+    path: str
+    """Where it was the last time."""
+    replica_id: bytes
+    lacking_bytes: int
+
+
+class SetReport(NamedTuple):
+    """What status shows of all replicas together."""
+
+    metadata: str
+    """The value of the mount option."""
+    set_id: bytes | None = None
+    generation: int | None = None
+    absent: tuple[AbsentReplica, ...] = ()
+    unequal: bool = False
+    """Current replicas may differ, and are to be made equal."""
+    unverified: bool = False
+    """Something was never compared since the images were adopted."""
+
+
 class Known(Protocol):
     """What is known of one disk: asked, and told, without waiting."""
 
@@ -186,6 +226,14 @@ class Metadata(Protocol):
 
     async def close(self) -> None:
         """Note that the disk is closed in order: everything is durable, nothing is under way."""
+
+    # What status shows
+
+    def report(self, replica: Replica) -> ReplicaReport:
+        """What is to be said of one replica; asked by any thread."""
+
+    def report_set(self) -> SetReport:
+        """What is to be said of all together; asked by any thread."""
 
     # Whose the set is
 

@@ -52,6 +52,26 @@ class Membership:
     """A change of what is marked may begin at once: it is on record that this mount may change the
     disk, enough are current, and no target is joining."""
 
+    @classmethod
+    def of(
+        cls, replicas: Sequence[Replica], records: Records, *, in_use: bool, joining: bool
+    ) -> "Membership":
+        """By the roles of *replicas*, and what is on record of them."""
+        members = tuple(one for one in replicas if one.role is State.CURRENT)
+        receivers = tuple(one for one in replicas if one.role in (State.CURRENT, State.RESYNCING))
+        recorded = records.names_only(members)
+        may_change = in_use and recorded and records.entered
+        member_bits = sum(map(bit, members))
+        return cls(
+            members,
+            receivers,
+            _bits_but(receivers, records.record),
+            member_bits,
+            INTENT | UNVERIFIED | member_bits,
+            recorded=recorded,
+            ready=may_change and not joining and len(members) >= records.threshold,
+        )
+
 
 class Belief(NamedTuple):
     """What a choice of sources was made from."""
@@ -92,8 +112,9 @@ class Ledger:
         self.in_use = False
         """The record in the sidecars says that the set is in use by this mount."""
         self.membership = Membership((), (), 0, 0, 0, recorded=False, ready=False)
-        self._replicas = tuple(replicas)
-        """Whose roles are followed: none if the set is another mount's."""
+        self.replicas = tuple(replicas)
+        self._fenced = False
+        """The set is another mount's: nobody is current here."""
         self.notify = notify
         """Called when there may be something to repair."""
         for replica, member, one in zip(replicas, plan.members, found, strict=True):
@@ -357,28 +378,15 @@ class Ledger:
 
     def arrange(self) -> None:
         """Follow the replicas' roles."""
-        members = tuple(r for r in self._replicas if r.role is State.CURRENT)
-        receivers = tuple(r for r in self._replicas if r.role in (State.CURRENT, State.RESYNCING))
-        recorded = self.records.names_only(members)
-        may_change = self.in_use and recorded and self.records.entered
-        member_bits = sum(map(bit, members))
-        self.membership = Membership(
-            members,
-            receivers,
-            self._all_but(receivers),
-            member_bits,
-            INTENT | UNVERIFIED | member_bits,
-            recorded=recorded,
-            ready=may_change and not self.joining and len(members) >= self.threshold,
+        self.membership = Membership.of(
+            () if self._fenced else self.replicas,
+            self.records,
+            in_use=self.in_use,
+            joining=self.joining,
         )
-        self.chunks.outside = self._all_but(members)
-        self.content.members = members
-        self.epochs.follow(receivers)
-
-    def _all_but(self, replicas: Sequence[Replica]) -> int:
-        """``lacks`` of the slots of all but *replicas*."""
-        slots = {replica.slot for replica in replicas}
-        return sum(lacks(slot) for slot in range(len(self.record.roles)) if slot not in slots)
+        self.content.members = self.members
+        self.chunks.outside = _bits_but(self.members, self.record)
+        self.epochs.follow(self.membership.receivers)
 
     def eject(self, gone: Iterable[Replica], reason: str) -> None:
         """Make current replicas stale, in memory."""
@@ -425,6 +433,12 @@ class Ledger:
 
     def fence(self) -> None:
         """Note that the set is another mount's: nobody is current here."""
-        self._replicas = ()
+        self._fenced = True
         self.arrange()
         self.notify()
+
+
+def _bits_but(replicas: Sequence[Replica], record: Record) -> int:
+    """``lacks`` of the slots of all but *replicas*."""
+    slots = {replica.slot for replica in replicas}
+    return sum(lacks(slot) for slot in range(len(record.roles)) if slot not in slots)

@@ -25,12 +25,13 @@ import trio
 
 from quorumfs.assembly import Found, Plan, State
 from quorumfs.claim import Claim, Tenure
-from quorumfs.metadata import Outcome
+from quorumfs.metadata import Outcome, ReplicaReport, SetReport
 from quorumfs.metadata.claims import Claims
 from quorumfs.metadata.commit import Records
 from quorumfs.metadata.joining import Joining
 from quorumfs.metadata.ledger import Ledger
 from quorumfs.metadata.recorder import Recorder
+from quorumfs.metadata.report import report_on, report_on_set
 from quorumfs.metadata.writer import SidecarWriter
 from quorumfs.replica import Replica
 from quorumfs.sidecar import random_identity
@@ -90,6 +91,14 @@ class Sidecars:
     def writing(self) -> bool:
         """Whether a record, or a part of the map, is being made durable."""
         return self.recorder.lock.locked()
+
+    # What status shows
+
+    def report(self, replica: Replica) -> ReplicaReport:
+        return report_on(self.ledger, replica)
+
+    def report_set(self) -> SetReport:
+        return report_on_set(self.ledger)
 
     # What the disk tells
 

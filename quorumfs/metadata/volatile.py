@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from quorumfs.assembly import State
-from quorumfs.metadata import Choice, Outcome, succeeded
+from quorumfs.metadata import Choice, Outcome, ReplicaReport, SetReport, succeeded
 from quorumfs.ranges import RangeSet, least_coverage, segments
 from quorumfs.replica import Replica
 from quorumfs.storage import CHANGES, Kind, Operation
@@ -266,6 +266,20 @@ class Volatile:
 
     async def close(self) -> None:
         """All is forgotten."""
+
+    def report(self, replica: Replica) -> ReplicaReport:
+        holdings = self.holdings[replica]
+        lacking = sum(end - start for start, end in holdings.missed)
+        return ReplicaReport(
+            None,
+            lacking,
+            "it missed writes" if lacking else None,
+            undurable=bool(holdings.unsure),
+            lost=bool(lacking),
+        )
+
+    def report_set(self) -> SetReport:
+        return SetReport("none")
 
     # Without sidecars nothing tells whose the set is.
 

@@ -4,27 +4,28 @@ import errno
 from collections.abc import Sequence
 from typing import cast
 
+from quorumfs import holes
 from quorumfs.assembly import State
-from quorumfs.disk import Disk
 from quorumfs.metadata import holders_of
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.mirror import Mirror
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind
 from quorumfs.voting import BLOCK
 
 
-async def seek(disk: Disk, replica: Replica | None, kind: Kind, offset: int) -> int:
+async def seek(mirror: Mirror, replica: Replica | None, kind: Kind, offset: int) -> int:
     """Where a replica's next data or hole is; all is data if it cannot tell."""
     if replica is not None:
-        (outcome,) = await disk.ask([replica], kind, 0, offset)
+        (outcome,) = await mirror.ask([replica], kind, 0, offset)
         if outcome.error is None:
             return cast("int", outcome.operation.value)
-    return offset if kind is Kind.SEEK_DATA else disk.size
+    return offset if kind is Kind.SEEK_DATA else mirror.size
 
 
-async def next_data(disk: Disk, sidecars: Sidecars, offset: int) -> int:
+async def next_data(mirror: Mirror, sidecars: Sidecars, offset: int) -> int:
     """Where some current replica next has data: anywhere, if one of them does not answer."""
-    found = await disk.next_data(offset)
+    found = await holes.next_data(mirror, offset)
     silent = any(replica.state is State.MISSING for replica in sidecars.ledger.members)
     return offset if silent else found
 
@@ -37,7 +38,7 @@ PROBES = 8
 
 
 async def cannot_be_read(
-    disk: Disk, sidecars: Sidecars, replicas: Sequence[Replica], offset: int, length: int
+    mirror: Mirror, sidecars: Sidecars, replicas: Sequence[Replica], offset: int, length: int
 ) -> bool:
     """Note that a block is unreadable on all *replicas*, which are those that hold it, if it is.
 
@@ -45,9 +46,9 @@ async def cannot_be_read(
     has passed meanwhile shows when the place is read again after another one.
     """
     for replica in replicas:
-        if not await _reads_elsewhere(disk, replica, offset):
+        if not await _reads_elsewhere(mirror, replica, offset):
             return False
-        (outcome,) = await disk.ask([replica], Kind.READ, 0, offset, length)
+        (outcome,) = await mirror.ask([replica], Kind.READ, 0, offset, length)
         if outcome.error is None or outcome.error.errno not in _MEDIUM:
             return False
     # One may have been ejected while it was asked, or another one may have come to hold it.
@@ -56,23 +57,23 @@ async def cannot_be_read(
     if not holders or not holders.issubset(replicas):
         return False
     await sidecars.note_unreadable(offset, length)
-    disk.events.unreadable(offset, length)
+    mirror.events.unreadable(offset, length)
     return True
 
 
-async def _reads_elsewhere(disk: Disk, replica: Replica, offset: int) -> bool:
+async def _reads_elsewhere(mirror: Mirror, replica: Replica, offset: int) -> bool:
     for number in range(PROBES):
-        place = disk.size * number // PROBES // BLOCK * BLOCK
+        place = mirror.size * number // PROBES // BLOCK * BLOCK
         if place != offset:
-            size = min(BLOCK, disk.size - place)
-            (probe,) = await disk.ask([replica], Kind.READ, 0, place, size)
+            size = min(BLOCK, mirror.size - place)
+            (probe,) = await mirror.ask([replica], Kind.READ, 0, place, size)
             if probe.error is None:
                 return True
     return False
 
 
 async def give(
-    disk: Disk,
+    mirror: Mirror,
     sidecars: Sidecars,
     replicas: Sequence[Replica],
     offset: int,
@@ -93,11 +94,11 @@ async def give(
     targets = sidecars.ledger.target_for_repair(offset, len(data))
     given = [*current, *targets]
     with sidecars.ledger.giving(given, offset, len(data)):
-        gathered = await disk.ask(given, Kind.WRITE, 0, offset, len(data), data)
+        gathered = await mirror.ask(given, Kind.WRITE, 0, offset, len(data), data)
     outcomes, to_targets = gathered[: len(current)], gathered[len(current) :]
     failed = sum(outcome.error is not None for outcome in outcomes)
     # As with a guest's write (R2): where too few are left nobody is to blame, all may be full.
-    enough = len(sidecars.ledger.members) - failed >= disk.threshold
+    enough = len(sidecars.ledger.members) - failed >= mirror.threshold
     for replica, operation in outcomes:
         well = operation.error is None
         if well:

@@ -13,11 +13,13 @@ from typing import cast
 
 import trio
 
+from quorumfs import holes
 from quorumfs.assembly import State
 from quorumfs.dirtymap import CHUNK_MIN, UNVERIFIED
 from quorumfs.metadata.target import Target
 from quorumfs.patterns import Fifo
 from quorumfs.ranges import segments
+from quorumfs.reading import read_locked, sole_source
 from quorumfs.repair.asking import cannot_be_read, next_data, seek
 from quorumfs.repair.work import PIECE, Work, pieces
 from quorumfs.replica import Gathering, Replica
@@ -42,7 +44,7 @@ class Copying:
         self._to = target.replica
         self._compare = compare
         self._work = work
-        self._disk = work.disk
+        self._mirror = work.mirror
         self._sidecars = work.sidecars
         self._ledger = work.ledger
         self._map = work.map
@@ -115,9 +117,9 @@ class Copying:
         """
         while offset < end:
             asked, data_from, data_to = self._known_data
-            unchanged = asked == (source, self._disk.requests)
+            unchanged = asked == (source, self._mirror.requests)
             if not unchanged or not data_from <= offset < data_to:
-                asked = source, self._disk.requests
+                asked = source, self._mirror.requests
                 data_from = await self._next_data(source, offset, end)
                 if data_from > offset:
                     await self._make_hole(offset, min(end, data_from))
@@ -132,7 +134,7 @@ class Copying:
             if stop == offset:
                 continue
             # Too few are left to hold a vote: what they hold is still all there is.
-            few = len(self._ledger.members) < self._disk.threshold or not by_vote
+            few = len(self._ledger.members) < self._mirror.threshold or not by_vote
             data = await self._read(offset, stop - offset, Fifo() if few else None)
             held = await self._held(offset, stop - offset) if compare else None
             await self._write(offset, data, held)
@@ -145,7 +147,7 @@ class Copying:
         that, unless nothing can be done without it. The lock is held.
         """
         complete = True
-        needed = len(self._ledger.members) < self._disk.threshold
+        needed = len(self._ledger.members) < self._mirror.threshold
         ((_, sources),) = self._ledger.chunks.sources.of(chunk)
         unreadable = self._ledger.agreement.unreadable
         left = deque(unreadable.outside(*self._work.bounds(chunk)))
@@ -163,7 +165,7 @@ class Copying:
                     await self._copy(one, start, stop, compare=False, by_vote=False)
                     continue
                 noted = needed and await cannot_be_read(
-                    self._disk, self._sidecars, sources, start, stop - start
+                    self._mirror, self._sidecars, sources, start, stop - start
                 )
                 complete = complete and noted
         return complete
@@ -183,7 +185,7 @@ class Copying:
         left = deque(pieces(offset, end))
         while left:
             start, length = left.popleft()
-            asked = await self._disk.ask(sources, Kind.READ, len(sources), start, length)
+            asked = await self._mirror.ask(sources, Kind.READ, len(sources), start, length)
             outcomes = [outcome for outcome in asked if outcome.error is None]
             failed = [o for o in asked if o.error and o.replica.state is not State.MISSING]
             if failed and outcomes and (middle := middle_block(start, length)):
@@ -191,7 +193,7 @@ class Copying:
                 continue
             if not outcomes:
                 raise _UnreadableError(errno.EIO, "nobody can be read")
-            needed = min(self._disk.threshold, len(outcomes))
+            needed = min(self._mirror.threshold, len(outcomes))
             held = await self._held(start, length)
             right = bytearray()
             for low, high in blocks(start, length):
@@ -223,22 +225,22 @@ class Copying:
         return _agreed(own, contents)
 
     async def _next_data(self, source: Replica, offset: int, end: int) -> int:
-        if self._disk.sole_source(offset, end - offset) is source:
-            return await seek(self._disk, source, Kind.SEEK_DATA, offset)
+        if sole_source(self._mirror, offset, end - offset) is source:
+            return await seek(self._mirror, source, Kind.SEEK_DATA, offset)
         # What one of several shows as a hole may be data that it lost, or never got.
-        return await next_data(self._disk, self._sidecars, offset)
+        return await next_data(self._mirror, self._sidecars, offset)
 
     async def _next_hole(self, source: Replica, offset: int, end: int) -> int:
-        if self._disk.sole_source(offset, end - offset) is source:
-            return max(await seek(self._disk, source, Kind.SEEK_HOLE, offset), offset + 1)
-        return max(await self._disk.next_hole(offset), offset + CHUNK_MIN)
+        if sole_source(self._mirror, offset, end - offset) is source:
+            return max(await seek(self._mirror, source, Kind.SEEK_HOLE, offset), offset + 1)
+        return max(await holes.next_hole(self._mirror, offset), offset + CHUNK_MIN)
 
     async def _take_over(self, offset: int, length: int) -> int:
         """Have the target itself copy from whom a read would be answered by; returns the bytes.
 
         Where it could not, nobody is blamed yet.
         """
-        source = self._disk.sole_source(offset, length)
+        source = sole_source(self._mirror, offset, length)
         operation = self._to.copying(source, offset, length) if source else None
         if source is None or operation is None:
             return 0
@@ -251,17 +253,17 @@ class Copying:
         return copied
 
     async def _make_hole(self, offset: int, end: int) -> None:
-        if await seek(self._disk, self._to, Kind.SEEK_DATA, offset) < end:
+        if await seek(self._mirror, self._to, Kind.SEEK_DATA, offset) < end:
             await self._tell(Operation(Kind.DISCARD, offset, end - offset))
 
     async def _read(self, offset: int, length: int, pattern: Fifo | None) -> bytes:
         try:
-            return (await self._disk.read_locked(offset, length, pattern)).data
+            return (await read_locked(self._mirror, offset, length, pattern)).data
         except OSError as error:
             raise _UnreadableError(*error.args) from None
 
     async def _held(self, offset: int, length: int) -> bytes | None:
-        (outcome,) = await self._disk.ask([self._to], Kind.READ, 0, offset, length)
+        (outcome,) = await self._mirror.ask([self._to], Kind.READ, 0, offset, length)
         return None if outcome.error is not None else outcome.data
 
     async def _write(self, offset: int, data: bytes, held: bytes | None) -> None:

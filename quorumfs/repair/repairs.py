@@ -16,11 +16,12 @@ import trio
 
 from quorumfs.assembly import Found, State
 from quorumfs.dirtymap import UNVERIFIED
-from quorumfs.disk import Disk
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.mirror import Mirror
 from quorumfs.ranges import RangeSet
 from quorumfs.repair.comeback import RETRY_S, ComeBack, Reopen
 from quorumfs.repair.resync import Resync
+from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.repair.settle import Settling
 from quorumfs.repair.verify import Verification
 from quorumfs.repair.work import Progress, Work
@@ -40,35 +41,38 @@ CLEAR_S = 30.0
 
 
 class Repairs:
-    """The repairs of one disk with sidecars."""
+    """The repairs of one disk with sidecars.
+
+    What a request waits for of them is a `quorumfs.disk.Repairer`.
+    """
 
     def __init__(
         self,
-        disk: Disk,
+        mirror: Mirror,
         sidecars: Sidecars,
         reopen: Reopen,
         *,
         present: dict[Replica, Found],
         limit: int | None = None,
+        outvoted: bool = False,
     ) -> None:
         """*present*: the replicas not current whose files are open, as they were found.
 
         *limit*: bytes a second, at most.
+        *outvoted*: a read also rewrites what a strict majority holds otherwise.
         """
-        self._disk = disk
+        self._mirror = mirror
         self._sidecars = sidecars
         self._ledger = sidecars.ledger
         self._map = self._ledger.map
-        self._work = work = Work(disk, sidecars, limit)
+        self._work = work = Work(mirror, sidecars, limit)
         self._settling = Settling(work)
         self._verification = Verification(work)
         self._come_back = ComeBack(sidecars, Resync(work), reopen, present)
         self._told: set[str] = set()
         """Why repairs stopped, since one last did something."""
         self._stopped = trio.Event()
-        disk.settle = self._settling.settle_and_read
-        disk.settle_all = self._settling.settle_all
-        disk.verify = self._verification.verify_range
+        self._outvoted = outvoted
 
     @property
     def progress(self) -> Progress | None:
@@ -99,6 +103,22 @@ class Repairs:
         """Bytes of a chunk."""
         return self._map.chunk_size
 
+    # What a guest's request waits for
+
+    async def settle_and_read(self, offset: int, length: int) -> bytes:
+        return await self._settling.settle_and_read(offset, length)
+
+    async def settle_all(self) -> None:
+        await self._settling.settle_all()
+
+    async def verify(self, offset: int, length: int) -> None:
+        await self._verification.verify_range(offset, length)
+
+    async def rewrite(self, offset: int, length: int) -> bytes:
+        return await read_and_rewrite(self._mirror, offset, length, outvoted=self._outvoted)
+
+    # What is done in the background
+
     async def run(self) -> None:
         """Repair whatever needs it, until stopped."""
         async with trio.open_nursery() as nursery:
@@ -106,7 +126,7 @@ class Repairs:
             while not self._work.stopping:
                 worked = await self._try_to_repair()
                 self._work.progress = None
-                self._disk.announce_states()
+                self._mirror.announce_states()
                 # Not from before: what an attempt in vain tells of itself is no reason for another.
                 changed = self._sidecars.changed
                 if not worked and not self._work.stopping:
@@ -143,7 +163,7 @@ class Repairs:
                 await self._stopped.wait()
                 return
             patience_s = AGAIN_S
-            for replica in self._disk.replicas:
+            for replica in self._mirror.replicas:
                 if replica.role is not State.CURRENT or self._ledger.is_target(replica):
                     replica.give_up()
 
@@ -153,7 +173,7 @@ class Repairs:
         if sidecars.fenced is not None:
             return False
         error: OSError | None = None
-        for replica in self._disk.replicas:
+        for replica in self._mirror.replicas:
             if await self._come_back.revive(replica):
                 return True
         if self._settling.due():
@@ -164,7 +184,7 @@ class Repairs:
             if not self._ledger.agreement.divergent:
                 return True
         # Even so: when others are there again, those that cannot be made equal can be left behind.
-        for replica in self._disk.replicas:
+        for replica in self._mirror.replicas:
             if await self._come_back.bring_back(replica):
                 return True
         if self._ledger.agreement.divergent:
@@ -184,5 +204,7 @@ class Repairs:
             if not self._ledger.may_clear_marks:
                 continue
             with suppress(OSError):  # the next time, then
-                await self._disk.make_durable()
-                await self._sidecars.clear_marks(self._disk.locks.claimed)
+                if self._ledger.unflushable():
+                    await self._settling.settle_all()
+                await self._mirror.sync()
+                await self._sidecars.clear_marks(self._mirror.locks.claimed)

@@ -26,7 +26,7 @@ class Resync:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._disk = work.disk
+        self._mirror = work.mirror
         self._sidecars = work.sidecars
         self._ledger = work.ledger
 
@@ -38,10 +38,10 @@ class Resync:
         assert replica.slot is not None
         sidecars = self._sidecars
         target = await sidecars.joining.start_resync(replica, found, full=full)
-        self._disk.announce_states()
+        self._mirror.announce_states()
         self._work.begin("resync", replica.path, self._ledger.map.lacking_bytes(replica.slot))
         assert self._work.progress is not None
-        self._disk.events.resync_started(replica.path, self._work.progress.total_bytes)
+        self._mirror.events.resync_started(replica.path, self._work.progress.total_bytes)
         copied_before = replica.counters.copied_bytes
         error: str | None = "it was broken off"
         try:
@@ -54,7 +54,7 @@ class Resync:
             raise
         finally:
             copied = replica.counters.copied_bytes - copied_before
-            self._disk.events.resync_finished(replica.path, copied, error)
+            self._mirror.events.resync_finished(replica.path, copied, error)
 
     async def _catch_up(self, target: Target, copying: Copying, *, full: bool) -> None:
         """Give *target* what it lacks until it lacks nothing."""
@@ -71,11 +71,11 @@ class Resync:
             with suppress(OSError):
                 # Who lost what it was given last says so before it is copied from: the target would
                 # else lack that again, each time if one never syncs.
-                await self._disk.sync()
+                await self._mirror.sync()
             await self._copy_all(target, copying)
             try:
                 # Who it was copied from may have lost that before: then it lacks it still.
-                await self._disk.sync()
+                await self._mirror.sync()
             except OSError:
                 if target.lacking_chunks:
                     raise  # not again and again: first another one may have to come back
@@ -130,7 +130,7 @@ class Resync:
             self._work.unsynced.took(size, began, trio.current_time())
 
     async def _sync(self, target: Target) -> int:
-        return await self._sidecars.joining.sync_target(target, self._disk.locks.changing())
+        return await self._sidecars.joining.sync_target(target, self._mirror.locks.changing())
 
     async def _save(self, target: Target) -> None:
         if target.unrecorded:

@@ -14,47 +14,69 @@ from contextlib import suppress
 import trio
 
 from quorumfs.assembly import State
-from quorumfs.disk import Disk
 from quorumfs.metadata import Choice, holders_of
+from quorumfs.mirror import Mirror
 from quorumfs.patterns import Quorum
+from quorumfs.reading import read_locked
 from quorumfs.replica import Replica
 from quorumfs.storage import Kind
 from quorumfs.voting import majority, middle_block
 
 
-async def read_and_rewrite(disk: Disk, offset: int, length: int, *, outvoted: bool) -> bytes:
+async def read_and_rewrite(mirror: Mirror, offset: int, length: int, *, outvoted: bool) -> bytes:
     """Read a range from all replicas, rewrite what is wrong on some, and return the data.
 
     *outvoted*: also where a replica held something else than a strict majority.
     Raises `OSError` when the range cannot be read or may differ; never because a rewrite failed.
     """
-    deadline = trio.current_time() + disk.search_s
-    async with disk.locks.held(offset, offset + length, exclusive=True):
-        if disk.ledger.unsynced(offset, length):
+    deadline = trio.current_time() + mirror.search_s
+    async with mirror.locks.held(offset, offset + length, exclusive=True):
+        if mirror.ledger.unsynced(offset, length):
             with suppress(OSError):  # first let all tell what they have lost of it
-                await disk.sync()
+                await mirror.sync()
         parts = [
-            await _rewrite_part(disk, choice, deadline, outvoted=outvoted)
-            for choice in disk.ledger.choices(offset, length)
+            await _rewrite_part(mirror, choice, deadline, outvoted=outvoted)
+            for choice in mirror.ledger.choices(offset, length)
         ]
-    disk.announce_states()
+    mirror.announce_states()
     return b"".join(parts)
 
 
-async def _rewrite_part(disk: Disk, choice: Choice, deadline: float, *, outvoted: bool) -> bytes:
+class Rewriting:
+    """The `quorumfs.disk.Repairer` with ``metadata=none``: all that is known is who lacks what."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+
+    async def settle_and_read(self, offset: int, length: int) -> bytes:
+        return await self.rewrite(offset, length)
+
+    async def settle_all(self) -> None:
+        """There is nothing to settle."""
+
+    async def verify(self, offset: int, length: int) -> None:
+        """There is nothing to compare."""
+
+    async def rewrite(self, offset: int, length: int) -> bytes:
+        return await read_and_rewrite(self._mirror, offset, length, outvoted=True)
+
+
+async def _rewrite_part(
+    mirror: Mirror, choice: Choice, deadline: float, *, outvoted: bool
+) -> bytes:
     offset, length, holders, pinned, lacking, torn = choice
     if pinned or torn:  # a write has failed here meanwhile: what it left must not be shown as it is
         raise OSError(errno.EIO, "the replicas may differ")
-    asked = await disk.ask(holders, Kind.READ, disk.threshold, offset, length)
-    still = holders_of(disk.ledger, offset, length)  # one may have lost it meanwhile
+    asked = await mirror.ask(holders, Kind.READ, mirror.threshold, offset, length)
+    still = holders_of(mirror.ledger, offset, length)  # one may have lost it meanwhile
     outcomes = [outcome for outcome in asked if outcome.replica in still]
-    verdict = Quorum(disk.threshold).judge(
+    verdict = Quorum(mirror.threshold).judge(
         offset,
         [(outcome.replica.index, outcome.data) for outcome in outcomes if not outcome.error],
         [outcome.error.errno or errno.EIO for outcome in outcomes if outcome.error],
     )
     unreadable = [outcome.replica for outcome in outcomes if outcome.error]
-    unverified = disk.ledger.unverified(offset, length)
+    unverified = mirror.ledger.unverified(offset, length)
     # Of two of whom one cannot be read there is no majority, however small the part.
     divisible = verdict.data is None or (unverified and len(outcomes) > 2)
     middle = middle_block(offset, length)
@@ -62,10 +84,13 @@ async def _rewrite_part(disk: Disk, choice: Choice, deadline: float, *, outvoted
         left = choice._replace(length=middle - offset)
         right = choice._replace(offset=middle, length=offset + length - middle)
         return b"".join(
-            [await _rewrite_part(disk, half, deadline, outvoted=outvoted) for half in (left, right)]
+            [
+                await _rewrite_part(mirror, half, deadline, outvoted=outvoted)
+                for half in (left, right)
+            ]
         )
     if verdict.data is None:
-        return (await disk.read_locked(offset, length)).data
+        return (await read_locked(mirror, offset, length)).data
 
     answers = [outcome for outcome in outcomes if not outcome.error]
     voters = [outcome.replica for outcome in answers]
@@ -73,24 +98,24 @@ async def _rewrite_part(disk: Disk, choice: Choice, deadline: float, *, outvoted
     def decided(start: int, end: int, data: bytes) -> bool:
         """Whether nobody else's content may be right there."""
         ballots = [answer.data[start:end] for answer in answers]
-        return not unverified or majority(ballots, len(asked), disk.threshold) == data
+        return not unverified or majority(ballots, len(asked), mirror.threshold) == data
 
     if outvoted:
         for loss in verdict.outvoted:
             data = verdict.data[loss.start : loss.end]
             if loss.strict and decided(loss.start, loss.end, data):
-                loser = disk.replicas[loss.voter]
-                await _rewrite(disk, loser, offset + loss.start, data, voters)
+                loser = mirror.replicas[loss.voter]
+                await _rewrite(mirror, loser, offset + loss.start, data, voters)
     if all(loss.strict for loss in verdict.outvoted) and decided(0, length, verdict.data):
         for replica in unreadable:
-            await _rewrite(disk, replica, offset, verdict.data, voters, read_back=True)
+            await _rewrite(mirror, replica, offset, verdict.data, voters, read_back=True)
         for replica in lacking:
-            await _rewrite(disk, replica, offset, verdict.data, voters)
+            await _rewrite(mirror, replica, offset, verdict.data, voters)
     return verdict.data
 
 
 async def _rewrite(
-    disk: Disk,
+    mirror: Mirror,
     replica: Replica,
     offset: int,
     data: bytes,
@@ -100,25 +125,25 @@ async def _rewrite(
 ) -> None:
     if replica.state is State.MISSING:
         return
-    metadata, length = disk.metadata, len(data)
-    if not disk.ledger.prepared(offset, length, repair=True):
+    metadata, length = mirror.metadata, len(data)
+    if not mirror.ledger.prepared(offset, length, repair=True):
         try:
             await metadata.prepare(offset, length, repair=True)
         except OSError:
             return  # it cannot be remembered now; the next read tries again
-    if replica not in disk.ledger.receivers:
+    if replica not in mirror.ledger.receivers:
         return  # it was left behind meanwhile, and its sidecar takes its image for a whole one
-    if not set(voters).issubset(holders_of(disk.ledger, offset, length)):
+    if not set(voters).issubset(holders_of(mirror.ledger, offset, length)):
         return  # one of those who decided it lost it meanwhile
-    with disk.ledger.giving([replica], offset, length):
-        (outcome,) = await disk.ask([replica], Kind.WRITE, 0, offset, length, data)
+    with mirror.ledger.giving([replica], offset, length):
+        (outcome,) = await mirror.ask([replica], Kind.WRITE, 0, offset, length, data)
     if outcome.error is None and read_back:
-        (outcome,) = await disk.ask([replica], Kind.READ, 0, offset, length)
+        (outcome,) = await mirror.ask([replica], Kind.READ, 0, offset, length)
         if outcome.error is None and outcome.data != data:
             outcome.operation.error = OSError(errno.EIO, "it does not hold what was written to it")
     if outcome.error:
-        disk.events.bad(outcome.operation.kind, replica.path, offset, length, outcome.error)
+        mirror.events.bad(outcome.operation.kind, replica.path, offset, length, outcome.error)
     else:
         replica.counters.copied_bytes += length
-        disk.events.repaired(replica.path, offset, length)
+        mirror.events.repaired(replica.path, offset, length)
     await metadata.repaired(replica, offset, length, well=outcome.error is None)

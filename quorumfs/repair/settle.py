@@ -13,8 +13,10 @@ from contextlib import aclosing, suppress
 import trio
 
 from quorumfs.assembly import State
+from quorumfs.holes import next_hole
 from quorumfs.metadata import holders_of
 from quorumfs.ranges import RangeSet, segments
+from quorumfs.reading import read_locked
 from quorumfs.repair.asking import cannot_be_read, give, next_data
 from quorumfs.repair.work import Work, pieces
 from quorumfs.replica import Replica
@@ -30,7 +32,7 @@ class Settling:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._disk = work.disk
+        self._mirror = work.mirror
         self._sidecars = work.sidecars
         self._ledger = work.ledger
         self._map = work.map
@@ -49,7 +51,7 @@ class Settling:
         if not self._ledger.agreement.divergent or not self._ledger.may_record:
             return False
         members, answering = who = self._who()
-        if len(answering) < min(len(members), self._disk.threshold):
+        if len(answering) < min(len(members), self._mirror.threshold):
             return False  # all are needed, and one cannot take anything
         if who != self._tried_with:  # with others it may succeed
             self._tried_with = who
@@ -112,13 +114,13 @@ class Settling:
         Raises EIO where replicas differ and cannot be made equal: what is seen must not turn back.
         """
         chunks = self._map.chunks(offset, length)
-        async with self._disk.locks.held(*self._work.bounds(chunks), exclusive=True):
+        async with self._mirror.locks.held(*self._work.bounds(chunks), exclusive=True):
             if self._hard.overlaps(*self._work.bounds(chunks)):  # it was tried not long ago
                 with suppress(OSError):
                     return await self._read_alike(offset, length)
             settled = [await self._settle_locked(unit) for unit in self._work.units(chunks)]
             if all(settled):
-                return (await self._disk.read_locked(offset, length)).data
+                return (await read_locked(self._mirror, offset, length)).data
             return await self._read_alike(offset, length)
 
     async def _read_alike(self, offset: int, length: int) -> bytes:
@@ -143,21 +145,23 @@ class Settling:
         for start, stop, settled in segments(chunks.start, chunks.stop, [unsettled]):
             first, last = max(offset, start * size), min(offset + length, stop * size)
             if settled:
-                parts.append((await self._disk.read_locked(first, last - first)).data)
+                parts.append((await read_locked(self._mirror, first, last - first)).data)
             else:
                 parts.append(await self._held_by_all(first, last - first))
         return b"".join(parts)
 
     async def _held_by_all(self, offset: int, length: int) -> bytes:
-        disk, sidecars = self._disk, self._sidecars
+        mirror, sidecars = self._mirror, self._sidecars
         if not self._ledger.prepared(offset, length, repair=True):
             await sidecars.prepare(offset, length, repair=True)
-        outcomes = await disk.ask(self._ledger.members, Kind.READ, disk.threshold, offset, length)
+        outcomes = await mirror.ask(
+            self._ledger.members, Kind.READ, mirror.threshold, offset, length
+        )
         held = {None if outcome.error is not None else outcome.data for outcome in outcomes}
         data = held.pop() if len(held) == 1 else None
         asked = {outcome.replica for outcome in outcomes}
         members = self._ledger.members
-        all_asked = asked.issuperset(members) and len(members) >= disk.threshold
+        all_asked = asked.issuperset(members) and len(members) >= mirror.threshold
         recorded = self._ledger.prepared(offset, length, repair=True)  # still
         if data is None or not all_asked or not recorded or not self._known(offset, length):
             raise OSError(errno.EIO, "the replicas differ, and cannot be made equal")
@@ -233,7 +237,7 @@ class Settling:
             written = bool(chunks) and self._ledger.unsynced(*self._span(chunks))
             if written or not self._ledger.chunks.losses_heard:
                 with suppress(OSError):
-                    await self._disk.sync()
+                    await self._mirror.sync()
 
     def _span(self, chunks: range) -> tuple[int, int]:
         """Offset and length, bytes."""
@@ -244,14 +248,14 @@ class Settling:
         self, offset: int, end: int, sources: Sequence[Replica]
     ) -> tuple[bool, set[Replica]]:
         """As `_settle_piece`, but for what is a hole on all of them, and at any length."""
-        disk = self._disk
+        mirror = self._mirror
         equal = True
         refused: set[Replica] = set()
-        deadline = trio.current_time() + disk.search_s
+        deadline = trio.current_time() + mirror.search_s
         while offset < end:
-            data_at = min(end, await next_data(disk, self._sidecars, offset))
+            data_at = min(end, await next_data(mirror, self._sidecars, offset))
             if data_at == offset:
-                hole_at = await disk.next_hole(offset)
+                hole_at = await next_hole(mirror, offset)
                 data_at = min(end, hole_at) if hole_at > offset else end
                 unreadable = self._ledger.agreement.unreadable
                 for start, stop in unreadable.outside(offset, data_at):
@@ -274,7 +278,7 @@ class Settling:
         all of it, it is divided until *deadline*: they may be bad at different places (R11).
         """
         nobody = set(self._ledger.members)
-        outcomes = await self._disk.ask(self._ledger.members, Kind.READ, 1, offset, length)
+        outcomes = await self._mirror.ask(self._ledger.members, Kind.READ, 1, offset, length)
         believed = holders_of(self._ledger, offset, length)  # one may have lost it meanwhile
         read = {o.replica: o.data for o in outcomes if o.error is None}
         voters = [replica for replica in sources if replica in read and replica in believed]
@@ -285,7 +289,7 @@ class Settling:
             middle = middle_block(offset, length)
             if answering and not middle:  # nobody holds anything there that could be taken back
                 holding = [replica for replica in sources if replica in self._ledger.members]
-                noted = await cannot_be_read(self._disk, self._sidecars, holding, offset, length)
+                noted = await cannot_be_read(self._mirror, self._sidecars, holding, offset, length)
                 return False, set() if noted else nobody
             if not answering or not middle or trio.current_time() >= deadline:
                 return False, nobody
@@ -294,12 +298,12 @@ class Settling:
             second = await self._settle_piece(middle, rest, sources, deadline)
             return first[0] and second[0], first[1] | second[1]
         self._ledger.answered(voters[0], offset, length)
-        verdict = reconcile(answers, offset, self._disk.threshold)
+        verdict = reconcile(answers, offset, self._mirror.threshold)
         assert verdict.data is not None
         chunks = self._map.chunks(offset, length)
         after_crash = self._ledger.agreement.inherited.overlaps(chunks.start, chunks.stop)
         outvoted = verdict.outvoted if after_crash else ()  # else a change failed, and was told
-        self._disk.report_outvoted(outvoted, offset)
+        self._mirror.report_outvoted(outvoted, offset)
         equal = len(read) == len(outcomes) and len(set(read.values())) == 1
         # One that is known to hold it durably is not written to: it could only lose it.
         asked = [
@@ -310,8 +314,8 @@ class Settling:
         ]
         refused = await self._give(asked, offset, verdict.data, voters) if asked else set()
         for loss in outvoted if not refused else ():
-            path = self._disk.replicas[loss.voter].path
-            self._disk.events.repaired(path, offset + loss.start, loss.end - loss.start)
+            path = self._mirror.replicas[loss.voter].path
+            self._mirror.events.repaired(path, offset + loss.start, loss.end - loss.start)
         return equal, refused
 
     async def _give(
@@ -324,16 +328,16 @@ class Settling:
         keep all from taking it (R2).
         """
         bounds = offset, offset + len(data)
-        spared = len(self._ledger.members) > self._disk.threshold
+        spared = len(self._ledger.members) > self._mirror.threshold
         if spared or not self._hard.overlaps(*bounds):
-            refused = await give(self._disk, self._sidecars, replicas, offset, data, sources)
+            refused = await give(self._mirror, self._sidecars, replicas, offset, data, sources)
             (self._hard.add if refused else self._hard.remove)(*bounds)
             return refused
         truncated, left = self._ledger.content.truncated, set(replicas)
         for replica in sorted(
             replicas, key=lambda r: (not self._refuses(r, *bounds), r not in truncated)
         ):
-            if await give(self._disk, self._sidecars, [replica], offset, data, sources):
+            if await give(self._mirror, self._sidecars, [replica], offset, data, sources):
                 self._refused.setdefault(replica, RangeSet()).add(*bounds)
                 return left
             left.remove(replica)

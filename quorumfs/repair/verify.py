@@ -52,7 +52,7 @@ class Verification:
         """Those of them that were there when it was last tried."""
         self._losses = work.ledger.content.losses
         self._work = work
-        self._disk = work.disk
+        self._mirror = work.mirror
         self._sidecars = work.sidecars
         self._ledger = work.ledger
         self._map = work.map
@@ -139,7 +139,7 @@ class Verification:
         """Compare *chunks* of all that are current; False if others are to be believed since."""
         believed = self._believed(chunks)
         found = Findings()
-        deadline = trio.current_time() + self._disk.search_s
+        deadline = trio.current_time() + self._mirror.search_s
         for part, voters in believed:
             for piece in pieces(*self._work.bounds(part)):
                 await self._verify_piece(*piece, voters, found, deadline)
@@ -178,8 +178,8 @@ class Verification:
         Where one cannot be read it is divided until *deadline*, so that a bad sector spoils its own
         block alone.
         """
-        disk, members = self._disk, list(self._ledger.members)
-        asked = await disk.ask(members, Kind.READ, disk.threshold, offset, length)
+        mirror, members = self._mirror, list(self._ledger.members)
+        asked = await mirror.ask(members, Kind.READ, mirror.threshold, offset, length)
         failed = [outcome for outcome in asked if outcome.error is not None]
         answers = [o for o in asked if o.error is None and o.replica in voters]
         answering = any(outcome.replica.state is not State.MISSING for outcome in failed)
@@ -206,7 +206,7 @@ class Verification:
         end = offset + length
         versions = list(ballots.values())
         # Where too few have not lost it to hold a vote, they are still right.
-        needed = min(self._disk.threshold, max(1, len(voters)))
+        needed = min(self._mirror.threshold, max(1, len(voters)))
         winner = majority(versions, len(voters), needed)
         wrong = [replica for replica, ballot in ballots.items() if ballot != winner]
         wrong += [outcome.replica for outcome in failed]
@@ -215,12 +215,12 @@ class Verification:
         differ = len(set(versions)) > 1
         # Where a write failed since, a majority may be one that was given another one's content.
         if winner is not None and not self._ledger.agreement.torn.overlaps(offset, end):
-            if await give(self._disk, self._sidecars, wrong, offset, winner, list(ballots)):
+            if await give(self._mirror, self._sidecars, wrong, offset, winner, list(ballots)):
                 found.unread.add(offset, end)
                 return
             for replica in wrong:
                 if replica.role is State.CURRENT:
-                    self._disk.events.repaired(replica.path, offset, length)
+                    self._mirror.events.repaired(replica.path, offset, length)
             return
         if differ:
             found.differing.add(offset, end)
@@ -230,7 +230,7 @@ class Verification:
 
     def _report(self, offset: int, length: int, failed: Sequence[Outcome], *, differ: bool) -> None:
         """Tell what is found the first time."""
-        chunks, events = self._map.chunks(offset, length), self._disk.events
+        chunks, events = self._map.chunks(offset, length), self._mirror.events
         if differ and not self._differing.overlaps(chunks.start, chunks.stop):
             events.differs(offset, length)
         if not self._unread.overlaps(chunks.start, chunks.stop):

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import trio
 
-from quorumfs.disk import Disk
+from quorumfs import holes, zeroing
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.mirror import Mirror
 from quorumfs.repair.asking import next_data, seek
 from quorumfs.repair.pacing import Pacer, Portion
 from quorumfs.replica import Replica
@@ -70,9 +71,9 @@ class Progress:
 class Work:
     """The work of one disk's repairs, of which one is done at a time."""
 
-    def __init__(self, disk: Disk, sidecars: Sidecars, limit: int | None = None) -> None:
+    def __init__(self, mirror: Mirror, sidecars: Sidecars, limit: int | None = None) -> None:
         """*limit*: bytes a second, at most."""
-        self.disk = disk
+        self.mirror = mirror
         self.sidecars = sidecars
         self.ledger = sidecars.ledger
         self.map = sidecars.ledger.map
@@ -150,7 +151,7 @@ class Work:
         with meanwhile tells nothing.
         """
         start, end = self.bounds(chunks)
-        async with self.disk.locks.held(start, end, exclusive=exclusive):
+        async with self.mirror.locks.held(start, end, exclusive=exclusive):
             began, parallel = trio.current_time(), self._parallel()
 
             def worked() -> None:
@@ -192,7 +193,7 @@ class Work:
                 target = None if resyncing is None else resyncing.replica
                 stop, hole = await self._extent(chunk, run.stop, target)
                 if hole:
-                    held = self.disk.locks.held(*self.bounds(range(chunk, stop)), exclusive=False)
+                    held = self.mirror.locks.held(*self.bounds(range(chunk, stop)), exclusive=False)
                     async with held:  # a write under way may have made it another
                         stop, hole = await self._extent(chunk, stop, target)
                         if hole and make_hole is not None:
@@ -224,16 +225,16 @@ class Work:
         """
         size = self.map.chunk_size
         offset = chunk * size
-        data_at = await next_data(self.disk, self.sidecars, offset)
+        data_at = await next_data(self.mirror, self.sidecars, offset)
         if data_at // size > chunk:
             stop = min(stop, data_at // size, chunk + HOLE_MAX)
             if target is not None:
-                end = await seek(self.disk, target, Kind.SEEK_DATA, offset)
+                end = await seek(self.mirror, target, Kind.SEEK_DATA, offset)
                 if end // size <= chunk:
-                    end = await self.disk.reach([target], offset, stop * size)
+                    end = await zeroing.reach(self.mirror, [target], offset, stop * size)
                 stop = min(stop, max(chunk + 1, end // size))
             return stop, True
-        end = await self.disk.next_hole(data_at)
+        end = await holes.next_hole(self.mirror, data_at)
         return min(stop, max(chunk + 1, -(-end // size))), False
 
     def units(self, chunks: range, longest: int | None = None) -> Iterator[range]:
@@ -319,7 +320,7 @@ class Work:
             raise errors[0]
 
     def _next_unit(self, batch: deque[range], longest: int, *, urgent: bool) -> range:
-        if self.limit is not None or self.disk.requests != self._requests_seen:
+        if self.limit is not None or self.mirror.requests != self._requests_seen:
             longest = min(longest, PIECE)
         if not urgent:
             longest = min(longest, self._locked.amount // self._parallel())
@@ -330,7 +331,7 @@ class Work:
         return unit
 
     def _yield_to_guest(self, began: float) -> None:
-        requests = self.disk.requests
+        requests = self.mirror.requests
         if requests != self._requests_seen:
             self._rest_until(self._pacer.rest_for_guest(began, trio.current_time()))
         self._requests_seen = requests

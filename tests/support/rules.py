@@ -301,7 +301,7 @@ ORDER = (
         "what is missing of it is never shown as zeros. A copy that ended early is no copy.",
         "A truncated file reads as a disk that was wiped in part.",
         (
-            "quorumfs.storage.FileStorage",
+            "quorumfs.filestorage.FileStorage",
             "quorumfs.metadata.sidecars.Sidecars.truncated",
         ),
         ("test_differences.py::test_a_truncated_replica_is_never_zeros",),
@@ -312,7 +312,7 @@ ORDER = (
         "A vote compares bytes. Where they disagree it is held again for each block of 4 KiB, so "
         "that replicas which are bad at different places still make a readable disk.",
         "Two bad sectors at different places of two replicas cost a whole request.",
-        ("quorumfs.voting.vote_data", "quorumfs.disk.Disk._read_part"),
+        ("quorumfs.voting.vote_data", "quorumfs.reading.read_locked"),
         ("test_quorum_table.py::test_replicas_bad_at_different_blocks",),
         ("test_voting.py::test_bad_blocks_at_different_places_leave_a_readable_request",),
     ),

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 import trio
 
 from quorumfs.control.events import Event, EventLog
-from quorumfs.disk import Disk, Repair
+from quorumfs.disk import Disk
 from quorumfs.metadata.volatile import Volatile
+from quorumfs.mirror import Mirror
 from quorumfs.patterns import ReadPattern
+from quorumfs.repair.rewrite import Rewriting
 from quorumfs.replica import Replica
-from quorumfs.storage import Buffer, Done, Kind, Operation, TruncatedError, Value
+from quorumfs.storage import Attempt, Buffer, Done, Kind, Operation, TruncatedError, Value
 
 BLOCK = 4096
 
@@ -61,7 +63,7 @@ class SimulatedStorage:
     def read_now(self, offset: int, length: int) -> None:
         raise NotImplementedError
 
-    def write_now(self, offset: int, data: Buffer) -> bool:
+    def write_now(self, offset: int, data: Buffer) -> Attempt:
         raise NotImplementedError
 
     def submit(self, operation: Operation, done: Done) -> None:
@@ -158,7 +160,7 @@ def make_bench(
     threshold: int = 1,
     size: int = 1 << 16,
     timeout_s: float = 8.0,
-    repair: Repair | None = None,
+    repairer: type[Rewriting] | None = None,
     zero_kind: Kind | None = None,
     storage: type[SimulatedStorage] = SimulatedStorage,
 ) -> Bench:
@@ -166,16 +168,15 @@ def make_bench(
     files = [storage(nursery, size) for _ in range(count)]
     told: list[Event] = []
     replicas = [Replica(i, f"r{i}", file, timeout_s) for i, file in enumerate(files)]
-    disk = Disk(
+    mirror = Mirror(
         replicas,
         size,
         Volatile(replicas, size, threshold),
         threshold=threshold,
         pattern=pattern,
-        repair=repair,
         search_s=timeout_s,
-        zero_kind=zero_kind,
         events=EventLog("disk", told.append),
     )
+    disk = Disk(mirror, None if repairer is None else repairer(mirror), zero_kind=zero_kind)
     nursery.start_soon(disk.run)
     return Bench(disk, files, told)

@@ -29,9 +29,10 @@ from support.sparse import (
     fallocate,
 )
 
-from quorumfs import storage
+from quorumfs import punching
+from quorumfs.filestorage import FileStorage
 from quorumfs.replica import Gathering, Replica
-from quorumfs.storage import FileStorage, Kind, Operation
+from quorumfs.storage import Kind, Operation
 
 KIB, MIB, TIB = 1 << 10, 1 << 20, 1 << 40
 BLOCK = 4096
@@ -145,7 +146,7 @@ async def test_a_missing_mode_is_asked_for_once(
             ctypes.set_errno(errno.EOPNOTSUPP)
             return -1
 
-    monkeypatch.setattr(storage, "_libc", Libc)
+    monkeypatch.setattr(punching, "_libc", Libc)
     path = tmp_path / "a.img"
     path.write_bytes(NOISE)
     file = FileStorage(os.open(path, os.O_RDWR), len(NOISE), "a")

@@ -4,7 +4,6 @@ import errno
 import math
 import random
 from contextlib import nullcontext
-from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -21,12 +20,10 @@ from support.simulated import (
 from trio.testing import MockClock
 
 from quorumfs.assembly import State
-from quorumfs.disk import TICK_S
 from quorumfs.patterns import Blkverify, Fifo, Quorum, ReadPattern
-from quorumfs.repair.rewrite import read_and_rewrite
+from quorumfs.repair.rewrite import Rewriting
 from quorumfs.storage import Kind, Operation
-
-rewrite = partial(read_and_rewrite, outvoted=True)
+from quorumfs.watchdog import TICK_S
 
 BLOCK = 4096
 X, Y = b"x" * BLOCK, b"y" * BLOCK
@@ -296,10 +293,11 @@ async def test_a_read_of_many_gaps_is_one_request(
 async def test_a_repair_that_fails_costs_no_reader_its_data(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    async def failing(*_: object) -> bytes:
-        raise OSError(errno.EIO, "the replicas failed meanwhile")
+    class Failing(Rewriting):
+        async def rewrite(self, offset: int, length: int) -> bytes:
+            raise OSError(errno.EIO, "the replicas failed meanwhile")
 
-    bench = make_bench(nursery, 2, pattern=Fifo(), repair=failing)
+    bench = make_bench(nursery, 2, pattern=Fifo(), repairer=Failing)
     bench.files[0].choose = fails(errno.EIO, Kind.READ)
     assert await bench.disk.read(0, BLOCK) == bytes(BLOCK)
 
@@ -412,7 +410,7 @@ async def test_a_tie_is_answered_by_the_first_listed_and_rewrites_nothing(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     """P4."""
-    bench = make_bench(nursery, 4, pattern=Quorum(2), threshold=2, repair=rewrite)
+    bench = make_bench(nursery, 4, pattern=Quorum(2), threshold=2, repairer=Rewriting)
     for file, data in zip(bench.files, (X, Y, Y, X), strict=True):
         file.content[:BLOCK] = data
     assert await bench.disk.read(0, BLOCK) == X
@@ -424,7 +422,7 @@ async def test_rewrite_repairs_what_could_not_be_read(
     nursery: trio.Nursery, autojump_clock: MockClock, pattern: ReadPattern
 ) -> None:
     """A bad sector, which the disk remaps when it is written."""
-    bench = make_bench(nursery, 3, pattern=pattern, threshold=2, repair=rewrite)
+    bench = make_bench(nursery, 3, pattern=pattern, threshold=2, repairer=Rewriting)
     bad, *good = bench.files
     for file in good:
         file.content[:BLOCK] = X
@@ -438,7 +436,7 @@ async def test_rewrite_repairs_what_could_not_be_read(
 async def test_rewrite_gives_back_a_missed_write(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
-    bench = make_bench(nursery, 2, pattern=Fifo(), repair=rewrite)
+    bench = make_bench(nursery, 2, pattern=Fifo(), repairer=Rewriting)
     bench.files[0].choose = fails(errno.EIO, Kind.WRITE)
     await bench.disk.write(0, X)
     bench.files[0].choose = takes(0)
@@ -451,7 +449,7 @@ async def test_a_repair_never_writes_back_what_a_guest_has_replaced(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     """R6: a write comes between the read that found the damage and the repair."""
-    bench = make_bench(nursery, 3, pattern=Quorum(2), threshold=2, repair=rewrite)
+    bench = make_bench(nursery, 3, pattern=Quorum(2), threshold=2, repairer=Rewriting)
     for file in bench.files:
         file.choose = lambda operation: Fault(1.5 if operation.kind is Kind.WRITE else 1)
     bench.files[2].content[:BLOCK] = b"rot" + bytes(BLOCK - 3)
@@ -488,14 +486,14 @@ async def test_the_end_of_the_disk(nursery: trio.Nursery, autojump_clock: MockCl
 @pytest.mark.parametrize(
     ("count", "threshold", "pattern"), [(2, 1, Fifo()), (3, 2, Quorum(2)), (3, 1, Fifo())]
 )
-@pytest.mark.parametrize("repair", [None, rewrite])
+@pytest.mark.parametrize("repairer", [None, Rewriting])
 async def test_no_read_is_ever_older_than_what_was_acknowledged(
     autojump_clock: MockClock,
     seed: int,
     count: int,
     threshold: int,
     pattern: ReadPattern,
-    repair: object,
+    repairer: type[Rewriting] | None,
 ) -> None:
     """P1 under slow, failing and hanging replicas, with clients on overlapping neighbour blocks.
 
@@ -508,7 +506,7 @@ async def test_no_read_is_ever_older_than_what_was_acknowledged(
             count,
             pattern=pattern,
             threshold=threshold,
-            repair=repair,  # type: ignore[arg-type]
+            repairer=repairer,
             timeout_s=1,
         )
         for index, file in enumerate(bench.files):

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from support.closing import close
 from support.faultfs import FaultFS
 
-from quorumfs import storage
+from quorumfs import filestorage, pagecache
+from quorumfs.filestorage import CHEAP_MAX, DOUBTS, FileStorage
 from quorumfs.filesystems import Locality, locality
 from quorumfs.promptness import PROMPT_NS, REST_NS, TOO_LONG_NS, WATCHED_NS, Promptness
-from quorumfs.storage import CHEAP_MAX, DOUBTS, FileStorage, Kind, Operation, Value
+from quorumfs.storage import Attempt, Kind, Operation, Value
 
 SIZE = 1 << 20
 FIRST, LONGEST = REST_NS
@@ -115,7 +116,7 @@ def image(tmp_path: Path) -> Path:
 def test_what_is_in_the_page_cache_is_read_and_written_at_once(image: Path) -> None:
     def test(file: FileStorage) -> None:
         assert file.prompt
-        assert file.write_now(4096, b"new" * 100)
+        assert file.write_now(4096, b"new" * 100) is Attempt.DONE
         assert file.read_now(4096, 300) == b"new" * 100
 
     with_storage(image, test)
@@ -178,7 +179,7 @@ def test_reads_that_are_not_cached_are_not_tried_while_that_is_to_be_expected(
     def test(file: FileStorage) -> None:
         nonlocal cached
         monkeypatch.setattr(os, "preadv", counted)
-        monkeypatch.setattr(storage, "is_cached", lambda *_: cached)
+        monkeypatch.setattr(filestorage, "is_cached", lambda *_: cached)
         cached = False
         assert file.read_now(0, 4096) is None
         assert not tried, "nothing has shown yet that anything is cached"
@@ -197,11 +198,11 @@ def test_reads_that_are_not_cached_are_not_tried_while_that_is_to_be_expected(
 def test_the_kernel_is_asked_what_is_cached(image: Path) -> None:
     with image.open("rb") as file:
         os.pread(file.fileno(), SIZE, 0)
-        assert storage.is_cached(file.fileno(), 100, 8192)
+        assert pagecache.is_cached(file.fileno(), 100, 8192)
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         release = tuple(int(part) for part in os.uname().release.split(".")[:2])
-        assert storage.is_cached(file.fileno(), 100, 8192) is (release < (6, 5))
+        assert pagecache.is_cached(file.fileno(), 100, 8192) is (release < (6, 5))
 
 
 def outcome_of(file: FileStorage, kind: Kind) -> OSError | None:
@@ -224,12 +225,12 @@ def test_an_error_of_a_write_is_told_and_not_tried_away(
     def test(file: FileStorage) -> None:
         with monkeypatch.context() as context:
             context.setattr(os, "pwrite", fails)
-            assert not file.write_now(4096, b"new!")
-        assert not file.write_now(4096, b"new!"), "nothing may come before it is told"
+            assert file.write_now(4096, b"new!") is Attempt.PARTLY
+        assert file.write_now(4096, b"new!") is Attempt.NOTHING, "before it is told"
         error = outcome_of(file, kind)
         assert error is not None
         assert error.errno == errno.EIO
-        assert file.write_now(4096, b"new!")
+        assert file.write_now(4096, b"new!") is Attempt.DONE
 
     with_storage(image, test)
 
@@ -323,10 +324,10 @@ def test_a_write_does_not_wait_for_a_search(image: Path, monkeypatch: pytest.Mon
         done = trio.Event()
         file.submit(Operation(Kind.SEEK_HOLE, 0, 0), lambda *_: done.set())
         searching.wait()
-        assert not file.write_now(0, b"new!")
+        assert file.write_now(0, b"new!") is Attempt.NOTHING
         may_go_on.set()
         await done.wait()
-        assert file.write_now(0, b"new!")
+        assert file.write_now(0, b"new!") is Attempt.DONE
         await close(file)
 
     trio.run(run)
@@ -337,7 +338,7 @@ def test_a_truncated_image_is_neither_read_nor_made_long_again(image: Path) -> N
 
     def test(file: FileStorage) -> None:
         assert file.read_now(4096, 8192) is None
-        assert not file.write_now(16384, b"x" * 4096)
+        assert file.write_now(16384, b"x" * 4096) is Attempt.NOTHING
 
     os.truncate(image, 8192)
     with_storage(image, test)

@@ -10,10 +10,11 @@ import trio
 from support.closing import close
 from support.sparse import allocated
 
+from quorumfs import punching
 from quorumfs import reach as module
-from quorumfs import storage
+from quorumfs.filestorage import FileStorage
 from quorumfs.reach import FLOOR, GROWTH_MAX, LEAST, LONG_NS, Reach
-from quorumfs.storage import FileStorage, Kind, Operation, Value
+from quorumfs.storage import Kind, Operation, Value
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 SIZE = 4 * TIB
@@ -105,7 +106,7 @@ async def zeroed(file: FileStorage, offset: int, end: int) -> list[tuple[int, in
 def sparse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An image of 4 TiB with 1 MiB of data at each TiB; no machine is too busy here."""
     monkeypatch.setattr(module, "LONG_NS", 10**12)
-    monkeypatch.setattr(storage, "LONG_NS", 10**12)
+    monkeypatch.setattr(punching, "LONG_NS", 10**12)
     path = tmp_path / "a.img"
     with path.open("wb") as file:
         file.truncate(SIZE)
@@ -136,7 +137,7 @@ async def test_a_piece_has_bounded_data_and_ends_at_a_whole_mib(
     monkeypatch.setattr(module, "GROWTH_MAX", 1)
     monkeypatch.setattr(module, "FLOOR", LEAST)
     file = opened(sparse)
-    file._reach.length = SIZE
+    file._puncher._reach.length = SIZE
     pieces = await zeroed(file, 4096, SIZE)
     assert len(pieces) == 5  # one for each piece of data, of which the first is cut
     assert all(stop % MIB == 0 for _, stop in pieces)
@@ -161,13 +162,13 @@ async def test_terabytes_of_zeros_are_never_written_at_once(
     class Libc:
         fallocate: Fallocate = staticmethod(refuse)
 
-    monkeypatch.setattr(storage, "_libc", Libc)
+    monkeypatch.setattr(punching, "_libc", Libc)
     file = opened(sparse)
     pieces = await zeroed(file, 0, 300 * MIB)
     assert asked == [LEAST]
     assert max(stop - start for start, stop in pieces) <= 64 * MIB
     assert allocated(sparse) >= 300 * MIB
-    file._modes_missing.clear()
+    file._puncher._modes_missing.clear()
     with pytest.raises(OSError, match="no holes any more"):
         await perform(file, Kind.DISCARD, 0, TIB)
     assert allocated(sparse) < 400 * MIB

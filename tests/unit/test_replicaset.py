@@ -22,6 +22,7 @@ from quorumfs.assembly import State
 from quorumfs.claim import Claim
 from quorumfs.control.events import EventLog
 from quorumfs.errors import UserError
+from quorumfs.filestorage import FileStorage
 from quorumfs.filesystems import Locality, locality
 from quorumfs.images import Image, open_again, open_set
 from quorumfs.metadata.sidecars import Sidecars
@@ -31,7 +32,6 @@ from quorumfs.replica import Replica
 from quorumfs.replicaset import _Reopener, _sidecar_storage, open_replica_set
 from quorumfs.sidecar import path_for
 from quorumfs.sidecarfile import holder, sign
-from quorumfs.storage import FileStorage
 
 SIZE = 1 << 20
 OPTIONS = parse_options([], 2)

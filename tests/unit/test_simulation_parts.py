@@ -29,8 +29,9 @@ from support.simulation.world import Life, World
 
 from quorumfs.assembly import assemble
 from quorumfs.dirtymap import INTENT, DirtyMap
+from quorumfs.filestorage import FileStorage
 from quorumfs.sidecar import PAGE, Identity, Sidecar
-from quorumfs.storage import FileStatus, FileStorage, Kind, Operation, TruncatedError, Value
+from quorumfs.storage import FileStatus, Kind, Operation, TruncatedError, Value
 
 SIZE = 1 << 18
 OLD, NEW, NEWER = b"o" * BLOCK, b"n" * BLOCK, b"w" * BLOCK

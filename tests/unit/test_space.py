@@ -9,9 +9,10 @@ from trio.testing import MockClock
 
 from quorumfs.assembly import State
 from quorumfs.control.space import LOOK_S, Space
+from quorumfs.filestorage import FileStorage
 from quorumfs.fuse.operations import DiskOperations
 from quorumfs.options import parse_options
-from quorumfs.storage import FileStorage, Usage
+from quorumfs.storage import Usage
 
 MIB = 1 << 20
 

@@ -18,11 +18,12 @@ import trio
 from support.closing import close
 from trio.testing import wait_all_tasks_blocked
 
-from quorumfs import storage as module
+from quorumfs import filestorage as module
 from quorumfs.control.whereabouts import Whereabouts
+from quorumfs.filestorage import FileStorage
 from quorumfs.filesystems import Locality, locality
 from quorumfs.replica import Replica
-from quorumfs.storage import FileStorage, Kind, Operation, TruncatedError, Value
+from quorumfs.storage import Attempt, Kind, Operation, TruncatedError, Value
 
 KIB = 1 << 10
 SIZE = 1200 * KIB
@@ -244,7 +245,7 @@ async def test_a_write_put_off_here_and_now_is_left_to_a_thread(
     """The daemon's loop does not wait, and the thread does not take it for failed."""
     async with opened(target, inline=True) as storage:
         puts_off = PutOff(monkeypatch, "pwrite", 2)
-        assert not storage.write_now(KIB, NEW)
+        assert storage.write_now(KIB, NEW) is Attempt.NOTHING
         assert puts_off.calls == 1
         await outcome(storage, Operation(Kind.WRITE, KIB, KIB, NEW))
         assert await outcome(storage, Operation(Kind.READ, KIB, KIB)) == NEW

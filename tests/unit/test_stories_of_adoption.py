@@ -268,7 +268,7 @@ async def a_tie_decided_by_a_lock(story: Story) -> None:
     for index in (0, 1):
         story.slow_down(index, 4.0)
     async with story.mounted() as guest:
-        locks = guest.mounted.disk.locks
+        locks = guest.mounted.disk.mirror.locks
         await guest.until(
             lambda: any(start <= EXTENTS[5] < end for start, end in locks.claimed()), every_s=0.1
         )

@@ -226,7 +226,7 @@ async def a_read_error_that_passes(story: Story) -> None:
         disk, sidecars = guest.mounted.disk, guest.mounted.sidecars
         story.fail_once(0, Kind.READ)
         spoil(story, [1])
-        if await cannot_be_read(disk, sidecars, disk.replicas, BAD, BLOCK):
+        if await cannot_be_read(disk.mirror, sidecars, disk.replicas, BAD, BLOCK):
             raise BrokenError("a place was given up that can be read")
         story.mend(1)
         await guest.read_surely(0, EXTENT)
@@ -277,10 +277,10 @@ async def bad_on_one_that_is_ejected_meanwhile(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0, EXTENT)
         disk, sidecars = guest.mounted.disk, guest.mounted.sidecars
-        if await cannot_be_read(disk, sidecars, [], BAD, BLOCK):
+        if await cannot_be_read(disk.mirror, sidecars, [], BAD, BLOCK):
             raise BrokenError("nobody was asked, and a place was given up")
         spoil(story, [0])
-        if await cannot_be_read(disk, sidecars, [disk.replicas[0]], BAD, BLOCK):
+        if await cannot_be_read(disk.mirror, sidecars, [disk.replicas[0]], BAD, BLOCK):
             raise BrokenError("another replica holds what was given up")
         story.mend(0)
         await guest.read_surely(BAD)

@@ -179,7 +179,7 @@ async def lost_by_all_and_heard_by_a_repair(story: Story) -> None:
         for at in (0, EXTENT):
             await _all_lose_what_was_written(story, guest, at)
             with suppress(OSError):
-                await guest.mounted.disk.sync()
+                await guest.mounted.disk.mirror.sync()
             await trio.sleep(5.0)
             await _one_flush_fails(guest)
             await guest.read_surely(at)
@@ -212,7 +212,7 @@ async def lost_by_all_and_never_flushed(story: Story) -> None:
     async with story.mounted() as guest:
         await _all_lose_what_was_written(story, guest)
         with suppress(OSError):
-            await guest.mounted.disk.sync()
+            await guest.mounted.disk.mirror.sync()
     if story.state.closed_well:
         raise BrokenError("an unmount succeeded over a write that all had lost")
     await story.ends_well()
@@ -237,7 +237,7 @@ async def lost_by_one_and_held_by_another(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write_surely(0)
         story.world.lose_pages(0)
-        await guest.mounted.disk.sync()
+        await guest.mounted.disk.mirror.sync()
         try:
             await guest.flush()
         except OSError as error:

@@ -27,6 +27,7 @@ from quorumfs.assembly import State
 from quorumfs.control.events import EventLog
 from quorumfs.disk import Disk
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.mirror import Mirror
 from quorumfs.patterns import Fifo, Quorum
 from quorumfs.replica import Replica
 from quorumfs.storage import CHANGES, Kind
@@ -51,16 +52,16 @@ async def mounted_read_only(story: Story, order: Sequence[int]) -> AsyncGenerato
             replicas.append(Replica(number, path, image, TIMEOUT_S, sidecar=sidecar))
         threshold = plan.record.threshold
         sidecars = Sidecars(replicas, plan, found, threshold=threshold, read_only=True)
-        disk = Disk(
+        mirror = Mirror(
             replicas,
             plan.record.size,
             sidecars,
             threshold=threshold,
             pattern=Fifo() if story.setup.fifo else Quorum(threshold),
-            repair=None,
             search_s=TIMEOUT_S,
             events=EventLog("disk", story.mounting.heard),
         )
+        disk = Disk(mirror)
         life.nursery.start_soon(disk.run)
         mounted = Mounted(paths, plan, disk, sidecars, None)  # type: ignore[arg-type]
         yield Guest(story, life, mounted)

@@ -49,7 +49,7 @@ async def joins_while_its_failed_sync_waits(story: Story) -> None:
         story.world.replicas[0].image_faults.script = wrong
         story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(2.0))  # the resync's last
         story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(25.0))
-        await guest.until(lambda: guest.mounted.disk.flushing, every_s=0.001)
+        await guest.until(lambda: guest.mounted.disk.mirror.flushing, every_s=0.001)
         await guest.write(EXTENTS[2])
         await guest.until(lambda: sidecars.ledger.joining, every_s=0.001)
         await trio.sleep(0.1)

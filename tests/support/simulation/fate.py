@@ -405,7 +405,7 @@ class Fate:
             self._world.replicas[index].image_faults.plan(Kind.WRITE, Fault(error=errno.EIO))
             await self._do(guest.write, *self._somewhere())
         if dice.random() < 0.5:
-            await self._do(self._mounted.disk.sync)
+            await self._do(self._mounted.disk.mirror.sync)
         await trio.sleep(dice.choice((0.0, dice.uniform(0.0, 90.0))))
         await self._do(guest.flush)
         await self._do(guest.read, 0, self._mounted.disk.size)

@@ -5,7 +5,6 @@ It follows `quorumfs.replicaset.ReplicaSet.make_disk`, `quorumfs.claiming` and t
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import trio
 
@@ -15,10 +14,10 @@ from quorumfs.control.events import Event, EventLog
 from quorumfs.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.mirror import Mirror
 from quorumfs.patterns import Fifo, Quorum
 from quorumfs.repair.comeback import ForeignError, Returned
 from quorumfs.repair.repairs import Repairs
-from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.replica import Replica
 from support.simulation.fate import TIMEOUT_S, Mounted
 from support.simulation.guest import REQUEST_MAX_S, BrokenError
@@ -63,15 +62,13 @@ class Mounting:
         threshold = plan.threshold
         tenure = self.claim(life, order, plan) if setup.claims else None
         sidecars = Sidecars(replicas, plan, found, threshold=threshold, tenure=tenure)
-        disk = Disk(
+        mirror = Mirror(
             replicas,
             plan.record.size,
             sidecars,
             threshold=threshold,
             pattern=Fifo() if setup.fifo else Quorum(threshold),
-            repair=partial(read_and_rewrite, outvoted=setup.rewrite_corrupted),
             search_s=TIMEOUT_S,
-            zero_kind=setup.zero_kind,
             events=EventLog("disk", self.heard),
         )
         present = {
@@ -93,9 +90,11 @@ class Mounting:
                 if claim is not None and tenure.lost_to(claim) and not claim.released:
                     raise ForeignError(f"in use by {claim}")
                 world.sign(index, tenure.mine)
-            return Returned(one, life.image(index, disk.size), life.sidecar(index))
+            return Returned(one, life.image(index, mirror.size), life.sidecar(index))
 
-        repairs = Repairs(disk, sidecars, reopen, present=present, limit=limit)
+        outvoted = setup.rewrite_corrupted
+        repairs = Repairs(mirror, sidecars, reopen, present=present, limit=limit, outvoted=outvoted)
+        disk = Disk(mirror, repairs, zero_kind=setup.zero_kind)
         mounted = Mounted(order, plan, disk, sidecars, repairs)
         life.nursery.start_soon(disk.run)
         try:

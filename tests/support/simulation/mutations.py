@@ -26,7 +26,7 @@ import trio
 
 from quorumfs import assembly, sidecar, voting
 from quorumfs import replica as replica_module
-from quorumfs.assembly import State, _Assembly
+from quorumfs.assembly import State, _Assembly, _Survey
 from quorumfs.dirtymap import INTENT
 from quorumfs.metadata import Outcome
 from quorumfs.metadata import content as content_module
@@ -327,7 +327,7 @@ def cleared_without_flush(monkeypatch: pytest.MonkeyPatch) -> None:
         while not self._work.stopping:
             await self._work.sleep(repairs_module.CLEAR_S)
             with suppress(OSError):
-                await self._sidecars.clear_marks(self._disk.locks.claimed)
+                await self._sidecars.clear_marks(self._mirror.locks.claimed)
 
     monkeypatch.setattr(Repairs, "_clear_marks", hasty)
 
@@ -372,7 +372,7 @@ def given_up_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def forget(self: Replica, now: float) -> None:
         abandon_overdue(self, now)
-        self._abandoned.clear()
+        self._in_flight.abandoned.clear()
 
     monkeypatch.setattr(Replica, "abandon_overdue", forget)
 
@@ -381,8 +381,8 @@ def opened_under_its_own_close(monkeypatch: pytest.MonkeyPatch) -> None:
     """R7: a file that is being closed is nothing to wait for."""
 
     def in_flight(self: Replica) -> int:
-        closing = sum(operation in self._closing for operation in self._in_flight)
-        return len(self._in_flight) + len(self._abandoned) - closing
+        closing = sum(operation in self._closing.under_way for operation in self._in_flight.waiting)
+        return len(self._in_flight) - closing
 
     monkeypatch.setattr(Replica, "in_flight", property(in_flight))
 
@@ -392,9 +392,9 @@ def sidecar_closed_after_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     go_on = Replica._go_on_closing
 
     def give_up(self: Replica, returned: Operation, error: OSError | None) -> None:
-        if error is not None and returned in self._closing:
-            self._in_flight.clear()
-            for storage, _ in self._closing.values():
+        if error is not None and returned in self._closing.under_way:
+            self._in_flight.waiting.clear()
+            for storage, _ in self._closing.under_way.values():
                 assert isinstance(storage, SimulatedStorage)
                 storage._in_flight.clear()  # the sidecar's close never happens
         go_on(self, returned, error)
@@ -528,15 +528,15 @@ def shown_before_settled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def latest_by_mtime(monkeypatch: pytest.MonkeyPatch) -> None:
     """R12: the image that was written to last, by its time, is the one that knows best."""
-    latest = _Assembly._latest
+    latest = _Survey._latest
 
-    def by_mtime(self: _Assembly) -> Record:
+    def by_mtime(self: _Survey) -> Record:
         latest(self)  # a split brain is still refused
-        usable = [one for one in self._found if one.path in self._present]
+        usable = [one for one in self.found if one.path in self.present]
         newest = max(usable, key=lambda one: one.image.mtime_ns if one.image else 0)
-        return self._present[newest.path].record
+        return self.present[newest.path].record
 
-    monkeypatch.setattr(_Assembly, "_latest", by_mtime)
+    monkeypatch.setattr(_Survey, "_latest", by_mtime)
 
 
 def timeouts_by_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:

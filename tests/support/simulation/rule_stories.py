@@ -20,13 +20,13 @@ from quorumfs.assembly import (
     State,
 )
 from quorumfs.dirtymap import UNVERIFIED, lacks
-from quorumfs.disk import TICK_S
 from quorumfs.repair import repairs as repairs_module
 from quorumfs.sidecar import (
     MAP_OFFSET,
     decode,
 )
 from quorumfs.storage import CHANGES, Kind, Operation
+from quorumfs.watchdog import TICK_S
 from support.simulation.copies import copies_used_alike, mounted_alone_and_only_read
 from support.simulation.fate import TIMEOUT_S
 from support.simulation.guest import REQUEST_MAX_S, BrokenError
@@ -573,7 +573,7 @@ async def all_lose_what_a_repair_hears_of(story: Story) -> None:
             story.world.lose_pages(index)
         story.oracle.lost(story.world.contents())
         with suppress(OSError):
-            await guest.mounted.disk.sync()
+            await guest.mounted.disk.mirror.sync()
         with suppress(OSError):
             await guest.flush()
     await story.ends_well()

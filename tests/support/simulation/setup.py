@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from unittest import mock
 
-from quorumfs import dirtymap
-from quorumfs import disk as disk_module
+from quorumfs import dirtymap, zeroing
 from quorumfs import sidecar as sidecar_module
 from quorumfs.assembly import new_record
 from quorumfs.dirtymap import UNVERIFIED, DirtyMap, lacks
@@ -49,8 +48,8 @@ class Scale:
                 (work_module, "BATCH", self.batch),
                 (epochs_module, "CHUNKS_MAX", self.chunk_set_max),
                 (intents_module, "MISSES_MAX", self.misses_max),
-                (disk_module, "ZEROS_MAX", 2 * self.piece),
-                (disk_module, "LEAST", self.piece // 2),
+                (zeroing, "STEP_MAX", 2 * self.piece),
+                (zeroing, "LEAST", self.piece // 2),
             ):
                 stack.enter_context(mock.patch.object(module, name, value))
             yield

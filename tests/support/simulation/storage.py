@@ -19,6 +19,7 @@ import trio
 
 from quorumfs.storage import (
     CHANGES,
+    Attempt,
     Buffer,
     Done,
     FileStatus,
@@ -283,8 +284,9 @@ class SimulatedStorage:
     def read_now(self, offset: int, length: int) -> bytes | None:
         return cast("bytes | None", self._now(Operation(Kind.READ, offset, length)))
 
-    def write_now(self, offset: int, data: Buffer) -> bool:
-        return self._now(Operation(Kind.WRITE, offset, len(data), bytes(data))) is not None
+    def write_now(self, offset: int, data: Buffer) -> Attempt:
+        written = self._now(Operation(Kind.WRITE, offset, len(data), bytes(data))) is not None
+        return Attempt.DONE if written else Attempt.PARTLY
 
     def _now(self, operation: Operation) -> Value | None:
         """Do it, if nothing is to become of it that takes time."""

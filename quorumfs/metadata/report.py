@@ -1,0 +1,37 @@
+"""What status shows of a set with sidecars, taken from its ledger without waiting."""
+
+from quorumfs.dirtymap import UNVERIFIED
+from quorumfs.metadata import AbsentReplica, ReplicaReport, SetReport
+from quorumfs.metadata.ledger import Ledger
+from quorumfs.replica import Replica
+
+
+def report_on(ledger: Ledger, replica: Replica) -> ReplicaReport:
+    """What status shows of *replica*."""
+    if replica.slot is None:
+        return ReplicaReport(reason=replica.reason)
+    lacking = ledger.map.lacking_bytes(replica.slot)
+    return ReplicaReport(
+        ledger.record.roles[replica.slot].replica_id,
+        lacking,
+        replica.reason,
+        truncated=replica in ledger.content.truncated,
+        lost=bool(lacking) or replica in ledger.content.unsafe,
+    )
+
+
+def report_on_set(ledger: Ledger) -> SetReport:
+    """What status shows of the whole set."""
+    record, given = ledger.record, {replica.slot for replica in ledger.replicas}
+    return SetReport(
+        "sidecar",
+        record.set_id,
+        record.generation,
+        tuple(
+            AbsentReplica(role.path, role.replica_id, ledger.map.lacking_bytes(slot))
+            for slot, role in enumerate(record.roles)
+            if slot not in given
+        ),
+        unequal=bool(ledger.agreement.divergent),
+        unverified=bool(ledger.map.count(UNVERIFIED)),
+    )

@@ -28,6 +28,15 @@ class _Flush(NamedTuple):
     """The members that lacked something when it began."""
 
 
+class Belief(NamedTuple):
+    """What a choice of sources was made from."""
+
+    losses: int
+    """How often a member had lost something."""
+    members: frozenset[Replica]
+    """The replicas that were current."""
+
+
 class Chunks:
     """The chunks of one disk."""
 
@@ -131,6 +140,17 @@ class Chunks:
         """
         covered = map(self.epochs.covered, self.content.members)
         return all(epoch >= self._diverged_in for epoch in covered)
+
+    def believe(self) -> Belief:
+        """What a choice of sources that is made now is made from; see `still_believed`."""
+        return Belief(self.content.losses, frozenset(self.content.members))
+
+    def still_believed(self, belief: Belief) -> bool:
+        """Whether no member lost anything, and none joined, since *belief*: a choice of sources
+        that was made then, before an await, still holds.
+        """
+        same = belief.losses == self.content.losses
+        return same and belief.members.issuperset(self.content.members)
 
     # What a sync that fails means
 

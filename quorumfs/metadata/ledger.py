@@ -15,7 +15,6 @@ Much of that is in memory alone: an ``INTENT`` mark stands for it in the sidecar
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from quorumfs.assembly import Found, Plan, State
 from quorumfs.dirtymap import INTENT, UNVERIFIED, lacks
@@ -71,15 +70,6 @@ class Membership:
             recorded=recorded,
             ready=may_change and not joining and len(members) >= records.threshold,
         )
-
-
-class Belief(NamedTuple):
-    """What a choice of sources was made from."""
-
-    losses: int
-    """How often a member had lost something."""
-    members: frozenset[Replica]
-    """The replicas that were current."""
 
 
 class Ledger:
@@ -311,17 +301,6 @@ class Ledger:
         if target is None or target.gets(chunks, mirrored=mirrored):
             return self.membership.receivers
         return self.members
-
-    def believe(self) -> Belief:
-        """What a choice of sources that is made now is made from; see `still_believed`."""
-        return Belief(self.content.losses, frozenset(self.members))
-
-    def still_believed(self, belief: Belief) -> bool:
-        """Whether no member lost anything, and none joined, since *belief*: a choice of sources
-        that was made then, before an await, still holds.
-        """
-        same = belief.losses == self.content.losses
-        return same and belief.members.issuperset(self.members)
 
     def equalized(self, chunks: range) -> None:
         """Note that all members were given the same in *chunks*."""

@@ -200,9 +200,9 @@ class Settling:
         for start, stop, settled in segments(chunks.start, chunks.stop, [divergent]):
             # What is settled may differ for another reason, which a vote or an operator decides.
             for part, sources in known.sources.of(range(start, stop)) if not settled else ():
-                belief = ledger.believe()
+                belief = known.believe()
                 equal, refused = await self._settle_part(*self._work.bounds(part), sources)
-                if not ledger.still_believed(belief):
+                if not known.still_believed(belief):
                     # One lost what it was given, or joined without it: once more.
                     equal = await self._settle_heard(part)
                 elif refused:

@@ -15,7 +15,7 @@ from quorumfs.assembly import State
 from quorumfs.metadata import Outcome, succeeded
 from quorumfs.mirror import Mirror
 from quorumfs.reading import read_locked
-from quorumfs.storage import Attempt, Buffer, Bytes, FileStatus, Kind
+from quorumfs.storage import DONE, NOTHING, PARTLY, Attempt, Buffer, Bytes, FileStatus, Kind
 from quorumfs.voting import BLOCK, voted_error
 from quorumfs.watchdog import Watchdog
 from quorumfs.zeroing import Zeroing
@@ -134,7 +134,7 @@ class Disk:
 
         Raises ENOSPC at or behind the end.
         """
-        if self.write_now(offset, data) is Attempt.DONE:
+        if self.write_now(offset, data) is DONE:
             return len(data)
         length = min(len(data), self.size - offset)
         if length <= 0:
@@ -186,9 +186,9 @@ class Disk:
             or not self._locks.free(offset, offset + length, exclusive=True)
             or self._to_be_zeros(offset, data)
         ):
-            return Attempt.NOTHING
+            return NOTHING
         attempt = self._write_now(offset, data)
-        if attempt is Attempt.DONE:
+        if attempt is DONE:
             self.mirror.requests += 1
         return attempt
 
@@ -196,15 +196,15 @@ class Disk:
         """As `write_now`, for who knows that the range is not locked by anybody else."""
         receivers = self.ledger.begin_now(offset, len(data))
         if not receivers:
-            return Attempt.NOTHING
+            return NOTHING
         for replica in receivers:
             if not replica.prompt:
-                return Attempt.NOTHING
+                return NOTHING
         for replica in receivers:
             attempt = replica.write_now(offset, data)
-            if attempt is not Attempt.DONE:
-                return attempt if replica is receivers[0] else Attempt.PARTLY
-        return Attempt.DONE
+            if attempt is not DONE:
+                return attempt if replica is receivers[0] else PARTLY
+        return DONE
 
     def _to_be_zeros(self, offset: int, data: Buffer) -> bool:
         """Whether a write of zeros is to become a request for them."""
@@ -252,7 +252,7 @@ class Disk:
             if not self.ledger.prepared(offset, length):
                 await metadata.prepare(offset, length, ahead=True)
                 small_write = kind is Kind.WRITE and length <= NOW_MAX
-                if small_write and self._write_now(offset, data) is Attempt.DONE:
+                if small_write and self._write_now(offset, data) is DONE:
                     return  # often nothing but the mark was in the way
             claim.changes = ((offset, offset + length),)
             receivers = self.ledger.begin(offset, length)

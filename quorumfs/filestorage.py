@@ -13,6 +13,9 @@ from quorumfs.punching import Puncher
 from quorumfs.regularfile import RegularFile
 from quorumfs.storage import (
     CHANGES,
+    DONE,
+    NOTHING,
+    PARTLY,
     Attempt,
     Buffer,
     Bytes,
@@ -183,7 +186,7 @@ class FileStorage:
 
     def write_now(self, offset: int, data: Buffer) -> Attempt:
         if self._workers.holding or self._lost is not None:
-            return Attempt.NOTHING
+            return NOTHING
         file = self._file
         waits = _waits() if self.promptness.watched else None
         began = perf_counter_ns()
@@ -191,7 +194,7 @@ class FileStorage:
         try:
             # Not fstat, which takes three times as long; what that is better for is never local.
             if os.lseek(file.fd, 0, os.SEEK_END) < file.size:
-                return Attempt.NOTHING
+                return NOTHING
             written = os.pwrite(file.fd, data, offset)
         except BlockingIOError:
             pass  # a thread can wait until it goes
@@ -200,8 +203,8 @@ class FileStorage:
         if perf_counter_ns() - began > PROMPT_NS:
             self._was_slow(began, waits)
         if written == len(data):
-            return Attempt.DONE
-        return Attempt.PARTLY if written or self._lost is not None else Attempt.NOTHING
+            return DONE
+        return PARTLY if written or self._lost is not None else NOTHING
 
     def _was_slow(self, began: int, waits: int | None) -> None:
         now = perf_counter_ns()
@@ -216,7 +219,7 @@ class FileStorage:
             and operation.kind is Kind.WRITE
             and operation.length <= CHEAP_MAX
             and self.prompt
-            and self.write_now(operation.offset, operation.data) is Attempt.DONE
+            and self.write_now(operation.offset, operation.data) is DONE
         ):
             done(operation, 0, None)
             return

@@ -11,7 +11,7 @@ from quorumfs.assembly import State
 from quorumfs.filestorage import FileStorage
 from quorumfs.health import Health
 from quorumfs.sidecar import SUFFIX
-from quorumfs.storage import CHANGES, Attempt, Buffer, Bytes, Kind, Operation, Storage, Value
+from quorumfs.storage import CHANGES, DONE, Attempt, Buffer, Bytes, Kind, Operation, Storage, Value
 
 log = logging.getLogger(__name__)
 
@@ -301,7 +301,7 @@ class Replica:
         """Write here and now; what is not done must be submitted."""
         assert self._image is not None
         attempt = self._image.write_now(offset, data)
-        if attempt is Attempt.DONE:
+        if attempt is DONE:
             counters = self.counters
             counters.writes += 1
             counters.bytes_written += len(data)

@@ -39,7 +39,7 @@ from quorumfs.control.space import Space
 from quorumfs.disk import Disk
 from quorumfs.fuse import shim
 from quorumfs.options import MountOptions
-from quorumfs.storage import Attempt, Bytes
+from quorumfs.storage import DONE, Bytes
 
 log = logging.getLogger(__name__)
 
@@ -259,7 +259,7 @@ class DiskOperations(pyfuse3.Operations):
         if handle.durable or fh & shim.DURABLE_WRITE or self._options.sync:
             return False
         handle.wrote = True
-        return self._disk.write_now(offset, data) is Attempt.DONE
+        return self._disk.write_now(offset, data) is DONE
 
     async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
         """Zeros, holes and reserved space inside the disk (the modes are those of fallocate(2)).

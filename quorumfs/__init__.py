@@ -1,39 +1,30 @@
 """One virtual disk kept as N full copies, shown by a FUSE mount as one file, ``disk.img``.
 
-The rooms, top to bottom (imports point downwards only):
+The rooms, top to bottom. Imports point downwards only (``tests/unit/test_layout.py``):
 
 ``cli``
     The commands: parsing, printing, nothing else.
-``mounting``, ``administration``
-    The life of one mount, and what is done to a set that is not mounted.
+``mount``
+    The life of one mount, from paths to a disk that is served, and what is done to a set that is
+    not mounted.
 ``fuse``
-    The FUSE edge: one directory, one file.
+    The FUSE edge: the kernel's requests for one directory and one file.
 ``control``
-    Events, the log, status and its socket, the runtime directory, the kernel's table of mounts:
-    what an operator sees. Never waits for data.
-``replicaset``
-    From paths to a disk: files opened, assembled, and put under it.
-``disk``, ``zeroing``, ``watchdog``
-    The replicated disk, as a guest sees it: the only place that orders its requests.
+    What an operator sees of a mount, through its socket, status and log; it never waits for data.
 ``repair``
-    Work on the replicas that no guest asked for, or that a request of the disk has to wait for.
-``reading``, ``holes``
-    What replicas hold, taken together.
-``mirror``, ``flushing``, ``rangelock``
-    The replicas asked together, and the locks under which that is done.
+    Work on the replicas that no guest asked for, under the locks of the disk.
+``disk``
+    The replicated disk: the only place that orders a request, and the events it tells of.
 ``metadata``
-    Who holds what, and how that is remembered: in memory, or in the sidecars.
-``assembly``, ``lineage``, ``resolution``, ``dirtymap``, ``patterns``, ``voting``, ``ranges``,
-``reach``
-    Decisions: no I/O, no clock, no scheduler.
-``replica``, ``health``, ``storage``, ``images``, ``sidecar``, ``sidecarfile``
-    One replica: what is in flight on it, how it does, its files, and how they are opened, locked
-    and read.
-``filestorage``, ``workers``, ``regularfile``, ``punching``, ``pagecache``, ``promptness``
-    A real file below ``storage``: its threads, its system calls, and what needs no thread.
-``options``, ``limits``, ``sectors``
-    The mount options and every message about a bad one; what the process is allowed; what a guest
-    can do with a size.
+    Who holds what: the ledger knows it without I/O, and around it the sidecars or memory keep it.
+``replica``
+    One replica: what is in flight on it, its files, and how they are opened, locked and read.
+``options``
+    The mount options, and every message about a bad one.
+``decisions``
+    Facts in, decisions out: no I/O, no clock, no scheduler.
+``errors``
+    What a user is told when something cannot be done, and the exit codes.
 """
 
 from importlib.metadata import version

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from quorumfs.dirtymap import CHUNK_MIN, EXTENT
+from quorumfs.decisions.dirtymap import CHUNK_MIN, EXTENT
 from quorumfs.errors import UsageError
 
 

@@ -18,7 +18,7 @@ from quorumfs.cli.resolve import resolve
 from quorumfs.cli.status import status
 from quorumfs.cli.umount import umount
 from quorumfs.errors import ExitCode, UserError
-from quorumfs.limits import reset
+from quorumfs.mount.limits import reset
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)

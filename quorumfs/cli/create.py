@@ -44,7 +44,7 @@ def create(
     Either new ones of --size, all zeros; or copies of --source, which is one of the replicas. If
     that was interrupted, the same command goes on.
     """
-    from quorumfs.administration import create_empty, create_from  # noqa: PLC0415 (see mount)
+    from quorumfs.mount.administration import create_empty, create_from  # noqa: PLC0415 (see mount)
 
     if (size is None) == (source is None):
         raise UsageError("give either --size or --source")

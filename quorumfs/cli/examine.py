@@ -14,37 +14,28 @@ from typing import Any
 
 import click
 
-from quorumfs.answers import PATIENCE_S, Answer, UnansweredError, ask_all
-from quorumfs.assembly import (
+from quorumfs.cli.output import forget_stdout, printable
+from quorumfs.control.status import human_bytes
+from quorumfs.decisions.assembly import (
     AssemblyRefusedError,
-    Found,
-    Plan,
     assemble,
     image_changed,
     image_unproven,
 )
-from quorumfs.claim import Claim, FoundClaim, Standing, in_the_way, standing
-from quorumfs.claimant import claim_of_this_mount, runs
-from quorumfs.claiming import MOUNT
-from quorumfs.cli.output import forget_stdout, printable
-from quorumfs.control.status import human_bytes
-from quorumfs.daemon import apart
-from quorumfs.dirtymap import INTENT, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.claim import Claim, FoundClaim, Standing, in_the_way, standing
+from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.model import Found, Plan
+from quorumfs.decisions.record import SUFFIX, UNKNOWN_IDENTITY, Identity, Record, Sidecar, path_for
+from quorumfs.decisions.sidecar import FormatError, UnknownVersionError
 from quorumfs.errors import ExitCode
-from quorumfs.filesystems import close
-from quorumfs.images import lasting_identity, passing_identity
-from quorumfs.ofdlock import could_lock
-from quorumfs.sidecar import (
-    SUFFIX,
-    UNKNOWN_IDENTITY,
-    FormatError,
-    Identity,
-    Record,
-    Sidecar,
-    UnknownVersionError,
-    path_for,
-)
-from quorumfs.sidecarfile import holder, misplaced, open_regular, read_claim, read_sidecar
+from quorumfs.mount.daemon import apart
+from quorumfs.replica.answers import PATIENCE_S, Answer, UnansweredError, ask_all
+from quorumfs.replica.claimant import claim_of_this_mount, runs
+from quorumfs.replica.claiming import MOUNT
+from quorumfs.replica.filesystems import close
+from quorumfs.replica.images import lasting_identity, passing_identity
+from quorumfs.replica.ofdlock import could_lock
+from quorumfs.replica.sidecarfile import holder, misplaced, open_regular, read_claim, read_sidecar
 
 SCHEMA = 1
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import click
 
-from quorumfs.assembly import State
 from quorumfs.cli.output import complain
 from quorumfs.control import client
 from quorumfs.control.status import DiskState, Status, describe
-from quorumfs.daemon import run_detached
+from quorumfs.decisions.model import State
+from quorumfs.decisions.sectors import unreachable
 from quorumfs.errors import ExitCode, UserError
+from quorumfs.mount.daemon import run_detached
 from quorumfs.options import options_help, parse_options
-from quorumfs.sectors import unreachable
 
 
 class _MountCommand(click.Command):
@@ -64,7 +64,7 @@ def mount(
     """
     options = parse_options(texts, len(replicas))
     # Only now: a refusal needs no FUSE, and what it imports takes most of the start-up time.
-    from quorumfs.mounting import MountPlan, serve  # noqa: PLC0415
+    from quorumfs.mount.life import MountPlan, serve  # noqa: PLC0415
 
     plan = MountPlan(
         [os.path.abspath(path) for path in replicas],

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from quorumfs.daemon import apart
+from quorumfs.mount.daemon import apart
 
 
 @click.command()
@@ -23,7 +23,7 @@ def resolve(
     REPLICA... are all replicas, the one to keep among them; none may be mounted. Only sidecars are
     written: the next mount copies what differs. An image without a sidecar becomes a member.
     """
-    from quorumfs import administration  # noqa: PLC0415 (see mount)
+    from quorumfs.mount import administration  # noqa: PLC0415 (see mount)
 
     resolution = apart(
         lambda: administration.keep(keep, replicas, dry_run=dry_run, takeover=takeover)

@@ -1,4 +1,4 @@
-"""What an operator sees of a mount: events, the log, the runtime directory.
+"""What an operator sees of a mount: the status, its socket, the log, the runtime directory.
 
 Nothing here waits for data I/O, and nothing on the way of a request waits for it.
 """

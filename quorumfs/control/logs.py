@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from quorumfs.control import runtime
-from quorumfs.control.events import Event
+from quorumfs.control.status import Status, describe, human_bytes
+from quorumfs.disk.events import Event
 from quorumfs.errors import UserError
 
 SYSLOG_SOCKET = "/dev/log"
@@ -179,3 +180,18 @@ def _syslog() -> logging.Handler:
     )
     handler.ident = "quorumfs: "
     return handler
+
+
+def status_event(status: Status) -> Event:
+    """All of *status*, for the log."""
+    facts = [
+        f"{replica.path} is {replica.state}, {replica.in_flight} requests in flight, "
+        f"{replica.errors.total} errors, {human_bytes(replica.out_of_sync_bytes)} out of sync"
+        for replica in status.replicas
+    ]
+    if (resync := status.resync) is not None:
+        done, total = human_bytes(resync.done_bytes), human_bytes(resync.total_bytes)
+        facts.append(f"{resync.kind.value}: {done} of {total}")
+    text = f"{status.mountpoint} is {status.state.value}: "
+    text += "; ".join([*facts, *describe(status), *status.notes])
+    return Event("STATUS", status.to_json(), text, logging.INFO)

@@ -24,7 +24,7 @@ import xxhash
 
 from quorumfs.control import mounts
 from quorumfs.errors import UserError
-from quorumfs.ofdlock import could_lock, try_lock
+from quorumfs.replica.ofdlock import could_lock, try_lock
 
 SHARED = Path("/tmp")  # noqa: S108 (what is there is checked to be the user's)
 """Where users make directories side by side."""

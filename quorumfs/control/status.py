@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any
 
-from quorumfs.assembly import State
 from quorumfs.control import schema
+from quorumfs.decisions.model import State
 from quorumfs.errors import ExitCode
 
 SCHEMA = 1
@@ -187,7 +187,7 @@ class ReplicaStatus:
     replica_id: Id | None = field(metadata=schema.key("id"))
     """None without metadata."""
     state: Word
-    """A value of `quorumfs.assembly.State`."""
+    """A value of `quorumfs.decisions.model.State`."""
     reason: str | None = None
     """Why it is not current, or what is wrong with it although it is."""
     reads: int = 0

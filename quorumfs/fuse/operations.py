@@ -35,11 +35,11 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from quorumfs.control.space import Space
-from quorumfs.disk import Disk
+from quorumfs.disk.disk import Disk
 from quorumfs.fuse import shim
 from quorumfs.options import MountOptions
-from quorumfs.storage import DONE, Bytes
+from quorumfs.replica.space import Space
+from quorumfs.replica.storage import DONE, Bytes
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import trio
 from quorumfs.errors import UserError
 from quorumfs.fuse import shim
 from quorumfs.fuse.operations import FILE_INODE, DiskOperations
-from quorumfs.replica import Gathering
+from quorumfs.replica.replica import Gathering
 
 REQUESTS_MAX = 1024
 """Requests handled at a time. The kernel limits asynchronous ones by itself, but every thread

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 
 import trio
 
-from quorumfs.assembly import State
-from quorumfs.claim import CHECK_S, Claim, Tenure, decode_claim, encode_claim
-from quorumfs.metadata.ledger import Ledger
+from quorumfs.decisions.claim import CHECK_S, Claim, Tenure, decode_claim, encode_claim
+from quorumfs.decisions.model import State
+from quorumfs.decisions.sidecar import CLAIM_OFFSET, PAGE
+from quorumfs.metadata.ledger.ledger import Ledger
 from quorumfs.metadata.writer import SidecarWriter
-from quorumfs.replica import Gathering, Replica
-from quorumfs.sidecar import CLAIM_OFFSET, PAGE
-from quorumfs.storage import Kind, Operation
+from quorumfs.replica.replica import Gathering, Replica
+from quorumfs.replica.storage import Kind, Operation
 
 
 class Claims:

@@ -7,13 +7,13 @@ current one whose file system went away and came back is *revived*.
 import errno
 from collections.abc import Iterable
 
-from quorumfs.assembly import Found, State
-from quorumfs.dirtymap import INTENT
+from quorumfs.decisions.dirtymap import INTENT
+from quorumfs.decisions.model import Found, State
+from quorumfs.decisions.record import RoleState
+from quorumfs.metadata.ledger.target import Target
 from quorumfs.metadata.recorder import Recorder
-from quorumfs.metadata.target import Target
-from quorumfs.replica import Gathering, Replica
-from quorumfs.sidecar import RoleState
-from quorumfs.storage import Kind, Operation
+from quorumfs.replica.replica import Gathering, Replica
+from quorumfs.replica.storage import Kind, Operation
 
 
 class Joining:

@@ -10,13 +10,8 @@ from contextlib import suppress
 
 import trio
 
-from quorumfs.assembly import Found, State
-from quorumfs.metadata.claims import Claims
-from quorumfs.metadata.commit import GiveUp, LeaveBehind, Write
-from quorumfs.metadata.ledger import Ledger
-from quorumfs.metadata.writer import SidecarWriter, identities_of
-from quorumfs.replica import Replica
-from quorumfs.sidecar import (
+from quorumfs.decisions.model import Found, State
+from quorumfs.decisions.sidecar import (
     MAP_OFFSET,
     PAGE,
     UNREADABLE_MAX,
@@ -26,7 +21,12 @@ from quorumfs.sidecar import (
     page_runs,
     pages,
 )
-from quorumfs.voting import voted_error
+from quorumfs.decisions.voting import voted_error
+from quorumfs.metadata.claims import Claims
+from quorumfs.metadata.ledger.commit import GiveUp, LeaveBehind, Write
+from quorumfs.metadata.ledger.ledger import Ledger
+from quorumfs.metadata.writer import SidecarWriter, identities_of
+from quorumfs.replica.replica import Replica
 
 
 class Recorder:

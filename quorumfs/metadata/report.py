@@ -1,9 +1,9 @@
 """What status shows of a set with sidecars, taken from its ledger without waiting."""
 
-from quorumfs.dirtymap import UNVERIFIED
-from quorumfs.metadata import AbsentReplica, ReplicaReport, SetReport
-from quorumfs.metadata.ledger import Ledger
-from quorumfs.replica import Replica
+from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.metadata.ledger.ledger import Ledger
+from quorumfs.metadata.protocol import AbsentReplica, ReplicaReport, SetReport
+from quorumfs.replica.replica import Replica
 
 
 def report_on(ledger: Ledger, replica: Replica) -> ReplicaReport:

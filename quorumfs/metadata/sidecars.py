@@ -5,14 +5,14 @@ been caught up (`quorumfs.repair`). Three things are kept in memory and in the s
 all current replicas:
 
 * the *record* says who is current. It changes under one lock, in two phases
-  (`quorumfs.metadata.commit`), and before anything that depends on it is acknowledged (R3);
+  (`quorumfs.metadata.ledger.commit`), and before anything that depends on it is acknowledged (R3);
 * ``INTENT`` marks: durable before the first write to an extent of the disk (R1), cleared when it
   has not been written to for long and all replicas are current and synced (R5);
 * the ``lacks`` bits of each replica left behind. In the sidecars they may be old: after a crash a
   replica lacks whatever has its bit or an ``INTENT`` mark. A current replica has them where it lost
   what it could not flush, and too few would be left without it.
 
-What is known, and what follows from it, is in the ledger (`quorumfs.metadata.ledger`);
+What is known, and what follows from it, is in the ledger (`quorumfs.metadata.ledger.ledger`);
 `quorumfs.metadata.recorder` writes it. Here is what the disk asks and tells, and waits for.
 """
 
@@ -23,23 +23,24 @@ from functools import partial
 
 import trio
 
-from quorumfs.assembly import Found, Plan, State
-from quorumfs.claim import Claim, Tenure
-from quorumfs.metadata import Outcome, ReplicaReport, SetReport
+from quorumfs.decisions.claim import Claim, Tenure
+from quorumfs.decisions.model import Found, Plan, State
+from quorumfs.decisions.record import random_identity
+from quorumfs.decisions.voting import voted_error
 from quorumfs.metadata.claims import Claims
-from quorumfs.metadata.commit import Records
 from quorumfs.metadata.joining import Joining
-from quorumfs.metadata.ledger import Ledger
+from quorumfs.metadata.ledger.commit import Records
+from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.ledger import Ledger
+from quorumfs.metadata.protocol import ReplicaReport, SetReport
 from quorumfs.metadata.recorder import Recorder
 from quorumfs.metadata.report import report_on, report_on_set
 from quorumfs.metadata.writer import SidecarWriter
-from quorumfs.replica import Replica
-from quorumfs.sidecar import random_identity
-from quorumfs.voting import voted_error
+from quorumfs.replica.replica import Replica
 
 
 class Sidecars:
-    """`quorumfs.metadata.Metadata` in the sidecars of the replicas."""
+    """`quorumfs.metadata.protocol.Metadata` in the sidecars of the replicas."""
 
     def __init__(
         self,

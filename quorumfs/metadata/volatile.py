@@ -7,12 +7,13 @@ new write gives it back what it missed there.
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from quorumfs.assembly import State
-from quorumfs.metadata import Choice, Outcome, ReplicaReport, SetReport, succeeded
-from quorumfs.ranges import RangeSet, least_coverage, segments
-from quorumfs.replica import Replica
-from quorumfs.storage import CHANGES, Kind, Operation
-from quorumfs.voting import voted_error
+from quorumfs.decisions.model import State
+from quorumfs.decisions.ranges import RangeSet, least_coverage, segments
+from quorumfs.decisions.voting import voted_error
+from quorumfs.metadata.ledger.known import Choice, Outcome, succeeded
+from quorumfs.metadata.protocol import ReplicaReport, SetReport
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 MISSED_MAX = 65_536
 """Separate missed ranges remembered per replica (a few MiB); beyond that they become one."""
@@ -117,7 +118,7 @@ class Holdings:
 
 
 class Volatile:
-    """`quorumfs.metadata.Metadata` in memory."""
+    """`quorumfs.metadata.protocol.Metadata` in memory."""
 
     def __init__(self, replicas: Sequence[Replica], size: int, threshold: int) -> None:
         self.receivers = self.flushed = self.readers = tuple(replicas)

@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from quorumfs.assembly import Found
-from quorumfs.replica import Gathering, Replica
-from quorumfs.sidecar import SLOT_OFFSETS, Identity, Phase, Record, encode_slot
-from quorumfs.storage import FileStatus, Kind, Operation
+from quorumfs.decisions.model import Found
+from quorumfs.decisions.record import Identity, Phase, Record
+from quorumfs.decisions.sidecar import SLOT_OFFSETS, encode_slot
+from quorumfs.replica.replica import Gathering, Replica
+from quorumfs.replica.storage import FileStatus, Kind, Operation
 
 
 class SidecarWriter:

@@ -13,18 +13,18 @@ from typing import cast
 
 import trio
 
-from quorumfs import holes
-from quorumfs.assembly import State
-from quorumfs.dirtymap import CHUNK_MIN, UNVERIFIED
-from quorumfs.metadata.target import Target
-from quorumfs.patterns import Fifo
-from quorumfs.ranges import segments
-from quorumfs.reading import read_locked, sole_source
-from quorumfs.repair.asking import cannot_be_read, next_data, seek
+from quorumfs.decisions.dirtymap import CHUNK_MIN, UNVERIFIED
+from quorumfs.decisions.model import State
+from quorumfs.decisions.patterns import Fifo
+from quorumfs.decisions.ranges import segments
+from quorumfs.decisions.voting import blocks, middle_block, vote_data
+from quorumfs.disk import holes
+from quorumfs.disk.reading import read_locked, sole_source
+from quorumfs.metadata.ledger.target import Target
+from quorumfs.repair.replica_io import cannot_be_read, next_data, seek
 from quorumfs.repair.work import PIECE, Work, pieces
-from quorumfs.replica import Gathering, Replica
-from quorumfs.storage import Kind, Operation, TruncatedError
-from quorumfs.voting import blocks, middle_block, vote_data
+from quorumfs.replica.replica import Gathering, Replica
+from quorumfs.replica.storage import Kind, Operation, TruncatedError
 
 COPIES_MAX = 2
 """Copies from one image to another at a time, so that one reads while the other one writes. More

@@ -3,7 +3,7 @@
 Three kinds of work, in this order, all under the disk's exclusive locks and beside the guest:
 
 * *settle* what may differ after a crash, or after a change that failed (`quorumfs.repair.settle`);
-* *resync* replicas that were left behind (`quorumfs.repair.comeback`, `quorumfs.repair.resync`);
+* *resync* replicas that were left behind (`quorumfs.repair.rejoin`, `quorumfs.repair.resync`);
 * *verify* images that were adopted as they were (`quorumfs.repair.verify`).
 
 Each can stop at any point, with the process or with a replica, and be done again.
@@ -14,18 +14,18 @@ from contextlib import suppress
 
 import trio
 
-from quorumfs.assembly import Found, State
-from quorumfs.dirtymap import UNVERIFIED
+from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.decisions.model import Found, State
+from quorumfs.decisions.ranges import RangeSet
+from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.mirror import Mirror
-from quorumfs.ranges import RangeSet
-from quorumfs.repair.comeback import RETRY_S, ComeBack, Reopen
+from quorumfs.repair.rejoin import RETRY_S, ComeBack, Reopen
 from quorumfs.repair.resync import Resync
 from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.repair.settle import Settling
 from quorumfs.repair.verify import Verification
 from quorumfs.repair.work import Progress, Work
-from quorumfs.replica import Replica
+from quorumfs.replica.replica import Replica
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ CLEAR_S = 30.0
 class Repairs:
     """The repairs of one disk with sidecars.
 
-    What a request waits for of them is a `quorumfs.disk.Repairer`.
+    What a request waits for of them is a `quorumfs.disk.disk.Repairer`.
     """
 
     def __init__(

@@ -13,12 +13,12 @@ from contextlib import aclosing, suppress
 
 import trio
 
-from quorumfs.assembly import Found
-from quorumfs.dirtymap import UNVERIFIED
-from quorumfs.metadata.target import Target
+from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.decisions.model import Found
+from quorumfs.metadata.ledger.target import Target
 from quorumfs.repair.copying import Copying
 from quorumfs.repair.work import Work
-from quorumfs.replica import Replica
+from quorumfs.replica.replica import Replica
 
 
 class Resync:

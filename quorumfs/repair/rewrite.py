@@ -13,14 +13,14 @@ from contextlib import suppress
 
 import trio
 
-from quorumfs.assembly import State
-from quorumfs.metadata import Choice, holders_of
-from quorumfs.mirror import Mirror
-from quorumfs.patterns import Quorum
-from quorumfs.reading import read_locked
-from quorumfs.replica import Replica
-from quorumfs.storage import Kind
-from quorumfs.voting import majority, middle_block
+from quorumfs.decisions.model import State
+from quorumfs.decisions.patterns import Quorum
+from quorumfs.decisions.voting import majority, middle_block
+from quorumfs.disk.mirror import Mirror
+from quorumfs.disk.reading import read_locked
+from quorumfs.metadata.ledger.known import Choice, holders_of
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Kind
 
 
 async def read_and_rewrite(mirror: Mirror, offset: int, length: int, *, outvoted: bool) -> bytes:
@@ -43,7 +43,9 @@ async def read_and_rewrite(mirror: Mirror, offset: int, length: int, *, outvoted
 
 
 class Rewriting:
-    """The `quorumfs.disk.Repairer` with ``metadata=none``: all that is known is who lacks what."""
+    """The `quorumfs.disk.disk.Repairer` with ``metadata=none``: all that is known is who lacks
+    what.
+    """
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror

@@ -12,16 +12,16 @@ from contextlib import aclosing, suppress
 
 import trio
 
-from quorumfs.assembly import State
-from quorumfs.holes import next_hole
-from quorumfs.metadata import holders_of
-from quorumfs.ranges import RangeSet, segments
-from quorumfs.reading import read_locked
-from quorumfs.repair.asking import cannot_be_read, give, next_data
+from quorumfs.decisions.model import State
+from quorumfs.decisions.ranges import RangeSet, segments
+from quorumfs.decisions.voting import middle_block, reconcile, undecided
+from quorumfs.disk.holes import next_hole
+from quorumfs.disk.reading import read_locked
+from quorumfs.metadata.ledger.known import holders_of
+from quorumfs.repair.replica_io import cannot_be_read, give, next_data
 from quorumfs.repair.work import Work, pieces
-from quorumfs.replica import Replica
-from quorumfs.storage import Kind
-from quorumfs.voting import middle_block, reconcile, undecided
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Kind
 
 AGAIN_S = (1.0, 30.0)
 """The first and the longest wait before what could not be settled is tried again."""

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 
 import trio
 
-from quorumfs.assembly import State
-from quorumfs.dirtymap import UNVERIFIED
-from quorumfs.metadata import Outcome
-from quorumfs.ranges import RangeSet
-from quorumfs.repair.asking import give
+from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.decisions.model import State
+from quorumfs.decisions.ranges import RangeSet
+from quorumfs.decisions.voting import blocks, majority, middle_block
+from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.repair.replica_io import give
 from quorumfs.repair.work import Work, pieces
-from quorumfs.replica import Replica
-from quorumfs.storage import Kind
-from quorumfs.voting import blocks, majority, middle_block
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Kind
 
 AGAIN_S = (1.0, 60.0)
 """How long to wait before the same is compared again (seconds): at first, and at most."""

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import trio
 
-from quorumfs import holes, zeroing
+from quorumfs.disk import holes, zeroing
+from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.mirror import Mirror
-from quorumfs.repair.asking import next_data, seek
 from quorumfs.repair.pacing import Pacer, Portion
-from quorumfs.replica import Replica
-from quorumfs.storage import Kind
+from quorumfs.repair.replica_io import next_data, seek
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Kind
 
 PIECE = 1 << 20
 """Bytes read and written at a time."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from quorumfs.claim import Claim
+from quorumfs.decisions.claim import Claim
 
 HERE = Claim(
     mount=1,

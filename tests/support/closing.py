@@ -2,7 +2,7 @@
 
 import trio
 
-from quorumfs.storage import Kind, Operation, Storage, Value
+from quorumfs.replica.storage import Kind, Operation, Storage, Value
 
 
 async def close(storage: Storage) -> None:

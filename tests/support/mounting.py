@@ -10,10 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from quorumfs.assembly import new_record
-from quorumfs.dirtymap import DirtyMap
-from quorumfs.sidecar import UNKNOWN_IDENTITY, Sidecar
-from quorumfs.sidecarfile import replace_sidecar
+from quorumfs.decisions.assembly import new_record
+from quorumfs.decisions.dirtymap import DirtyMap
+from quorumfs.decisions.record import UNKNOWN_IDENTITY, Sidecar
+from quorumfs.replica.sidecarfile import replace_sidecar
 from support import warm
 
 QUORUMFS = warm.COMMAND

@@ -20,15 +20,16 @@ from itertools import combinations, count
 from types import SimpleNamespace
 from typing import Any, cast
 
-from quorumfs.assembly import Found, Member, Plan, State, new_record
-from quorumfs.dirtymap import CHUNK_MIN, DirtyMap, lacks
-from quorumfs.metadata import Outcome
-from quorumfs.metadata.commit import LeaveBehind, Records
-from quorumfs.metadata.ledger import Ledger
-from quorumfs.replica import Replica
-from quorumfs.sidecar import Identity, Record, RoleState
-from quorumfs.storage import Kind, Operation
-from quorumfs.voting import reconcile
+from quorumfs.decisions.assembly import new_record
+from quorumfs.decisions.dirtymap import CHUNK_MIN, DirtyMap, lacks
+from quorumfs.decisions.model import Found, Member, Plan, State
+from quorumfs.decisions.record import Identity, Record, RoleState
+from quorumfs.decisions.voting import reconcile
+from quorumfs.metadata.ledger.commit import LeaveBehind, Records
+from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.ledger import Ledger
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Kind, Operation
 
 CHUNK = range(1)
 SIZE = CHUNK_MIN

@@ -46,8 +46,8 @@ PROMISES = (
         "acknowledged, and reads return the old data for ever.",
         (
             "quorumfs.metadata.sidecars.Sidecars.finish",
-            "quorumfs.metadata.sources.Sources.choices",
-            "quorumfs.assembly.assemble",
+            "quorumfs.metadata.ledger.sources.Sources.choices",
+            "quorumfs.decisions.assembly.assemble",
         ),
         (
             "test_resync.py::test_the_first_of_fifo_misses_one_write",
@@ -66,9 +66,9 @@ PROMISES = (
         "read on no replica fails no flush elsewhere.",
         "A guest's journal believes in writes that a power cut then takes back.",
         (
-            "quorumfs.disk.Disk.flush",
+            "quorumfs.disk.disk.Disk.flush",
             "quorumfs.metadata.sidecars.Sidecars.finish_flush",
-            "quorumfs.repair.asking.cannot_be_read",
+            "quorumfs.repair.replica_io.cannot_be_read",
         ),
         (
             "test_durability.py::test_what_was_durable_survives_a_power_cut",
@@ -98,7 +98,7 @@ PROMISES = (
         "A repair writes only what reached the threshold and is the strict winner, or what a "
         "durable record says that others lack.",
         "QEMU has the last child win a tie, and rewrite-corrupted then overwrites the good copy.",
-        ("quorumfs.voting.vote_data", "quorumfs.repair.rewrite.read_and_rewrite"),
+        ("quorumfs.decisions.voting.vote_data", "quorumfs.repair.rewrite.read_and_rewrite"),
         ("test_differences.py::test_a_tie_rewrites_nothing",),
     ),
     Rule(
@@ -108,9 +108,9 @@ PROMISES = (
         "do not. The status is told at once throughout.",
         "Each request of the guest waits for a timeout, and whoever asks what is wrong does too.",
         (
-            "quorumfs.replica.Replica.abandon_overdue",
+            "quorumfs.replica.replica.Replica.abandon_overdue",
             "quorumfs.control.reporter.Reporter",
-            "quorumfs.promptness.Promptness",
+            "quorumfs.replica.inline_gate.Promptness",
         ),
         (
             "test_differences.py::test_a_hung_replica_costs_one_timeout_once",
@@ -124,7 +124,7 @@ PROMISES = (
         "cannot know whether it is stale: a mount is refused with a reason, an exit code and the "
         "command to run.",
         "The newer half of somebody's data is overwritten with the older, and nobody was asked.",
-        ("quorumfs.assembly.assemble", "quorumfs.resolution.resolve"),
+        ("quorumfs.decisions.assembly.assemble", "quorumfs.decisions.resolution.resolve"),
         (
             "test_split.py::test_a_split_brain_is_refused",
             "test_split.py::test_a_lone_replica_needs_the_operators_word",
@@ -139,7 +139,7 @@ PROMISES = (
         "its back.",
         (
             "quorumfs.repair.settle.Settling.settle_and_read",
-            "quorumfs.metadata.sources.Sources.of",
+            "quorumfs.metadata.ledger.sources.Sources.of",
         ),
         (
             "test_crash.py::test_what_was_read_while_it_was_being_settled_stays",
@@ -152,7 +152,7 @@ PROMISES = (
         "Comparing replicas under the full load of a guest finds no difference where there is "
         "none.",
         "The operator learns to ignore the counter that would have told of a rotting disk.",
-        ("quorumfs.repair.verify.Verification", "quorumfs.rangelock.RangeLock"),
+        ("quorumfs.repair.verify.Verification", "quorumfs.disk.rangelock.RangeLock"),
         ("test_differences.py::test_a_read_during_a_slow_write_is_before_or_after_it",),
     ),
     Rule(
@@ -161,7 +161,7 @@ PROMISES = (
         "Where three or more current replicas answer, no recovery replaces what a strict majority "
         "of them holds, block by block, also after a crash.",
         "One disk rots, the host crashes, and the rot of the first replica is on all of them.",
-        ("quorumfs.voting.reconcile",),
+        ("quorumfs.decisions.voting.reconcile",),
         ("test_crash.py::test_what_was_read_after_a_crash_stays_whatever_the_order",),
         ("test_stories_of_rot.py::test_it_ends_well",),
     ),
@@ -177,9 +177,9 @@ ORDER = (
         "After a crash nobody knows where replicas differ, and reads turn back for ever.",
         (
             "quorumfs.metadata.sidecars.Sidecars.prepare",
-            "quorumfs.metadata.ledger.Ledger.begin_now",
-            "quorumfs.metadata.recorded.Recorded.holds",
-            "quorumfs.metadata.intents.Intents",
+            "quorumfs.metadata.ledger.ledger.Ledger.begin_now",
+            "quorumfs.metadata.ledger.recorded.Recorded.holds",
+            "quorumfs.metadata.ledger.intents.Intents",
         ),
         ("test_kill_sweep.py::test_a_life", "test_crash.py::test_kills_in_a_row"),
     ),
@@ -191,7 +191,7 @@ ORDER = (
         "chunk counts as one that may differ. Where all fail alike (no space), nobody is blamed.",
         "One full file system takes every replica out of the set, or a failed write is shown by "
         "one replica and not by another.",
-        ("quorumfs.metadata.sidecars.Sidecars.finish", "quorumfs.voting.voted_error"),
+        ("quorumfs.metadata.sidecars.Sidecars.finish", "quorumfs.decisions.voting.voted_error"),
         (
             "test_differences.py::test_success_from_the_threshold_on",
             "test_resync.py::test_no_space_on_all",
@@ -206,7 +206,7 @@ ORDER = (
         "The daemon dies, and the next mount believes the replica that missed the write.",
         (
             "quorumfs.metadata.recorder.Recorder.leave_behind",
-            "quorumfs.metadata.commit.Records.commit",
+            "quorumfs.metadata.ledger.commit.Records.commit",
         ),
         (
             "test_crash.py::test_a_kill_while_one_is_left_behind",
@@ -223,11 +223,11 @@ ORDER = (
         "one lost is made good before more is written beside it.",
         "Data that a flush promised is gone after a power cut, on a replica that passed for good.",
         (
-            "quorumfs.metadata.epochs.Epochs",
-            "quorumfs.metadata.chunks.Chunks.lose",
-            "quorumfs.metadata.content.Content.losers",
-            "quorumfs.metadata.ledger.Ledger.sync_ended",
-            "quorumfs.metadata.chunks.Chunks.losses_heard",
+            "quorumfs.metadata.ledger.epochs.Epochs",
+            "quorumfs.metadata.ledger.chunks.Chunks.lose",
+            "quorumfs.metadata.ledger.content.Content.losers",
+            "quorumfs.metadata.ledger.ledger.Ledger.sync_ended",
+            "quorumfs.metadata.ledger.chunks.Chunks.losses_heard",
         ),
         ("test_resync.py::test_one_failed_fsync_makes_all_since_the_last_good_one_suspect",),
     ),
@@ -247,7 +247,7 @@ ORDER = (
         "under the exclusive lock before it writes.",
         "Replicas apply writes in different orders and differ for ever; QEMU's repair loses a "
         "write that it races with, and its votes fail beside writes.",
-        ("quorumfs.rangelock.RangeLock", "quorumfs.disk.Disk._change"),
+        ("quorumfs.disk.rangelock.RangeLock", "quorumfs.disk.disk.Disk._change"),
         (
             "test_differences.py::test_overlapping_writes_leave_replicas_equal",
             "test_differences.py::test_a_repair_never_undoes_a_write",
@@ -259,7 +259,7 @@ ORDER = (
         "A replica that was given up is not opened again before every request it was asked for "
         "has returned and both its files are closed.",
         "A write that hung for minutes lands on a replica that was resynced meanwhile.",
-        ("quorumfs.replica.Replica.in_flight", "quorumfs.repair.comeback.ComeBack"),
+        ("quorumfs.replica.replica.Replica.in_flight", "quorumfs.repair.rejoin.ComeBack"),
         ("test_resync.py::test_no_resync_before_the_last_old_request_returned",),
     ),
     Rule(
@@ -273,7 +273,7 @@ ORDER = (
         (
             "quorumfs.repair.resync.Resync",
             "quorumfs.metadata.joining.Joining.join",
-            "quorumfs.metadata.target.Target.synced",
+            "quorumfs.metadata.ledger.target.Target.synced",
         ),
         (
             "test_kill_sweep.py::test_a_replica_is_caught_up",
@@ -288,9 +288,9 @@ ORDER = (
         "known is refused, and not rewritten.",
         "A power cut amid a record makes a set of good images unmountable, or a clean one of bad.",
         (
-            "quorumfs.sidecar.decode",
+            "quorumfs.decisions.sidecar.decode",
             "quorumfs.metadata.writer.SidecarWriter",
-            "quorumfs.sidecarfile.create_sidecar",
+            "quorumfs.replica.sidecarfile.create_sidecar",
         ),
         ("test_kill_sweep.py::test_adoption", "test_kill_sweep.py::test_create"),
     ),
@@ -301,7 +301,7 @@ ORDER = (
         "what is missing of it is never shown as zeros. A copy that ended early is no copy.",
         "A truncated file reads as a disk that was wiped in part.",
         (
-            "quorumfs.filestorage.FileStorage",
+            "quorumfs.replica.filestorage.FileStorage",
             "quorumfs.metadata.sidecars.Sidecars.truncated",
         ),
         ("test_differences.py::test_a_truncated_replica_is_never_zeros",),
@@ -312,7 +312,7 @@ ORDER = (
         "A vote compares bytes. Where they disagree it is held again for each block of 4 KiB, so "
         "that replicas which are bad at different places still make a readable disk.",
         "Two bad sectors at different places of two replicas cost a whole request.",
-        ("quorumfs.voting.vote_data", "quorumfs.reading.read_locked"),
+        ("quorumfs.decisions.voting.vote_data", "quorumfs.disk.reading.read_locked"),
         ("test_quorum_table.py::test_replicas_bad_at_different_blocks",),
         ("test_voting.py::test_bad_blocks_at_different_places_leave_a_readable_request",),
     ),
@@ -322,7 +322,10 @@ ORDER = (
         "Time is monotonic. Which data is newer is told by records, not by a clock or a file's "
         "times.",
         "A host whose clock was wrong wins over the one that was right.",
-        ("quorumfs.assembly.assemble", "quorumfs.replica.Replica.abandon_overdue"),
+        (
+            "quorumfs.decisions.assembly.assemble",
+            "quorumfs.replica.replica.Replica.abandon_overdue",
+        ),
         ("test_split.py::test_the_newer_one_is_the_source_whatever_it_looks_like",),
     ),
     Rule(
@@ -331,7 +334,7 @@ ORDER = (
         "Writes that were acknowledged and lost on all replicas fail exactly one flush of the "
         "guest, whoever had the replicas sync and heard of it.",
         "The guest's fsync succeeds over data that is gone.",
-        ("quorumfs.disk.Disk.flush", "quorumfs.metadata.chunks.Chunks.tell_loss"),
+        ("quorumfs.disk.disk.Disk.flush", "quorumfs.metadata.ledger.chunks.Chunks.tell_loss"),
         ("test_differences.py::test_a_failed_flush_is_not_forgotten",),
     ),
     Rule(
@@ -343,8 +346,8 @@ ORDER = (
         "nothing more.",
         "Two copies of one set, or two hosts, write over each other's data, and all look healthy.",
         (
-            "quorumfs.lineage",
-            "quorumfs.claim",
+            "quorumfs.decisions.lineage",
+            "quorumfs.decisions.claim",
             "quorumfs.metadata.claims.Claims.look",
         ),
         (
@@ -360,8 +363,8 @@ ORDER = (
         "systems, or the store has no identities that last.",
         "A snapshot that is some seconds old, or an empty image under a mount point, is believed.",
         (
-            "quorumfs.assembly.image_unproven",
-            "quorumfs.metadata.target.Target.doubt_log",
+            "quorumfs.decisions.assembly.image_unproven",
+            "quorumfs.metadata.ledger.target.Target.doubt_log",
             "quorumfs.metadata.joining.Joining.revive",
         ),
         ("test_assembly_real.py::test_the_image_alone_put_back",),

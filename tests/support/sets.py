@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from quorumfs.cli.examine import decide, decision_json, look_at, replica_json
 from quorumfs.control import client
-from quorumfs.sidecar import path_for
+from quorumfs.decisions.record import path_for
 from support.command import PATIENCE_S, is_alive, one_line, wait_until
 from support.mounting import Mounted, quorumfs
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 
 import trio
 
-from quorumfs.control.events import Event, EventLog
-from quorumfs.disk import Disk
+from quorumfs.decisions.patterns import ReadPattern
+from quorumfs.disk.disk import Disk
+from quorumfs.disk.events import Event, EventLog
+from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.volatile import Volatile
-from quorumfs.mirror import Mirror
-from quorumfs.patterns import ReadPattern
 from quorumfs.repair.rewrite import Rewriting
-from quorumfs.replica import Replica
-from quorumfs.storage import Attempt, Buffer, Done, Kind, Operation, TruncatedError, Value
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Attempt, Buffer, Done, Kind, Operation, TruncatedError, Value
 
 BLOCK = 4096
 

@@ -192,7 +192,8 @@ def _show(arguments: Sequence[str]) -> None:
 
 def main() -> None:
     """Import all that a command may need, and be one whenever one is asked for."""
-    from quorumfs import cli, mounting  # noqa: F401
+    from quorumfs import cli
+    from quorumfs.mount import life as mounting  # noqa: F401
 
     script = _await_command(socket.socket(fileno=int(sys.argv[1])))
     if script is None:

@@ -49,7 +49,7 @@ def test_a_profile_names_what_the_daemon_does(tmp_path: Path) -> None:
     assert "main thread" in told
     stacks = [line.rpartition(" ") for line in samples.read_text().splitlines()]
     assert sum(int(count) for *_, count in stacks) > 0
-    assert all("quorumfs.mounting.serve" in stack for stack, *_ in stacks)
+    assert all("quorumfs.mount.life.serve" in stack for stack, *_ in stacks)
 
 
 def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from support.sets import (
     write,
 )
 
-from quorumfs.dirtymap import EXTENT as MAP_EXTENT
+from quorumfs.decisions.dirtymap import EXTENT as MAP_EXTENT
 
 FIFO = "read-pattern=fifo,vote-threshold=1"
 

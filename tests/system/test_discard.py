@@ -29,10 +29,10 @@ from support.sparse import (
     fallocate,
 )
 
-from quorumfs import punching
-from quorumfs.filestorage import FileStorage
-from quorumfs.replica import Gathering, Replica
-from quorumfs.storage import Kind, Operation
+from quorumfs.replica import punching
+from quorumfs.replica.filestorage import FileStorage
+from quorumfs.replica.replica import Gathering, Replica
+from quorumfs.replica.storage import Kind, Operation
 
 KIB, MIB, TIB = 1 << 10, 1 << 20, 1 << 40
 BLOCK = 4096

@@ -14,21 +14,19 @@ from support.claims import claim
 from support.faultfs import FaultFS
 from support.mounting import QUORUMFS, quorumfs
 
-from quorumfs.assembly import new_record
-from quorumfs.dirtymap import CHUNK_MIN, INTENT, UNVERIFIED, DirtyMap, lacks
-from quorumfs.sidecar import (
-    MAP_OFFSET,
-    PAGE,
+from quorumfs.decisions.assembly import new_record
+from quorumfs.decisions.dirtymap import CHUNK_MIN, INTENT, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.record import (
     Identity,
     Phase,
     Record,
     RoleState,
     Sidecar,
-    encode_slot,
     identity_of,
     path_for,
 )
-from quorumfs.sidecarfile import open_sidecar, replace_sidecar, sign
+from quorumfs.decisions.sidecar import MAP_OFFSET, PAGE, encode_slot
+from quorumfs.replica.sidecarfile import open_sidecar, replace_sidecar, sign
 
 SIZE = 10 * CHUNK_MIN + 4096
 """The last chunk is a short one."""

@@ -602,8 +602,8 @@ def test_an_image_can_be_copied_onto_the_disk(copier: str, tmp_path: Path) -> No
 # Errors of our own
 
 BROKEN = """
-import sys, quorumfs.cli, quorumfs.disk
-real = getattr(quorumfs.disk.Disk, {method!r})
+import sys, quorumfs.cli, quorumfs.disk.disk
+real = getattr(quorumfs.disk.disk.Disk, {method!r})
 left = 3
 async def broken(self, *arguments):
     global left
@@ -612,7 +612,7 @@ async def broken(self, *arguments):
         raise RuntimeError("injected")
     return await real(self, *arguments)
 if "mount" in sys.argv:
-    setattr(quorumfs.disk.Disk, {method!r}, broken)
+    setattr(quorumfs.disk.disk.Disk, {method!r}, broken)
 quorumfs.cli.main()
 """
 """The command with the first three requests at one offset, or flushes, failing by a mistake."""

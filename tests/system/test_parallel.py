@@ -105,8 +105,8 @@ def test_parallel_writes_of_the_same_blocks_leave_equal_replicas(
 # max-background
 
 COUNTING = """
-import sys, quorumfs.cli, quorumfs.disk
-real = quorumfs.disk.Disk.read
+import sys, quorumfs.cli, quorumfs.disk.disk
+real = quorumfs.disk.disk.Disk.read
 now = most = 0
 async def counted(self, *arguments):
     global now, most
@@ -120,7 +120,7 @@ async def counted(self, *arguments):
     finally:
         now -= 1
 if "mount" in sys.argv:
-    quorumfs.disk.Disk.read = counted
+    quorumfs.disk.disk.Disk.read = counted
 quorumfs.cli.main()
 """
 """The command, writing the largest number of reads it ever had in hand to a file.

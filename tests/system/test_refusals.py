@@ -33,7 +33,7 @@ from xxhash import xxh3_128_digest
 
 from quorumfs.control import runtime
 from quorumfs.control.mounts import Mount
-from quorumfs.ofdlock import try_lock
+from quorumfs.replica.ofdlock import try_lock
 
 
 @pytest.fixture

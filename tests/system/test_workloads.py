@@ -175,7 +175,7 @@ def test_mounting_is_quick(tmp_path: Path) -> None:
 
     The best of five: what a busy machine adds says nothing about the program.
     """
-    load = [sys.executable, "-c", "import quorumfs.mounting"]
+    load = [sys.executable, "-c", "import quorumfs.mount.life"]
     loading, mounting = [], []
     with tmpfs(tmp_path / "memory", 16 * MIB) as memory:
         replicas = create(named(memory, 3), MIB)

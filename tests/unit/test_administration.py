@@ -12,10 +12,10 @@ import pytest
 from support.killing import CALLS, WRITES, Steps, counted, counted_write
 from support.sets import tmpfs
 
-from quorumfs.administration import create_empty, create_from, keep
+from quorumfs.decisions.record import path_for
 from quorumfs.errors import UserError
-from quorumfs.imagelock import lock_image
-from quorumfs.sidecar import path_for
+from quorumfs.mount.administration import create_empty, create_from, keep
+from quorumfs.replica.imagelock import lock_image
 
 SIZE = 1 << 20
 

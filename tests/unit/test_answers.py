@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from quorumfs.answers import UnansweredError, ask_all
+from quorumfs.replica.answers import UnansweredError, ask_all
 
 HANGS_S = 60.0
 """After so long (seconds) a test that would hang fails instead."""

@@ -5,22 +5,19 @@ from itertools import permutations
 
 import pytest
 
-from quorumfs.assembly import (
+from quorumfs.decisions.assembly import (
     AssemblyRefusedError,
-    Found,
-    Member,
-    Plan,
-    State,
     assemble,
     covers,
     image_changed,
     judge_returned,
     new_record,
 )
-from quorumfs.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.model import Found, Member, Plan, State
+from quorumfs.decisions.record import ANCESTORS_MAX, Identity, Record, RoleState, Sidecar
+from quorumfs.decisions.resolution import resolve
 from quorumfs.errors import ExitCode
-from quorumfs.resolution import resolve
-from quorumfs.sidecar import ANCESTORS_MAX, Identity, Record, RoleState, Sidecar
 
 CHUNK = 64 << 10
 CHUNKS = 4

@@ -22,17 +22,10 @@ from random import Random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quorumfs.assembly import (
-    AssemblyRefusedError,
-    Found,
-    Plan,
-    State,
-    assemble,
-    image_changed,
-    new_record,
-)
-from quorumfs.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
-from quorumfs.sidecar import Identity, Record, RoleState, Sidecar
+from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, image_changed, new_record
+from quorumfs.decisions.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.model import Found, Plan, State
+from quorumfs.decisions.record import Identity, Record, RoleState, Sidecar
 
 CHUNK = 64 << 10
 CHUNKS = 3

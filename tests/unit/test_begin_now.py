@@ -12,13 +12,14 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from quorumfs.assembly import Found, Member, Plan, State, new_record
-from quorumfs.dirtymap import CHUNK_MIN, EXTENT, INTENT, UNVERIFIED, DirtyMap, lacks
-from quorumfs.disk import NOW_MAX
-from quorumfs.metadata.commit import Records
-from quorumfs.metadata.ledger import Ledger
-from quorumfs.replica import Replica
-from quorumfs.sidecar import RoleState
+from quorumfs.decisions.assembly import new_record
+from quorumfs.decisions.dirtymap import CHUNK_MIN, EXTENT, INTENT, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.model import Found, Member, Plan, State
+from quorumfs.decisions.record import RoleState
+from quorumfs.disk.disk import NOW_MAX
+from quorumfs.metadata.ledger.commit import Records
+from quorumfs.metadata.ledger.ledger import Ledger
+from quorumfs.replica.replica import Replica
 
 SIZE = 3 * EXTENT + 5 * 512
 CHUNKS = len(DirtyMap(SIZE, CHUNK_MIN))

@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.claims import HERE, claim
 
-from quorumfs import claimant
-from quorumfs.claim import (
+from quorumfs.decisions.claim import (
     Claim,
     FoundClaim,
     Standing,
@@ -25,8 +24,9 @@ from quorumfs.claim import (
     in_the_way,
     standing,
 )
-from quorumfs.claimant import claim_of_this_mount, runs
-from quorumfs.sidecar import PAGE
+from quorumfs.decisions.sidecar import PAGE
+from quorumfs.replica import claimant
+from quorumfs.replica.claimant import claim_of_this_mount, runs
 
 u64 = st.integers(0, (1 << 64) - 1)
 words = st.text(st.characters(exclude_categories=("C", "Z")), max_size=64)

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from support.claims import claim
 
-from quorumfs import replicaset
-from quorumfs.administration import create_empty, create_from, keep
-from quorumfs.assembly import AssemblyRefusedError, new_record
-from quorumfs.claim import NOTICE_S, Claim
-from quorumfs.claimant import claim_of_this_mount
-from quorumfs.dirtymap import DirtyMap
+from quorumfs.decisions.assembly import AssemblyRefusedError, new_record
+from quorumfs.decisions.claim import NOTICE_S, Claim
+from quorumfs.decisions.dirtymap import DirtyMap
+from quorumfs.decisions.record import Sidecar, path_for
 from quorumfs.errors import UsageError, UserError
+from quorumfs.mount import replicaset
+from quorumfs.mount.administration import create_empty, create_from, keep
+from quorumfs.mount.replicaset import ReplicaSet, open_replica_set
 from quorumfs.options import parse_options
-from quorumfs.replicaset import ReplicaSet, open_replica_set
-from quorumfs.sidecar import Sidecar, path_for
-from quorumfs.sidecarfile import create_sidecar, read_claim, sign
+from quorumfs.replica.claimant import claim_of_this_mount
+from quorumfs.replica.sidecarfile import create_sidecar, read_claim, sign
 
 SIZE = 1 << 20
 

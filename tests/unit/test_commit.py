@@ -14,21 +14,14 @@ from typing import cast
 
 import pytest
 
-from quorumfs import sidecar
-from quorumfs.assembly import AssemblyRefusedError, Found, Plan, State, assemble, new_record
-from quorumfs.dirtymap import CHUNK_MIN, DirtyMap
-from quorumfs.metadata.commit import GiveUp, LeaveBehind, Records, Write
-from quorumfs.replica import Replica
-from quorumfs.sidecar import (
-    PAGE,
-    SLOT_OFFSETS,
-    Identity,
-    Phase,
-    Sidecar,
-    decode,
-    encode,
-    encode_slot,
-)
+from quorumfs.decisions import record as record_module
+from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, new_record
+from quorumfs.decisions.dirtymap import CHUNK_MIN, DirtyMap
+from quorumfs.decisions.model import Found, Plan, State
+from quorumfs.decisions.record import Identity, Phase, Sidecar
+from quorumfs.decisions.sidecar import PAGE, SLOT_OFFSETS, decode, encode, encode_slot
+from quorumfs.metadata.ledger.commit import GiveUp, LeaveBehind, Records, Write
+from quorumfs.replica.replica import Replica
 
 SIZE = CHUNK_MIN
 FAILED = OSError(5, "simulated")
@@ -217,7 +210,7 @@ def test_every_way_that_a_commit_may_end(
     while not ways or choices.again():
         ways += 1
         numbers = itertools.count(1)  # the same in all ways: many end alike
-        monkeypatch.setattr(sidecar, "random_identity", lambda numbers=numbers: next(numbers))
+        monkeypatch.setattr(record_module, "random_identity", lambda numbers=numbers: next(numbers))
         one_way(choices, Set(count, threshold, numbers), kind, seen, halves=count == 2)
     assert ways > 10
 

@@ -21,7 +21,7 @@ import trio
 from quorumfs.control import client, mounts, runtime, server
 from quorumfs.control.status import DiskState, Status
 from quorumfs.errors import ExitCode, UserError
-from quorumfs.ofdlock import try_lock
+from quorumfs.replica.ofdlock import try_lock
 
 MOUNTPOINT = "/mnt/vdisk"
 

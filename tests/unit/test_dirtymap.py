@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorumfs.dirtymap import (
+from quorumfs.decisions.dirtymap import (
     ALL_LACK,
     CHUNK_MIN,
     CHUNKS_MAX,

@@ -19,11 +19,11 @@ from support.simulated import (
 )
 from trio.testing import MockClock
 
-from quorumfs.assembly import State
-from quorumfs.patterns import Blkverify, Fifo, Quorum, ReadPattern
+from quorumfs.decisions.model import State
+from quorumfs.decisions.patterns import Blkverify, Fifo, Quorum, ReadPattern
+from quorumfs.disk.watchdog import TICK_S
 from quorumfs.repair.rewrite import Rewriting
-from quorumfs.storage import Kind, Operation
-from quorumfs.watchdog import TICK_S
+from quorumfs.replica.storage import Kind, Operation
 
 BLOCK = 4096
 X, Y = b"x" * BLOCK, b"y" * BLOCK

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from quorumfs.metadata import epochs as module
-from quorumfs.metadata.epochs import ChunkSet, Epochs
-from quorumfs.replica import Replica
+from quorumfs.metadata.ledger import epochs as module
+from quorumfs.metadata.ledger.epochs import ChunkSet, Epochs
+from quorumfs.replica.replica import Replica
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorumfs.control.events import Event, EventLog, RateLimiter
 from quorumfs.control.logs import JsonFormatter, ReadableFormatter
-from quorumfs.storage import Kind
+from quorumfs.disk.events import Event, EventLog, RateLimiter
+from quorumfs.replica.storage import Kind
 
 
 def event(number: int) -> Event:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorumfs.dirtymap import EXTENT, INTENT, DirtyMap
-from quorumfs.metadata import intents as module
-from quorumfs.metadata.intents import AHEAD_MAX, SPAN_MAX, Intents
+from quorumfs.decisions.dirtymap import EXTENT, INTENT, DirtyMap
+from quorumfs.metadata.ledger import intents as module
+from quorumfs.metadata.ledger.intents import AHEAD_MAX, SPAN_MAX, Intents
 
 COUNT = 300
 

@@ -6,12 +6,12 @@ import pytest
 from support.one_chunk import BrokenError, World, explore
 from support.simulation.mutations import MUTATIONS
 
-from quorumfs.dirtymap import INTENT
-from quorumfs.metadata.chunks import Chunks
-from quorumfs.metadata.content import Content
-from quorumfs.metadata.epochs import Epochs
-from quorumfs.metadata.marks import Marks
-from quorumfs.metadata.recorded import Recorded
+from quorumfs.decisions.dirtymap import INTENT
+from quorumfs.metadata.ledger.chunks import Chunks
+from quorumfs.metadata.ledger.content import Content
+from quorumfs.metadata.ledger.epochs import Epochs
+from quorumfs.metadata.ledger.marks import Marks
+from quorumfs.metadata.ledger.recorded import Recorded
 
 TWO_ONE, TWO_ALL, TWO_ALL_TWICE = (2, 1, 1), (2, 2, 1), (2, 2, 2)
 """Replicas, threshold, writes."""

@@ -5,20 +5,13 @@ from random import Random
 
 import pytest
 
-from quorumfs.assembly import (
-    AssemblyRefusedError,
-    Found,
-    Plan,
-    State,
-    assemble,
-    judge_returned,
-    new_record,
-)
-from quorumfs.dirtymap import DirtyMap, lacks
+from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, judge_returned, new_record
+from quorumfs.decisions.dirtymap import DirtyMap, lacks
+from quorumfs.decisions.lineage import adds, parting
+from quorumfs.decisions.model import Found, Plan, State
+from quorumfs.decisions.record import MOUNTS_MAX, Identity, PastMount, Record, RoleState, Sidecar
+from quorumfs.decisions.resolution import resolve
 from quorumfs.errors import ExitCode
-from quorumfs.lineage import adds, parting
-from quorumfs.resolution import resolve
-from quorumfs.sidecar import MOUNTS_MAX, Identity, PastMount, Record, RoleState, Sidecar
 
 CHUNK = 64 << 10
 CHUNKS = 4

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorumfs.ranges import RangeSet, least_coverage, segments
+from quorumfs.decisions.ranges import RangeSet, least_coverage, segments
 
 SIZE = 24
 spans = st.tuples(st.integers(0, SIZE - 1), st.integers(1, SIZE)).map(

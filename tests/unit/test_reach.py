@@ -10,11 +10,11 @@ import trio
 from support.closing import close
 from support.sparse import allocated
 
-from quorumfs import punching
-from quorumfs import reach as module
-from quorumfs.filestorage import FileStorage
-from quorumfs.reach import FLOOR, GROWTH_MAX, LEAST, LONG_NS, Reach
-from quorumfs.storage import Kind, Operation, Value
+from quorumfs.replica import punching
+from quorumfs.replica import reach as module
+from quorumfs.replica.filestorage import FileStorage
+from quorumfs.replica.reach import FLOOR, GROWTH_MAX, LEAST, LONG_NS, Reach
+from quorumfs.replica.storage import Kind, Operation, Value
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 SIZE = 4 * TIB

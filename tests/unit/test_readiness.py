@@ -11,7 +11,7 @@ import trio.testing
 
 from quorumfs.fuse import session as module
 from quorumfs.fuse.session import TURN, Readiness
-from quorumfs.replica import Gathering
+from quorumfs.replica.replica import Gathering
 
 
 class Session:

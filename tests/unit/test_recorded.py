@@ -4,9 +4,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from quorumfs.dirtymap import CHUNK_MIN, INTENT, UNVERIFIED, DirtyMap, lacks
-from quorumfs.metadata.recorded import Recorded, Version
-from quorumfs.sidecar import CHUNKS_PER_PAGE
+from quorumfs.decisions.dirtymap import CHUNK_MIN, INTENT, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.sidecar import CHUNKS_PER_PAGE
+from quorumfs.metadata.ledger.recorded import Recorded, Version
 
 CHUNKS = 2 * CHUNKS_PER_PAGE + 3
 EDGES = [0, 1, 2, CHUNKS_PER_PAGE - 1, CHUNKS_PER_PAGE, CHUNKS_PER_PAGE + 1, CHUNKS - 2, CHUNKS - 1]

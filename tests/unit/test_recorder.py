@@ -5,11 +5,11 @@ from typing import Any, cast
 import trio
 from support.one_chunk import CHUNK, World
 
-from quorumfs.dirtymap import lacks
+from quorumfs.decisions.dirtymap import lacks
 from quorumfs.metadata.claims import Claims
 from quorumfs.metadata.recorder import Recorder
 from quorumfs.metadata.writer import SidecarWriter
-from quorumfs.replica import Replica
+from quorumfs.replica.replica import Replica
 
 
 class Sound:

@@ -16,22 +16,22 @@ from support.claims import claim
 from support.closing import close
 from trio.testing import MockClock
 
-from quorumfs import replicaset
-from quorumfs.administration import create_empty, keep
-from quorumfs.assembly import State
-from quorumfs.claim import Claim
-from quorumfs.control.events import EventLog
+from quorumfs.decisions.claim import Claim
+from quorumfs.decisions.model import State
+from quorumfs.decisions.record import path_for
+from quorumfs.disk.events import EventLog
 from quorumfs.errors import UserError
-from quorumfs.filestorage import FileStorage
-from quorumfs.filesystems import Locality, locality
-from quorumfs.images import Image, open_again, open_set
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.mount import replicaset
+from quorumfs.mount.administration import create_empty, keep
+from quorumfs.mount.replicaset import _Reopener, _sidecar_storage, open_replica_set
 from quorumfs.options import parse_options
-from quorumfs.repair.comeback import ForeignError, Returned
-from quorumfs.replica import Replica
-from quorumfs.replicaset import _Reopener, _sidecar_storage, open_replica_set
-from quorumfs.sidecar import path_for
-from quorumfs.sidecarfile import holder, sign
+from quorumfs.repair.rejoin import ForeignError, Returned
+from quorumfs.replica.filestorage import FileStorage
+from quorumfs.replica.filesystems import Locality, locality
+from quorumfs.replica.images import Image, open_again, open_set
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.sidecarfile import holder, sign
 
 SIZE = 1 << 20
 OPTIONS = parse_options([], 2)

@@ -15,24 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.claims import claim
 
-from quorumfs import sidecarfile
-from quorumfs.assembly import AssemblyRefusedError, Found, assemble
-from quorumfs.claim import Claim
-from quorumfs.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
-from quorumfs.resolution import resolve
-from quorumfs.sidecar import (
+from quorumfs.decisions.assembly import AssemblyRefusedError, assemble
+from quorumfs.decisions.claim import Claim
+from quorumfs.decisions.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.model import Found
+from quorumfs.decisions.record import (
     ANCESTORS_MAX,
-    CHUNKS_PER_PAGE,
-    CLAIM_OFFSET,
-    MAP_OFFSET,
     MOUNTS_MAX,
-    PAGE,
-    PATH_MAX,
-    SEQUENCE_MAX,
-    SIZE_MAX,
-    SLOT_OFFSETS,
-    UNREADABLE_MAX,
-    FormatError,
     Identity,
     PastMount,
     Phase,
@@ -40,6 +29,21 @@ from quorumfs.sidecar import (
     Role,
     RoleState,
     Sidecar,
+    identity_of,
+    path_for,
+)
+from quorumfs.decisions.resolution import resolve
+from quorumfs.decisions.sidecar import (
+    CHUNKS_PER_PAGE,
+    CLAIM_OFFSET,
+    MAP_OFFSET,
+    PAGE,
+    PATH_MAX,
+    SEQUENCE_MAX,
+    SIZE_MAX,
+    SLOT_OFFSETS,
+    UNREADABLE_MAX,
+    FormatError,
     UnknownVersionError,
     decode,
     encode,
@@ -47,13 +51,12 @@ from quorumfs.sidecar import (
     encode_slot,
     encode_unreadable,
     file_size,
-    identity_of,
     page_of,
     page_runs,
     pages,
-    path_for,
 )
-from quorumfs.sidecarfile import (
+from quorumfs.replica import sidecarfile
+from quorumfs.replica.sidecarfile import (
     SidecarLockedError,
     create_sidecar,
     file_of,

@@ -27,11 +27,12 @@ from support.simulation.storage import (
 )
 from support.simulation.world import Life, World
 
-from quorumfs.assembly import assemble
-from quorumfs.dirtymap import INTENT, DirtyMap
-from quorumfs.filestorage import FileStorage
-from quorumfs.sidecar import PAGE, Identity, Sidecar
-from quorumfs.storage import FileStatus, Kind, Operation, TruncatedError, Value
+from quorumfs.decisions.assembly import assemble
+from quorumfs.decisions.dirtymap import INTENT, DirtyMap
+from quorumfs.decisions.record import Identity, Sidecar
+from quorumfs.decisions.sidecar import PAGE
+from quorumfs.replica.filestorage import FileStorage
+from quorumfs.replica.storage import FileStatus, Kind, Operation, TruncatedError, Value
 
 SIZE = 1 << 18
 OLD, NEW, NEWER = b"o" * BLOCK, b"n" * BLOCK, b"w" * BLOCK

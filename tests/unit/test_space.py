@@ -7,12 +7,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from quorumfs.assembly import State
-from quorumfs.control.space import LOOK_S, Space
-from quorumfs.filestorage import FileStorage
+from quorumfs.decisions.model import State
 from quorumfs.fuse.operations import DiskOperations
 from quorumfs.options import parse_options
-from quorumfs.storage import Usage
+from quorumfs.replica.filestorage import FileStorage
+from quorumfs.replica.space import LOOK_S, Space
+from quorumfs.replica.storage import Usage
 
 MIB = 1 << 20
 

@@ -20,7 +20,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from quorumfs.assembly import State
 from quorumfs.cli.output import OutputError
 from quorumfs.control import client, mounts
 from quorumfs.control.status import (
@@ -45,6 +44,7 @@ from quorumfs.control.status import (
     progress,
     worst,
 )
+from quorumfs.decisions.model import State
 from quorumfs.errors import ExitCode
 
 cli = importlib.import_module("quorumfs.cli.status")  # the name in the package is the command

@@ -18,12 +18,12 @@ import trio
 from support.closing import close
 from trio.testing import wait_all_tasks_blocked
 
-from quorumfs import filestorage as module
-from quorumfs.control.whereabouts import Whereabouts
-from quorumfs.filestorage import FileStorage
-from quorumfs.filesystems import Locality, locality
-from quorumfs.replica import Replica
-from quorumfs.storage import Attempt, Kind, Operation, TruncatedError, Value
+from quorumfs.mount.path_watch import Whereabouts
+from quorumfs.replica import filestorage as module
+from quorumfs.replica.filestorage import FileStorage
+from quorumfs.replica.filesystems import Locality, locality
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Attempt, Kind, Operation, TruncatedError, Value
 
 KIB = 1 << 10
 SIZE = 1200 * KIB

@@ -26,7 +26,7 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.storage import CHANGES, Kind, Operation
+from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 
 async def _half_a_write(story: Story, guest: Guest, on: int) -> None:

@@ -24,9 +24,9 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.repair.asking import cannot_be_read
-from quorumfs.sidecar import MAP_OFFSET, UNREADABLE_OFFSET
-from quorumfs.storage import CHANGES, Kind, Operation
+from quorumfs.decisions.sidecar import MAP_OFFSET, UNREADABLE_OFFSET
+from quorumfs.repair.replica_io import cannot_be_read
+from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 BAD = 3 * BLOCK
 

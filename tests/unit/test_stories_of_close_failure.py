@@ -16,8 +16,8 @@ from support.simulation.setup import Setup
 from support.simulation.storage import Fault, Faults
 from support.simulation.story import BLOCK, EXTENT, PAIR, QUAD, Guest, Script, Story, told
 
-from quorumfs.storage import CHANGES, Kind
-from quorumfs.watchdog import TICK_S
+from quorumfs.disk.watchdog import TICK_S
+from quorumfs.replica.storage import CHANGES, Kind
 
 SOON_S = 5.0
 SLOW = replace(QUAD, threshold=1)

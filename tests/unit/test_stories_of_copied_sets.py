@@ -23,11 +23,9 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.assembly import (
-    State,
-    assemble,
-)
-from quorumfs.resolution import resolve
+from quorumfs.decisions.assembly import assemble
+from quorumfs.decisions.model import State
+from quorumfs.decisions.resolution import resolve
 
 
 async def a_copy_that_crashed(story: Story) -> None:

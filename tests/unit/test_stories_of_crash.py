@@ -21,12 +21,10 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.dirtymap import INTENT
-from quorumfs.sidecar import (
-    SLOT_OFFSETS,
-    Phase,
-)
-from quorumfs.storage import Kind, Operation
+from quorumfs.decisions.dirtymap import INTENT
+from quorumfs.decisions.record import Phase
+from quorumfs.decisions.sidecar import SLOT_OFFSETS
+from quorumfs.replica.storage import Kind, Operation
 
 
 async def a_hole_shown_by_too_few(story: Story) -> None:

@@ -20,8 +20,8 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.assembly import State
-from quorumfs.storage import Kind
+from quorumfs.decisions.model import State
+from quorumfs.replica.storage import Kind
 
 
 async def a_flush_before_one_is_left_behind(story: Story) -> None:

@@ -21,10 +21,10 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.assembly import State
-from quorumfs.dirtymap import lacks
+from quorumfs.decisions.dirtymap import lacks
+from quorumfs.decisions.model import State
 from quorumfs.repair.repairs import CLEAR_S
-from quorumfs.storage import CHANGES, Kind, Operation
+from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 LAST, NEXT_TO_LAST = EXTENTS[-1], EXTENTS[-2]
 

@@ -30,15 +30,15 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.assembly import AssemblyRefusedError
-from quorumfs.control import snapshot
 from quorumfs.control.status import DiskState
-from quorumfs.dirtymap import UNVERIFIED
+from quorumfs.decisions.assembly import AssemblyRefusedError
+from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.decisions.patterns import Fifo
+from quorumfs.decisions.sidecar import MAP_OFFSET
+from quorumfs.mount import snapshot
 from quorumfs.options import MountOptions
-from quorumfs.patterns import Fifo
 from quorumfs.repair.repairs import CLEAR_S
-from quorumfs.sidecar import MAP_OFFSET
-from quorumfs.storage import CHANGES, Kind
+from quorumfs.replica.storage import CHANGES, Kind
 
 
 async def read_while_it_is_lost(story: Story) -> None:

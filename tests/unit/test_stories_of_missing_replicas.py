@@ -25,11 +25,11 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.assembly import AssemblyRefusedError
-from quorumfs.control import snapshot
-from quorumfs.dirtymap import UNVERIFIED
+from quorumfs.decisions.assembly import AssemblyRefusedError
+from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.mount import snapshot
 from quorumfs.options import MountOptions
-from quorumfs.storage import Kind
+from quorumfs.replica.storage import Kind
 
 
 async def a_hole_passed_over_without_a_record(story: Story) -> None:

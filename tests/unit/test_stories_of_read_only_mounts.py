@@ -23,14 +23,14 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.assembly import State
-from quorumfs.control.events import EventLog
-from quorumfs.disk import Disk
+from quorumfs.decisions.model import State
+from quorumfs.decisions.patterns import Fifo, Quorum
+from quorumfs.disk.disk import Disk
+from quorumfs.disk.events import EventLog
+from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.mirror import Mirror
-from quorumfs.patterns import Fifo, Quorum
-from quorumfs.replica import Replica
-from quorumfs.storage import CHANGES, Kind
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import CHANGES, Kind
 
 
 @asynccontextmanager

@@ -25,16 +25,14 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.assembly import State
-from quorumfs.control import snapshot
-from quorumfs.dirtymap import lacks
+from quorumfs.decisions.dirtymap import lacks
+from quorumfs.decisions.model import State
+from quorumfs.decisions.record import Phase
+from quorumfs.decisions.sidecar import SLOT_OFFSETS
+from quorumfs.mount import snapshot
 from quorumfs.options import MountOptions
 from quorumfs.repair.copying import Copying
-from quorumfs.sidecar import (
-    SLOT_OFFSETS,
-    Phase,
-)
-from quorumfs.storage import CHANGES, Kind, Operation
+from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 
 async def copied_from_one_that_had_lost_it(story: Story) -> None:

@@ -23,7 +23,7 @@ from support.simulation.story import (
 )
 from support.simulation.world import ReplicaBackup
 
-from quorumfs.resolution import resolve
+from quorumfs.decisions.resolution import resolve
 
 MINUTE = 60.0
 

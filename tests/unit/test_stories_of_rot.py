@@ -22,7 +22,7 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.storage import Kind, Operation
+from quorumfs.replica.storage import Kind, Operation
 
 ROT = WRONG
 

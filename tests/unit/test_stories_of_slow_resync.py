@@ -26,11 +26,11 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.assembly import State
-from quorumfs.dirtymap import lacks
+from quorumfs.decisions.dirtymap import lacks
+from quorumfs.decisions.model import State
+from quorumfs.decisions.sidecar import decode
 from quorumfs.repair import work as work_module
-from quorumfs.sidecar import decode
-from quorumfs.storage import CHANGES, Kind, Operation
+from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 RATE = DISK // 4
 """Bytes a second that a slow one takes: a chunk in 0.125 s, four of the largest units in 2 s."""

@@ -18,8 +18,8 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.assembly import State
-from quorumfs.storage import CHANGES, Kind
+from quorumfs.decisions.model import State
+from quorumfs.replica.storage import CHANGES, Kind
 
 SETUPS = [replace(setup, claims=True) for setup in (PAIR, TRIO, EQUALS)]
 

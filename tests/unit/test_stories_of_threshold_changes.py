@@ -6,8 +6,8 @@ import pytest
 from support.simulation.setup import Setup
 from support.simulation.story import BLOCK, EQUALS, EXTENTS, PAIR, TRIO, Guest, Script, Story, told
 
-from quorumfs.assembly import AssemblyRefusedError
-from quorumfs.storage import CHANGES
+from quorumfs.decisions.assembly import AssemblyRefusedError
+from quorumfs.replica.storage import CHANGES
 
 
 async def _one_current_of_three(story: Story) -> None:

@@ -22,11 +22,9 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.assembly import (
-    State,
-)
+from quorumfs.decisions.model import State
 from quorumfs.repair import repairs as repairs_module
-from quorumfs.storage import Kind
+from quorumfs.replica.storage import Kind
 
 
 async def truncated_where_all_must_agree(story: Story) -> None:

@@ -26,8 +26,8 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.dirtymap import UNVERIFIED
-from quorumfs.storage import CHANGES, Kind, Operation
+from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 
 def _bad_sector(story: Story, index: int, at: int) -> None:

@@ -24,11 +24,9 @@ from support.simulation.story import (
 )
 from support.simulation.world import SimulatedReplica
 
-from quorumfs.assembly import (
-    State,
-)
+from quorumfs.decisions.model import State
 from quorumfs.repair.repairs import Repairs
-from quorumfs.storage import CHANGES, Kind, Operation
+from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 LASTS_S = 60.0
 MENDED_S = 60.0

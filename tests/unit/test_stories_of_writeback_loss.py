@@ -26,9 +26,9 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.assembly import State
-from quorumfs.dirtymap import lacks
-from quorumfs.storage import CHANGES, Kind, Operation
+from quorumfs.decisions.dirtymap import lacks
+from quorumfs.decisions.model import State
+from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 
 async def joins_while_its_failed_sync_waits(story: Story) -> None:

@@ -12,11 +12,11 @@ from typing import Any, cast
 
 import pytest
 
-from quorumfs.dirtymap import CHUNK_MIN, DirtyMap
-from quorumfs.metadata.epochs import Epochs
-from quorumfs.metadata.recorded import Recorded
-from quorumfs.metadata.target import Chunk, Target
-from quorumfs.replica import Replica
+from quorumfs.decisions.dirtymap import CHUNK_MIN, DirtyMap
+from quorumfs.metadata.ledger.epochs import Epochs
+from quorumfs.metadata.ledger.recorded import Recorded
+from quorumfs.metadata.ledger.target import Chunk, Target
+from quorumfs.replica.replica import Replica
 
 CHUNK = range(1)
 HISTORIES = (

@@ -16,8 +16,8 @@ from support.simulated import (
     takes,
 )
 
-from quorumfs.patterns import Fifo, Quorum, ReadPattern
-from quorumfs.storage import Done, Kind, Operation
+from quorumfs.decisions.patterns import Fifo, Quorum, ReadPattern
+from quorumfs.replica.storage import Done, Kind, Operation
 
 NEW = b"x" * BLOCK
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorumfs.patterns import Blkverify, Fifo, Quorum
-from quorumfs.voting import (
+from quorumfs.decisions.patterns import Blkverify, Fifo, Quorum
+from quorumfs.decisions.voting import (
     BLOCK,
     blocks,
     first_difference,

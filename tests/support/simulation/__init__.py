@@ -3,7 +3,8 @@
 The world, below any daemon:
 
 `media`           a file behind a page cache, and what power loss leaves of it
-`storage`         `quorumfs.storage.Storage` on such a file, with delays and faults, for one life
+`storage`         `quorumfs.replica.storage.Storage` on such a file, with delays and faults, for one
+                  life
 `world`           the replicas that outlive the daemon; kill, power cut, detach, put back
 `harness`         runs trio so that the same seed gives the same trace
 

@@ -1,6 +1,7 @@
 """Stories of sets that were copied, and of replicas mounted alone: what several tests tell."""
 
-from quorumfs.assembly import AssemblyRefusedError, State
+from quorumfs.decisions.assembly import AssemblyRefusedError
+from quorumfs.decisions.model import State
 from support.simulation.guest import BrokenError
 from support.simulation.story import EXTENT, EXTENTS, CopiedSet, Story
 

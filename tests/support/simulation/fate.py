@@ -15,14 +15,15 @@ from functools import partial
 
 import trio
 
-from quorumfs.assembly import Plan, State
-from quorumfs.dirtymap import ALL_LACK, UNVERIFIED
-from quorumfs.disk import Disk
+from quorumfs.decisions.dirtymap import ALL_LACK, UNVERIFIED
+from quorumfs.decisions.model import Plan, State
+from quorumfs.decisions.record import SUFFIX
+from quorumfs.decisions.sidecar import SLOT_OFFSETS
+from quorumfs.disk.disk import Disk
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.repairs import Repairs
-from quorumfs.replica import Replica
-from quorumfs.sidecar import SLOT_OFFSETS, SUFFIX
-from quorumfs.storage import CHANGES, Kind, Operation
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import CHANGES, Kind, Operation
 from support.simulation.guest import BrokenError, Crowd, Guest
 from support.simulation.media import SECTOR, SimulatedFile
 from support.simulation.storage import CALM, STORM, Effect, Fault, Weather

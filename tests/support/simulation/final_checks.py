@@ -4,9 +4,10 @@ import random
 
 import trio
 
-from quorumfs.dirtymap import ALL_LACK, INTENT, DirtyMap
-from quorumfs.sidecar import RoleState, decode
-from quorumfs.storage import CHANGES
+from quorumfs.decisions.dirtymap import ALL_LACK, INTENT, DirtyMap
+from quorumfs.decisions.record import RoleState
+from quorumfs.decisions.sidecar import decode
+from quorumfs.replica.storage import CHANGES
 from support.simulation.errorlog import ErrorLog
 from support.simulation.fate import Fate, Mounted
 from support.simulation.guest import BrokenError

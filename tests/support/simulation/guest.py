@@ -7,7 +7,7 @@ from functools import partial
 
 import trio
 
-from quorumfs.disk import Disk
+from quorumfs.disk.disk import Disk
 from support.simulation.media import SECTOR
 from support.simulation.oracle import Oracle
 from support.simulation.storage import DaemonKilledError

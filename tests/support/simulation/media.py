@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import count, pairwise
 
-from quorumfs.sidecar import Identity
-from quorumfs.storage import CHANGES, Kind
+from quorumfs.decisions.record import Identity
+from quorumfs.replica.storage import CHANGES, Kind
 
 SECTOR = 512
 """Bytes that a medium writes all or not at all."""

@@ -1,24 +1,24 @@
 """One mount of a simulated set: the real runtime put together on simulated storages, and its end.
 
-It follows `quorumfs.replicaset.ReplicaSet.make_disk`, `quorumfs.claiming` and the end of
-`quorumfs.mounting`.
+It follows `quorumfs.mount.replicaset.ReplicaSet.make_disk`, `quorumfs.replica.claiming` and the end
+of `quorumfs.mount.life`.
 """
 
 from collections.abc import Sequence
 
 import trio
 
-from quorumfs.assembly import Plan, State
-from quorumfs.claim import Claim, Tenure
-from quorumfs.control.events import Event, EventLog
-from quorumfs.disk import Disk
+from quorumfs.decisions.claim import Claim, Tenure
+from quorumfs.decisions.model import Plan, State
+from quorumfs.decisions.patterns import Fifo, Quorum
+from quorumfs.disk.disk import Disk
+from quorumfs.disk.events import Event, EventLog
+from quorumfs.disk.mirror import Mirror
 from quorumfs.errors import UserError
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.mirror import Mirror
-from quorumfs.patterns import Fifo, Quorum
-from quorumfs.repair.comeback import ForeignError, Returned
+from quorumfs.repair.rejoin import ForeignError, Returned
 from quorumfs.repair.repairs import Repairs
-from quorumfs.replica import Replica
+from quorumfs.replica.replica import Replica
 from support.simulation.fate import TIMEOUT_S, Mounted
 from support.simulation.guest import REQUEST_MAX_S, BrokenError
 from support.simulation.media import SECTOR
@@ -44,7 +44,7 @@ class Mounting:
     async def mount(
         self, life: Life, order: list[int], plan: Plan, limit: int | None = None
     ) -> Mounted:
-        """What `quorumfs.replicaset.ReplicaSet.make_disk` makes, on simulated storages.
+        """What `quorumfs.mount.replicaset.ReplicaSet.make_disk` makes, on simulated storages.
 
         *limit*: of a resync, in bytes a second. Raises `RefusedError` if what it was told cannot
         be put on record.
@@ -106,7 +106,9 @@ class Mounting:
         return mounted
 
     def claim(self, life: Life, order: Sequence[int], plan: Plan) -> Tenure:
-        """What `quorumfs.claiming` does: all earlier mounts have ended, or were taken over from."""
+        """What `quorumfs.replica.claiming` does: all earlier mounts have ended, or were taken over
+        from.
+        """
         world = self._world
         known = (world.claim(index) for index in self._state.everyone)
         over = frozenset(claim.mount for claim in known if claim is not None)
@@ -130,7 +132,7 @@ class Mounting:
                     state.harmed.discard(index)  # whatever it was, it was replaced
 
     async def unmount(self, mounted: Mounted, *, must_succeed: bool = False) -> None:
-        """Close in order, as at the end of `quorumfs.mounting`; the guests have gone.
+        """Close in order, as at the end of `quorumfs.mount.life`; the guests have gone.
 
         *must_succeed*: faults are over; what they cost is first told by one flush (R13).
         """

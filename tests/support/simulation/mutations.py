@@ -24,32 +24,33 @@ from typing import Any
 import pytest
 import trio
 
-from quorumfs import assembly, sidecar, voting
-from quorumfs import replica as replica_module
-from quorumfs.assembly import State, _Assembly, _Survey
-from quorumfs.dirtymap import INTENT
-from quorumfs.metadata import Outcome
-from quorumfs.metadata import content as content_module
-from quorumfs.metadata.chunks import Chunks
+from quorumfs.decisions import assembly, sidecar, voting
+from quorumfs.decisions.assembly import _Assembly, _Survey
+from quorumfs.decisions.dirtymap import INTENT
+from quorumfs.decisions.model import State
+from quorumfs.decisions.ranges import RangeSet
+from quorumfs.decisions.record import Phase, Record
+from quorumfs.disk.rangelock import Claim, RangeLock
 from quorumfs.metadata.claims import Claims
-from quorumfs.metadata.commit import Records
 from quorumfs.metadata.joining import Joining
-from quorumfs.metadata.ledger import Ledger
+from quorumfs.metadata.ledger import content as content_module
+from quorumfs.metadata.ledger.chunks import Chunks
+from quorumfs.metadata.ledger.commit import Records
+from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.ledger import Ledger
+from quorumfs.metadata.ledger.target import Target
 from quorumfs.metadata.recorder import Recorder
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.metadata.target import Target
 from quorumfs.metadata.writer import SidecarWriter
-from quorumfs.rangelock import Claim, RangeLock
-from quorumfs.ranges import RangeSet
 from quorumfs.repair import repairs as repairs_module
 from quorumfs.repair import settle as settle_module
 from quorumfs.repair import work as work_module
 from quorumfs.repair.copying import Copying
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.verify import Verification
-from quorumfs.replica import Gathering, Replica
-from quorumfs.sidecar import Phase, Record
-from quorumfs.storage import Kind, Operation
+from quorumfs.replica import replica as replica_module
+from quorumfs.replica.replica import Gathering, Replica
+from quorumfs.replica.storage import Kind, Operation
 from support.simulation.media import Content
 from support.simulation.storage import DaemonKilledError, SimulatedStorage
 

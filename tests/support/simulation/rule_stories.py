@@ -15,18 +15,13 @@ from itertools import cycle
 
 import trio
 
-from quorumfs.assembly import (
-    AssemblyRefusedError,
-    State,
-)
-from quorumfs.dirtymap import UNVERIFIED, lacks
+from quorumfs.decisions.assembly import AssemblyRefusedError
+from quorumfs.decisions.dirtymap import UNVERIFIED, lacks
+from quorumfs.decisions.model import State
+from quorumfs.decisions.sidecar import MAP_OFFSET, decode
+from quorumfs.disk.watchdog import TICK_S
 from quorumfs.repair import repairs as repairs_module
-from quorumfs.sidecar import (
-    MAP_OFFSET,
-    decode,
-)
-from quorumfs.storage import CHANGES, Kind, Operation
-from quorumfs.watchdog import TICK_S
+from quorumfs.replica.storage import CHANGES, Kind, Operation
 from support.simulation.copies import copies_used_alike, mounted_alone_and_only_read
 from support.simulation.fate import TIMEOUT_S
 from support.simulation.guest import REQUEST_MAX_S, BrokenError

@@ -16,7 +16,7 @@ from enum import Enum
 
 import trio
 
-from quorumfs.assembly import Plan
+from quorumfs.decisions.model import Plan
 from support.simulation.downtime import Downtime
 from support.simulation.errorlog import ErrorLog
 from support.simulation.fate import Fate, Mounted, crash_in_a_commit, drawn_weather

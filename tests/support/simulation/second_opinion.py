@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 
-from quorumfs.assembly import AssemblyRefusedError, State
-from quorumfs.dirtymap import lacks
-from quorumfs.sidecar import RoleState
+from quorumfs.decisions.assembly import AssemblyRefusedError
+from quorumfs.decisions.dirtymap import lacks
+from quorumfs.decisions.model import State
+from quorumfs.decisions.record import RoleState
 from support.simulation.fate import Mounted
 from support.simulation.guest import BrokenError
 from support.simulation.setup import Origin

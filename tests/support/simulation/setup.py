@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from enum import Enum
 from unittest import mock
 
-from quorumfs import dirtymap, zeroing
-from quorumfs import sidecar as sidecar_module
-from quorumfs.assembly import new_record
-from quorumfs.dirtymap import UNVERIFIED, DirtyMap, lacks
-from quorumfs.metadata import epochs as epochs_module
-from quorumfs.metadata import intents as intents_module
+from quorumfs.decisions import dirtymap
+from quorumfs.decisions import sidecar as sidecar_module
+from quorumfs.decisions.assembly import new_record
+from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.record import RoleState, Sidecar
+from quorumfs.disk import zeroing
+from quorumfs.metadata.ledger import epochs as epochs_module
+from quorumfs.metadata.ledger import intents as intents_module
 from quorumfs.repair import work as work_module
-from quorumfs.sidecar import RoleState, Sidecar
-from quorumfs.storage import Kind
+from quorumfs.replica.storage import Kind
 from support.simulation.guest import KIB
 from support.simulation.media import SECTOR, SimulatedFile
 from support.simulation.world import World

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from quorumfs.assembly import Plan, State
-from quorumfs.sidecar import FormatError, Record, Sidecar, decode
+from quorumfs.decisions.model import Plan, State
+from quorumfs.decisions.record import Record, Sidecar
+from quorumfs.decisions.sidecar import FormatError, decode
 from support.simulation.fate import Mounted
 from support.simulation.oracle import Oracle
 from support.simulation.setup import Origin, Setup

@@ -1,4 +1,4 @@
-"""`quorumfs.storage.Storage` on a simulated file, for one life of the daemon.
+"""`quorumfs.replica.storage.Storage` on a simulated file, for one life of the daemon.
 
 An operation takes effect, and is answered, when it is due. One task does everything that is due,
 in an order that follows from the seed alone.
@@ -17,7 +17,7 @@ from typing import cast
 
 import trio
 
-from quorumfs.storage import (
+from quorumfs.replica.storage import (
     CHANGES,
     Attempt,
     Buffer,
@@ -218,7 +218,7 @@ def _nobody(operation: Operation, value: Value, error: OSError | None) -> None:
 
 
 class SimulatedStorage:
-    """A handle on *file* in one life of the daemon; see `quorumfs.storage.Storage`."""
+    """A handle on *file* in one life of the daemon; see `quorumfs.replica.storage.Storage`."""
 
     def __init__(
         self,

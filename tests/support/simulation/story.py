@@ -9,11 +9,11 @@ from functools import partial
 
 import trio
 
-from quorumfs.assembly import AssemblyRefusedError
-from quorumfs.claim import NOTICE_S
-from quorumfs.dirtymap import UNVERIFIED
-from quorumfs.replica import Replica
-from quorumfs.storage import CHANGES, Kind
+from quorumfs.decisions.assembly import AssemblyRefusedError
+from quorumfs.decisions.claim import NOTICE_S
+from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import CHANGES, Kind
 from support.simulation.fate import Mounted
 from support.simulation.final_checks import CONVERGE_MAX_S
 from support.simulation.guest import BrokenError

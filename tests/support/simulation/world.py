@@ -21,18 +21,11 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from quorumfs.assembly import Found
-from quorumfs.claim import Claim, decode_claim, encode_claim
-from quorumfs.sidecar import (
-    CLAIM_OFFSET,
-    PAGE,
-    FormatError,
-    Identity,
-    Sidecar,
-    decode,
-    encode,
-)
-from quorumfs.storage import Operation
+from quorumfs.decisions.claim import Claim, decode_claim, encode_claim
+from quorumfs.decisions.model import Found
+from quorumfs.decisions.record import Identity, Sidecar
+from quorumfs.decisions.sidecar import CLAIM_OFFSET, PAGE, FormatError, decode, encode
+from quorumfs.replica.storage import Operation
 from support.simulation.media import Backup, Content, SimulatedFile
 from support.simulation.storage import (
     CALM,
@@ -264,7 +257,7 @@ class World:
         return None if sidecar is None else decode_claim(sidecar.cache.read(*_CLAIM))
 
     def create_sidecar(self, index: int, sidecar: Sidecar) -> None:
-        """What `quorumfs.sidecarfile.create_sidecar` does: all of it durable, or nothing.
+        """What `quorumfs.replica.sidecarfile.create_sidecar` does: all of it durable, or nothing.
 
         Raises `OSError` if the replica cannot be reached.
         """

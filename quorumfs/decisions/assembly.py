@@ -1,0 +1,852 @@
+"""Assembly: from what was found beside the images to a plan for the set. A pure decision.
+
+Theory
+======
+
+A *record* says who is current. It is committed on every replica that is current in it before
+anything is acknowledged under it (`quorumfs.decisions.sidecar` says how), and whenever a replica is
+left behind the others mint a new *generation*, whose ancestors are all earlier ones. From this
+follows:
+
+* Of two generations the one that has the other among its ancestors is later. Whether replicas went
+  on without each other, as those of a set and of a copy of it do in one generation, the *lineage*
+  tells (`quorumfs.decisions.lineage`). If both changed something since: split brain, and only a
+  person can say which one is wanted. If one did, the other is behind; if none did, the later record
+  counts.
+* At least the threshold of replicas are current in the latest record and hold it. So among more
+  than N - threshold of them there is one that does; fewer may not know that they were left behind.
+  That is why fewer than the threshold never mint, and why fewer than the old threshold cannot
+  lower it without consent. A replica that was put back from a backup counts for nothing here.
+* The role of each replica names the record that it was last to get. One that is current in the
+  latest record, and comes with the record its role names or a later one, is what it was then; with
+  an older one it was put back.
+* Each current replica of the latest record holds everything that was flushed. They differ at
+  most where one of their maps has `INTENT`, so it is the union of the maps that counts.
+* Where too few would be left, one that could not flush stays current, with its own ``lacks`` bits:
+  it is not believed there. If nobody who is here is, an absent one that is current on record may
+  be the only one to hold what was acknowledged.
+* The members track for each replica left behind what was written since the record that its role
+  names. If it comes back with that one, or a later one of theirs, then what they tracked is all it
+  lacks; with an older one its own map, too old like itself, is not believed. So no mark is cleared
+  before a commit has moved on the sequence of all whom it concerns: for `INTENT` that of the
+  members, for ``lacks`` that in the role of the replica and on the replica itself.
+"""
+
+import errno
+import os
+import shlex
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
+
+from quorumfs.decisions.dirtymap import (
+    CHUNKS_MAX,
+    INTENT,
+    REPLICAS_MAX,
+    UNVERIFIED,
+    DirtyMap,
+    chunk_size_for,
+    lacks,
+)
+from quorumfs.decisions.lineage import adds, parting
+from quorumfs.decisions.model import Found, Member, Plan, State
+from quorumfs.decisions.record import (
+    Record,
+    Role,
+    RoleState,
+    Sidecar,
+    path_for,
+)
+from quorumfs.errors import ExitCode, UserError
+
+
+class AssemblyRefusedError(UserError):
+    """The replicas cannot be used together as they are; the message says what to do."""
+
+    def __init__(self, rule: str, text: str, exit_code: ExitCode = ExitCode.FAILED) -> None:
+        super().__init__(text)
+        self.rule = rule
+        self.exit_code = exit_code
+
+
+def assemble(
+    found: Sequence[Found],
+    *,
+    threshold: int | None = None,
+    chunk_size: int | None = None,
+    degraded: bool = False,
+    read_only: bool = False,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> Plan:
+    """Decide what the replicas *found*, in the order of the command line, are to each other.
+
+    *threshold*: the vote threshold asked for; None: that of the set, or a majority of a new one.
+    *chunk_size*: of a new set, in bytes; None: by the size of the disk.
+    *degraded*: the operator accepts that a missing replica may hold something later.
+    *read_only*: nothing is going to be recorded, nor acknowledged.
+    Raises `AssemblyRefusedError`; nothing has been written then.
+    """
+    refuse_too_many(len(found))
+    if not any(f.sidecar or (f.image and f.problem) for f in found):
+        return _adopt(found, threshold, chunk_size, random_bytes)
+    if begun := _begun_adoption(found):
+        plan = _adoption(found, begun, threshold or begun.threshold)
+    else:
+        _refuse_strangers(found)
+        plan = _Assembly(found, threshold, degraded=degraded, read_only=read_only).plan()
+    if chunk_size not in (None, plan.record.chunk_size):
+        raise AssemblyRefusedError(
+            "chunk size",
+            f"option chunk-size: got {chunk_size}, allowed: {plan.record.chunk_size}, what the set "
+            "was made with",
+            ExitCode.USAGE,
+        )
+    return plan
+
+
+def refuse_too_many(count: int) -> None:
+    """Refuse *count* replicas where there is no place for as many in a record."""
+    if count > REPLICAS_MAX:
+        raise AssemblyRefusedError(
+            "too many replicas",
+            f"{count} replicas: a set with sidecars has at most {REPLICAS_MAX}; "
+            "use metadata=none for more",
+        )
+
+
+def new_record(
+    paths: Sequence[str],
+    size: int,
+    threshold: int,
+    *,
+    chunk_size: int | None = None,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> Record:
+    """The first record of a new set: all of *paths* current."""
+    generation = int.from_bytes(random_bytes(8), "little") or 1
+    roles = tuple(Role(random_bytes(16), RoleState.CURRENT, generation, path) for path in paths)
+    return Record(
+        random_bytes(16),
+        size,
+        chunk_size or chunk_size_for(size),
+        threshold,
+        generation,
+        roles,
+    )
+
+
+def covers(record: Record, slot: int, generation: int, sequence: int = 0) -> bool:
+    """Whether *record* tracked all that the replica with *slot* lacks, if it holds that one."""
+    role = record.roles[slot]
+    if generation == role.generation:
+        return sequence >= role.sequence
+    later = record.history
+    if role.generation in later:  # else it is older than all that are remembered
+        later = later[: later.index(role.generation)]
+    return generation in later
+
+
+def image_changed(found: Found) -> bool:
+    """Whether the image was changed behind its sidecar, as far as one can tell from outside.
+
+    An image in use has no times on record, because they move. Where its sidecar does not vouch for
+    it, `image_unproven` says more.
+    """
+    assert found.sidecar is not None
+    known = found.sidecar.identity
+    if known.mtime_ns or known.ctime_ns:
+        return known != found.image
+    return bool(known.inode) and found.instance is None and known != found.in_use
+
+
+def image_unproven(found: Found) -> bool:
+    """Whether nothing shows that the image is the one that its sidecar speaks of (R15).
+
+    So it is where the sidecar does not vouch for the image, which was in use, and the mount that
+    it was in is gone: an older image, or an empty one, may have taken its place.
+    """
+    assert found.sidecar is not None
+    known = found.sidecar.identity
+    if found.instance is None or known.mtime_ns or known.ctime_ns:
+        return False
+    return not found.instance or known != found.in_use
+
+
+def judge_returned(record: Record, slot: int, found: Found) -> Member:
+    """What a replica left behind, that is *found* again, is to those who go by *record*."""
+    path, sidecar = found.path, found.sidecar
+    if found.image is None or sidecar is None:
+        reason = found.problem or "its sidecar is gone"
+        return Member(path, slot, State.MISSING if found.image is None else State.FOREIGN, reason)
+    if sidecar.record.disk != record.disk or record.slot_of(sidecar.replica_id) != slot:
+        return Member(path, slot, State.FOREIGN, "another replica is in its place")
+    if found.image.size < record.size:
+        reason = f"the image was truncated to {found.image.size} bytes, the disk has {record.size}"
+        return Member(path, slot, State.MISSING, reason)
+    mixture = sidecar.own_state is RoleState.RESYNCING
+    if adds(sidecar.record, record, record.roles[slot].last_mount) and not mixture:
+        return Member(path, slot, State.FOREIGN, "split brain: it was used without the others")
+    if image_changed(found):
+        return Member(path, slot, State.SUSPECT, _CHANGED, compare=True)
+    if image_unproven(found):
+        return Member(path, slot, State.SUSPECT, _UNPROVEN, compare=True)
+    return Member(path, slot, State.STALE, compare=not _covered(record, slot, sidecar))
+
+
+def _covered(record: Record, slot: int, sidecar: Sidecar) -> bool:
+    held = [one for one in (sidecar.record, sidecar.prepared) if one]
+    return any(_tracked(record, slot, one) for one in held)
+
+
+def _tracked(record: Record, slot: int, own: Record) -> bool:
+    """Whether *record* tracked all that the replica with *slot* lacks, if *own* is valid there."""
+    role = record.roles[slot]
+    at = parting(own, record, role.last_mount)
+    if at is None or at.went_on or adds(own, record, role.last_mount):
+        return False
+    if at.own == 0:
+        return covers(record, slot, own.generation, own.sequence)
+    # It was mounted without the others, and nothing was changed: what it lacked then it lacks now.
+    left = role.state is not RoleState.CURRENT and at.mount == role.last_mount
+    whole = own.roles[slot].state is RoleState.CURRENT
+    return left and whole and own.lineage[at.own - 1].first > role.sequence
+
+
+def _adopt(
+    found: Sequence[Found],
+    threshold: int | None,
+    chunk_size: int | None,
+    random_bytes: Callable[[int], bytes],
+) -> Plan:
+    """First use of raw images: usable at once, and compared in the background."""
+    sizes: dict[int, Found] = {}
+    for one in found:
+        if one.image is None:
+            raise AssemblyRefusedError(
+                "adopt", f"cannot open the replica {one.path}: {one.problem}"
+            )
+        sizes.setdefault(one.image.size, one)
+    if len(sizes) > 1:
+        (size, one), (other_size, other) = list(sizes.items())[:2]
+        raise AssemblyRefusedError(
+            "adopt",
+            f"replicas differ in size: {one.path} has {size} bytes, {other.path} has {other_size}",
+        )
+    (size,) = sizes
+    paths = [one.path for one in found]
+    if chunk_size is not None and size > chunk_size * CHUNKS_MAX:
+        least = chunk_size_for(size)
+        raise AssemblyRefusedError(
+            "chunk size",
+            f"option chunk-size: got {chunk_size}, allowed: at least {least} for {size} bytes",
+            ExitCode.USAGE,
+        )
+    record = new_record(
+        paths,
+        size,
+        threshold or len(found) // 2 + 1,
+        chunk_size=chunk_size,
+        random_bytes=random_bytes,
+    )
+    return _adoption(found, record, record.threshold)
+
+
+def _begun_adoption(found: Sequence[Found]) -> Record | None:
+    """The record of an adoption that ended before every image had its sidecar, if that is so.
+
+    Nothing was ever written through it, so it can go on: these are its images, all of them.
+    """
+    sidecars = [one.sidecar for one in found if one.sidecar]
+    if not sidecars or any(one.image is None or one.problem for one in found):
+        return None
+    first = sidecars[0].record
+    paths = [role.path for role in first.roles]
+    begun = (
+        len(sidecars) < len(found)
+        and sorted(paths) == sorted(one.path for one in found)
+        and all(one.image is not None and one.image.size == first.size for one in found)
+        and all(role.state is RoleState.CURRENT for role in first.roles)
+    )
+    for sidecar in sidecars:
+        record = sidecar.record
+        untouched = record.sequence == 1 and record.clean and sidecar.prepared is None
+        unseen = sidecar.map.states.count(UNVERIFIED) == len(sidecar.map)
+        begun = begun and untouched and unseen and record.set_id == first.set_id
+    return first if begun else None
+
+
+def _adoption(found: Sequence[Found], record: Record, threshold: int) -> Plan:
+    disk_map = DirtyMap(record.size, record.chunk_size)
+    if len(found) > 1:
+        disk_map.add(UNVERIFIED, range(len(disk_map)))
+    slots = {role.path: slot for slot, role in enumerate(record.roles)}
+    members = tuple(Member(one.path, slots[one.path], State.CURRENT) for one in found)
+    record = replace(record, threshold=threshold)  # nothing was acknowledged under another one
+    rule = "adopt: not all replicas have a sidecar, and nothing was written yet"
+    if not any(one.sidecar for one in found):
+        rule = "adopt: no replica has a sidecar"
+    return Plan(rule, record, threshold, disk_map, members, adopted=True)
+
+
+def _refuse_strangers(found: Sequence[Found]) -> None:
+    """Refuse what was never one set."""
+    members = [f for f in found if f.sidecar]
+    for one in found:
+        if one.image and not one.sidecar and not one.problem:
+            if not members:
+                continue
+            raise AssemblyRefusedError(
+                "stranger",
+                f"{one.path} has no sidecar, but {members[0].path} is a member of a set: to make "
+                f"{one.path} a copy of it, run: quorumfs resolve --keep {members[0].path} "
+                f"{' '.join(f.path for f in found)}",
+            )
+    seen: dict[bytes, Found] = {}
+    for one in members:
+        assert one.sidecar
+        first = members[0]
+        assert first.sidecar
+        ours, theirs = first.sidecar.record.set_id, one.sidecar.record.set_id
+        if ours != theirs:
+            raise AssemblyRefusedError(
+                "foreign",
+                f"{first.path} is of set {ours.hex()}, {one.path} is of set {theirs.hex()}: "
+                "they do not belong together",
+            )
+        if one.sidecar.record.disk != first.sidecar.record.disk:
+            raise AssemblyRefusedError(
+                "foreign",
+                f"{first.path} says that the disk is {_shape(first.sidecar)}, {one.path} says "
+                f"{_shape(one.sidecar)}: one of their sidecars is not what quorumfs wrote",
+            )
+        other = seen.setdefault(one.sidecar.replica_id, one)
+        if other is not one:
+            raise AssemblyRefusedError(
+                "duplicate",
+                f"{other.path} and {one.path} are the same replica {one.sidecar.replica_id.hex()}: "
+                "one is a copy of the other with its sidecar. Give only one of them; to make the "
+                f"other a replica of its own, remove {path_for(one.path)} and run quorumfs resolve",
+            )
+    if not members:
+        accounts = "; ".join(_account(one, one.problem) for one in found if one.problem)
+        raise AssemblyRefusedError(
+            "unreadable",
+            f"{accounts}. No other replica knows the set. If that is impossible: remove all "
+            "sidecars, and the images are adopted anew",
+            ExitCode.UNUSABLE,
+        )
+
+
+class _Survey:
+    """What was found of one set, some of which may be missing or unreadable."""
+
+    def __init__(self, found: Sequence[Found]) -> None:
+        """Raises `AssemblyRefusedError` if nothing of it can be used, or there is a split brain."""
+        self.found = found
+        self.notes: list[str] = []
+        """What the operator should know."""
+        self.present: dict[str, Sidecar] = {}
+        """By path: what has a readable sidecar and an image long enough."""
+        self.problems: dict[str, str] = {}
+        """By path: why the others cannot be used."""
+        for one in found:
+            if problem := self._problem(one):
+                self.problems[one.path] = problem
+            elif one.sidecar:
+                self.present[one.path] = self._lifted(one.sidecar)
+                self.notes += [f"{path_for(one.path)}: {text}" for text in one.sidecar.damage]
+        if not self.present:
+            raise AssemblyRefusedError(
+                "unusable",
+                "; ".join(
+                    _account(one, self.problems[one.path])
+                    for one in found
+                    if one.path in self.problems
+                ),
+                ExitCode.UNUSABLE,
+            )
+        self.record = self._latest()
+        """The latest one."""
+
+    def _problem(self, one: Found) -> str | None:
+        """Why what is at this path cannot be a member now; None if it can."""
+        if one.problem:
+            return one.problem
+        assert one.image
+        assert one.sidecar
+        size = one.sidecar.record.size
+        if one.image.size < size:
+            return f"the image was truncated to {one.image.size} bytes, the disk has {size}"
+        if one.image.size > size:
+            self.notes.append(f"{one.path} is longer than the disk: its end is not used")
+        return None
+
+    def _lifted(self, sidecar: Sidecar) -> Sidecar:
+        """A replica that only prepared what another committed was there: it only came last.
+
+        So it was if it prepared what came after that.
+        """
+        prepared = sidecar.prepared
+        if not prepared:
+            return sidecar
+        if not _current_in(prepared, sidecar):  # others, who did without it, were to resync it
+            stale = sidecar.record.with_role(sidecar.slot, state=RoleState.RESYNCING)
+            return replace(sidecar, record=stale)
+        committed = [
+            one.sidecar.record
+            for one in self.found
+            if one.sidecar
+            and one.sidecar.record.generation in prepared.history
+            and sidecar.record.sequence < one.sidecar.record.sequence <= prepared.sequence
+            and _leads_to(one.sidecar.record, prepared)
+        ]
+        if not committed:
+            return sidecar
+        record = max(committed, key=lambda record: record.sequence)
+        return replace(
+            sidecar, record=record, prepared=prepared if record.key != prepared.key else None
+        )
+
+    def _latest(self) -> Record:
+        """The record that lacks no change that others know of; refuses a split brain."""
+        known = {one.path: one.sidecar for one in self.found if one.sidecar} | self.present
+        # Of several with the latest generation, the one with the latest commit.
+        latest_path, latest = max(
+            known.items(),
+            key=lambda item: (
+                -sum(_adds(other, item[1].record) for other in known.values()),
+                sum(_is_known(other, item[1].record) for other in known.values()),
+                item[1].record.sequence,
+            ),
+        )
+        for path, sidecar in known.items():
+            if _adds(sidecar, latest.record):
+                raise AssemblyRefusedError(
+                    "split brain",
+                    f"split brain: {latest_path} and {path} were both used without the other. "
+                    f"{_side(latest_path, latest)}; {_side(path, sidecar)}. Nothing was written. "
+                    f"Choose whose data to keep: {self.command('--dry-run --keep', latest_path)}",
+                    ExitCode.NEEDS_OPERATOR,
+                )
+        return latest.record
+
+    def slot_of(self, one: Found) -> int | None:
+        """The place of what is at this path, as far as it says so or was there the last time."""
+        if one.sidecar:
+            return self.record.slot_of(one.sidecar.replica_id)
+        taken = {self.record.slot_of(sidecar.replica_id) for sidecar in self.present.values()}
+        roles = enumerate(self.record.roles)
+        return next((s for s, role in roles if s not in taken and role.path == one.path), None)
+
+    def absent_member(self, one: Found) -> Member:
+        """A path with nothing usable: the role it fills, if the record tells."""
+        taken = {self.record.slot_of(sidecar.replica_id) for sidecar in self.present.values()}
+        slots = [slot for slot in range(len(self.record.roles)) if slot not in taken]
+        others = [f for f in self.found if f.path not in self.present]
+        slot = self.slot_of(one)
+        if slot is None and not one.sidecar and len(others) == 1 and len(slots) == 1:
+            (slot,) = slots
+        state = State.FOREIGN if one.image and not one.sidecar else State.MISSING
+        return Member(one.path, slot, state, self.problems.get(one.path))
+
+    def accounts(self, slots: Collection[int], members: dict[str, Member]) -> str:
+        """Why each of the replicas with *slots* is not in use, and what to do about it.
+
+        With it what else was given and cannot be used: that may be one of them, or a wrong path.
+        """
+        accounts = []
+        left = set(slots)
+        good = next((p for p, m in members.items() if m.state is State.CURRENT), None)
+        resolve = good and f"make it a copy of {good}: {self.command('--keep', good)}"
+        for one in self.found:
+            slot = self.slot_of(one)
+            if problem := self.problems.get(one.path):
+                if slot is None and one.image is None:
+                    accounts.append(f"{one.path}: {problem}: is this the right path?")
+                elif slot in left or slot is None:
+                    accounts.append(_account(one, problem, resolve))
+            elif slot in left:
+                reason = members[one.path].reason
+                accounts.append(f"{one.path}: {reason}: put the later one back")
+            left.discard(-1 if slot is None else slot)
+        accounts += [
+            f"{_names([self.record.roles[slot]])} is not among the replicas given: bring it back, "
+            "and name it where it is"
+            for slot in sorted(left)
+        ]
+        return "; ".join(accounts)
+
+    def command(self, option: str, keep: str) -> str:
+        """The command that makes all replicas here copies of *keep*."""
+        here = [one.path for one in self.found if one.image]
+        return f"quorumfs resolve {option} {shlex.join([keep, *here])}"
+
+
+class _Assembly:
+    """One decision on replicas of one set."""
+
+    def __init__(
+        self, found: Sequence[Found], threshold: int | None, *, degraded: bool, read_only: bool
+    ) -> None:
+        self._survey = _Survey(found)
+        self._record = self._survey.record
+        self._degraded = degraded
+        self._read_only = read_only
+        self._threshold = self._record.threshold if threshold is None else threshold
+        if self._threshold > len(self._record.roles):
+            raise AssemblyRefusedError(
+                "threshold",
+                f"option vote-threshold: got {self._threshold}, allowed: 1 to "
+                f"{len(self._record.roles)}, the number of replicas in the set",
+                ExitCode.USAGE,
+            )
+
+    def plan(self) -> Plan:
+        survey = self._survey
+        present = [one for one in survey.found if one.path in survey.present]
+        changed = {one.path for one in present if image_changed(one)}
+        unproven = self._unproven(present, changed)
+        members = {
+            path: self._judge(path, changed=path in changed, unproven=path in unproven)
+            for path in survey.present
+        }
+        moved = not any(member.state is State.CURRENT for member in members.values())
+        if moved:  # nobody is left to say that the changed images are the wrong ones
+            judged = {path: self._judge(path, changed=False) for path in changed}
+            members |= {path: m for path, m in judged.items() if m.state is State.CURRENT}
+        self._refuse_without_current(members)
+        # A sidecar tells who was left behind, whether or not its image is proven to be the same:
+        # had others gone on without those that are here, it would have taken part in that.
+        as_left = {path: self._judge(path, changed=False) for path in members.keys() - changed}
+        knowing = sum(m.slot is not None and not m.compare for m in as_left.values())
+        rule, quorum = self._absence_rule(members, knowing, moved=moved)
+        if (consent := self._lowering_rule(members, quorum)) is not None:
+            rule, quorum = consent, self._threshold
+        self._compare_unknown(members)
+        disk_map = self._joined_map(members)
+        current = {member.slot for member in members.values() if member.state is State.CURRENT}
+        if moved:  # nor can anybody say what was changed
+            survey.notes.append("all images were moved or changed together: comparing them")
+            away = [lacks(slot) for slot in range(len(self._record.roles)) if slot not in current]
+            unsure = sum(away) | (UNVERIFIED if len(current) > 1 else 0)
+            disk_map.add(unsure, range(len(disk_map)))
+        record = self._record
+        if not rule:
+            crashed = any(
+                not survey.present[path].record.clean
+                for path, member in members.items()
+                if member.state is State.CURRENT
+            )
+            rule = "crash: not closed in order" if crashed else "clean: closed in order"
+        sidecars = [one.sidecar for one in survey.found if one.sidecar]
+        known = [record for one in sidecars for record in (one.record, one.prepared) if record]
+        prepared = [r for one in sidecars if (r := one.prepared) and _current_in(r, one)]
+        return Plan(
+            rule,
+            record,
+            self._threshold,
+            disk_map,
+            tuple(members.get(one.path) or survey.absent_member(one) for one in survey.found),
+            tuple(
+                slot
+                for slot, role in enumerate(record.roles)
+                if role.state is RoleState.CURRENT and slot not in current
+            ),
+            tuple(
+                dict.fromkeys(g for one in prepared for g in one.history if g not in record.history)
+            ),
+            tuple(
+                {
+                    mount.identity: mount
+                    for one in prepared
+                    for mount in one.mounts
+                    if all(mount.identity != known.identity for known in record.lineage)
+                }.values()
+            ),
+            max(one.sequence for one in known),
+            tuple(survey.notes),
+            quorum=quorum,
+        )
+
+    def _unproven(self, present: Sequence[Found], changed: set[str]) -> set[str]:
+        """The images that are not taken for what their sidecars say, for want of proof (R15).
+
+        Where too few would be current without them they are: a set whose stores were all mounted
+        anew, after a power cut perhaps, is to be used all the same.
+        """
+        unproven = {one.path for one in present if image_unproven(one)}
+        members = [self._judge(one.path, changed=one.path in changed | unproven) for one in present]
+        if sum(member.state is State.CURRENT for member in members) >= self._threshold:
+            return unproven
+        self._survey.notes += [
+            f"{path}: {_UNPROVEN}; it is believed, for too few others are current"
+            for path in unproven
+        ]
+        return set()
+
+    def _judge(self, path: str, *, changed: bool, unproven: bool = False) -> Member:
+        """What one replica with a readable sidecar is to the latest record."""
+        sidecar, record = self._survey.present[path], self._record
+        slot = record.slot_of(sidecar.replica_id)
+        if slot is None:
+            return Member(path, None, State.FOREIGN, "it was removed from the set")
+        role = record.roles[slot]
+        covered = _covered(record, slot, sidecar)
+        resyncing = sidecar.own_state is RoleState.RESYNCING
+        if role.state is RoleState.CURRENT and covered and not resyncing:
+            if changed or unproven:
+                reason = _CHANGED if changed else _UNPROVEN
+                return Member(path, slot, State.SUSPECT, reason, compare=True)
+            return Member(path, slot, State.CURRENT)
+        if not covered and _went_apart(sidecar, record):
+            reason = "mounted without the others, and nothing was written to it since"
+            return Member(path, slot, State.STALE, reason, compare=True)
+        if role.state is RoleState.CURRENT:
+            reason = "an older copy of this replica was put in its place"
+            return Member(path, slot, State.STALE, reason, compare=True)
+        if changed or unproven:
+            reason = f"left behind, and {_CHANGED if changed else _UNPROVEN}"
+            return Member(path, slot, State.SUSPECT, reason, compare=True)
+        if covered:
+            return Member(
+                path, slot, State.STALE, f"left behind in generation {role.generation:016x}"
+            )
+        reason = "left behind longer ago than the others remember"
+        return Member(path, slot, State.STALE, reason, compare=True)
+
+    def _refuse_without_current(self, members: dict[str, Member]) -> None:
+        if any(member.state is State.CURRENT for member in members.values()):
+            return
+        record = self._record
+        newer = [s for s, role in enumerate(record.roles) if role.state is RoleState.CURRENT]
+        names = _names([record.roles[slot] for slot in newer])
+        stale = "; ".join(f"{path} is {m.state.value}: {m.reason}" for path, m in members.items())
+        raise AssemblyRefusedError(
+            "only stale",
+            f"{stale}. Current in generation {record.generation:016x} are: {names}. "
+            f"{self._survey.accounts(newer, members)}. If that is impossible, give up what only "
+            f"{_them(newer)} may hold: {self._survey.command('--keep', next(iter(members)))}",
+        )
+
+    def _absence_rule(
+        self, members: dict[str, Member], knowing: int, *, moved: bool
+    ) -> tuple[str, int]:
+        """Refuse if a missing replica might hold something later; else why it cannot.
+
+        Also how many must hold the first commit. *knowing*: how many replicas are here as they
+        were left; *moved*: none of them is current.
+        """
+        record = self._record
+        present = {member.slot for member in members.values()}
+        absent = [slot for slot in range(len(record.roles)) if slot not in present]
+        replaced = {m.slot for m in members.values() if m.state is State.STALE and m.compare}
+        unaware = [
+            slot
+            for slot, role in enumerate(record.roles)
+            if (slot not in present or slot in replaced)
+            and (role.state is RoleState.CURRENT or (moved and slot in absent))
+        ]
+        current = sum(member.state is State.CURRENT for member in members.values())
+        stale = sum(m.state in (State.STALE, State.SUSPECT) for m in members.values())
+        usable = current + stale
+        if usable < self._threshold:
+            names = _names([record.roles[slot] for slot in absent])
+            raise AssemblyRefusedError(
+                "no quorum",
+                f"{usable} of {len(record.roles)} replicas can be used, vote-threshold="
+                f"{self._threshold} needs as many: missing {names}. "
+                f"{self._survey.accounts(absent, members)}. {_giving_up(unaware)}"
+                f"mount with -o degraded,vote-threshold={usable}",
+            )
+        quorum = max(self._threshold, record.threshold)
+        if not unaware:
+            return "absent ones are on record as stale" if absent else "", quorum
+        enough = knowing > len(record.roles) - record.threshold and usable >= quorum
+        if enough and not self._lost_by_all(members):
+            return "enough are present: nothing acknowledged can be elsewhere", quorum
+        if self._degraded:
+            rule = "degraded: the operator accepts that absent ones may hold later writes"
+            return rule, self._threshold
+        if enough:
+            may = "may be the only one to hold what could not be flushed on the others"
+        else:
+            why = "nobody can say that it is" if moved else "nobody recorded it as"
+            may = f"may have later writes: {why} stale"
+        raise AssemblyRefusedError(
+            "may be newer",
+            f"{_names([record.roles[slot] for slot in unaware])} {may}. "
+            f"{self._survey.accounts(unaware, members)}. {_giving_up(unaware)}"
+            "mount with -o degraded",
+        )
+
+    def _lowering_rule(self, members: dict[str, Member], quorum: int) -> str | None:
+        """Refuse a lower threshold that too few can put on record; the rule of who consents.
+
+        The others would go on by the old one, and take as many of themselves for enough. None if
+        nobody has to consent.
+        """
+        current = sum(member.state is State.CURRENT for member in members.values())
+        if self._read_only or current >= quorum or self._threshold >= self._record.threshold:
+            return None
+        if self._degraded:
+            return "degraded: the operator accepts that too few record the lower vote-threshold"
+        old = self._record.threshold
+        raise AssemblyRefusedError(
+            "too few to lower",
+            f"option vote-threshold: got {self._threshold}, the set's is {old}, and only {current} "
+            f"of its replicas are current: {old} must have it on record that it is lower. Mount "
+            "without this option until the others have caught up; or with -o degraded,"
+            f"vote-threshold={self._threshold}, and never again without {self._current(members)}",
+        )
+
+    def _current(self, members: dict[str, Member]) -> str:
+        """The paths of the current replicas."""
+        return ", ".join(path for path, m in members.items() if m.state is State.CURRENT)
+
+    def _compare_unknown(self, members: dict[str, Member]) -> None:
+        """Compare those in full that only absent replicas know about.
+
+        Too few to leave the others behind may have begun to resync one.
+        """
+        roles = self._record.roles
+        slots = [m.slot for m in members.values() if m.state is State.CURRENT]
+        known = max(roles[slot].sequence for slot in slots if slot is not None)
+        for path, member in members.items():
+            if member.state is State.STALE and member.slot is not None:
+                unknown = roles[member.slot].sequence > known
+                members[path] = replace(member, compare=member.compare or unknown)
+
+    def _joined_map(self, members: dict[str, Member]) -> DirtyMap:
+        """All that may differ between current members, and all that each other one lacks."""
+        record = self._record
+        joined = DirtyMap(record.size, record.chunk_size)
+        everything = range(len(joined))
+        for own in self._maps_of_current(members):
+            joined.join(own)
+        for slot in range(len(record.roles), REPLICAS_MAX):
+            joined.remove(lacks(slot), everything)
+        for slot, role in enumerate(record.roles):
+            state = next((m.state for m in members.values() if m.slot == slot), State.MISSING)
+            if state is State.CURRENT:  # whoever said that it lacks something: it may differ
+                joined.add_where(lacks(slot), INTENT)
+            elif role.state is not RoleState.CURRENT or state is State.MISSING:
+                joined.add_where(INTENT, lacks(slot))
+        for path, member in members.items():
+            if member.slot is None or member.state is State.CURRENT:
+                continue
+            sidecar = self._survey.present[path]
+            if member.compare:
+                joined.add(lacks(member.slot), everything)
+            elif sidecar.own_state is not RoleState.RESYNCING:
+                own = sidecar.map.copy()
+                own.states[:] = own.states.translate(_intent_as(lacks(member.slot)))
+                joined.join(own)
+        return joined
+
+    def _maps_of_current(self, members: dict[str, Member]) -> Iterator[DirtyMap]:
+        """What the current members know; of an unreadable page, not who of them lost what."""
+        slots = {m.slot for m in members.values() if m.state is State.CURRENT}
+        others = [slot for slot in range(len(self._record.roles)) if slot not in slots]
+        for path, member in members.items():
+            if member.state is State.CURRENT:
+                yield self._survey.present[path].map.read_as(sum(map(lacks, others)))
+
+    def _lost_by_all(self, members: dict[str, Member]) -> bool:
+        """Whether no current member that is here holds some chunk: a flush failed on all (R4)."""
+        slots = [m.slot for m in members.values() if m.state is State.CURRENT]
+        lost = sum(lacks(slot) for slot in slots if slot is not None)
+        joined = DirtyMap(self._record.size, self._record.chunk_size)
+        for own in self._maps_of_current(members):
+            joined.join(own)
+        return any(state & lost == lost for state in set(joined.states))
+
+
+_CHANGED = "the image was changed behind its sidecar"
+_UNPROVEN = "its store was mounted anew, and nothing shows that it holds the same image"
+
+
+def _current_in(record: Record, sidecar: Sidecar) -> bool:
+    slot = record.slot_of(sidecar.replica_id)
+    return slot is not None and record.roles[slot].state is RoleState.CURRENT
+
+
+def _leads_to(record: Record, later: Record) -> bool:
+    """Whether *later* goes on from *record*, or is the same, by who mounted them."""
+    at = parting(record, later)
+    return at is not None and at.own == 0 and not at.went_on
+
+
+def _adds(sidecar: Sidecar, record: Record) -> bool:
+    """Whether *record* lacks a change that the one of *sidecar* knows of."""
+    slot = record.slot_of(sidecar.replica_id)
+    return adds(sidecar.record, record, None if slot is None else record.roles[slot].last_mount)
+
+
+def _is_known(sidecar: Sidecar, record: Record) -> bool:
+    """Whether *record* knows the generation of *sidecar*."""
+    slot = record.slot_of(sidecar.replica_id)
+    left = () if slot is None else (record.roles[slot].generation,)  # maybe long ago
+    return sidecar.record.generation in (*record.history, *left)
+
+
+def _went_apart(sidecar: Sidecar, record: Record) -> bool:
+    """Whether a replica was mounted without those who go by *record*."""
+    at = parting(sidecar.record, record)
+    return at is not None and (at.own > 0 or at.went_on)
+
+
+def _shape(sidecar: Sidecar) -> str:
+    record = sidecar.record
+    return f"{record.size} bytes in chunks of {record.chunk_size}"
+
+
+def _intent_as(bit: int) -> bytes:
+    """Turns each state with `INTENT` into *bit*, and every other into 0."""
+    return bytes(bit if state & INTENT else 0 for state in range(256))
+
+
+def _side(path: str, sidecar: Sidecar) -> str:
+    record = sidecar.record
+    history = " < ".join(f"{generation:016x}" for generation in record.history[:4])
+    mounts = " < ".join(f"{mount.identity:016x}" for mount in record.mounts[:4])
+    used = f", in use by the mounts {mounts}" if mounts else ""
+    written = sum(
+        sidecar.map.count(lacks(slot))
+        for slot, role in enumerate(record.roles)
+        if role.state is not RoleState.CURRENT
+    )
+    without = f", {written} chunks written without the other" if written else ""
+    return f"{path}: history {history}{used}{without}"
+
+
+def _account(one: Found, problem: str, resolve: str | None = None) -> str:
+    """What is wrong at one path, and what to do about it; *resolve*: how to do without its data."""
+    unreadable = one.image is not None and one.sidecar is None
+    what = f"the sidecar of {one.path} cannot be read" if unreadable else one.path
+    what = f"{what} ({problem})" if unreadable else f"{what}: {problem}"
+    if problem.endswith(os.strerror(errno.EACCES)):
+        return f"{what}: let this user read and write it (chmod, chown)"
+    if unreadable:
+        return f"{what}: put a good one back" + (f", or {resolve}" if resolve else "")
+    if one.image and one.sidecar:
+        if one.sidecar.identity.mtime_ns:  # else nobody would notice that its end is empty
+            size = one.sidecar.record.size
+            return f"{what}: give it its length back: truncate -s {size} {shlex.quote(one.path)}"
+        return f"{what}: put the whole image back"
+    if problem == os.strerror(errno.ENOENT):
+        return f"{what}: bring it back, or name it where it is"
+    return f"{what}: mend that"
+
+
+def _giving_up(slots: Collection[int]) -> str:
+    """What a mount without the replicas with *slots*, which may be newer, means."""
+    if not slots:
+        return "To go on without: "
+    return f"If that is impossible, give up what only {_them(slots)} may hold: "
+
+
+def _them(slots: Collection[int]) -> str:
+    return "it" if len(slots) == 1 else "they"
+
+
+def _names(roles: Sequence[Role]) -> str:
+    return ", ".join(role.path or role.replica_id.hex() for role in roles) or "none"

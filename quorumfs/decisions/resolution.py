@@ -1,0 +1,348 @@
+"""Resolution: the operator says whose data to keep. A pure decision.
+
+After a split brain, or where adopted images differ, no rule tells which replica is right. One is
+*kept*; its record becomes the parent of everything: the generations of all others become its
+ancestors, as if they had been left behind by it, so that the next mount brings them up to date.
+What they lack is what either side wrote since they parted, if both sides have it on record;
+otherwise everything is compared. The decision is a change of the disk itself: it stands in the
+lineage like a mount, ahead of the latest mount of each that was given up.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from quorumfs.decisions.assembly import (
+    AssemblyRefusedError,
+    image_changed,
+    image_unproven,
+    new_record,
+)
+from quorumfs.decisions.dirtymap import ALL_LACK, INTENT, REPLICAS_MAX, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.lineage import adds, parting
+from quorumfs.decisions.model import Found
+from quorumfs.decisions.record import Identity, PastMount, Record, Role, RoleState, Sidecar
+
+
+@dataclass(frozen=True, slots=True)
+class Overwritten:
+    """A replica that gets what the kept one holds."""
+
+    path: str
+    differs_at_most: int
+    """Bytes."""
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What is to be written so that the next mount knows the direction."""
+
+    kept: tuple[str, ...]
+    """The replica to keep, and those that hold the same."""
+    overwritten: tuple[Overwritten, ...]
+    sidecars: dict[str, Sidecar]
+    """New sidecars by the path of the image, to be written in this order."""
+
+
+def resolve(
+    found: Sequence[Found],
+    keep: str,
+    *,
+    threshold: int | None = None,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> Resolution:
+    """Decide how all replicas *found* become copies of the one at path *keep*.
+
+    Raises `AssemblyRefusedError` when they cannot.
+    """
+    kept = next(one for one in found if one.path == keep)
+    if kept.image is None:
+        raise AssemblyRefusedError("resolve", f"cannot open the replica {keep}: {kept.problem}")
+    if kept.sidecar is None:
+        return _from_raw(found, kept, threshold, random_bytes)
+    whole = [one for one in found if one.sidecar and one.sidecar.own_state is RoleState.CURRENT]
+    if whole and kept not in whole:
+        raise AssemblyRefusedError(
+            "resolve",
+            f"{keep} was being resynced: it is a mixture of two times, and no disk. Keep "
+            f"{whole[0].path}, or give only those that are to be copies of {keep}",
+        )
+    return _Resolving(found, kept.path, kept.sidecar, random_bytes).resolution()
+
+
+def _from_raw(
+    found: Sequence[Found],
+    kept: Found,
+    threshold: int | None,
+    random_bytes: Callable[[int], bytes],
+) -> Resolution:
+    """A new set with the data of an image that belongs to none."""
+    assert kept.image is not None
+    _refuse_missing(found)
+    size = kept.image.size
+    for one in found:
+        if one.image and one.image.size < size:
+            raise AssemblyRefusedError(
+                "resolve", f"{one.path} has {one.image.size} bytes, {kept.path} has {size}"
+            )
+    record = new_record(
+        [one.path for one in found],
+        size,
+        threshold or len(found) // 2 + 1,
+        random_bytes=random_bytes,
+    )
+    others = [slot for slot, one in enumerate(found) if one.path != kept.path]
+    record = record.with_state(others, RoleState.RESYNCING)
+    disk_map = DirtyMap(size, record.chunk_size)
+    for slot in others:
+        disk_map.add(lacks(slot), range(len(disk_map)))
+    sidecars = {
+        one.path: Sidecar(record.roles[slot].replica_id, record, disk_map, one.image)
+        for slot, one in enumerate(found)
+        if one.image
+    }
+    overwritten = [
+        Overwritten(found[slot].path, size, "nothing is known of what it holds") for slot in others
+    ]
+    return Resolution((kept.path,), tuple(overwritten), _last(sidecars, kept.path))
+
+
+class _Resolving:
+    """All others of one set, and images of none, become copies of a member."""
+
+    def __init__(
+        self,
+        found: Sequence[Found],
+        keep: str,
+        sidecar: Sidecar,
+        random_bytes: Callable[[int], bytes],
+    ) -> None:
+        _refuse_missing(found)
+        self._found = found
+        self._keep = keep
+        self._sidecar = sidecar
+        self._random_bytes = random_bytes
+        self._parent = sidecar.record
+        roles = enumerate(sidecar.record.roles)
+        self._out = sum(lacks(s) for s, role in roles if role.state is not RoleState.CURRENT)
+        self._map = sidecar.map.read_as(self._out)
+        self._roles = list(sidecar.record.roles)
+        self._passed: list[int] = []
+        self._given_up: set[int] = set()
+        """The latest mounts of those that are to be overwritten, as far as they added something."""
+        self._elsewhere: list[Record] = []
+        """What those of them went by that went on after they parted."""
+        self._kept = [keep]
+        self._behind: dict[str, tuple[int, str]] = {}
+        """By path: the slot of a replica that is to be overwritten, and what is known of it."""
+        self._new: dict[str, int] = {}
+        """Images that become members anew, and their slots."""
+
+    def resolution(self) -> Resolution:
+        own_slot = self._sidecar.slot
+        everything = range(len(self._map))
+        self._map.remove(lacks(own_slot), everything)
+        # Whatever it takes itself for: one that was being caught up, if nothing else is left.
+        self._roles[own_slot] = replace(self._roles[own_slot], state=RoleState.CURRENT)
+        taken = {own_slot}
+        for one in self._found:
+            if one.path != self._keep and one.sidecar:
+                taken.add(self._member(one.path, one.sidecar, one))
+        for one in self._found:
+            if one.path != self._keep and not one.sidecar:
+                taken.add(self._newcomer(one, taken))
+        for slot, role in enumerate(self._roles):
+            if slot in taken:
+                continue
+            if role.state is RoleState.CURRENT:
+                self._leave_behind(slot)
+            if any(self._may_have_followed(role, record) for record in self._elsewhere):
+                self._map.add(lacks(slot), everything)
+        for slot, _ in self._behind.values():
+            self._map.add_where(INTENT | UNVERIFIED, lacks(slot))
+        self._map.remove(UNVERIFIED, everything)
+        sequences = [one.sidecar.record.sequence for one in self._found if one.sidecar]
+        prepared = [one.sidecar.prepared for one in self._found if one.sidecar]
+        sequences += [record.sequence for record in prepared if record]
+        record = replace(self._parent, roles=tuple(self._roles)).minted(self._passed)
+        record = replace(record, sequence=max(sequences) + 1, clean=False)
+        given_up = sorted(self._given_up)
+        record = record.entered(
+            int.from_bytes(self._random_bytes(8), "little") or 1,
+            changed=True,
+            passed=[PastMount(one, record.sequence, changed=True) for one in given_up],
+        )
+        current = [s for s, role in enumerate(self._roles) if role.state is RoleState.CURRENT]
+        record = record.with_state(current, RoleState.CURRENT)
+        sidecars = {}
+        for slot in self._new.values():
+            record = record.with_state([slot], RoleState.RESYNCING)
+        for one in self._found:
+            written = one.path in self._new or one.path in self._kept
+            if written and one.image:
+                slot = self._new.get(one.path, self._slot(one))
+                replica_id = record.roles[slot].replica_id
+                sidecars[one.path] = Sidecar(
+                    replica_id,
+                    record,
+                    self._map,
+                    _in_use(one),
+                    unreadable=self._sidecar.unreadable,
+                    unreadable_number=self._sidecar.unreadable_number,
+                )
+        overwritten = tuple(
+            Overwritten(path, self._map.lacking_bytes(slot), why)
+            for path, (slot, why) in self._behind.items()
+        )
+        return Resolution(tuple(self._kept), overwritten, _last(sidecars, self._keep))
+
+    def _slot(self, one: Found) -> int:
+        slot = self._parent.slot_of(one.sidecar.replica_id) if one.sidecar else None
+        return -1 if slot is None else slot
+
+    def _member(self, path: str, sidecar: Sidecar, one: Found) -> int:
+        """A replica with a sidecar: its slot."""
+        parent = self._parent
+        if sidecar.record.set_id != parent.set_id:
+            raise AssemblyRefusedError(
+                "foreign",
+                f"{path} is of set {sidecar.record.set_id.hex()}, {self._keep} is of set "
+                f"{parent.set_id.hex()}: to give it up, remove its sidecar first",
+            )
+        if sidecar.record.disk != parent.disk:
+            raise AssemblyRefusedError(
+                "foreign",
+                f"{path} is of a disk of another shape than {self._keep}, though of the same set: "
+                "to give it up, remove its sidecar first",
+            )
+        slot = self._slot(one)
+        if slot < 0 or slot == self._sidecar.slot:
+            raise AssemblyRefusedError(
+                "resolve",
+                f"{path} has no place of its own in the set of {self._keep}: "
+                "to make it a new replica, remove its sidecar first",
+            )
+        role = parent.roles[slot]
+        history = sidecar.record.history
+        same = sidecar.record.key == parent.key
+        undecided = self._map.count(UNVERIFIED) or sidecar.map.count(UNVERIFIED)
+        changed = one.image is not None and (image_changed(one) or image_unproven(one))
+        if same and not undecided and not changed and role.state is RoleState.CURRENT:
+            self._map.join(sidecar.map.read_as(self._out))
+            self._kept.append(path)
+            return slot
+        # An older copy put in its place has a map as old as itself.
+        older = history[0] == role.generation and sidecar.record.sequence < role.sequence
+        tracked = role.generation in history and not older and self._tracked(slot, sidecar.record)
+        known = (same or tracked) and not changed
+        if known and sidecar.own_state is not RoleState.RESYNCING:
+            written = sidecar.map.copy()
+            written.states[:] = written.states.translate(_all_as(lacks(slot)))
+            self._map.join(written)
+            why = "what either side wrote since they parted"
+            if same:  # they never did
+                why = "what was not found equal yet"
+        else:
+            self._map.add(lacks(slot), range(len(self._map)))
+            why = "it is not on record where they parted: everything is compared"
+        passed = [g for g in history if g not in parent.history]
+        self._passed += passed
+        latest = sidecar.record.lineage[0].identity
+        known_mounts = {mount.identity for mount in parent.lineage}
+        if latest not in known_mounts or adds(sidecar.record, parent, role.last_mount):
+            self._given_up.add(latest)
+        if passed or latest in self._given_up:
+            self._elsewhere.append(sidecar.record)
+        self._roles[slot] = replace(
+            role,
+            state=RoleState.STALE,
+            generation=sidecar.record.generation,
+            sequence=sidecar.record.sequence,
+            mount=latest,
+        )
+        self._behind[path] = slot, why
+        return slot
+
+    def _may_have_followed(self, absent: Role, other: Record) -> bool:
+        """Whether a replica that is not here may hold what those wrote who went by *other*."""
+        slot, at = other.slot_of(absent.replica_id), parting(other, self._parent)
+        if slot is None or at is None:
+            return True
+        role = other.roles[slot]
+        since = {mount.identity for mount in other.lineage[: at.own + at.went_on]}
+        later = role.last_mount == at.mount and role.sequence > self._parent.sequence
+        return role.state is not RoleState.STALE or role.last_mount in since or later
+
+    def _tracked(self, slot: int, own: Record) -> bool:
+        """Whether both sides know what they wrote since they parted: the kept one without the
+        replica with *slot*, which holds *own*, and that one without the kept one.
+        """
+        role, kept = self._parent.roles[slot], own.roles[self._sidecar.slot]
+        ahead, behind = parting(own, self._parent), parting(self._parent, own)
+        if ahead is None or behind is None:
+            return False
+        alone = ahead.other > 0 or behind.went_on
+        without = ahead.own > 0 or ahead.went_on
+        return (not alone or _left(role, behind.mount)) and (
+            not without or _left(kept, ahead.mount)
+        )
+
+    def _newcomer(self, one: Found, taken: set[int]) -> int:
+        """An image without a sidecar: the slot it gets."""
+        assert one.image is not None
+        if one.image.size < self._parent.size:
+            raise AssemblyRefusedError(
+                "resolve",
+                f"{one.path} has {one.image.size} bytes, the disk has {self._parent.size}: "
+                f"make it as long first: truncate -s {self._parent.size} {one.path}",
+            )
+        free = [slot for slot in range(len(self._roles)) if slot not in taken]
+        free.sort(key=lambda slot: self._roles[slot].path != one.path)
+        slot = free[0] if free else len(self._roles)
+        if slot >= REPLICAS_MAX:
+            raise AssemblyRefusedError("resolve", f"a set has at most {REPLICAS_MAX} replicas")
+        role = Role(self._random_bytes(16), RoleState.RESYNCING, 0, one.path)
+        self._roles[slot : slot + 1] = [role]
+        self._map.add(lacks(slot), range(len(self._map)))
+        self._new[one.path] = slot
+        self._behind[one.path] = slot, "nothing is known of what it holds"
+        return slot
+
+    def _leave_behind(self, slot: int) -> None:
+        """A replica that is not here, and is to be overwritten when it comes back."""
+        parent = self._parent
+        self._map.add_where(INTENT | UNVERIFIED, lacks(slot))
+        self._roles[slot] = replace(
+            self._roles[slot],
+            state=RoleState.STALE,
+            generation=parent.generation,
+            sequence=parent.sequence,
+            mount=parent.lineage[0].identity,
+        )
+
+
+def _left(role: Role, mount: int) -> bool:
+    """Whether a replica was left behind with a record whose latest mount was *mount*."""
+    return role.state is not RoleState.CURRENT and role.last_mount == mount
+
+
+def _refuse_missing(found: Sequence[Found]) -> None:
+    for one in found:
+        if one.image is None:
+            raise AssemblyRefusedError("resolve", f"cannot open {one.path}: {one.problem}")
+
+
+def _in_use(one: Found) -> Identity:
+    assert one.image is not None
+    return replace(one.image, mtime_ns=0, ctime_ns=0)
+
+
+def _all_as(bit: int) -> bytes:
+    """Turns each state that says anything of a write into *bit*, and every other into 0."""
+    return bytes(bit if state & (INTENT | UNVERIFIED | ALL_LACK) else 0 for state in range(256))
+
+
+def _last(sidecars: dict[str, Sidecar], path: str) -> dict[str, Sidecar]:
+    """The same, with the one at *path* last: it is what makes the others' sidecars valid."""
+    return {**{p: s for p, s in sidecars.items() if p != path}, path: sidecars[path]}

@@ -1,0 +1,436 @@
+"""The sidecar: what a replica remembers, in ``<replica>.quorumfs`` beside its image.
+
+Format, version 2
+=================
+
+Pages of 4096 bytes; all numbers little endian::
+
+    page 0, 1     two slots, each a record with a checksum
+    page 2        who has the set in use, as `quorumfs.decisions.claim` says
+    page 3        what no replica can be read at: ranges of bytes, with a checksum; zeros: none
+    page 4, 5 …   the dirty map: 4080 chunks and a checksum each
+
+A **slot** holds the *record*, which all members share, and what concerns this replica alone::
+
+    offset  type    content
+    0       8s      "QUORUMFS"
+    8       u32     format version: 2
+    12      u8      phase: 1 prepared, 2 committed
+    13      u8      1 if the set was closed in order
+    14      u8      vote threshold
+    15      u8      number of roles, 1 to 6
+    16      u64     sequence number of the record
+    24      16s     set id
+    40      16s     replica id of this sidecar's own replica
+    56      u64     size of the disk, bytes
+    64      u64     chunk size, bytes
+    72      u64     generation
+    80      32 u64  ancestors, latest first; 0 ends the list
+    336     2 u64   the image as it was left: inode, size (bytes); 0 unknown
+    352     2 i64   its mtime, ctime (ns); 0 unknown
+    368     6 of 512 bytes: replica id 16s; state u8; path length u16; generation u64;
+                    sequence u64; mount u64; path
+    3440    19 of 13 bytes: mount u64; sequence u32; changed u8; latest first; 0 ends the list
+    3687    …       zeros
+    4080    16s     xxh3-128 of bytes 0 to 4079
+
+A **map page** ends in the xxh3-128 of its 4080 chunks, followed by the set id and the page's
+number, so that a page that landed at the wrong place is noticed. An unreadable page means
+`quorumfs.decisions.dirtymap.UNKNOWN` for each of its chunks.
+
+The **unreadable** ranges are in each half of their page, the latest version and the one before, of
+which one is left if the other is torn: a u64 with the number of the version, a u32 with their
+count, a u64 start and a u64 end of each, and the xxh3-128 of that, followed by the set id.
+
+Version 1 had no mounts, neither in the list nor in the roles, and is read; it is written to as
+version 2, because whoever knows only version 1 would not say that it changed something.
+
+Committing a record
+===================
+
+A record becomes valid in two phases. First every member gets it as *prepared*, in the slot that
+the last commit prepared; when that is durable on all, they get it as *committed*, in the other
+slot. So each member always has one good slot; both say the same when nothing is going on; and a
+record that only got as far as *prepared* tells that nothing was acknowledged under it, and on
+which members the others will be found to know it.
+"""
+
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from quorumfs.decisions.dirtymap import (
+    CHUNK_MIN,
+    CHUNKS_MAX,
+    EXTENT,
+    REPLICAS_MAX,
+    UNKNOWN,
+    DirtyMap,
+    chunk_size_for,
+)
+from quorumfs.decisions.record import (
+    ANCESTORS_MAX,
+    MOUNTS_MAX,
+    Identity,
+    PastMount,
+    Phase,
+    Record,
+    Role,
+    RoleState,
+    Sidecar,
+)
+
+MAGIC = b"QUORUMFS"
+VERSION = 2
+VERSIONS = (1, VERSION)
+"""Those that can be read."""
+PAGE = 4096
+CHUNKS_PER_PAGE = PAGE - 16
+SLOT_OFFSETS = (0, PAGE)
+CLAIM_OFFSET = 2 * PAGE
+UNREADABLE_OFFSET = 3 * PAGE
+MAP_OFFSET = 4 * PAGE
+UNREADABLE_MAX = 126
+"""Ranges that fit in half a page."""
+PATH_MAX = 469
+"""Bytes; a longer path is left out: it is a hint, the replica id is what counts."""
+SIZE_MAX = (1 << 63) - 1
+"""Bytes: no file can be larger."""
+SEQUENCE_MAX = 1 << 63
+"""No set gets there, and one that claims to be there has as many numbers left."""
+
+_LIST_SIZE = PAGE // 2
+_LIST_HEAD = struct.Struct("<QI")
+_HEAD = struct.Struct("<8sIBBBBQ16s16sQQQ32Q2Q2q")
+_ROLE = struct.Struct(f"<16sBHQQQ{PATH_MAX}s")
+_ROLE_OF_VERSION_1 = struct.Struct("<16sBHQQ477s")
+_ROLE_SIZE = 512
+_MOUNT = struct.Struct("<QIB")
+_MOUNTS_OFFSET = _HEAD.size + REPLICAS_MAX * _ROLE_SIZE
+_SEQUENCE_MAX = (1 << 32) - 1
+"""Of a mount's first record; a commit every second makes as many in a century."""
+
+
+class FormatError(Exception):
+    """These bytes are no sidecar that can be used."""
+
+
+class UnknownVersionError(FormatError):
+    """A later quorumfs wrote this; it must not be touched."""
+
+
+def file_size(disk_map: DirtyMap) -> int:
+    """Bytes of the sidecar for a map of this shape."""
+    return MAP_OFFSET + pages(disk_map) * PAGE
+
+
+def pages(disk_map: DirtyMap) -> int:
+    """The number of pages that hold the map."""
+    return -(-len(disk_map) // CHUNKS_PER_PAGE)
+
+
+def page_of(chunk: int) -> int:
+    """The map page that holds *chunk*."""
+    return chunk // CHUNKS_PER_PAGE
+
+
+def encode_slot(record: Record, replica_id: bytes, identity: Identity, phase: Phase) -> bytes:
+    """One slot of the sidecar of *replica_id*: 4096 bytes."""
+    assert 1 <= len(record.roles) <= REPLICAS_MAX
+    ancestors = list(record.ancestors[:ANCESTORS_MAX])
+    ancestors += [0] * (ANCESTORS_MAX - len(ancestors))
+    head = _HEAD.pack(
+        MAGIC,
+        VERSION,
+        phase,
+        record.clean,
+        record.threshold,
+        len(record.roles),
+        record.sequence,
+        record.set_id,
+        replica_id,
+        record.size,
+        record.chunk_size,
+        record.generation,
+        *ancestors,
+        identity.inode,
+        identity.size,
+        identity.mtime_ns,
+        identity.ctime_ns,
+    )
+    body = bytearray(head)
+    for role in record.roles:
+        path = os.fsencode(role.path)
+        if len(path) > PATH_MAX:
+            path = b""
+        body += _ROLE.pack(
+            role.replica_id, role.state, len(path), role.generation, role.sequence, role.mount, path
+        )
+    body += bytes(_MOUNTS_OFFSET - len(body))
+    for mount in record.mounts[:MOUNTS_MAX]:
+        body += _MOUNT.pack(mount.identity, min(mount.first, _SEQUENCE_MAX), mount.changed)
+    body += bytes(PAGE - 16 - len(body))
+    return bytes(body) + xxhash.xxh3_128_digest(body)
+
+
+def encode_pages(disk_map: DirtyMap, set_id: bytes, first: int, last: int) -> bytes:
+    """The map pages *first* to *last*, inclusive."""
+    encoded = bytearray()
+    for page in range(first, last + 1):
+        start = page * CHUNKS_PER_PAGE
+        body = bytes(disk_map.states[start : start + CHUNKS_PER_PAGE]).ljust(CHUNKS_PER_PAGE, b"\0")
+        encoded += body + _page_checksum(body, set_id, page)
+    return bytes(encoded)
+
+
+def encode(sidecar: Sidecar) -> bytes:
+    """A whole new file, committed in both slots."""
+    slot = encode_slot(sidecar.record, sidecar.replica_id, sidecar.identity, Phase.COMMITTED)
+    map_pages = encode_pages(sidecar.map, sidecar.record.set_id, 0, pages(sidecar.map) - 1)
+    content = bytearray(slot + slot + bytes(MAP_OFFSET - 2 * PAGE) + map_pages)
+    if sidecar.unreadable:
+        number = sidecar.unreadable_number
+        offset, listed = encode_unreadable(sidecar.unreadable, sidecar.record.set_id, number)
+        content[offset : offset + len(listed)] = listed
+    return bytes(content)
+
+
+def encode_unreadable(
+    ranges: Iterable[tuple[int, int]], set_id: bytes, number: int
+) -> tuple[int, bytes]:
+    """Version *number* of the list of what cannot be read: where it is to be written, and what.
+
+    At most `UNREADABLE_MAX` ranges. It is not written over the version before.
+    """
+    bounds = [bound for each in ranges for bound in each]
+    assert len(bounds) <= 2 * UNREADABLE_MAX
+    body = _LIST_HEAD.pack(number, len(bounds) // 2) + struct.pack(f"<{len(bounds)}Q", *bounds)
+    half = (body + xxhash.xxh3_128_digest(body + set_id)).ljust(_LIST_SIZE, b"\0")
+    return UNREADABLE_OFFSET + number % 2 * _LIST_SIZE, half
+
+
+def _decode_unreadable(
+    content: bytes, record: Record, damage: list[str]
+) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """The latest version of the list of what cannot be read, and its number."""
+    lists: list[tuple[int, tuple[tuple[int, int], ...]]] = [(0, ())]
+    for offset in (UNREADABLE_OFFSET, UNREADABLE_OFFSET + _LIST_SIZE):
+        half = content[offset : offset + _LIST_SIZE]
+        if not any(half):
+            continue
+        number, count = _LIST_HEAD.unpack_from(half)
+        end = _LIST_HEAD.size + 16 * min(count, UNREADABLE_MAX)
+        bounds = struct.unpack_from(f"<{(end - _LIST_HEAD.size) // 8}Q", half, _LIST_HEAD.size)
+        ranges = tuple(zip(bounds[::2], bounds[1::2], strict=True))
+        if half[end : end + 16] != xxhash.xxh3_128_digest(half[:end] + record.set_id):
+            damage.append("the list of what cannot be read: its checksum does not fit")
+        elif any(not start < stop <= record.size for start, stop in ranges):
+            damage.append("the list of what cannot be read: it says what cannot be")
+        else:
+            lists.append((number, ranges))
+    return max(lists)
+
+
+def decode(content: bytes) -> Sidecar:
+    """Understand a whole sidecar file, whatever happened to it and whoever wrote it.
+
+    What is behind the map is not looked at. Raises `FormatError` if neither slot can be read or
+    they contradict each other, `UnknownVersionError` if a slot is of a version that is not known
+    here.
+    """
+    committed, prepared, damage = _decode_slots(content)
+    disk_map, unreadable = _decode_map(content, committed.record)
+    if unreadable:
+        damage.append(f"{unreadable} of {pages(disk_map)} map pages")
+    number, ranges = _decode_unreadable(content, committed.record, damage)
+    return Sidecar(
+        committed.replica_id,
+        committed.record,
+        disk_map,
+        committed.identity,
+        prepared,
+        1 - committed.number,
+        tuple(damage),
+        ranges,
+        number,
+    )
+
+
+def map_bytes(head: bytes) -> int:
+    """How many bytes of a sidecar that begins with *head*, its first `MAP_OFFSET` bytes, are map.
+
+    Raises what `decode` raises.
+    """
+    record = _decode_slots(head)[0].record
+    return -(-record.chunks // CHUNKS_PER_PAGE) * PAGE
+
+
+def _decode_slots(content: bytes) -> tuple["_Slot", Record | None, list[str]]:
+    """The slot committed last, the record prepared after it, and what could not be read."""
+    slots: list[_Slot] = []
+    damage: list[str] = []
+    for number in range(len(SLOT_OFFSETS)):
+        try:
+            slots.append(_decode_slot(content, number))
+        except UnknownVersionError:
+            raise
+        except FormatError as error:
+            damage.append(f"slot {number}: {error}")
+    if not slots:
+        for offset in SLOT_OFFSETS:
+            magic, version = struct.unpack_from("<8sI", content.ljust(MAP_OFFSET), offset)
+            if magic == MAGIC and version not in VERSIONS:
+                raise UnknownVersionError(_unknown(version))
+        raise FormatError("; ".join(damage))
+    latest = max(slots, key=lambda slot: (slot.record.sequence, slot.phase))
+    committed, prepared = latest, None
+    if latest.phase is Phase.PREPARED:
+        others = [slot for slot in slots if slot is not latest]
+        # Alone, its commit had begun when the other slot was torn: all had prepared it by then.
+        # That is also how another one that says prepared, and is older, came to be valid.
+        if others:
+            committed, prepared = others[0], latest.record
+    if len({(s.replica_id, s.record.disk) for s in slots}) > 1:
+        raise FormatError("its two slots are of different replicas")
+    return committed, prepared, damage
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    number: int
+    record: Record
+    replica_id: bytes
+    identity: Identity
+    phase: Phase
+
+
+def _decode_slot(content: bytes, number: int) -> _Slot:
+    offset = SLOT_OFFSETS[number]
+    body = content[offset : offset + PAGE]
+    if len(body) < PAGE:
+        raise FormatError("it is cut off")
+    if body[PAGE - 16 :] != xxhash.xxh3_128_digest(body[: PAGE - 16]):
+        raise FormatError("its checksum does not fit")
+    magic, version, phase, clean, threshold, role_count, *rest = _HEAD.unpack_from(body)
+    if magic != MAGIC:
+        raise FormatError("it does not begin like a sidecar")
+    if version not in VERSIONS:
+        raise UnknownVersionError(_unknown(version))
+    sequence, set_id, replica_id, size, chunk_size, generation = rest[:6]
+    ancestors: Sequence[int] = rest[6 : 6 + ANCESTORS_MAX]
+    if not 1 <= role_count <= REPLICAS_MAX:
+        raise FormatError(f"it cannot be true: {role_count} replicas")
+    try:
+        roles = [_decode_role(body, index, version) for index in range(role_count)]
+        phase = Phase(phase)
+    except ValueError as error:
+        raise FormatError(f"it cannot be true: {error}") from None
+    record = Record(
+        set_id,
+        size,
+        chunk_size,
+        threshold,
+        generation,
+        tuple(roles),
+        tuple(ancestor for ancestor in ancestors if ancestor),
+        sequence,
+        bool(clean),
+        () if version == 1 else tuple(_decode_mounts(body)),
+    )
+    if record.slot_of(replica_id) is None:
+        raise FormatError("it cannot be true: its own replica is not in the set")
+    if clean > 1:
+        raise FormatError(f"it cannot be true: closed in order {clean}")
+    if lie := _impossible(record):
+        raise FormatError(f"it cannot be true: {lie}")
+    return _Slot(number, record, replica_id, Identity(*rest[6 + ANCESTORS_MAX :]), phase)
+
+
+def _impossible(record: Record) -> str | None:
+    """What of *record* no quorumfs can have written; None if it may have.
+
+    A checksum proves nothing against who writes sidecars by hand. What is allowed here must be
+    safe to go by: to allocate a map for, to count on from, to show.
+    """
+    size, chunk_size = record.size, record.chunk_size
+    replica_ids = {role.replica_id for role in record.roles}
+    sequence = max(record.sequence, *(role.sequence for role in record.roles))
+    if not 1 <= size <= SIZE_MAX:
+        return f"a disk of {size} bytes"
+    largest = max(EXTENT, chunk_size_for(size))
+    if chunk_size & (chunk_size - 1) or not CHUNK_MIN <= chunk_size <= largest:
+        return f"chunks of {chunk_size} bytes"
+    if record.chunks > CHUNKS_MAX:
+        return f"a disk of {size} bytes in chunks of {chunk_size}"
+    if not 1 <= record.threshold <= len(record.roles):
+        return f"a vote threshold of {record.threshold} with {len(record.roles)} replicas"
+    if len(replica_ids) < len(record.roles):
+        return "one replica has two places"
+    if not record.generation or record.generation in record.ancestors:
+        return f"generation {record.generation:016x}"
+    if sequence > SEQUENCE_MAX:
+        return f"sequence number {sequence}"
+    if any("\0" in role.path for role in record.roles):
+        return "a path with a zero byte"
+    return None
+
+
+def _decode_role(body: bytes, index: int, version: int) -> Role:
+    """Raises `ValueError` for what cannot be."""
+    offset = _HEAD.size + index * _ROLE_SIZE
+    layout = _ROLE_OF_VERSION_1 if version == 1 else _ROLE
+    replica_id, state, length, generation, sequence, *rest = layout.unpack_from(body, offset)
+    *mount, path = rest
+    if length > len(path):
+        raise ValueError(f"a path of {length} bytes")
+    return Role(
+        replica_id, RoleState(state), generation, os.fsdecode(path[:length]), sequence, *mount
+    )
+
+
+def _decode_mounts(body: bytes) -> Iterator[PastMount]:
+    for number in range(MOUNTS_MAX):
+        identity, first, changed = _MOUNT.unpack_from(body, _MOUNTS_OFFSET + number * _MOUNT.size)
+        if not identity:
+            return
+        yield PastMount(identity, first, bool(changed))
+
+
+def _unknown(version: int) -> str:
+    return f"format version {version}, known here: {', '.join(map(str, VERSIONS))}"
+
+
+def _decode_map(content: bytes, record: Record) -> tuple[DirtyMap, int]:
+    """The map, and how many of its pages could not be read."""
+    disk_map = DirtyMap(record.size, record.chunk_size)
+    unreadable = 0
+    for page in range(pages(disk_map)):
+        offset = MAP_OFFSET + page * PAGE
+        body = content[offset : offset + CHUNKS_PER_PAGE]
+        start = page * CHUNKS_PER_PAGE
+        count = min(CHUNKS_PER_PAGE, len(disk_map) - start)
+        checksum = content[offset + CHUNKS_PER_PAGE : offset + PAGE]
+        if checksum == _page_checksum(body, record.set_id, page):
+            disk_map.states[start : start + count] = body[:count]
+        else:
+            unreadable += 1
+            disk_map.states[start : start + count] = bytes([UNKNOWN]) * count
+    return disk_map, unreadable
+
+
+def _page_checksum(body: bytes, set_id: bytes, page: int) -> bytes:
+    return xxhash.xxh3_128_digest(b"".join([body, set_id, page.to_bytes(8, "little")]))
+
+
+def page_runs(page_numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Page numbers as runs of adjacent ones: ``(first, last)``, inclusive."""
+    runs: list[tuple[int, int]] = []
+    for page in sorted(page_numbers):
+        if runs and runs[-1][1] == page - 1:
+            runs[-1] = (runs[-1][0], page)
+        else:
+            runs.append((page, page))
+    return runs

@@ -1,0 +1,346 @@
+"""The replicated disk: the one place that orders a guest's requests.
+
+A request takes its range lock, goes to the replicas, and gets its verdict; what a replica missed
+is on record before the guest hears of success.
+"""
+
+import errno
+from contextlib import suppress
+from typing import Protocol, cast
+
+import trio
+
+from quorumfs.decisions.model import State
+from quorumfs.decisions.voting import BLOCK, voted_error
+from quorumfs.disk import holes
+from quorumfs.disk.mirror import Mirror
+from quorumfs.disk.reading import read_locked
+from quorumfs.disk.watchdog import Watchdog
+from quorumfs.disk.zeroing import Zeroing
+from quorumfs.metadata.ledger.known import Outcome, succeeded
+from quorumfs.replica.storage import DONE, NOTHING, PARTLY, Attempt, Buffer, Bytes, FileStatus, Kind
+
+ALLOCATION_MAX = 1 << 30
+"""Bytes of space reserved at a time: to note that of each of its chunks takes some milliseconds,
+in which nothing else is done."""
+
+UNNEEDED_CLOSE_S = 0.5
+"""How long to wait at the end for a file to be closed that does not count (seconds)."""
+
+NOW_MAX = 1 << 20
+"""Bytes of a request that may be served without waiting: more would hold up others too long."""
+
+GIVEN_MAX = 1 << 20
+"""Bytes that those who lost them are given at a time, before they are changed."""
+
+_ZEROS = bytes(1 << 20)  # the largest request
+
+
+class Repairer(Protocol):
+    """Makes replicas equal where a request cannot be served, or should not be, before they are.
+
+    Offsets and lengths are bytes, inside the disk. The caller holds no lock.
+    """
+
+    async def settle_and_read(self, offset: int, length: int) -> bytes:
+        """Make the replicas equal where they may differ, and read that under the same lock.
+
+        Raises `OSError` if it cannot be read, or what was read might turn back (P7).
+        """
+
+    async def settle_all(self) -> None:
+        """Make the replicas equal in all of which a flush could not tell that it is durable.
+
+        Raises `OSError` if that cannot be.
+        """
+
+    async def verify(self, offset: int, length: int) -> None:
+        """Compare what was never compared."""
+
+    async def rewrite(self, offset: int, length: int) -> bytes:
+        """Read a range anew, and give it to those whom reading it shows to be wrong.
+
+        Raises `OSError` if it cannot be read, or may differ.
+        """
+
+
+class Disk:
+    """One disk, as a guest sees it: *mirror*, and what *repairer* does for a request at once.
+
+    All methods raise `OSError` with the errno for the guest. Offsets and lengths are bytes.
+    """
+
+    def __init__(
+        self, mirror: Mirror, repairer: Repairer | None = None, *, zero_kind: Kind | None = None
+    ) -> None:
+        """*repairer*: None if nothing is ever repaired: reads show what the read pattern says.
+
+        *zero_kind*: what becomes of an aligned write of zeros; None: a write.
+        """
+        self.mirror = mirror
+        self.replicas = mirror.replicas
+        self.size = mirror.size
+        self.metadata = mirror.metadata
+        self.ledger = mirror.ledger
+        self.threshold = mirror.threshold
+        self.events = mirror.events
+        self._locks = mirror.locks
+        self._pattern = mirror.pattern
+        self._repairer = repairer
+        self._zero_kind = zero_kind
+        self._zeroing = Zeroing(mirror)
+        self._watchdog = Watchdog(mirror)
+
+    async def run(self) -> None:
+        """Look after deadlines, held-back events, and whose the set is, until cancelled."""
+        await self._watchdog.run()
+
+    async def read(self, offset: int, length: int) -> Bytes:
+        """Read *length* bytes at *offset*: fewer at the end of the disk, none behind it."""
+        data = self._read_now(offset, length)
+        if data is not None:
+            return data
+        self.metadata.require_ours()
+        length = min(length, self.size - offset)
+        if length <= 0:
+            return b""
+        data = await self._read(offset, length)
+        self.metadata.require_ours()
+        return data
+
+    async def _read(self, offset: int, length: int) -> bytes:
+        """Read a range inside the disk, and repair what that shows to be wrong."""
+        self.mirror.requests += 1
+        reading, repairer = None, self._repairer
+        if repairer is None or not self.ledger.may_differ(offset, length):
+            claim = await self._locks.acquire(offset, offset + length, exclusive=False)
+            try:  # perhaps a write that we waited for has failed
+                if repairer is None or not self.ledger.may_differ(offset, length):
+                    reading = await read_locked(self.mirror, offset, length)
+            finally:
+                self._locks.release(claim)
+        if reading is None:
+            assert repairer is not None
+            # What is seen must not turn back when its only holder is lost (P7).
+            return await repairer.settle_and_read(offset, length)
+        if reading.repairable and repairer is not None:
+            # Not with what was just read: a write may have come since the lock was given back.
+            with suppress(OSError):  # what was read stays true: no write since is older than it
+                return await repairer.rewrite(offset, length)
+        return reading.data
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Write *data* at *offset*; returns the bytes written: fewer if the disk ends before.
+
+        Raises ENOSPC at or behind the end.
+        """
+        if self.write_now(offset, data) is DONE:
+            return len(data)
+        length = min(len(data), self.size - offset)
+        if length <= 0:
+            raise OSError(errno.ENOSPC, "the disk ends before")
+        if length < len(data):
+            data = data[:length]
+        if self._zero_kind is not None and self._to_be_zeros(offset, data):
+            await self._change(self._zero_kind, offset, length)
+        else:
+            await self._change(Kind.WRITE, offset, length, data)
+        return length
+
+    def _read_now(self, offset: int, length: int) -> Bytes | None:
+        """Read without waiting for anything; None if that is not possible: then the long way.
+
+        Nothing else runs meanwhile: it needs no lock, as long as nobody else has it.
+        """
+        holders = self.ledger.alike
+        count = len(holders)
+        asked = self._pattern.ask_now(count, 0)
+        if (
+            not holders
+            or asked < self._pattern.needed(count - asked)
+            or not 0 < length <= min(NOW_MAX, self.size - offset)
+            or not self._locks.free(offset, offset + length, exclusive=False)
+        ):
+            return None
+        first, *others = holders[:asked]
+        for replica in holders[:asked]:
+            if not replica.prompt:
+                return None
+        data = first.read_now(offset, length)
+        if data is None:
+            return None
+        for replica in others:
+            if replica.read_now(offset, length) != data:
+                return None
+        self.mirror.requests += 1
+        return data
+
+    def write_now(self, offset: int, data: Buffer) -> Attempt:
+        """Write without waiting for anything; what is not done, or not by all, is to be written.
+
+        Until that `write` has begun replicas may differ there, and nothing says so.
+        """
+        length = len(data)
+        if (
+            not 0 < length <= min(NOW_MAX, self.size - offset)
+            or not self._locks.free(offset, offset + length, exclusive=True)
+            or self._to_be_zeros(offset, data)
+        ):
+            return NOTHING
+        attempt = self._write_now(offset, data)
+        if attempt is DONE:
+            self.mirror.requests += 1
+        return attempt
+
+    def _write_now(self, offset: int, data: Buffer) -> Attempt:
+        """As `write_now`, for who knows that the range is not locked by anybody else."""
+        receivers = self.ledger.begin_now(offset, len(data))
+        if not receivers:
+            return NOTHING
+        for replica in receivers:
+            if not replica.prompt:
+                return NOTHING
+        for replica in receivers:
+            attempt = replica.write_now(offset, data)
+            if attempt is not DONE:
+                return attempt if replica is receivers[0] else PARTLY
+        return DONE
+
+    def _to_be_zeros(self, offset: int, data: Buffer) -> bool:
+        """Whether a write of zeros is to become a request for them."""
+        length = len(data)
+        asked = self._zero_kind is not None and not (offset | length) % BLOCK
+        return asked and data == _ZEROS[:length]
+
+    async def make_zeros(self, offset: int, length: int, *, discard: bool) -> None:
+        """Make zeros of a range inside the disk; with *discard*, give the space back.
+
+        What lies behind the end of the disk is left out.
+        """
+        kind = Kind.DISCARD if discard else Kind.ZERO
+        end = min(offset + length, self.size)
+        while offset < end:
+            stop = await self._zeroing.next_step(offset, end)
+            await self._change(kind, offset, stop - offset)
+            offset = stop
+
+    async def allocate(self, offset: int, length: int) -> None:
+        """Reserve space for a range inside the disk; replicas that cannot are no failure."""
+        end = min(offset + length, self.size)
+        for start in range(offset, end, ALLOCATION_MAX):
+            piece = min(ALLOCATION_MAX, end - start)
+            if not self.ledger.prepared(start, piece):  # the image's times change
+                await self.metadata.prepare(start, piece)
+            receivers = self.ledger.receivers
+            outcomes = await self.mirror.ask(receivers, Kind.ALLOCATE, self.threshold, start, piece)
+            if succeeded(outcomes) < self.threshold:
+                raise voted_error(outcome.error for outcome in outcomes if outcome.error)
+
+    async def _change(self, kind: Kind, offset: int, length: int, data: bytes = b"") -> None:
+        """Change bytes on all replicas: the way of every write."""
+        self.mirror.requests += 1
+        metadata = self.metadata
+        metadata.require_ours()
+        if self._repairer is not None and self.ledger.unverified(offset, length):
+            # Else, should we die in it, nobody could tell what differed before and what since.
+            await self._repairer.verify(offset, length)
+        if self._repairer is not None and self.ledger.lossy(offset, length):
+            # Else, should another one lose what is written now, nobody would hold both.
+            await self._make_losses_good(self._repairer, offset, length)
+        claim = await self._locks.acquire(offset, offset + length, exclusive=True)
+        try:
+            if not self.ledger.prepared(offset, length):
+                await metadata.prepare(offset, length, ahead=True)
+                small_write = kind is Kind.WRITE and length <= NOW_MAX
+                if small_write and self._write_now(offset, data) is DONE:
+                    return  # often nothing but the mark was in the way
+            claim.changes = ((offset, offset + length),)
+            receivers = self.ledger.begin(offset, length)
+            outcomes = await self.mirror.ask(receivers, kind, self.threshold, offset, length, data)
+            failed = [outcome for outcome in outcomes if outcome.error is not None]
+            self.mirror.report(failed)
+            try:
+                await metadata.finish(outcomes, offset, length)
+                if self.ledger.unreadable.overlaps(offset, offset + length):
+                    claim.changes = ()
+                    # Were it readable before it is durable, a power cut in between would show what
+                    # was given up, whatever that is (P1).
+                    await self.mirror.sync()
+                    await metadata.written_over(offset, length)
+            except OSError:
+                self.events.failure(offset, length)
+                raise
+            if failed:
+                self.mirror.announce_states()
+        finally:
+            self._locks.release(claim)
+
+    async def _make_losses_good(self, repairer: Repairer, offset: int, length: int) -> None:
+        """Have those who lost any of these bytes be given them; raises `OSError` if one cannot be.
+
+        As much at a time as is read at once: of a discard it may be most of the disk.
+        """
+        for start in range(offset, offset + length, GIVEN_MAX):
+            size = min(GIVEN_MAX, offset + length - start)
+            if self.ledger.lossy(start, size):
+                with suppress(OSError):
+                    await repairer.settle_and_read(start, size)
+        if self.ledger.lossy(offset, length):
+            self.events.failure(offset, length)
+            raise OSError(errno.EIO, "what a replica lost there cannot be made good")
+
+    async def flush(self) -> None:
+        """Make every acknowledged write durable on at least the threshold of replicas.
+
+        A replica's success counts only for what it holds and no earlier flush lost (R4). A flush
+        of a guest: what was lost on all replicas, whoever heard of it, fails exactly one (R13).
+        """
+        self.metadata.require_ours()
+        try:
+            if self._repairer is not None and self.ledger.unflushable():
+                await self._repairer.settle_all()
+            await self.mirror.sync()
+        except OSError:
+            self.ledger.tell_loss()
+            raise
+        if self.ledger.tell_loss():
+            raise OSError(errno.EIO, "writes since the last flush were lost on all replicas")
+
+    async def allocated_blocks(self) -> int:
+        """512-byte blocks allocated on one replica's file system, as ``du`` would say of it."""
+        in_use = sorted(self.ledger.readers, key=lambda replica: replica.state is not State.CURRENT)
+        failed: list[Outcome] = []
+        for replica in in_use:
+            (outcome,) = await self.mirror.ask([replica], Kind.STAT, needed=0)
+            if outcome.error is None:
+                return cast("FileStatus", outcome.operation.value).blocks
+            failed.append(outcome)
+        raise voted_error(outcome.error for outcome in failed)
+
+    async def next_data(self, offset: int) -> int:
+        """The first byte at or after *offset* that some replica has data for; else the size."""
+        return await holes.next_data(self.mirror, offset)
+
+    async def next_hole(self, offset: int) -> int:
+        """The first byte at or after *offset* that all replicas have as a hole; else the size.
+
+        Where that takes long to find out, a byte before it, which is data.
+        """
+        return await holes.next_hole(self.mirror, offset)
+
+    async def close(self) -> None:
+        """Make everything durable and let the replicas go. No request may be in flight.
+
+        Raises `OSError` if the last flush failed; the replicas are let go all the same.
+        """
+        try:
+            if self.metadata.fenced is None:
+                await self.flush()
+                await self.metadata.close()
+        finally:
+            await self.metadata.release()
+            async with trio.open_nursery() as nursery:
+                for replica in self.replicas:
+                    counts = replica.role is State.CURRENT
+                    nursery.start_soon(replica.close, None if counts else UNNEEDED_CLOSE_S)
+            self.events.close()

@@ -1,0 +1,191 @@
+"""Events: what happened to the replicas, for the log.
+
+``QUORUM_REPORT_BAD`` and ``QUORUM_FAILURE`` are QEMU's, with QEMU's meaning of their members
+(sectors of 512 bytes); the others are ours. A disk in trouble makes thousands of them a second,
+so each kind is limited per replica to one a second. The last of those held back is still told,
+with the number left out before it: nothing about corruption is ever silent.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import trio
+
+from quorumfs.decisions.claim import Claim
+from quorumfs.replica.storage import Kind
+
+log = logging.getLogger(__name__)
+
+SECTOR = 512
+PERIOD_S = 1.0
+"""At most one event of a kind and replica in this time: QEMU's limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened; *members* are what JSON shows beside name and time."""
+
+    name: str
+    members: dict[str, Any]
+    text: str
+    """The same for a reader."""
+    level: int = logging.WARNING
+    dropped: int = 0
+    """Events of this kind and replica left out since the last one told."""
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A limiter's memory of one kind of event."""
+
+    told_at: float
+    waiting: Event | None = None
+    dropped: int = 0
+
+
+@dataclass(slots=True)
+class RateLimiter:
+    """One event a period and key: the first at once, the last of the rest when the time is up.
+
+    Pure: the caller brings the clock, in seconds.
+    """
+
+    period_s: float = PERIOD_S
+    _kept: dict[Hashable, _Kept] = field(default_factory=dict)
+
+    def offer(self, key: Hashable, event: Event, now: float) -> Event | None:
+        """Returns *event* if it may be told now; else keeps it for `due`."""
+        kept = self._kept.get(key)
+        if kept is None:
+            self._kept[key] = _Kept(now)
+            return event
+        if kept.waiting is not None:
+            kept.dropped += 1
+        kept.waiting = event
+        return self._release(kept, now)
+
+    def due(self, now: float) -> list[Event]:
+        """The events kept back that may be told now; all of them when *now* is infinite."""
+        released = (self._release(kept, now) for kept in self._kept.values())
+        return [event for event in released if event is not None]
+
+    def _release(self, kept: _Kept, now: float) -> Event | None:
+        if kept.waiting is None or now - kept.told_at < self.period_s:
+            return None
+        waiting = kept.waiting
+        event = Event(waiting.name, waiting.members, waiting.text, waiting.level, kept.dropped)
+        kept.told_at, kept.waiting, kept.dropped = now, None, 0
+        return event
+
+
+class EventLog:
+    """Makes events and tells them, limited, to *tell*; *reference* names the disk in them."""
+
+    def __init__(self, reference: str, tell: Callable[[Event], None]) -> None:
+        self._reference = reference
+        self._tell = tell
+        self._limiter = RateLimiter()
+
+    def tick(self, now: float) -> None:
+        """Tell what was held back and is due at *now* (trio's clock, seconds)."""
+        for event in self._limiter.due(now):
+            self._tell(event)
+
+    def close(self) -> None:
+        """Tell everything that is still held back."""
+        self.tick(math.inf)
+
+    def bad(
+        self, kind: Kind, replica: str, offset: int, length: int, error: OSError | None = None
+    ) -> None:
+        """*replica* failed an operation on these bytes, or held other data than the winner."""
+        sectors = _sectors(offset, length)
+        # QEMU knows three types: to it, zeros and discards are writes.
+        type_ = kind.value if kind in (Kind.READ, Kind.SYNC) else Kind.WRITE.value
+        members: dict[str, Any] = {"type": type_, "node-name": replica, **sectors}
+        reason = "it holds other data than the winner of the vote"
+        if error is not None:
+            members["error"] = os.strerror(error.errno or 0)
+            reason = error.strerror or str(error)
+        where = f"{kind.value} of {replica}"
+        if length:
+            where += f" at {offset}, {length} bytes"
+        self._offer(
+            ("bad", kind, replica, error is None),
+            Event("QUORUM_REPORT_BAD", members, f"{where}: {reason}"),
+        )
+
+    def failure(self, offset: int, length: int) -> None:
+        """The disk as a whole could not do a request on these bytes."""
+        members = {"reference": self._reference, **_sectors(offset, length)}
+        text = f"no quorum of replicas at {offset}, {length} bytes: the request failed"
+        self._offer(("failure",), Event("QUORUM_FAILURE", members, text, logging.ERROR))
+
+    def difference(self, offset: int) -> None:
+        """``blkverify``: the replicas differ at *offset*."""
+        members = {"reference": self._reference, "offset": offset}
+        text = f"blkverify: the replicas differ at offset {offset}"
+        self._offer(("difference",), Event("BLKVERIFY_DIFFERENCE", members, text, logging.ERROR))
+
+    def state_changed(self, replica: str, old: Enum, new: Enum) -> None:
+        """*replica* is something else to the set than before."""
+        members = {"replica": replica, "old": old.value, "new": new.value}
+        text = f"{replica} is {new.value}, was {old.value}"
+        self._tell(Event("REPLICA_STATE_CHANGED", members, text))
+
+    def fenced(self, by: Claim) -> None:
+        """Another mount has the set: this one is over."""
+        members = {"reference": self._reference, "host": by.host, "pid": by.pid, "since": by.since}
+        text = f"fenced: the set was taken over by {by}; nothing is read or written here any more"
+        self._tell(Event("FENCED", members, text, logging.ERROR))
+
+    def differs(self, offset: int, length: int) -> None:
+        """Adopted images differ, and no strict majority says which is right."""
+        members = {"reference": self._reference, "offset": offset, "length": length}
+        text = f"the replicas differ at {offset}, {length} bytes, and none has a majority"
+        self._offer(("differs",), Event("MISMATCH_FOUND", members, text, logging.ERROR))
+
+    def unreadable(self, offset: int, length: int) -> None:
+        """No replica that holds these bytes can be read at them."""
+        members = {"reference": self._reference, **_sectors(offset, length)}
+        text = (
+            f"{length} bytes at {offset} can be read on no replica: a read there gets an error "
+            "until somebody writes there"
+        )
+        self._tell(Event("DATA_UNREADABLE", members, text, logging.ERROR))
+
+    def resync_started(self, replica: str, length: int) -> None:
+        """*replica* is being brought up to date: at most *length* bytes."""
+        members = {"replica": replica, "bytes": length}
+        text = f"resync of {replica} started: up to {length} bytes"
+        self._tell(Event("RESYNC_STARTED", members, text, logging.INFO))
+
+    def resync_finished(self, replica: str, copied: int, error: str | None) -> None:
+        """The resync of *replica* wrote *copied* bytes, and ended, well if there is no *error*."""
+        members = {"replica": replica, "bytes": copied, "error": error}
+        text = f"resync of {replica} finished: {copied} bytes copied"
+        if error:
+            text = f"resync of {replica} stopped: {error}"
+        self._tell(Event("RESYNC_FINISHED", members, text, logging.INFO))
+
+    def repaired(self, replica: str, offset: int, length: int) -> None:
+        """*replica* was given the winning data for these bytes."""
+        members = {"replica": replica, "offset": offset, "length": length}
+        text = f"{replica} rewritten at {offset}, {length} bytes"
+        self._offer(("repaired", replica), Event("MISMATCH_REPAIRED", members, text))
+
+    def _offer(self, key: Hashable, event: Event) -> None:
+        told = self._limiter.offer(key, event, trio.current_time())
+        if told is not None:
+            self._tell(told)
+
+
+def _sectors(offset: int, length: int) -> dict[str, int]:
+    """The 512-byte sectors that hold these bytes, in QEMU's words."""
+    first = offset // SECTOR
+    return {"sector-num": first, "sectors-count": -(-(offset + length) // SECTOR) - first}

@@ -1,0 +1,130 @@
+"""The replicas of one disk, asked together: what a guest's requests and repairs have in common.
+
+Whoever changes or compares data takes the range lock here and puts the operation to the replicas
+here; nothing reaches an image on another way.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from quorumfs.decisions.patterns import ReadPattern
+from quorumfs.decisions.voting import Outvoted
+from quorumfs.disk.events import EventLog
+from quorumfs.disk.flushing import GroupFlush
+from quorumfs.disk.rangelock import RangeLock
+from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.protocol import Metadata
+from quorumfs.replica.replica import Gathering, Replica
+from quorumfs.replica.storage import Kind, Operation, TruncatedError
+
+
+class Mirror:
+    """*size* bytes kept on every one of *replicas*.
+
+    Offsets and lengths are bytes.
+    """
+
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        size: int,
+        metadata: Metadata,
+        *,
+        threshold: int,
+        pattern: ReadPattern,
+        search_s: float,
+        events: EventLog,
+    ) -> None:
+        """*search_s*: how long (seconds) one read may look for readable parts of its range."""
+        self.replicas = tuple(replicas)
+        self.size = size
+        self.metadata = metadata
+        self.ledger = metadata.ledger
+        """What is known, asked without waiting."""
+        self.threshold = threshold
+        """How many replicas must take a change, or a flush, for it to succeed."""
+        self.pattern = pattern
+        """How a guest's reads are answered."""
+        self.search_s = search_s
+        self.events = events
+        self.locks = RangeLock()
+        self.requests = 0
+        """Reads and writes of the guest so far: by them repairs see whether it is at work."""
+        self._flush = GroupFlush()
+        self._announced = {replica: replica.state for replica in self.replicas}
+
+    async def ask(
+        self,
+        replicas: Iterable[Replica],
+        kind: Kind,
+        needed: int,
+        offset: int = 0,
+        length: int = 0,
+        data: bytes = b"",
+    ) -> list[Outcome]:
+        """Put one operation to all *replicas* at once and wait for every outcome.
+
+        After the replica timeout those that have not answered are given up, if *needed* others
+        have succeeded; else after twice that.
+        """
+        gathering = Gathering(needed)
+        outcomes = []
+        for replica in replicas:
+            operation = Operation(kind, offset, length, data)
+            outcomes.append(Outcome(replica, operation))
+            gathering.submit(replica, operation)
+        await gathering.complete()
+        for replica, operation in outcomes:
+            if isinstance(operation.error, TruncatedError):
+                await self.metadata.truncated(replica)
+        return outcomes
+
+    async def sync(self) -> None:
+        """Make what was written durable on at least the threshold of replicas; else `OSError`.
+
+        A replica's success counts only for what it holds and no earlier flush lost (R4). What may
+        differ is not made equal first, so nothing is promised to a guest by it: who copies from
+        replicas has them tell first what they lost without anybody knowing.
+        """
+        await self._flush.run(self._sync_replicas)
+
+    async def _sync_replicas(self) -> None:
+        self.ledger.begin_flush(self.locks.changing())
+        gathering = Gathering(self.threshold)
+        outcomes = [Outcome(replica, Operation(Kind.SYNC)) for replica in self.ledger.flushed]
+        for replica, operation in outcomes:
+            gathering.submit(replica, operation)
+        if await gathering.complete_or_failed():
+            # Should we die while the slowest one is awaited, nobody else knows of it.
+            await self.metadata.record_losses()
+            await gathering.complete()
+        self.report(outcome for outcome in outcomes if outcome.error is not None)
+        await self.metadata.finish_flush(outcomes)
+        self.announce_states()
+
+    @property
+    def flushing(self) -> bool:
+        """Whether the replicas are being synced."""
+        return self._flush.running
+
+    # What the log is told
+
+    def announce_states(self) -> None:
+        """Tell the log of every replica whose state changed since the last time."""
+        for replica, announced in self._announced.items():
+            if replica.state is not announced:
+                self._announced[replica] = replica.state
+                self.events.state_changed(replica.path, announced, replica.state)
+
+    def report(self, failed: Iterable[Outcome]) -> None:
+        """Tell of operations that failed."""
+        for replica, operation in failed:
+            self.events.bad(
+                operation.kind, replica.path, operation.offset, operation.length, operation.error
+            )
+
+    def report_outvoted(self, losses: Iterable[Outvoted], offset: int) -> None:
+        """Count and tell who held other data than the winner of a vote on a range at *offset*."""
+        for loss in losses:
+            replica = self.replicas[loss.voter]
+            replica.counters.mismatches += 1
+            self.events.bad(Kind.READ, replica.path, offset + loss.start, loss.end - loss.start)

@@ -1,0 +1,113 @@
+"""Reading by the pattern: one range, from those who hold it, as long as it takes to find a way."""
+
+import errno
+import os
+from typing import NamedTuple
+
+import trio
+
+from quorumfs.decisions.model import State
+from quorumfs.decisions.patterns import Fifo, Quorum, ReadPattern, Reconcile
+from quorumfs.decisions.voting import VOTERS_MIN, middle_block
+from quorumfs.disk.mirror import Mirror
+from quorumfs.metadata.ledger.known import Choice, Outcome, holders_of
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Kind
+
+
+class Reading(NamedTuple):
+    """Bytes read under a lock, and whether reading them showed something to repair."""
+
+    data: bytes
+    repairable: bool
+
+
+async def read_locked(
+    mirror: Mirror, offset: int, length: int, pattern: ReadPattern | None = None
+) -> Reading:
+    """Read a range, by the read pattern or another one; the caller holds its lock.
+
+    Raises `OSError` with the errno for the guest.
+    """
+    deadline = trio.current_time() + mirror.search_s
+    parts = [
+        await _read_part(mirror, choice, pattern or mirror.pattern, deadline)
+        for choice in mirror.ledger.choices(offset, length)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return Reading(b"".join(part.data for part in parts), any(p.repairable for p in parts))
+
+
+def sole_source(mirror: Mirror, offset: int, length: int) -> Replica | None:
+    """Whose answer alone would do for a read of this range; None: nobody's, or it is pinned."""
+    choice, *others = mirror.ledger.choices(offset, length)
+    if others or choice.pinned or choice.torn or not choice.holders:
+        return None
+    alone = isinstance(mirror.pattern, Fifo) or len(choice.holders) == 1
+    return choice.holders[0] if alone else None
+
+
+async def _read_part(
+    mirror: Mirror, choice: Choice, pattern: ReadPattern, deadline: float
+) -> Reading:
+    """Read a range from those who hold all of it; look for a way until *deadline*."""
+    offset, length, holders, pinned, lacking, torn = choice
+    if torn:
+        pattern = Quorum(max(1, len(holders)))
+    elif pinned:
+        pattern = Reconcile(mirror.threshold)
+    outcomes: list[Outcome] = []
+    waiting = holders
+    lost = False
+    while True:
+        # Who lost it while others were asked, or was left behind, does not hold it any more.
+        still = holders_of(mirror.ledger, offset, length)
+        lost = lost or not set(waiting).issubset(still)
+        waiting = [replica for replica in waiting if replica in still]
+        kept = [o for o in outcomes if o.error is not None or o.replica in still]
+        lost = lost or len(kept) < len(outcomes)
+        outcomes = kept
+        succeeded = sum(outcome.error is None for outcome in outcomes)
+        if not (count := pattern.ask_now(len(waiting), succeeded)):
+            break
+        wave, waiting = waiting[:count], waiting[count:]
+        needed = pattern.needed(len(waiting))
+        outcomes += await mirror.ask(wave, Kind.READ, needed, offset, length)
+
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    verdict = pattern.judge(
+        offset,
+        [(outcome.replica.index, outcome.data) for outcome in outcomes if not outcome.error],
+        [(outcome.error and outcome.error.errno) or errno.EIO for outcome in failed],
+    )
+    mirror.report(failed)
+    mirror.report_outvoted(verdict.outvoted, offset)
+    if verdict.difference is not None:
+        mirror.events.difference(offset + verdict.difference)
+    if verdict.data is not None:
+        wrong = {outcome.replica for outcome in failed}
+        wrong.update(mirror.replicas[loss.voter] for loss in verdict.outvoted if loss.strict)
+        wrong.update(lacking)
+        if pinned:
+            # What may differ is settled in its own time; here it only counts who is right.
+            answering = [outcome.replica for outcome in outcomes if not outcome.error]
+            if len(answering) < VOTERS_MIN:  # else no single one answered for all of it
+                mirror.ledger.answered(answering[0], offset, length)
+            return Reading(verdict.data, repairable=False)
+        repairable = any(replica.state is not State.MISSING for replica in wrong)
+        return Reading(verdict.data, repairable)
+
+    if lost and not failed:  # others are to be asked now
+        return await read_locked(mirror, offset, length, pattern)
+    middle = middle_block(offset, length)
+    if failed and middle and trio.current_time() < deadline:
+        # One unreadable sector fails a whole request. Where replicas are bad at different
+        # places, each half may still have enough good ones.
+        first = choice._replace(length=middle - offset)
+        second = choice._replace(offset=middle, length=offset + length - middle)
+        left = await _read_part(mirror, first, pattern, deadline)
+        right = await _read_part(mirror, second, pattern, deadline)
+        return Reading(left.data + right.data, left.repairable or right.repairable)
+    mirror.events.failure(offset, length)
+    raise OSError(verdict.errno, os.strerror(verdict.errno))

@@ -1,0 +1,216 @@
+"""When each chunk was last changed, and what each replica's syncs have covered since. Pure: no I/O.
+
+Time is counted in *epochs*, as DRBD counts it: a sync ends one. A change belongs to the epoch in
+which it ended, and while it is under way, to the present one: a sync covers the changes of all
+epochs until its own that had ended when it began. What a replica may have lost when one of its
+syncs fails, is what it got after the last epoch that a good sync of it covered. That is exact: to
+round up would be to declare chunks lost that it was not given, and holds perhaps alone.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+
+from quorumfs.replica.replica import Replica
+
+CHUNKS_MAX = 65_536
+"""So many chunks are remembered one by one; with more there is a byte for each that the disk has,
+which is at most a few MiB."""
+
+
+class ChunkSet:
+    """A set of chunks, cheap to add to."""
+
+    __slots__ = ("_chunks", "_table")
+
+    def __init__(self) -> None:
+        self._chunks: set[int] = set()
+        self._table = bytearray()
+        """1 for each that is in it, once there were too many for a set."""
+
+    def __bool__(self) -> bool:
+        return bool(self._chunks or self._table)
+
+    def add(self, chunks: range) -> None:
+        """Add *chunks*."""
+        if self._table:
+            if len(self._table) < chunks.stop:
+                self._table.extend(bytes(chunks.stop - len(self._table)))
+            self._table[chunks.start : chunks.stop] = b"\1" * len(chunks)
+        elif len(self._chunks) + len(chunks) <= CHUNKS_MAX:
+            self._chunks.update(chunks)
+        else:
+            self._table = bytearray(max(self._chunks, default=0) + 1)
+            for chunk in self._chunks:
+                self._table[chunk] = 1
+            self._chunks.clear()
+            self.add(chunks)
+
+    def overlaps(self, chunks: range) -> bool:
+        """Whether any of *chunks* is in it."""
+        if self._table:
+            return self._table.find(1, chunks.start, chunks.stop) >= 0
+        return not self._chunks.isdisjoint(chunks)
+
+    def runs(self) -> Iterator[range]:
+        """What is in it, in order, adjacent chunks together."""
+        chunks = sorted(self._chunks)
+        first = 0  # of those that are adjacent
+        for position, chunk in enumerate(chunks, 1):
+            if position == len(chunks) or chunks[position] != chunk + 1:
+                yield range(chunks[first], chunk + 1)
+                first = position
+        start = self._table.find(1)
+        while start >= 0:
+            stop = self._table.find(0, start)
+            stop = len(self._table) if stop < 0 else stop
+            yield range(start, stop)
+            start = self._table.find(1, stop)
+
+
+class _Given:
+    """What single replicas were given in one epoch, beside what all got."""
+
+    __slots__ = ("by_replica",)
+
+    def __init__(self) -> None:
+        self.by_replica: dict[Replica, ChunkSet] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.by_replica)
+
+    def to(self, replica: Replica) -> ChunkSet:
+        return self.by_replica.get(replica) or _NOTHING
+
+    def add(self, replica: Replica, chunks: range) -> None:
+        self.by_replica.setdefault(replica, ChunkSet()).add(chunks)
+
+    def join(self, other: "_Given") -> None:
+        for replica, chunks in other.by_replica.items():
+            for run in chunks.runs():
+                self.add(replica, run)
+
+
+_NOTHING = ChunkSet()
+
+
+class Epochs:
+    """The changes of a disk, by epoch, as far as some replica has not synced them."""
+
+    __slots__ = ("_covered", "_ended", "_given", "_giving", "_syncing", "latest", "now")
+
+    def __init__(self) -> None:
+        self.now = 1
+        """The number of the present epoch: it only ever grows."""
+        self.latest = ChunkSet()
+        """What was changed in it on all replicas, or is being changed; a change is added when it
+        begins and once more when it ends."""
+        self._given = _Given()
+        """The same of what a repair changes on some."""
+        self._giving: dict[object, tuple[Collection[Replica], range]] = {}
+        """The repairs under way."""
+        self._ended: list[tuple[int, ChunkSet, _Given]] = []
+        """Earlier epochs that are not covered everywhere, the oldest first. Those that no sync
+        tells apart are one."""
+        self._covered: dict[Replica, int] = {}
+        """The last epoch that a good sync of a replica covered: later changes wait for a sync."""
+        self._syncing: dict[Replica, int] = {}
+        """The epoch that the latest sync of a replica is to cover."""
+
+    def follow(self, replicas: Collection[Replica]) -> None:
+        """Note the syncs of exactly these from here on. A new one waits for nothing older."""
+        added = [replica for replica in replicas if replica not in self._covered]
+        epoch = self._end(()) if added else 0
+        self._covered = {replica: self._covered.get(replica, epoch) for replica in replicas}
+        self._syncing = {replica: self._syncing.get(replica, epoch) for replica in replicas}
+        self._tidy()
+
+    @contextmanager
+    def giving(self, replicas: Collection[Replica], chunks: range) -> Iterator[None]:
+        """Note that these *replicas* alone are given *chunks*, while it lasts."""
+        key = object()
+        self._giving[key] = replicas, chunks
+        self._note_given(replicas, chunks)
+        try:
+            yield
+        finally:
+            del self._giving[key]
+            self._note_given(replicas, chunks)
+
+    def _note_given(self, replicas: Iterable[Replica], chunks: range) -> None:
+        for replica in replicas:
+            self._given.add(replica, chunks)
+
+    def begin_sync(self, replicas: Iterable[Replica], changing: Iterable[range]) -> int:
+        """Note that *replicas* begin to sync amid changes of *changing*; returns its epoch."""
+        epoch = self._end(changing)
+        for replica in replicas:
+            self._syncing[replica] = epoch
+        if len(self._ended) > 1:
+            self._tidy()
+        return epoch
+
+    def cover(self, replicas: Iterable[Replica], epoch: int) -> None:
+        """Note that nothing of *epoch*, or earlier, waits for a sync of *replicas* any more."""
+        for replica in replicas:
+            self._covered[replica] = max(self._covered[replica], epoch)
+        self._tidy()
+
+    def covered(self, replica: Replica) -> int:
+        """The last epoch of which nothing waits for a sync of *replica*."""
+        return self._covered[replica]
+
+    def unsynced(self, replica: Replica) -> Iterator[range]:
+        """What *replica* may have lost if a sync of it fails; a chunk may come more than once.
+
+        Nothing of one that is not followed: what it lacks is known.
+        """
+        if replica in self._covered:
+            for chunks in self._after(replica):
+                yield from chunks.runs()
+
+    def waits(self, replica: Replica, chunks: range) -> bool:
+        """Whether any of *chunks* was changed since what *replica* has synced."""
+        return any(later.overlaps(chunks) for later in self._after(replica))
+
+    def _after(self, replica: Replica) -> Iterator[ChunkSet]:
+        """What *replica* got after what it has synced."""
+        for number, chunks, given in self._ended:
+            if number > self._covered[replica]:
+                yield chunks
+                yield given.to(replica)
+        yield self.latest
+        yield self._given.to(replica)
+
+    def _end(self, changing: Iterable[range]) -> int:
+        """End the present epoch amid changes of *changing*; returns its number."""
+        epoch, self.now = self.now, self.now + 1
+        if self.latest or self._given:
+            self._ended.append((epoch, self.latest, self._given))
+            self.latest, self._given = ChunkSet(), _Given()
+            for replicas, chunks in self._giving.values():
+                self._note_given(replicas, chunks)
+        for chunks in changing:
+            self.latest.add(chunks)
+        return epoch
+
+    def _tidy(self) -> None:
+        """Drop the epochs that all have covered, and join those that no sync tells apart."""
+        ended = self._ended
+        oldest = min(self._covered.values(), default=self.now)
+        if not ended or ended[-1][0] <= oldest:
+            ended.clear()  # nearly always: all were synced together
+            return
+        bounds = {*self._covered.values(), *self._syncing.values()}
+        self._ended = []
+        for epoch, chunks, given in ended:
+            if epoch <= oldest:
+                continue
+            if self._ended:
+                before, joined, joined_given = self._ended[-1]
+                if not any(before <= bound < epoch for bound in bounds):
+                    for run in chunks.runs():
+                        joined.add(run)
+                    joined_given.join(given)
+                    self._ended[-1] = epoch, joined, joined_given
+                    continue
+            self._ended.append((epoch, chunks, given))

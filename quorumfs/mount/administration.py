@@ -1,0 +1,452 @@
+"""What an administrator does to a set that is not mounted: create it, decide what to keep."""
+
+import errno
+import os
+import shlex
+import signal
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from enum import Enum
+
+import trio
+
+from quorumfs.decisions.assembly import (
+    AssemblyRefusedError,
+    assemble,
+    image_changed,
+    new_record,
+    refuse_too_many,
+)
+from quorumfs.decisions.claim import Tenure
+from quorumfs.decisions.dirtymap import DirtyMap
+from quorumfs.decisions.model import Found, State
+from quorumfs.decisions.record import Identity, Record, RoleState, Sidecar, path_for
+from quorumfs.decisions.resolution import Resolution, resolve
+from quorumfs.decisions.sectors import unreachable, whole
+from quorumfs.disk.events import EventLog
+from quorumfs.errors import ExitCode, UsageError, UserError
+from quorumfs.mount.limits import require_file_size
+from quorumfs.mount.replicaset import open_replica_set
+from quorumfs.options import parse_options
+from quorumfs.replica.claimant import claim_of_this_mount
+from quorumfs.replica.claiming import (
+    RESOLVE,
+    claim_all,
+    found_claims,
+    look_again,
+    refuse_claimed,
+    release_all,
+    require_free,
+    wait_until_noticed,
+)
+from quorumfs.replica.filesystems import close
+from quorumfs.replica.imagelock import ImageLockedError, lock_image
+from quorumfs.replica.images import Image, close_all, lasting_identity, open_set
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.sidecarfile import replace_sidecar
+
+PRIVATE = 0o600
+"""The mode of new images: they hold what a guest keeps from everybody."""
+
+PROGRESS_S = 0.5
+"""How often a copy says how far it is."""
+
+
+def create_empty(
+    paths: Sequence[str], size: int, threshold: int | None, mode: int = PRIVATE
+) -> None:
+    """Make a set of new, sparse images of *size* bytes, all zeros, with *mode*.
+
+    Nothing that exists is touched, but for what the same command left when it was killed; after a
+    failure nothing is left. Raises `UserError`.
+    """
+    refuse_too_many(len(paths))
+    if why := unreachable(size):
+        raise UsageError(f"option --size: {why}; give {whole(size)}")
+    require_file_size(size, "the images")
+    names = list(map(os.path.abspath, paths))
+    for path in names:
+        refuse_claimed(path)
+    members = [path for path in names if os.path.lexists(path_for(path))]
+    if members and not _begun_empty(names, size):
+        raise UserError(_already_there(members[0]))
+    with ExitStack() as undo:
+        images = []
+        for path in names:
+            try:
+                images.append((path, _make_image(path, size, mode, undo)))
+            except OSError as error:
+                raise UserError(f"cannot create {path}: {error.strerror}") from None
+        _refuse_same(names)
+        record = new_record(names, size, threshold or len(images) // 2 + 1)
+        disk_map = DirtyMap(size, record.chunk_size)
+        for (path, image), role in zip(images, record.roles, strict=True):
+            undo.callback(_remove, path_for(path))
+            _write(path, Sidecar(role.replica_id, record, disk_map, image))
+        undo.pop_all()
+
+
+def _refuse_same(names: Sequence[str]) -> None:
+    """Refuse paths that lead to one file: the second found it to be as new as the first."""
+    files: dict[tuple[int, int], str] = {}
+    for path in names:
+        status = os.stat(path)
+        other = files.setdefault((status.st_dev, status.st_ino), path)
+        if other != path or names.count(path) > 1:
+            raise UserError(f"{other} and {path} are the same file")
+
+
+def _begun_empty(names: Sequence[str], size: int) -> bool:
+    """Whether the sidecars there are those of a `create_empty` with the same arguments that was
+    killed before it had written all: then nothing was ever written through them.
+    """
+    with _opened(names) as found:
+        if len(found) < len(names) or all(image.sidecar for image in found):
+            return False
+        return all(
+            _untouched(image.sidecar, names, size)
+            and not image_changed(image.found)
+            and not any(image.sidecar.map.states)
+            and all(role.state is RoleState.CURRENT for role in image.sidecar.record.roles)
+            for image in found
+            if image.sidecar
+        )
+
+
+def _untouched(sidecar: Sidecar, names: Sequence[str], size: int) -> bool:
+    """Whether *sidecar* is as it was made, by a command that was given the images *names*."""
+    record = sidecar.record
+    same = [role.path for role in record.roles] == list(names) and record.size == size
+    return same and record.sequence == 1 and record.clean and sidecar.prepared is None
+
+
+@contextmanager
+def _opened(names: Sequence[str]) -> Iterator[list[Image]]:
+    """What there is of *names*, to be looked at. Raises `UserError`, also if it is in use."""
+    with ExitStack() as stack:
+        images = [o for o in open_set(names, None, read_only=True) if isinstance(o, Image)]
+        for image in images:
+            stack.callback(image.close)
+        yield images
+
+
+def _make_image(path: str, size: int, mode: int, undo: ExitStack) -> Identity:
+    """Make a sparse image, or take one that was never written to; *undo* takes it back.
+
+    Raises `FileExistsError` if something is there that may hold anything, and other `OSError`.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
+        undo.callback(_remove, path)
+    except FileExistsError:
+        fd = _open_blank(path, size)
+        undo.callback(_cut, path, os.fstat(fd).st_size)
+    try:
+        if os.fstat(fd).st_size == 0:  # else it has its mode
+            _set_mode(fd, mode)
+            os.ftruncate(fd, size)
+        os.fsync(fd)
+        return lasting_identity(fd)
+    finally:
+        close(fd, path)
+
+
+def _open_blank(path: str, size: int) -> int:
+    """Open a file that is empty, or a hole of *size* bytes, and not in use: nothing is lost if it
+    is taken for a new image. Raises `FileExistsError` for any other.
+    """
+    taken = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or status.st_size not in (0, size):
+        raise taken
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        lock_image(fd, read_only=False)
+        blank = status.st_size == 0 or _is_hole(fd)
+    except (ImageLockedError, OSError):
+        blank = False
+    if not blank:
+        close(fd, path)
+        raise taken
+    return fd
+
+
+def _is_hole(fd: int) -> bool:
+    """Whether there is no data in a file, as far as its file system can tell."""
+    try:
+        os.lseek(fd, 0, os.SEEK_DATA)
+    except OSError as error:
+        return error.errno == errno.ENXIO
+    return False
+
+
+def _set_mode(fd: int, mode: int) -> None:
+    """Give a new file its *mode*, whatever the umask. Raises `OSError` if that cannot be."""
+    try:
+        os.fchmod(fd, mode)
+    except OSError:
+        if mode != PRIVATE:  # else the file system has no modes, and nobody asked for one
+            raise
+
+
+def _already_there(path: str) -> str:
+    """Why no new image is made at *path*, where there is a sidecar, and what to do."""
+    sidecar = path_for(path)
+    if os.path.exists(path):
+        return (
+            f"{path} is a member of a set already: mount it; or, to make it anew and lose what it "
+            f"holds, remove it and {sidecar} first"
+        )
+    return (
+        f"{sidecar} is there without its image: bring {path} back; or, to make a new one, remove "
+        f"{sidecar} first"
+    )
+
+
+def create_from(
+    source: str,
+    others: Sequence[str],
+    threshold: int | None,
+    say: Callable[[int, int], None],
+    mode: int = PRIVATE,
+) -> None:
+    """Make a set of *source* and copies of it at *others*; *say* is told bytes done and in all.
+
+    What does not exist is created, with *mode*. What does is overwritten, unless it belongs to a
+    set. If this ends early, the same again goes on, and so does the next mount. Raises `UserError`.
+    """
+    names = source, *paths = list(map(os.path.abspath, (source, *others)))
+    refuse_too_many(len(names))
+    for path in names:
+        refuse_claimed(path)
+    members = [path for path in names if os.path.lexists(path_for(path))]
+    begun = _begun_copy(names, threshold) if members else None
+    if members and begun is None:
+        raise UserError(_not_copied(source, paths, members))
+    if begun is not _Begun.COPYING:
+        _begin_copy(source, paths, threshold, mode)
+    try:
+        trio.run(_copy, names, say)
+    except BaseExceptionGroup as errors:
+        if errors.subgroup(KeyboardInterrupt) is not None:  # a second one: at once
+            raise KeyboardInterrupt from None
+        raise
+
+
+class _Begun(Enum):
+    """How far a `create_from` got that was interrupted."""
+
+    SIDECARS = "sidecars"
+    """Not all were written. The source, which gets its own last, belongs to no set yet."""
+    COPYING = "copying"
+
+
+def _begun_copy(names: Sequence[str], threshold: int | None) -> _Begun | None:
+    """How far a `create_from` of the first of *names* to the others got; None if the sidecars there
+    tell of anything else, or if it came to its end.
+    """
+    with _opened(names) as images:
+        if len(images) < len(names):
+            return None
+        source, *others = images
+        if source.sidecar is None and source.problem is None:
+            begun = all(
+                image.sidecar is not None
+                and _untouched(image.sidecar, names, source.size)
+                and _copies_of_first(image.sidecar.record)
+                for image in others
+                if image.sidecar or image.problem
+            )
+            return _Begun.SIDECARS if begun else None
+        try:
+            plan = assemble([image.found for image in images])
+        except AssemblyRefusedError:
+            return None
+        begun = (
+            len(plan.record.roles) == len(names)
+            and threshold in (None, plan.record.threshold)
+            and plan.members[0].state is State.CURRENT
+            and any(role.state is not RoleState.CURRENT for role in plan.record.roles)
+        )
+        return _Begun.COPYING if begun else None
+
+
+def _copies_of_first(record: Record) -> bool:
+    """Whether all replicas but the first are to be copies of it: they hold nothing of their own."""
+    first, *rest = record.roles
+    return first.state is RoleState.CURRENT and all(
+        role.state is RoleState.RESYNCING for role in rest
+    )
+
+
+def _not_copied(source: str, paths: Sequence[str], members: Sequence[str]) -> str:
+    """Why *source* is not copied over *paths*, where *members* have sidecars, and what to do."""
+    member = next((path for path in members if path != source), None)
+    if member is not None:
+        return (
+            f"{member} is a member of a set already: mount it; or, to give up what it holds, "
+            f"remove {path_for(member)} first"
+        )
+    return (
+        f"{source} is a member of a set: to add replicas to it, run: quorumfs resolve --keep "
+        f"{source} {' '.join([source, *paths])}"
+    )
+
+
+def _begin_copy(source: str, paths: Sequence[str], threshold: int | None, mode: int) -> None:
+    """Have on record that those at *paths*, created if need be, are to be copies of *source*."""
+    with ExitStack() as undo:
+        try:
+            size = os.stat(source).st_size
+            if why := unreachable(size):
+                command = f"truncate -s {whole(size)} {shlex.quote(source)}"
+                raise UserError(f"{source}: {why}; make it longer first: {command}")
+            require_file_size(size, "the copies")
+            for path in paths:
+                _create_if_absent(path, size, mode, undo)
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}") from None
+        keep(source, [source, *paths], threshold=threshold)
+        undo.pop_all()
+
+
+def _create_if_absent(path: str, size: int, mode: int, undo: ExitStack) -> None:
+    """Have an image of *size* bytes at *path*, or the one that is there; *undo* removes a new one.
+
+    Raises `OSError`, and `UserError` if it must not be overwritten.
+    """
+    try:
+        _make_image(path, size, mode, undo)
+    except FileExistsError:
+        if os.path.exists(path) and os.stat(path).st_nlink > 1:
+            raise UserError(
+                f"{path} has other names, and may be a member of a set by one"
+            ) from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+
+
+def keep(
+    kept: str,
+    paths: Sequence[str],
+    *,
+    threshold: int | None = None,
+    dry_run: bool = False,
+    takeover: bool = False,
+) -> Resolution:
+    """Make all replicas at *paths* copies of the one *kept*, from the next mount on.
+
+    *takeover*: also where another host has them open, which is down. Raises `UserError`, and then
+    nothing has been written but, by *takeover*, who has them; or, should a sidecar not be writable,
+    nothing where there was none before.
+    """
+    refuse_too_many(len(paths))
+    kept = os.path.abspath(kept)
+    absolute = [os.path.abspath(path) for path in paths]
+    if kept not in absolute:
+        raise UsageError(f"{kept} is to be kept, and is not one of the replicas given")
+    with ExitStack() as stack:
+        opened: Sequence[Image | Found] = open_set(absolute, None, read_only=dry_run)
+        stack.callback(close_all, opened)
+        opened = _take_over(opened, stack, takeover=takeover, dry_run=dry_run)
+        found = [one.found if isinstance(one, Image) else one for one in opened]
+        resolution = resolve(found, kept, threshold=threshold)
+        if not dry_run:
+            with ExitStack() as undo:
+                for path, sidecar in resolution.sidecars.items():
+                    if not os.path.lexists(path_for(path)):
+                        undo.callback(_remove, path_for(path))
+                    _write(path, sidecar)
+                undo.pop_all()
+        return resolution
+
+
+def _take_over(
+    opened: Sequence[Image | Found], undo: ExitStack, *, takeover: bool, dry_run: bool
+) -> Sequence[Image | Found]:
+    """Have these for ourselves until *undo*; returns them as they are then.
+
+    Raises `UserError` if another mount has one open, without *takeover*.
+    """
+    here = claim_of_this_mount()
+    claims = found_claims(opened, here)
+    held = require_free(claims, takeover=takeover, how=RESOLVE)
+    if dry_run or not held:
+        return opened
+    images = [one for one in opened if isinstance(one, Image)]
+    undo.callback(release_all, images, here)
+    claim_all(images, Tenure(here, frozenset(one.claim.mount for one in claims)))
+    wait_until_noticed(held)
+    return look_again(opened)
+
+
+async def _copy(paths: Sequence[str], say: Callable[[int, int], None]) -> None:
+    """Resync a set that is not mounted, until all replicas are current."""
+    options = parse_options([], len(paths))
+    replica_set = open_replica_set(paths, None, options)
+    replica_set.take_into_use(options)
+    disk, repairs = replica_set.make_disk(options, EventLog("", lambda _: None))
+    assert repairs is not None
+    failure: str | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(disk.run)
+        nursery.start_soon(repairs.run)
+        with trio.CancelScope() as copying:
+            await nursery.start(_cancel_at_signal, copying)
+            while failure is None and any(r.role is not State.CURRENT for r in disk.replicas):
+                with trio.move_on_after(PROGRESS_S):
+                    await repairs.changed.wait()
+                if repairs.progress is not None:
+                    say(repairs.progress.done_bytes, repairs.progress.total_bytes)
+                failure = next((f"{r.path}: {r.reason}" for r in disk.replicas if _failed(r)), None)
+        await repairs.stop()
+        interrupted = failure is None and any(r.role is not State.CURRENT for r in disk.replicas)
+        if interrupted:
+            failure = "interrupted"
+        try:
+            await disk.close()
+        except OSError as error:
+            failure = failure or f"it could not be made durable: {error.strerror}"
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        refusal = UserError(
+            "the copy is not complete, the same command goes on, and so does the next mount: "
+            f"{failure}"
+        )
+        if interrupted:
+            refusal.exit_code = ExitCode.INTERRUPTED
+        raise refusal
+
+
+async def _cancel_at_signal(
+    copying: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """End the copy when the user, or the system, wants that."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            copying.cancel()
+            return
+
+
+def _failed(replica: Replica) -> bool:
+    """Whether a copy to *replica* ended with an error."""
+    return replica.role in (State.STALE, State.MISSING, State.FOREIGN) and not replica.attached
+
+
+def _write(path: str, sidecar: Sidecar) -> None:
+    try:
+        replace_sidecar(path, sidecar)
+    except OSError as error:
+        raise UserError(f"cannot write {path_for(path)}: {error.strerror}") from None
+
+
+def _remove(path: str) -> None:
+    with suppress(OSError):
+        os.unlink(path)
+
+
+def _cut(path: str, size: int) -> None:
+    with suppress(OSError):
+        os.truncate(path, size)

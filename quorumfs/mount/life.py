@@ -1,0 +1,317 @@
+"""The life of one mount: open, lock, mount, serve, unmount.
+
+Everything that can be refused is refused before the mount point changes. Whatever was acquired
+is given back in reverse order by one exit stack, except after a crash: then the mount point stays
+dead (ENOTCONN), because clients must not find the empty directory below it and write there.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import stat
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from quorumfs.control import logs, mounts, runtime, server
+from quorumfs.control.logs import status_event
+from quorumfs.control.pulse import Pulse, Standstill
+from quorumfs.control.reporter import Reporter
+from quorumfs.control.status import Status
+from quorumfs.decisions.model import State
+from quorumfs.decisions.sectors import unreachable
+from quorumfs.disk.disk import Disk
+from quorumfs.disk.events import EventLog
+from quorumfs.errors import UserError
+from quorumfs.fuse import session, shim
+from quorumfs.fuse.operations import DiskOperations
+from quorumfs.mount import snapshot
+from quorumfs.mount.limits import require_for_service
+from quorumfs.mount.path_watch import Whereabouts
+from quorumfs.mount.replicaset import ReplicaSet, open_replica_set
+from quorumfs.options import MountOptions
+from quorumfs.replica.space import Space
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 2.0
+"""Without a request for this long (up to twice as long), a mount is idle."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+TELL_SIGNAL = signal.SIGUSR1
+"""Has the daemon put its status into the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountPlan:
+    """What to mount, where and how."""
+
+    replicas: Sequence[str]
+    mountpoint: str
+    """Absolute, without symbolic links."""
+    options: MountOptions
+    log_file: Path | None = None
+    log_json: bool = False
+    runtime_dir: Path | None = None
+    """None: the usual one."""
+
+
+def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None:
+    """Mount and serve until unmounted or told to stop; *ready* is called when it can be used.
+
+    Raises `UserError` if it cannot be mounted.
+    """
+    with ExitStack() as stack:
+        _check_mountpoint(plan.mountpoint, plan.runtime_dir)
+        require_for_service(len(plan.replicas))
+        # A replica may hang. Python would note a Ctrl-C and go on waiting in the system call.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(TELL_SIGNAL, signal.SIG_IGN)  # but while somebody listens for it
+        _become_io_flusher()
+        _share_heaps()
+        replica_set = open_replica_set(plan.replicas, plan.mountpoint, plan.options)
+        claim = runtime.claim(plan.mountpoint, plan.runtime_dir)
+        stack.callback(claim.give_up)
+        destination = logs.destination(plan.log_file, detached=detached, fallback=claim.path("log"))
+        # Until somebody listens for them, lest a signal leaves a mount without a daemon; and
+        # before there are more threads, which must never be the ones to take them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        stack.callback(logs.start(destination, as_json=plan.log_json).stop)
+        if not plan.options.read_only:
+            replica_set.take_into_use(plan.options)
+        trio.run(_serve, plan, claim, replica_set, ready)
+
+
+async def _serve(
+    plan: MountPlan, claim: runtime.Claim, replica_set: ReplicaSet, ready: Callable[[], None]
+) -> None:
+    events = EventLog(plan.mountpoint, logs.tell)
+    disk, repairs = replica_set.make_disk(plan.options, events)
+    mtime_ns = max(image.mtime_ns for image in replica_set.images)
+    space = Space(disk.replicas)
+    operations = DiskOperations(disk, plan.options, mtime_ns, space)
+    try:
+        _clear_stale_mount(plan.mountpoint)
+        await _record_options(disk)
+        _mount(operations, plan)
+    except BaseException:
+        replica_set.give_up()
+        raise
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_stop_on_signal, plan.mountpoint)
+            nursery.start_soon(disk.run)
+            nursery.start_soon(_return_memory, disk)
+
+            whereabouts = Whereabouts(disk.replicas)
+            nursery.start_soon(whereabouts.run)
+            nursery.start_soon(space.run)
+
+            def notes() -> tuple[str, ...]:
+                return tuple(filter(None, (shim.missing(), unreachable(disk.size))))
+
+            def take(now: float, standstill: Standstill | None) -> Status:
+                return snapshot.take(
+                    plan.mountpoint,
+                    plan.options,
+                    disk,
+                    repairs,
+                    notes(),
+                    whereabouts.astray,
+                    now=now,
+                    standstill=standstill,
+                )
+
+            pulse = Pulse()
+            nursery.start_soon(pulse.run)
+            reporter = Reporter(take, pulse)
+            commands = {"status": reporter.status}
+            serve = partial(server.serve, refresh=reporter.refresh, tick=reporter.watch)
+            await nursery.start(serve, claim.path("sock"), commands)
+            await nursery.start(_tell_on_signal, lambda: take(trio.current_time(), None))
+            if repairs is not None:
+                nursery.start_soon(repairs.run)
+            log.info(
+                "mounted %s at %s: %s, threshold %d",
+                ", ".join(replica.path for replica in disk.replicas),
+                plan.mountpoint,
+                plan.options.read_pattern,
+                disk.threshold,
+            )
+            replica_set.tell_log()
+            for note in notes():
+                log.warning("%s", note)
+            nursery.start_soon(_say_when_serving, ready)
+            await session.serve(operations)
+            if repairs is not None:
+                await repairs.stop()
+            with trio.move_on_after(plan.options.replica_timeout_s):
+                await whereabouts.look()
+            failure = await _close(disk)  # in the nursery, where its deadlines are watched
+            nursery.cancel_scope.cancel()
+    except BaseException:
+        disk.events.close()
+        log.critical("the mount at %s died and stays dead", plan.mountpoint, exc_info=True)
+        session.close(unmount=False)
+        raise
+    session.close(unmount=True)
+    log.info("unmounted %s", plan.mountpoint)
+    if failure:
+        claim.leave_word(failure)
+        raise UserError(failure)
+
+
+async def _record_options(disk: Disk) -> None:
+    """Put on record what the next mount must know of this one's options. Raises `UserError`."""
+    failure: OSError | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(disk.run)  # a replica may hang: there are deadlines
+        try:
+            await disk.metadata.record_options()
+        except OSError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise UserError(
+            f"option vote-threshold: {disk.threshold} cannot be put on record: {failure.strerror}; "
+            "mend the replicas, or mount without this option"
+        )
+
+
+async def _close(disk: Disk) -> str | None:
+    """Sync and close the replicas; returns what went wrong, for the one who unmounts."""
+    for replica in disk.replicas:
+        if replica.state is not State.CURRENT:
+            log.warning("%s is %s: do not use it as it is", replica.path, replica.state.value)
+    try:
+        await disk.close()
+    except OSError as error:
+        failure = f"the last flush failed, recent writes may be lost: {error.strerror}"
+        log.error("%s", failure)
+        return failure
+    return None
+
+
+def _become_io_flusher() -> None:
+    """Tell the kernel that memory it frees may have to go through us (see prctl(2)).
+
+    Else, short of memory, it may wait in one of our allocations for pages that only we can write.
+    Threads inherit it, so it comes before them. Not permitted to an ordinary user.
+    """
+    pr_set_io_flusher = 57
+    ctypes.CDLL(None).prctl(pr_set_io_flusher, 1, 0, 0, 0)
+
+
+def _share_heaps() -> None:
+    """Have all threads allocate from two heaps instead of one for nearly each.
+
+    The C library cannot give back the end of any heap but the first, which after a burst of large
+    requests is several MiB of each. Our threads allocate one at a time anyway, for Python does.
+    Before there are threads.
+    """
+    m_arena_max = -8
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
+    if mallopt is not None:
+        mallopt(m_arena_max, 2)
+
+
+def _check_mountpoint(mountpoint: str, runtime_dir: Path | None) -> None:
+    mounted = mounts.mount_at(mountpoint)
+    if mounted and mounted.fs_type == mounts.FS_TYPE:
+        pid = runtime.daemon_pid(mountpoint, mounted.owner, runtime_dir)
+        if pid is not None or not mounts.is_dead(mountpoint):
+            served = f"served by quorumfs, pid {pid}" if pid else "a quorumfs mount"
+            raise UserError(f"{mountpoint} is already {served}; unmount it first")
+        return
+    try:
+        if not stat.S_ISDIR(os.stat(mountpoint).st_mode):
+            raise UserError(f"the mount point {mountpoint} is not a directory")
+    except OSError as error:
+        raise UserError(f"the mount point {mountpoint}: {error.strerror}") from None
+
+
+def _clear_stale_mount(mountpoint: str) -> None:
+    """Take away what a killed daemon of ours left mounted."""
+    while (mounted := mounts.mount_at(mountpoint)) and mounted.fs_type == mounts.FS_TYPE:
+        if not mounts.is_dead(mountpoint):
+            raise UserError(f"{mountpoint} has just been mounted by another quorumfs")
+        log.warning("%s: clearing the mount of a daemon that died", mountpoint)
+        mounts.unmount(mountpoint, lazy=True)
+
+
+def _mount(operations: DiskOperations, plan: MountPlan) -> None:
+    options = {"default_permissions", f"subtype={mounts.SUBTYPE}", f"fsname={_source(plan)}"}
+    options |= plan.options.kernel_flags
+    if plan.options.read_only:
+        options.add("ro")
+    session.mount(operations, plan.mountpoint, options, plan.options.max_background)
+
+
+def _source(plan: MountPlan) -> str:
+    """What ``findmnt`` and ``df`` show as the source."""
+    if plan.options.fsname is not None:
+        return plan.options.fsname
+    source = ":".join(plan.replicas)
+    # libfuse splits at commas and pyfuse3 takes ASCII; a mount's options must fit in one page.
+    plain = source.isascii() and source.isprintable() and not set(source) & set(",\\ ")
+    return source if plain and len(source) <= 1024 else mounts.SUBTYPE
+
+
+async def _return_memory(disk: Disk) -> None:
+    """Give the buffers of a burst of requests back to the system when it is over.
+
+    The C library keeps freed blocks of up to a few MiB: tens of MiB after parallel requests of
+    1 MiB. Returning each at once instead would cost a page fault per page of every request.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+    seen = returned = disk.mirror.requests
+    while malloc_trim is not None:
+        await trio.sleep(IDLE_S)
+        if disk.mirror.requests == seen != returned:
+            malloc_trim(0)
+            returned = seen
+        seen = disk.mirror.requests
+
+
+async def _say_when_serving(ready: Callable[[], None]) -> None:
+    await trio.lowlevel.checkpoint()  # the session loop, started just before, now waits
+    ready()
+
+
+async def _tell_on_signal(
+    take_status: Callable[[], Status],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Put the status into the log at each `TELL_SIGNAL`: also where the socket is out of reach."""
+    with trio.open_signal_receiver(TELL_SIGNAL) as signals:
+        task_status.started()
+        async for _ in signals:
+            logs.tell(status_event(take_status()))
+
+
+async def _stop_on_signal(
+    mountpoint: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Unmount in good order at SIGTERM or SIGINT, even if the disk is in use."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        task_status.started()
+        async for signum in signals:
+            log.info("%s: unmounting %s", signal.Signals(signum).name, mountpoint)
+            try:
+                # The kernel writes back dirty pages of mapped files meanwhile, so the session
+                # loop must go on.
+                await trio.to_thread.run_sync(mounts.unmount, mountpoint)
+            except UserError as error:
+                log.warning("%s; whoever uses it now loses it", error)
+                await session.write_back()
+                session.stop()
+                return

@@ -1,0 +1,270 @@
+"""The status of a running mount, taken from memory alone: it never waits for a replica."""
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import trio
+
+from quorumfs.control import mounts
+from quorumfs.control.pulse import Standstill
+from quorumfs.control.status import (
+    HANGS,
+    ErrorCounts,
+    Fenced,
+    LastError,
+    Place,
+    ReplicaStatus,
+    ResyncKind,
+    ResyncStatus,
+    Status,
+    Trouble,
+    Waiting,
+    human_time,
+    no_answer,
+    overall_state,
+    progress,
+)
+from quorumfs.decisions.model import State
+from quorumfs.disk.disk import Disk
+from quorumfs.metadata.protocol import ReplicaReport
+from quorumfs.options import MountOptions
+from quorumfs.repair.repairs import Repairs
+from quorumfs.replica.health import Failure, Sort
+from quorumfs.replica.replica import Replica
+
+SLOW_S = 5.0
+"""What a replica does not answer for longer than this is worth saying."""
+
+TRIED_AGAIN_S = 5.0
+"""A write that failed, and that repairs cannot do either, fails again well within this time."""
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def take(
+    mountpoint: str,
+    options: MountOptions,
+    disk: Disk,
+    repairs: Repairs | None,
+    notes: tuple[str, ...],
+    astray: Mapping[Replica, str] = MappingProxyType({}),
+    *,
+    now: float | None = None,
+    standstill: Standstill | None = None,
+) -> Status:
+    """The status of *disk*, mounted at *mountpoint*; *notes* are what holds whatever its state.
+
+    *astray*: replicas in use that are not at their paths any more, and why. *now*: the time by
+    trio's clock, if that cannot be asked here. *standstill*: how the loop does that serves *disk*.
+    """
+    if now is None:
+        now = trio.current_time()
+    whole = disk.metadata.report_set()
+    hanging = {} if standstill is None else _hanging(disk.replicas, standstill)
+    replicas = [
+        _replica(
+            replica,
+            disk.metadata.report(replica),
+            _standing(replica, now, unequal=whole.unequal),
+            astray.get(replica),
+            hanging.get(replica),
+            options,
+            now,
+        )
+        for replica in disk.replicas
+    ]
+    replicas += [
+        ReplicaStatus(
+            absent.path,
+            absent.replica_id.hex(),
+            State.MISSING.value,
+            "it was not given to mount",
+            out_of_sync_bytes=absent.lacking_bytes,
+        )
+        for absent in whole.absent
+    ]
+    undecided = 0
+    if repairs is not None:
+        chunks = sum(end - start for start, end in repairs.differing)
+        undecided = chunks * repairs.chunk_size
+    unreadable = tuple(Place(start, end - start) for start, end in disk.metadata.ledger.unreadable)
+    by = disk.metadata.fenced
+    return Status(
+        mountpoint=mountpoint,
+        pid=os.getpid(),
+        set_id=None if whole.set_id is None else whole.set_id.hex(),
+        generation=None if whole.generation is None else f"{whole.generation:016x}",
+        size=disk.size,
+        state=overall_state(
+            replicas,
+            vote_threshold=disk.threshold,
+            unsettled=whole.unequal or whole.unverified,
+            undecided_bytes=undecided,
+            unreadable=bool(unreadable),
+            fenced=by is not None,
+            stands_still=standstill is not None,
+        ),
+        read_pattern=options.read_pattern,
+        vote_threshold=disk.threshold,
+        replicas=tuple(replicas),
+        resync=_resync(repairs, now),
+        metadata=whole.metadata,
+        read_only=options.read_only,
+        undecided_bytes=undecided,
+        unreadable=unreadable,
+        notes=notes,
+        fenced=None if by is None else Fenced(by.host, by.pid, by.since),
+        standstill_s=None if standstill is None else standstill.seconds,
+    )
+
+
+def _hanging(replicas: Sequence[Replica], standstill: Standstill) -> dict[Replica, str]:
+    """Those for whose file system the loop waits, and why that is said of each.
+
+    Who has a file on the same file system was not asked, and could not answer either.
+    """
+    files = [(replica, file) for replica in replicas for file in replica.files]
+    found = {}
+    for replica, file in files:
+        if file.descriptor == standstill.fd:
+            found[replica] = (
+                f"its file system has not answered for {human_time(standstill.seconds)}, and every "
+                "request waits for it"
+            )
+            for other, beside in files:
+                if beside.device is not None and beside.device == file.device:
+                    reason = f"it is on the file system of {replica.path}, which does not answer"
+                    found.setdefault(other, reason)
+    return found
+
+
+def _replica(
+    replica: Replica,
+    report: ReplicaReport,
+    failures: list[Failure],
+    astray: str | None,
+    hanging: str | None,
+    options: MountOptions,
+    now: float,
+) -> ReplicaStatus:
+    """The status of one replica; *failures* are those that nothing has made good yet."""
+    counters = replica.counters
+    trouble, reason = None, report.reason
+    waiting = _waiting(replica, now)
+    slow = None if waiting is None or waiting.seconds < SLOW_S else no_answer(waiting)
+    if hanging is not None:  # nothing else could be mended before
+        trouble, reason = Trouble.HANGING, hanging
+    elif replica.hung:
+        reason = HANGS
+    elif replica.state is State.CURRENT:
+        if options.read_only:  # what was found out by reading, and nothing that it cannot do then
+            failures = [failure for failure in failures if failure.sort is Sort.READ]
+        trouble, reason = _trouble(replica, report, failures, now)
+        if trouble is None:
+            trouble, reason = _remark(slow, astray)
+    else:
+        reason = reason or slow
+    return ReplicaStatus(
+        replica.path,
+        None if report.replica_id is None else report.replica_id.hex(),
+        replica.state.value,
+        reason,
+        counters.reads,
+        counters.writes,
+        counters.flushes,
+        counters.bytes_read,
+        counters.bytes_written,
+        ErrorCounts(
+            counters.read_errors,
+            counters.write_errors,
+            counters.flush_errors,
+            counters.mismatches,
+            counters.timeouts,
+        ),
+        report.lacking_bytes,
+        replica.unanswered,
+        counters.copied_bytes,
+        trouble and trouble.value,
+        _told(failures[0], now) if failures else None,
+        store=mounts.store_of(replica.path) if replica.hung else None,
+        waiting=waiting,
+    )
+
+
+def _trouble(
+    replica: Replica, report: ReplicaReport, failures: list[Failure], now: float
+) -> tuple[Trouble | None, str | None]:
+    """What is wrong with a current replica and what it holds, the worst, and in words.
+
+    *failures* are those that matter.
+    """
+    if report.truncated:
+        size = replica.health.truncated_to
+        to = "" if size is None else f" to {size} bytes"
+        return Trouble.TRUNCATED, f"its image was truncated{to}, and what was behind is lost"
+    if replica.dead:
+        return Trouble.GONE, "its file system is gone"
+    for failure in failures:
+        if failure.sort is not Sort.READ:
+            error = _told(failure, now)
+            full = failure.errno in _NO_SPACE
+            return Trouble.FULL if full else Trouble.FAILING, f"{error.what}: {error.text}"
+    if report.undurable or report.lost:
+        reason = "it could not make writes durable, and may have lost them"
+        return Trouble.UNDURABLE if report.undurable else Trouble.LOST, reason
+    return None, None
+
+
+def _remark(slow: str | None, astray: str | None) -> tuple[Trouble | None, str | None]:
+    """What is to be said of a current replica that does all that is asked of it."""
+    if slow is not None:
+        return Trouble.SLOW, slow
+    return (None, None) if astray is None else (Trouble.ASTRAY, astray)
+
+
+def _waiting(replica: Replica, now: float) -> Waiting | None:
+    """What it has not answered; what was given up is another matter."""
+    if (waiting := replica.waiting) is None:
+        return None
+    kind, since = waiting
+    return Waiting(kind.value, int(now - since))
+
+
+def _standing(replica: Replica, now: float, *, unequal: bool) -> list[Failure]:
+    """The failures that nothing has made good yet, the latest first.
+
+    *unequal*: current replicas are still to be given something.
+    """
+
+    def stands(failure: Failure) -> bool:
+        # On a full disk a write to what has its space already succeeds in between.
+        again = failure.sort is Sort.WRITE and unequal and now - failure.at < TRIED_AGAIN_S
+        return again or not replica.health.overcome(failure)
+
+    standing = filter(stands, replica.health.failures)
+    return sorted(standing, key=lambda failure: failure.at, reverse=True)
+
+
+def _told(failure: Failure, now: float) -> LastError:
+    return LastError(
+        failure.sort.value,
+        errno.errorcode.get(failure.errno, str(failure.errno)),
+        failure.text,
+        int(now - failure.at),
+    )
+
+
+def _resync(repairs: Repairs | None, now: float) -> ResyncStatus | None:
+    at = repairs.progress if repairs is not None else None
+    if at is None:
+        return None
+    elapsed = now - at.began
+    return progress(
+        ResyncKind(at.kind),
+        at.replica,
+        done_bytes=at.done_bytes,
+        total_bytes=at.total_bytes,
+        rate_bytes_per_s=at.done_bytes / elapsed if elapsed > 0 else 0.0,
+    )

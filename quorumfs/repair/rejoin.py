@@ -1,0 +1,145 @@
+"""Coming back: taking replicas into use again that were away, or failed.
+
+Whoever is left behind is tried again and again, ever more rarely: its files are opened anew, looked
+at as a mount would, and resynced.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from quorumfs.decisions.assembly import judge_returned
+from quorumfs.decisions.model import Found, Member, State
+from quorumfs.errors import UserError
+from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.repair.resync import Resync
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Storage
+
+RETRY_S = (1.0, 60.0)
+"""The first and the longest wait before a replica that is left behind is tried again."""
+
+
+@dataclass(slots=True)
+class Returned:
+    """A replica's files, opened again."""
+
+    found: Found
+    image: Storage
+    sidecar: Storage
+
+
+class ForeignError(UserError):
+    """Another mount has this replica."""
+
+
+Reopen = Callable[[Replica], Awaitable[Returned]]
+"""Opens, checks and locks the files of a replica again; raises `OSError` or `UserError`."""
+
+
+@dataclass(slots=True)
+class _Retry:
+    """When to try a replica again."""
+
+    at: float = 0.0
+    wait_s: float = RETRY_S[0]
+
+
+class ComeBack:
+    """Brings back the replicas of one disk."""
+
+    def __init__(
+        self,
+        sidecars: Sidecars,
+        resync: Resync,
+        reopen: Reopen,
+        present: dict[Replica, Found],
+    ) -> None:
+        """*present*: the replicas not current whose files are open, as they were found."""
+        self._sidecars = sidecars
+        self._ledger = sidecars.ledger
+        self._resync = resync
+        self._reopen = reopen
+        self._present = present
+        self._retries: dict[Replica, _Retry] = {}
+        self._claimed: set[Replica] = set()
+        """Those that another mount had when they were last looked at."""
+
+    async def bring_back(self, replica: Replica) -> bool:
+        """Bring *replica* up to date, if it was left behind and is there; whether it was."""
+        out = replica.role in (State.STALE, State.SUSPECT, State.MISSING)
+        out = out or replica in self._claimed
+        if out and replica.attached and replica not in self._present:
+            replica.detach(there=True)
+        if not out or replica.slot is None or replica.in_flight:
+            return False
+        retry = self._retries.setdefault(replica, _Retry())
+        now = trio.current_time()
+        if now < retry.at or not self._ledger.members:
+            return False
+        if now - retry.at > RETRY_S[1]:
+            retry.wait_s = RETRY_S[0]  # what was before is long ago
+        opened = False
+        try:
+            member, found = await self._look_at(replica)
+            opened = True
+            self._claimed.discard(replica)
+            replica.role, replica.reason = member.state, member.reason or replica.reason
+            if member.state in (State.FOREIGN, State.MISSING):
+                raise UserError(member.reason or "it cannot be used")
+            await self._resync.resync(replica, found, full=member.compare)
+        except (OSError, UserError) as error:
+            if isinstance(error, ForeignError):
+                self._claimed.add(replica)
+                replica.role, replica.reason = State.FOREIGN, str(error)
+            if replica.role is not State.FOREIGN:
+                replica.reason = _in_words(error) or replica.reason
+            replica.detach(there=opened and not replica.dead)
+            return False
+        finally:
+            # One that fails again soon waits longer than the last time, even if all went well: each
+            # time costs a generation.
+            retry.at = trio.current_time() + retry.wait_s
+            retry.wait_s = min(2 * retry.wait_s, RETRY_S[1])
+        return True
+
+    async def revive(self, replica: Replica) -> bool:
+        """Open a current replica anew whose file system was gone, if too few others are left to
+        leave it behind; whether it is there again.
+        """
+        gone = replica.role is State.CURRENT and (replica.dead or not replica.attached)
+        retry = self._retries.setdefault(replica, _Retry())
+        if gone and replica.attached:
+            replica.detach()
+        if not gone or replica.in_flight or trio.current_time() < retry.at:
+            return False
+        retry.at = trio.current_time() + RETRY_S[0]
+        try:
+            returned = await self._reopen(replica)
+            replica.attach(returned.image, returned.sidecar)
+            if replica.role is not State.CURRENT:
+                raise UserError("it was left behind meanwhile")
+            await self._sidecars.joining.revive(replica, returned.found)
+        except (OSError, UserError) as error:
+            replica.reason = _in_words(error)
+            if replica.attached:
+                replica.detach()
+            return False
+        replica.reason = None
+        return True
+
+    async def _look_at(self, replica: Replica) -> tuple[Member, Found]:
+        assert replica.slot is not None
+        found = self._present.pop(replica, None)
+        if found is None or not replica.attached:
+            returned = await self._reopen(replica)
+            replica.attach(returned.image, returned.sidecar)
+            found = returned.found
+        if found.image is not None and found.image.size < self._ledger.map.size:
+            await self._sidecars.truncated(replica)
+        return judge_returned(self._ledger.record, replica.slot, found), found
+
+
+def _in_words(error: OSError | UserError) -> str | None:
+    return error.strerror if isinstance(error, OSError) else str(error)

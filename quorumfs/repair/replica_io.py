@@ -1,0 +1,113 @@
+"""What repairs ask of single replicas: where their data is, and to take some."""
+
+import errno
+from collections.abc import Sequence
+from typing import cast
+
+from quorumfs.decisions.model import State
+from quorumfs.decisions.voting import BLOCK
+from quorumfs.disk import holes
+from quorumfs.disk.mirror import Mirror
+from quorumfs.metadata.ledger.known import holders_of
+from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Kind
+
+
+async def seek(mirror: Mirror, replica: Replica | None, kind: Kind, offset: int) -> int:
+    """Where a replica's next data or hole is; all is data if it cannot tell."""
+    if replica is not None:
+        (outcome,) = await mirror.ask([replica], kind, 0, offset)
+        if outcome.error is None:
+            return cast("int", outcome.operation.value)
+    return offset if kind is Kind.SEEK_DATA else mirror.size
+
+
+async def next_data(mirror: Mirror, sidecars: Sidecars, offset: int) -> int:
+    """Where some current replica next has data: anywhere, if one of them does not answer."""
+    found = await holes.next_data(mirror, offset)
+    silent = any(replica.state is State.MISSING for replica in sidecars.ledger.members)
+    return offset if silent else found
+
+
+_MEDIUM = frozenset({errno.EIO, errno.EBADMSG, errno.ENODATA, errno.EILSEQ})
+"""What a read gets where a medium has gone bad; any other error is of the whole replica."""
+
+PROBES = 8
+"""Other places to read at before a replica is taken for one that cannot be read at all."""
+
+
+async def cannot_be_read(
+    mirror: Mirror, sidecars: Sidecars, replicas: Sequence[Replica], offset: int, length: int
+) -> bool:
+    """Note that a block is unreadable on all *replicas*, which are those that hold it, if it is.
+
+    Not if one of them fails elsewhere, too: then the place is not to blame, and it may pass. What
+    has passed meanwhile shows when the place is read again after another one.
+    """
+    for replica in replicas:
+        if not await _reads_elsewhere(mirror, replica, offset):
+            return False
+        (outcome,) = await mirror.ask([replica], Kind.READ, 0, offset, length)
+        if outcome.error is None or outcome.error.errno not in _MEDIUM:
+            return False
+    # One may have been ejected while it was asked, or another one may have come to hold it.
+    chunks = sidecars.ledger.map.chunks(offset, length)
+    holders = {r for _, holding in sidecars.ledger.chunks.sources.of(chunks) for r in holding}
+    if not holders or not holders.issubset(replicas):
+        return False
+    await sidecars.note_unreadable(offset, length)
+    mirror.events.unreadable(offset, length)
+    return True
+
+
+async def _reads_elsewhere(mirror: Mirror, replica: Replica, offset: int) -> bool:
+    for number in range(PROBES):
+        place = mirror.size * number // PROBES // BLOCK * BLOCK
+        if place != offset:
+            size = min(BLOCK, mirror.size - place)
+            (probe,) = await mirror.ask([replica], Kind.READ, 0, place, size)
+            if probe.error is None:
+                return True
+    return False
+
+
+async def give(
+    mirror: Mirror,
+    sidecars: Sidecars,
+    replicas: Sequence[Replica],
+    offset: int,
+    data: bytes,
+    sources: Sequence[Replica],
+) -> set[Replica]:
+    """Write *data* to current *replicas*; returns those that stay current and did not take it.
+
+    Nobody is given it if any of *sources*, whose answers decided for it, is not believed any more.
+    Who is being resynced gets it as well, where it lacks nothing. The caller holds the lock.
+    """
+    if not sidecars.ledger.prepared(offset, len(data), repair=True):
+        await sidecars.prepare(offset, len(data), repair=True)
+    if not set(sources).issubset(holders_of(sidecars.ledger, offset, len(data))):
+        return set(replicas)
+    # Who was left behind just now may not even know that its image is in use.
+    current = [replica for replica in replicas if replica.role is State.CURRENT]
+    targets = sidecars.ledger.target_for_repair(offset, len(data))
+    given = [*current, *targets]
+    with sidecars.ledger.giving(given, offset, len(data)):
+        gathered = await mirror.ask(given, Kind.WRITE, 0, offset, len(data), data)
+    outcomes, to_targets = gathered[: len(current)], gathered[len(current) :]
+    failed = sum(outcome.error is not None for outcome in outcomes)
+    # As with a guest's write (R2): where too few are left nobody is to blame, all may be full.
+    enough = len(sidecars.ledger.members) - failed >= mirror.threshold
+    for replica, operation in outcomes:
+        well = operation.error is None
+        if well:
+            replica.counters.copied_bytes += len(data)
+        if well or enough:
+            await sidecars.given(replica, offset, len(data), well=well)
+    for replica, operation in to_targets:
+        if operation.error is not None:
+            sidecars.ledger.targets.lacks(sidecars.ledger.map.chunks(offset, len(data)))
+            sidecars.recorder.drop_target(replica, "a write to it failed")
+    refused = {outcome.replica for outcome in outcomes if outcome.error is not None}
+    return {replica for replica in refused if replica.role is State.CURRENT}

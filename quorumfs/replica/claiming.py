@@ -1,0 +1,139 @@
+"""The claims in the sidecars of opened images: who stands in the way, and our own."""
+
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from quorumfs.decisions.claim import NOTICE_S, Claim, FoundClaim, Tenure, in_the_way, standing
+from quorumfs.decisions.model import Found
+from quorumfs.decisions.record import path_for
+from quorumfs.decisions.sidecar import FormatError
+from quorumfs.errors import UserError
+from quorumfs.replica.claimant import claim_of_this_mount, runs
+from quorumfs.replica.images import Image, lasting_identity
+from quorumfs.replica.sidecarfile import read_claim, read_sidecar, sign
+
+log = logging.getLogger(__name__)
+
+MOUNT = "mount with -o takeover"
+RESOLVE = "add --takeover"
+
+Opened = Image | Found
+
+
+def found_claims(opened: Iterable[Opened], here: Claim) -> list[FoundClaim]:
+    """The claims of other mounts in the sidecars of these, for a mount that would claim *here*."""
+    images = (one for one in opened if isinstance(one, Image))
+    claims = (image.found_claim(here) for image in images)
+    return [one for one in claims if one is not None and one.claim.mount != here.mount]
+
+
+def require_free(
+    found: Sequence[FoundClaim], *, takeover: bool, how: str = MOUNT
+) -> list[FoundClaim]:
+    """Those of the mounts that left these claims that are taken over from, and may be at work.
+
+    *how* says to people what *takeover* is. Raises `UserError`, naming who has the set open and
+    what to do, if there is one without *takeover*.
+    """
+    held = in_the_way(found)
+    if held and not takeover:
+        raise UserError(held[0].in_words(how))
+    return held
+
+
+def claim_beside(path: str) -> Claim | None:
+    """The claim in the sidecar of the image at *path*; None: there is none that can be read."""
+    try:
+        fd = os.open(path_for(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        with suppress(OSError):
+            return read_claim(fd)
+        return None
+    finally:
+        os.close(fd)
+
+
+def refuse_claimed(path: str) -> None:
+    """Raise `UserError` if another mount has the image at *path* open, by its sidecar."""
+    claim = claim_beside(path)
+    if claim is not None:
+        known = standing(claim, claim_of_this_mount(), runs)
+        if not known.over:
+            raise UserError(FoundClaim(path, claim, known).in_words(f"remove {path_for(path)}"))
+
+
+def claim_all(images: Iterable[Image], tenure: Tenure) -> None:
+    """Leave this mount's claim in the sidecars, which are ours to write.
+
+    One that cannot be written to is left to be found out by what needs it. Raises `UserError` if
+    another mount comes between.
+    """
+    mine = tenure.mine
+    assert mine is not None
+    images = list(images)
+    require_ours(images, tenure)  # it takes a while to decide what to mount
+    signed = []
+    for image in images:
+        if image.sidecar_fd is not None:
+            with suppress(OSError):
+                sign(image.sidecar_fd, mine)
+                signed.append(image)
+    require_ours(signed, tenure)
+
+
+def require_ours(images: Iterable[Image], tenure: Tenure) -> None:
+    """Raise `UserError` if a sidecar has the claim of a later mount."""
+    for image in images:
+        if image.sidecar_fd is None:
+            continue
+        with suppress(OSError):
+            claim = read_claim(image.sidecar_fd)
+            if tenure.lost_to(claim):
+                raise UserError(f"{image.path} has just been taken into use by {claim}")
+
+
+def release_all(images: Iterable[Image], mine: Claim) -> None:
+    """Take our claim back, wherever it is still there."""
+    for image in images:
+        if image.sidecar_fd is None:
+            continue
+        with suppress(OSError):
+            claim = read_claim(image.sidecar_fd)
+            if claim is not None and claim.mount == mine.mount:
+                sign(image.sidecar_fd, mine.release())
+
+
+def wait_until_noticed(held: Sequence[FoundClaim]) -> None:
+    """Give mounts that were taken over from, and are at work all the same, the time to notice."""
+    log.warning(
+        "taking over from %s: waiting for %g s, should it be at work all the same",
+        " and ".join(sorted({str(one.claim) for one in held})),
+        NOTICE_S,
+    )
+    time.sleep(NOTICE_S)
+
+
+def look_again(opened: Iterable[Opened]) -> list[Opened]:
+    """What is there now, of files that another mount may have written to since they were opened.
+
+    Raises `UserError` if a sidecar cannot be read any more.
+    """
+    try:
+        return [_look_at(one) if isinstance(one, Image) else one for one in opened]
+    except (FormatError, OSError) as error:
+        raise UserError(f"a sidecar cannot be read any more: {error}") from None
+
+
+def _look_at(image: Image) -> Image:
+    if image.sidecar_fd is None or image.sidecar is None:
+        return image
+    os.posix_fadvise(image.sidecar_fd, 0, 0, os.POSIX_FADV_DONTNEED)  # as it was found is cached
+    identity = lasting_identity(image.fd)
+    sidecar = read_sidecar(image.sidecar_fd)
+    return replace(image, identity=identity, size=identity.size, sidecar=sidecar)

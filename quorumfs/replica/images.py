@@ -1,0 +1,343 @@
+"""Opening the replicas' files, and every refusal that can be had before mounting."""
+
+import fcntl
+import logging
+import os
+import stat
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from threading import Lock
+
+from quorumfs.decisions.claim import Claim, FoundClaim, standing
+from quorumfs.decisions.model import Found
+from quorumfs.decisions.record import Identity, Sidecar, identity_of, path_for
+from quorumfs.decisions.sidecar import FormatError, UnknownVersionError
+from quorumfs.errors import UserError
+from quorumfs.replica.answers import PATIENCE_S, Answer, UnansweredError, ask_all
+from quorumfs.replica.claimant import runs
+from quorumfs.replica.filesystems import Locality, close, is_fuse, locality, mount_instance
+from quorumfs.replica.imagelock import ImageLockedError, holders, lock_image
+from quorumfs.replica.sidecarfile import (
+    SidecarLockedError,
+    file_of,
+    misplaced,
+    open_sidecar,
+    read_claim,
+    read_sidecar,
+)
+
+log = logging.getLogger(__name__)
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One replica's files, open, checked and locked."""
+
+    path: str
+    """As the user gave it, made absolute."""
+    real_path: str
+    """The same without symbolic links, as it was opened: its sidecar is beside it."""
+    fd: int
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    file: tuple[int, int]
+    """Device and inode number: the same for every path to the same file."""
+    identity: Identity
+    """By which a later mount knows whether it was changed."""
+    locality: Locality
+    sidecar_fd: int | None = None
+    sidecar: Sidecar | None = None
+    sidecar_locality: Locality = Locality.ELSEWHERE
+    """Not that of the image where the image is a mount point itself."""
+    claim: Claim | None = None
+    """Who had the set open last, by its sidecar."""
+    problem: str | None = None
+    """Why its sidecar cannot be read."""
+    instance: int | None = None
+    """As in `Found`."""
+
+    @property
+    def found(self) -> Found:
+        """What assembly is to know of it."""
+        return Found(self.path, self.identity, self.sidecar, self.problem, self.instance)
+
+    def found_claim(self, here: Claim) -> FoundClaim | None:
+        """The claim in its sidecar, for a mount that would claim *here*; None: there is none."""
+        if self.claim is None or self.sidecar_fd is None:
+            return None
+        local = self.sidecar_locality is not Locality.ELSEWHERE
+        locked = file_of(self.sidecar_fd) if local else None
+        return FoundClaim(self.path, self.claim, standing(self.claim, here, runs, locked))
+
+    def close(self) -> None:
+        """Give the descriptors back, and with them the locks; may hang."""
+        close(self.fd, self.path)
+        if self.sidecar_fd is not None:
+            close(self.sidecar_fd, path_for(self.real_path))
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered(Found):
+    """A replica whose file system did not answer in time."""
+
+    opening: Answer[Image] | None = None
+    """The attempt, which goes on: what it opens late is closed."""
+
+
+def open_images(
+    paths: Sequence[str], mountpoint: str, *, read_only: bool, patience_s: float = PATIENCE_S
+) -> list[Image]:
+    """Open, check and lock the files at *paths*, to be all replicas of a disk at *mountpoint*.
+
+    *mountpoint* is absolute and free of symbolic links. Raises `UserError`, naming the path and
+    the reason, if the files cannot be a disk's replicas.
+    """
+    opened = open_set(paths, mountpoint, read_only=read_only, sidecars=False, patience_s=patience_s)
+    images = []
+    for one in opened:
+        if isinstance(one, Found):
+            close_all(opened, patience_s)
+            raise UserError(f"cannot open the replica {one.path}: {one.problem}")
+        images.append(one)
+    for image in images[1:]:
+        if image.size != images[0].size:
+            raise UserError(
+                f"replicas differ in size: {images[0].path} has {images[0].size} bytes, "
+                f"{image.path} has {image.size}"
+            )
+    return images
+
+
+def open_set(
+    paths: Sequence[str],
+    mountpoint: str | None,
+    *,
+    read_only: bool,
+    sidecars: bool = True,
+    patience_s: float = PATIENCE_S,
+) -> list[Image | Found]:
+    """Open, check and lock what there is at *paths*; `Found` for a file that cannot be opened.
+
+    All of it is given up together after *patience_s* seconds. The caller owns the images. Raises
+    `UserError` for what can never be a replica: not a regular file, an empty one of no set, the
+    same file twice, in use by somebody else, inside *mountpoint*. Without *sidecars* none is
+    opened, and to write to an image that has one is refused.
+    """
+    absolute = list(map(os.path.abspath, paths))
+    files = _Files(absolute)
+
+    def open_one(path: str) -> Image:
+        if mountpoint is not None and _inside(path, mountpoint):
+            raise UserError(f"{path} is inside the mount point {mountpoint}")
+        image = _open_whole(path, files.take, read_only=read_only, sidecars=sidecars)
+        try:
+            _refuse_empty(image)
+        except UserError:
+            image.close()
+            raise
+        return image
+
+    if len(set(absolute)) < len(absolute):
+        twice = next(path for path in absolute if absolute.count(path) > 1)
+        raise UserError(f"{twice} and {twice} are the same file")
+    answers = ask_all({path: partial(open_one, path) for path in absolute}, patience_s, Image.close)
+    opened: list[Image | Found] = []
+    refusals: list[UserError] = []
+    for path, answer in zip(absolute, answers, strict=True):
+        try:
+            opened.append(answer.result())
+        except UnansweredError as error:
+            opened.append(Unanswered(path, None, problem=error.strerror, opening=answer))
+        except OSError as error:
+            opened.append(Found(path, None, problem=error.strerror))
+        except UserError as error:
+            refusals.append(error)
+    if refusals:
+        close_all(opened, patience_s)
+        raise min(refusals, key=lambda refusal: not isinstance(refusal, _SameFileError))
+    return opened
+
+
+def close_all(opened: Sequence[Image | Found], patience_s: float = PATIENCE_S) -> None:
+    """Close all images, those whose file systems do not answer for *patience_s* seconds later."""
+    ask_all({one.path: one.close for one in opened if isinstance(one, Image)}, patience_s)
+
+
+class _SameFileError(UserError):
+    """Two paths lead to one file."""
+
+
+class _Files:
+    """Which file each path led to, asked by threads: before a file is locked, for two locks on it
+    would exclude each other.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._paths = paths
+        self._lock = Lock()
+        self._taken: dict[tuple[int, int], str] = {}
+
+    def take(self, image: Image) -> None:
+        """Note the file of *image*; raises `UserError` if another path led to it."""
+        with self._lock:
+            other = self._taken.setdefault(image.file, image.path)
+        if other != image.path:
+            first, second = sorted((other, image.path), key=self._paths.index)
+            raise _SameFileError(f"{first} and {second} are the same file")
+
+
+def open_again(path: str, *, read_only: bool = False) -> Image:
+    """Open, check and lock one replica that was left behind.
+
+    Raises `UserError` and `OSError` with the reason.
+    """
+    return _open_whole(path, lambda _: None, read_only=read_only)
+
+
+def _open_whole(
+    path: str, before_locking: Callable[[Image], None], *, read_only: bool, sidecars: bool = True
+) -> Image:
+    with ExitStack() as stack:
+        image = _open(path, read_only=read_only)
+        stack.callback(close, image.fd, path)
+        before_locking(image)
+        _lock(image, read_only)
+        if sidecars:
+            image = _with_sidecar(image, stack, read_only=read_only)
+        elif not read_only:
+            _refuse_member(image)
+        stack.pop_all()
+        return image
+
+
+def _inside(path: str, mountpoint: str) -> bool:
+    """Whether the mount would hide the file, or the symbolic link by which it is given."""
+    link = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    below = mountpoint.rstrip("/") + "/"
+    return any(place.startswith(below) for place in (link, os.path.realpath(path)))
+
+
+def _open(path: str, *, read_only: bool) -> Image:
+    given = os.stat(path)
+    _require_regular(path, given)
+    # Once: a link that is changed later must not part the image from its sidecar.
+    real_path = os.path.realpath(path, strict=True)
+    # Not blocking: between the look and the opening it may have become a FIFO.
+    access = os.O_RDONLY if read_only else os.O_RDWR
+    fd = os.open(real_path, access | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(fd)
+        _require_regular(path, status)
+        if real_path != path and not os.path.samestat(given, status):
+            raise UserError(f"{path} led to another file a moment ago than {real_path}")
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
+        file = (status.st_dev, status.st_ino)
+        size, mtime_ns = status.st_size, status.st_mtime_ns
+        identity, where = lasting_identity(fd), locality(fd)
+    except BaseException:
+        close(fd, path)
+        raise
+    return Image(path, real_path, fd, size, mtime_ns, file, identity, where)
+
+
+def lasting_identity(file: int | str) -> Identity:
+    """What of an image, open or by its path, outlasts a mount of its file system."""
+    identity = identity_of(os.stat(file))
+    if is_fuse(file):  # many number their files anew at each mount
+        return replace(identity, inode=0, ctime_ns=0)
+    return identity
+
+
+def passing_identity(image: int | str, sidecar: int | str) -> int | None:
+    """What an image is known by while its mount lasts, where its sidecar cannot vouch for it.
+
+    Both open, or by their paths. None: both are on one file system, with lasting inode numbers.
+    Else `mount_instance`.
+    """
+    apart = os.stat(image).st_dev != os.stat(sidecar).st_dev
+    return mount_instance(image) if apart or is_fuse(image) else None
+
+
+def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
+    """The same image with its sidecar, if it has one; *stack* gets what is to be closed."""
+    place = path_for(image.real_path)
+    try:
+        fd = open_sidecar(image.real_path, read_only=read_only)
+        stray = misplaced(image.path) if fd is None else None
+    except SidecarLockedError as error:
+        raise UserError(f"{image.path} is in use by {error}") from None
+    except OSError as error:
+        return replace(image, problem=f"{place}: {error.strerror}")
+    if stray is not None:
+        raise UserError(stray)
+    if fd is None:
+        return image
+    stack.callback(close, fd, place)
+    image = replace(image, sidecar_fd=fd, sidecar_locality=locality(fd))
+    image = replace(image, instance=passing_identity(image.fd, fd))
+    try:
+        image = replace(image, claim=read_claim(fd))
+        return replace(image, sidecar=read_sidecar(fd))
+    except UnknownVersionError as error:
+        raise UserError(f"{place}: {error}; it was left as it is") from None
+    except FormatError as error:
+        return replace(image, problem=str(error))
+    except OSError as error:
+        # Nothing is known of it yet: it is away, and looked at again, like one without an image.
+        raise OSError(error.errno, f"{place}: {error.strerror}") from None
+
+
+def _refuse_member(image: Image) -> None:
+    """Refuse to write to an image without the sidecar that it has."""
+    place = path_for(image.real_path)
+    if os.path.lexists(place):
+        raise UserError(
+            f"{image.path} is a member of a set ({place}): without its metadata it would "
+            "silently become different from the others"
+        )
+    if (stray := misplaced(image.path)) is not None:
+        raise UserError(stray)
+
+
+def _refuse_empty(image: Image) -> None:
+    """Refuse what has no size to go by; a member of a set was cut off, and only that one is out."""
+    member = image.sidecar_fd is not None or image.problem is not None
+    if image.size == 0 and not member:
+        raise UserError(f"{image.path} is empty: a replica must have the size of the disk")
+
+
+def _require_regular(path: str, status: os.stat_result) -> None:
+    kind = stat.S_IFMT(status.st_mode)
+    if kind != stat.S_IFREG:
+        raise UserError(
+            f"{path} is {_KINDS.get(kind, 'a special file')}: a replica must be a regular file"
+        )
+
+
+def _lock(image: Image, read_only: bool) -> None:
+    try:
+        if not lock_image(image.fd, read_only=read_only):
+            log.warning(
+                "the file system of %s has no OFD locks: nothing keeps others from writing to it",
+                image.path,
+            )
+    except ImageLockedError:
+        who = ", ".join(f"pid {pid} ({name})" for pid, name in holders(image.fd))
+        unseen = (
+            "a process of another user or host, or one that cannot end before the file system of "
+            "the image answers it: to go on without this replica, leave it out"
+        )
+        raise UserError(f"{image.path} is in use by {who or unseen}") from None
+    except OSError as error:
+        raise UserError(f"cannot lock {image.path}: {error.strerror}") from None

@@ -1,0 +1,104 @@
+"""Making zeros, and holes, of ranges of a file, and reserving space, as its file system can."""
+
+import ctypes
+import errno
+import os
+from time import perf_counter_ns
+
+from quorumfs.replica.reach import LEAST, LONG_NS, Reach
+from quorumfs.replica.regularfile import RegularFile
+from quorumfs.replica.storage import Kind
+
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # linux/falloc.h
+
+_FALLOCATE_MODES = {
+    Kind.DISCARD: (_PUNCH_HOLE,),
+    Kind.ZERO: (_ZERO_RANGE, _PUNCH_HOLE),
+    Kind.ALLOCATE: (0,),
+}
+"""What to try, in this order, before zeros are written."""
+
+_ZEROS = bytes(1 << 20)
+
+_WRITTEN_MAX = 64 << 20
+"""Bytes of zeros that are written at a time where no hole can be made: more could take longer than
+a replica has time for. Only a file system that could once punch is asked for more."""
+
+_libc = ctypes.CDLL(None, use_errno=True)  # the os module has no fallocate with modes
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+class Puncher:
+    """Makes zeros of ranges of one file, and learns how far to go at a time.
+
+    Its methods may wait, and raise `OSError`.
+    """
+
+    def __init__(self, file: RegularFile) -> None:
+        self._file = file
+        self._modes_missing: set[int] = set()
+        """Modes of fallocate that this file system has been found not to have."""
+        self._reach = Reach()
+        self._measured = (0, 0, 0)
+        """Of the last reach: where it begins and ends, and how much in it is data (bytes)."""
+        self._known_data = (0, 0)
+        """Where it last found data in one piece (bytes). To find the end again for each reach takes
+        a file system as long as all that is left of it is long; what is a hole by now costs only
+        that the reach is shorter than it could be."""
+
+    def make_zeros(self, kind: Kind, offset: int, length: int) -> None:
+        """Make zeros of a range, in the way of `Kind.DISCARD` or `Kind.ZERO`."""
+        self._file.refuse_if_truncated()
+        began = perf_counter_ns()
+        if not self._fallocate(kind, offset, length):
+            if length > _WRITTEN_MAX:
+                raise OSError(errno.EOPNOTSUPP, "its file system makes no holes any more")
+            for start in range(offset, offset + length, len(_ZEROS)):
+                self._file.write(start, _ZEROS[: offset + length - start])
+        start, end, data = self._measured
+        exactly = (start, end) == (offset, offset + length)
+        self._reach.took(length, data if exactly else 0, perf_counter_ns() - began)
+
+    def allocate(self, offset: int, length: int) -> None:
+        """Reserve space for what is a hole in a range, where the file system can."""
+        self._file.refuse_if_truncated()
+        self._fallocate(Kind.ALLOCATE, offset, length)
+
+    def find_reach(self, offset: int, length: int) -> int:
+        """How far zeros are to be made at one go: at most `_WRITTEN_MAX` where they are written."""
+        end, room = offset + min(length, self._reach.length), self._reach.data
+        if _PUNCH_HOLE in self._modes_missing:
+            end = min(end, offset + min(room, _WRITTEN_MAX))
+        at, data = offset, 0
+        until = perf_counter_ns() + LONG_NS
+        while at < end and data < room and (at == offset or perf_counter_ns() < until):
+            start, stop = self._known_data
+            if not start <= at < stop:
+                start = self._file.seek_data(at)
+                stop = self._file.seek_hole(start) if start < end else end
+                if start < end:
+                    self._known_data = start, stop
+            start = max(start, at)
+            at = min(stop, start + room - data, end)
+            if start < end:  # a piece of data costs something, however short it is
+                data += max(at - start, LEAST)
+        if at < offset + length:  # a part of a block would keep its space
+            at = max(at - at % LEAST, offset - offset % LEAST + LEAST)
+        at = min(at, offset + length)
+        self._measured = (offset, at, data)
+        return at
+
+    def _fallocate(self, kind: Kind, offset: int, length: int) -> bool:
+        """Whether the file system could do it; raises `OSError` if it failed."""
+        for mode in _FALLOCATE_MODES[kind]:
+            if mode in self._modes_missing:
+                continue
+            number = errno.EINTR
+            while number == errno.EINTR:
+                if _libc.fallocate(self._file.fd, mode | _KEEP_SIZE, offset, length) == 0:
+                    return True
+                number = ctypes.get_errno()
+            if number not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise OSError(number, os.strerror(number))
+            self._modes_missing.add(mode)
+        return False

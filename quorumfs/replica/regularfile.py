@@ -1,0 +1,97 @@
+"""A regular file, and the system calls on it. All of them may wait, so they belong in threads."""
+
+import errno
+import os
+
+from quorumfs.decisions.record import identity_of
+from quorumfs.replica.storage import FileStatus, TruncatedError
+
+_COPY_BUFFER = 256 << 10
+"""Bytes copied at a time: small enough to stay in the processor's cache between the two calls."""
+
+
+class RegularFile:
+    """An open image, or sidecar, of *size* bytes. Its methods raise `OSError`."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.size = size
+        """Bytes that it must have: a shorter one was truncated."""
+
+    def status(self) -> FileStatus:
+        """What a stat tells."""
+        status = os.fstat(self.fd)
+        return FileStatus(status.st_blocks, identity_of(status))
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Read exactly *length* bytes."""
+        data = os.pread(self.fd, length, offset)
+        while len(data) < length:
+            more = os.pread(self.fd, length - len(data), offset + len(data))
+            if not more:
+                raise TruncatedError(os.fstat(self.fd).st_size)
+            data += more
+        return data
+
+    def refuse_if_truncated(self) -> None:
+        """Raise `TruncatedError` if it has become shorter.
+
+        A write behind the end of a truncated file would make it long again, with a hole of zeros
+        where data was; and what is behind the end is no hole.
+        """
+        # Not by seeking to the end, which waits for writes in flight on a FUSE file system.
+        size = os.fstat(self.fd).st_size
+        if size < self.size:
+            raise TruncatedError(size)
+
+    def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Write all of *data*."""
+        written = os.pwrite(self.fd, data, offset)
+        while written < len(data):
+            more = os.pwrite(self.fd, memoryview(data)[written:], offset + written)
+            if not more:
+                raise OSError(errno.EIO, "a write made no progress")
+            written += more
+
+    def copy_from(self, source: int, offset: int, length: int) -> int:
+        """Write what the descriptor *source* holds of a range; returns the bytes copied.
+
+        These are fewer where it cannot be read; raised is only what writing raises.
+
+        Not with copy_file_range: some file systems would have both images share the blocks, and
+        one bad block would be the end of both. Between file systems, where replicas should be, it
+        does not work anyway, and it is no faster.
+        """
+        buffer = memoryview(bytearray(min(length, _COPY_BUFFER)))
+        copied = 0
+        while copied < length:
+            try:
+                read = os.preadv(source, [buffer[: length - copied]], offset + copied)
+            except OSError:
+                break  # who reads it the usual way finds out more
+            if not read:
+                break
+            self.refuse_if_truncated()
+            self.write(offset + copied, buffer[:read])
+            copied += read
+        return copied
+
+    def seek_data(self, offset: int) -> int:
+        """The next byte at or after *offset* that is not in a hole; the size if there is none."""
+        return self._seek(offset, os.SEEK_DATA, if_unknown=offset)
+
+    def seek_hole(self, offset: int) -> int:
+        """The next byte at or after *offset* that is in a hole, or the end."""
+        return self._seek(offset, os.SEEK_HOLE, if_unknown=self.size)
+
+    def _seek(self, offset: int, whence: int, *, if_unknown: int) -> int:
+        self.refuse_if_truncated()
+        try:
+            found = os.lseek(self.fd, offset, whence)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return self.size
+            if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+                return if_unknown  # it knows no holes: all is data
+            raise
+        return min(found, self.size)

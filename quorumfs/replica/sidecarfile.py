@@ -1,0 +1,228 @@
+"""The sidecar as a file: found beside an image, locked, read, created."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from glob import escape, glob
+
+from quorumfs.decisions.claim import Claim, decode_claim, encode_claim
+from quorumfs.decisions.record import SUFFIX, Sidecar, path_for
+from quorumfs.decisions.sidecar import CLAIM_OFFSET, MAP_OFFSET, PAGE, decode, encode, map_bytes
+from quorumfs.replica.filesystems import Locality, close, locality
+from quorumfs.replica.ofdlock import try_lock
+
+
+class SidecarLockedError(Exception):
+    """Another quorumfs has this replica in use; the message names it."""
+
+
+def open_sidecar(image_path: str, *, read_only: bool) -> int | None:
+    """Open and lock the sidecar of the image at *image_path*; None if there is none.
+
+    The descriptor returned holds the lock: exclusive, or shared if *read_only*. Raises
+    `SidecarLockedError`, and `OSError` if it cannot be opened.
+    """
+    access = os.O_RDONLY if read_only else os.O_RDWR
+    path = path_for(image_path)
+    try:
+        fd = open_regular(path, access)
+    except FileNotFoundError:
+        if os.path.islink(path):  # then there is one, and its store is away
+            raise OSError(errno.ENOENT, "a symbolic link to nothing") from None
+        return None
+    try:
+        lock(fd, read_only=read_only)
+    except BaseException:
+        close(fd, path)
+        raise
+    return fd
+
+
+def open_regular(path: str, access: int) -> int:
+    """Open what is at *path*, if it is a regular file: to open something else may have effects, or
+    never end. Raises `OSError`.
+    """
+    _require_regular(os.stat(path))
+    # Not blocking: between the look and the opening it may have become a FIFO.
+    fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _require_regular(os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _require_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+
+
+def misplaced(given: str) -> str | None:
+    """Why the image at the path *given* must not be taken for one without a sidecar.
+
+    Earlier versions looked for it beside the path given, so it may lie beside a symbolic link.
+    To be asked where there is none beside the image. Raises `OSError`.
+    """
+    place, stray = path_for(given), given + SUFFIX
+    try:
+        if place == stray or not stat.S_ISREG(os.stat(stray).st_mode):
+            return None
+    except FileNotFoundError:
+        return None
+    return (
+        f"{stray} lies beside a symbolic link, and belongs beside the image: if it is of this "
+        f"image, move it to {place}, else remove it"
+    )
+
+
+def lock(fd: int, *, read_only: bool) -> None:
+    """Take the lock on the whole sidecar open at *fd*, where the file system has such locks."""
+    try:
+        granted = try_lock(fd, 0, 0, exclusive=not read_only)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOSYS):
+            return
+        raise
+    if not granted:
+        raise SidecarLockedError(holder(fd) or "another quorumfs")
+
+
+def read_sidecar(fd: int) -> Sidecar:
+    """Read and understand the sidecar open at *fd*.
+
+    Raises `quorumfs.decisions.sidecar.FormatError`, and `OSError` if it cannot be read.
+    """
+    head = _read(fd, 0, MAP_OFFSET)
+    return decode(head + _read(fd, MAP_OFFSET, map_bytes(head)))
+
+
+def _read(fd: int, offset: int, length: int) -> bytes:
+    """*length* bytes from *offset* on, or as many as there are."""
+    content = bytearray()
+    while len(content) < length:
+        piece = os.pread(fd, length - len(content), offset + len(content))
+        if not piece:
+            break
+        content += piece
+    return bytes(content)
+
+
+def create_sidecar(image_path: str, sidecar: Sidecar, claim: Claim | None = None) -> None:
+    """Write the first sidecar of an image so that after a crash there is all of it, or none.
+
+    It carries *claim*, if there is one, from its first moment on. Raises `FileExistsError` if there
+    is a sidecar by now: a mount of another host, whose locks are not seen here, may have come
+    between; and `OSError`.
+    """
+    path = os.path.realpath(path_for(image_path))
+    with _written_beside(path, image_path, sidecar, claim) as temporary:
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            if os.path.lexists(path):  # without hard links there is a moment between
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from None
+            os.rename(temporary, path)
+
+
+def replace_sidecar(image_path: str, sidecar: Sidecar) -> None:
+    """Write a whole sidecar so that after a crash there is all of it, or what was there before.
+
+    Nobody else has the image open. Raises `OSError`.
+    """
+    path = os.path.realpath(path_for(image_path))  # it may be a link itself, and remain one
+    with _written_beside(path, image_path, sidecar, None) as temporary:
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _written_beside(
+    path: str, image_path: str, sidecar: Sidecar, claim: Claim | None
+) -> Iterator[str]:
+    """Write a sidecar that is to be at *path* under another name, to be given its own.
+
+    Both the file and, afterwards, its directory are synced. Who may read and write the image may
+    read and write its sidecar, and nobody else, whatever the umask. Nobody else's file has this
+    name: an adoption by two hosts at once must not mistake the one for the other.
+    """
+    image = os.stat(image_path)
+    ours = f"{escape(path)}.{8 * '[0-9a-f]'}.tmp"
+    for left in (f"{path}.tmp", *glob(ours)):  # somebody was killed here; earlier versions, too
+        with suppress(FileNotFoundError):
+            os.unlink(left)
+    temporary = f"{path}.{os.urandom(4).hex()}.tmp"
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            _share(fd, image)
+            content = memoryview(encode(sidecar))
+            while content:
+                content = content[os.write(fd, content) :]
+            if claim is not None:
+                sign(fd, claim)
+            os.fsync(fd)
+        finally:
+            close(fd, path)
+        yield temporary
+    finally:
+        with suppress(OSError):  # it is gone if it was renamed
+            os.unlink(temporary)
+    directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # some file systems cannot sync a directory
+            os.fsync(directory)
+    finally:
+        close(directory, os.path.dirname(path))
+
+
+def _share(fd: int, image: os.stat_result) -> None:
+    """Let into the file *fd* whom the mode of *image* lets in, as far as the file system can."""
+    for uid, gid in ((image.st_uid, -1), (-1, image.st_gid)):
+        with suppress(OSError):  # only root gives to others, and only to a group of one's own
+            os.fchown(fd, uid, gid)
+    mode = image.st_mode & 0o666
+    if os.fstat(fd).st_gid != image.st_gid:  # this group is another one: it counts as the others
+        mode = mode & 0o606 | (mode & 0o006) << 3
+    with suppress(OSError):
+        os.fchmod(fd, mode)
+
+
+def holder(fd: int) -> str:
+    """Who says that the set is in use: process and host, for a reader; empty: nobody.
+
+    Earlier versions left a text, and did not take it back.
+    """
+    page = os.pread(fd, PAGE, CLAIM_OFFSET)
+    claim = decode_claim(page)
+    if claim is not None:
+        return "" if claim.released else str(claim)
+    return page.split(b"\0", 1)[0].decode(errors="replace").strip()
+
+
+def read_claim(fd: int) -> Claim | None:
+    """The claim in the sidecar open at *fd*, as others may have written it; None: there is none.
+
+    Raises `OSError`.
+    """
+    if locality(fd) is Locality.ELSEWHERE:
+        os.posix_fadvise(fd, CLAIM_OFFSET, PAGE, os.POSIX_FADV_DONTNEED)
+    return decode_claim(os.pread(fd, PAGE, CLAIM_OFFSET))
+
+
+def sign(fd: int, claim: Claim) -> None:
+    """Leave *claim* in the sidecar open at *fd*, durably: other hosts see it. Raises `OSError`."""
+    page = encode_claim(replace(claim, file=file_of(fd)))
+    if os.pwrite(fd, page, CLAIM_OFFSET) < PAGE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fdatasync(fd)
+
+
+def file_of(fd: int) -> tuple[int, int]:
+    """Device and inode number of an open file."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino

@@ -1,0 +1,65 @@
+"""What the stores of the replicas have left, for ``df``.
+
+Asked by threads, now and then: a store that does not answer holds up nobody who asks for it.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import trio
+
+from quorumfs.decisions.model import State
+from quorumfs.replica.filestorage import FileStorage
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Usage
+
+LOOK_S = 5.0
+"""How often (seconds) each store is asked."""
+
+
+class Space:
+    """Looks after the free space of the stores of *replicas*."""
+
+    def __init__(self, replicas: Sequence[Replica]) -> None:
+        self._replicas = replicas
+        self._known: dict[Replica, Usage] = {}
+        """What was last heard of each."""
+        self.allocated = 0
+        """512-byte blocks allocated for a current replica, as last heard by anybody."""
+
+    @property
+    def left(self) -> int | None:
+        """How many bytes every current replica has space for, where several share a store each has
+        its part of it; None if no store has told.
+        """
+        known = [
+            self._known[replica]
+            for replica in self._replicas
+            if replica.state is State.CURRENT and replica in self._known
+        ]
+        sharing = Counter(usage.device for usage in known)
+        return min((usage.free // sharing[usage.device] for usage in known), default=None)
+
+    async def run(self) -> None:
+        """Ask again and again, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for replica in self._replicas:
+                nursery.start_soon(self._watch, replica)
+
+    async def _watch(self, replica: Replica) -> None:
+        while True:
+            await self._ask(replica)
+            await trio.sleep(LOOK_S)
+
+    async def _ask(self, replica: Replica) -> None:
+        image = replica.image
+        if not isinstance(image, FileStorage) or replica.hung:
+            return
+        # One thread at a time for each replica, and none of those that others wait for.
+        told = await trio.to_thread.run_sync(
+            image.usage, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
+        )
+        if told is not None:
+            self._known[replica] = told
+            if replica is next((r for r in self._replicas if r.state is State.CURRENT), None):
+                self.allocated = told.blocks

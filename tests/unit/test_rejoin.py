@@ -1,0 +1,44 @@
+"""Replicas that are tried again."""
+
+import errno
+import os
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import trio
+
+from quorumfs.decisions.model import State
+from quorumfs.errors import UserError
+from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.repair.rejoin import ComeBack, Returned
+from quorumfs.repair.resync import Resync
+from quorumfs.replica.replica import Replica
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOENT, os.strerror(errno.ENOENT), "/b.img"), "No such file or directory"),
+        (UserError("/b.img is in use"), "/b.img is in use"),
+    ],
+    ids=["OSError", "UserError"],
+)
+def test_why_a_current_replica_cannot_be_opened_is_said_in_words(
+    error: OSError | UserError, reason: str
+) -> None:
+    """What ``status`` shows to a reader is no Python."""
+
+    async def reopen(_: Replica) -> Returned:
+        raise error
+
+    async def revive() -> Replica:
+        replica = Replica(0, "/b.img", None, 8.0)
+        replica.role = State.CURRENT
+        comeback = ComeBack(
+            cast("Sidecars", SimpleNamespace(ledger=None)), cast("Resync", None), reopen, {}
+        )
+        assert not await comeback.revive(replica)
+        return replica
+
+    assert trio.run(revive).reason == reason

@@ -42,7 +42,7 @@ cp "$(python3 -c 'import decimal; print(decimal.__file__)')" files/added.py
 debugfs -w -R 'write files/added.py added.py' vdisk/disk.img 2>/dev/null
 sync vdisk/disk.img
 
-say "The write succeeded, b.img was left behind before it did, and status says what to do"
+say "The write succeeded, b.img was ejected before it did, and status says what to do"
 set -x
 quorumfs status vdisk || true
 { set +x; } 2>/dev/null

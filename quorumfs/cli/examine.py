@@ -22,13 +22,13 @@ from quorumfs.decisions.assembly import (
     image_changed,
     image_unproven,
 )
-from quorumfs.decisions.claim import Claim, FoundClaim, Standing, in_the_way, standing
-from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.claim import Claim, ClaimState, FoundClaim, claim_state, in_the_way
+from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED, DirtyMap, out_of_sync
 from quorumfs.decisions.model import Found, Plan
 from quorumfs.decisions.record import SUFFIX, UNKNOWN_IDENTITY, Identity, Record, Sidecar, path_for
 from quorumfs.decisions.sidecar import FormatError, UnknownVersionError
 from quorumfs.errors import ExitCode
-from quorumfs.mount.daemon import apart
+from quorumfs.mount.daemon import in_child_process
 from quorumfs.replica.answers import PATIENCE_S, Answer, UnansweredError, ask_all
 from quorumfs.replica.claimant import claim_of_this_mount, runs
 from quorumfs.replica.claiming import MOUNT
@@ -73,13 +73,13 @@ class Examined:
     """As in `Found`."""
     claim: Claim | None = None
     """The same, as far as it can be judged."""
-    standing: Standing | None = None
+    claim_state: ClaimState | None = None
     """What is known of the mount that left the claim; None: there is none."""
 
     @property
     def open_elsewhere(self) -> bool:
         """Whether a mount that may be at work has it open, and by no lock that is seen here."""
-        return not self.in_use and self.standing is not None and not self.standing.over
+        return not self.in_use and self.claim_state is not None and not self.claim_state.over
 
     @property
     def changed(self) -> bool | None:
@@ -124,7 +124,7 @@ def examine(as_json: bool, replicas: tuple[str, ...]) -> ExitCode:
     that needs the operator (split brain).
     """
     paths = [os.path.abspath(path) for path in replicas]
-    all_examined = apart(lambda: look_at_all(paths))
+    all_examined = in_child_process(lambda: look_at_all(paths))
     decision = decide(all_examined) if len(all_examined) > 1 else None
     if as_json:
         content = {
@@ -217,8 +217,8 @@ def _look_at_sidecar(examined: Examined, fd: int) -> Examined:
         in_use = _is_locked(fd)
         examined = replace(examined, in_use=in_use, holder=holder(fd))
         if (claim := read_claim(fd)) is not None:
-            known = standing(claim, claim_of_this_mount(), runs)
-            examined = replace(examined, claim=claim, standing=known)
+            known = claim_state(claim, claim_of_this_mount(), runs)
+            examined = replace(examined, claim=claim, claim_state=known)
         sidecar = read_sidecar(fd)
         for _ in range(READS_MAX - 1):
             if not (in_use and sidecar.damage):
@@ -255,9 +255,9 @@ def decide(all_examined: Sequence[Examined]) -> Decision:
                 text = f"{all_examined[other].path} and {examined.path} are the same file"
                 return Decision("same file", refusal=text, exit_code=ExitCode.FAILED)
     claims = [
-        FoundClaim(examined.path, examined.claim, examined.standing)
+        FoundClaim(examined.path, examined.claim, examined.claim_state)
         for examined in all_examined
-        if examined.claim is not None and examined.standing is not None and not examined.in_use
+        if examined.claim is not None and examined.claim_state is not None and not examined.in_use
     ]
     if held := in_the_way(claims):
         return Decision("in use", refusal=held[0].in_words(MOUNT), exit_code=ExitCode.FAILED)
@@ -306,7 +306,7 @@ def replica_json(examined: Examined) -> dict[str, Any]:
 
 def claim_json(examined: Examined) -> dict[str, Any] | None:
     """Who has it open, and what is known of that mount from here."""
-    claim, known = examined.claim, examined.standing
+    claim, known = examined.claim, examined.claim_state
     if claim is None or known is None:
         return None
     return {
@@ -355,7 +355,7 @@ def map_json(disk_map: DirtyMap, record: Record) -> dict[str, Any]:
         "intent": marked(disk_map, INTENT),
         "unverified": marked(disk_map, UNVERIFIED),
         "lacking": [
-            {"slot": slot, "path": role.path, **marked(disk_map, lacks(slot))}
+            {"slot": slot, "path": role.path, **marked(disk_map, out_of_sync(slot))}
             for slot, role in enumerate(record.roles)
         ],
     }
@@ -380,14 +380,16 @@ def decision_json(decision: Decision) -> dict[str, Any]:
                 "slot": member.slot,
                 "state": member.state.value,
                 "reason": member.reason,
-                "lacking": None if member.slot is None else marked(plan.map, lacks(member.slot)),
+                "lacking": None
+                if member.slot is None
+                else marked(plan.map, out_of_sync(member.slot)),
                 "compare": member.compare,
             }
             for member in plan.members
         ],
         "intent": marked(plan.map, INTENT),
         "unverified": decision.unverified,
-        "left_behind": list(plan.left_behind),
+        "left_behind": list(plan.ejected),
         "notes": list(plan.notes),
     }
 
@@ -492,7 +494,7 @@ def _map_text(disk_map: DirtyMap, record: Record) -> Iterator[str]:
         (INTENT, "may differ"),
         (UNVERIFIED, "not found equal yet"),
         *(
-            (lacks(slot), f"lacked by {role.path or role.replica_id.hex()}")
+            (out_of_sync(slot), f"lacked by {role.path or role.replica_id.hex()}")
             for slot, role in enumerate(record.roles)
         ),
     ]
@@ -516,11 +518,13 @@ def decision_text(decision: Decision) -> Iterator[str]:
     yield _line("rule", decision.rule)
     for member in plan.members:
         text = member.state.value + (f" ({member.reason})" if member.reason else "")
-        if member.slot is not None and (lacking := marked(plan.map, lacks(member.slot))["bytes"]):
+        if member.slot is not None and (
+            lacking := marked(plan.map, out_of_sync(member.slot))["bytes"]
+        ):
             verb = "compares" if member.compare else "copies"
             text += f"; a resync {verb} at most {human_bytes(lacking)}"
         yield _line("member", f"{member.path}: {text}")
-    for slot in plan.left_behind:
+    for slot in plan.ejected:
         role = plan.record.roles[slot]
         yield _line("left behind", role.path or role.replica_id.hex())
     if count := marked(plan.map, INTENT)["bytes"]:

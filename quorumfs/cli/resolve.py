@@ -4,7 +4,7 @@ import json
 
 import click
 
-from quorumfs.mount.daemon import apart
+from quorumfs.mount.daemon import in_child_process
 
 
 @click.command()
@@ -25,7 +25,7 @@ def resolve(
     """
     from quorumfs.mount import administration  # noqa: PLC0415 (see mount)
 
-    resolution = apart(
+    resolution = in_child_process(
         lambda: administration.keep(keep, replicas, dry_run=dry_run, takeover=takeover)
     )
     if as_json:

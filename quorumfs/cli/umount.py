@@ -108,7 +108,7 @@ class _Watch:
         self.told: set[str] = set()
         """Of which replicas it was said."""
         self.hung: list[str] = []
-        """Replicas that had been left behind because they do not answer, the last time heard."""
+        """Replicas that had been ejected because they do not answer, the last time heard."""
         self._heard_at = monotonic()
 
     def note_who_hangs(self) -> None:

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Annotated, Any
 
 from quorumfs.control import schema
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.errors import ExitCode
 
 SCHEMA = 1
@@ -187,7 +187,7 @@ class ReplicaStatus:
     replica_id: Id | None = field(metadata=schema.key("id"))
     """None without metadata."""
     state: Word
-    """A value of `quorumfs.decisions.model.State`."""
+    """A value of `quorumfs.decisions.model.Standing`."""
     reason: str | None = None
     """Why it is not current, or what is wrong with it although it is."""
     reads: int = 0
@@ -215,7 +215,7 @@ class ReplicaStatus:
     @property
     def usable(self) -> bool:
         """Whether requests that need it succeed, as far as known."""
-        return self.state == State.CURRENT.value and self.trouble not in DISABLING
+        return self.state == Standing.CURRENT.value and self.trouble not in DISABLING
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +349,7 @@ def overall_state(
     """
     if fenced or sum(replica.usable for replica in replicas) < vote_threshold:
         return DiskState.NO_QUORUM
-    if undecided_bytes or any(replica.state == State.FOREIGN.value for replica in replicas):
+    if undecided_bytes or any(replica.state == Standing.FOREIGN.value for replica in replicas):
         return DiskState.NEEDS_OPERATOR
     if unsettled or unreadable or stands_still or not all(map(_in_order, replicas)):
         return DiskState.DEGRADED
@@ -358,13 +358,13 @@ def overall_state(
 
 def _in_order(replica: ReplicaStatus) -> bool:
     return (
-        replica.state == State.CURRENT.value
+        replica.state == Standing.CURRENT.value
         and replica.trouble is None
         and not replica.out_of_sync_bytes
     )
 
 
-_COMING = (State.STALE.value, State.SUSPECT.value, State.RESYNCING.value)
+_COMING = (Standing.STALE.value, Standing.SUSPECT.value, Standing.RESYNCING.value)
 """Who becomes current by itself."""
 
 
@@ -463,13 +463,13 @@ _LOOK = "look at its disk, or the network to it, if that lasts"
 
 def _advised(replica: ReplicaStatus) -> bool:
     """Whether there is something to say of a replica."""
-    return replica.state != State.CURRENT.value or replica.reason is not None
+    return replica.state != Standing.CURRENT.value or replica.reason is not None
 
 
 def _advice(status: Status, replica: ReplicaStatus) -> str:
     """What became of one replica that is not in order, and what to do about it."""
     error = replica.last_error
-    if replica.state == State.CURRENT.value or _hanging(replica):
+    if replica.state == Standing.CURRENT.value or _hanging(replica):
         when = ""
         if error is not None and replica.trouble in (Trouble.FULL.value, Trouble.FAILING.value):
             when = f" ({human_time(error.seconds_ago)} ago)"
@@ -480,8 +480,8 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
         reasons.append(f"{error.what} {human_time(error.seconds_ago)} ago: {error.text}")
     if reasons:
         happened += f" ({'; '.join(reasons)})"
-    if replica.state == State.FOREIGN.value:
-        current = (r.path for r in status.replicas if r.state == State.CURRENT.value)
+    if replica.state == Standing.FOREIGN.value:
+        current = (r.path for r in status.replicas if r.state == Standing.CURRENT.value)
         keep = next(map(shlex.quote, current), "REPLICA")
         return f"{happened} and is not touched: leave it out, or {_resolve(status, keep)}"
     if status.metadata == "none":
@@ -496,9 +496,9 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
     if "truncated" in (replica.reason or ""):
         lengthen = f"truncate -s {status.size} {_quoted(replica.path)}"
         return f"{happened}: put its length back: {lengthen}; {again}"
-    if replica.state == State.STALE.value and error is not None and error.errno in _NO_SPACE:
+    if replica.state == Standing.STALE.value and error is not None and error.errno in _NO_SPACE:
         return f"{happened}: make space there; {again}"
-    if replica.state == State.MISSING.value and replica.reason == HANGS:
+    if replica.state == Standing.MISSING.value and replica.reason == HANGS:
         busy = ""
         if replica.store is not None:
             busy = (
@@ -508,11 +508,11 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
         look = "look at its disk, or the network to it"
         return f"{happened}: {look}; when it answers, {again[5:]}{busy}"
     advice = {
-        State.MISSING.value: "bring it back, and name it in quorumfs mount if it was left out; "
+        Standing.MISSING.value: "bring it back, and name it in quorumfs mount if it was left out; "
         + again,
-        State.STALE.value: "it is brought up to date by itself as soon as that is possible",
-        State.SUSPECT.value: "it is compared in full and repaired by itself; nothing to do",
-        State.RESYNCING.value: "it is being given what it lacks; nothing to do",
+        Standing.STALE.value: "it is brought up to date by itself as soon as that is possible",
+        Standing.SUSPECT.value: "it is compared in full and repaired by itself; nothing to do",
+        Standing.RESYNCING.value: "it is being given what it lacks; nothing to do",
     }
     return f"{happened}: {advice.get(replica.state, 'see the log')}"
 

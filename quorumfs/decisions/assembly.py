@@ -5,7 +5,7 @@ Theory
 
 A *record* says who is current. It is committed on every replica that is current in it before
 anything is acknowledged under it (`quorumfs.decisions.sidecar` says how), and whenever a replica is
-left behind the others mint a new *generation*, whose ancestors are all earlier ones. From this
+ejected the others mint a new *generation*, whose ancestors are all earlier ones. From this
 follows:
 
 * Of two generations the one that has the other among its ancestors is later. Whether replicas went
@@ -14,7 +14,7 @@ follows:
   person can say which one is wanted. If one did, the other is behind; if none did, the later record
   counts.
 * At least the threshold of replicas are current in the latest record and hold it. So among more
-  than N - threshold of them there is one that does; fewer may not know that they were left behind.
+  than N - threshold of them there is one that does; fewer may not know that they were ejected.
   That is why fewer than the threshold never mint, and why fewer than the old threshold cannot
   lower it without consent. A replica that was put back from a backup counts for nothing here.
 * The role of each replica names the record that it was last to get. One that is current in the
@@ -22,14 +22,14 @@ follows:
   an older one it was put back.
 * Each current replica of the latest record holds everything that was flushed. They differ at
   most where one of their maps has `INTENT`, so it is the union of the maps that counts.
-* Where too few would be left, one that could not flush stays current, with its own ``lacks`` bits:
-  it is not believed there. If nobody who is here is, an absent one that is current on record may
-  be the only one to hold what was acknowledged.
-* The members track for each replica left behind what was written since the record that its role
+* Where too few would be left, one that could not flush stays current, with its own out-of-sync
+  bits: it is not believed there. If nobody who is here is, an absent one that is current on record
+  may be the only one to hold what was acknowledged.
+* The members track for each ejected replica what was written since the record that its role
   names. If it comes back with that one, or a later one of theirs, then what they tracked is all it
   lacks; with an older one its own map, too old like itself, is not believed. So no mark is cleared
   before a commit has moved on the sequence of all whom it concerns: for `INTENT` that of the
-  members, for ``lacks`` that in the role of the replica and on the replica itself.
+  members, for an out-of-sync bit that in the role of the replica and on the replica itself.
 """
 
 import errno
@@ -45,10 +45,10 @@ from quorumfs.decisions.dirtymap import (
     UNVERIFIED,
     DirtyMap,
     chunk_size_for,
-    lacks,
+    out_of_sync,
 )
 from quorumfs.decisions.lineage import adds, parting
-from quorumfs.decisions.model import Found, Member, Plan, State
+from quorumfs.decisions.model import Found, Member, Plan, Standing
 from quorumfs.decisions.record import (
     Record,
     Role,
@@ -172,24 +172,26 @@ def image_unproven(found: Found) -> bool:
 
 
 def judge_returned(record: Record, slot: int, found: Found) -> Member:
-    """What a replica left behind, that is *found* again, is to those who go by *record*."""
+    """What an ejected replica, that is *found* again, is to those who go by *record*."""
     path, sidecar = found.path, found.sidecar
     if found.image is None or sidecar is None:
         reason = found.problem or "its sidecar is gone"
-        return Member(path, slot, State.MISSING if found.image is None else State.FOREIGN, reason)
+        return Member(
+            path, slot, Standing.MISSING if found.image is None else Standing.FOREIGN, reason
+        )
     if sidecar.record.disk != record.disk or record.slot_of(sidecar.replica_id) != slot:
-        return Member(path, slot, State.FOREIGN, "another replica is in its place")
+        return Member(path, slot, Standing.FOREIGN, "another replica is in its place")
     if found.image.size < record.size:
         reason = f"the image was truncated to {found.image.size} bytes, the disk has {record.size}"
-        return Member(path, slot, State.MISSING, reason)
+        return Member(path, slot, Standing.MISSING, reason)
     mixture = sidecar.own_state is RoleState.RESYNCING
     if adds(sidecar.record, record, record.roles[slot].last_mount) and not mixture:
-        return Member(path, slot, State.FOREIGN, "split brain: it was used without the others")
+        return Member(path, slot, Standing.FOREIGN, "split brain: it was used without the others")
     if image_changed(found):
-        return Member(path, slot, State.SUSPECT, _CHANGED, compare=True)
+        return Member(path, slot, Standing.SUSPECT, _CHANGED, compare=True)
     if image_unproven(found):
-        return Member(path, slot, State.SUSPECT, _UNPROVEN, compare=True)
-    return Member(path, slot, State.STALE, compare=not _covered(record, slot, sidecar))
+        return Member(path, slot, Standing.SUSPECT, _UNPROVEN, compare=True)
+    return Member(path, slot, Standing.STALE, compare=not _covered(record, slot, sidecar))
 
 
 def _covered(record: Record, slot: int, sidecar: Sidecar) -> bool:
@@ -279,7 +281,7 @@ def _adoption(found: Sequence[Found], record: Record, threshold: int) -> Plan:
     if len(found) > 1:
         disk_map.add(UNVERIFIED, range(len(disk_map)))
     slots = {role.path: slot for slot, role in enumerate(record.roles)}
-    members = tuple(Member(one.path, slots[one.path], State.CURRENT) for one in found)
+    members = tuple(Member(one.path, slots[one.path], Standing.CURRENT) for one in found)
     record = replace(record, threshold=threshold)  # nothing was acknowledged under another one
     rule = "adopt: not all replicas have a sidecar, and nothing was written yet"
     if not any(one.sidecar for one in found):
@@ -445,7 +447,7 @@ class _Survey:
         slot = self.slot_of(one)
         if slot is None and not one.sidecar and len(others) == 1 and len(slots) == 1:
             (slot,) = slots
-        state = State.FOREIGN if one.image and not one.sidecar else State.MISSING
+        state = Standing.FOREIGN if one.image and not one.sidecar else Standing.MISSING
         return Member(one.path, slot, state, self.problems.get(one.path))
 
     def accounts(self, slots: Collection[int], members: dict[str, Member]) -> str:
@@ -455,7 +457,7 @@ class _Survey:
         """
         accounts = []
         left = set(slots)
-        good = next((p for p, m in members.items() if m.state is State.CURRENT), None)
+        good = next((p for p, m in members.items() if m.state is Standing.CURRENT), None)
         resolve = good and f"make it a copy of {good}: {self.command('--keep', good)}"
         for one in self.found:
             slot = self.slot_of(one)
@@ -509,12 +511,12 @@ class _Assembly:
             path: self._judge(path, changed=path in changed, unproven=path in unproven)
             for path in survey.present
         }
-        moved = not any(member.state is State.CURRENT for member in members.values())
+        moved = not any(member.state is Standing.CURRENT for member in members.values())
         if moved:  # nobody is left to say that the changed images are the wrong ones
             judged = {path: self._judge(path, changed=False) for path in changed}
-            members |= {path: m for path, m in judged.items() if m.state is State.CURRENT}
+            members |= {path: m for path, m in judged.items() if m.state is Standing.CURRENT}
         self._refuse_without_current(members)
-        # A sidecar tells who was left behind, whether or not its image is proven to be the same:
+        # A sidecar tells who was ejected, whether or not its image is proven to be the same:
         # had others gone on without those that are here, it would have taken part in that.
         as_left = {path: self._judge(path, changed=False) for path in members.keys() - changed}
         knowing = sum(m.slot is not None and not m.compare for m in as_left.values())
@@ -523,10 +525,12 @@ class _Assembly:
             rule, quorum = consent, self._threshold
         self._compare_unknown(members)
         disk_map = self._joined_map(members)
-        current = {member.slot for member in members.values() if member.state is State.CURRENT}
+        current = {member.slot for member in members.values() if member.state is Standing.CURRENT}
         if moved:  # nor can anybody say what was changed
             survey.notes.append("all images were moved or changed together: comparing them")
-            away = [lacks(slot) for slot in range(len(self._record.roles)) if slot not in current]
+            away = [
+                out_of_sync(slot) for slot in range(len(self._record.roles)) if slot not in current
+            ]
             unsure = sum(away) | (UNVERIFIED if len(current) > 1 else 0)
             disk_map.add(unsure, range(len(disk_map)))
         record = self._record
@@ -534,7 +538,7 @@ class _Assembly:
             crashed = any(
                 not survey.present[path].record.clean
                 for path, member in members.items()
-                if member.state is State.CURRENT
+                if member.state is Standing.CURRENT
             )
             rule = "crash: not closed in order" if crashed else "clean: closed in order"
         sidecars = [one.sidecar for one in survey.found if one.sidecar]
@@ -575,7 +579,7 @@ class _Assembly:
         """
         unproven = {one.path for one in present if image_unproven(one)}
         members = [self._judge(one.path, changed=one.path in changed | unproven) for one in present]
-        if sum(member.state is State.CURRENT for member in members) >= self._threshold:
+        if sum(member.state is Standing.CURRENT for member in members) >= self._threshold:
             return unproven
         self._survey.notes += [
             f"{path}: {_UNPROVEN}; it is believed, for too few others are current"
@@ -588,33 +592,33 @@ class _Assembly:
         sidecar, record = self._survey.present[path], self._record
         slot = record.slot_of(sidecar.replica_id)
         if slot is None:
-            return Member(path, None, State.FOREIGN, "it was removed from the set")
+            return Member(path, None, Standing.FOREIGN, "it was removed from the set")
         role = record.roles[slot]
         covered = _covered(record, slot, sidecar)
         resyncing = sidecar.own_state is RoleState.RESYNCING
         if role.state is RoleState.CURRENT and covered and not resyncing:
             if changed or unproven:
                 reason = _CHANGED if changed else _UNPROVEN
-                return Member(path, slot, State.SUSPECT, reason, compare=True)
-            return Member(path, slot, State.CURRENT)
+                return Member(path, slot, Standing.SUSPECT, reason, compare=True)
+            return Member(path, slot, Standing.CURRENT)
         if not covered and _went_apart(sidecar, record):
             reason = "mounted without the others, and nothing was written to it since"
-            return Member(path, slot, State.STALE, reason, compare=True)
+            return Member(path, slot, Standing.STALE, reason, compare=True)
         if role.state is RoleState.CURRENT:
             reason = "an older copy of this replica was put in its place"
-            return Member(path, slot, State.STALE, reason, compare=True)
+            return Member(path, slot, Standing.STALE, reason, compare=True)
         if changed or unproven:
             reason = f"left behind, and {_CHANGED if changed else _UNPROVEN}"
-            return Member(path, slot, State.SUSPECT, reason, compare=True)
+            return Member(path, slot, Standing.SUSPECT, reason, compare=True)
         if covered:
             return Member(
-                path, slot, State.STALE, f"left behind in generation {role.generation:016x}"
+                path, slot, Standing.STALE, f"left behind in generation {role.generation:016x}"
             )
         reason = "left behind longer ago than the others remember"
-        return Member(path, slot, State.STALE, reason, compare=True)
+        return Member(path, slot, Standing.STALE, reason, compare=True)
 
     def _refuse_without_current(self, members: dict[str, Member]) -> None:
-        if any(member.state is State.CURRENT for member in members.values()):
+        if any(member.state is Standing.CURRENT for member in members.values()):
             return
         record = self._record
         newer = [s for s, role in enumerate(record.roles) if role.state is RoleState.CURRENT]
@@ -638,15 +642,15 @@ class _Assembly:
         record = self._record
         present = {member.slot for member in members.values()}
         absent = [slot for slot in range(len(record.roles)) if slot not in present]
-        replaced = {m.slot for m in members.values() if m.state is State.STALE and m.compare}
+        replaced = {m.slot for m in members.values() if m.state is Standing.STALE and m.compare}
         unaware = [
             slot
             for slot, role in enumerate(record.roles)
             if (slot not in present or slot in replaced)
             and (role.state is RoleState.CURRENT or (moved and slot in absent))
         ]
-        current = sum(member.state is State.CURRENT for member in members.values())
-        stale = sum(m.state in (State.STALE, State.SUSPECT) for m in members.values())
+        current = sum(member.state is Standing.CURRENT for member in members.values())
+        stale = sum(m.state in (Standing.STALE, Standing.SUSPECT) for m in members.values())
         usable = current + stale
         if usable < self._threshold:
             names = _names([record.roles[slot] for slot in absent])
@@ -684,7 +688,7 @@ class _Assembly:
         The others would go on by the old one, and take as many of themselves for enough. None if
         nobody has to consent.
         """
-        current = sum(member.state is State.CURRENT for member in members.values())
+        current = sum(member.state is Standing.CURRENT for member in members.values())
         if self._read_only or current >= quorum or self._threshold >= self._record.threshold:
             return None
         if self._degraded:
@@ -700,18 +704,18 @@ class _Assembly:
 
     def _current(self, members: dict[str, Member]) -> str:
         """The paths of the current replicas."""
-        return ", ".join(path for path, m in members.items() if m.state is State.CURRENT)
+        return ", ".join(path for path, m in members.items() if m.state is Standing.CURRENT)
 
     def _compare_unknown(self, members: dict[str, Member]) -> None:
         """Compare those in full that only absent replicas know about.
 
-        Too few to leave the others behind may have begun to resync one.
+        Too few to eject the others may have begun to resync one.
         """
         roles = self._record.roles
-        slots = [m.slot for m in members.values() if m.state is State.CURRENT]
+        slots = [m.slot for m in members.values() if m.state is Standing.CURRENT]
         known = max(roles[slot].sequence for slot in slots if slot is not None)
         for path, member in members.items():
-            if member.state is State.STALE and member.slot is not None:
+            if member.state is Standing.STALE and member.slot is not None:
                 unknown = roles[member.slot].sequence > known
                 members[path] = replace(member, compare=member.compare or unknown)
 
@@ -723,37 +727,37 @@ class _Assembly:
         for own in self._maps_of_current(members):
             joined.join(own)
         for slot in range(len(record.roles), REPLICAS_MAX):
-            joined.remove(lacks(slot), everything)
+            joined.remove(out_of_sync(slot), everything)
         for slot, role in enumerate(record.roles):
-            state = next((m.state for m in members.values() if m.slot == slot), State.MISSING)
-            if state is State.CURRENT:  # whoever said that it lacks something: it may differ
-                joined.add_where(lacks(slot), INTENT)
-            elif role.state is not RoleState.CURRENT or state is State.MISSING:
-                joined.add_where(INTENT, lacks(slot))
+            state = next((m.state for m in members.values() if m.slot == slot), Standing.MISSING)
+            if state is Standing.CURRENT:  # whoever said that it lacks something: it may differ
+                joined.add_where(out_of_sync(slot), INTENT)
+            elif role.state is not RoleState.CURRENT or state is Standing.MISSING:
+                joined.add_where(INTENT, out_of_sync(slot))
         for path, member in members.items():
-            if member.slot is None or member.state is State.CURRENT:
+            if member.slot is None or member.state is Standing.CURRENT:
                 continue
             sidecar = self._survey.present[path]
             if member.compare:
-                joined.add(lacks(member.slot), everything)
+                joined.add(out_of_sync(member.slot), everything)
             elif sidecar.own_state is not RoleState.RESYNCING:
                 own = sidecar.map.copy()
-                own.states[:] = own.states.translate(_intent_as(lacks(member.slot)))
+                own.states[:] = own.states.translate(_intent_as(out_of_sync(member.slot)))
                 joined.join(own)
         return joined
 
     def _maps_of_current(self, members: dict[str, Member]) -> Iterator[DirtyMap]:
         """What the current members know; of an unreadable page, not who of them lost what."""
-        slots = {m.slot for m in members.values() if m.state is State.CURRENT}
+        slots = {m.slot for m in members.values() if m.state is Standing.CURRENT}
         others = [slot for slot in range(len(self._record.roles)) if slot not in slots]
         for path, member in members.items():
-            if member.state is State.CURRENT:
-                yield self._survey.present[path].map.read_as(sum(map(lacks, others)))
+            if member.state is Standing.CURRENT:
+                yield self._survey.present[path].map.read_as(sum(map(out_of_sync, others)))
 
     def _lost_by_all(self, members: dict[str, Member]) -> bool:
         """Whether no current member that is here holds some chunk: a flush failed on all (R4)."""
-        slots = [m.slot for m in members.values() if m.state is State.CURRENT]
-        lost = sum(lacks(slot) for slot in slots if slot is not None)
+        slots = [m.slot for m in members.values() if m.state is Standing.CURRENT]
+        lost = sum(out_of_sync(slot) for slot in slots if slot is not None)
         joined = DirtyMap(self._record.size, self._record.chunk_size)
         for own in self._maps_of_current(members):
             joined.join(own)
@@ -810,7 +814,7 @@ def _side(path: str, sidecar: Sidecar) -> str:
     mounts = " < ".join(f"{mount.identity:016x}" for mount in record.mounts[:4])
     used = f", in use by the mounts {mounts}" if mounts else ""
     written = sum(
-        sidecar.map.count(lacks(slot))
+        sidecar.map.count(out_of_sync(slot))
         for slot, role in enumerate(record.roles)
         if role.state is not RoleState.CURRENT
     )

@@ -129,7 +129,7 @@ def _checksum(text: bytes) -> bytes:
     return xxhash.xxh3_128_hexdigest(text).encode()
 
 
-class Standing(Enum):
+class ClaimState(Enum):
     """What is known of a mount by its claim."""
 
     RELEASED = "released"
@@ -144,15 +144,15 @@ class Standing(Enum):
     @property
     def over(self) -> bool:
         """Whether the mount is certain to have ended."""
-        return self in (Standing.RELEASED, Standing.ENDED)
+        return self in (ClaimState.RELEASED, ClaimState.ENDED)
 
 
-def standing(
+def claim_state(
     claim: Claim,
     here: Claim,
     runs: Callable[[int, int], bool],
     locked: tuple[int, int] | None = None,
-) -> Standing:
+) -> ClaimState:
     """What is known of the mount that left *claim*, for one that would claim *here*.
 
     *runs* tells whether the process with that number and start, of our own namespace, is there.
@@ -160,14 +160,14 @@ def standing(
     something: on a file system of this host.
     """
     if claim.released:
-        return Standing.RELEASED
+        return ClaimState.RELEASED
     if claim.boot and claim.boot == here.boot:
         if claim.namespace and claim.namespace == here.namespace:
-            return Standing.RUNNING if runs(claim.pid, claim.started) else Standing.ENDED
-        return Standing.ENDED if claim.file == locked else Standing.HIDDEN
+            return ClaimState.RUNNING if runs(claim.pid, claim.started) else ClaimState.ENDED
+        return ClaimState.ENDED if claim.file == locked else ClaimState.HIDDEN
     same_machine = claim.machine and claim.machine == here.machine and claim.host == here.host
     known = claim.boot and here.boot
-    return Standing.ENDED if same_machine and known else Standing.ELSEWHERE
+    return ClaimState.ENDED if same_machine and known else ClaimState.ELSEWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,17 +177,17 @@ class FoundClaim:
     path: str
     """Of the replica."""
     claim: Claim
-    standing: Standing
+    claim_state: ClaimState
 
     def in_words(self, takeover: str) -> str:
         """Who has it, and what to do; *takeover* says how to go on without asking that mount."""
-        match self.standing:
-            case Standing.RUNNING:
+        match self.claim_state:
+            case ClaimState.RUNNING:
                 way_out = (
                     "unmount it first: it is on this host, by another path; or, if this is a copy, "
                     + takeover
                 )
-            case Standing.HIDDEN:
+            case ClaimState.HIDDEN:
                 way_out = f"unmount it in that container first; or, if that has ended, {takeover}"
             case _:
                 way_out = f"unmount it there first; or, if that host is down, {takeover}"
@@ -218,5 +218,5 @@ def in_the_way(found: Iterable[FoundClaim], over: Iterable[int] = ()) -> list[Fo
     A mount that released its claim anywhere has ended: the replica where it did not was away.
     """
     found = list(found)
-    ended = {one.claim.mount for one in found if one.standing.over} | set(over)
+    ended = {one.claim.mount for one in found if one.claim_state.over} | set(over)
     return [one for one in found if one.claim.mount not in ended]

@@ -31,14 +31,14 @@ _STEP = 16 << 10
 """Chunks looked at in one go: most searches end in the first."""
 
 
-def lacks(slot: int) -> int:
+def out_of_sync(slot: int) -> int:
     """The bit that says that the replica with *slot* lacks something."""
     assert 0 <= slot < REPLICAS_MAX
     return 2 << slot
 
 
-ALL_LACK = sum(lacks(slot) for slot in range(REPLICAS_MAX))
-UNKNOWN = INTENT | ALL_LACK
+ALL_OUT_OF_SYNC = sum(out_of_sync(slot) for slot in range(REPLICAS_MAX))
+UNKNOWN = INTENT | ALL_OUT_OF_SYNC
 """What an unreadable part of a map means: anything may differ, anybody may be behind."""
 
 
@@ -127,8 +127,8 @@ class DirtyMap:
 
     def lacking_bytes(self, slot: int) -> int:
         """An upper bound for the bytes that the replica with *slot* lacks."""
-        chunks = self.count(lacks(slot))
-        if chunks and self.states[-1] & lacks(slot):  # the last chunk may be a short one
+        chunks = self.count(out_of_sync(slot))
+        if chunks and self.states[-1] & out_of_sync(slot):  # the last chunk may be a short one
             return (chunks - 1) * self.chunk_size + self.size - self.bounds(len(self) - 1)[0]
         return chunks * self.chunk_size
 

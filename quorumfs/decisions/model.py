@@ -7,7 +7,7 @@ from quorumfs.decisions.dirtymap import DirtyMap
 from quorumfs.decisions.record import Identity, PastMount, Record, Sidecar
 
 
-class State(Enum):
+class Standing(Enum):
     """What a replica is to the set at this moment."""
 
     CURRENT = "current"
@@ -55,7 +55,7 @@ class Member:
     path: str
     slot: int | None
     """Its place in the record's roles; None if it has none."""
-    state: State
+    state: Standing
     reason: str | None = None
     """Why it is not current."""
     compare: bool = False
@@ -76,7 +76,7 @@ class Plan:
     """All that may differ, and what each replica lacks."""
     members: tuple[Member, ...]
     """One for each path, in the order of the command line."""
-    left_behind: tuple[int, ...] = ()
+    ejected: tuple[int, ...] = ()
     """Slots that are current in the record and not in this plan; the first commit says so."""
     prepared: tuple[int, ...] = ()
     """Generations that were prepared, or valid before what was prepared, and led nowhere."""

@@ -2,7 +2,7 @@
 
 After a split brain, or where adopted images differ, no rule tells which replica is right. One is
 *kept*; its record becomes the parent of everything: the generations of all others become its
-ancestors, as if they had been left behind by it, so that the next mount brings them up to date.
+ancestors, as if they had been ejected by it, so that the next mount brings them up to date.
 What they lack is what either side wrote since they parted, if both sides have it on record;
 otherwise everything is compared. The decision is a change of the disk itself: it stands in the
 lineage like a mount, ahead of the latest mount of each that was given up.
@@ -18,7 +18,14 @@ from quorumfs.decisions.assembly import (
     image_unproven,
     new_record,
 )
-from quorumfs.decisions.dirtymap import ALL_LACK, INTENT, REPLICAS_MAX, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.dirtymap import (
+    ALL_OUT_OF_SYNC,
+    INTENT,
+    REPLICAS_MAX,
+    UNVERIFIED,
+    DirtyMap,
+    out_of_sync,
+)
 from quorumfs.decisions.lineage import adds, parting
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import Identity, PastMount, Record, Role, RoleState, Sidecar
@@ -96,7 +103,7 @@ def _from_raw(
     record = record.with_state(others, RoleState.RESYNCING)
     disk_map = DirtyMap(size, record.chunk_size)
     for slot in others:
-        disk_map.add(lacks(slot), range(len(disk_map)))
+        disk_map.add(out_of_sync(slot), range(len(disk_map)))
     sidecars = {
         one.path: Sidecar(record.roles[slot].replica_id, record, disk_map, one.image)
         for slot, one in enumerate(found)
@@ -125,7 +132,7 @@ class _Resolving:
         self._random_bytes = random_bytes
         self._parent = sidecar.record
         roles = enumerate(sidecar.record.roles)
-        self._out = sum(lacks(s) for s, role in roles if role.state is not RoleState.CURRENT)
+        self._out = sum(out_of_sync(s) for s, role in roles if role.state is not RoleState.CURRENT)
         self._map = sidecar.map.read_as(self._out)
         self._roles = list(sidecar.record.roles)
         self._passed: list[int] = []
@@ -142,7 +149,7 @@ class _Resolving:
     def resolution(self) -> Resolution:
         own_slot = self._sidecar.slot
         everything = range(len(self._map))
-        self._map.remove(lacks(own_slot), everything)
+        self._map.remove(out_of_sync(own_slot), everything)
         # Whatever it takes itself for: one that was being caught up, if nothing else is left.
         self._roles[own_slot] = replace(self._roles[own_slot], state=RoleState.CURRENT)
         taken = {own_slot}
@@ -156,11 +163,11 @@ class _Resolving:
             if slot in taken:
                 continue
             if role.state is RoleState.CURRENT:
-                self._leave_behind(slot)
+                self._eject(slot)
             if any(self._may_have_followed(role, record) for record in self._elsewhere):
-                self._map.add(lacks(slot), everything)
+                self._map.add(out_of_sync(slot), everything)
         for slot, _ in self._behind.values():
-            self._map.add_where(INTENT | UNVERIFIED, lacks(slot))
+            self._map.add_where(INTENT | UNVERIFIED, out_of_sync(slot))
         self._map.remove(UNVERIFIED, everything)
         sequences = [one.sidecar.record.sequence for one in self._found if one.sidecar]
         prepared = [one.sidecar.prepared for one in self._found if one.sidecar]
@@ -238,13 +245,13 @@ class _Resolving:
         known = (same or tracked) and not changed
         if known and sidecar.own_state is not RoleState.RESYNCING:
             written = sidecar.map.copy()
-            written.states[:] = written.states.translate(_all_as(lacks(slot)))
+            written.states[:] = written.states.translate(_all_as(out_of_sync(slot)))
             self._map.join(written)
             why = "what either side wrote since they parted"
             if same:  # they never did
                 why = "what was not found equal yet"
         else:
-            self._map.add(lacks(slot), range(len(self._map)))
+            self._map.add(out_of_sync(slot), range(len(self._map)))
             why = "it is not on record where they parted: everything is compared"
         passed = [g for g in history if g not in parent.history]
         self._passed += passed
@@ -304,15 +311,15 @@ class _Resolving:
             raise AssemblyRefusedError("resolve", f"a set has at most {REPLICAS_MAX} replicas")
         role = Role(self._random_bytes(16), RoleState.RESYNCING, 0, one.path)
         self._roles[slot : slot + 1] = [role]
-        self._map.add(lacks(slot), range(len(self._map)))
+        self._map.add(out_of_sync(slot), range(len(self._map)))
         self._new[one.path] = slot
         self._behind[one.path] = slot, "nothing is known of what it holds"
         return slot
 
-    def _leave_behind(self, slot: int) -> None:
+    def _eject(self, slot: int) -> None:
         """A replica that is not here, and is to be overwritten when it comes back."""
         parent = self._parent
-        self._map.add_where(INTENT | UNVERIFIED, lacks(slot))
+        self._map.add_where(INTENT | UNVERIFIED, out_of_sync(slot))
         self._roles[slot] = replace(
             self._roles[slot],
             state=RoleState.STALE,
@@ -323,7 +330,7 @@ class _Resolving:
 
 
 def _left(role: Role, mount: int) -> bool:
-    """Whether a replica was left behind with a record whose latest mount was *mount*."""
+    """Whether a replica was ejected with a record whose latest mount was *mount*."""
     return role.state is not RoleState.CURRENT and role.last_mount == mount
 
 
@@ -340,7 +347,9 @@ def _in_use(one: Found) -> Identity:
 
 def _all_as(bit: int) -> bytes:
     """Turns each state that says anything of a write into *bit*, and every other into 0."""
-    return bytes(bit if state & (INTENT | UNVERIFIED | ALL_LACK) else 0 for state in range(256))
+    return bytes(
+        bit if state & (INTENT | UNVERIFIED | ALL_OUT_OF_SYNC) else 0 for state in range(256)
+    )
 
 
 def _last(sidecars: dict[str, Sidecar], path: str) -> dict[str, Sidecar]:

@@ -10,7 +10,7 @@ from typing import Protocol, cast
 
 import trio
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.voting import BLOCK, voted_error
 from quorumfs.disk import holes
 from quorumfs.disk.mirror import Mirror
@@ -152,7 +152,7 @@ class Disk:
 
         Nothing else runs meanwhile: it needs no lock, as long as nobody else has it.
         """
-        holders = self.ledger.alike
+        holders = self.ledger.uniform_members
         count = len(holders)
         asked = self._pattern.ask_now(count, 0)
         if (
@@ -164,7 +164,7 @@ class Disk:
             return None
         first, *others = holders[:asked]
         for replica in holders[:asked]:
-            if not replica.prompt:
+            if not replica.may_inline:
                 return None
         data = first.read_now(offset, length)
         if data is None:
@@ -198,7 +198,7 @@ class Disk:
         if not receivers:
             return NOTHING
         for replica in receivers:
-            if not replica.prompt:
+            if not replica.may_inline:
                 return NOTHING
         for replica in receivers:
             attempt = replica.write_now(offset, data)
@@ -308,7 +308,9 @@ class Disk:
 
     async def allocated_blocks(self) -> int:
         """512-byte blocks allocated on one replica's file system, as ``du`` would say of it."""
-        in_use = sorted(self.ledger.readers, key=lambda replica: replica.state is not State.CURRENT)
+        in_use = sorted(
+            self.ledger.readers, key=lambda replica: replica.state is not Standing.CURRENT
+        )
         failed: list[Outcome] = []
         for replica in in_use:
             (outcome,) = await self.mirror.ask([replica], Kind.STAT, needed=0)
@@ -341,6 +343,6 @@ class Disk:
             await self.metadata.release()
             async with trio.open_nursery() as nursery:
                 for replica in self.replicas:
-                    counts = replica.role is State.CURRENT
+                    counts = replica.standing is Standing.CURRENT
                     nursery.start_soon(replica.close, None if counts else UNNEEDED_CLOSE_S)
             self.events.close()

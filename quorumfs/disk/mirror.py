@@ -13,7 +13,7 @@ from quorumfs.disk.flushing import GroupFlush
 from quorumfs.disk.rangelock import RangeLock
 from quorumfs.metadata.ledger.known import Outcome
 from quorumfs.metadata.protocol import Metadata
-from quorumfs.replica.replica import Gathering, Replica
+from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation, TruncatedError
 
 
@@ -66,13 +66,13 @@ class Mirror:
         After the replica timeout those that have not answered are given up, if *needed* others
         have succeeded; else after twice that.
         """
-        gathering = Gathering(needed)
+        fan_out = FanOut(needed)
         outcomes = []
         for replica in replicas:
             operation = Operation(kind, offset, length, data)
             outcomes.append(Outcome(replica, operation))
-            gathering.submit(replica, operation)
-        await gathering.complete()
+            fan_out.submit(replica, operation)
+        await fan_out.complete()
         for replica, operation in outcomes:
             if isinstance(operation.error, TruncatedError):
                 await self.metadata.truncated(replica)
@@ -89,14 +89,16 @@ class Mirror:
 
     async def _sync_replicas(self) -> None:
         self.ledger.begin_flush(self.locks.changing())
-        gathering = Gathering(self.threshold)
-        outcomes = [Outcome(replica, Operation(Kind.SYNC)) for replica in self.ledger.flushed]
+        fan_out = FanOut(self.threshold)
+        outcomes = [
+            Outcome(replica, Operation(Kind.SYNC)) for replica in self.ledger.flush_receivers
+        ]
         for replica, operation in outcomes:
-            gathering.submit(replica, operation)
-        if await gathering.complete_or_failed():
+            fan_out.submit(replica, operation)
+        if await fan_out.complete_or_failed():
             # Should we die while the slowest one is awaited, nobody else knows of it.
             await self.metadata.record_losses()
-            await gathering.complete()
+            await fan_out.complete()
         self.report(outcome for outcome in outcomes if outcome.error is not None)
         await self.metadata.finish_flush(outcomes)
         self.announce_states()

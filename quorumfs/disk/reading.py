@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import trio
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.patterns import Fifo, Quorum, ReadPattern, Reconcile
 from quorumfs.decisions.voting import VOTERS_MIN, middle_block
 from quorumfs.disk.mirror import Mirror
-from quorumfs.metadata.ledger.known import Choice, Outcome, holders_of
+from quorumfs.metadata.ledger.known import Outcome, ReadSegment, holders_of
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
 
@@ -31,8 +31,8 @@ async def read_locked(
     """
     deadline = trio.current_time() + mirror.search_s
     parts = [
-        await _read_part(mirror, choice, pattern or mirror.pattern, deadline)
-        for choice in mirror.ledger.choices(offset, length)
+        await _read_part(mirror, segment, pattern or mirror.pattern, deadline)
+        for segment in mirror.ledger.read_segments(offset, length)
     ]
     if len(parts) == 1:
         return parts[0]
@@ -41,18 +41,18 @@ async def read_locked(
 
 def sole_source(mirror: Mirror, offset: int, length: int) -> Replica | None:
     """Whose answer alone would do for a read of this range; None: nobody's, or it is pinned."""
-    choice, *others = mirror.ledger.choices(offset, length)
-    if others or choice.pinned or choice.torn or not choice.holders:
+    segment, *others = mirror.ledger.read_segments(offset, length)
+    if others or segment.pinned or segment.torn or not segment.holders:
         return None
-    alone = isinstance(mirror.pattern, Fifo) or len(choice.holders) == 1
-    return choice.holders[0] if alone else None
+    alone = isinstance(mirror.pattern, Fifo) or len(segment.holders) == 1
+    return segment.holders[0] if alone else None
 
 
 async def _read_part(
-    mirror: Mirror, choice: Choice, pattern: ReadPattern, deadline: float
+    mirror: Mirror, segment: ReadSegment, pattern: ReadPattern, deadline: float
 ) -> Reading:
     """Read a range from those who hold all of it; look for a way until *deadline*."""
-    offset, length, holders, pinned, lacking, torn = choice
+    offset, length, holders, pinned, lacking, torn = segment
     if torn:
         pattern = Quorum(max(1, len(holders)))
     elif pinned:
@@ -61,7 +61,7 @@ async def _read_part(
     waiting = holders
     lost = False
     while True:
-        # Who lost it while others were asked, or was left behind, does not hold it any more.
+        # Who lost it while others were asked, or was ejected, does not hold it any more.
         still = holders_of(mirror.ledger, offset, length)
         lost = lost or not set(waiting).issubset(still)
         waiting = [replica for replica in waiting if replica in still]
@@ -93,9 +93,9 @@ async def _read_part(
             # What may differ is settled in its own time; here it only counts who is right.
             answering = [outcome.replica for outcome in outcomes if not outcome.error]
             if len(answering) < VOTERS_MIN:  # else no single one answered for all of it
-                mirror.ledger.answered(answering[0], offset, length)
+                mirror.ledger.pin_source(answering[0], offset, length)
             return Reading(verdict.data, repairable=False)
-        repairable = any(replica.state is not State.MISSING for replica in wrong)
+        repairable = any(replica.state is not Standing.MISSING for replica in wrong)
         return Reading(verdict.data, repairable)
 
     if lost and not failed:  # others are to be asked now
@@ -104,8 +104,8 @@ async def _read_part(
     if failed and middle and trio.current_time() < deadline:
         # One unreadable sector fails a whole request. Where replicas are bad at different
         # places, each half may still have enough good ones.
-        first = choice._replace(length=middle - offset)
-        second = choice._replace(offset=middle, length=offset + length - middle)
+        first = segment._replace(length=middle - offset)
+        second = segment._replace(offset=middle, length=offset + length - middle)
         left = await _read_part(mirror, first, pattern, deadline)
         right = await _read_part(mirror, second, pattern, deadline)
         return Reading(left.data + right.data, left.repairable or right.repairable)

@@ -14,7 +14,7 @@ import trio
 from quorumfs.errors import UserError
 from quorumfs.fuse import shim
 from quorumfs.fuse.operations import FILE_INODE, DiskOperations
-from quorumfs.replica.replica import Gathering
+from quorumfs.replica.replica import FanOut
 
 REQUESTS_MAX = 1024
 """Requests handled at a time. The kernel limits asynchronous ones by itself, but every thread
@@ -70,7 +70,7 @@ class Readiness:
             if self._poll.poll(0):
                 return True
             began = now
-            spin = self._spin and not Gathering.waited_for
+            spin = self._spin and not FanOut.waited_for
             while spin and perf_counter_ns() - began < SPIN_NS:
                 if self._poll.poll(0):
                     return True

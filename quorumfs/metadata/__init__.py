@@ -6,6 +6,6 @@ The disk orders requests; at fixed places it asks and tells one of these
 `quorumfs.metadata.volatile`
     ``none``: QEMU's way. Byte ranges in memory, forgotten at unmount.
 `quorumfs.metadata.sidecars`
-    ``sidecar``: a durable record beside every image, whole replicas left behind and caught up. It
+    ``sidecar``: a durable record beside every image, whole replicas ejected and caught up. It
     waits and writes; what it knows, and what follows from that, is its ``ledger``, without I/O.
 """

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import trio
 
 from quorumfs.decisions.claim import CHECK_S, Claim, Tenure, decode_claim, encode_claim
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.sidecar import CLAIM_OFFSET, PAGE
 from quorumfs.metadata.ledger.ledger import Ledger
 from quorumfs.metadata.writer import SidecarWriter
-from quorumfs.replica.replica import Gathering, Replica
+from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation
 
 
@@ -59,11 +59,11 @@ class Claims:
         """Read the claims in these sidecars back. One that cannot be read tells nothing."""
         if not self._watched or self.fenced is not None:
             return
-        gathering = Gathering(0)
+        fan_out = FanOut(0)
         asked = [Operation(Kind.REREAD, CLAIM_OFFSET, PAGE) for _ in replicas]
         for replica, operation in zip(replicas, asked, strict=True):
-            gathering.submit(replica, operation, to_sidecar=True)
-        await gathering.complete()
+            fan_out.submit(replica, operation, to_sidecar=True)
+        await fan_out.complete()
         for operation in asked:
             if operation.error is None and isinstance(operation.value, bytes | bytearray):
                 claim = decode_claim(bytes(operation.value))
@@ -78,7 +78,7 @@ class Claims:
         for replica in self._ledger.membership.receivers:
             # What this host has cached and not written yet, on a network file system, it would
             # write some time later, over what is newer. Now the other one still waits for it.
-            replica.submit(Operation(Kind.SYNC), Gathering(0))
+            replica.submit(Operation(Kind.SYNC), FanOut(0))
         for replica in self._replicas:
             replica.fence()
         self._ledger.fence()
@@ -94,8 +94,8 @@ class Claims:
         mine = self.tenure.mine
         if mine is None:
             return
-        away = (State.FOREIGN, State.MISSING)
-        signed = [r for r in self._replicas if r.attached and r.role not in away]
+        away = (Standing.FOREIGN, Standing.MISSING)
+        signed = [r for r in self._replicas if r.attached and r.standing not in away]
         await self.look(signed)
         if self.fenced is None:
             await self._writer.put(signed, (CLAIM_OFFSET, encode_claim(mine.release())))

@@ -1,6 +1,6 @@
 """How replicas come to be current again: what the sidecars say of them, step by step.
 
-A replica that was left behind is the *target* of a resync, is given what it lacks, and *joins*. A
+A replica that was ejected is the *target* of a resync, is given what it lacks, and *joins*. A
 current one whose file system went away and came back is *revived*.
 """
 
@@ -8,11 +8,11 @@ import errno
 from collections.abc import Iterable
 
 from quorumfs.decisions.dirtymap import INTENT
-from quorumfs.decisions.model import Found, State
+from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.record import RoleState
 from quorumfs.metadata.ledger.target import Target
 from quorumfs.metadata.recorder import Recorder
-from quorumfs.replica.replica import Gathering, Replica
+from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation
 
 
@@ -45,7 +45,7 @@ class Joining:
             await recorder.write_map_locked()
             # From its first new byte on it is a mixture that nobody must take for a disk.
             await recorder.commit_locked(clean=False, resyncing=replica)
-        replica.role = State.RESYNCING
+        replica.standing = Standing.RESYNCING
         replica.reason = None
         target.begin()
         ledger.targets.resyncing = target
@@ -101,10 +101,10 @@ class Joining:
                 await recorder.write_all_to(replica)
                 if target.lacking_chunks:
                     raise OSError(errno.EIO, "a write to it or a flush failed meanwhile")
-                replica.role = State.CURRENT
+                replica.standing = Standing.CURRENT
                 ledger.arrange()
                 await recorder.commit_locked(clean=False)
-                if replica.role is not State.CURRENT:
+                if replica.standing is not Standing.CURRENT:
                     raise OSError(errno.EIO, "its sidecar could not be written")
                 ledger.joined()
         finally:
@@ -114,12 +114,12 @@ class Joining:
             ledger.arrange()
             ledger.notify()
 
-    async def revive(self, replica: Replica, found: Found) -> None:
+    async def reopen_member(self, replica: Replica, found: Found) -> None:
         """Go on with a current replica whose file system went away and is back, as *found*.
 
         Where nothing shows that it is the same image, and others hold all it held, it is given
         everything anew before it is believed again (R15). Raises `OSError` if it is not as it was:
-        then it can only come back as one left behind.
+        then it can only come back as an ejected one.
         """
         ledger, recorder = self._ledger, self._recorder
         own, known = found.sidecar, recorder.writer.in_use[replica]
@@ -143,7 +143,7 @@ class Joining:
 async def _sync(replica: Replica) -> OSError | None:
     """Sync the image of *replica*; returns why that failed."""
     operation = Operation(Kind.SYNC)
-    gathering = Gathering(0)
-    gathering.submit(replica, operation)
-    await gathering.complete()
+    fan_out = FanOut(0)
+    fan_out.submit(replica, operation)
+    await fan_out.complete()
     return operation.error

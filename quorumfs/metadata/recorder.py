@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import trio
 
-from quorumfs.decisions.model import Found, State
+from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.sidecar import (
     MAP_OFFSET,
     PAGE,
@@ -23,7 +23,7 @@ from quorumfs.decisions.sidecar import (
 )
 from quorumfs.decisions.voting import voted_error
 from quorumfs.metadata.claims import Claims
-from quorumfs.metadata.ledger.commit import GiveUp, LeaveBehind, Write
+from quorumfs.metadata.ledger.commit import Eject, GiveUp, Write
 from quorumfs.metadata.ledger.ledger import Ledger
 from quorumfs.metadata.writer import SidecarWriter, identities_of
 from quorumfs.replica.replica import Replica
@@ -54,7 +54,7 @@ class Recorder:
         ledger.records.saw([own.record.sequence, own.prepared.sequence if own.prepared else 0])
 
     async def open(self, *, to_change: bool = False) -> None:
-        """Have the record say that the set is in use, and, given a quorum, who is left behind.
+        """Have the record say that the set is in use, and, given a quorum, who is ejected.
 
         *to_change*: and that this mount may change the disk. To make replicas equal is no change.
         """
@@ -134,7 +134,7 @@ class Recorder:
         if not ledger.enough_without(gone):
             raise voted_error(failed.values())
         if gone:
-            self.drop(gone, f"its sidecar: {failed[gone[0]].strerror}")
+            self.eject_in_memory(gone, f"its sidecar: {failed[gone[0]].strerror}")
             await self.commit_locked(clean=False)
 
     async def lose(self, replicas: Sequence[Replica], chunks: Sequence[range] = ()) -> None:
@@ -150,9 +150,9 @@ class Recorder:
     async def commit_locked(self, *, clean: bool, resyncing: Replica | None = None) -> None:
         """Make a record of the roles as they are now valid on all that are current in it.
 
-        *resyncing*: a replica that it says this of, and that gets it too. Those that fail are left
-        behind, by another record. Raises `OSError` when fewer than the threshold would be left,
-        or when the replica that is resyncing failed.
+        *resyncing*: a replica that it says this of, and that gets it too. Those that fail are
+        ejected, by another record. Raises `OSError` when fewer than the threshold would be left, or
+        when the replica that is resyncing failed.
         """
         assert self.lock.locked()
         ledger = self.ledger
@@ -172,8 +172,8 @@ class Recorder:
                 match steps.send(answer):
                     case Write(record, phase, holders):
                         answer = await self.writer.write_slots(holders, record, phase, identities)
-                    case LeaveBehind(gone, reason):
-                        self.drop(gone, reason)
+                    case Eject(gone, reason):
+                        self.eject_in_memory(gone, reason)
                         answer = ledger.members
                     case GiveUp(target, reason):
                         self.drop_target(target, reason)
@@ -183,7 +183,7 @@ class Recorder:
         finally:
             ledger.arrange()
 
-    async def leave_behind(self, failed: Sequence[Replica], chunks: range, reason: str) -> None:
+    async def eject(self, failed: Sequence[Replica], chunks: range, reason: str) -> None:
         """Leave *failed* behind, durably, before anything is acknowledged without them (R3).
 
         A target among them lacks *chunks*. Raises `OSError` if too few would be left.
@@ -199,13 +199,13 @@ class Recorder:
                         pass  # until it is known what has become of it
                 self.drop_target(replica, reason)
         async with self.lock:
-            gone = [one for one in dict.fromkeys(failed) if one.role is State.CURRENT]
+            gone = [one for one in dict.fromkeys(failed) if one.standing is Standing.CURRENT]
             if not gone and (ledger.membership.recorded or not ledger.in_use):
                 return
             if not ledger.enough_without(gone):
                 raise OSError(errno.EIO, "too few replicas would be left")
             more_than_marked = not ledger.in_use or ledger.content.truncated.intersection(gone)
-            self.drop(gone, reason)
+            self.eject_in_memory(gone, reason)
             if more_than_marked:
                 await self.write_map_locked()
             await self.commit_locked(clean=False)
@@ -220,7 +220,7 @@ class Recorder:
         replica = self.ledger.give_up_target(reason)
         replica.detach(there=not replica.dead)
 
-    def drop(self, gone: Sequence[Replica], reason: str) -> None:
+    def eject_in_memory(self, gone: Sequence[Replica], reason: str) -> None:
         """Make current replicas stale, in memory."""
         self.ledger.eject(gone, reason)
         for replica in gone:

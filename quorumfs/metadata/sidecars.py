@@ -1,6 +1,6 @@
 """``metadata=sidecar``: a durable record of who holds what, beside every image.
 
-A replica is current, or it is left behind as a whole: then nothing is read from it until it has
+A replica is current, or it is ejected as a whole: then nothing is read from it until it has
 been caught up (`quorumfs.repair`). Three things are kept in memory and in the sidecars of
 all current replicas:
 
@@ -8,7 +8,7 @@ all current replicas:
   (`quorumfs.metadata.ledger.commit`), and before anything that depends on it is acknowledged (R3);
 * ``INTENT`` marks: durable before the first write to an extent of the disk (R1), cleared when it
   has not been written to for long and all replicas are current and synced (R5);
-* the ``lacks`` bits of each replica left behind. In the sidecars they may be old: after a crash a
+* the out-of-sync bits of each ejected replica. In the sidecars they may be old: after a crash a
   replica lacks whatever has its bit or an ``INTENT`` mark. A current replica has them where it lost
   what it could not flush, and too few would be left without it.
 
@@ -24,7 +24,7 @@ from functools import partial
 import trio
 
 from quorumfs.decisions.claim import Claim, Tenure
-from quorumfs.decisions.model import Found, Plan, State
+from quorumfs.decisions.model import Found, Plan, Standing
 from quorumfs.decisions.record import random_identity
 from quorumfs.decisions.voting import voted_error
 from quorumfs.metadata.claims import Claims
@@ -135,16 +135,16 @@ class Sidecars:
         if not failed and ledger.membership.recorded and len(ledger.members) >= ledger.threshold:
             agreement.mend(offset, end)
             return
-        current = [o for o in outcomes if o.replica.role is State.CURRENT]
+        current = [o for o in outcomes if o.replica.standing is Standing.CURRENT]
         if sum(o.error is None for o in current) < ledger.threshold:
             # Nobody is blamed; but who took it and who did not now differ.
             ledger.chunks.diverge(chunks)
             agreement.tear(offset, end)
             targets = [replica for replica in failed if ledger.is_target(replica)]
-            await self.recorder.leave_behind(targets, chunks, _WRITE)
+            await self.recorder.eject(targets, chunks, _WRITE)
             raise voted_error(o.error for o in current or outcomes if o.error is not None)
         try:
-            await self.recorder.leave_behind(failed, chunks, _WRITE)
+            await self.recorder.eject(failed, chunks, _WRITE)
         except OSError:
             ledger.chunks.diverge(chunks)
             agreement.tear(offset, end)
@@ -163,7 +163,7 @@ class Sidecars:
         try:
             # There may be nothing to make durable, and then nothing may be recorded.
             unfit = [] if self._read_only else ledger.unfit(outcomes)
-            await recorder.leave_behind(unfit, range(0), "it could not make writes durable")
+            await recorder.eject(unfit, range(0), "it could not make writes durable")
         except OSError:
             await recorder.lose([o.replica for o in outcomes if o.error is not None])
             ledger.chunks.end_flush()
@@ -174,12 +174,12 @@ class Sidecars:
         ledger, recorder = self.ledger, self.recorder
         if replica.slot is None or replica in ledger.content.truncated:
             return
-        if replica.role is State.CURRENT:  # it is left behind for that, as soon as it can be
+        if replica.standing is Standing.CURRENT:  # it is ejected for that, as soon as it can be
             ledger.content.truncate(replica)
             if self._read_only:
                 return
             try:
-                await recorder.leave_behind([replica], range(0), "its image was truncated")
+                await recorder.eject([replica], range(0), "its image was truncated")
             except OSError:  # the others would be too few
                 with suppress(OSError):
                     await recorder.write_map()
@@ -193,16 +193,16 @@ class Sidecars:
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
         # The target may hold what this replica held.
         self.ledger.targets.lacks(self.ledger.map.chunks(offset, length))
-        await self.given(replica, offset, length, well=well)
+        await self.repair_written(replica, offset, length, well=well)
 
-    async def given(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
+    async def repair_written(
+        self, replica: Replica, offset: int, length: int, *, well: bool
+    ) -> None:
         """As `repaired`, where the target was given the same."""
         if not well:
             chunks = self.ledger.map.chunks(offset, length)
             with suppress(OSError):  # without it the rest would be too few: it stays
-                await self.recorder.leave_behind(
-                    [replica], chunks, "a range of it cannot be repaired"
-                )
+                await self.recorder.eject([replica], chunks, "a range of it cannot be repaired")
 
     async def note_unreadable(self, offset: int, length: int) -> None:
         """Note, durably, that nobody who holds this block of the disk can be read at it (bytes).

@@ -7,10 +7,10 @@ new write gives it back what it missed there.
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.ranges import RangeSet, least_coverage, segments
 from quorumfs.decisions.voting import voted_error
-from quorumfs.metadata.ledger.known import Choice, Outcome, succeeded
+from quorumfs.metadata.ledger.known import Outcome, ReadSegment, succeeded
 from quorumfs.metadata.protocol import ReplicaReport, SetReport
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import CHANGES, Kind, Operation
@@ -48,14 +48,14 @@ class Holdings:
         """Remember that the replica lacks what was written to ``[start, end)``."""
         self.missed.add(start, end)
         self.missed.limit(MISSED_MAX)
-        self._replica.role = State.STALE
+        self._replica.standing = Standing.STALE
 
     def hold(self, start: int, end: int) -> None:
         """Remember that the replica has what was written to ``[start, end)``."""
         if self.missed:
             self.missed.remove(start, end)
             if not self.missed:
-                self._replica.role = State.CURRENT
+                self._replica.standing = Standing.CURRENT
 
     def wrote(self, start: int, end: int) -> None:
         """Remember that ``[start, end)`` was written and not synced since.
@@ -121,7 +121,7 @@ class Volatile:
     """`quorumfs.metadata.protocol.Metadata` in memory."""
 
     def __init__(self, replicas: Sequence[Replica], size: int, threshold: int) -> None:
-        self.receivers = self.flushed = self.readers = tuple(replicas)
+        self.receivers = self.flush_receivers = self.readers = tuple(replicas)
         self.holdings = {replica: Holdings(replica) for replica in replicas}
         self._size = size
         self._threshold = threshold
@@ -132,13 +132,13 @@ class Volatile:
         return self
 
     @property
-    def alike(self) -> Sequence[Replica]:
+    def uniform_members(self) -> Sequence[Replica]:
         if any(holdings.missed or holdings.unsure for holdings in self.holdings.values()):
             return ()
         return self.readers
 
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
-        if not self.alike:
+        if not self.uniform_members:
             return ()
         for holdings in self.holdings.values():
             holdings.wrote(offset, offset + length)
@@ -206,12 +206,12 @@ class Volatile:
     def tell_loss(self) -> bool:
         return False  # what was lost stays on record, and every flush sees it
 
-    def choices(self, offset: int, length: int) -> Iterable[Choice]:
+    def read_segments(self, offset: int, length: int) -> Iterable[ReadSegment]:
         missed = [self.holdings[replica].missed for replica in self.receivers]
         if not any(missed):
-            return [Choice(offset, length, list(self.receivers))]
+            return [ReadSegment(offset, length, list(self.receivers))]
         parts = [
-            Choice(
+            ReadSegment(
                 start,
                 end - start,
                 [self.receivers[index] for index in holders],
@@ -223,7 +223,7 @@ class Volatile:
             complete = [r for r in self.receivers if all(r in part.holders for part in parts)]
             if len(complete) >= self._threshold:
                 lacking = tuple(r for r in self.receivers if r not in complete)
-                return [Choice(offset, length, complete, lacking=lacking)]
+                return [ReadSegment(offset, length, complete, lacking=lacking)]
         return parts
 
     def missed(self, replica: Replica) -> RangeSet:
@@ -244,7 +244,7 @@ class Volatile:
     def unverified(self, offset: int, length: int) -> bool:
         return False
 
-    def answered(self, replica: Replica, offset: int, length: int) -> None:
+    def pin_source(self, replica: Replica, offset: int, length: int) -> None:
         """Nothing is ever pinned here."""
 
     async def truncated(self, replica: Replica) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import Identity, Phase, Record
 from quorumfs.decisions.sidecar import SLOT_OFFSETS, encode_slot
-from quorumfs.replica.replica import Gathering, Replica
+from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import FileStatus, Kind, Operation
 
 
@@ -84,7 +84,7 @@ class SidecarWriter:
         """
         failed: dict[Replica, OSError] = {}
         for kind in kinds:
-            gathering = Gathering(self._threshold)
+            fan_out = FanOut(self._threshold)
             asked = []
             for replica in replicas:
                 if replica in failed:
@@ -94,8 +94,8 @@ class SidecarWriter:
                     offset, data = pieces if isinstance(pieces, tuple) else pieces[replica]
                     operation = Operation(kind, offset, len(data), data)
                 asked.append((replica, operation))
-                gathering.submit(replica, operation, to_sidecar=True)
-            await gathering.complete()
+                fan_out.submit(replica, operation, to_sidecar=True)
+            await fan_out.complete()
             for replica, operation in asked:
                 if operation.error is not None:
                     failed[replica] = operation.error
@@ -104,11 +104,11 @@ class SidecarWriter:
 
 async def identities_of(replicas: Iterable[Replica]) -> dict[Replica, Identity]:
     """What the images look like now that nothing is written to them any more."""
-    gathering = Gathering(0)
+    fan_out = FanOut(0)
     asked = {replica: Operation(Kind.SEAL) for replica in replicas}
     for replica, operation in asked.items():
-        gathering.submit(replica, operation)
-    await gathering.complete()
+        fan_out.submit(replica, operation)
+    await fan_out.complete()
     return {
         replica: operation.value.identity
         for replica, operation in asked.items()

@@ -20,7 +20,7 @@ from quorumfs.decisions.assembly import (
 )
 from quorumfs.decisions.claim import Tenure
 from quorumfs.decisions.dirtymap import DirtyMap
-from quorumfs.decisions.model import Found, State
+from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.record import Identity, Record, RoleState, Sidecar, path_for
 from quorumfs.decisions.resolution import Resolution, resolve
 from quorumfs.decisions.sectors import unreachable, whole
@@ -266,7 +266,7 @@ def _begun_copy(names: Sequence[str], threshold: int | None) -> _Begun | None:
         begun = (
             len(plan.record.roles) == len(names)
             and threshold in (None, plan.record.threshold)
-            and plan.members[0].state is State.CURRENT
+            and plan.members[0].state is Standing.CURRENT
             and any(role.state is not RoleState.CURRENT for role in plan.record.roles)
         )
         return _Begun.COPYING if begun else None
@@ -394,14 +394,18 @@ async def _copy(paths: Sequence[str], say: Callable[[int, int], None]) -> None:
         nursery.start_soon(repairs.run)
         with trio.CancelScope() as copying:
             await nursery.start(_cancel_at_signal, copying)
-            while failure is None and any(r.role is not State.CURRENT for r in disk.replicas):
+            while failure is None and any(
+                r.standing is not Standing.CURRENT for r in disk.replicas
+            ):
                 with trio.move_on_after(PROGRESS_S):
                     await repairs.changed.wait()
                 if repairs.progress is not None:
                     say(repairs.progress.done_bytes, repairs.progress.total_bytes)
                 failure = next((f"{r.path}: {r.reason}" for r in disk.replicas if _failed(r)), None)
         await repairs.stop()
-        interrupted = failure is None and any(r.role is not State.CURRENT for r in disk.replicas)
+        interrupted = failure is None and any(
+            r.standing is not Standing.CURRENT for r in disk.replicas
+        )
         if interrupted:
             failure = "interrupted"
         try:
@@ -432,7 +436,10 @@ async def _cancel_at_signal(
 
 def _failed(replica: Replica) -> bool:
     """Whether a copy to *replica* ended with an error."""
-    return replica.role in (State.STALE, State.MISSING, State.FOREIGN) and not replica.attached
+    return (
+        replica.standing in (Standing.STALE, Standing.MISSING, Standing.FOREIGN)
+        and not replica.attached
+    )
 
 
 def _write(path: str, sidecar: Sidecar) -> None:

@@ -60,7 +60,7 @@ def run_detached(serve: Callable[[Ready], None]) -> None:
         raise error
 
 
-def apart(work: Callable[[], T]) -> T:
+def in_child_process(work: Callable[[], T]) -> T:
     """What *work* returns, from a child process; raises the `UserError` that it raises.
 
     The kernel lets no process end before every system call of it has returned and its files are
@@ -72,7 +72,7 @@ def apart(work: Callable[[], T]) -> T:
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _work_apart(work, writer, before)
+        _work_in_child_process(work, writer, before)
     os.close(writer)
     try:
         for signum in _STOPS:
@@ -97,7 +97,9 @@ def apart(work: Callable[[], T]) -> T:
     return cast("T", value)
 
 
-def _work_apart(work: Callable[[], T], writer: int, mask: set[int | signal.Signals]) -> NoReturn:
+def _work_in_child_process(
+    work: Callable[[], T], writer: int, mask: set[int | signal.Signals]
+) -> NoReturn:
     """The child's whole life."""
     word: tuple[T | None, str | None, ExitCode] = None, None, ExitCode.OK
     try:

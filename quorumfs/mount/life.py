@@ -23,7 +23,7 @@ from quorumfs.control.logs import status_event
 from quorumfs.control.pulse import Pulse, Standstill
 from quorumfs.control.reporter import Reporter
 from quorumfs.control.status import Status
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.sectors import unreachable
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import EventLog
@@ -32,7 +32,7 @@ from quorumfs.fuse import session, shim
 from quorumfs.fuse.operations import DiskOperations
 from quorumfs.mount import snapshot
 from quorumfs.mount.limits import require_for_service
-from quorumfs.mount.path_watch import Whereabouts
+from quorumfs.mount.path_watch import PathWatch
 from quorumfs.mount.replicaset import ReplicaSet, open_replica_set
 from quorumfs.options import MountOptions
 from quorumfs.replica.space import Space
@@ -109,8 +109,8 @@ async def _serve(
             nursery.start_soon(disk.run)
             nursery.start_soon(_return_memory, disk)
 
-            whereabouts = Whereabouts(disk.replicas)
-            nursery.start_soon(whereabouts.run)
+            path_watch = PathWatch(disk.replicas)
+            nursery.start_soon(path_watch.run)
             nursery.start_soon(space.run)
 
             def notes() -> tuple[str, ...]:
@@ -123,7 +123,7 @@ async def _serve(
                     disk,
                     repairs,
                     notes(),
-                    whereabouts.astray,
+                    path_watch.astray,
                     now=now,
                     standstill=standstill,
                 )
@@ -152,7 +152,7 @@ async def _serve(
             if repairs is not None:
                 await repairs.stop()
             with trio.move_on_after(plan.options.replica_timeout_s):
-                await whereabouts.look()
+                await path_watch.look()
             failure = await _close(disk)  # in the nursery, where its deadlines are watched
             nursery.cancel_scope.cancel()
     except BaseException:
@@ -187,7 +187,7 @@ async def _record_options(disk: Disk) -> None:
 async def _close(disk: Disk) -> str | None:
     """Sync and close the replicas; returns what went wrong, for the one who unmounts."""
     for replica in disk.replicas:
-        if replica.state is not State.CURRENT:
+        if replica.state is not Standing.CURRENT:
             log.warning("%s is %s: do not use it as it is", replica.path, replica.state.value)
     try:
         await disk.close()

@@ -18,7 +18,7 @@ LOOK_S = 5.0
 """How often (seconds) each path is looked at."""
 
 
-class Whereabouts:
+class PathWatch:
     """Looks after the paths of *replicas*."""
 
     def __init__(self, replicas: Sequence[Replica]) -> None:

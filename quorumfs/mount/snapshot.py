@@ -26,7 +26,7 @@ from quorumfs.control.status import (
     overall_state,
     progress,
 )
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.disk.disk import Disk
 from quorumfs.metadata.protocol import ReplicaReport
 from quorumfs.options import MountOptions
@@ -67,7 +67,7 @@ def take(
         _replica(
             replica,
             disk.metadata.report(replica),
-            _standing(replica, now, unequal=whole.unequal),
+            _unresolved(replica, now, unequal=whole.unequal),
             astray.get(replica),
             hanging.get(replica),
             options,
@@ -79,7 +79,7 @@ def take(
         ReplicaStatus(
             absent.path,
             absent.replica_id.hex(),
-            State.MISSING.value,
+            Standing.MISSING.value,
             "it was not given to mount",
             out_of_sync_bytes=absent.lacking_bytes,
         )
@@ -158,7 +158,7 @@ def _replica(
         trouble, reason = Trouble.HANGING, hanging
     elif replica.hung:
         reason = HANGS
-    elif replica.state is State.CURRENT:
+    elif replica.state is Standing.CURRENT:
         if options.read_only:  # what was found out by reading, and nothing that it cannot do then
             failures = [failure for failure in failures if failure.sort is Sort.READ]
         trouble, reason = _trouble(replica, report, failures, now)
@@ -232,7 +232,7 @@ def _waiting(replica: Replica, now: float) -> Waiting | None:
     return Waiting(kind.value, int(now - since))
 
 
-def _standing(replica: Replica, now: float, *, unequal: bool) -> list[Failure]:
+def _unresolved(replica: Replica, now: float, *, unequal: bool) -> list[Failure]:
     """The failures that nothing has made good yet, the latest first.
 
     *unequal*: current replicas are still to be given something.
@@ -243,8 +243,8 @@ def _standing(replica: Replica, now: float, *, unequal: bool) -> list[Failure]:
         again = failure.sort is Sort.WRITE and unequal and now - failure.at < TRIED_AGAIN_S
         return again or not replica.health.overcome(failure)
 
-    standing = filter(stands, replica.health.failures)
-    return sorted(standing, key=lambda failure: failure.at, reverse=True)
+    unresolved = filter(stands, replica.health.failures)
+    return sorted(unresolved, key=lambda failure: failure.at, reverse=True)
 
 
 def _told(failure: Failure, now: float) -> LastError:

@@ -14,7 +14,7 @@ from typing import cast
 import trio
 
 from quorumfs.decisions.dirtymap import CHUNK_MIN, UNVERIFIED
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.patterns import Fifo
 from quorumfs.decisions.ranges import segments
 from quorumfs.decisions.voting import blocks, middle_block, vote_data
@@ -23,7 +23,7 @@ from quorumfs.disk.reading import read_locked, sole_source
 from quorumfs.metadata.ledger.target import Target
 from quorumfs.repair.replica_io import cannot_be_read, next_data, seek
 from quorumfs.repair.work import PIECE, Work, pieces
-from quorumfs.replica.replica import Gathering, Replica
+from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation, TruncatedError
 
 COPIES_MAX = 2
@@ -187,7 +187,7 @@ class Copying:
             start, length = left.popleft()
             asked = await self._mirror.ask(sources, Kind.READ, len(sources), start, length)
             outcomes = [outcome for outcome in asked if outcome.error is None]
-            failed = [o for o in asked if o.error and o.replica.state is not State.MISSING]
+            failed = [o for o in asked if o.error and o.replica.state is not Standing.MISSING]
             if failed and outcomes and (middle := middle_block(start, length)):
                 left.extendleft([(middle, start + length - middle), (start, middle - start)])
                 continue
@@ -274,9 +274,9 @@ class Copying:
 
     async def _tell(self, operation: Operation) -> None:
         self.require_target()
-        gathering = Gathering(0)
-        gathering.submit(self._to, operation)
-        await gathering.complete()
+        fan_out = FanOut(0)
+        fan_out.submit(self._to, operation)
+        await fan_out.complete()
         if isinstance(operation.error, TruncatedError):
             await self._sidecars.truncated(self._to)
         if operation.error is not None:

@@ -1,6 +1,6 @@
-"""Coming back: taking replicas into use again that were away, or failed.
+"""Rejoining: taking replicas into use again that were away, or failed.
 
-Whoever is left behind is tried again and again, ever more rarely: its files are opened anew, looked
+Whoever is ejected is tried again and again, ever more rarely: its files are opened anew, looked
 at as a mount would, and resynced.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import trio
 
 from quorumfs.decisions.assembly import judge_returned
-from quorumfs.decisions.model import Found, Member, State
+from quorumfs.decisions.model import Found, Member, Standing
 from quorumfs.errors import UserError
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.resync import Resync
@@ -18,7 +18,7 @@ from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Storage
 
 RETRY_S = (1.0, 60.0)
-"""The first and the longest wait before a replica that is left behind is tried again."""
+"""The first and the longest wait before a replica that is ejected is tried again."""
 
 
 @dataclass(slots=True)
@@ -46,8 +46,8 @@ class _Retry:
     wait_s: float = RETRY_S[0]
 
 
-class ComeBack:
-    """Brings back the replicas of one disk."""
+class Rejoin:
+    """Has the replicas of one disk rejoin."""
 
     def __init__(
         self,
@@ -66,9 +66,9 @@ class ComeBack:
         self._claimed: set[Replica] = set()
         """Those that another mount had when they were last looked at."""
 
-    async def bring_back(self, replica: Replica) -> bool:
-        """Bring *replica* up to date, if it was left behind and is there; whether it was."""
-        out = replica.role in (State.STALE, State.SUSPECT, State.MISSING)
+    async def rejoin(self, replica: Replica) -> bool:
+        """Bring *replica* up to date, if it was ejected and is there; whether it was."""
+        out = replica.standing in (Standing.STALE, Standing.SUSPECT, Standing.MISSING)
         out = out or replica in self._claimed
         if out and replica.attached and replica not in self._present:
             replica.detach(there=True)
@@ -85,15 +85,15 @@ class ComeBack:
             member, found = await self._look_at(replica)
             opened = True
             self._claimed.discard(replica)
-            replica.role, replica.reason = member.state, member.reason or replica.reason
-            if member.state in (State.FOREIGN, State.MISSING):
+            replica.standing, replica.reason = member.state, member.reason or replica.reason
+            if member.state in (Standing.FOREIGN, Standing.MISSING):
                 raise UserError(member.reason or "it cannot be used")
             await self._resync.resync(replica, found, full=member.compare)
         except (OSError, UserError) as error:
             if isinstance(error, ForeignError):
                 self._claimed.add(replica)
-                replica.role, replica.reason = State.FOREIGN, str(error)
-            if replica.role is not State.FOREIGN:
+                replica.standing, replica.reason = Standing.FOREIGN, str(error)
+            if replica.standing is not Standing.FOREIGN:
                 replica.reason = _in_words(error) or replica.reason
             replica.detach(there=opened and not replica.dead)
             return False
@@ -104,11 +104,11 @@ class ComeBack:
             retry.wait_s = min(2 * retry.wait_s, RETRY_S[1])
         return True
 
-    async def revive(self, replica: Replica) -> bool:
+    async def reopen_member(self, replica: Replica) -> bool:
         """Open a current replica anew whose file system was gone, if too few others are left to
-        leave it behind; whether it is there again.
+        eject it; whether it is there again.
         """
-        gone = replica.role is State.CURRENT and (replica.dead or not replica.attached)
+        gone = replica.standing is Standing.CURRENT and (replica.dead or not replica.attached)
         retry = self._retries.setdefault(replica, _Retry())
         if gone and replica.attached:
             replica.detach()
@@ -118,9 +118,9 @@ class ComeBack:
         try:
             returned = await self._reopen(replica)
             replica.attach(returned.image, returned.sidecar)
-            if replica.role is not State.CURRENT:
+            if replica.standing is not Standing.CURRENT:
                 raise UserError("it was left behind meanwhile")
-            await self._sidecars.joining.revive(replica, returned.found)
+            await self._sidecars.joining.reopen_member(replica, returned.found)
         except (OSError, UserError) as error:
             replica.reason = _in_words(error)
             if replica.attached:

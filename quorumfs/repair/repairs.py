@@ -3,7 +3,7 @@
 Three kinds of work, in this order, all under the disk's exclusive locks and beside the guest:
 
 * *settle* what may differ after a crash, or after a change that failed (`quorumfs.repair.settle`);
-* *resync* replicas that were left behind (`quorumfs.repair.rejoin`, `quorumfs.repair.resync`);
+* *resync* replicas that were ejected (`quorumfs.repair.rejoin`, `quorumfs.repair.resync`);
 * *verify* images that were adopted as they were (`quorumfs.repair.verify`).
 
 Each can stop at any point, with the process or with a replica, and be done again.
@@ -15,11 +15,11 @@ from contextlib import suppress
 import trio
 
 from quorumfs.decisions.dirtymap import UNVERIFIED
-from quorumfs.decisions.model import Found, State
+from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.repair.rejoin import RETRY_S, ComeBack, Reopen
+from quorumfs.repair.rejoin import RETRY_S, Rejoin, Reopen
 from quorumfs.repair.resync import Resync
 from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.repair.settle import Settling
@@ -68,7 +68,7 @@ class Repairs:
         self._work = work = Work(mirror, sidecars, limit)
         self._settling = Settling(work)
         self._verification = Verification(work)
-        self._come_back = ComeBack(sidecars, Resync(work), reopen, present)
+        self._rejoin = Rejoin(sidecars, Resync(work), reopen, present)
         self._told: set[str] = set()
         """Why repairs stopped, since one last did something."""
         self._stopped = trio.Event()
@@ -164,7 +164,7 @@ class Repairs:
                 return
             patience_s = AGAIN_S
             for replica in self._mirror.replicas:
-                if replica.role is not State.CURRENT or self._ledger.is_target(replica):
+                if replica.standing is not Standing.CURRENT or self._ledger.is_target(replica):
                     replica.give_up()
 
     async def _repair(self) -> bool:
@@ -174,7 +174,7 @@ class Repairs:
             return False
         error: OSError | None = None
         for replica in self._mirror.replicas:
-            if await self._come_back.revive(replica):
+            if await self._rejoin.reopen_member(replica):
                 return True
         if self._settling.due():
             try:
@@ -183,9 +183,9 @@ class Repairs:
                 error = caught
             if not self._ledger.agreement.divergent:
                 return True
-        # Even so: when others are there again, those that cannot be made equal can be left behind.
+        # Even so: when others are there again, those that cannot be made equal can be ejected.
         for replica in self._mirror.replicas:
-            if await self._come_back.bring_back(replica):
+            if await self._rejoin.rejoin(replica):
                 return True
         if self._ledger.agreement.divergent:
             if error is not None:

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Sequence
 from typing import cast
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.voting import BLOCK
 from quorumfs.disk import holes
 from quorumfs.disk.mirror import Mirror
@@ -26,7 +26,7 @@ async def seek(mirror: Mirror, replica: Replica | None, kind: Kind, offset: int)
 async def next_data(mirror: Mirror, sidecars: Sidecars, offset: int) -> int:
     """Where some current replica next has data: anywhere, if one of them does not answer."""
     found = await holes.next_data(mirror, offset)
-    silent = any(replica.state is State.MISSING for replica in sidecars.ledger.members)
+    silent = any(replica.state is Standing.MISSING for replica in sidecars.ledger.members)
     return offset if silent else found
 
 
@@ -72,7 +72,7 @@ async def _reads_elsewhere(mirror: Mirror, replica: Replica, offset: int) -> boo
     return False
 
 
-async def give(
+async def repair_write(
     mirror: Mirror,
     sidecars: Sidecars,
     replicas: Sequence[Replica],
@@ -89,8 +89,8 @@ async def give(
         await sidecars.prepare(offset, len(data), repair=True)
     if not set(sources).issubset(holders_of(sidecars.ledger, offset, len(data))):
         return set(replicas)
-    # Who was left behind just now may not even know that its image is in use.
-    current = [replica for replica in replicas if replica.role is State.CURRENT]
+    # Who was ejected just now may not even know that its image is in use.
+    current = [replica for replica in replicas if replica.standing is Standing.CURRENT]
     targets = sidecars.ledger.target_for_repair(offset, len(data))
     given = [*current, *targets]
     with sidecars.ledger.giving(given, offset, len(data)):
@@ -104,10 +104,10 @@ async def give(
         if well:
             replica.counters.copied_bytes += len(data)
         if well or enough:
-            await sidecars.given(replica, offset, len(data), well=well)
+            await sidecars.repair_written(replica, offset, len(data), well=well)
     for replica, operation in to_targets:
         if operation.error is not None:
             sidecars.ledger.targets.lacks(sidecars.ledger.map.chunks(offset, len(data)))
             sidecars.recorder.drop_target(replica, "a write to it failed")
     refused = {outcome.replica for outcome in outcomes if outcome.error is not None}
-    return {replica for replica in refused if replica.role is State.CURRENT}
+    return {replica for replica in refused if replica.standing is Standing.CURRENT}

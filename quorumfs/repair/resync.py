@@ -1,4 +1,4 @@
-"""Resync: giving a replica that was left behind what it lacks.
+"""Resync: giving a replica that was ejected what it lacks.
 
 What it lacks is copied from those that hold it, in passes, under locks that keep writers out and
 let readers in. What a guest writes meanwhile it lacks from then on, and the guest need not wait for

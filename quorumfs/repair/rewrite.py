@@ -13,12 +13,12 @@ from contextlib import suppress
 
 import trio
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.patterns import Quorum
 from quorumfs.decisions.voting import majority, middle_block
 from quorumfs.disk.mirror import Mirror
 from quorumfs.disk.reading import read_locked
-from quorumfs.metadata.ledger.known import Choice, holders_of
+from quorumfs.metadata.ledger.known import ReadSegment, holders_of
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
 
@@ -35,8 +35,8 @@ async def read_and_rewrite(mirror: Mirror, offset: int, length: int, *, outvoted
             with suppress(OSError):  # first let all tell what they have lost of it
                 await mirror.sync()
         parts = [
-            await _rewrite_part(mirror, choice, deadline, outvoted=outvoted)
-            for choice in mirror.ledger.choices(offset, length)
+            await _rewrite_part(mirror, segment, deadline, outvoted=outvoted)
+            for segment in mirror.ledger.read_segments(offset, length)
         ]
     mirror.announce_states()
     return b"".join(parts)
@@ -64,9 +64,9 @@ class Rewriting:
 
 
 async def _rewrite_part(
-    mirror: Mirror, choice: Choice, deadline: float, *, outvoted: bool
+    mirror: Mirror, segment: ReadSegment, deadline: float, *, outvoted: bool
 ) -> bytes:
-    offset, length, holders, pinned, lacking, torn = choice
+    offset, length, holders, pinned, lacking, torn = segment
     if pinned or torn:  # a write has failed here meanwhile: what it left must not be shown as it is
         raise OSError(errno.EIO, "the replicas may differ")
     asked = await mirror.ask(holders, Kind.READ, mirror.threshold, offset, length)
@@ -83,8 +83,8 @@ async def _rewrite_part(
     divisible = verdict.data is None or (unverified and len(outcomes) > 2)
     middle = middle_block(offset, length)
     if unreadable and divisible and middle and trio.current_time() < deadline:
-        left = choice._replace(length=middle - offset)
-        right = choice._replace(offset=middle, length=offset + length - middle)
+        left = segment._replace(length=middle - offset)
+        right = segment._replace(offset=middle, length=offset + length - middle)
         return b"".join(
             [
                 await _rewrite_part(mirror, half, deadline, outvoted=outvoted)
@@ -125,7 +125,7 @@ async def _rewrite(
     *,
     read_back: bool = False,
 ) -> None:
-    if replica.state is State.MISSING:
+    if replica.state is Standing.MISSING:
         return
     metadata, length = mirror.metadata, len(data)
     if not mirror.ledger.prepared(offset, length, repair=True):
@@ -134,7 +134,7 @@ async def _rewrite(
         except OSError:
             return  # it cannot be remembered now; the next read tries again
     if replica not in mirror.ledger.receivers:
-        return  # it was left behind meanwhile, and its sidecar takes its image for a whole one
+        return  # it was ejected meanwhile, and its sidecar takes its image for a whole one
     if not set(voters).issubset(holders_of(mirror.ledger, offset, length)):
         return  # one of those who decided it lost it meanwhile
     with mirror.ledger.giving([replica], offset, length):

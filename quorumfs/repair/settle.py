@@ -12,13 +12,13 @@ from contextlib import aclosing, suppress
 
 import trio
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.ranges import RangeSet, segments
 from quorumfs.decisions.voting import middle_block, reconcile, undecided
 from quorumfs.disk.holes import next_hole
 from quorumfs.disk.reading import read_locked
 from quorumfs.metadata.ledger.known import holders_of
-from quorumfs.repair.replica_io import cannot_be_read, give, next_data
+from quorumfs.repair.replica_io import cannot_be_read, next_data, repair_write
 from quorumfs.repair.work import Work, pieces
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
@@ -36,14 +36,14 @@ class Settling:
         self._sidecars = work.sidecars
         self._ledger = work.ledger
         self._map = work.map
-        self._hearing = trio.Lock()
+        self._surfacing = trio.Lock()
         self._again_at = 0.0
         self._earliest_at = 0.0
         self._pause_s = AGAIN_S[0]
         self._tried_with = self._who()
-        self._hard = RangeSet()
+        self._unwritable = RangeSet()
         """Bytes that somebody could not take, the last time."""
-        self._refused: dict[Replica, RangeSet] = {}
+        self._unwritable_on: dict[Replica, RangeSet] = {}
         """The part of them of which it is known who that was."""
 
     def due(self) -> bool:
@@ -71,7 +71,7 @@ class Settling:
         """Have the next attempt wait, if there has to be one."""
         if not self._ledger.agreement.divergent:
             self._pause_s, self._earliest_at, self._again_at = AGAIN_S[0], 0.0, 0.0
-            self._hard, self._refused = RangeSet(), {}
+            self._unwritable, self._unwritable_on = RangeSet(), {}
             return
         now = trio.current_time()
         self._earliest_at, self._again_at = now + AGAIN_S[0], now + self._pause_s
@@ -81,13 +81,15 @@ class Settling:
     def _who(self) -> tuple[frozenset[Replica], frozenset[Replica]]:
         """The current replicas, and those of them that answer."""
         members = frozenset(self._ledger.members)
-        there = (r for r in members if r.attached and not r.dead and r.state is not State.MISSING)
+        there = (
+            r for r in members if r.attached and not r.dead and r.state is not Standing.MISSING
+        )
         return members, frozenset(there)
 
     async def _settle_what_differs(self) -> None:
         # Holes are shown, too: first it is on record which replicas are not current.
         await self._sidecars.recorder.open()
-        await self._hear_losses()
+        await self._surface_writeback_errors()
         total = sum(end - start for start, end in self._ledger.agreement.divergent)
         self._work.begin("settle", None, total * self._map.chunk_size)
         runs = [range(start, end) for start, end in self._ledger.agreement.divergent]
@@ -100,7 +102,7 @@ class Settling:
         """Settle what a flush must know to be equal; raises EIO if it cannot be made so."""
         sidecars = self._sidecars
         await sidecars.recorder.open()
-        await self._hear_losses()
+        await self._surface_writeback_errors()
         runs, equalized = self._ledger.chunks.to_equalize_first(), self._ledger.equalized
         async with aclosing(self._work.batches(runs, equalized, urgent=True)) as batches:
             async for batch in batches:
@@ -115,15 +117,15 @@ class Settling:
         """
         chunks = self._map.chunks(offset, length)
         async with self._mirror.locks.held(*self._work.bounds(chunks), exclusive=True):
-            if self._hard.overlaps(*self._work.bounds(chunks)):  # it was tried not long ago
+            if self._unwritable.overlaps(*self._work.bounds(chunks)):  # it was tried not long ago
                 with suppress(OSError):
-                    return await self._read_alike(offset, length)
+                    return await self._read_uniform(offset, length)
             settled = [await self._settle_locked(unit) for unit in self._work.units(chunks)]
             if all(settled):
                 return (await read_locked(self._mirror, offset, length)).data
-            return await self._read_alike(offset, length)
+            return await self._read_uniform(offset, length)
 
-    async def _read_alike(self, offset: int, length: int) -> bytes:
+    async def _read_uniform(self, offset: int, length: int) -> bytes:
         """Read a range that cannot be made equal, if all hold the same of it; else EIO.
 
         A chunk is to be settled for one block of it that a write failed in. The others can be
@@ -135,11 +137,11 @@ class Settling:
           one that has not lost it holds durably what it shows. Settling takes it from such a one,
           and not from one whose dropped page still looks right (R4).
 
-        Nothing of that is known of what was unsettled by a crash: a sync that had failed before
+        Nothing of that is known of what a crash made divergent: a sync that had failed before
         is told to nobody again. It is shown only when all took it anew.
         """
         chunks, size = self._map.chunks(offset, length), self._map.chunk_size
-        await self._hear_losses(chunks)
+        await self._surface_writeback_errors(chunks)
         parts = []
         unsettled = self._ledger.agreement.divergent
         for start, stop, settled in segments(chunks.start, chunks.stop, [unsettled]):
@@ -187,12 +189,12 @@ class Settling:
         if not self._ledger.agreement.divergent.overlaps(chunks.start, chunks.stop):
             return True
         # Who is not here may hold something else, even where there is nothing to write now: it is
-        # left behind before anything is shown.
+        # ejected before anything is shown.
         await self._sidecars.recorder.open()
-        await self._hear_losses(chunks)
-        return await self._settle_heard(chunks)
+        await self._surface_writeback_errors(chunks)
+        return await self._settle_surfaced(chunks)
 
-    async def _settle_heard(self, chunks: range) -> bool:
+    async def _settle_surfaced(self, chunks: range) -> bool:
         """As `_settle_locked`, when those who lost what was written there have said so."""
         ledger, known = self._ledger, self._ledger.chunks
         everywhere = True
@@ -204,7 +206,7 @@ class Settling:
                 equal, refused = await self._settle_part(*self._work.bounds(part), sources)
                 if not known.still_believed(belief):
                     # One lost what it was given, or joined without it: once more.
-                    equal = await self._settle_heard(part)
+                    equal = await self._settle_surfaced(part)
                 elif refused:
                     known.equalized_in_part(refused, part)
                 else:
@@ -227,15 +229,16 @@ class Settling:
                 self._ledger.chunks.diverge(chunks)
                 raise
 
-    async def _hear_losses(self, chunks: range = range(0)) -> None:
-        """Have all sync once since something was last unsettled, and since *chunks* were written.
+    async def _surface_writeback_errors(self, chunks: range = range(0)) -> None:
+        """Have all sync once since something last became divergent, and since *chunks* were
+        written.
 
         One may have lost a page and show an older one, and nobody knows until it syncs: the others
         must not be given that.
         """
-        async with self._hearing:
+        async with self._surfacing:
             written = bool(chunks) and self._ledger.unsynced(*self._span(chunks))
-            if written or not self._ledger.chunks.losses_heard:
+            if written or not self._ledger.chunks.writeback_errors_surfaced:
                 with suppress(OSError):
                     await self._mirror.sync()
 
@@ -284,7 +287,7 @@ class Settling:
         voters = [replica for replica in sources if replica in read and replica in believed]
         answers = [(replica.index, read[replica]) for replica in voters]
         failed = [outcome.replica for outcome in outcomes if outcome.error is not None]
-        answering = sum(replica.state is not State.MISSING for replica in failed)
+        answering = sum(replica.state is not Standing.MISSING for replica in failed)
         if not answers or undecided(answers, answering, offset):
             middle = middle_block(offset, length)
             if answering and not middle:  # nobody holds anything there that could be taken back
@@ -297,7 +300,7 @@ class Settling:
             first = await self._settle_piece(offset, middle - offset, sources, deadline)
             second = await self._settle_piece(middle, rest, sources, deadline)
             return first[0] and second[0], first[1] | second[1]
-        self._ledger.answered(voters[0], offset, length)
+        self._ledger.pin_source(voters[0], offset, length)
         verdict = reconcile(answers, offset, self._mirror.threshold)
         assert verdict.data is not None
         chunks = self._map.chunks(offset, length)
@@ -312,38 +315,40 @@ class Settling:
             if read.get(replica) != verdict.data
             or not self._ledger.chunks.durable_on(replica, chunks)
         ]
-        refused = await self._give(asked, offset, verdict.data, voters) if asked else set()
+        refused = await self._repair_write(asked, offset, verdict.data, voters) if asked else set()
         for loss in outvoted if not refused else ():
             path = self._mirror.replicas[loss.voter].path
             self._mirror.events.repaired(path, offset + loss.start, loss.end - loss.start)
         return equal, refused
 
-    async def _give(
+    async def _repair_write(
         self, replicas: Sequence[Replica], offset: int, data: bytes, sources: Sequence[Replica]
     ) -> set[Replica]:
-        """As `give`; but where somebody could not take it before, one after the other.
+        """As `repair_write`; but where somebody could not take it before, one after the other.
 
         Whoever could not comes first, and the others are not written to again for nothing. Not
-        where one can be spared: who is asked alone, and fails, would be left behind for what may
+        where one can be spared: who is asked alone, and fails, would be ejected for what may
         keep all from taking it (R2).
         """
         bounds = offset, offset + len(data)
         spared = len(self._ledger.members) > self._mirror.threshold
-        if spared or not self._hard.overlaps(*bounds):
-            refused = await give(self._mirror, self._sidecars, replicas, offset, data, sources)
-            (self._hard.add if refused else self._hard.remove)(*bounds)
+        if spared or not self._unwritable.overlaps(*bounds):
+            refused = await repair_write(
+                self._mirror, self._sidecars, replicas, offset, data, sources
+            )
+            (self._unwritable.add if refused else self._unwritable.remove)(*bounds)
             return refused
         truncated, left = self._ledger.content.truncated, set(replicas)
         for replica in sorted(
-            replicas, key=lambda r: (not self._refuses(r, *bounds), r not in truncated)
+            replicas, key=lambda r: (not self._is_unwritable_on(r, *bounds), r not in truncated)
         ):
-            if await give(self._mirror, self._sidecars, [replica], offset, data, sources):
-                self._refused.setdefault(replica, RangeSet()).add(*bounds)
+            if await repair_write(self._mirror, self._sidecars, [replica], offset, data, sources):
+                self._unwritable_on.setdefault(replica, RangeSet()).add(*bounds)
                 return left
             left.remove(replica)
-        for places in (self._hard, *self._refused.values()):
+        for places in (self._unwritable, *self._unwritable_on.values()):
             places.remove(*bounds)
         return left
 
-    def _refuses(self, replica: Replica, start: int, end: int) -> bool:
-        return replica in self._refused and self._refused[replica].overlaps(start, end)
+    def _is_unwritable_on(self, replica: Replica, start: int, end: int) -> bool:
+        return replica in self._unwritable_on and self._unwritable_on[replica].overlaps(start, end)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 import trio
 
 from quorumfs.decisions.dirtymap import UNVERIFIED
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.voting import blocks, majority, middle_block
 from quorumfs.metadata.ledger.known import Outcome
-from quorumfs.repair.replica_io import give
+from quorumfs.repair.replica_io import repair_write
 from quorumfs.repair.work import Work, pieces
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
@@ -74,7 +74,7 @@ class Verification:
         if not members <= self._compared:  # with one more there may be a majority
             self._differing, self._unread = RangeSet(), RangeSet()
         self._compared = members
-        answering = frozenset(r for r in members if r.state is not State.MISSING)
+        answering = frozenset(r for r in members if r.state is not Standing.MISSING)
         if not answering <= self._answering:  # one is there again
             self._again_at = 0.0
         self._answering = answering
@@ -182,7 +182,7 @@ class Verification:
         asked = await mirror.ask(members, Kind.READ, mirror.threshold, offset, length)
         failed = [outcome for outcome in asked if outcome.error is not None]
         answers = [o for o in asked if o.error is None and o.replica in voters]
-        answering = any(outcome.replica.state is not State.MISSING for outcome in failed)
+        answering = any(outcome.replica.state is not Standing.MISSING for outcome in failed)
         middle = middle_block(offset, length)
         if answering and middle and trio.current_time() < deadline:
             for start, end in (offset, middle), (middle, offset + length):
@@ -215,11 +215,13 @@ class Verification:
         differ = len(set(versions)) > 1
         # Where a write failed since, a majority may be one that was given another one's content.
         if winner is not None and not self._ledger.agreement.torn.overlaps(offset, end):
-            if await give(self._mirror, self._sidecars, wrong, offset, winner, list(ballots)):
+            if await repair_write(
+                self._mirror, self._sidecars, wrong, offset, winner, list(ballots)
+            ):
                 found.unread.add(offset, end)
                 return
             for replica in wrong:
-                if replica.role is State.CURRENT:
+                if replica.standing is Standing.CURRENT:
                     self._mirror.events.repaired(replica.path, offset, length)
             return
         if differ:
@@ -235,7 +237,7 @@ class Verification:
             events.differs(offset, length)
         if not self._unread.overlaps(chunks.start, chunks.stop):
             for replica, operation in failed:
-                if replica.state is not State.MISSING:
+                if replica.state is not Standing.MISSING:
                     events.bad(Kind.READ, replica.path, offset, length, operation.error)
 
 

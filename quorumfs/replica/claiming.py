@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from quorumfs.decisions.claim import NOTICE_S, Claim, FoundClaim, Tenure, in_the_way, standing
+from quorumfs.decisions.claim import NOTICE_S, Claim, FoundClaim, Tenure, claim_state, in_the_way
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import path_for
 from quorumfs.decisions.sidecar import FormatError
@@ -63,7 +63,7 @@ def refuse_claimed(path: str) -> None:
     """Raise `UserError` if another mount has the image at *path* open, by its sidecar."""
     claim = claim_beside(path)
     if claim is not None:
-        known = standing(claim, claim_of_this_mount(), runs)
+        known = claim_state(claim, claim_of_this_mount(), runs)
         if not known.over:
             raise UserError(FoundClaim(path, claim, known).in_words(f"remove {path_for(path)}"))
 

@@ -7,7 +7,7 @@ from resource import RUSAGE_THREAD, getrusage
 from time import perf_counter_ns, sleep
 
 from quorumfs.replica.filesystems import Locality
-from quorumfs.replica.inline_gate import PROMPT_NS, TOO_LONG_NS, Promptness
+from quorumfs.replica.inline_gate import PROMPT_NS, TOO_LONG_NS, InlineGate
 from quorumfs.replica.pagecache import answers_from_cache, is_cached
 from quorumfs.replica.punching import Puncher
 from quorumfs.replica.regularfile import RegularFile
@@ -38,7 +38,7 @@ _TELLING = CHANGES | {Kind.SYNC}
 CHEAP_MAX = 64 << 10
 """Bytes that are rather copied in the trio thread than handed to another one."""
 
-DOUBTS = 64
+CACHE_PROBES = 64
 """After a read of what was not cached, so many have to be of what is before it is expected."""
 
 PAUSES_S = tuple(0.001 * 2**n for n in range(10))
@@ -83,7 +83,7 @@ class FileStorage:
         """
         self.local = locality is not Locality.ELSEWHERE
         """Whether its answers depend on this host alone."""
-        self.promptness = Promptness()
+        self.inline_gate = InlineGate()
         self._file = RegularFile(fd, size)
         self._puncher = Puncher(self._file)
         self._workers = Workers(name, self._perform_in_thread)
@@ -92,7 +92,7 @@ class FileStorage:
         self._inline = inline and self.local
         self._in_memory = inline and locality is Locality.MEMORY
         self._cache_answers = self._inline and answers_from_cache(fd)
-        self._doubtful = DOUBTS
+        self._cache_probes = CACHE_PROBES
         """Reads for which to ask beforehand if they are cached."""
         self._lost: OSError | None = None
         """Of a write that failed here and now: the kernel may not tell it again."""
@@ -146,26 +146,26 @@ class FileStorage:
     # Here and now
 
     @property
-    def prompt(self) -> bool:
-        promptness = self.promptness
-        if promptness.watched or not promptness.trusted:  # threads change them one by one
-            promptness.look_again(perf_counter_ns())
+    def may_inline(self) -> bool:
+        inline_gate = self.inline_gate
+        if inline_gate.watched or not inline_gate.trusted:  # threads change them one by one
+            inline_gate.look_again(perf_counter_ns())
         workers = self._workers
         if workers.in_flight and perf_counter_ns() - workers.progress_at > TOO_LONG_NS:
             return False  # a thread waits long for it: so might we
-        return self._inline and promptness.trusted
+        return self._inline and inline_gate.trusted
 
     def read_now(self, offset: int, length: int) -> Bytes | None:
         data: Bytes
         file = self._file
         if not self._cache_answers and not self._in_memory:
             return None
-        if self._doubtful and self._cache_answers:
+        if self._cache_probes and self._cache_answers:
             # A read of what is not cached begins to read ahead, even with RWF_NOWAIT: that may
             # have to wait for the file system's own data, which tells where the file's is.
-            self._doubtful -= 1
+            self._cache_probes -= 1
             if not is_cached(file.fd, offset, length):
-                self._doubtful = DOUBTS
+                self._cache_probes = CACHE_PROBES
                 return None
         began = perf_counter_ns()
         try:
@@ -181,14 +181,14 @@ class FileStorage:
             self._was_slow(began, None)
         if whole:
             return data
-        self._doubtful = DOUBTS
+        self._cache_probes = CACHE_PROBES
         return None
 
     def write_now(self, offset: int, data: Buffer) -> Attempt:
         if self._workers.holding or self._lost is not None:
             return NOTHING
         file = self._file
-        waits = _waits() if self.promptness.watched else None
+        waits = _waits() if self.inline_gate.watched else None
         began = perf_counter_ns()
         written = 0
         try:
@@ -209,7 +209,7 @@ class FileStorage:
     def _was_slow(self, began: int, waits: int | None) -> None:
         now = perf_counter_ns()
         waited = waits is not None and _waits() > waits
-        self.promptness.took(now - began, now, waited=waited)
+        self.inline_gate.took(now - began, now, waited=waited)
 
     # Whenever it is done
 
@@ -218,7 +218,7 @@ class FileStorage:
             self._in_memory  # no device can hang that nobody has waited for
             and operation.kind is Kind.WRITE
             and operation.length <= CHEAP_MAX
-            and self.prompt
+            and self.may_inline
             and self.write_now(operation.offset, operation.data) is DONE
         ):
             done(operation, 0, None)
@@ -259,11 +259,11 @@ class FileStorage:
 
     def _cheaply(self, operation: Operation) -> Value | None:
         """The answer, if it is there sooner than a thread would be told."""
-        if operation.kind is Kind.READ and operation.length <= CHEAP_MAX and self.prompt:
+        if operation.kind is Kind.READ and operation.length <= CHEAP_MAX and self.may_inline:
             # It is another replica that has to be waited for.
             data = self.read_now(operation.offset, operation.length)
             return None if data is None else bytes(data)
-        if operation.kind is Kind.STAT and self.prompt:
+        if operation.kind is Kind.STAT and self.may_inline:
             # The kernel asks anew after every write, before a read that is not direct.
             with suppress(OSError):
                 return self._file.status()
@@ -293,7 +293,7 @@ class FileStorage:
         value = self._insist(operation)
         took = (now := perf_counter_ns()) - began
         if took > TOO_LONG_NS and operation.kind is Kind.WRITE:
-            self.promptness.took(took, now, waited=True)
+            self.inline_gate.took(took, now, waited=True)
         return value
 
     def _insist(self, operation: Operation) -> Value:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
 
-from quorumfs.decisions.claim import Claim, FoundClaim, standing
+from quorumfs.decisions.claim import Claim, FoundClaim, claim_state
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import Identity, Sidecar, identity_of, path_for
 from quorumfs.decisions.sidecar import FormatError, UnknownVersionError
@@ -78,7 +78,7 @@ class Image:
             return None
         local = self.sidecar_locality is not Locality.ELSEWHERE
         locked = file_of(self.sidecar_fd) if local else None
-        return FoundClaim(self.path, self.claim, standing(self.claim, here, runs, locked))
+        return FoundClaim(self.path, self.claim, claim_state(self.claim, here, runs, locked))
 
     def close(self) -> None:
         """Give the descriptors back, and with them the locks; may hang."""
@@ -198,7 +198,7 @@ class _Files:
 
 
 def open_again(path: str, *, read_only: bool = False) -> Image:
-    """Open, check and lock one replica that was left behind.
+    """Open, check and lock one replica that was ejected.
 
     Raises `UserError` and `OSError` with the reason.
     """

@@ -25,7 +25,7 @@ FORGIVEN_AFTER = 10
 
 
 @dataclass(slots=True)
-class Promptness:
+class InlineGate:
     """How prompt one file has been; times are of one monotonic clock, in nanoseconds."""
 
     trusted: bool = True

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 
 import trio
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.record import SUFFIX
 from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.health import Health
@@ -31,7 +31,7 @@ to reach the medium, where a read or a write waits only for itself."""
 
 
 class _Waiting(NamedTuple):
-    gathering: "Gathering"
+    fan_out: "FanOut"
     since: float
     """trio's clock, seconds."""
     to_sidecar: bool
@@ -50,9 +50,9 @@ class InFlight:
     def __len__(self) -> int:
         return len(self.waiting) + len(self.abandoned)
 
-    def add(self, operation: Operation, gathering: "Gathering", *, to_sidecar: bool) -> None:
+    def add(self, operation: Operation, fan_out: "FanOut", *, to_sidecar: bool) -> None:
         """Note that *operation* is being asked for now."""
-        self.waiting[operation] = _Waiting(gathering, trio.current_time(), to_sidecar)
+        self.waiting[operation] = _Waiting(fan_out, trio.current_time(), to_sidecar)
 
     def returned(self, operation: Operation) -> _Waiting | None:
         """Note that *operation* has returned; who waits for it, None if it was given up."""
@@ -72,13 +72,13 @@ class InFlight:
 
         It depends on what was given up already, so each is to be given up before the next one.
         """
-        for operation, (gathering, since, _) in list(self.waiting.items()):
+        for operation, (fan_out, since, _) in list(self.waiting.items()):
             patience_s = self.timeout_s
             if operation.kind is Kind.SYNC:
                 patience_s *= SYNC_PATIENCE
-            if not gathering.enough:
+            if not fan_out.enough:
                 patience_s *= 2
-            if now - since >= patience_s or (self.abandoned and gathering.enough):
+            if now - since >= patience_s or (self.abandoned and fan_out.enough):
                 yield operation, f"no answer to a {operation.kind.value} in {patience_s:g} s"
 
     def pardon(self, seconds: float) -> None:
@@ -153,7 +153,7 @@ class Replica:
         self.index = index
         self.path = path
         self.slot = slot
-        self.role = State.CURRENT
+        self.standing = Standing.CURRENT
         """What the set takes it for, whether it answers or not."""
         self.reason: str | None = None
         """Why it is not current."""
@@ -172,11 +172,11 @@ class Replica:
         self._in_flight = InFlight(timeout_s)
 
     @property
-    def state(self) -> State:
+    def state(self) -> Standing:
         """What it is at this moment."""
-        if self.role is State.FOREIGN:
-            return self.role
-        return State.MISSING if self._in_flight.abandoned or self._away else self.role
+        if self.standing is Standing.FOREIGN:
+            return self.standing
+        return Standing.MISSING if self._in_flight.abandoned or self._away else self.standing
 
     @property
     def hung(self) -> bool:
@@ -279,7 +279,7 @@ class Replica:
         if self._in_flight:
             return
         for operation, storage in self._closing.begin():
-            self._in_flight.add(operation, Gathering(0), to_sidecar=False)
+            self._in_flight.add(operation, FanOut(0), to_sidecar=False)
             storage.submit(operation, self._returned)
 
     def _go_on_closing(self, returned: Operation, error: OSError | None) -> None:
@@ -292,10 +292,10 @@ class Replica:
             self.let_go()
 
     @property
-    def prompt(self) -> bool:
+    def may_inline(self) -> bool:
         """Whether the two following may be called."""
         image = self._image
-        return image is not None and not self._in_flight.abandoned and image.prompt
+        return image is not None and not self._in_flight.abandoned and image.may_inline
 
     def read_now(self, offset: int, length: int) -> Bytes | None:
         """Read here and now; None if that was not possible: then it must be submitted."""
@@ -323,10 +323,8 @@ class Replica:
             return None
         return self._image.copying(source.image, offset, length)
 
-    def submit(
-        self, operation: Operation, gathering: "Gathering", *, to_sidecar: bool = False
-    ) -> None:
-        """Start *operation*; *gathering* gets its outcome, perhaps before this returns.
+    def submit(self, operation: Operation, fan_out: "FanOut", *, to_sidecar: bool = False) -> None:
+        """Start *operation*; *fan_out* gets its outcome, perhaps before this returns.
 
         Only one flush of the image may be in flight: of two, either may be told of a page that
         was lost.
@@ -339,9 +337,9 @@ class Replica:
                 operation.error = OSError(errno.EIO, "another mount has it")
             else:
                 operation.error = OSError(errno.ENODEV, "it is not there")
-            gathering.answered(operation)
+            fan_out.answered(operation)
             return
-        self._in_flight.add(operation, gathering, to_sidecar=to_sidecar)
+        self._in_flight.add(operation, fan_out, to_sidecar=to_sidecar)
         storage.submit(operation, self._returned)
 
     def _returned(self, operation: Operation, value: Value, error: OSError | None) -> None:
@@ -365,7 +363,7 @@ class Replica:
         if operation.error is not None:
             now = trio.current_time()
             self.health.failed(operation, operation.error, now, to_sidecar=waiting.to_sidecar)
-        waiting.gathering.answered(operation)
+        waiting.fan_out.answered(operation)
 
     def abandon_overdue(self, now: float) -> None:
         """Answer with ETIMEDOUT what has waited too long at *now* (trio's clock, seconds).
@@ -410,7 +408,7 @@ class Replica:
                 await closed.wait()
 
 
-class Gathering:
+class FanOut:
     """The outcomes of operations on several replicas for one request, awaited together.
 
     Made for the path of every request: no nursery, no event, one reschedule when the last
@@ -437,7 +435,7 @@ class Gathering:
     def submit(self, replica: Replica, operation: Operation, *, to_sidecar: bool = False) -> None:
         """Start *operation* on *replica*."""
         self._pending += 1
-        operation.counts = replica.role is not State.RESYNCING
+        operation.counts = replica.standing is not Standing.RESYNCING
         replica.submit(operation, self, to_sidecar=to_sidecar)
 
     def answered(self, operation: Operation) -> None:
@@ -467,11 +465,11 @@ class Gathering:
         """
         if self._pending:
             self._task = trio.lowlevel.current_task()
-            Gathering.waited_for += 1
+            FanOut.waited_for += 1
             try:
                 await trio.lowlevel.wait_task_rescheduled(self._abort)
             finally:
-                Gathering.waited_for -= 1
+                FanOut.waited_for -= 1
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self._task = None

@@ -139,7 +139,7 @@ class Storage(Protocol):
         """Start *operation*; *done* is called in the trio thread, perhaps before this returns."""
 
     @property
-    def prompt(self) -> bool:
+    def may_inline(self) -> bool:
         """Whether the two following may be called."""
 
     def read_now(self, offset: int, length: int) -> Bytes | None:

@@ -21,11 +21,11 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from quorumfs.decisions.assembly import new_record
-from quorumfs.decisions.dirtymap import CHUNK_MIN, DirtyMap, lacks
-from quorumfs.decisions.model import Found, Member, Plan, State
+from quorumfs.decisions.dirtymap import CHUNK_MIN, DirtyMap, out_of_sync
+from quorumfs.decisions.model import Found, Member, Plan, Standing
 from quorumfs.decisions.record import Identity, Record, RoleState
 from quorumfs.decisions.voting import reconcile
-from quorumfs.metadata.ledger.commit import LeaveBehind, Records
+from quorumfs.metadata.ledger.commit import Eject, Records
 from quorumfs.metadata.ledger.known import Outcome
 from quorumfs.metadata.ledger.ledger import Ledger
 from quorumfs.replica.replica import Replica
@@ -53,9 +53,9 @@ class Copy:
     """It could not be written back, and the next sync says so."""
     ghost: bool = False
     """A sync said so, and it is shown still, as long as memory is not short."""
-    role: State = State.CURRENT
+    standing: Standing = Standing.CURRENT
     reason: str | None = None
-    state: State = State.CURRENT
+    state: Standing = Standing.CURRENT
     hung: bool = False
     path: str = field(init=False)
 
@@ -129,7 +129,7 @@ class World:
         known = DirtyMap(SIZE, CHUNK_MIN, bytearray(self.on_record))
         members, found = [], []
         for one, role in zip(self.copies, record.roles, strict=True):
-            state = State.CURRENT if role.state is RoleState.CURRENT else State.STALE
+            state = Standing.CURRENT if role.state is RoleState.CURRENT else Standing.STALE
             members.append(Member(one.path, one.slot, state))
             own = cast("Any", SimpleNamespace(map=known.copy(), unreadable=()))
             found.append(Found(one.path, Identity(one.slot + 1, SIZE, 1, 1), own))
@@ -149,7 +149,7 @@ class World:
 
     @property
     def members(self) -> list[Copy]:
-        return [one for one in self.copies if one.role is State.CURRENT]
+        return [one for one in self.copies if one.standing is Standing.CURRENT]
 
     def truth_of(self, replica: Replica) -> Copy:
         """What a replica really holds."""
@@ -174,7 +174,7 @@ class World:
         with suppress(StopIteration):
             effect = next(steps)
             while True:
-                assert not isinstance(effect, LeaveBehind)
+                assert not isinstance(effect, Eject)
                 effect = steps.send({})
         ledger.arrange()
 
@@ -197,9 +197,9 @@ class World:
             ledger.marks.want(*PLACE, ahead=False)
             self.record_map()
 
-    def leave_behind(self, gone: Sequence[Replica]) -> None:
+    def eject(self, gone: Sequence[Replica]) -> None:
         ledger = self.ledger
-        gone = [replica for replica in dict.fromkeys(gone) if replica.role is State.CURRENT]
+        gone = [replica for replica in dict.fromkeys(gone) if replica.standing is Standing.CURRENT]
         if not gone and (ledger.membership.recorded or not ledger.in_use):
             return
         if not ledger.enough_without(gone):
@@ -220,19 +220,19 @@ class World:
         ledger.begin_flush(())
         outcomes: list[Outcome] = []
         noted = False
-        for replica in ledger.flushed:
+        for replica in ledger.flush_receivers:
             one = self.truth_of(replica)
             operation = failed(Kind.SYNC) if one.dropped else Operation(Kind.SYNC)
             one.ghost = one.ghost or one.dropped
             one.durable, one.dropped = one.durable if one.ghost else one.shown, False
             ledger.sync_ended(replica, operation)
             outcomes.append(Outcome(replica, operation))
-            if operation.error and len(outcomes) < len(ledger.flushed) and not noted:
+            if operation.error and len(outcomes) < len(ledger.flush_receivers) and not noted:
                 ledger.chunks.note_pending()  # others are awaited
                 self.record_map()
                 noted = True
         try:
-            self.leave_behind(ledger.unfit(outcomes))
+            self.eject(ledger.unfit(outcomes))
         except OSError:
             if lossy := [outcome.replica for outcome in outcomes if outcome.error]:
                 ledger.chunks.lose(lossy)
@@ -256,7 +256,7 @@ class World:
             return
         ((_, sources),) = ledger.chunks.sources.of(CHUNK)
         answers = [(r.slot or 0, bytes([self.truth_of(r).shown])) for r in sources]
-        ledger.answered(sources[0], *PLACE)
+        ledger.pin_source(sources[0], *PLACE)
         data = reconcile(answers, 0, self.threshold).data
         assert data is not None
         self.prepare(repair=True)
@@ -274,8 +274,8 @@ class World:
         if len(ledger.members) - len(refused) >= self.threshold:
             for replica in refused:
                 with suppress(OSError):
-                    self.leave_behind([replica])
-        refused = [replica for replica in refused if replica.role is State.CURRENT]
+                    self.eject([replica])
+        refused = [replica for replica in refused if replica.standing is Standing.CURRENT]
         if refused:
             ledger.chunks.equalized_in_part(refused, CHUNK)
         else:
@@ -333,7 +333,7 @@ class World:
         try:
             if sum(outcome.error is None for outcome in outcomes) < self.threshold:
                 raise OSError(errno.EIO, "too few took it")
-            self.leave_behind([outcome.replica for outcome in outcomes if outcome.error])
+            self.eject([outcome.replica for outcome in outcomes if outcome.error])
         except OSError:
             ledger.chunks.diverge(CHUNK)
             self.allowed |= before | {self.version}
@@ -350,7 +350,7 @@ class World:
         if ledger.may_differ(*PLACE):
             yield "EIO", self
             return
-        for replica in {one for choice in ledger.choices(*PLACE) for one in choice.holders}:
+        for replica in {one for segment in ledger.read_segments(*PLACE) for one in segment.holders}:
             shown = self.truth_of(replica).shown
             if shown not in possible | self.allowed:
                 raise BrokenError(f"a read gives {shown}, of {set(possible | self.allowed)}")
@@ -398,7 +398,7 @@ class World:
             self.owed, self.allowed = True, self.allowed | self.kept
         ledger, content = self.ledger, self.ledger.content
         lost = [bool(content.unbelieved(replica, CHUNK)) for replica in ledger.members]
-        bits = [ledger.map.any(lacks(replica.slot or 0), CHUNK) for replica in ledger.members]
+        bits = [ledger.map.any(out_of_sync(replica.slot or 0), CHUNK) for replica in ledger.members]
         waits = any(ledger.epochs.waits(replica, CHUNK) for replica in ledger.members)
         unequal = bool(ledger.agreement.divergent or content.risking) or any(lost)
         marked = ledger.recorded.holds(CHUNK, 0)
@@ -427,13 +427,13 @@ class World:
             bytes(ledger.map.states),
             ledger.in_use,
             ledger.record.clean,
-            ledger.chunks.losses_heard,
+            ledger.chunks.writeback_errors_surfaced,
             ledger.membership.ready,
             ledger.chunks._untold_loss,
             ledger.agreement.state(0),
             pin and pin.slot,
             *(
-                (one.shown, one.durable, one.dropped, one.ghost, one.role, *self._known_of(one))
+                (one.shown, one.durable, one.dropped, one.ghost, one.standing, *self._known_of(one))
                 for one in self.copies
             ),
         )
@@ -461,7 +461,7 @@ def following(world: World) -> Iterator[tuple[str, World]]:
         return [after.copies[one.slot] for one in some]
 
     image, members = Image(world), world.members
-    doubtful = not world.ledger.alike
+    doubtful = not world.ledger.uniform_members
     for took in subsets(members) if world.writes_left else ():
         for silently in subsets([one for one in members if one not in took]):
             for takers in subsets(members) if world.ledger.lossy(*PLACE) else (members,):

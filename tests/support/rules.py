@@ -46,7 +46,7 @@ PROMISES = (
         "acknowledged, and reads return the old data for ever.",
         (
             "quorumfs.metadata.sidecars.Sidecars.finish",
-            "quorumfs.metadata.ledger.sources.Sources.choices",
+            "quorumfs.metadata.ledger.sources.Sources.read_segments",
             "quorumfs.decisions.assembly.assemble",
         ),
         (
@@ -110,7 +110,7 @@ PROMISES = (
         (
             "quorumfs.replica.replica.Replica.abandon_overdue",
             "quorumfs.control.reporter.Reporter",
-            "quorumfs.replica.inline_gate.Promptness",
+            "quorumfs.replica.inline_gate.InlineGate",
         ),
         (
             "test_differences.py::test_a_hung_replica_costs_one_timeout_once",
@@ -187,7 +187,7 @@ ORDER = (
         "R2",
         "Verdict",
         "A write goes to all current replicas at once and succeeds with vote-threshold successes. "
-        "With fewer it fails with the errno that most agree on, nobody is left behind, and the "
+        "With fewer it fails with the errno that most agree on, nobody is ejected, and the "
         "chunk counts as one that may differ. Where all fail alike (no space), nobody is blamed.",
         "One full file system takes every replica out of the set, or a failed write is shown by "
         "one replica and not by another.",
@@ -199,17 +199,17 @@ ORDER = (
     ),
     Rule(
         "R3",
-        "Left behind before acknowledged",
+        "Ejected before acknowledged",
         "If a write succeeded and a replica failed it, the new record of who is current is durable "
         "on all the others, at least vote-threshold of them, before the guest hears of success. A "
         "change of who is current mints one generation; a write does not.",
         "The daemon dies, and the next mount believes the replica that missed the write.",
         (
-            "quorumfs.metadata.recorder.Recorder.leave_behind",
+            "quorumfs.metadata.recorder.Recorder.eject",
             "quorumfs.metadata.ledger.commit.Records.commit",
         ),
         (
-            "test_crash.py::test_a_kill_while_one_is_left_behind",
+            "test_crash.py::test_a_kill_while_one_is_ejected",
             "test_resync.py::test_one_generation_for_one_change",
         ),
     ),
@@ -227,7 +227,7 @@ ORDER = (
             "quorumfs.metadata.ledger.chunks.Chunks.lose",
             "quorumfs.metadata.ledger.content.Content.losers",
             "quorumfs.metadata.ledger.ledger.Ledger.sync_ended",
-            "quorumfs.metadata.ledger.chunks.Chunks.losses_heard",
+            "quorumfs.metadata.ledger.chunks.Chunks.writeback_errors_surfaced",
         ),
         ("test_resync.py::test_one_failed_fsync_makes_all_since_the_last_good_one_suspect",),
     ),
@@ -259,7 +259,7 @@ ORDER = (
         "A replica that was given up is not opened again before every request it was asked for "
         "has returned and both its files are closed.",
         "A write that hung for minutes lands on a replica that was resynced meanwhile.",
-        ("quorumfs.replica.replica.Replica.in_flight", "quorumfs.repair.rejoin.ComeBack"),
+        ("quorumfs.replica.replica.Replica.in_flight", "quorumfs.repair.rejoin.Rejoin"),
         ("test_resync.py::test_no_resync_before_the_last_old_request_returned",),
     ),
     Rule(
@@ -365,7 +365,7 @@ ORDER = (
         (
             "quorumfs.decisions.assembly.image_unproven",
             "quorumfs.metadata.ledger.target.Target.doubt_log",
-            "quorumfs.metadata.joining.Joining.revive",
+            "quorumfs.metadata.joining.Joining.reopen_member",
         ),
         ("test_assembly_real.py::test_the_image_alone_put_back",),
         ("test_stories_of_rollback.py::test_it_ends_well",),

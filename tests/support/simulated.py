@@ -57,7 +57,7 @@ class SimulatedStorage:
         self.content = self.content or bytearray(self.size)
 
     @property
-    def prompt(self) -> bool:
+    def may_inline(self) -> bool:
         return False
 
     def read_now(self, offset: int, length: int) -> None:

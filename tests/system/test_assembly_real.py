@@ -316,7 +316,7 @@ def test_a_sidecar_cut_off(pair: list[Path], tmp_path: Path) -> None:
 
 
 def test_a_sidecar_that_cannot_be_written_at_the_mount(tmp_path: Path) -> None:
-    """41, 43: that replica is left behind or refused in one line; nothing crashes."""
+    """41, 43: that replica is ejected or refused in one line; nothing crashes."""
     with FaultFS(tmp_path) as faulty:
         images = create([tmp_path / "a.img", faulty.path("b.img")], SIZE, "--vote-threshold=1")
         faulty.inject("b.img.quorumfs", "write", errno=errno.EIO)

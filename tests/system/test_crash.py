@@ -265,7 +265,7 @@ def test_what_was_read_stays_though_its_source_fails(tmp_path: Path) -> None:
             disk.kill()
 
 
-def test_a_kill_while_one_is_left_behind(tmp_path: Path) -> None:
+def test_a_kill_while_one_is_ejected(tmp_path: Path) -> None:
     """Nobody takes it for current afterwards; it gets what it missed, and what may differ."""
     with FaultFS(tmp_path) as faulty:
         paths = [faulty.path("a.img"), tmp_path / "b.img"]

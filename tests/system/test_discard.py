@@ -31,7 +31,7 @@ from support.sparse import (
 
 from quorumfs.replica import punching
 from quorumfs.replica.filestorage import FileStorage
-from quorumfs.replica.replica import Gathering, Replica
+from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation
 
 KIB, MIB, TIB = 1 << 10, 1 << 20, 1 << 40
@@ -153,9 +153,9 @@ async def test_a_missing_mode_is_asked_for_once(
     replica = Replica(0, "a", file, timeout_s=8)
     for kind in [Kind.ZERO, Kind.DISCARD, Kind.ZERO, Kind.ALLOCATE, Kind.ALLOCATE]:
         operation = Operation(kind, 1, 2 * MIB)
-        gathering = Gathering(1)
-        gathering.submit(replica, operation)
-        await gathering.complete()
+        fan_out = FanOut(1)
+        fan_out.submit(replica, operation)
+        await fan_out.complete()
         assert operation.error is None
     await replica.close()
     assert asked == [ZERO_RANGE | KEEP_SIZE, PUNCH, KEEP_SIZE]

@@ -15,7 +15,7 @@ from support.faultfs import FaultFS
 from support.mounting import QUORUMFS, quorumfs
 
 from quorumfs.decisions.assembly import new_record
-from quorumfs.decisions.dirtymap import CHUNK_MIN, INTENT, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.dirtymap import CHUNK_MIN, INTENT, UNVERIFIED, DirtyMap, out_of_sync
 from quorumfs.decisions.record import (
     Identity,
     Phase,
@@ -90,7 +90,7 @@ def test_everything_in_a_sidecar_is_told(pair: Set) -> None:
     disk_map = DirtyMap(SIZE, CHUNK_MIN)
     disk_map.add(INTENT, range(3))
     disk_map.add(UNVERIFIED, range(1))
-    disk_map.add(lacks(1), range(9, 11))  # the last one is short
+    disk_map.add(out_of_sync(1), range(9, 11))  # the last one is short
     pair.write(0, record, disk_map)
     content = examine(a)
     assert content["schema"] == 1
@@ -227,13 +227,13 @@ def test_a_clean_pair_is_assembled(pair: Set) -> None:
     assert "mounted together: rule: clean: closed in order" in text_of(*pair.paths)
 
 
-def test_a_replica_left_behind_and_what_it_will_get(pair: Set) -> None:
+def test_an_ejected_replica_and_what_it_will_get(pair: Set) -> None:
     """Only what was written since, in chunks."""
     pair.write(1)
     record = replace(pair.record.with_state([1], RoleState.STALE).minted(), sequence=2)
     record = record.with_state([0], RoleState.CURRENT)
     disk_map = DirtyMap(SIZE, CHUNK_MIN)
-    disk_map.add(lacks(1), range(2))
+    disk_map.add(out_of_sync(1), range(2))
     pair.write(0, record, disk_map)
     _, stale = examine(*pair.paths)["assembly"]["members"]
     assert (stale["state"], stale["compare"]) == ("stale", False)

@@ -1,4 +1,4 @@
-"""What ``status`` says while requests fail because a replica cannot be left behind.
+"""What ``status`` says while requests fail because a replica cannot be ejected.
 
 It must never call a disk healthy whose flushes fail, names what is wrong with which replica, and
 is healthy again once that is mended; what it says to do is what mends it.
@@ -130,7 +130,7 @@ def test_a_truncated_one_of_two_that_must_agree(tmp_path: Path) -> None:
 
 
 def test_one_after_the_other_is_truncated(tmp_path: Path) -> None:
-    """The first is left behind, the last cannot be: both are named, and nothing is left."""
+    """The first is ejected, the last cannot be: both are named, and nothing is left."""
     images = create(named(tmp_path, 2), SIZE, "--vote-threshold=1")
     with SetMount(images, tmp_path, FIFO) as disk:
         write(disk, b"o")

@@ -158,7 +158,7 @@ def test_a_life(memory: Path) -> None:
     assert sweep(memory, live, Run.check, every=2) > 20
 
 
-def test_a_replica_is_left_behind(memory: Path) -> None:
+def test_a_replica_is_ejected(memory: Path) -> None:
     """The first to be read, until the write that it missed is flushed."""
 
     def live(run: Run) -> None:

@@ -485,9 +485,7 @@ def test_umount_tells_of_a_last_flush_that_failed(slow: FaultFS, tmp_path: Path)
         assert filesystem_at(mounted.mountpoint) is None
 
 
-def test_a_replica_that_hangs_in_the_last_flush_is_left_behind(
-    slow: FaultFS, tmp_path: Path
-) -> None:
+def test_a_replica_that_hangs_in_the_last_flush_is_ejected(slow: FaultFS, tmp_path: Path) -> None:
     """The end of a mount has a deadline as every request has."""
     replicas = [slow.path("a.img"), slow.path("b.img")]
     options = "vote-threshold=1,replica-timeout=1s"

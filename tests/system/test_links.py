@@ -52,7 +52,7 @@ def links(tmp_path: Path, images: Sequence[Path]) -> list[Path]:
     return paths
 
 
-def test_a_replica_left_behind_through_a_link_is_known_by_its_real_path(
+def test_an_ejected_replica_through_a_link_is_known_by_its_real_path(
     images: list[Path], links: list[Path], tmp_path: Path
 ) -> None:
     """No stale read: what one name's mount has on record the other name's mount knows."""
@@ -175,7 +175,7 @@ def test_a_link_in_the_mount_point_is_refused(images: list[Path], tmp_path: Path
 def test_a_link_changed_while_mounted_leads_back_to_the_same_replica_only(
     images: list[Path], links: list[Path], tmp_path: Path, where: str
 ) -> None:
-    """What was left behind is opened by the path given, wherever that leads by then."""
+    """What was ejected is opened by the path given, wherever that leads by then."""
     stranger = tmp_path / "stranger.img"
     stranger.write_bytes(content := os.urandom(4 * MIB))
     with SetMount(links, tmp_path, FIFO):

@@ -1,4 +1,4 @@
-"""A replica that fails or goes away is left behind before the ack, and caught up by itself.
+"""A replica that fails or goes away is ejected before the ack, and caught up by itself.
 
 P1, P3 and P5 with real faults: while a replica is away the guest sees nothing of it but one
 timeout, no read ever comes from it, and when it is back only what it missed is copied.
@@ -66,7 +66,7 @@ def mounted(
 
 
 def test_an_export_that_dies_and_comes_back(tmp_path: Path) -> None:
-    """71: ENOTCONN: left behind before the ack; what it missed is copied by itself, and no more."""
+    """71: ENOTCONN: ejected before the ack; what it missed is copied by itself, and no more."""
     with ExitStack() as stack:
         export = FaultFS(tmp_path)
         export.__enter__()
@@ -229,7 +229,7 @@ def test_the_first_of_fifo_misses_one_write(killed: bool, faulty: FaultFS, tmp_p
 
 
 def test_one_generation_for_one_change(faulty: FaultFS, tmp_path: Path) -> None:
-    """R3: minted when one is left behind, not once for each write it misses."""
+    """R3: minted when one is ejected, not once for each write it misses."""
     images = create([faulty.path(f"{name}.img") for name in "abc"])
     with mounted(faulty, images, tmp_path, "") as disk, opened(disk.file) as fd:
         disk.wait_healthy()
@@ -248,7 +248,7 @@ def test_one_generation_for_one_change(faulty: FaultFS, tmp_path: Path) -> None:
 
 
 def test_two_come_back_in_any_order(tmp_path: Path) -> None:
-    """99: left behind at different times, one fails again: each gets exactly what it missed."""
+    """99: ejected at different times, one fails again: each gets exactly what it missed."""
     with ExitStack() as stack:
         faults = []
         for name in "bc":
@@ -396,7 +396,7 @@ def use(disk: SetMount, fd: int, at_least_s: float) -> None:
 def test_one_failed_fsync_makes_all_since_the_last_good_one_suspect(
     faulty: FaultFS, tmp_path: Path
 ) -> None:
-    """R4: left behind at once; all written since is copied, though a cached read compares equal."""
+    """R4: ejected at once; all written since is copied, though a cached read compares equal."""
     images = create([tmp_path / "a.img", faulty.path("b.img")], EXTENT, ONE)
     with mounted(faulty, images, tmp_path, FIFO) as disk, opened(disk.file) as fd:
         disk.wait_healthy()
@@ -437,7 +437,7 @@ def test_a_flush_that_too_few_replicas_can_do_blames_nobody(
 
 
 def test_no_space_on_one(tmp_path: Path) -> None:
-    """51: left behind, the guest sees nothing; caught up by itself when there is space again."""
+    """51: ejected, the guest sees nothing; caught up by itself when there is space again."""
     with tmpfs(tmp_path / "small", 8 * MIB) as small:
         images = create([tmp_path / "a.img", small / "b.img"], EXTENT, ONE)
         with SetMount(images, tmp_path, FIFO) as disk:
@@ -474,7 +474,7 @@ def test_no_space_on_all(tmp_path: Path) -> None:
 
 
 def test_no_space_for_the_record_of_one(faulty: FaultFS, tmp_path: Path) -> None:
-    """53: what cannot record the intent is left behind; the guest sees nothing."""
+    """53: what cannot record the intent is ejected; the guest sees nothing."""
     images = create([tmp_path / "a.img", faulty.path("b.img")], SIZE, ONE)
     with mounted(faulty, images, tmp_path, FIFO) as disk, opened(disk.file) as fd:
         faulty.inject("b.img.quorumfs", "write", errno=errno.ENOSPC)
@@ -571,7 +571,7 @@ def test_a_source_that_cannot_read_alone(faulty: FaultFS, tmp_path: Path) -> Non
 
 
 def test_a_target_that_fails_again(faulty: FaultFS, tmp_path: Path) -> None:
-    """76: it is left behind again, keeps what it got, and nobody else is touched."""
+    """76: it is ejected again, keeps what it got, and nobody else is touched."""
     images = create([tmp_path / "a.img", faulty.path("b.img")], EXTENT, ONE)
     with mounted(faulty, images, tmp_path, FIFO) as disk, opened(disk.file) as fd:
         break_(faulty, "b.img")

@@ -188,7 +188,7 @@ def test_copies_that_were_only_read_still_are_one_set(
 
 
 def test_one_mounted_alone_and_only_read_is_no_side(pair: list[Path], tmp_path: Path) -> None:
-    """All mounts end with a kill; it gets what was written since it was left behind, no more."""
+    """All mounts end with a kill; it gets what was written since it was ejected, no more."""
     with SetMount(pair, tmp_path) as disk:
         write(disk, b"1", 32)
         disk.kill()
@@ -242,7 +242,7 @@ def test_without_a_write_the_word_is_needed_again(pair: list[Path], tmp_path: Pa
 
 @pytest.mark.parametrize("options", ["", "vote-threshold=1", "degraded,vote-threshold=1", "ro"])
 def test_only_the_stale_one(options: str, pair: list[Path], tmp_path: Path) -> None:
-    """21: b knows that it was left behind, once it has met a."""
+    """21: b knows that it was ejected, once it has met a."""
     with SetMount(pair, tmp_path, "vote-threshold=1") as disk:
         os.truncate(pair[1], CHUNK)
         write(disk, b"a", 32)
@@ -250,7 +250,7 @@ def test_only_the_stale_one(options: str, pair: list[Path], tmp_path: Path) -> N
         disk.wait_for_state(pair[1], "resyncing", "current")
         disk.wait_healthy()
         write(disk, b"a", 96)
-    # Now it is left behind with a record of that on itself: a resync that never ended.
+    # Now it is ejected with a record of that on itself: a resync that never ended.
     with SetMount(pair[:1], tmp_path, LONE) as disk:
         write(disk, b"A", 32)
     with SetMount(pair, tmp_path, "resync-rate=1K") as disk:

@@ -13,8 +13,8 @@ from quorumfs.decisions.assembly import (
     judge_returned,
     new_record,
 )
-from quorumfs.decisions.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
-from quorumfs.decisions.model import Found, Member, Plan, State
+from quorumfs.decisions.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, out_of_sync
+from quorumfs.decisions.model import Found, Member, Plan, Standing
 from quorumfs.decisions.record import ANCESTORS_MAX, Identity, Record, RoleState, Sidecar
 from quorumfs.decisions.resolution import resolve
 from quorumfs.errors import ExitCode
@@ -59,7 +59,7 @@ def gone(path: str) -> Found:
 
 
 def without(record: Record, *slots: int) -> Record:
-    """The record after *slots* were left behind."""
+    """The record after *slots* were ejected."""
     return next_record(record.with_state(slots, STALE).minted(), clean=False)
 
 
@@ -95,8 +95,8 @@ def test_a_set_that_was_closed_needs_nothing() -> None:
     plan = assemble([found(record, slot) for slot in (C, A, B)])
     assert plan.rule == "clean: closed in order"
     assert plan.record == record
-    assert plan.members == tuple(Member(f"/{'abc'[s]}.img", s, State.CURRENT) for s in (C, A, B))
-    assert (marks(plan), plan.left_behind, plan.prepared) == ([0] * CHUNKS, (), ())
+    assert plan.members == tuple(Member(f"/{'abc'[s]}.img", s, Standing.CURRENT) for s in (C, A, B))
+    assert (marks(plan), plan.ejected, plan.prepared) == ([0] * CHUNKS, (), ())
 
 
 def test_after_a_crash_what_any_of_them_marked_may_differ() -> None:
@@ -143,7 +143,7 @@ def test_a_join_that_one_committed_is_valid_for_all_that_prepared_it() -> None:
         plan = assemble([found(joined, A), found(before, B, {0: INTENT}, prepared=prepared)])
         assert states(plan) == ["current", "current"]
         assert marks(plan) == [INTENT, 0, 0, 0]
-        assert plan.left_behind == ()
+        assert plan.ejected == ()
 
 
 def test_what_nobody_committed_is_remembered_as_leading_nowhere() -> None:
@@ -153,7 +153,7 @@ def test_what_nobody_committed_is_remembered_as_leading_nowhere() -> None:
     again = replace(tried.minted(), sequence=7)
     plan = assemble([found(record, B, prepared=again), found(record, C)])
     assert states(plan) == ["current", "current"]
-    assert plan.left_behind == (A,)
+    assert plan.ejected == (A,)
     assert plan.prepared == (again.generation, tried.generation)
     assert plan.sequence_seen == 7
 
@@ -185,10 +185,10 @@ def test_enough_replicas_are_proof_that_nothing_is_elsewhere() -> None:
     for plan in (assemble(here), assemble([gone("/a.img"), *here])):
         assert plan.rule == "enough are present: nothing acknowledged can be elsewhere"
         assert states(plan)[-2:] == ["current", "current"]
-        assert plan.left_behind == (A,)
-        assert marks(plan) == [0, INTENT | lacks(A), 0, 0]
+        assert plan.ejected == (A,)
+        assert marks(plan) == [0, INTENT | out_of_sync(A), 0, 0]
     plan = assemble([gone("/a.img"), *here])
-    assert plan.members[0] == Member("/a.img", A, State.MISSING, "No such file or directory")
+    assert plan.members[0] == Member("/a.img", A, Standing.MISSING, "No such file or directory")
 
 
 def test_a_missing_replica_that_may_be_newer_needs_consent() -> None:
@@ -204,7 +204,7 @@ def test_a_missing_replica_that_may_be_newer_needs_consent() -> None:
 
     plan = assemble([found(record, B)], degraded=True)
     assert plan.rule.startswith("degraded: ")
-    assert (states(plan), plan.left_behind, plan.quorum) == (["current"], (A,), 1)
+    assert (states(plan), plan.ejected, plan.quorum) == (["current"], (A,), 1)
 
 
 @pytest.mark.parametrize(
@@ -290,11 +290,11 @@ def test_who_is_on_record_as_stale_holds_nothing_that_could_be_given_up() -> Non
 def test_a_replica_that_is_on_record_as_stale_may_be_missing() -> None:
     """Scenario 19: no flag, even alone."""
     record = without(first_record(2, 1), A)
-    plan = assemble([gone("/a.img"), found(record, B, {2: INTENT, 3: lacks(A)})])
+    plan = assemble([gone("/a.img"), found(record, B, {2: INTENT, 3: out_of_sync(A)})])
     assert plan.rule == "absent ones are on record as stale"
     assert states(plan) == ["missing", "current"]
-    assert plan.left_behind == ()
-    assert marks(plan) == [0, 0, INTENT | lacks(A), lacks(A)]
+    assert plan.ejected == ()
+    assert marks(plan) == [0, 0, INTENT | out_of_sync(A), out_of_sync(A)]
 
 
 def test_fewer_than_the_threshold_cannot_be_mounted() -> None:
@@ -333,7 +333,7 @@ def test_too_few_that_are_current_cannot_lower_the_threshold() -> None:
 
 
 def first_record_of(record: Record) -> Record:
-    """What a replica still holds that was left behind without knowing it."""
+    """What a replica still holds that was ejected without knowing it."""
     roles = tuple(replace(role, state=CURRENT) for role in record.roles)
     return replace(record, generation=record.ancestors[-1], ancestors=(), sequence=1, roles=roles)
 
@@ -346,7 +346,9 @@ def test_a_replica_that_was_removed_from_the_set_proves_nothing() -> None:
     assert error.rule == "may be newer"
     plan = assemble([found(rest, A), found(rest, B), found(record, C)])
     assert states(plan) == ["current", "current", "foreign"]
-    assert plan.members[2] == Member("/c.img", None, State.FOREIGN, "it was removed from the set")
+    assert plan.members[2] == Member(
+        "/c.img", None, Standing.FOREIGN, "it was removed from the set"
+    )
 
 
 def test_a_threshold_above_the_number_of_replicas_is_refused() -> None:
@@ -356,7 +358,7 @@ def test_a_threshold_above_the_number_of_replicas_is_refused() -> None:
     assert "got 3, allowed: 1 to 2" in str(error)
 
 
-# Somebody was left behind
+# Somebody was ejected
 
 
 @pytest.mark.parametrize("order", list(permutations((A, B, C))))
@@ -367,20 +369,20 @@ def test_the_direction_never_depends_on_the_order_of_the_command_line(
     record = first_record(3, 2)
     later = without(record, A)
     replicas = [
-        found(replace(record, clean=False), A, {0: INTENT, 1: lacks(C)}),
+        found(replace(record, clean=False), A, {0: INTENT, 1: out_of_sync(C)}),
         found(later, B, {1: INTENT}),
-        found(later, C, {2: lacks(A)}),
+        found(later, C, {2: out_of_sync(A)}),
     ]
     plan = assemble([replicas[slot] for slot in order])
     assert {m.slot: m.state for m in plan.members} == {
-        A: State.STALE,
-        B: State.CURRENT,
-        C: State.CURRENT,
+        A: Standing.STALE,
+        B: Standing.CURRENT,
+        C: Standing.CURRENT,
     }
     (stale,) = (member for member in plan.members if member.slot == A)
     assert stale.reason == f"left behind in generation {record.generation:016x}"
     assert not stale.compare
-    assert marks(plan) == [lacks(A), INTENT | lacks(A), lacks(A), 0]
+    assert marks(plan) == [out_of_sync(A), INTENT | out_of_sync(A), out_of_sync(A), 0]
 
 
 def test_only_stale_replicas_are_no_set() -> None:
@@ -396,7 +398,7 @@ def test_only_stale_replicas_are_no_set() -> None:
 
 
 def test_what_a_replica_knows_counts_even_if_its_image_cannot_be_used() -> None:
-    """B's image was truncated, but its sidecar tells that A was left behind."""
+    """B's image was truncated, but its sidecar tells that A was ejected."""
     record = first_record(2, 1)
     later = without(record, A)
     cut = found(later, B, image=Identity(2, SIZE - 1, 1, 1))
@@ -409,20 +411,20 @@ def test_a_replica_in_mid_resync_goes_on_where_it_was() -> None:
     started = next_record(record)
     since = next_record(started.with_state([A], STALE))
     target = found(started.with_state([A], RESYNCING), A, {0: INTENT})
-    plan = assemble([target, found(since, B, {3: lacks(A)})])
+    plan = assemble([target, found(since, B, {3: out_of_sync(A)})])
     assert states(plan) == ["stale", "current"]
     assert not plan.members[A].compare
-    assert marks(plan) == [0, 0, 0, lacks(A)]
+    assert marks(plan) == [0, 0, 0, out_of_sync(A)]
 
 
 def test_what_only_an_absent_replica_knows_is_compared_in_full() -> None:
-    """A resync of C that A began alone, too few to leave B behind: B has no marks for it."""
+    """A resync of C that A began alone, too few to eject B: B has no marks for it."""
     record = first_record(3, 2)
     begun = replace(record, sequence=5).with_state([A], CURRENT).with_state([C], RESYNCING)
     plan = assemble([found(record, B), found(begun, C)])
     assert states(plan) == ["current", "stale"]
     assert plan.members[1].compare
-    assert marks(plan) == [lacks(C)] * CHUNKS
+    assert marks(plan) == [out_of_sync(C)] * CHUNKS
     assert marks(assemble([found(begun, A), found(record, B), found(begun, C)])) == [0] * CHUNKS
 
 
@@ -433,9 +435,9 @@ def test_who_was_about_to_be_resynced_knows_that_it_is_stale() -> None:
     begun = next_record(later).with_state([A], RESYNCING)
     target = found(record, A, prepared=begun)
     assert refusal(target, degraded=True).rule == "only stale"
-    plan = assemble([target, found(later, B, {1: lacks(A)})])
+    plan = assemble([target, found(later, B, {1: out_of_sync(A)})])
     assert states(plan) == ["stale", "current"]
-    assert (marks(plan), plan.prepared) == ([0, lacks(A), 0, 0], ())
+    assert (marks(plan), plan.prepared) == ([0, out_of_sync(A), 0, 0], ())
     assert plan.sequence_seen == begun.sequence
 
 
@@ -447,17 +449,17 @@ def test_a_mixture_is_never_current() -> None:
     late = late.with_role(A, sequence=1)
     plan = assemble([found(half, A), found(late, B), found(late, C)])
     assert states(plan) == ["stale", "current", "current"]
-    assert marks(plan) == [lacks(A)] * CHUNKS
+    assert marks(plan) == [out_of_sync(A)] * CHUNKS
 
 
 def test_what_a_current_replica_was_said_to_lack_may_differ() -> None:
-    """The end of a resync is written after the join; and too few leave nobody behind.
+    """The end of a resync is written after the join; and too few eject nobody.
 
     The one that is said to lack something is not the one to be believed.
     """
     record = first_record(2, 1)
-    plan = assemble([found(record, A), found(record, B, {1: lacks(A)})])
-    assert marks(plan) == [0, INTENT | lacks(A), 0, 0]
+    plan = assemble([found(record, A), found(record, B, {1: out_of_sync(A)})])
+    assert marks(plan) == [0, INTENT | out_of_sync(A), 0, 0]
 
 
 def test_each_returning_replica_gets_what_was_written_since_it_left() -> None:
@@ -465,10 +467,10 @@ def test_each_returning_replica_gets_what_was_written_since_it_left() -> None:
     record = first_record(3, 1)
     second = without(record, A)
     third = without(second, B)
-    last = found(third, C, {0: lacks(A), 1: lacks(A) | lacks(B)})
+    last = found(third, C, {0: out_of_sync(A), 1: out_of_sync(A) | out_of_sync(B)})
     plan = assemble([found(record, A), found(second, B), last])
     assert states(plan) == ["stale", "stale", "current"]
-    assert marks(plan) == [lacks(A), lacks(A) | lacks(B), 0, 0]
+    assert marks(plan) == [out_of_sync(A), out_of_sync(A) | out_of_sync(B), 0, 0]
     assert not any(member.compare for member in plan.members)
 
 
@@ -479,7 +481,7 @@ def test_an_absence_longer_than_the_list_of_ancestors_is_still_known() -> None:
     for _ in range(ANCESTORS_MAX + 3):
         later = without(later.with_state([B], CURRENT), B)
     assert record.generation not in later.history
-    plan = assemble([found(record, A), found(later, C, {1: lacks(A)})])
+    plan = assemble([found(record, A), found(later, C, {1: out_of_sync(A)})])
     assert states(plan) == ["stale", "current"]
     assert not plan.members[0].compare
 
@@ -487,14 +489,14 @@ def test_an_absence_longer_than_the_list_of_ancestors_is_still_known() -> None:
 # Put back, changed, copied
 
 
-def test_a_replica_put_back_from_before_it_was_left_behind_is_compared_in_full() -> None:
+def test_a_replica_put_back_from_before_it_was_ejected_is_compared_in_full() -> None:
     """Same generation, but marks were cleared since: the sequence tells."""
     record = first_record(2, 1)
     left_with = next_record(record)
     plan = assemble([found(record, A), found(without(left_with, A), B)])
     assert plan.members[A].compare
     assert plan.members[A].reason == "left behind longer ago than the others remember"
-    assert marks(plan) == [lacks(A)] * CHUNKS
+    assert marks(plan) == [out_of_sync(A)] * CHUNKS
     # With what it had when it was left, or had only prepared then, it gets just what is marked.
     for one in (found(left_with, A), found(record, A, prepared=left_with)):
         assert marks(assemble([one, found(without(left_with, A), B)])) == [0] * CHUNKS
@@ -508,8 +510,8 @@ def test_a_current_replica_put_back_from_a_backup_is_behind() -> None:
     assert states(plan) == ["stale", "current", "current"]
     assert plan.members[A].reason == OLDER
     assert plan.members[A].compare
-    assert marks(plan) == [lacks(A)] * CHUNKS
-    assert plan.left_behind == (A,)
+    assert marks(plan) == [out_of_sync(A)] * CHUNKS
+    assert plan.ejected == (A,)
 
 
 def test_what_a_backup_replaced_may_have_been_newer() -> None:
@@ -535,8 +537,8 @@ def test_an_image_changed_behind_its_sidecar_is_suspect(image: Identity) -> None
     plan = assemble([found(record, A, {0: UNVERIFIED}, image=image), found(record, B)])
     assert states(plan) == ["suspect", "current"]
     assert plan.members[A].compare
-    assert plan.left_behind == (A,)
-    assert marks(plan) == [lacks(A)] * CHUNKS
+    assert plan.ejected == (A,)
+    assert marks(plan) == [out_of_sync(A)] * CHUNKS
 
 
 def test_a_suspect_replica_proves_nothing() -> None:
@@ -609,10 +611,10 @@ def test_one_that_comes_back_in_another_mount_is_compared_in_full() -> None:
     record = first_record(2, 1)
     later = record.with_state([B], RoleState.STALE).minted()
     same = passing(record, B, then=7, now=7)
-    assert judge_returned(later, B, same).state is State.STALE
+    assert judge_returned(later, B, same).state is Standing.STALE
     assert not judge_returned(later, B, same).compare
     other = passing(record, B, then=7, now=8)
-    assert judge_returned(later, B, other).state is State.SUSPECT
+    assert judge_returned(later, B, other).state is Standing.SUSPECT
     assert judge_returned(later, B, other).compare
 
 
@@ -622,7 +624,7 @@ def test_a_set_that_was_copied_as_a_whole_is_usable_and_verified() -> None:
     moved = [found(record, s, image=Identity(50 + s, SIZE, 9, 9)) for s in (A, B, C)]
     plan = assemble(moved)
     assert states(plan) == ["current", "current", "suspect"]
-    assert marks(plan) == [UNVERIFIED | lacks(C)] * CHUNKS
+    assert marks(plan) == [UNVERIFIED | out_of_sync(C)] * CHUNKS
     assert "all images were moved or changed together" in plan.notes[0]
 
 
@@ -633,7 +635,7 @@ def test_a_copied_set_cannot_prove_that_nothing_is_elsewhere() -> None:
     error = refusal(*moved)
     assert error.rule == "may be newer"
     assert "/c.img" in str(error)
-    assert marks(assemble(moved, degraded=True)) == [UNVERIFIED | lacks(C)] * CHUNKS
+    assert marks(assemble(moved, degraded=True)) == [UNVERIFIED | out_of_sync(C)] * CHUNKS
 
 
 def test_a_changed_replica_alone_is_not_believed_about_the_others() -> None:
@@ -645,7 +647,7 @@ def test_a_changed_replica_alone_is_not_believed_about_the_others() -> None:
     assert "/b.img" in str(error)
     plan = assemble([alone], degraded=True)
     assert states(plan) == ["current"]
-    assert marks(plan) == [lacks(B)] * CHUNKS
+    assert marks(plan) == [out_of_sync(B)] * CHUNKS
 
 
 def test_a_changed_stale_replica_never_becomes_current() -> None:
@@ -682,7 +684,10 @@ def test_split_brain_is_refused_with_both_histories() -> None:
     """Scenario 22: nothing is written, exit code 3, changed chunks counted."""
     record = first_record(2, 1)
     ours, theirs = without(record, B), without(record, A)
-    replicas = [found(ours, A, {0: lacks(B), 1: lacks(B)}), found(theirs, B, {3: lacks(A)})]
+    replicas = [
+        found(ours, A, {0: out_of_sync(B), 1: out_of_sync(B)}),
+        found(theirs, B, {3: out_of_sync(A)}),
+    ]
     for degraded in (False, True):
         error = refusal(*replicas, degraded=degraded)
         assert (error.rule, error.exit_code) == ("split brain", ExitCode.NEEDS_OPERATOR)
@@ -697,9 +702,9 @@ def test_split_brain_is_refused_with_both_histories() -> None:
 def test_a_side_that_wrote_nothing_is_no_side() -> None:
     """Scenario 23: it has minted nothing."""
     record = first_record(2, 1)
-    plan = assemble([found(without(record, B), A, {0: lacks(B)}), found(record, B)])
+    plan = assemble([found(without(record, B), A, {0: out_of_sync(B)}), found(record, B)])
     assert states(plan) == ["current", "stale"]
-    assert marks(plan) == [lacks(B), 0, 0, 0]
+    assert marks(plan) == [out_of_sync(B), 0, 0, 0]
 
 
 def test_a_third_replica_decides_no_split_brain() -> None:
@@ -749,8 +754,8 @@ def test_a_replica_without_a_readable_sidecar_is_never_touched() -> None:
         bad = Found("/b.img", image_of(B), problem=problem)
         plan = assemble([found(record, A), bad, found(record, C)])
         assert states(plan) == ["current", "foreign", "current"]
-        assert plan.members[B] == Member("/b.img", B, State.FOREIGN, problem)
-        assert plan.left_behind == (B,)
+        assert plan.members[B] == Member("/b.img", B, Standing.FOREIGN, problem)
+        assert plan.ejected == (B,)
         assert refusal(found(record, A), bad).rule == "no quorum"
 
 
@@ -908,5 +913,5 @@ def test_one_that_was_away_for_many_generations_comes_back() -> None:
         later = later.minted()
     assert record.generation not in later.history
     returned = judge_returned(later, 1, Found("/b", Identity(1, size), own))
-    assert returned.state is State.STALE
+    assert returned.state is Standing.STALE
     assert not returned.compare

@@ -23,8 +23,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, image_changed, new_record
-from quorumfs.decisions.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
-from quorumfs.decisions.model import Found, Plan, State
+from quorumfs.decisions.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, out_of_sync
+from quorumfs.decisions.model import Found, Plan, Standing
 from quorumfs.decisions.record import Identity, Record, RoleState, Sidecar
 
 CHUNK = 64 << 10
@@ -156,24 +156,24 @@ class Set:
             self.demand(not decidable or threshold is not None, "it could be decided")
             return None
         members = [(m.slot, m.state.value) for m in plan.members]
-        self.note(f"plan: {plan.rule}: {members} {list(plan.map.states)} left={plan.left_behind}")
+        self.note(f"plan: {plan.rule}: {members} {list(plan.map.states)} left={plan.ejected}")
         consent = plan.rule.startswith("degraded")
         wrong = self._wrong(plan, present, consent=consent)
         if wrong and not enough:
             gone = not self.holders
             unseen = any(replica.unseen for replica in present)
             all_changed = all(image_changed(one) for one in found if one.sidecar)
-            current = {m.slot for m in plan.members if m.state is State.CURRENT}
+            current = {m.slot for m in plan.members if m.state is Standing.CURRENT}
             other_side = self.forked and not current & self.holders
             if gone or unseen or all_changed or other_side:
                 raise _UndecidableError
         self.demand(not wrong, wrong)
-        current = {m.slot for m in plan.members if m.state is State.CURRENT}
+        current = {m.slot for m in plan.members if m.state is Standing.CURRENT}
         if not current & self.holders and any(replica.unseen for replica in present):
             raise _UndecidableError  # they go on from an older state, and cannot know
         for member in plan.members:
             replica = self.replicas[member.slot]  # type: ignore[index]
-            if member.state is State.CURRENT and replica.unseen:
+            if member.state is Standing.CURRENT and replica.unseen:
                 for chunk in EVERYTHING:
                     if replica.durable[chunk] not in self.allowed[chunk]:
                         raise _UndecidableError
@@ -185,8 +185,8 @@ class Set:
         states = {m.slot: m.state for m in plan.members if m.slot in by_slot}
         if set(states) != set(by_slot):
             return f"nothing is said about some of {set(by_slot)}"
-        current = [by_slot[slot] for slot in by_slot if states[slot] is State.CURRENT]
-        others = [by_slot[slot] for slot in by_slot if states[slot] is not State.CURRENT]
+        current = [by_slot[slot] for slot in by_slot if states[slot] is Standing.CURRENT]
+        others = [by_slot[slot] for slot in by_slot if states[slot] is not Standing.CURRENT]
         if not current:
             return "nobody is current"
         for chunk in EVERYTHING:
@@ -200,7 +200,7 @@ class Set:
             if len(held) > 1 and not facts & (INTENT | UNVERIFIED):
                 return f"nobody knows that the current ones differ in chunk {chunk}"
             for other in others:
-                if {other.durable[chunk]} != held and not facts & lacks(other.slot):
+                if {other.durable[chunk]} != held and not facts & out_of_sync(other.slot):
                     return f"nobody knows that {other.slot} lacks something in chunk {chunk}"
         return ""
 
@@ -236,7 +236,9 @@ class Session:
         self.quorum = plan.quorum
         by_slot = {replica.slot: replica for replica in present}
         self.members = [
-            by_slot[m.slot] for m in plan.members if m.slot in by_slot and m.state is State.CURRENT
+            by_slot[m.slot]
+            for m in plan.members
+            if m.slot in by_slot and m.state is Standing.CURRENT
         ]
         self.stale = [replica for replica in present if replica not in self.members]
         self.targets: dict[int, set[int]] = {}
@@ -297,9 +299,9 @@ class Session:
         return [slot for slot in self.out() if roles[slot].state is RoleState.CURRENT]
 
     def commit(self, *, clean: bool = False, resyncing: Replica | None = None) -> None:
-        """Two phases on all members; who fails is left behind by another record.
+        """Two phases on all members; who fails is ejected by another record.
 
-        Too few leave nobody behind: they acknowledge nothing either.
+        Too few eject nobody: they acknowledge nothing either.
         """
         while True:
             self.sequence += 1
@@ -355,7 +357,7 @@ class Session:
         self.dropped = True
         for replica in failed:
             self.members.remove(replica)
-            self.map.add_where(INTENT, lacks(replica.slot))
+            self.map.add_where(INTENT, out_of_sync(replica.slot))
             if self.random.random() < 0.5:
                 self.stale.append(replica)  # it comes back at once
         self.set.note(f"failed {[replica.slot for replica in failed]}")
@@ -386,7 +388,7 @@ class Session:
             self.put_map(self.members)
         for slot in self.out():
             if slot not in self.targets:
-                self.map.add(lacks(slot), here)
+                self.map.add(out_of_sync(slot), here)
         self.set.note(f"write {chunk}")
         same = len({replica.visible[chunk] for replica in self.members}) == 1
         version = self.set.new_version()
@@ -397,7 +399,7 @@ class Session:
             if self.fails():
                 failed.append(replica)
                 continue
-            lacking = bool(self.map.states[chunk] & lacks(replica.slot))
+            lacking = bool(self.map.states[chunk] & out_of_sync(replica.slot))
             mixture = lacking and chunk not in self.targets.get(replica.slot, EVERYTHING)
             whole = same and not mixture
             replica.visible[chunk] = version if whole else self.set.new_version()
@@ -406,7 +408,7 @@ class Session:
                 self.set.allowed[chunk].add(replica.visible[chunk])
         for replica in failed:
             if replica in targets:
-                self.map.add(lacks(replica.slot), here)
+                self.map.add(out_of_sync(replica.slot), here)
                 self.drop_target(replica)
         gone = [replica for replica in failed if replica in self.members]
         if gone:
@@ -455,7 +457,7 @@ class Session:
         self.commit()
         if self.out():
             return
-        lost = sum(lacks(replica.slot) for replica in self.members)
+        lost = sum(out_of_sync(replica.slot) for replica in self.members)
         for chunk in settled:
             self.map.remove(INTENT | UNVERIFIED | lost, range(chunk, chunk + 1))
         self.put_map(self.members)
@@ -487,7 +489,7 @@ class Session:
 
     def copy(self, replica: Replica, chunk: int) -> None:
         self.step()
-        if self.map.states[chunk] & lacks(replica.slot):
+        if self.map.states[chunk] & out_of_sync(replica.slot):
             replica.visible[chunk] = self.members[0].visible[chunk]
             replica.image = replace(replica.image, mtime_ns=self.set.tick())
             self.targets[replica.slot].add(chunk)
@@ -502,7 +504,7 @@ class Session:
 
     def drop_target(self, replica: Replica) -> None:
         del self.targets[replica.slot]
-        self.map.add_where(INTENT, lacks(replica.slot))
+        self.map.add_where(INTENT, out_of_sync(replica.slot))
         if self.random.random() < 0.5:
             self.stale.append(replica)
 
@@ -513,7 +515,7 @@ class Session:
             return
         self.commit(resyncing=replica)
         for chunk in copied_chunks:
-            self.map.remove(lacks(replica.slot), range(chunk, chunk + 1))
+            self.map.remove(out_of_sync(replica.slot), range(chunk, chunk + 1))
         self.targets[replica.slot] = set()
         self.put_map(self.members)
         self.set.note(f"checkpoint {replica.slot} {copied_chunks}")
@@ -523,14 +525,14 @@ class Session:
         ready = [
             self.set.replicas[slot]
             for slot, chunks in self.targets.items()
-            if all(c in chunks or not self.map.states[c] & lacks(slot) for c in EVERYTHING)
+            if all(c in chunks or not self.map.states[c] & out_of_sync(slot) for c in EVERYTHING)
         ]
         ready = [replica for replica in ready if self.sync_target(replica)]
         if not ready or len(self.members) + len(ready) < self.quorum:
             return
         before = self.map.copy()
         for replica in ready:
-            self.map.remove(lacks(replica.slot), EVERYTHING)
+            self.map.remove(out_of_sync(replica.slot), EVERYTHING)
         self.put_map(ready)
         for replica in ready:
             del self.targets[replica.slot]
@@ -661,7 +663,7 @@ def finish(all_: Set) -> None:
         held = {replica.durable[chunk] for replica in all_.replicas}
         all_.demand(len(held) == 1, f"chunk {chunk} is not alike: {held}")
     plan = assemble([Found(r.path, r.image, r.sidecar) for r in all_.replicas])
-    all_.demand(all(m.state is State.CURRENT for m in plan.members), "somebody is still behind")
+    all_.demand(all(m.state is Standing.CURRENT for m in plan.members), "somebody is still behind")
     all_.demand(not session.opened or not any(plan.map.states), "something is left to do")
 
 

@@ -13,8 +13,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from quorumfs.decisions.assembly import new_record
-from quorumfs.decisions.dirtymap import CHUNK_MIN, EXTENT, INTENT, UNVERIFIED, DirtyMap, lacks
-from quorumfs.decisions.model import Found, Member, Plan, State
+from quorumfs.decisions.dirtymap import CHUNK_MIN, EXTENT, INTENT, UNVERIFIED, DirtyMap, out_of_sync
+from quorumfs.decisions.model import Found, Member, Plan, Standing
 from quorumfs.decisions.record import RoleState
 from quorumfs.disk.disk import NOW_MAX
 from quorumfs.metadata.ledger.commit import Records
@@ -31,10 +31,10 @@ MOUNT = 7
 class Known:
     """What a ledger is to know, apart from its map."""
 
-    states: list[State]
+    states: list[Standing]
     """Of the replicas; one that is `RESYNCING` is the target."""
     threshold: int
-    left_behind_on_record: bool
+    ejected_on_record: bool
     """Whoever is not current is on record as such."""
     in_use: bool
     entered: bool
@@ -52,13 +52,13 @@ Request = tuple[int, int]
 def ledger_of(known: Known, steps: list[Step]) -> Ledger:
     paths = [f"r{number}" for number in range(len(known.states))]
     record = new_record(paths, SIZE, known.threshold, random_bytes=lambda size: b"\1" * size)
-    if known.left_behind_on_record:
+    if known.ejected_on_record:
         for slot, state in enumerate(known.states):
-            if state is not State.CURRENT:
+            if state is not Standing.CURRENT:
                 record = record.with_role(slot, state=RoleState.STALE)
     record = record.entered(MOUNT, changed=known.entered)
     members = tuple(
-        Member(path, slot, State.CURRENT if state is State.CURRENT else State.STALE)
+        Member(path, slot, Standing.CURRENT if state is Standing.CURRENT else Standing.STALE)
         for slot, (path, state) in enumerate(zip(paths, known.states, strict=True))
     )
     plan = Plan("any", record, known.threshold, DirtyMap(SIZE, CHUNK_MIN), members)
@@ -72,8 +72,8 @@ def ledger_of(known: Known, steps: list[Step]) -> Ledger:
         notify=lambda: None,
     )
     for replica, state in zip(replicas, known.states, strict=True):
-        replica.role = state
-        if state is State.RESYNCING:
+        replica.standing = state
+        if state is Standing.RESYNCING:
             target = ledger.targets.resyncing = ledger.targets.of(replica)
             target.begin()
             target.mirroring, target.joining = known.mirroring, known.joining
@@ -125,15 +125,15 @@ MARKED: list[Step] = [partial(add, INTENT, range(CHUNKS)), record]
 @st.composite
 def knowns(draw: st.DrawFn) -> Known:
     mostly = st.sampled_from([True] * 12 + [False])
-    states = draw(st.lists(st.sampled_from([State.CURRENT] * 3 + [State.STALE]), max_size=3))
-    target = draw(st.sampled_from([[], [State.RESYNCING]]))
-    states = [State.CURRENT, *states, *target]
+    states = draw(st.lists(st.sampled_from([Standing.CURRENT] * 3 + [Standing.STALE]), max_size=3))
+    target = draw(st.sampled_from([[], [Standing.RESYNCING]]))
+    states = [Standing.CURRENT, *states, *target]
     enough = draw(mostly)
-    threshold = draw(st.integers(1, states.count(State.CURRENT))) if enough else len(states)
+    threshold = draw(st.integers(1, states.count(Standing.CURRENT))) if enough else len(states)
     return Known(
         states,
         threshold,
-        left_behind_on_record=draw(mostly),
+        ejected_on_record=draw(mostly),
         in_use=draw(mostly),
         entered=draw(mostly),
         mirroring=draw(st.booleans()),
@@ -147,7 +147,7 @@ def steps(draw: st.DrawFn, slots: int) -> Step:
     run = range(start, draw(st.integers(start + 1, CHUNKS)))
     whole = range(CHUNKS)
     chunks = draw(st.sampled_from([run, whole]))
-    bits = draw(st.sampled_from([INTENT, INTENT, UNVERIFIED, *map(lacks, range(slots))]))
+    bits = draw(st.sampled_from([INTENT, INTENT, UNVERIFIED, *map(out_of_sync, range(slots))]))
     possible: list[Step] = [
         partial(add, bits, chunks),
         partial(remove, bits, chunks),
@@ -180,7 +180,7 @@ def situations(draw: st.DrawFn) -> tuple[Known, list[Step], Request]:
 
 
 def left(ledger: Ledger) -> object:
-    """All that a change which begins may leave behind."""
+    """All that a change which begins may eject."""
     epochs, target = ledger.epochs, ledger.target
     receivers = ledger.membership.receivers
     return (
@@ -231,9 +231,9 @@ def test_begin_now_is_prepared_and_begin(situation: tuple[Known, list[Step], Req
 
 
 IN_USE = Known(
-    [State.CURRENT, State.CURRENT],
+    [Standing.CURRENT, Standing.CURRENT],
     2,
-    left_behind_on_record=True,
+    ejected_on_record=True,
     in_use=True,
     entered=True,
     mirroring=False,
@@ -250,11 +250,11 @@ def test_a_write_to_what_is_marked_is_taken() -> None:
     [
         (IN_USE, MARKED[:1]),
         (IN_USE, [*MARKED, partial(add, UNVERIFIED, range(1))]),
-        (IN_USE, [*MARKED, partial(add, lacks(1), range(1))]),
+        (IN_USE, [*MARKED, partial(add, out_of_sync(1), range(1))]),
         (IN_USE, [*MARKED, partial(cannot_be_read, range(1))]),
         (replace(IN_USE, in_use=False), MARKED),
         (replace(IN_USE, entered=False), MARKED),
-        (replace(IN_USE, states=[State.CURRENT, State.STALE]), MARKED),
+        (replace(IN_USE, states=[Standing.CURRENT, Standing.STALE]), MARKED),
     ],
 )
 def test_a_write_that_would_have_to_wait_is_not(known: Known, happened: list[Step]) -> None:

@@ -16,13 +16,13 @@ from support.claims import HERE, claim
 
 from quorumfs.decisions.claim import (
     Claim,
+    ClaimState,
     FoundClaim,
-    Standing,
     Tenure,
+    claim_state,
     decode_claim,
     encode_claim,
     in_the_way,
-    standing,
 )
 from quorumfs.decisions.sidecar import PAGE
 from quorumfs.replica import claimant
@@ -139,40 +139,40 @@ def test_the_whole_table() -> None:
             released=bool(released),
         )
         ours = boot == "b1" and namespace == "n1"
-        found = standing(one, HERE, _says(bool(running)) if ours else _never, locked=(8, 1))
+        found = claim_state(one, HERE, _says(bool(running)) if ours else _never, locked=(8, 1))
         if released:
-            assert found is Standing.RELEASED
+            assert found is ClaimState.RELEASED
         elif ours:
-            assert found is (Standing.RUNNING if running else Standing.ENDED)
+            assert found is (ClaimState.RUNNING if running else ClaimState.ENDED)
         elif boot == "b1":
-            assert found is (Standing.ENDED if file else Standing.HIDDEN)
+            assert found is (ClaimState.ENDED if file else ClaimState.HIDDEN)
         elif boot and machine == "m1" and host == "here":
-            assert found is Standing.ENDED  # before the last restart
+            assert found is ClaimState.ENDED  # before the last restart
         else:
-            assert found is Standing.ELSEWHERE
+            assert found is ClaimState.ELSEWHERE
 
 
 def test_who_does_not_know_itself_takes_over_from_nobody() -> None:
     """Two hosts without ids must not take each other for themselves."""
     nameless = replace(HERE, machine="", boot="", namespace="")
-    assert standing(replace(nameless, mount=2), nameless, _never) is Standing.ELSEWHERE
-    assert standing(claim(host="here"), nameless, _never) is Standing.ELSEWHERE
+    assert claim_state(replace(nameless, mount=2), nameless, _never) is ClaimState.ELSEWHERE
+    assert claim_state(claim(host="here"), nameless, _never) is ClaimState.ELSEWHERE
     no_namespace = replace(HERE, namespace="")
-    assert standing(replace(no_namespace, mount=2), no_namespace, _never) is Standing.HIDDEN
+    assert claim_state(replace(no_namespace, mount=2), no_namespace, _never) is ClaimState.HIDDEN
 
 
 def test_a_mount_that_released_anywhere_is_over() -> None:
     """The replica where it did not was away when it was unmounted."""
-    left = FoundClaim("b", claim(), Standing.ELSEWHERE)
+    left = FoundClaim("b", claim(), ClaimState.ELSEWHERE)
     assert in_the_way([left]) == [left]
-    assert not in_the_way([left, FoundClaim("a", claim(released=True), Standing.RELEASED)])
-    other = FoundClaim("a", claim(mount=3, released=True), Standing.RELEASED)
+    assert not in_the_way([left, FoundClaim("a", claim(released=True), ClaimState.RELEASED)])
+    other = FoundClaim("a", claim(mount=3, released=True), ClaimState.RELEASED)
     assert in_the_way([other, left]) == [left]
     assert not in_the_way([left], over=[2])
 
 
-@pytest.mark.parametrize("kind", [k for k in Standing if not k.over])
-def test_a_refusal_names_who_and_what_to_do(kind: Standing) -> None:
+@pytest.mark.parametrize("kind", [k for k in ClaimState if not k.over])
+def test_a_refusal_names_who_and_what_to_do(kind: ClaimState) -> None:
     text = FoundClaim("/a.img", claim(), kind).in_words("mount with -o takeover")
     assert "/a.img is in use by pid 4711 on nas1 since 2026-01-02 00:00:00 UTC: " in text
     assert text.endswith("mount with -o takeover")
@@ -194,7 +194,7 @@ def test_whose_claim_means_that_the_set_is_lost() -> None:
 def test_this_process_is_there() -> None:
     mine = claim_of_this_mount()
     assert mine.pid == os.getpid()
-    assert standing(replace(mine, mount=2), mine, runs) is Standing.RUNNING
+    assert claim_state(replace(mine, mount=2), mine, runs) is ClaimState.RUNNING
     assert claim_of_this_mount().mount != mine.mount
 
 

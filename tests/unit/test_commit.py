@@ -17,10 +17,10 @@ import pytest
 from quorumfs.decisions import record as record_module
 from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, new_record
 from quorumfs.decisions.dirtymap import CHUNK_MIN, DirtyMap
-from quorumfs.decisions.model import Found, Plan, State
+from quorumfs.decisions.model import Found, Plan, Standing
 from quorumfs.decisions.record import Identity, Phase, Sidecar
 from quorumfs.decisions.sidecar import PAGE, SLOT_OFFSETS, decode, encode, encode_slot
-from quorumfs.metadata.ledger.commit import GiveUp, LeaveBehind, Records, Write
+from quorumfs.metadata.ledger.commit import Eject, GiveUp, Records, Write
 from quorumfs.replica.replica import Replica
 
 SIZE = CHUNK_MIN
@@ -146,7 +146,7 @@ class Set:
                         for one in failed if effect.phase is Phase.COMMITTED else ():
                             one.spare_slot = 1 - one.spare_slot
                         answer = failed
-                    case LeaveBehind() as effect:
+                    case Eject() as effect:
                         gone = set(cast("Sequence[Holder]", effect.gone))
                         assert gone <= set(left)
                         answer = self.members = left = [one for one in left if one not in gone]
@@ -192,11 +192,11 @@ def subsets(holders: Sequence[Holder]) -> Iterator[tuple[Holder, ...]]:
 
 
 def current(plan: Plan) -> set[int | None]:
-    return {member.slot for member in plan.members if member.state is State.CURRENT}
+    return {member.slot for member in plan.members if member.state is Standing.CURRENT}
 
 
 KINDS = ["open", "close", "leave behind", "resync", "join"]
-CASES = [(2, 2, "open"), (2, 2, "close")]  # of two that are both needed none can be left behind
+CASES = [(2, 2, "open"), (2, 2, "close")]  # of two that are both needed none can be ejected
 CASES += [(2, 1, kind) for kind in KINDS]
 CASES += [(3, *rest) for rest in product((1, 2), KINDS) if "close" not in rest]
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quorumfs.decisions.dirtymap import (
-    ALL_LACK,
+    ALL_OUT_OF_SYNC,
     CHUNK_MIN,
     CHUNKS_MAX,
     EXTENT,
@@ -16,12 +16,12 @@ from quorumfs.decisions.dirtymap import (
     UNVERIFIED,
     DirtyMap,
     chunk_size_for,
-    lacks,
+    out_of_sync,
 )
 
 CHUNKS = 12
 CHUNK = CHUNK_MIN
-FACTS = (INTENT, UNVERIFIED, *(lacks(slot) for slot in range(REPLICAS_MAX)))
+FACTS = (INTENT, UNVERIFIED, *(out_of_sync(slot) for slot in range(REPLICAS_MAX)))
 
 facts = st.sets(st.sampled_from(FACTS), min_size=1)
 ranges = st.tuples(st.integers(0, CHUNKS), st.integers(0, CHUNKS)).map(
@@ -168,7 +168,7 @@ def test_lacking_bytes_are_those_of_the_chunks_that_lack(size: int, data: st.Dat
     disk_map = DirtyMap(size, CHUNK)
     lacking = data.draw(st.sets(st.integers(0, len(disk_map) - 1)))
     for chunk in lacking:
-        disk_map.add(lacks(2) | INTENT, range(chunk, chunk + 1))
+        disk_map.add(out_of_sync(2) | INTENT, range(chunk, chunk + 1))
     expected = sum(end - start for start, end in map(disk_map.bounds, lacking))
     assert disk_map.lacking_bytes(2) == expected
     assert disk_map.lacking_bytes(1) == 0
@@ -184,5 +184,5 @@ def test_each_fact_has_its_own_bit() -> None:
     assert len(set(FACTS)) == 8
     assert sum(FACTS) == 0xFF
     assert all(fact.bit_count() == 1 for fact in FACTS)
-    assert UNKNOWN == INTENT | ALL_LACK
-    assert not ALL_LACK & (INTENT | UNVERIFIED)
+    assert UNKNOWN == INTENT | ALL_OUT_OF_SYNC
+    assert not ALL_OUT_OF_SYNC & (INTENT | UNVERIFIED)

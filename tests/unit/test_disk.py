@@ -19,7 +19,7 @@ from support.simulated import (
 )
 from trio.testing import MockClock
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.patterns import Blkverify, Fifo, Quorum, ReadPattern
 from quorumfs.disk.watchdog import TICK_S
 from quorumfs.repair.rewrite import Rewriting
@@ -29,7 +29,7 @@ BLOCK = 4096
 X, Y = b"x" * BLOCK, b"y" * BLOCK
 
 
-def states(bench: Bench) -> list[State]:
+def states(bench: Bench) -> list[Standing]:
     """What each replica is to the set at this moment."""
     return [replica.state for replica in bench.disk.replicas]
 
@@ -154,10 +154,10 @@ async def test_an_acknowledged_write_is_never_unread(
     await bench.disk.write(100, b"new")
     bench.files[0].choose = takes(0)
     assert await bench.disk.read(99, 5) == b"\0new\0"
-    assert states(bench)[0] is State.STALE
+    assert states(bench)[0] is Standing.STALE
 
     await bench.disk.write(100, b"NEW")
-    assert states(bench)[0] is State.CURRENT
+    assert states(bench)[0] is Standing.CURRENT
     bench.files[1].choose = fails(errno.EIO, Kind.READ)
     assert await bench.disk.read(99, 5) == b"\0NEW\0"
 
@@ -170,7 +170,7 @@ async def test_a_failed_write_blames_nobody(
     for file in bench.files[1:]:
         file.choose = fails(errno.ENOSPC, Kind.WRITE)
     await raises(errno.ENOSPC, bench.disk.write(0, X))
-    assert set(states(bench)) == {State.CURRENT}
+    assert set(states(bench)) == {Standing.CURRENT}
 
 
 async def test_a_flush_counts_a_replica_only_for_what_it_holds(
@@ -256,10 +256,10 @@ async def test_a_stopped_process_blames_no_replica(
     await trio.testing.wait_all_tasks_blocked()
     mock_clock.jump(3)
     await trio.testing.wait_all_tasks_blocked()
-    assert set(states(bench)) == {State.CURRENT}
+    assert set(states(bench)) == {Standing.CURRENT}
     mock_clock.jump(0.3)
     await trio.testing.wait_all_tasks_blocked()
-    assert set(states(bench)) == {State.CURRENT}
+    assert set(states(bench)) == {Standing.CURRENT}
 
 
 async def test_a_read_ends_even_if_every_block_takes_long_to_find(
@@ -329,12 +329,12 @@ async def test_a_hung_replica_costs_one_timeout_once(
         await bench.disk.flush()
     assert trio.current_time() <= 8 + TICK_S
     assert len(bench.files[0].log) == asked
-    assert states(bench)[0] is State.MISSING
+    assert states(bench)[0] is Standing.MISSING
 
     bench.files[0].choose = takes(0)
     await trio.sleep(3600)
     assert bench.files[0].content[:BLOCK] == X  # the zombie came after the newer writes
-    assert states(bench)[0] is State.STALE
+    assert states(bench)[0] is Standing.STALE
     assert await bench.disk.read(0, BLOCK) == Y
 
 
@@ -368,7 +368,7 @@ async def test_a_slow_flush_is_no_hang(nursery: trio.Nursery, autojump_clock: Mo
     bench = make_bench(nursery, 2, pattern=Fifo(), timeout_s=8)
     bench.files[0].choose = takes(30, Kind.SYNC)
     await bench.disk.flush()
-    assert set(states(bench)) == {State.CURRENT}
+    assert set(states(bench)) == {Standing.CURRENT}
 
 
 @pytest.mark.parametrize("pattern", [Fifo(), Quorum(2)])
@@ -442,7 +442,7 @@ async def test_rewrite_gives_back_a_missed_write(
     bench.files[0].choose = takes(0)
     assert await bench.disk.read(0, BLOCK) == X
     assert bench.files[0].content[:BLOCK] == X
-    assert states(bench)[0] is State.CURRENT
+    assert states(bench)[0] is Standing.CURRENT
 
 
 async def test_a_repair_never_writes_back_what_a_guest_has_replaced(
@@ -596,7 +596,7 @@ async def test_a_missed_request_for_zeros_is_a_missed_write(
     await bench.disk.write(0, X * 2)
     bench.files[0].choose = fails(errno.EIO, kind)
     await bench.disk.make_zeros(0, BLOCK, discard=kind is Kind.DISCARD)
-    assert states(bench) == [State.STALE, State.CURRENT]
+    assert states(bench) == [Standing.STALE, Standing.CURRENT]
     assert await bench.disk.read(0, 2 * BLOCK) == bytes(BLOCK) + X
     bench.files[1].choose = fails(errno.EIO, Kind.SYNC)
     await raises(errno.EIO, bench.disk.flush())
@@ -658,7 +658,7 @@ async def test_the_hole_of_a_replica_that_missed_the_write_is_none(
     await bench.disk.write(0, X)
     bench.files[1].choose = takes(math.inf, *Kind)
     await raises(errno.ETIMEDOUT, bench.disk.read(0, BLOCK))
-    assert states(bench) == [State.STALE, State.MISSING]
+    assert states(bench) == [Standing.STALE, Standing.MISSING]
     assert await bench.disk.next_data(0) == 0
 
 

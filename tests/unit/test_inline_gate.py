@@ -16,9 +16,9 @@ from support.closing import close
 from support.faultfs import FaultFS
 
 from quorumfs.replica import filestorage, pagecache
-from quorumfs.replica.filestorage import CHEAP_MAX, DOUBTS, FileStorage
+from quorumfs.replica.filestorage import CACHE_PROBES, CHEAP_MAX, FileStorage
 from quorumfs.replica.filesystems import Locality, locality
-from quorumfs.replica.inline_gate import PROMPT_NS, REST_NS, TOO_LONG_NS, WATCHED_NS, Promptness
+from quorumfs.replica.inline_gate import PROMPT_NS, REST_NS, TOO_LONG_NS, WATCHED_NS, InlineGate
 from quorumfs.replica.storage import Attempt, Kind, Operation, Value
 
 SIZE = 1 << 20
@@ -27,70 +27,70 @@ SLOW = 2 * PROMPT_NS
 
 
 def test_a_file_that_waited_is_not_trusted_until_it_has_rested() -> None:
-    promptness = Promptness()
-    promptness.took(SLOW, now=1000, waited=True)
-    assert not promptness.trusted
-    promptness.look_again(1000 + FIRST - 1)
-    assert not promptness.trusted
-    promptness.look_again(1000 + FIRST)
-    assert promptness.trusted
+    inline_gate = InlineGate()
+    inline_gate.took(SLOW, now=1000, waited=True)
+    assert not inline_gate.trusted
+    inline_gate.look_again(1000 + FIRST - 1)
+    assert not inline_gate.trusted
+    inline_gate.look_again(1000 + FIRST)
+    assert inline_gate.trusted
 
 
 def test_a_thread_that_lacked_a_processor_is_no_fault_of_the_file() -> None:
-    promptness = Promptness()
-    promptness.took(SLOW, now=1000, waited=False)
-    assert promptness.trusted
-    assert promptness.watched
-    promptness.look_again(1000 + WATCHED_NS)
-    assert not promptness.watched
+    inline_gate = InlineGate()
+    inline_gate.took(SLOW, now=1000, waited=False)
+    assert inline_gate.trusted
+    assert inline_gate.watched
+    inline_gate.look_again(1000 + WATCHED_NS)
+    assert not inline_gate.watched
 
 
 def test_what_takes_far_too_long_is_not_done_again_whatever_the_reason() -> None:
-    promptness = Promptness()
-    promptness.took(TOO_LONG_NS + 1, now=1000, waited=False)
-    assert not promptness.trusted
+    inline_gate = InlineGate()
+    inline_gate.took(TOO_LONG_NS + 1, now=1000, waited=False)
+    assert not inline_gate.trusted
 
 
 def test_a_file_that_stays_slow_rests_longer_and_longer() -> None:
-    promptness = Promptness()
+    inline_gate = InlineGate()
     now = 0
     rests = []
     for _ in range(12):
-        promptness.took(SLOW, now, waited=True)
+        inline_gate.took(SLOW, now, waited=True)
         began = now
-        while not promptness.trusted:
+        while not inline_gate.trusted:
             now += FIRST
-            promptness.look_again(now)
+            inline_gate.look_again(now)
         rests.append(now - began)
     assert rests[:3] == [FIRST, 2 * FIRST, 4 * FIRST]
     assert max(rests) == rests[-1] == LONGEST
-    promptness.took(SLOW, now + 100 * LONGEST, waited=True)
-    promptness.look_again(now + 100 * LONGEST + FIRST)
-    assert promptness.trusted, "long ago is forgiven"
+    inline_gate.took(SLOW, now + 100 * LONGEST, waited=True)
+    inline_gate.look_again(now + 100 * LONGEST + FIRST)
+    assert inline_gate.trusted, "long ago is forgiven"
 
 
 def test_it_rests_on_while_threads_find_it_slow() -> None:
-    promptness = Promptness()
-    promptness.took(SLOW, now=0, waited=True)
-    promptness.took(TOO_LONG_NS + 1, now=FIRST - 1, waited=True)
-    promptness.look_again(FIRST)
-    assert not promptness.trusted
+    inline_gate = InlineGate()
+    inline_gate.took(SLOW, now=0, waited=True)
+    inline_gate.took(TOO_LONG_NS + 1, now=FIRST - 1, waited=True)
+    inline_gate.look_again(FIRST)
+    assert not inline_gate.trusted
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**12), st.booleans(), st.integers(0, 10**9))))
 def test_whoever_becomes_prompt_is_trusted_again_within_a_bound(
     history: list[tuple[int, bool, int]],
 ) -> None:
-    promptness, now = Promptness(), 0
+    inline_gate, now = InlineGate(), 0
     for duration, waited, later in history:
         now += later
-        promptness.took(duration, now, waited=waited)
+        inline_gate.took(duration, now, waited=waited)
     until = now + LONGEST + WATCHED_NS
-    while promptness.watched:  # nobody looks any more when it is not watched
+    while inline_gate.watched:  # nobody looks any more when it is not watched
         assert now <= until + FIRST
         now += FIRST
-        promptness.look_again(now)
-    assert promptness.trusted
+        inline_gate.look_again(now)
+    assert inline_gate.trusted
 
 
 # A real file
@@ -115,7 +115,7 @@ def image(tmp_path: Path) -> Path:
 
 def test_what_is_in_the_page_cache_is_read_and_written_at_once(image: Path) -> None:
     def test(file: FileStorage) -> None:
-        assert file.prompt
+        assert file.may_inline
         assert file.write_now(4096, b"new" * 100) is Attempt.DONE
         assert file.read_now(4096, 300) == b"new" * 100
 
@@ -127,22 +127,22 @@ def test_whoever_is_distrusted_is_looked_at_again(image: Path) -> None:
     """Also when a thread was amid saying so while the loop looked."""
 
     def test(file: FileStorage) -> None:
-        file.promptness.trusted = file.promptness.watched = False
-        assert file.prompt
+        file.inline_gate.trusted = file.inline_gate.watched = False
+        assert file.may_inline
 
     with_storage(image, test)
 
 
 def test_without_inline_io_nothing_is_done_at_once(image: Path) -> None:
     def test(file: FileStorage) -> None:
-        assert not file.prompt
+        assert not file.may_inline
 
     with_storage(image, test, inline=False)
 
 
 def test_a_file_system_that_depends_on_others_is_never_waited_for(tmp_path: Path) -> None:
     def test(file: FileStorage) -> None:
-        assert not file.prompt
+        assert not file.may_inline
 
     with FaultFS(tmp_path) as faulty:
         faulty.backing("a.img").write_bytes(bytes(SIZE))
@@ -184,11 +184,11 @@ def test_reads_that_are_not_cached_are_not_tried_while_that_is_to_be_expected(
         assert file.read_now(0, 4096) is None
         assert not tried, "nothing has shown yet that anything is cached"
         cached = True
-        for _ in range(DOUBTS):
+        for _ in range(CACHE_PROBES):
             assert file.read_now(0, 4096) is not None
         cached = False
         tried.clear()
-        for _ in range(DOUBTS):
+        for _ in range(CACHE_PROBES):
             assert file.read_now(0, 4096) is None
         assert len(tried) == 1
 
@@ -362,10 +362,10 @@ def test_while_a_thread_waits_long_nobody_else_does(
         file.submit(Operation(Kind.SYNC), lambda *_: done.set())
         await trio.to_thread.run_sync(entered.wait)
         await trio.sleep(2 * TOO_LONG_NS / 1e9)
-        while_it_hangs = file.prompt
+        while_it_hangs = file.may_inline
         release.set()
         await done.wait()
-        assert (while_it_hangs, file.prompt) == (False, True)
+        assert (while_it_hangs, file.may_inline) == (False, True)
         await close(file)
 
     monkeypatch.setattr(os, "fdatasync", hang)

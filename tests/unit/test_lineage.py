@@ -6,9 +6,9 @@ from random import Random
 import pytest
 
 from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, judge_returned, new_record
-from quorumfs.decisions.dirtymap import DirtyMap, lacks
+from quorumfs.decisions.dirtymap import DirtyMap, out_of_sync
 from quorumfs.decisions.lineage import adds, parting
-from quorumfs.decisions.model import Found, Plan, State
+from quorumfs.decisions.model import Found, Plan, Standing
 from quorumfs.decisions.record import MOUNTS_MAX, Identity, PastMount, Record, RoleState, Sidecar
 from quorumfs.decisions.resolution import resolve
 from quorumfs.errors import ExitCode
@@ -30,7 +30,7 @@ def used(record: Record, mount: int, *, changed: bool = True, commits: int = 2) 
 
 
 def alone(record: Record, slot: int, mount: int, *, changed: bool = True) -> Record:
-    """The same of a mount of one, which leaves the others behind."""
+    """The same of a mount of one, which ejects the others."""
     others = [other for other in range(len(record.roles)) if other != slot]
     for other in others:
         record = record.with_role(other, state=RoleState.STALE)
@@ -111,7 +111,7 @@ def test_the_copy_that_was_not_used_is_behind() -> None:
     plan = assemble([found(used(record, ONE), A), found(used(record, ONE), B), found(record, C)])
     assert states(plan) == ["current", "current", "stale"]
     assert plan.members[C].compare
-    assert set(plan.map.states) == {lacks(C)}
+    assert set(plan.map.states) == {out_of_sync(C)}
 
 
 def test_a_copy_of_a_set_in_use_parts_from_it() -> None:
@@ -132,10 +132,10 @@ def test_one_that_was_only_opened_is_no_side(changed: bool) -> None:
     later = alone(golden(), A, ONE, changed=changed)
     if not changed:
         later = used(later, ONE, changed=False)  # of two that were opened the later one counts
-    plan = assemble([found(later, A, lacks(B)), found(opened, B)])
+    plan = assemble([found(later, A, out_of_sync(B)), found(opened, B)])
     assert states(plan) == ["current", "stale"]
     assert not plan.members[B].compare
-    assert list(plan.map.states) == [lacks(B), 0, 0, 0]
+    assert list(plan.map.states) == [out_of_sync(B), 0, 0, 0]
 
 
 def test_members_that_were_opened_apart_are_compared() -> None:
@@ -144,30 +144,30 @@ def test_members_that_were_opened_apart_are_compared() -> None:
     other = used(golden(3, 2), OTHER, changed=False)
     plan = assemble([found(one, A), found(one, B), found(other, C)])
     assert sorted(states(plan)) == ["current", "current", "stale"]
-    (stale,) = [member for member in plan.members if member.state is State.STALE]
+    (stale,) = [member for member in plan.members if member.state is Standing.STALE]
     assert stale.compare
 
 
 def test_what_comes_back_of_another_history_is_foreign() -> None:
     one, other = alone(golden(), A, ONE), used(golden(), OTHER)
-    assert judge_returned(one, B, found(other, B)).state is State.FOREIGN
-    assert judge_returned(one, B, found(golden(), B)).state is State.STALE
+    assert judge_returned(one, B, found(other, B)).state is Standing.FOREIGN
+    assert judge_returned(one, B, found(golden(), B)).state is Standing.STALE
 
 
 # What is no longer remembered
 
 
-def test_one_left_behind_long_ago_is_no_side() -> None:
+def test_one_ejected_long_ago_is_no_side() -> None:
     """Its role says with which mount it was left; if it went on alone since, it is one."""
     record = golden()
     left = alone(record, A, ONE)
     for mount in range(1000, 1000 + MOUNTS_MAX + 1):
         left = used(left, mount)
     assert GOLDEN not in {mount.identity for mount in left.mounts}
-    plan = assemble([found(left, A, lacks(B)), found(record, B)])
+    plan = assemble([found(left, A, out_of_sync(B)), found(record, B)])
     assert states(plan) == ["current", "stale"]
     assert not plan.members[B].compare
-    assert judge_returned(left, B, found(record, B)).state is State.STALE
+    assert judge_returned(left, B, found(record, B)).state is Standing.STALE
     require_split(found(left, A), found(alone(record, B, OTHER), B))
 
 
@@ -213,7 +213,7 @@ def test_copies_are_resolved_by_comparing_everything() -> None:
     kept = replace(replicas[A], sidecar=resolution.sidecars["/a.img"])
     plan = assemble([kept, replicas[B]])
     assert states(plan) == ["current", "stale"]
-    assert set(plan.map.states) == {lacks(B)}
+    assert set(plan.map.states) == {out_of_sync(B)}
     # The one that was given up is none of it as soon as it is used again, nor any copy kept.
     assert kept.sidecar is not None
     require_split(kept, found(used(other, NEXT), B))
@@ -230,7 +230,10 @@ def test_one_that_is_absent_may_have_gone_on_with_whom_is_given_up(left: str | N
     other = used(other.minted(), OTHER)
     if left == "after":
         other = used(other.with_role(C, state=RoleState.STALE).minted(), OTHER)
-    replicas = [found(alone(before, A, ONE), A, lacks(B) | lacks(C)), found(other, B, lacks(A))]
+    replicas = [
+        found(alone(before, A, ONE), A, out_of_sync(B) | out_of_sync(C)),
+        found(other, B, out_of_sync(A)),
+    ]
     resolution = resolve(replicas, "/a.img")
     lacking = resolution.sidecars["/a.img"].map.lacking_bytes(C)
     assert lacking == (CHUNK if left == "before" else SIZE)
@@ -251,7 +254,7 @@ def test_a_mount_that_led_nowhere_ends_none_before_it_is_known(commits: int) -> 
 
 @pytest.mark.parametrize("left", [None, "before", "after"])
 def test_so_it_may_have_in_the_mount_that_ejected_whom_is_kept(left: str | None) -> None:
-    """A is left behind by B and C in mid-session, and kept; C is absent, or left B later."""
+    """A is ejected by B and C in mid-session, and kept; C is absent, or left B later."""
     before = used(golden(3), ONE)
     other = before.with_role(A, state=RoleState.STALE)
     if left == "before":
@@ -259,27 +262,27 @@ def test_so_it_may_have_in_the_mount_that_ejected_whom_is_kept(left: str | None)
     other = used(other.minted(), ONE)
     if left == "after":
         other = used(other.with_role(C, state=RoleState.STALE).minted(), ONE)
-    resolution = resolve([found(before, A), found(other, B, lacks(A))], "/a.img")
+    resolution = resolve([found(before, A), found(other, B, out_of_sync(A))], "/a.img")
     lacking = resolution.sidecars["/a.img"].map.lacking_bytes(C)
     assert lacking == (0 if left == "before" else SIZE)
 
 
 def test_where_both_tracked_it_only_that_is_copied() -> None:
     one, other = alone(golden(), A, ONE), alone(golden(), B, OTHER)
-    resolution = resolve([found(one, A, lacks(B)), found(other, B, lacks(A))], "/a.img")
+    resolution = resolve([found(one, A, out_of_sync(B)), found(other, B, out_of_sync(A))], "/a.img")
     assert [each.differs_at_most for each in resolution.overwritten] == [CHUNK]
     # Not if what one side knows is of another absence than of this one.
     elsewhere = used(golden(), OTHER)
-    resolution = resolve([found(one, A, lacks(B)), found(elsewhere, B)], "/a.img")
+    resolution = resolve([found(one, A, out_of_sync(B)), found(elsewhere, B)], "/a.img")
     assert [each.differs_at_most for each in resolution.overwritten] == [SIZE]
 
 
 @pytest.mark.parametrize("kept", [A, B], ids="AB")
 def test_resolving_decides_where_both_went_on_from_a_mount_that_they_share(kept: int) -> None:
-    """One was left behind in it and mounted alone later; the other one went on in it."""
+    """One was ejected in it and mounted alone later; the other one went on in it."""
     shared = used(golden(), ONE)
     ahead, alone_later = alone(shared, A, ONE), alone(shared, B, OTHER)
-    replicas = [found(ahead, A, lacks(B)), found(alone_later, B, lacks(A))]
+    replicas = [found(ahead, A, out_of_sync(B)), found(alone_later, B, out_of_sync(A))]
     require_split(*replicas)
     (path, sidecar), *rest = resolve(replicas, replicas[kept].path).sidecars.items()
     assert not rest

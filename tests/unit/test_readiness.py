@@ -11,7 +11,7 @@ import trio.testing
 
 from quorumfs.fuse import session as module
 from quorumfs.fuse.session import TURN, Readiness
-from quorumfs.replica.replica import Gathering
+from quorumfs.replica.replica import FanOut
 
 
 class Session:
@@ -94,7 +94,7 @@ def test_who_waits_for_a_replica_does_not_wait_for_the_next_request(
             await trio.testing.wait_all_tasks_blocked()
             session.send()  # soon after the last: the next one is worth to be looked for
         session.receive()
-        monkeypatch.setattr(Gathering, "waited_for", 1)
+        monkeypatch.setattr(FanOut, "waited_for", 1)
         looks = iter([False] * 100)
         monkeypatch.setattr(readiness, "_poll", SimpleNamespace(poll=lambda _: next(looks, True)))
         asked = session.asked

@@ -4,20 +4,21 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from quorumfs.decisions.dirtymap import CHUNK_MIN, INTENT, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.dirtymap import CHUNK_MIN, INTENT, UNVERIFIED, DirtyMap, out_of_sync
 from quorumfs.decisions.sidecar import CHUNKS_PER_PAGE
 from quorumfs.metadata.ledger.recorded import Recorded, Version
 
 CHUNKS = 2 * CHUNKS_PER_PAGE + 3
 EDGES = [0, 1, 2, CHUNKS_PER_PAGE - 1, CHUNKS_PER_PAGE, CHUNKS_PER_PAGE + 1, CHUNKS - 2, CHUNKS - 1]
 """The chunks that a history is about: both sides of where a page ends."""
-CURRENT = lacks(0)
+CURRENT = out_of_sync(0)
 
 runs = st.builds(
     lambda one, other: range(min(one, other), max(one, other) + 1), *[st.sampled_from(EDGES)] * 2
 )
 states = st.dictionaries(
-    st.sampled_from(EDGES), st.sampled_from([INTENT, UNVERIFIED, INTENT | UNVERIFIED, lacks(1)])
+    st.sampled_from(EDGES),
+    st.sampled_from([INTENT, UNVERIFIED, INTENT | UNVERIFIED, out_of_sync(1)]),
 )
 
 
@@ -50,14 +51,14 @@ class Sidecars(RuleBasedStateMachine):
         for sidecar in self.sidecars:
             self.recorded.found(sidecar)
 
-    @rule(bits=st.sampled_from([INTENT, lacks(0), lacks(1)]), chunks=runs)
+    @rule(bits=st.sampled_from([INTENT, out_of_sync(0), out_of_sync(1)]), chunks=runs)
     def learns(self, bits: int, chunks: range) -> None:
         held = [c for c in EDGES if self.recorded.holds(range(c, c + 1), CURRENT)]
         self.recorded.add(bits, chunks)
         for chunk in held:  # what else changes in the page is no reason to wait
             assert self.recorded.holds(range(chunk, chunk + 1), CURRENT)
 
-    @rule(bits=st.sampled_from([INTENT, UNVERIFIED, lacks(0)]), chunks=runs)
+    @rule(bits=st.sampled_from([INTENT, UNVERIFIED, out_of_sync(0)]), chunks=runs)
     def forgets(self, bits: int, chunks: range) -> None:
         self.recorded.remove(bits, chunks)
 

@@ -5,7 +5,7 @@ from typing import Any, cast
 import trio
 from support.one_chunk import CHUNK, World
 
-from quorumfs.decisions.dirtymap import lacks
+from quorumfs.decisions.dirtymap import out_of_sync
 from quorumfs.metadata.claims import Claims
 from quorumfs.metadata.recorder import Recorder
 from quorumfs.metadata.writer import SidecarWriter
@@ -30,10 +30,10 @@ async def test_a_fact_is_recorded_only_if_one_that_joins_has_it_too() -> None:
     members = ledger.membership.member_bits
     assert ledger.recorded.holds(CHUNK, members)
     recorder = Recorder(ledger, cast("Claims", None), cast("SidecarWriter", Sound()))
-    ledger.recorded.add(lacks(0), CHUNK)
+    ledger.recorded.add(out_of_sync(0), CHUNK)
     async with recorder.lock:
         await recorder.write_all_to(cast("Any", world.copies[2]))
-    ledger.recorded.remove(lacks(0), CHUNK)
+    ledger.recorded.remove(out_of_sync(0), CHUNK)
     assert not ledger.recorded.holds(CHUNK, members)
     await recorder.write_map()
     assert ledger.recorded.holds(CHUNK, members)

@@ -8,10 +8,10 @@ from typing import cast
 import pytest
 import trio
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.errors import UserError
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.repair.rejoin import ComeBack, Returned
+from quorumfs.repair.rejoin import Rejoin, Returned
 from quorumfs.repair.resync import Resync
 from quorumfs.replica.replica import Replica
 
@@ -32,13 +32,13 @@ def test_why_a_current_replica_cannot_be_opened_is_said_in_words(
     async def reopen(_: Replica) -> Returned:
         raise error
 
-    async def revive() -> Replica:
+    async def reopen_member() -> Replica:
         replica = Replica(0, "/b.img", None, 8.0)
-        replica.role = State.CURRENT
-        comeback = ComeBack(
+        replica.standing = Standing.CURRENT
+        rejoin = Rejoin(
             cast("Sidecars", SimpleNamespace(ledger=None)), cast("Resync", None), reopen, {}
         )
-        assert not await comeback.revive(replica)
+        assert not await rejoin.reopen_member(replica)
         return replica
 
-    assert trio.run(revive).reason == reason
+    assert trio.run(reopen_member).reason == reason

@@ -17,7 +17,7 @@ from support.closing import close
 from trio.testing import MockClock
 
 from quorumfs.decisions.claim import Claim
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.record import path_for
 from quorumfs.disk.events import EventLog
 from quorumfs.errors import UserError
@@ -59,7 +59,7 @@ def test_a_sidecar_is_waited_for_only_where_there_is_no_device(
         assert image.sidecar_fd is not None
         assert image.sidecar_locality is locality(image.sidecar_fd)
         sidecar = _sidecar_storage(replace(image, sidecar_locality=where), 0, OPTIONS)
-        assert sidecar.prompt is (where is Locality.MEMORY)
+        assert sidecar.may_inline is (where is Locality.MEMORY)
         await close(sidecar)
         os.close(image.fd)
 
@@ -76,7 +76,11 @@ def test_an_image_cut_to_nothing_is_not_used(size: int, tmp_path: Path) -> None:
         image.close()
     assert replica_set.plan is not None
     members = replica_set.plan.members
-    assert [member.state for member in members] == [State.MISSING, State.CURRENT, State.CURRENT]
+    assert [member.state for member in members] == [
+        Standing.MISSING,
+        Standing.CURRENT,
+        Standing.CURRENT,
+    ]
     assert f"truncated to {size} bytes" in str(members[0].reason)
 
 
@@ -91,7 +95,7 @@ def test_an_empty_image_of_no_set_is_refused(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def _left_behind(directory: Path) -> AsyncGenerator[tuple[_Reopener, Replica]]:
+async def _ejected(directory: Path) -> AsyncGenerator[tuple[_Reopener, Replica]]:
     """The second replica of a set of two, its files closed, and what opens them again."""
     paths = make_set(directory, 2)
     replica_set = open_replica_set(paths, None, OPTIONS)
@@ -127,7 +131,7 @@ def test_reopening_does_not_touch_a_member_of_another_set(tmp_path: Path) -> Non
     before = _sidecar(theirs)
 
     async def story() -> None:
-        async with _left_behind(tmp_path / "ours") as (reopener, replica):
+        async with _ejected(tmp_path / "ours") as (reopener, replica):
             os.replace(theirs, replica.path)
             os.replace(path_for(theirs), path_for(replica.path))
             await _close(await reopener.reopen(replica))
@@ -140,7 +144,7 @@ def test_reopening_one_of_ours_says_who_uses_it(tmp_path: Path) -> None:
     """And gives its sidecar the length back that it is written to in place."""
 
     async def story() -> None:
-        async with _left_behind(tmp_path) as (reopener, replica):
+        async with _ejected(tmp_path) as (reopener, replica):
             whole = len(_sidecar(replica.path))
             os.truncate(path_for(replica.path), whole - 1)
             assert not _who_uses(replica.path)
@@ -155,7 +159,7 @@ def test_reopening_does_not_touch_what_another_mount_has(tmp_path: Path) -> None
     """Until that has ended, or released it."""
 
     async def story() -> None:
-        async with _left_behind(tmp_path) as (reopener, replica):
+        async with _ejected(tmp_path) as (reopener, replica):
             _leave(replica.path, claim())
             before = _sidecar(replica.path)
             with pytest.raises(ForeignError, match="in use by pid 4711 on nas1"):
@@ -178,7 +182,7 @@ def test_reopening_one_cut_to_nothing_finds_it_so(tmp_path: Path) -> None:
     """Else nobody would know that it lacks everything, if it is given its length back."""
 
     async def story() -> None:
-        async with _left_behind(tmp_path) as (reopener, replica):
+        async with _ejected(tmp_path) as (reopener, replica):
             os.truncate(replica.path, 0)
             returned = await reopener.reopen(replica)
             assert returned.found.image is not None
@@ -237,7 +241,7 @@ def test_what_is_opened_when_nobody_waits_any_more_is_not_left_locked(
     clock = MockClock()
 
     async def story() -> None:
-        async with _left_behind(tmp_path) as (reopener, replica):
+        async with _ejected(tmp_path) as (reopener, replica):
             with trio.CancelScope() as scope, monkeypatch.context() as patch:
                 opening = _Opening(
                     scope.cancel if cancelled else lambda: clock.jump(OPTIONS.replica_timeout_s),
@@ -340,7 +344,7 @@ def test_what_was_opened_again_and_cannot_be_used_is_closed(
     """All of it, and before the next attempt: in a thread, where it may hang."""
 
     async def story() -> None:
-        async with _left_behind(tmp_path) as (reopener, replica):
+        async with _ejected(tmp_path) as (reopener, replica):
             made = 0
 
             def storage(*arguments: Any, **options: Any) -> FileStorage:
@@ -386,7 +390,7 @@ async def _reopened(reopener: _Reopener, replica: Replica) -> Returned:
 
 def test_one_whose_sidecar_is_gone_is_not_left_locked(tmp_path: Path) -> None:
     async def story() -> None:
-        async with _left_behind(tmp_path) as (reopener, replica):
+        async with _ejected(tmp_path) as (reopener, replica):
             place = path_for(replica.path)
             os.rename(place, tmp_path / "away")
             with pytest.raises(UserError, match="there is no"):

@@ -17,7 +17,7 @@ from support.claims import claim
 
 from quorumfs.decisions.assembly import AssemblyRefusedError, assemble
 from quorumfs.decisions.claim import Claim
-from quorumfs.decisions.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, out_of_sync
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import (
     ANCESTORS_MAX,
@@ -154,9 +154,9 @@ def example() -> Sidecar:
         mounts=(PastMount(99, 30, changed=True), PastMount((1 << 64) - 1, 2, changed=False)),
     )
     disk_map = DirtyMap(record.size, record.chunk_size)
-    disk_map.add(INTENT | lacks(1), range(3, 5))
+    disk_map.add(INTENT | out_of_sync(1), range(3, 5))
     disk_map.add(UNVERIFIED, range(4079, 4082))
-    disk_map.add(lacks(2), range(4999, 5000))
+    disk_map.add(out_of_sync(2), range(4999, 5000))
     return Sidecar(b"A" * 16, record, disk_map, Identity(1 << 40, 5000 * CHUNK, -1, 2), None, 1)
 
 
@@ -399,7 +399,7 @@ def test_a_crash_in_any_write_leaves_the_old_record_or_the_new(data: st.DataObje
         new = replace(record, sequence=sequence, clean=not record.clean)
         marked = disk_map.copy()
         chunks = data.draw(st.sampled_from([range(10), range(4075, 4090), range(4999, 5000)]))
-        marked.add(data.draw(st.sampled_from([INTENT, lacks(1), lacks(2)])), chunks)
+        marked.add(data.draw(st.sampled_from([INTENT, out_of_sync(1), out_of_sync(2)])), chunks)
         first, last = page_of(chunks.start), page_of(chunks[-1])
         map_pages = encode_pages(marked, record.set_id, first, last)
         writes = [

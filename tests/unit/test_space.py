@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.fuse.operations import DiskOperations
 from quorumfs.options import parse_options
 from quorumfs.replica.filestorage import FileStorage
@@ -28,7 +28,7 @@ class _Store(FileStorage):
 
 
 class _Replica:
-    def __init__(self, usage: Usage | None, state: State = State.CURRENT) -> None:
+    def __init__(self, usage: Usage | None, state: Standing = Standing.CURRENT) -> None:
         self.image: FileStorage | None = _Store(usage)
         self.state = state
         self.hung = False
@@ -62,10 +62,10 @@ def test_the_fullest_store_decides_and_is_shared(
 
 
 def test_only_what_is_current_counts() -> None:
-    replicas = [_Replica(Usage(1, 8, 3), State.STALE), _Replica(Usage(2, 16, 9))]
+    replicas = [_Replica(Usage(1, 8, 3), Standing.STALE), _Replica(Usage(2, 16, 9))]
     space = looked(replicas)
     assert (space.left, space.allocated) == (9, 16)
-    replicas[1].state = State.STALE
+    replicas[1].state = Standing.STALE
     replicas[0].image = None
     assert space.left is None
 

@@ -44,7 +44,7 @@ from quorumfs.control.status import (
     progress,
     worst,
 )
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.errors import ExitCode
 
 cli = importlib.import_module("quorumfs.cli.status")  # the name in the package is the command
@@ -282,7 +282,7 @@ replica_statuses = st.builds(
     ReplicaStatus,
     path=texts,
     replica_id=st.none() | st.just("0a" * 16),
-    state=st.sampled_from([state.value for state in State]),
+    state=st.sampled_from([state.value for state in Standing]),
     reason=st.none() | texts,
     reads=counts,
     writes=counts,
@@ -590,7 +590,7 @@ def test_where_nothing_is_done_by_itself_no_trouble_says_so() -> None:
             assert "by itself" not in line
 
 
-def test_the_last_error_is_told_of_who_was_left_behind_too() -> None:
+def test_the_last_error_is_told_of_who_was_ejected_too() -> None:
     """And in the line of its errors, with whatever a file system says."""
     (line,) = describe(with_replica(replace(B, state="stale", reason="a write to it failed")))
     told = "the last write to it failed 12 s ago: No space left on device"

@@ -18,7 +18,7 @@ import trio
 from support.closing import close
 from trio.testing import wait_all_tasks_blocked
 
-from quorumfs.mount.path_watch import Whereabouts
+from quorumfs.mount.path_watch import PathWatch
 from quorumfs.replica import filestorage as module
 from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.filesystems import Locality, locality
@@ -317,13 +317,13 @@ def test_a_look_at_a_path_that_hangs_can_be_given_up(
 
     async def main() -> None:
         async with opened(path) as storage:
-            whereabouts = Whereabouts([Replica(0, str(path), storage, 1)])
+            path_watch = PathWatch([Replica(0, str(path), storage, 1)])
             try:
                 with trio.move_on_after(0.1) as patience:
-                    await whereabouts.look()
+                    await path_watch.look()
                 assert patience.cancelled_caught
             finally:
                 answering.set()
-            assert not whereabouts.astray
+            assert not path_watch.astray
 
     trio.run(main)

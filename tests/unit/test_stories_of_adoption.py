@@ -121,7 +121,7 @@ async def half_a_write_and_a_flush_that_fails(story: Story) -> None:
         await _read_whoever_answers(story, guest)
 
 
-async def half_a_write_and_the_one_that_took_it_left_behind(story: Story) -> None:
+async def half_a_write_and_the_one_that_took_it_ejected(story: Story) -> None:
     """Whom it was read from is not there any more: better nothing than what is older."""
     for index in (0, 1):
         story.world.replicas[index].image.rot(EXTENTS[5] + BLOCK, bytes([index]) * BLOCK)
@@ -600,7 +600,7 @@ STORIES = [
     (a_tie_decided_by_many_writes, replace(PAIRS[1], scale=replace(SCALES[0], chunk_set_max=2))),
     *product(
         [
-            half_a_write_and_the_one_that_took_it_left_behind,
+            half_a_write_and_the_one_that_took_it_ejected,
             half_a_write_and_one_that_comes_back,
             a_majority_against_what_was_seen,
             a_majority_that_comes_later_to_a_chunk_written_meanwhile,

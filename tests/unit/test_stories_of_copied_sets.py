@@ -24,7 +24,7 @@ from support.simulation.story import (
 )
 
 from quorumfs.decisions.assembly import assemble
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.resolution import resolve
 
 
@@ -105,7 +105,7 @@ async def one_side_was_used(story: Story) -> None:
     await use(story, EXTENTS[1])
     story.world.put(2, golden.replicas[2])
     async with story.mounted() as guest:
-        (member,) = [m for m in guest.mounted.plan.members if m.state is State.STALE]
+        (member,) = [m for m in guest.mounted.plan.members if m.state is Standing.STALE]
         assert member.compare
         await guest.converged()
     await story.ends_well()
@@ -125,9 +125,9 @@ async def a_copy_comes_back(story: Story) -> None:
         story.world.put(1, mixed.replicas[1])
         story.world.attach(1)
         replica = guest.replica(1)
-        await guest.until(lambda: replica.role is not State.STALE)
-        if replica.role is not State.FOREIGN:
-            raise BrokenError(f"one of another history is {replica.role.value}")
+        await guest.until(lambda: replica.standing is not Standing.STALE)
+        if replica.standing is not Standing.FOREIGN:
+            raise BrokenError(f"one of another history is {replica.standing.value}")
     held = story.world.replicas[1].image.cache.read(0, DISK)
     if held != mixed.replicas[1].image.content.read(0, DISK):
         raise BrokenError("one of another history was overwritten")
@@ -138,7 +138,7 @@ async def only_the_copy_is_kept(story: Story) -> None:
     resolution = resolve([found], found.path)
     assert resolution.kept == (found.path,)
     plan = assemble([replace(found, sidecar=resolution.sidecars[found.path])])
-    assert [member.state for member in plan.members] == [State.CURRENT]
+    assert [member.state for member in plan.members] == [Standing.CURRENT]
 
 
 STORIES = [

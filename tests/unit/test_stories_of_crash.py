@@ -28,7 +28,7 @@ from quorumfs.replica.storage import Kind, Operation
 
 
 async def a_hole_shown_by_too_few(story: Story) -> None:
-    """Who is not here may hold something else, and is not on record as left behind."""
+    """Who is not here may hold something else, and is not on record as ejected."""
     async with story.mounted() as guest:
         await guest.write(0)
         story.world.detach(2)

@@ -16,15 +16,15 @@ from support.simulation.story import (
     TRIO,
     Script,
     Story,
-    left_behind,
+    ejected,
     told,
 )
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.replica.storage import Kind
 
 
-async def a_flush_before_one_is_left_behind(story: Story) -> None:
+async def a_flush_before_one_is_ejected(story: Story) -> None:
     """A write failed on it and waits to say so; the flush forgets what was written."""
     async with story.holding(0).durable().mounted() as guest:
         story.world.replicas[1].sidecar_faults.weather = Weather(delay_s=(2.0, 2.0))
@@ -40,22 +40,22 @@ async def a_flush_before_one_is_left_behind(story: Story) -> None:
     await story.ends_well()
 
 
-async def a_flush_before_one_that_joins_is_left_behind(story: Story) -> None:
+async def a_flush_before_one_that_joins_is_ejected(story: Story) -> None:
     """The same, of one that is just becoming current."""
-    await left_behind(story, 0)
+    await ejected(story, 0)
     async with story.mounted() as guest:
         sidecars, replica = guest.mounted.sidecars, guest.replica(0)
         await guest.write(0)
         story.world.replicas[1].sidecar_faults.weather = Weather(delay_s=(1.0, 1.0))
         await guest.until(
-            lambda: sidecars.ledger.joining and replica.role is State.CURRENT, every_s=0.01
+            lambda: sidecars.ledger.joining and replica.standing is Standing.CURRENT, every_s=0.01
         )
         story.fail_once(0, Kind.WRITE)
         guest.begin(guest.write, 0)
         await trio.sleep(0.1)
         await guest.flush()
         assert sidecars.ledger.joining
-        await guest.until(lambda: replica.role is not State.CURRENT, every_s=0.01)
+        await guest.until(lambda: replica.standing is not Standing.CURRENT, every_s=0.01)
         story.world.calm()
         await guest.converged()
         await guest.read(0)
@@ -63,7 +63,7 @@ async def a_flush_before_one_that_joins_is_left_behind(story: Story) -> None:
 
 
 async def a_write_under_way_beside_a_flush(story: Story) -> None:
-    """Then its replica is left behind for another one, and then it fails there."""
+    """Then its replica is ejected for another one, and then it fails there."""
     async with story.mounted() as guest:
         await guest.write(0)
         await guest.write(EXTENTS[2])
@@ -101,8 +101,8 @@ async def a_write_under_way_beside_two_flushes(story: Story) -> None:
     await story.ends_well()
 
 
-async def left_behind_beside_a_flush(story: Story) -> None:
-    """A flush failed on one; while that waits, another is left behind: so it is forgotten."""
+async def ejected_beside_a_flush(story: Story) -> None:
+    """A flush failed on one; while that waits, another is ejected: so it is forgotten."""
     async with story.mounted() as guest:
         await guest.write(0)
         await guest.write(EXTENTS[2])
@@ -118,7 +118,7 @@ async def left_behind_beside_a_flush(story: Story) -> None:
         story.fail_once(0, Kind.SYNC)
         with suppress(OSError):
             await guest.flush()
-        # It cannot be left behind, and what it lost is not on record.
+        # It cannot be ejected, and what it lost is not on record.
         lost = guest.mounted.sidecars.ledger.content.lossy
         story.world.note(f"lost: {lost} members {guest.mounted.members}")
         for one in story.world.replicas:
@@ -132,8 +132,8 @@ async def left_behind_beside_a_flush(story: Story) -> None:
     await story.ends_well()
 
 
-async def read_from_one_left_behind_meanwhile(story: Story) -> None:
-    """The next to be asked, when the first one fails, lost it meanwhile and was left behind."""
+async def read_from_one_ejected_meanwhile(story: Story) -> None:
+    """The next to be asked, when the first one fails, lost it meanwhile and was ejected."""
     async with story.mounted() as guest:
         await guest.write(0)
         story.fail(0, {Kind.READ}, Fault(6.0, errno.EIO))
@@ -148,15 +148,15 @@ async def read_from_one_left_behind_meanwhile(story: Story) -> None:
 
 
 STORIES = [
-    (a_flush_before_one_is_left_behind, PAIR),
-    (a_flush_before_one_that_joins_is_left_behind, PAIR),
+    (a_flush_before_one_is_ejected, PAIR),
+    (a_flush_before_one_that_joins_is_ejected, PAIR),
     (a_write_under_way_beside_a_flush, PAIR),
     (a_write_under_way_beside_two_flushes, EQUALS),
     (a_write_under_way_beside_two_flushes, replace(EQUALS, fifo=True)),
-    (left_behind_beside_a_flush, PAIR),
-    (left_behind_beside_a_flush, TRIO),
-    (left_behind_beside_a_flush, replace(TRIO, fifo=True)),
-    (read_from_one_left_behind_meanwhile, PAIR),
+    (ejected_beside_a_flush, PAIR),
+    (ejected_beside_a_flush, TRIO),
+    (ejected_beside_a_flush, replace(TRIO, fifo=True)),
+    (read_from_one_ejected_meanwhile, PAIR),
 ]
 
 

@@ -21,8 +21,8 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.decisions.dirtymap import lacks
-from quorumfs.decisions.model import State
+from quorumfs.decisions.dirtymap import out_of_sync
+from quorumfs.decisions.model import Standing
 from quorumfs.repair.repairs import CLEAR_S
 from quorumfs.replica.storage import CHANGES, Kind, Operation
 
@@ -51,17 +51,17 @@ async def _comes_back_with_all(story: Story, guest: Guest, written: list[None]) 
     await guest.converged()
 
 
-async def left_behind_while_another_is_slow(story: Story) -> None:
-    """A write fails on it while another replica is slow; and one more, by which it is left behind,
+async def ejected_while_another_is_slow(story: Story) -> None:
+    """A write fails on it while another replica is slow; and one more, by which it is ejected,
     before that is through."""
     await _missed_the_beginning(story)
     async with story.mounted() as guest:
         sidecars, replica = guest.mounted.sidecars, guest.replica(0)
         guest.mounted.repairs.limit = 32 << 10
-        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        await guest.until(lambda: replica.standing is Standing.RESYNCING, every_s=0.001)
         assert sidecars.ledger.target is not None
         sidecars.ledger.target.mirroring = True
-        assert not sidecars.ledger.map.any(lacks(0), sidecars.ledger.map.chunks(LAST, BLOCK))
+        assert not sidecars.ledger.map.any(out_of_sync(0), sidecars.ledger.map.chunks(LAST, BLOCK))
         written: list[None] = []
 
         async def write() -> None:
@@ -76,9 +76,9 @@ async def left_behind_while_another_is_slow(story: Story) -> None:
         story.world.replicas[0].image_faults.script = beyond
         guest.life.nursery.start_soon(write)
         await trio.sleep(4.0)  # a sync of the target comes at least every two seconds
-        assert replica.role is State.RESYNCING
+        assert replica.standing is Standing.RESYNCING
         await guest.write(NEXT_TO_LAST)
-        await guest.until(lambda: replica.role is State.STALE, every_s=0.001)
+        await guest.until(lambda: replica.standing is Standing.STALE, every_s=0.001)
         await _comes_back_with_all(story, guest, written)
     story.oracle.check_images(story.world.contents())
 
@@ -109,7 +109,7 @@ async def written_beside_its_sync(story: Story) -> None:
         await guest.until(lambda: bool(syncs), every_s=0.01)
         assert sidecars.ledger.target is not None
         sidecars.ledger.target.mirroring = True
-        assert not sidecars.ledger.map.any(lacks(0), sidecars.ledger.map.chunks(LAST, BLOCK))
+        assert not sidecars.ledger.map.any(out_of_sync(0), sidecars.ledger.map.chunks(LAST, BLOCK))
         story.world.replicas[1].image_faults.plan(Kind.WRITE, Fault(12.0))
         written: list[None] = []
 
@@ -118,7 +118,7 @@ async def written_beside_its_sync(story: Story) -> None:
             written.append(None)
 
         guest.life.nursery.start_soon(write)
-        await guest.until(lambda: replica.role is State.STALE, every_s=0.01)
+        await guest.until(lambda: replica.standing is Standing.STALE, every_s=0.01)
         story.evict(0)
         await _comes_back_with_all(story, guest, written)
     story.oracle.check_images(story.world.contents())
@@ -175,7 +175,7 @@ STORIES = [
     (resynced_from_one_that_lost_all, TRIO),
     (resynced_from_one_that_lost_all, replace(TRIO, fifo=True)),
     *[
-        (left_behind_while_another_is_slow, setup)
+        (ejected_while_another_is_slow, setup)
         for setup in (PAIR, TRIO, replace(TRIO, threshold=1, fifo=True))
     ],
     (written_beside_its_sync, PAIR),

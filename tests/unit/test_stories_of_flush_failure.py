@@ -26,7 +26,7 @@ from support.simulation.story import (
     Guest,
     Script,
     Story,
-    left_behind,
+    ejected,
     told,
 )
 
@@ -42,7 +42,7 @@ from quorumfs.replica.storage import CHANGES, Kind
 
 
 async def read_while_it_is_lost(story: Story) -> None:
-    """A slow read is answered by one whose flush failed, and who was left behind, meanwhile."""
+    """A slow read is answered by one whose flush failed, and who was ejected, meanwhile."""
     async with story.mounted() as guest:
         await guest.write(0)
         story.world.replicas[0].image_faults.plan(Kind.READ, Fault(4.0))
@@ -116,7 +116,7 @@ async def compared_by_its_page_cache(story: Story) -> None:
 
 async def a_resync_beside_one_that_never_syncs(story: Story) -> None:
     """With the one that is being resynced the others would be enough, and the sick one could go."""
-    await left_behind(story, 2)
+    await ejected(story, 2)
     async with story.mounted() as guest:
         story.fail(0, {Kind.SYNC})
         for _ in range(3):
@@ -220,7 +220,7 @@ async def lost_by_all_and_never_flushed(story: Story) -> None:
 
 async def lost_by_the_only_one_amid_a_resync(story: Story) -> None:
     """The other one gets every write, and holds none for sure before it has all (R13)."""
-    await left_behind(story)
+    await ejected(story)
     story.slow_down(1, 0.2)
     async with story.mounted() as guest:
         await guest.until(lambda: guest.mounted.sidecars.ledger.target is not None, every_s=0.05)

@@ -148,7 +148,7 @@ async def all_hang_and_the_status_is_asked(story: Story) -> None:
 
 
 async def gone_and_back_when_chunks_differ(story: Story) -> None:
-    """Those who cannot be left behind are opened again before anything is made equal."""
+    """Those who cannot be ejected are opened again before anything is made equal."""
     async with story.mounted() as guest:
         await guest.write(0)
         story.world.detach(0)
@@ -182,7 +182,7 @@ async def a_hole_on_those_that_answer(story: Story) -> None:
 
 
 async def gone_and_back_after_a_commit_that_failed(story: Story) -> None:
-    """Its sidecar has a record that led nowhere, and it cannot be left behind."""
+    """Its sidecar has a record that led nowhere, and it cannot be ejected."""
     async with story.mounted() as guest:
         await guest.write(0)
         story.world.replicas[1].sidecar_faults.plan(Kind.WRITE, Fault(error=errno.EIO))

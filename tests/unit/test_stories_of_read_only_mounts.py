@@ -23,7 +23,7 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.patterns import Fifo, Quorum
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import EventLog
@@ -44,7 +44,7 @@ async def mounted_read_only(story: Story, order: Sequence[int]) -> AsyncGenerato
         replicas = []
         for number, (index, member) in enumerate(zip(paths, plan.members, strict=True)):
             path = story.world.replicas[index].path
-            if member.state in (State.FOREIGN, State.MISSING):
+            if member.state in (Standing.FOREIGN, Standing.MISSING):
                 replicas.append(Replica(number, path, None, TIMEOUT_S))
                 continue
             image = life.image(index, plan.record.size)

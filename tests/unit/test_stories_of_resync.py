@@ -21,12 +21,12 @@ from support.simulation.story import (
     TRIO,
     Script,
     Story,
-    left_behind,
+    ejected,
     told,
 )
 
-from quorumfs.decisions.dirtymap import lacks
-from quorumfs.decisions.model import State
+from quorumfs.decisions.dirtymap import out_of_sync
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.record import Phase
 from quorumfs.decisions.sidecar import SLOT_OFFSETS
 from quorumfs.mount import snapshot
@@ -37,13 +37,13 @@ from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 async def copied_from_one_that_had_lost_it(story: Story) -> None:
     """Before its failed flush was heard of; the target is not given it again."""
-    await left_behind(story, 2)
+    await ejected(story, 2)
     async with story.mounted() as guest:
         guest.mounted.repairs.limit = 16 << 10
         disk_map, replica = guest.mounted.sidecars.ledger.map, guest.replica(2)
-        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.1)
+        await guest.until(lambda: replica.standing is Standing.RESYNCING, every_s=0.1)
         chunk = disk_map.chunks(5 * CHUNK, BLOCK)
-        assert disk_map.any(lacks(2), chunk)
+        assert disk_map.any(out_of_sync(2), chunk)
         await guest.write(5 * CHUNK)
         story.fail_once(0, Kind.SYNC)
         story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(14.0))
@@ -60,10 +60,10 @@ async def copied_from_one_that_had_lost_it(story: Story) -> None:
 
 async def joins_amid_settling(story: Story) -> None:
     """Settled are those that were current when it began."""
-    await left_behind(story, 2)
+    await ejected(story, 2)
     async with story.mounted() as guest:
         sidecars, replica = guest.mounted.sidecars, guest.replica(2)
-        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        await guest.until(lambda: replica.standing is Standing.RESYNCING, every_s=0.001)
         story.fail_once(1, Kind.WRITE)
         with suppress(OSError):
             await guest.write(0)
@@ -71,7 +71,7 @@ async def joins_amid_settling(story: Story) -> None:
         for one in story.world.replicas:
             one.sidecar_faults.weather = Weather(delay_s=(1.0, 1.0))
         await guest.until(lambda: sidecars.ledger.joining, every_s=0.001)
-        assert replica.role is State.RESYNCING
+        assert replica.standing is Standing.RESYNCING
         assert sidecars.ledger.agreement.divergent
         story.fail_once(0, Kind.READ, Fault(6.0, errno.EIO))
         guest.begin(guest.read, 0)
@@ -83,20 +83,20 @@ async def joins_amid_settling(story: Story) -> None:
 
 async def joins_before_a_loss_is_heard(story: Story) -> None:
     """The target is copied from one that lost it, and is current when that is heard."""
-    await left_behind(story, 0)
+    await ejected(story, 0)
     async with story.mounted() as guest:
         replica = guest.replica(0)
-        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        await guest.until(lambda: replica.standing is Standing.RESYNCING, every_s=0.001)
         await guest.write(5 * CHUNK)
         assert guest.mounted.sidecars.ledger.map.any(
-            lacks(0), guest.mounted.sidecars.ledger.map.chunks(5 * CHUNK, BLOCK)
+            out_of_sync(0), guest.mounted.sidecars.ledger.map.chunks(5 * CHUNK, BLOCK)
         )
         story.fail_once(1, Kind.SYNC)
         story.world.replicas[2].image_faults.plan(Kind.SYNC, Fault(14.0))
         guest.begin(guest.flush)
         await trio.sleep(0.001)
         story.evict(1)
-        await guest.until(lambda: replica.role is State.CURRENT, every_s=0.1)
+        await guest.until(lambda: replica.standing is Standing.CURRENT, every_s=0.1)
         await trio.sleep(20)
         await guest.read(5 * CHUNK)
         await guest.converged()
@@ -106,7 +106,7 @@ async def joins_before_a_loss_is_heard(story: Story) -> None:
 
 async def a_hole_of_a_minority(story: Story) -> None:
     """A resync makes a hole of what one source shows as one, against a majority."""
-    await left_behind(story, 3)
+    await ejected(story, 3)
     async with story.mounted() as guest:
         # Where the target lacks it: it was written before
         for content in (story.world.replicas[0].image.cache, story.world.replicas[0].image.durable):
@@ -131,14 +131,14 @@ async def a_hole_of_one_that_lost_it(story: Story) -> None:
     story.mend(0)
     async with story.mounted() as guest:
         replica = guest.replica(0)
-        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        await guest.until(lambda: replica.standing is Standing.RESYNCING, every_s=0.001)
         await guest.write(EXTENTS[6])
         story.fail_once(1, Kind.SYNC)
         story.world.replicas[2].image_faults.plan(Kind.SYNC, Fault(14.0))
         guest.begin(guest.flush)
         await trio.sleep(0.001)
         story.evict(1)
-        await guest.until(lambda: replica.role is State.CURRENT, every_s=0.1)
+        await guest.until(lambda: replica.standing is Standing.CURRENT, every_s=0.1)
         await trio.sleep(20)
         await guest.read(EXTENTS[6])
         await guest.converged()
@@ -147,7 +147,7 @@ async def a_hole_of_one_that_lost_it(story: Story) -> None:
 
 async def a_flush_amid_a_join(story: Story) -> None:
     """Of two syncs of the target the flush's is told of what an earlier flush did not cover."""
-    await left_behind(story, 0)
+    await ejected(story, 0)
     async with story.mounted() as guest:
         sidecars = guest.mounted.sidecars
         await guest.write(EXTENTS[2])
@@ -188,7 +188,7 @@ async def a_flush_amid_a_join(story: Story) -> None:
 
 async def an_internal_error_amid_a_resync(story: Story) -> None:
     """It is logged, and does not keep the replica from being brought back the next time."""
-    await left_behind(story)
+    await ejected(story)
     async with story.mounted() as guest:
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(Copying, "_take_over", _broken)
@@ -205,7 +205,7 @@ async def _broken(*_: object) -> int:
 
 async def a_target_that_cannot_be_written(story: Story) -> None:
     """It is there, and the status says what is wrong with it."""
-    await left_behind(story)
+    await ejected(story)
     story.fail(1, CHANGES)
     options = MountOptions("fifo", 1)
     seen = set()
@@ -224,7 +224,7 @@ async def a_target_that_cannot_be_written(story: Story) -> None:
 
 async def the_last_one_is_gone_and_back_after_a_resync_failed(story: Story) -> None:
     """Its record is later than the last one that all held."""
-    await left_behind(story)
+    await ejected(story)
     async with story.mounted() as guest:
         broken = Weather(sync_fail=1.0)
         story.world.replicas[1].sidecar_faults.plan(Kind.SYNC, Fault())
@@ -242,8 +242,8 @@ async def the_last_one_is_gone_and_back_after_a_resync_failed(story: Story) -> N
 
 
 async def both_fail_when_one_joins(story: Story) -> None:
-    """The source is not left behind for one that has not joined yet: nobody might be left."""
-    await left_behind(story)
+    """The source is not ejected for one that has not joined yet: nobody might be left."""
+    await ejected(story)
     async with story.mounted() as guest:
         sidecars, failed = guest.mounted.sidecars, set()
 
@@ -265,9 +265,9 @@ async def both_fail_when_one_joins(story: Story) -> None:
     await story.ends_well()
 
 
-async def resync_fails_in_a_commit_that_leaves_another_behind(story: Story) -> None:
+async def resync_fails_in_a_commit_that_ejects_another(story: Story) -> None:
     """What was prepared on the target is not forgotten: it is no other history."""
-    await left_behind(story, 2)
+    await ejected(story, 2)
     story.slow_down(2, 1.0)
     async with story.mounted() as guest:
         await guest.until(lambda: guest.mounted.sidecars.ledger.target is not None)
@@ -293,7 +293,7 @@ STORIES = [
     (the_last_one_is_gone_and_back_after_a_resync_failed, PAIR),
     (both_fail_when_one_joins, PAIR),
     (
-        resync_fails_in_a_commit_that_leaves_another_behind,
+        resync_fails_in_a_commit_that_ejects_another,
         replace(TRIO, threshold=1),
     ),
 ]

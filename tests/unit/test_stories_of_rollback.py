@@ -53,7 +53,7 @@ async def rolled_back_after_a_kill(story: Story) -> None:
 
 
 async def rolled_back_while_away(story: Story) -> None:
-    """It was left behind by this mount, which knows what was written since, but not before."""
+    """It was ejected by this mount, which knows what was written since, but not before."""
     async with story.holding(0).durable().mounted() as guest:
         await trio.sleep(1.5 * MINUTE)
         await guest.write(0)

@@ -22,12 +22,12 @@ from support.simulation.story import (
     Guest,
     Script,
     Story,
-    left_behind,
+    ejected,
     told,
 )
 
-from quorumfs.decisions.dirtymap import lacks
-from quorumfs.decisions.model import State
+from quorumfs.decisions.dirtymap import out_of_sync
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.sidecar import decode
 from quorumfs.repair import work as work_module
 from quorumfs.replica.storage import CHANGES, Kind, Operation
@@ -103,12 +103,12 @@ def _beside(slow: Callable[[Story], None], *, writes: bool) -> Script:
     slow_s = LATENCY_S if slow is _far else 0.0
 
     async def beside_a_slow_target(story: Story) -> None:
-        await left_behind(story)
+        await ejected(story)
         slow(story)
         async with story.mounted() as guest:
             replica = guest.replica(1)
-            await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
-            current = lambda: replica.role is State.CURRENT  # noqa: E731
+            await guest.until(lambda: replica.standing is Standing.RESYNCING, every_s=0.001)
+            current = lambda: replica.standing is Standing.CURRENT  # noqa: E731
             with trio.fail_after(60.0):
                 longest = await _longest(guest, current, writes=writes)
             if longest > (WRITE_MAX_S + slow_s if writes else READ_MAX_S):
@@ -120,7 +120,7 @@ def _beside(slow: Callable[[Story], None], *, writes: bool) -> Script:
 
 async def killed_every_two_seconds(story: Story) -> None:
     """Each life brings it further, until it has everything."""
-    await left_behind(story)
+    await ejected(story)
     slow = _slow_sync if story.seed % 2 else _throttle
     before = DISK
     for _ in range(20):
@@ -145,11 +145,11 @@ async def killed_every_two_seconds(story: Story) -> None:
 
 def _unmounted(slow: Callable[[Story], None]) -> Script:
     async def unmounted_amid_it(story: Story) -> None:
-        await left_behind(story)
+        await ejected(story)
         slow(story)
         async with story.mounted() as guest:
             replica = guest.replica(1)
-            await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+            await guest.until(lambda: replica.standing is Standing.RESYNCING, every_s=0.001)
             await trio.sleep(0.3 * story.seed)
             began = trio.current_time()
         if (took := trio.current_time() - began) > UNMOUNT_MAX_S:
@@ -171,7 +171,7 @@ def _hangs(*kinds: Kind) -> Callable[[Story], None]:
 async def written_faster_than_it_takes(story: Story) -> None:
     """A guest that writes all of the disk faster than the target takes it, for ever: in its last
     passes it is given what is written, and becomes current."""
-    await left_behind(story)
+    await ejected(story)
     _throttle(story)
     async with story.mounted() as guest:
 
@@ -191,17 +191,17 @@ async def written_faster_than_it_takes(story: Story) -> None:
 
 async def not_given_what_is_written(story: Story) -> None:
     """A guest does not wait for the target at all in its first pass, wherever it writes."""
-    await left_behind(story)
+    await ejected(story)
     async with story.mounted() as guest:
         sidecars, replica = guest.mounted.sidecars, guest.replica(1)
-        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        await guest.until(lambda: replica.standing is Standing.RESYNCING, every_s=0.001)
         story.slow_down(1, 3.0)
         for at in EXTENTS:
             began = trio.current_time()
             await guest.write(at)
             if trio.current_time() - began > 0.2:
                 raise BrokenError("a write waited for the target")
-            assert sidecars.ledger.map.any(lacks(1), sidecars.ledger.map.chunks(at, BLOCK))
+            assert sidecars.ledger.map.any(out_of_sync(1), sidecars.ledger.map.chunks(at, BLOCK))
         story.world.kill()
     story.world.calm()
     await story.ends_well()

@@ -18,7 +18,7 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.replica.storage import CHANGES, Kind
 
 SETUPS = [replace(setup, claims=True) for setup in (PAIR, TRIO, EQUALS)]
@@ -63,7 +63,7 @@ async def a_replica_in_use_elsewhere_comes_back(story: Story) -> None:
         story.world.sign(1, theirs)
         story.world.attach(1)
         replica = guest.mounted.disk.replicas[1]
-        await guest.until(lambda: replica.state is State.FOREIGN)
+        await guest.until(lambda: replica.state is Standing.FOREIGN)
         assert "in use by pid 4711 on nas1" in str(replica.reason)
         await guest.write_surely(0)
         await trio.sleep(70.0)

@@ -18,17 +18,17 @@ from support.simulation.story import (
     TRIO,
     Script,
     Story,
-    left_behind,
+    ejected,
     told,
 )
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.repair import repairs as repairs_module
 from quorumfs.replica.storage import Kind
 
 
 async def truncated_where_all_must_agree(story: Story) -> None:
-    """It cannot be left behind, and gets its length back: with zeros, not with its data."""
+    """It cannot be ejected, and gets its length back: with zeros, not with its data."""
     async with story.holding(*EXTENTS).durable().mounted() as guest:
         story.world.replicas[0].image.truncate(EXTENT)
         await guest.read(EXTENTS[-1])
@@ -51,7 +51,7 @@ async def truncated_and_seen(story: Story) -> None:
 
 
 async def truncated_and_failing_a_flush(story: Story) -> None:
-    """It is counted twice among those that are to be left behind."""
+    """It is counted twice among those that are to be ejected."""
     async with story.mounted() as guest:
         await guest.write(0)
         story.world.replicas[0].image.truncate(0)
@@ -78,14 +78,14 @@ async def truncated_while_away(story: Story) -> None:
 
 
 async def truncated_amid_its_resync(story: Story) -> None:
-    await left_behind(story, 0)
+    await ejected(story, 0)
     story.slow_down(0, 0.5)
     async with story.mounted() as guest:
         replica = guest.replica(0)
-        await guest.until(lambda: replica.role is State.RESYNCING)
+        await guest.until(lambda: replica.standing is Standing.RESYNCING)
         await trio.sleep(3.0)
         story.world.replicas[0].image.truncate(BLOCK)
-        await guest.until(lambda: replica.role is not State.RESYNCING)
+        await guest.until(lambda: replica.standing is not Standing.RESYNCING)
         story.world.replicas[0].image.truncate(DISK)
         await guest.converged()
     await story.ends_well()

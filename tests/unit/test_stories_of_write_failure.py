@@ -24,7 +24,7 @@ from support.simulation.story import (
 )
 from support.simulation.world import SimulatedReplica
 
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.repair.repairs import Repairs
 from quorumfs.replica.storage import CHANGES, Kind, Operation
 
@@ -120,7 +120,7 @@ async def every_write_fails_after_another_was_detached(story: Story) -> None:
 
 
 async def _recovers_without(guest: Guest) -> None:
-    """Somebody is back, and enough are left to leave behind who fails."""
+    """Somebody is back, and enough are left to eject who fails."""
     with trio.move_on_after(MENDED_S) as scope:
         await guest.until(lambda: 2 in guest.mounted.members and 1 not in guest.mounted.members)
     if scope.cancelled_caught:
@@ -269,7 +269,9 @@ async def all_are_full_for_long(story: Story) -> None:
             await guest.write(0)
         await trio.sleep(30.0)
         for replica in guest.mounted.disk.replicas:
-            assert replica.role is State.CURRENT, f"{replica.path} is blamed: {replica.reason}"
+            assert replica.standing is Standing.CURRENT, (
+                f"{replica.path} is blamed: {replica.reason}"
+            )
     await story.ends_well()
 
 

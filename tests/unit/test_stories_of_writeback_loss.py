@@ -22,18 +22,18 @@ from support.simulation.story import (
     Guest,
     Script,
     Story,
-    left_behind,
+    ejected,
     told,
 )
 
-from quorumfs.decisions.dirtymap import lacks
-from quorumfs.decisions.model import State
+from quorumfs.decisions.dirtymap import out_of_sync
+from quorumfs.decisions.model import Standing
 from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 
 async def joins_while_its_failed_sync_waits(story: Story) -> None:
     """Of two syncs of the target the flush's is told; it is current, and read, before all heard."""
-    await left_behind(story, 0)
+    await ejected(story, 0)
     async with story.mounted() as guest:
         sidecars, replica = guest.mounted.sidecars, guest.replica(0)
         syncs: list[Operation] = []
@@ -56,7 +56,7 @@ async def joins_while_its_failed_sync_waits(story: Story) -> None:
         guest.begin(guest.flush)
         await guest.until(lambda: len(syncs) == 2, every_s=0.01)
         story.evict(0)
-        await guest.until(lambda: replica.role is State.CURRENT, every_s=0.01)
+        await guest.until(lambda: replica.standing is Standing.CURRENT, every_s=0.01)
         await guest.read_surely(EXTENTS[2])
 
 
@@ -112,7 +112,7 @@ async def read_while_a_failed_sync_waits(story: Story) -> None:
 async def resynced_from_a_lost_page_in_two_tries(story: Story) -> None:
     """It is copied from one whose page is lost already, and fails once before the next sync tells
     of that: nobody remembers then whom it was copied from."""
-    await left_behind(story, 0)
+    await ejected(story, 0)
     async with story.mounted() as guest:
         await _copied_what_is_lost(story, guest)
         story.fail_once(0, Kind.WRITE)
@@ -127,7 +127,7 @@ async def resynced_from_a_lost_page_in_two_tries(story: Story) -> None:
 
 async def resynced_from_a_lost_page_in_two_mounts(story: Story) -> None:
     """The same, where the flush of an unmount tells."""
-    await left_behind(story, 0)
+    await ejected(story, 0)
     async with story.mounted() as guest:
         await _copied_what_is_lost(story, guest)
     async with story.mounted() as guest:
@@ -140,14 +140,14 @@ async def _copied_what_is_lost(story: Story, guest: Guest) -> None:
     replica, sidecars = guest.mounted.replica(0), guest.mounted.sidecars
     assert replica is not None
     guest.mounted.repairs.limit = 16 << 10
-    await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+    await guest.until(lambda: replica.standing is Standing.RESYNCING, every_s=0.001)
     chunks = sidecars.ledger.map.chunks(5 * CHUNK, BLOCK)
-    assert sidecars.ledger.map.any(lacks(0), chunks)
+    assert sidecars.ledger.map.any(out_of_sync(0), chunks)
     await guest.write(5 * CHUNK)
-    assert sidecars.ledger.map.any(lacks(0), chunks)
+    assert sidecars.ledger.map.any(out_of_sync(0), chunks)
     story.fail_writeback(1)
-    await guest.until(lambda: not sidecars.ledger.map.any(lacks(0), chunks), every_s=0.1)
-    assert replica.role is State.RESYNCING
+    await guest.until(lambda: not sidecars.ledger.map.any(out_of_sync(0), chunks), every_s=0.1)
+    assert replica.standing is Standing.RESYNCING
 
 
 async def lost_by_all_but_the_target(story: Story) -> None:
@@ -161,7 +161,7 @@ async def lost_by_all_but_the_target(story: Story) -> None:
     async with story.mounted() as guest:
         replica = guest.replica(2)
         guest.mounted.repairs.limit = 64 << 10
-        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        await guest.until(lambda: replica.standing is Standing.RESYNCING, every_s=0.001)
         await guest.write(EXTENTS[7])
         for index in (0, 1):
             story.fail_once(index, Kind.SYNC)
@@ -196,12 +196,12 @@ async def settled_with_a_page_lost_before_anybody_synced(story: Story) -> None:
 async def joins_without_a_last_flush(story: Story) -> None:
     """One has lost what it cannot be given, so no flush begins; what else it lost nobody asks, and
     the target joins with what it was copied from there."""
-    await left_behind(story, 2)
+    await ejected(story, 2)
     async with story.mounted() as guest:
         replica, sidecars = guest.mounted.replica(2), guest.mounted.sidecars
         assert replica is not None
         guest.mounted.repairs.limit = 16 << 10
-        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        await guest.until(lambda: replica.standing is Standing.RESYNCING, every_s=0.001)
         await guest.write(0)
         story.fail_once(0, Kind.SYNC)
         faults = story.world.replicas[0].image_faults
@@ -213,7 +213,7 @@ async def joins_without_a_last_flush(story: Story) -> None:
         assert sidecars.ledger.content.lossy
         at = EXTENTS[-1]
         await guest.write(at)
-        assert sidecars.ledger.map.any(lacks(2), sidecars.ledger.map.chunks(at, BLOCK))
+        assert sidecars.ledger.map.any(out_of_sync(2), sidecars.ledger.map.chunks(at, BLOCK))
         story.fail_writeback(0)
         guest.mounted.repairs.limit = None
         await guest.until(lambda: 2 in guest.mounted.members, every_s=0.1)
@@ -251,7 +251,9 @@ async def written_after_hearing_then_flushed(story: Story) -> None:
         agreement = guest.mounted.sidecars.ledger.agreement
         sidecars, repairs = guest.mounted.sidecars, guest.mounted.repairs
         await guest.until(
-            lambda: sidecars.ledger.chunks.losses_heard and repairs.progress is not None
+            lambda: (
+                sidecars.ledger.chunks.writeback_errors_surfaced and repairs.progress is not None
+            )
         )
         await trio.sleep(1.0)
         await guest.write_surely(last)
@@ -278,7 +280,9 @@ async def written_after_hearing_then_settled(story: Story) -> None:
         agreement = guest.mounted.sidecars.ledger.agreement
         sidecars, repairs = guest.mounted.sidecars, guest.mounted.repairs
         await guest.until(
-            lambda: sidecars.ledger.chunks.losses_heard and repairs.progress is not None
+            lambda: (
+                sidecars.ledger.chunks.writeback_errors_surfaced and repairs.progress is not None
+            )
         )
         await trio.sleep(1.0)
         await guest.write_surely(last)
@@ -380,7 +384,7 @@ async def the_only_one_left_lost_a_page_and_a_sidecar_fails(story: Story) -> Non
     await story.ends_well()
 
 
-async def the_only_one_that_lost_nothing_is_left_behind(story: Story) -> None:
+async def the_only_one_that_lost_nothing_is_ejected(story: Story) -> None:
     """Two of three failed the flush, which failed; a write fails on the third before settling."""
     async with story.holding(0).durable().mounted() as guest:
         await guest.write(0)
@@ -401,7 +405,7 @@ async def the_only_one_that_lost_nothing_is_left_behind(story: Story) -> None:
 
 
 async def killed_with_a_page_lost_and_too_few_without_it(story: Story) -> None:
-    """As `killed_with_a_page_lost_before_anybody_synced`; but it cannot be left behind, and what
+    """As `killed_with_a_page_lost_before_anybody_synced`; but it cannot be ejected, and what
     it lost was written in the life before, which is not taken for lost: it is the source."""
     async with story.holding(0).durable().mounted() as guest:
         await guest.write(0)
@@ -449,7 +453,7 @@ async def lost_amid_a_sync_beside_one_that_fails_a_write(story: Story) -> None:
         with suppress(OSError):
             await guest.write(0)
         await trio.sleep(1.0)
-        assert not guest.mounted.sidecars.ledger.chunks.losses_heard
+        assert not guest.mounted.sidecars.ledger.chunks.writeback_errors_surfaced
         await guest.write_surely(EXTENTS[3])
         await trio.sleep(0.5)
         story.drop_unsynced(0)  # the sync under way will tell
@@ -465,13 +469,13 @@ async def lost_amid_a_sync_beside_one_that_fails_a_write(story: Story) -> None:
 
 async def joins_before_anybody_synced(story: Story) -> None:
     """The kernel could not write a page back and dropped it; the next sync will tell."""
-    await left_behind(story, 0)
+    await ejected(story, 0)
     async with story.mounted() as guest:
         replica = guest.replica(0)
-        await guest.until(lambda: replica.role is State.RESYNCING, every_s=0.001)
+        await guest.until(lambda: replica.standing is Standing.RESYNCING, every_s=0.001)
         await guest.write(5 * CHUNK)
         story.fail_writeback(1)
-        await guest.until(lambda: replica.role is State.CURRENT, every_s=0.1)
+        await guest.until(lambda: replica.standing is Standing.CURRENT, every_s=0.1)
         await guest.flush()
         await guest.read_surely(5 * CHUNK)
         await guest.converged()
@@ -506,7 +510,7 @@ STORIES = [
     (outvoted_by_two_that_lost_it, replace(TRIO, rewrite_corrupted=True)),
     (the_only_one_left_lost_a_page, PAIR),
     (the_only_one_left_lost_a_page_and_a_sidecar_fails, PAIR),
-    (the_only_one_that_lost_nothing_is_left_behind, TRIO),
+    (the_only_one_that_lost_nothing_is_ejected, TRIO),
     (outvoted_by_two_that_lost_it, TRIO),
     (killed_with_a_page_lost_and_too_few_without_it, EQUALS),
     (killed_with_a_page_lost_and_too_few_without_it, TRIO),

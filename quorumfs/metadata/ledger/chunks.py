@@ -8,7 +8,7 @@ Each chunk has a state on each replica: `quorumfs.metadata.ledger.content` on th
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED, lacks
+from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED, out_of_sync
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.metadata.ledger.agreement import Agreement, Event
 from quorumfs.metadata.ledger.content import Content
@@ -61,7 +61,7 @@ class Chunks:
         )
         self.targets = Targets(recorded, self.epochs)
         self.outside = 0
-        """``lacks`` of all slots that are not current."""
+        """``out_of_sync`` of all slots that are not current."""
         self._notify = notify
         self._diverged_in = self.epochs.now
         """The epoch in which a chunk was last found to be divergent."""
@@ -133,7 +133,7 @@ class Chunks:
         return covered and not any(place.overlaps(chunks.start, chunks.stop) for place in doubtful)
 
     @property
-    def losses_heard(self) -> bool:
+    def writeback_errors_surfaced(self) -> bool:
         """Whether all members have synced since a chunk was last found to be divergent.
 
         Before that, a member may show a page that it has lost, and must not be a source.
@@ -246,7 +246,7 @@ class Chunks:
         """Take from the map what the members may differ in, and what they lost before.
 
         *crashed*: the set had not been closed. If it had, its record became clean after a flush
-        that was enough: whoever failed that flush had been ejected, or has ``lacks`` bits. No
+        that was enough: whoever failed that flush had been ejected, or has out-of-sync bits. No
         change was begun since, for the record says first that the set is in use. So no sync can
         tell of anything older, and the next flush does not depend on what could not be made equal.
         """
@@ -276,4 +276,4 @@ class Chunks:
 def bit(replica: Replica) -> int:
     """What says that *replica*, which has a slot, lacks something."""
     assert replica.slot is not None
-    return lacks(replica.slot)
+    return out_of_sync(replica.slot)

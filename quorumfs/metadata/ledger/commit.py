@@ -1,7 +1,7 @@
 """Who is current, on record: how one record follows another. Sans I/O.
 
 A record is valid when all that are current in it have it: it is *prepared* on all of them first,
-then *committed* (`quorumfs.decisions.sidecar`). Whoever cannot take it is left behind, and another
+then *committed* (`quorumfs.decisions.sidecar`). Whoever cannot take it is ejected, and another
 record that says so follows, as long as enough are left. A replica that is being brought back gets
 each record last: without the others it must not have what makes it seem one of them.
 
@@ -27,7 +27,7 @@ class Write(NamedTuple):
     holders: Sequence[Replica]
 
 
-class LeaveBehind(NamedTuple):
+class Eject(NamedTuple):
     """Make *gone* stale, in memory; the answer is the members that are left."""
 
     gone: Sequence[Replica]
@@ -41,7 +41,7 @@ class GiveUp(NamedTuple):
     reason: str
 
 
-Effect = Write | LeaveBehind | GiveUp
+Effect = Write | Eject | GiveUp
 
 
 class Records:
@@ -95,7 +95,7 @@ class Records:
     def composed(
         self, members: Sequence[Replica], *, clean: bool, resyncing: Replica | None
     ) -> Record:
-        """The next record: a new generation if somebody is left behind (R3: once for all)."""
+        """The next record: a new generation if somebody is ejected (R3: once for all)."""
         record, left = self.record, self._left(members)
         enough = len(members) >= self.quorum
         if (left or self._passed) and enough:
@@ -133,7 +133,7 @@ class Records:
 
         *resyncing*: a replica that the record says this of, and that gets it too. *joining*: the
         one of *members* that is not current in the present record. *enough_without*: whether some
-        of the members can be left behind.
+        of the members can be ejected.
 
         Raises `OSError` if too few would be left, or *resyncing* failed.
         """
@@ -171,14 +171,14 @@ class Records:
             only_joining = all(one in gone or one is joining for one in members)
             if only_joining or not enough_without(gone):
                 raise voted_error(failed.values())
-            members = yield LeaveBehind(gone, f"its sidecar: {failed[gone[0]].strerror}")
+            members = yield Eject(gone, f"its sidecar: {failed[gone[0]].strerror}")
 
     def _go_by(self, record: Record, members: Sequence[Replica]) -> None:
         """*record* is valid on all *members*."""
         self.record = record
         self._tried.clear()
         self._certain = True
-        # One that was left behind may have committed a generation that failed elsewhere.
+        # One that was ejected may have committed a generation that failed elsewhere.
         self._passed = [passed for passed in self._passed if passed not in record.history]
         if self.names_only(members):
             self.quorum = self.threshold

@@ -7,7 +7,7 @@ DURABLE a good sync covers the last change                     `quorumfs.metadat
 CACHED  no good sync covers the last change yet                `quorumfs.metadata.ledger.epochs`
 RISKED  a sync failed, and no other replica holds more: what   memory alone
         this one shows is all that is left
-LACKING a sync failed, and others hold more                    the replica's ``lacks`` bit
+LACKING a sync failed, and others hold more                    the replica's ``out_of_sync`` bit
 ======= ====================================================== ==========================
 
 DURABLE and CACHED are told apart by time alone, so the table `CONTENT` has one row for both: HELD.
@@ -21,7 +21,7 @@ the daemon die first.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 
-from quorumfs.decisions.dirtymap import lacks
+from quorumfs.decisions.dirtymap import out_of_sync
 from quorumfs.decisions.ranges import RangeSet, segments
 from quorumfs.metadata.ledger.recorded import Recorded
 from quorumfs.replica.replica import Replica
@@ -64,8 +64,8 @@ class Content:
         self.members: Sequence[Replica] = ()
         """The current replicas."""
         self.lossy: set[Replica] = set()
-        """The members that lack something, and can be given it: exactly those with a ``lacks`` bit
-        that are not truncated, but for what is pending."""
+        """The members that lack something, and can be given it: exactly those with a
+        ``out_of_sync`` bit that are not truncated, but for what is pending."""
         self.truncated: set[Replica] = set()
         """Members whose image lost its end: it may get it back, with zeros. They lack all."""
         self.losses = 0
@@ -226,12 +226,12 @@ class Content:
         self._recorded.add(_bit(replica), range(len(self._map)))
 
     def recall(self, replica: Replica) -> None:
-        """Take for LACKING on *replica* whatever has its ``lacks`` bit."""
+        """Take for LACKING on *replica* whatever has its ``out_of_sync`` bit."""
         if self._map.count(_bit(replica)):
             self.lossy.add(replica)
 
     def forget(self, replica: Replica) -> None:
-        """Note that *replica* is a member no more: its ``lacks`` bits alone say what it lost."""
+        """Note that *replica* is a member no more: its out-of-sync bits alone say what it lost."""
         for kept in (self._risked, self._pending):
             kept.pop(replica, None)
         for members in (self.lossy, self.truncated):
@@ -269,7 +269,7 @@ def whose(places: Mapping[Replica, RangeSet], start: int, stop: int) -> list[Rep
 def _bit(replica: Replica) -> int:
     """What says that *replica*, which has a slot, lacks something."""
     assert replica.slot is not None
-    return lacks(replica.slot)
+    return out_of_sync(replica.slot)
 
 
 _NOTHING = RangeSet()

@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
         return self.operation.value
 
 
-class Choice(NamedTuple):
+class ReadSegment(NamedTuple):
     """Whom to read a part of a request from."""
 
     offset: int
@@ -53,11 +53,11 @@ class Known(Protocol):
         """Whom a read may go to, somewhere."""
 
     @property
-    def flushed(self) -> Sequence[Replica]:
+    def flush_receivers(self) -> Sequence[Replica]:
         """Whom every flush goes to."""
 
     @property
-    def alike(self) -> Sequence[Replica]:
+    def uniform_members(self) -> Sequence[Replica]:
         """Those that hold the same everywhere, if nothing is known to differ anywhere; else none.
 
         Asked for every read: whom it may go to without a closer look.
@@ -83,7 +83,7 @@ class Known(Protocol):
         guest has failed for it yet; from here on one has (R13).
         """
 
-    def choices(self, offset: int, length: int) -> Iterable[Choice]:
+    def read_segments(self, offset: int, length: int) -> Iterable[ReadSegment]:
         """Cut a range where the replicas that hold it change."""
 
     def missed(self, replica: Replica) -> RangeSet:
@@ -110,7 +110,7 @@ class Known(Protocol):
     def unreadable(self) -> RangeSet:
         """Bytes that no replica which holds them can be read at, until they are written."""
 
-    def answered(self, replica: Replica, offset: int, length: int) -> None:
+    def pin_source(self, replica: Replica, offset: int, length: int) -> None:
         """Note that a read of a range that may differ was answered by *replica*."""
 
     def giving(
@@ -129,8 +129,8 @@ def holders_of(ledger: Known, offset: int, length: int) -> list[Replica]:
     An answer that somebody gave is worth no more than this says after it came: a flush may have
     shown meanwhile that the one who gave it had lost what it held.
     """
-    first, *others = ledger.choices(offset, length)
-    return [r for r in first.holders if all(r in choice.holders for choice in others)]
+    first, *others = ledger.read_segments(offset, length)
+    return [r for r in first.holders if all(r in segment.holders for segment in others)]
 
 
 def succeeded(outcomes: Iterable[Outcome]) -> int:

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED, lacks
-from quorumfs.decisions.model import Found, Plan, State
+from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED, out_of_sync
+from quorumfs.decisions.model import Found, Plan, Standing
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.record import Record
 from quorumfs.decisions.voting import voted_error
 from quorumfs.metadata.ledger.chunks import Chunks, bit
 from quorumfs.metadata.ledger.commit import Records
-from quorumfs.metadata.ledger.known import Choice, Outcome
+from quorumfs.metadata.ledger.known import Outcome, ReadSegment
 from quorumfs.metadata.ledger.marks import Marks
 from quorumfs.metadata.ledger.recorded import Recorded
 from quorumfs.metadata.ledger.target import Target
@@ -40,9 +40,9 @@ class Membership:
     receivers: tuple[Replica, ...]
     """Those that get what is written: the members, and the target of a resync."""
     out_bits: int
-    """``lacks`` of all other slots."""
+    """``out_of_sync`` of all other slots."""
     member_bits: int
-    """``lacks`` of the members."""
+    """``out_of_sync`` of the members."""
     looked_at: int
     """What of a chunk's state says whether a write must go the long way: `INTENT` alone is good."""
     recorded: bool
@@ -56,8 +56,10 @@ class Membership:
         cls, replicas: Sequence[Replica], records: Records, *, in_use: bool, joining: bool
     ) -> "Membership":
         """By the roles of *replicas*, and what is on record of them."""
-        members = tuple(one for one in replicas if one.role is State.CURRENT)
-        receivers = tuple(one for one in replicas if one.role in (State.CURRENT, State.RESYNCING))
+        members = tuple(one for one in replicas if one.standing is Standing.CURRENT)
+        receivers = tuple(
+            one for one in replicas if one.standing in (Standing.CURRENT, Standing.RESYNCING)
+        )
         recorded = records.names_only(members)
         may_change = in_use and recorded and records.entered
         member_bits = sum(map(bit, members))
@@ -108,12 +110,16 @@ class Ledger:
         self.notify = notify
         """Called when there may be something to repair."""
         for replica, member, one in zip(replicas, plan.members, found, strict=True):
-            replica.slot, replica.role, replica.reason = member.slot, member.state, member.reason
-            if replica.slot is not None and replica.role is not State.CURRENT:
+            replica.slot, replica.standing, replica.reason = (
+                member.slot,
+                member.state,
+                member.reason,
+            )
+            if replica.slot is not None and replica.standing is not Standing.CURRENT:
                 self.targets.of(replica)
             if one.image and one.image.size < self.record.size and replica.slot is not None:
                 self.recorded.add(bit(replica), range(len(self.map)))
-            if one.image and one.sidecar and replica.role is State.CURRENT:
+            if one.image and one.sidecar and replica.standing is Standing.CURRENT:
                 for start, end in one.sidecar.unreadable:
                     self.agreement.unreadable.add(start, end)
                 self.recorded.found(one.sidecar.map)
@@ -142,11 +148,11 @@ class Ledger:
         return self.members
 
     @property
-    def flushed(self) -> Sequence[Replica]:
+    def flush_receivers(self) -> Sequence[Replica]:
         return self.membership.receivers if self.joining else self.members
 
     @property
-    def alike(self) -> Sequence[Replica]:
+    def uniform_members(self) -> Sequence[Replica]:
         return () if self.agreement or self.content else self.membership.members
 
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
@@ -189,33 +195,33 @@ class Ledger:
         self.marks.touch(chunks)
 
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
-        self.chunks.begin_flush(self.flushed, self.chunks_of(changing))
+        self.chunks.begin_flush(self.flush_receivers, self.chunks_of(changing))
 
     def tell_loss(self) -> bool:
         return self.chunks.tell_loss()
 
-    def choices(self, offset: int, length: int) -> Iterable[Choice]:
-        if self.alike:
-            return [Choice(offset, length, list(self.members))]
-        return self.chunks.sources.choices(offset, length)
+    def read_segments(self, offset: int, length: int) -> Iterable[ReadSegment]:
+        if self.uniform_members:
+            return [ReadSegment(offset, length, list(self.members))]
+        return self.chunks.sources.read_segments(offset, length)
 
     def may_differ(self, offset: int, length: int) -> bool:
         chunks, divergent = self.map.chunks(offset, length), self.agreement.divergent
         return bool(divergent) and divergent.overlaps(chunks.start, chunks.stop)
 
     def missed(self, replica: Replica) -> RangeSet:
-        away = any(member.state is State.MISSING for member in self.members)
+        away = any(member.state is Standing.MISSING for member in self.members)
         doubtful = RangeSet()
         if self.membership.recorded and not away:
             return doubtful
         # One that is away may alone hold something there: nobody else's hole counts, until it is
-        # on record as left behind.
+        # on record as ejected.
         for start, end in self.agreement.divergent:
             doubtful.add(*self.map.bounds_of(range(start, end)))
         return doubtful
 
-    def answered(self, replica: Replica, offset: int, length: int) -> None:
-        self.chunks.sources.answered(replica, self.map.chunks(offset, length))
+    def pin_source(self, replica: Replica, offset: int, length: int) -> None:
+        self.chunks.sources.pin_source(replica, self.map.chunks(offset, length))
 
     def unsynced(self, offset: int, length: int) -> bool:
         return self.chunks.unsynced(self.map.chunks(offset, length))
@@ -316,7 +322,7 @@ class Ledger:
         if self.joining and self.is_target(replica):
             # Of two syncs the other one, of the join itself, may have been told nothing.
             self.targets.of(replica).lacks_unsynced()
-        if replica.role is State.CURRENT:
+        if replica.standing is Standing.CURRENT:
             self.chunks.suspend(replica)
 
     def unfit(self, outcomes: Sequence[Outcome]) -> list[Replica]:
@@ -328,7 +334,7 @@ class Ledger:
         good = [
             replica
             for replica, _ in outcomes
-            if replica.role is State.CURRENT and replica not in lossy.union(failed)
+            if replica.standing is Standing.CURRENT and replica not in lossy.union(failed)
         ]
         if len(good) < self.threshold:
             raise voted_error(o.error for o in outcomes if o.error is not None)
@@ -342,7 +348,7 @@ class Ledger:
         return max(self.threshold, self.records.quorum)
 
     def enough_without(self, gone: Sequence[Replica]) -> bool:
-        """Whether enough are left if *gone* are left behind, and hold all that those hold."""
+        """Whether enough are left if *gone* are ejected, and hold all that those hold."""
         left = len(self.members) - len(gone)
         return left >= self.least and not self.chunks.sources.held_only_by(gone)
 
@@ -370,7 +376,7 @@ class Ledger:
     def eject(self, gone: Iterable[Replica], reason: str) -> None:
         """Make current replicas stale, in memory."""
         for replica in gone:
-            replica.role = State.STALE
+            replica.standing = Standing.STALE
             replica.reason = reason
             target = self.targets.of(replica)
             target.eject()
@@ -391,7 +397,7 @@ class Ledger:
         target.lacks_unsynced()
         replica = target.replica
         self.content.forget(replica)
-        replica.role = State.STALE
+        replica.standing = Standing.STALE
         replica.reason = reason
         self.arrange()
         self.notify()
@@ -418,6 +424,6 @@ class Ledger:
 
 
 def _bits_but(replicas: Sequence[Replica], record: Record) -> int:
-    """``lacks`` of the slots of all but *replicas*."""
+    """``out_of_sync`` of the slots of all but *replicas*."""
     slots = {replica.slot for replica in replicas}
-    return sum(lacks(slot) for slot in range(len(record.roles)) if slot not in slots)
+    return sum(out_of_sync(slot) for slot in range(len(record.roles)) if slot not in slots)

@@ -5,12 +5,12 @@ durably. Where the two may differ, a write must not rely on what is known: shoul
 it, only what is recorded tells the next mount. So for each page in which they may differ it is kept
 what its sidecars surely say of these facts: an intent counts as recorded only if all of them have
 it, and so does it that a chunk was compared, which is the absence of `UNVERIFIED`, and that a
-replica lacks nothing there, which is the absence of its ``lacks``.
+replica lacks nothing there, which is the absence of its out-of-sync bit.
 """
 
 from functools import cache
 
-from quorumfs.decisions.dirtymap import ALL_LACK, INTENT, UNVERIFIED, DirtyMap
+from quorumfs.decisions.dirtymap import ALL_OUT_OF_SYNC, INTENT, UNVERIFIED, DirtyMap
 from quorumfs.decisions.sidecar import CHUNKS_PER_PAGE, page_of, pages
 
 Version = dict[int, bytes]
@@ -60,7 +60,7 @@ class Recorded:
     def holds(self, chunks: range, current: int) -> bool:
         """Whether a write of *chunks* may rely on what is known of them: an intent, at least.
 
-        *current*: ``lacks`` of the current replicas. The others lack what is written.
+        *current*: ``out_of_sync`` of the current replicas. The others lack what is written.
         """
         if not self.map.all(INTENT, chunks):
             return False
@@ -112,5 +112,5 @@ def _only(facts: int) -> bytes:
     return bytes(some & facts for some in range(256))
 
 
-_FACTS = bytes((state & INTENT) | (~state & (UNVERIFIED | ALL_LACK)) for state in range(256))
+_FACTS = bytes((state & INTENT) | (~state & (UNVERIFIED | ALL_OUT_OF_SYNC)) for state in range(256))
 """From a chunk's state to what must be recorded of it: a fact is better present than absent."""

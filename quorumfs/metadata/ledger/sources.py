@@ -12,7 +12,7 @@ from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap
 from quorumfs.decisions.ranges import RangeSet, segments
 from quorumfs.metadata.ledger.agreement import Agreement
 from quorumfs.metadata.ledger.content import Content, whose
-from quorumfs.metadata.ledger.known import Choice
+from quorumfs.metadata.ledger.known import ReadSegment
 from quorumfs.replica.replica import Replica
 
 
@@ -63,7 +63,7 @@ class Sources:
             last = [replica for replica in order if replica not in lacking]
             yield range(start, stop), shown or sound or held or last or order
 
-    def choices(self, offset: int, length: int) -> Iterator[Choice]:
+    def read_segments(self, offset: int, length: int) -> Iterator[ReadSegment]:
         """Parts of a range (bytes) that differ in who holds them, or in whether they are equal."""
         agreement, members = self._agreement, self._content.members
         size = self._map.chunk_size
@@ -79,9 +79,9 @@ class Sources:
                     pinned = not agreed or few
                     held_by = holders if _READABLE in sound else []
                     torn = _WHOLE not in sound
-                    yield Choice(low, high - low, held_by, pinned=pinned, torn=torn)
+                    yield ReadSegment(low, high - low, held_by, pinned=pinned, torn=torn)
 
-    def answered(self, replica: Replica, chunks: range) -> None:
+    def pin_source(self, replica: Replica, chunks: range) -> None:
         """Note that a read of *chunks*, which are divergent, was answered by *replica*."""
         if not self._repairing:
             self._shown.setdefault(replica, RangeSet()).add(chunks.start, chunks.stop)

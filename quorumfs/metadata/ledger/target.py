@@ -1,6 +1,6 @@
 """What replicas hold that are not current, chunk by chunk. Pure: no I/O, no clock.
 
-Its out-of-sync bits (``lacks``) say what it lacks; the rest it holds as the current replicas do. A
+Its out-of-sync bits say what it lacks; the rest it holds as the current replicas do. A
 resync takes each chunk that it lacks through three states:
 
 ======= ============================ ============================== ===================
@@ -19,7 +19,7 @@ was: `Target.lacks`.
 from collections.abc import Iterable, Iterator
 from enum import Enum
 
-from quorumfs.decisions.dirtymap import INTENT, lacks
+from quorumfs.decisions.dirtymap import INTENT, out_of_sync
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.metadata.ledger.epochs import Epochs
 from quorumfs.metadata.ledger.recorded import Recorded
@@ -42,7 +42,7 @@ class Target:
     def __init__(self, replica: Replica, recorded: Recorded, epochs: Epochs) -> None:
         assert replica.slot is not None
         self.replica = replica
-        self.bit = lacks(replica.slot)
+        self.bit = out_of_sync(replica.slot)
         self.unproven = RangeSet()
         """Chunks that it lacks only because it may come from a snapshot that is a little older
         than its record shows (R15): they are compared before they are copied."""

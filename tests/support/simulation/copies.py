@@ -1,7 +1,7 @@
 """Stories of sets that were copied, and of replicas mounted alone: what several tests tell."""
 
 from quorumfs.decisions.assembly import AssemblyRefusedError
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from support.simulation.guest import BrokenError
 from support.simulation.story import EXTENT, EXTENTS, CopiedSet, Story
 
@@ -61,7 +61,7 @@ async def mounted_alone_and_only_read(story: Story) -> None:
             plan = story.operator.assemble([0, 1])
         except AssemblyRefusedError as error:
             raise BrokenError(f"no side of a split was written to: {error.rule}") from error
-        assert [member.state for member in plan.members] == [State.CURRENT, State.STALE]
+        assert [member.state for member in plan.members] == [Standing.CURRENT, Standing.STALE]
         assert not plan.members[1].compare, "it is on record what it lacks"
         story.oracle.forget_reads()
         story.state.accept_loss([0, 1], plan)

@@ -15,8 +15,8 @@ from functools import partial
 
 import trio
 
-from quorumfs.decisions.dirtymap import ALL_LACK, UNVERIFIED
-from quorumfs.decisions.model import Plan, State
+from quorumfs.decisions.dirtymap import ALL_OUT_OF_SYNC, UNVERIFIED
+from quorumfs.decisions.model import Plan, Standing
 from quorumfs.decisions.record import SUFFIX
 from quorumfs.decisions.sidecar import SLOT_OFFSETS
 from quorumfs.disk.disk import Disk
@@ -76,7 +76,7 @@ class Mounted:
     def even(self) -> bool:
         """Whether every replica that is here is current, and the same as the others."""
         return (
-            all(r.state is State.CURRENT and not r.dead for r in self.disk.replicas)
+            all(r.state is Standing.CURRENT and not r.dead for r in self.disk.replicas)
             and self.sidecars.ledger.target is None
             and not self.sidecars.ledger.agreement.divergent
             and not self.sidecars.ledger.map.count(UNVERIFIED)
@@ -92,7 +92,7 @@ class Mounted:
     def _lacking(self) -> bool:
         """Whether anybody who is here lacks something."""
         if len(self.order) == len(self.sidecars.ledger.record.roles):
-            return self.sidecars.ledger.map.count(ALL_LACK) > 0
+            return self.sidecars.ledger.map.count(ALL_OUT_OF_SYNC) > 0
         slots = [replica.slot for replica in self.disk.replicas if replica.slot is not None]
         return any(self.sidecars.ledger.map.lacking_bytes(slot) for slot in slots)
 
@@ -104,14 +104,14 @@ class Mounted:
     def members(self) -> list[int]:
         """The indices of the current replicas, in the order of the record."""
         pairs = zip(self.order, self.disk.replicas, strict=True)
-        current = [(r.slot or 0, index) for index, r in pairs if r.role is State.CURRENT]
+        current = [(r.slot or 0, index) for index, r in pairs if r.standing is Standing.CURRENT]
         return [index for _, index in sorted(current)]
 
     def __str__(self) -> str:
         states = [f"{replica.path} {replica.state.value}" for replica in self.disk.replicas]
         counts = {
             name: self.sidecars.ledger.map.count(bits)
-            for name, bits in (("lacks", ALL_LACK), ("unverified", UNVERIFIED))
+            for name, bits in (("lacks", ALL_OUT_OF_SYNC), ("unverified", UNVERIFIED))
         }
         unsettled = list(self.sidecars.ledger.agreement.divergent)
         return f"{', '.join(states)}; unsettled {unsettled}, chunks {counts}"
@@ -131,7 +131,7 @@ def crash_in_a_commit(
 ) -> None:
     """Die in the middle of a commit of a record, or right after it.
 
-    Of the one that next leaves somebody behind, or of any.
+    Of the one that next ejects somebody, or of any.
     """
     commits = 1 if ejection else dice.randrange(1, 4)
     steps = dice.randrange(1, 10 * len(mounted.order))
@@ -161,12 +161,12 @@ class Fate:
         crowd: Crowd,
         guest: Guest,
         may_harm: Callable[[int], bool] = lambda _: False,
-        is_left_behind: Callable[[int], bool] = lambda _: False,
+        is_ejected: Callable[[int], bool] = lambda _: False,
     ) -> None:
         """*guest* does what a plan needs done.
 
         *may_harm*: whether all that a replica holds is elsewhere, and nothing else is wrong.
-        *is_left_behind*: whether it is on record that a replica is.
+        *is_ejected*: whether it is on record that a replica is.
         """
         self.lost_cache = False
         """A replica's medium lost what was not synced, while the daemon went on."""
@@ -182,7 +182,7 @@ class Fate:
         self._crowd = crowd
         self._guest = guest
         self._may_harm = may_harm
-        self._is_left_behind = is_left_behind
+        self._is_ejected = is_ejected
         self._dice = self._world.dice_for(f"fate {life.number}")
         self._pause_s = 10 ** self._dice.uniform(0, 2)
         self._dropped_before = {
@@ -452,7 +452,7 @@ class Fate:
             noticed = one.path in self.life.seen_short
             if index not in self._truncated_members:
                 self.unrecorded |= {index} if noticed else set()
-            elif not self._is_left_behind(index):
+            elif not self._is_ejected(index):
                 noticed = False  # who dies before that has told nobody of any success without it
             good = good and noticed
             if noticed:
@@ -501,20 +501,20 @@ class Fate:
         if one.image.size < world.size:
             await self._wait(lambda: one.path in self.life.seen_short, 70.0)
             self.extend_noticed()
-        await self._wait(lambda: replica.role is not State.STALE, 70.0)
+        await self._wait(lambda: replica.standing is not Standing.STALE, 70.0)
         match dice.randrange(5):
             case 0:
                 await trio.sleep(dice.uniform(0.0, 30.0))
             case 1:
                 await self._rest()
-            case 2 if replica.role is not State.CURRENT and self._may_harm(index):
+            case 2 if replica.standing is not Standing.CURRENT and self._may_harm(index):
                 self._truncate(index)
                 await self._wait(lambda: one.path in self.life.seen_short, 70.0)
                 self.extend_noticed()
             case _:
                 writing = dice.random() < 0.7
                 for _ in range(200):
-                    if replica.role is not State.RESYNCING:
+                    if replica.standing is not Standing.RESYNCING:
                         break
                     if writing:
                         await self._do(self._guest.write, *self._somewhere())

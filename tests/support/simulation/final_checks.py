@@ -4,7 +4,7 @@ import random
 
 import trio
 
-from quorumfs.decisions.dirtymap import ALL_LACK, INTENT, DirtyMap
+from quorumfs.decisions.dirtymap import ALL_OUT_OF_SYNC, INTENT, DirtyMap
 from quorumfs.decisions.record import RoleState
 from quorumfs.decisions.sidecar import decode
 from quorumfs.replica.storage import CHANGES
@@ -115,7 +115,7 @@ class FinalChecks:
         images = [one.image.cache for one in self._world.replicas]
         return sum(
             image.seek(start, data=True) < end
-            for run in disk_map.runs(INTENT | ALL_LACK)
+            for run in disk_map.runs(INTENT | ALL_OUT_OF_SYNC)
             for start, end in [disk_map.bounds(run.start)]
             for image in images
         )

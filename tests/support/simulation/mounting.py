@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import trio
 
 from quorumfs.decisions.claim import Claim, Tenure
-from quorumfs.decisions.model import Plan, State
+from quorumfs.decisions.model import Plan, Standing
 from quorumfs.decisions.patterns import Fifo, Quorum
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import Event, EventLog
@@ -54,7 +54,7 @@ class Mounting:
         replicas = []
         for number, (index, member) in enumerate(zip(order, plan.members, strict=True)):
             path = world.replicas[index].path
-            if member.state in (State.FOREIGN, State.MISSING):
+            if member.state in (Standing.FOREIGN, Standing.MISSING):
                 replicas.append(Replica(number, path, None, TIMEOUT_S))
                 continue
             image = life.image(index, plan.record.size)
@@ -74,7 +74,7 @@ class Mounting:
         present = {
             replica: one
             for replica, one in zip(replicas, found, strict=True)
-            if replica.role is not State.CURRENT and replica.attached
+            if replica.standing is not Standing.CURRENT and replica.attached
         }
 
         async def reopen(replica: Replica) -> Returned:
@@ -115,7 +115,7 @@ class Mounting:
         host = f"host {life.number}"
         mine = Claim(life.number, host, host, host, 1, 1, host, "just now")
         for index, member in zip(order, plan.members, strict=True):
-            if member.state not in (State.FOREIGN, State.MISSING):
+            if member.state not in (Standing.FOREIGN, Standing.MISSING):
                 world.sign(index, mine)
         return Tenure(mine, over)
 

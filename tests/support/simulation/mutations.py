@@ -27,7 +27,7 @@ import trio
 from quorumfs.decisions import assembly, sidecar, voting
 from quorumfs.decisions.assembly import _Assembly, _Survey
 from quorumfs.decisions.dirtymap import INTENT
-from quorumfs.decisions.model import State
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.record import Phase, Record
 from quorumfs.disk.rangelock import Claim, RangeLock
@@ -49,7 +49,7 @@ from quorumfs.repair.copying import Copying
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.verify import Verification
 from quorumfs.replica import replica as replica_module
-from quorumfs.replica.replica import Gathering, Replica
+from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation
 from support.simulation.media import Content
 from support.simulation.storage import DaemonKilledError, SimulatedStorage
@@ -104,12 +104,12 @@ def _leave_out_syncs(monkeypatch: pytest.MonkeyPatch, *, of_map: bool) -> None:
         return await put(self, replicas, pieces, **others)
 
     def without_syncs(
-        self: Replica, operation: Operation, gathering: Gathering, *, to_sidecar: bool = False
+        self: Replica, operation: Operation, fan_out: FanOut, *, to_sidecar: bool = False
     ) -> None:
         if to_sidecar and operation.kind is Kind.SYNC and unsynced:
-            gathering.answered(operation)
+            fan_out.answered(operation)
         else:
-            submit(self, operation, gathering, to_sidecar=to_sidecar)
+            submit(self, operation, fan_out, to_sidecar=to_sidecar)
 
     monkeypatch.setattr(SidecarWriter, "put", noted)
     monkeypatch.setattr(Replica, "submit", without_syncs)
@@ -161,40 +161,42 @@ def failed_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def all_are_blamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R2: whoever fails is left behind, whatever the others say; but for the last one."""
+    """R2: whoever fails is ejected, whatever the others say; but for the last one."""
     finish = Sidecars.finish
 
     async def blame(self: Sidecars, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
         failed = [outcome.replica for outcome in outcomes if outcome.operation.error]
-        self.recorder.drop(failed[1:], "blamed")
+        self.recorder.eject_in_memory(failed[1:], "blamed")
         await finish(self, outcomes, offset, length)
 
     monkeypatch.setattr(Sidecars, "finish", blame)
 
 
-def left_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def ejected_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """R3: the guest hears of success before it is on record who missed the write."""
 
-    async def only_drop(
+    async def only_in_memory(
         self: Recorder, failed: Sequence[Replica], chunks: range, reason: str
     ) -> None:
-        self.drop([replica for replica in failed if replica.role is State.CURRENT], reason)
+        self.eject_in_memory(
+            [replica for replica in failed if replica.standing is Standing.CURRENT], reason
+        )
 
-    monkeypatch.setattr(Recorder, "leave_behind", only_drop)
+    monkeypatch.setattr(Recorder, "eject", only_in_memory)
 
 
-def left_behind_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def ejected_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """R3: the record is on its way when the guest hears of success."""
-    leave_behind = Recorder.leave_behind
+    eject = Recorder.eject
 
     async def start(self: Recorder, *arguments: Any) -> None:
         async def quietly() -> None:
             with suppress(OSError, DaemonKilledError):
-                await leave_behind(self, *arguments)
+                await eject(self, *arguments)
 
         trio.lowlevel.spawn_system_task(quietly)
 
-    monkeypatch.setattr(Recorder, "leave_behind", start)
+    monkeypatch.setattr(Recorder, "eject", start)
 
 
 def failed_flush_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +270,7 @@ def resync_compares(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def failed_flush_lost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R4: who could not flush is left behind, but lacks nothing for that."""
+    """R4: who could not flush is ejected, but lacks nothing for that."""
     monkeypatch.setattr(Target, "lacks_unsynced", _always(None))
     log_is_believed(monkeypatch)  # a second line, which hides the first
     _nothing_early(monkeypatch)
@@ -294,7 +296,7 @@ def given_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def loss_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R4: what those lost that cannot be left behind is forgotten with the daemon."""
+    """R4: what those lost that cannot be ejected is forgotten with the daemon."""
     monkeypatch.setattr(Chunks, "_recall_losses", _always(None))
 
 
@@ -440,12 +442,12 @@ def joins_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
             joining = None
 
     def without_sync(
-        self: Replica, operation: Operation, gathering: Gathering, *, to_sidecar: bool = False
+        self: Replica, operation: Operation, fan_out: FanOut, *, to_sidecar: bool = False
     ) -> None:
         if self is joining and operation.kind is Kind.SYNC and not to_sidecar:
-            gathering.answered(operation)
+            fan_out.answered(operation)
         else:
-            submit(self, operation, gathering, to_sidecar=to_sidecar)
+            submit(self, operation, fan_out, to_sidecar=to_sidecar)
 
     monkeypatch.setattr(Joining, "join", noted)
     monkeypatch.setattr(Replica, "submit", without_sync)
@@ -597,9 +599,9 @@ def loss_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ledger, "tell_loss", _always(False))
 
 
-def flush_leaves_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def flush_ejects_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """P2: a flush succeeds before it is on record who could not sync."""
-    leave_behind, finish_flush = Recorder.leave_behind, Sidecars.finish_flush
+    eject, finish_flush = Recorder.eject, Sidecars.finish_flush
     flushing = ContextVar("flushing", default=False)
 
     async def noted(self: Sidecars, outcomes: Sequence[Outcome]) -> None:
@@ -609,19 +611,19 @@ def flush_leaves_behind_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             flushing.reset(token)
 
-    async def only_drop(
+    async def only_in_memory(
         self: Recorder, failed: Sequence[Replica], chunks: range, reason: str
     ) -> None:
         if not flushing.get():
-            await leave_behind(self, failed, chunks, reason)
+            await eject(self, failed, chunks, reason)
             return
-        gone = [replica for replica in failed if replica.role is State.CURRENT]
+        gone = [replica for replica in failed if replica.standing is Standing.CURRENT]
         if len(self.ledger.members) - len(gone) < self.ledger.threshold:
             raise OSError(errno.EIO, "too few replicas would be left")
-        self.drop(gone, reason)
+        self.eject_in_memory(gone, reason)
 
     monkeypatch.setattr(Sidecars, "finish_flush", noted)
-    monkeypatch.setattr(Recorder, "leave_behind", only_drop)
+    monkeypatch.setattr(Recorder, "eject", only_in_memory)
     _nothing_early(monkeypatch)
 
 
@@ -672,7 +674,7 @@ def holes_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def always_minted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """R3: with somebody left behind every commit is a new generation."""
+    """R3: with somebody ejected every commit is a new generation."""
     composed = Records.composed
 
     def minted(self: Records, members: Sequence[Replica], **kinds: Any) -> Record:
@@ -704,8 +706,8 @@ MUTATIONS: dict[str, Patch] = {
     "R2 one is enough": one_is_enough,
     "R2 failed is settled": failed_is_settled,
     "R2 all are blamed": all_are_blamed,
-    "R3 in memory": left_behind_in_memory,
-    "R3 not awaited": left_behind_later,
+    "R3 in memory": ejected_in_memory,
+    "R3 not awaited": ejected_later,
     "R3 not synced": slots_unsynced,
     "R3 always minted": always_minted,
     "R3 options in memory": options_in_memory,
@@ -749,7 +751,7 @@ MUTATIONS: dict[str, Patch] = {
     "R14 not read back": not_read_back,
     "R14 goes on": fenced_goes_on,
     "P2 one sync is enough": one_sync_is_enough,
-    "P2 record in memory": flush_leaves_behind_in_memory,
+    "P2 record in memory": flush_ejects_in_memory,
     "P4 ties are repaired": ties_are_repaired,
     "P5 every request waits": given_up_is_forgotten,
     "P6 guessed": absent_ones_are_ignored,

@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 from quorumfs.decisions.assembly import AssemblyRefusedError, assemble
-from quorumfs.decisions.model import Plan, State
+from quorumfs.decisions.model import Plan, Standing
 from quorumfs.decisions.record import RoleState
 from quorumfs.decisions.resolution import Resolution, resolve
 from support.simulation.second_opinion import SecondOpinion
@@ -159,7 +159,7 @@ class Operator:
 
     def _prefer_current(self, order: Sequence[int], plan: Plan) -> None:
         pairs = zip(order, plan.members, strict=True)
-        current = {i for i, m in pairs if m.state is State.CURRENT}
+        current = {i for i, m in pairs if m.state is Standing.CURRENT}
         self._state.to_keep = current - self._state.harmed
 
     def _extend_all(self) -> None:

@@ -16,8 +16,8 @@ from itertools import cycle
 import trio
 
 from quorumfs.decisions.assembly import AssemblyRefusedError
-from quorumfs.decisions.dirtymap import UNVERIFIED, lacks
-from quorumfs.decisions.model import State
+from quorumfs.decisions.dirtymap import UNVERIFIED, out_of_sync
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.sidecar import MAP_OFFSET, decode
 from quorumfs.disk.watchdog import TICK_S
 from quorumfs.repair import repairs as repairs_module
@@ -42,7 +42,7 @@ from support.simulation.story import (
     Guest,
     Script,
     Story,
-    left_behind,
+    ejected,
     taken_over_while_at_work,
 )
 from support.simulation.world import ReplicaBackup
@@ -122,7 +122,7 @@ async def all_are_full(story: Story) -> None:
         with suppress(OSError):
             await guest.write(0)
         for replica in guest.mounted.disk.replicas:
-            if replica.role is not State.CURRENT:
+            if replica.standing is not Standing.CURRENT:
                 raise BrokenError(f"{replica.path} is blamed: {replica.reason}")
         for index in range(story.setup.replicas):
             story.mend(index)
@@ -176,7 +176,7 @@ async def pages_dropped_long_after_a_failed_flush(story: Story) -> None:
 
 
 async def pages_dropped_where_all_must_agree(story: Story) -> None:
-    """Nobody can be left behind for it, and before it is mended the daemon is killed."""
+    """Nobody can be ejected for it, and before it is mended the daemon is killed."""
     async with story.holding(0).failing(0, Kind.SYNC).mounted() as guest:
         with suppress(OSError):
             await guest.flush()
@@ -208,7 +208,7 @@ async def a_vote_beside_a_write(story: Story) -> None:
 
 
 async def writes_beside_a_resync(story: Story) -> None:
-    await left_behind(story)
+    await ejected(story)
     story.slow_down(0, 0.3)
     async with story.mounted() as guest:
         for number in range(100):
@@ -221,7 +221,7 @@ async def writes_beside_a_resync(story: Story) -> None:
 
 
 async def power_cut_amid_a_resync(story: Story) -> None:
-    await left_behind(story)
+    await ejected(story)
     story.slow_down(1, 3.0)
     async with story.mounted():
         await trio.sleep(8.0 + 2.0 * story.seed)
@@ -231,7 +231,7 @@ async def power_cut_amid_a_resync(story: Story) -> None:
 
 async def killed_amid_a_slow_resync(story: Story) -> None:
     """What was copied by then need not be copied again."""
-    await left_behind(story)
+    await ejected(story)
     async with story.mounted() as guest:
         guest.mounted.repairs.limit = 1 << 10
         await trio.sleep(60.0)
@@ -293,7 +293,7 @@ async def repaired_is_on_record_before_it_is_shown(story: Story) -> None:
         await guest.read(0)
         for one in story.world.replicas:
             assert one.sidecar is not None
-            if decode(one.sidecar.whole).map.any(lacks(0), range(1)):
+            if decode(one.sidecar.whole).map.any(out_of_sync(0), range(1)):
                 raise BrokenError("a repair is shown before it is on record")
     await story.ends_well()
 
@@ -342,7 +342,7 @@ async def a_close_fails(story: Story) -> None:
 
 
 async def source_unreadable_amid_a_resync(story: Story) -> None:
-    await left_behind(story)
+    await ejected(story)
     story.fail(0, [Kind.READ])
     async with story.mounted() as guest:
         await trio.sleep(5.0)
@@ -354,7 +354,7 @@ async def source_unreadable_amid_a_resync(story: Story) -> None:
 async def power_cut_after_a_resync(story: Story) -> None:
     """What was flushed beside it must be on the replica that others are settled from."""
 
-    await left_behind(story, 0)
+    await ejected(story, 0)
     for one in story.world.replicas:
         one.sidecar_faults.weather = Weather(delay_s=(0.2, 0.2))
     story.fail(0, {Kind.SYNC}, Fault(delay_s=0.7))
@@ -362,7 +362,7 @@ async def power_cut_after_a_resync(story: Story) -> None:
     async with story.mounted() as guest:
         sidecars = guest.mounted.sidecars
         places = cycle(EXTENTS)
-        while guest.mounted.disk.replicas[0].role is not State.CURRENT:
+        while guest.mounted.disk.replicas[0].standing is not Standing.CURRENT:
             await guest.write(next(places))
             if not sidecars.ledger.joining:  # from then on flushes go to it too
                 await guest.flush()
@@ -373,12 +373,12 @@ async def power_cut_after_a_resync(story: Story) -> None:
 
 async def power_cut_long_after_a_write_beside_a_resync(story: Story, index: int = 1) -> None:
     """The resync is so slow that the write is not synced on its target by then."""
-    await left_behind(story, index)
+    await ejected(story, index)
     async with story.mounted() as guest:
         guest.mounted.repairs.limit = 256
         sidecars = guest.mounted.sidecars
         chunks = sidecars.ledger.map.chunks(0, BLOCK)
-        await guest.until(lambda: not sidecars.ledger.map.any(lacks(index), chunks))
+        await guest.until(lambda: not sidecars.ledger.map.any(out_of_sync(index), chunks))
         assert sidecars.ledger.target is not None
         sidecars.ledger.target.mirroring = True
         await guest.write(0)
@@ -417,7 +417,7 @@ async def maps_torn_after_a_kill(story: Story) -> None:
 
 
 async def a_torn_record(story: Story) -> None:
-    """One was left behind, and the only sidecar that says so is torn by the next commit."""
+    """One was ejected, and the only sidecar that says so is torn by the next commit."""
     async with story.mounted() as guest:
         await guest.write(0)
         story.world.detach(0)
@@ -455,7 +455,7 @@ async def source_lost_after_a_crash(story: Story) -> None:
     await story.ends_well()
 
 
-async def only_the_one_left_behind_is_there(story: Story) -> None:
+async def only_the_ejected_one_is_there(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
         story.world.detach(1)
@@ -482,7 +482,7 @@ async def one_hangs(story: Story) -> None:
     await story.ends_well()
 
 
-async def touched_when_it_was_left_behind(story: Story) -> None:
+async def touched_when_it_was_ejected(story: Story) -> None:
     """A wrong clock makes the stale image the younger one."""
     async with story.mounted() as guest:
         await guest.write(0)
@@ -722,7 +722,7 @@ TOLD = (
     Told("R14 opened is changed", mounted_alone_and_only_read),
     Told("P3 saved rarely", killed_amid_a_slow_resync),
     Told("R10 forgotten", truncated_underneath),
-    Told("R12 latest by mtime", touched_when_it_was_left_behind),
+    Told("R12 latest by mtime", touched_when_it_was_ejected),
     Told("R12 wall clock", one_hangs_for_good),
     Told("P9 source decides", the_first_rots_before_a_crash, TRIO),
     Told("P2 bad sector", a_sector_is_bad_everywhere),
@@ -735,7 +735,7 @@ TOLD = (
     Told("P2 record in memory", power_cut_after_one_failed_to_sync),
     Told("P4 ties are repaired", a_tie_of_two_and_two, QUAD),
     Told("P5 every request waits", one_hangs),
-    Told("P6 guessed", only_the_one_left_behind_is_there),
+    Told("P6 guessed", only_the_ejected_one_is_there),
     Told("P7 shown before settled", source_lost_after_a_crash, seeds=4),
     Told("P8 verified unlocked", writes_beside_a_verification, RAW, 4),
 )

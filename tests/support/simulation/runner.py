@@ -93,7 +93,7 @@ class History:
             self.state.to_keep = {0}
 
     async def _live(self) -> None:
-        """One life of the daemon, and what it leaves behind."""
+        """One life of the daemon, and what it ejects."""
         state, opinion = self.state, self.opinion
         kind = self._draw_kind()
         if (chosen := self.operator.choose()) is None or chosen[1].adopted:

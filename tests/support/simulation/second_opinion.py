@@ -9,8 +9,8 @@ from functools import reduce
 from operator import or_
 
 from quorumfs.decisions.assembly import AssemblyRefusedError
-from quorumfs.decisions.dirtymap import lacks
-from quorumfs.decisions.model import State
+from quorumfs.decisions.dirtymap import out_of_sync
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.record import RoleState
 from support.simulation.fate import Mounted
 from support.simulation.guest import BrokenError
@@ -73,7 +73,7 @@ class SecondOpinion:
             for file in self._world.replicas[other].files
         )
 
-    def is_left_behind(self, index: int) -> bool:
+    def is_ejected(self, index: int) -> bool:
         """Whether it is on record that a replica is not current."""
         known = self._state.known()
         own = known.pop(index, None)
@@ -102,7 +102,7 @@ class SecondOpinion:
             len(mounted.order) == self._setup.replicas
             and not self._state.forked
             and not mounted.repairs.differing
-            and all(replica.role is not State.FOREIGN for replica in mounted.disk.replicas)
+            and all(replica.standing is not Standing.FOREIGN for replica in mounted.disk.replicas)
             and len(self._state.known()) == self._setup.replicas
         )
 
@@ -156,6 +156,6 @@ class SecondOpinion:
     def _lost_by_all(self, here: set[int]) -> bool:
         """Whether it is on record that none of these could flush some chunk, and all stayed."""
         known = [sidecar for index, sidecar in self._state.known().items() if index in here]
-        bits = sum(lacks(sidecar.slot) for sidecar in known)
+        bits = sum(out_of_sync(sidecar.slot) for sidecar in known)
         states = zip(*(sidecar.map.states for sidecar in known), strict=True)
         return any(reduce(or_, chunk) & bits == bits for chunk in states)

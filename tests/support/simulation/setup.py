@@ -13,7 +13,7 @@ from unittest import mock
 from quorumfs.decisions import dirtymap
 from quorumfs.decisions import sidecar as sidecar_module
 from quorumfs.decisions.assembly import new_record
-from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap, lacks
+from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap, out_of_sync
 from quorumfs.decisions.record import RoleState, Sidecar
 from quorumfs.disk import zeroing
 from quorumfs.metadata.ledger import epochs as epochs_module
@@ -146,7 +146,7 @@ def create_set(setup: Setup, world: World, initial: bytes | None) -> bool:
         record = record.with_state(order[:-1], RoleState.RESYNCING)
         for index in order[:-1]:
             _fill(world.replicas[index].image, dice.randbytes(setup.scale.size))
-            disk_map.add(lacks(index), everything)
+            disk_map.add(out_of_sync(index), everything)
     killed = setup.origin is not Origin.CREATED and setup.lives and dice.random() < 0.3
     if killed:
         order = order[: dice.randrange(1, setup.replicas)]

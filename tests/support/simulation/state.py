@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from quorumfs.decisions.model import Plan, State
+from quorumfs.decisions.model import Plan, Standing
 from quorumfs.decisions.record import Record, Sidecar
 from quorumfs.decisions.sidecar import FormatError, decode
 from support.simulation.fate import Mounted
@@ -101,7 +101,9 @@ class SetState:
     def accept_loss(self, order: Sequence[int], plan: Plan) -> None:
         """Go on with what is here; what only others hold may be gone."""
         self.world.note(f"what only others than {order} hold is given up")
-        members = [i for i, m in zip(order, plan.members, strict=True) if m.state is State.CURRENT]
+        members = [
+            i for i, m in zip(order, plan.members, strict=True) if m.state is Standing.CURRENT
+        ]
         self.oracle.forget_reads()
         for index in members:
             image = self.world.replicas[index].image

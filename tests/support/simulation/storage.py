@@ -276,7 +276,7 @@ class SimulatedStorage:
     # What the daemon calls
 
     @property
-    def prompt(self) -> bool:
+    def may_inline(self) -> bool:
         assert not self._closing, "asked after close"
         drawn = self._dice.random() < self.faults.weather.prompt
         return drawn and not self.stalled and not self.broken

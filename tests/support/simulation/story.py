@@ -386,7 +386,7 @@ def told(script: Script, setup: Setup, seed: int) -> str | None:
     return end
 
 
-async def left_behind(story: Story, index: int = 1) -> None:
+async def ejected(story: Story, index: int = 1) -> None:
     """A first mount, closed in order, after which one replica lacks all there is."""
     async with story.mounted() as guest:
         story.fail(index, CHANGES)

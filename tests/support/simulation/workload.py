@@ -39,7 +39,7 @@ class Workload:
             crowd,
             self._guest(life, mounted, crowd),
             opinion.may_harm,
-            opinion.is_left_behind,
+            opinion.is_ejected,
         )
         fate.harmed = self._state.harmed  # it adds to them
         return fate

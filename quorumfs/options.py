@@ -192,8 +192,8 @@ OPTIONS: Mapping[str, Option] = {
             "sidecar|none",
             _choice("sidecar", "none"),
             "metadata",
-            "sidecar: remember in REPLICA.quorumfs who is current, and bring who was left behind "
-            "up to date (default); none: what a replica missed is remembered until unmount",
+            "sidecar: remember in REPLICA.quorumfs which replicas are current, and resync those ejected "
+            "(default); none: what a replica missed is remembered until unmount",
         ),
         Option(
             "degraded",

@@ -526,7 +526,7 @@ def decision_text(decision: Decision) -> Iterator[str]:
         yield _line("member", f"{member.path}: {text}")
     for slot in plan.ejected:
         role = plan.record.roles[slot]
-        yield _line("left behind", role.path or role.replica_id.hex())
+        yield _line("ejected", role.path or role.replica_id.hex())
     if count := marked(plan.map, INTENT)["bytes"]:
         yield _line("to settle", f"{human_bytes(count)}, may differ")
     if count := decision.unverified["bytes"]:

@@ -608,13 +608,13 @@ class _Assembly:
             reason = "an older copy of this replica was put in its place"
             return Member(path, slot, Standing.STALE, reason, compare=True)
         if changed or unproven:
-            reason = f"left behind, and {_CHANGED if changed else _UNPROVEN}"
+            reason = f"ejected, and {_CHANGED if changed else _UNPROVEN}"
             return Member(path, slot, Standing.SUSPECT, reason, compare=True)
         if covered:
             return Member(
-                path, slot, Standing.STALE, f"left behind in generation {role.generation:016x}"
+                path, slot, Standing.STALE, f"ejected in generation {role.generation:016x}"
             )
-        reason = "left behind longer ago than the others remember"
+        reason = "ejected longer ago than the others remember"
         return Member(path, slot, Standing.STALE, reason, compare=True)
 
     def _refuse_without_current(self, members: dict[str, Member]) -> None:

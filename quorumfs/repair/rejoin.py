@@ -119,7 +119,7 @@ class Rejoin:
             returned = await self._reopen(replica)
             replica.attach(returned.image, returned.sidecar)
             if replica.standing is not Standing.CURRENT:
-                raise UserError("it was left behind meanwhile")
+                raise UserError("it was ejected meanwhile")
             await self._sidecars.joining.reopen_member(replica, returned.found)
         except (OSError, UserError) as error:
             replica.reason = _in_words(error)

@@ -5,7 +5,8 @@ of them by itself: so one chunk, explored until no new state appears, stands for
 
 The ledger is the real one. `World` does around it what the sidecars, the disk and its repairs do,
 each step at once, and knows the truth: what each replica shows, what a power cut leaves of that,
-what a reader may see. Left out are adoption, parts of chunks, resyncs, and discard.
+what a reader may see. Whatever happened, all becomes equal when faults stop. Left out are
+adoption, parts of chunks, resyncs, and discard.
 """
 
 import errno
@@ -390,6 +391,19 @@ class World:
                 ledger.marks.clear([CHUNK], ())
             self.record_map()
 
+    def calm(self) -> None:
+        """Faults stop. Raises `BrokenError` if repairs and flushes do not come to an end then."""
+        for _ in range(3):
+            self.settle(self.members)
+            with suppress(OSError):
+                self.flush(self.members)
+        try:
+            self.flush(self.members)
+        except OSError:
+            raise BrokenError("flushes fail for ever") from None
+        if not self.ledger.uniform_members:
+            raise BrokenError("replicas differ for ever")
+
     # What must hold at any time
 
     def check(self) -> None:
@@ -541,6 +555,7 @@ def explore(world: World, *, limit: int = 200_000) -> Explored:
                 if after.key not in seen:
                     seen[after.key] = None
                     ahead.append((after, (*history, name)))
+                    after.copy().calm()
         except BrokenError as error:
             path = "; ".join([*history, f"after {name}"])
             raise BrokenError(f"{error}: {path}") from None

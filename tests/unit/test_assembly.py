@@ -380,7 +380,7 @@ def test_the_direction_never_depends_on_the_order_of_the_command_line(
         C: Standing.CURRENT,
     }
     (stale,) = (member for member in plan.members if member.slot == A)
-    assert stale.reason == f"left behind in generation {record.generation:016x}"
+    assert stale.reason == f"ejected in generation {record.generation:016x}"
     assert not stale.compare
     assert marks(plan) == [out_of_sync(A), INTENT | out_of_sync(A), out_of_sync(A), 0]
 
@@ -495,7 +495,7 @@ def test_a_replica_put_back_from_before_it_was_ejected_is_compared_in_full() -> 
     left_with = next_record(record)
     plan = assemble([found(record, A), found(without(left_with, A), B)])
     assert plan.members[A].compare
-    assert plan.members[A].reason == "left behind longer ago than the others remember"
+    assert plan.members[A].reason == "ejected longer ago than the others remember"
     assert marks(plan) == [out_of_sync(A)] * CHUNKS
     # With what it had when it was left, or had only prepared then, it gets just what is marked.
     for one in (found(left_with, A), found(record, A, prepared=left_with)):

@@ -57,7 +57,7 @@ B = ReplicaStatus(
     "/nas2/b.img",
     "0b" * 16,
     "resyncing",
-    "left behind in generation 0000000000000001",
+    "ejected in generation 0000000000000001",
     writes=3,
     flushes=1,
     bytes_written=12288,
@@ -234,7 +234,7 @@ def test_json_is_the_design_s() -> None:
                     "path": "/nas2/b.img",
                     "id": "0b" * 16,
                     "state": "resyncing",
-                    "reason": "left behind in generation 0000000000000001",
+                    "reason": "ejected in generation 0000000000000001",
                     "reads": 0,
                     "writes": 3,
                     "flushes": 1,
@@ -736,7 +736,7 @@ def test_for_a_reader_without_a_terminal_it_is_stable_text(say: Say) -> None:
         "/mnt/vdisk: degraded\n"
         "  20.0 GiB, fifo, vote-threshold 1, pid 1234, set 5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e, "
         "generation 00000000000000ff\n"
-        "  action: /nas2/b.img is resyncing (left behind in generation 0000000000000001; the last "
+        "  action: /nas2/b.img is resyncing (ejected in generation 0000000000000001; the last "
         "write to it failed 12 s ago: No space left on device): it is being given what it lacks; "
         "nothing to do\n"
         "  note: no libfuse shim\n"

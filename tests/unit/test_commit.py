@@ -5,6 +5,7 @@ it, fails, or fails after it took it; or the daemon dies, and of what it was wri
 has all, nothing, or half. Then every subset of the replicas is assembled, as mounts may find them.
 """
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -29,6 +30,10 @@ FAILED = OSError(5, "simulated")
 
 class DiedError(Exception):
     """The daemon is no more."""
+
+
+class CancelledError(DiedError):
+    """Or it is the commit alone that is no more: what was being written is there, or is not."""
 
 
 @dataclass(eq=False)
@@ -169,11 +174,13 @@ def in_any_way(choices: Choices, *, halves: bool) -> Callable[[Write], dict[Hold
     def write(write: Write) -> dict[Holder, OSError]:
         holders = cast("Sequence[Holder]", write.holders)
         if holders and choices.one_of(2):
+            torn = False
             for holder in holders:
                 how = choices.one_of(3 if halves else 2)
+                torn = torn or how == 2
                 if how:
                     holder.put(write, half=how == 2)
-            raise DiedError
+            raise DiedError if torn else CancelledError
         failed = {}
         for holder in holders:
             how = choices.one_of(3)
@@ -231,6 +238,8 @@ def one_way(choices: Choices, the_set: Set, kind: str, seen: set[object], *, hal
             resyncing=last if kind == "resync" else None,
             joining=last if kind == "join" else None,
         )
+    except CancelledError:
+        goes_on_in_doubt(the_set)
     except DiedError:
         pass
     except OSError:
@@ -269,6 +278,18 @@ def one_way(choices: Choices, the_set: Set, kind: str, seen: set[object], *, hal
     members = [one for one in the_set.all if one.slot in slots]
     if len(members) >= the_set.threshold:
         goes_on(the_set, members)
+
+
+def goes_on_in_doubt(the_set: Set) -> None:
+    """The same mount knows that replicas may hold a part of what was cancelled."""
+    members = the_set.members
+    assert not the_set.records.names_only(cast("list[Replica]", members))
+    held, records = [bytes(one.content) for one in the_set.all], copy.deepcopy(the_set.records)
+    if len(members) >= the_set.threshold:
+        goes_on(the_set, members)
+    the_set.records = records
+    for one, content in zip(the_set.all, held, strict=True):
+        one.content[:] = content
 
 
 def goes_on(the_set: Set, members: Sequence[Holder]) -> None:

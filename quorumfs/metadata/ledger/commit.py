@@ -60,11 +60,11 @@ class Records:
         self._identity = identity
         self._sequence = max(plan.sequence_seen, plan.record.sequence)
         self._certain = True
-        """No commit failed since: then some replicas may hold a later record."""
+        """No replica may hold a later record: no commit was begun since that did not end well."""
         self._tried: set[tuple[object, ...]] = set()
         """The keys of records after the present one that were begun."""
         self._passed = list(plan.prepared)
-        """Generations that were begun and led nowhere, until a valid record names them."""
+        """Generations that were begun, until a valid record names them."""
         self._passed_mounts = plan.prepared_mounts
 
     def saw(self, sequences: Iterable[int]) -> None:
@@ -140,7 +140,11 @@ class Records:
         failure: OSError | None = None
         while True:
             record = self.composed(members, clean=clean, resyncing=resyncing)
+            # From here on, and also if this is cancelled, replicas may hold a part of it.
+            self._certain = False
             self._tried.add(record.key)
+            if record.generation != self.record.generation:
+                self._passed.append(record.generation)
             first = [one for one in members if one is not joining]
             last = [resyncing] if resyncing else [one for one in members if one is joining]
             failed: Mapping[Replica, OSError] = {}
@@ -157,9 +161,6 @@ class Records:
                 if failure is not None:
                     raise failure
                 return
-            if record.generation != self.record.generation:
-                self._passed.append(record.generation)
-            self._certain = False  # until all have the same again
             if resyncing is not None and resyncing in failed:
                 failure = failed[resyncing]
                 yield GiveUp(resyncing, f"its sidecar: {failure.strerror}")

@@ -192,7 +192,7 @@ OPTIONS: Mapping[str, Option] = {
             "sidecar|none",
             _choice("sidecar", "none"),
             "metadata",
-            "sidecar: remember in REPLICA.quorumfs which replicas are current, and resync the others "
+            "sidecar: remember in REPLICA.quorumfs which replicas are current; resync the others "
             "(default); none: what a replica missed is remembered until unmount",
         ),
         Option(

@@ -8,8 +8,8 @@ from itertools import product
 
 import pytest
 import trio
-from support.simulation.guest import BrokenError
 from support.simulation.media import SECTOR
+from support.simulation.oracle import BrokenError
 from support.simulation.setup import SCALES, Origin, Setup
 from support.simulation.storage import Effect, Fault, Weather
 from support.simulation.story import (

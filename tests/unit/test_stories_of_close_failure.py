@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import trio
 from support.simulation.fate import TIMEOUT_S
-from support.simulation.guest import BrokenError
+from support.simulation.oracle import BrokenError
 from support.simulation.setup import Setup
 from support.simulation.storage import Fault, Faults
 from support.simulation.story import BLOCK, EXTENT, PAIR, QUAD, Guest, Script, Story, told

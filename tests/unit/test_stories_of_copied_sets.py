@@ -10,8 +10,8 @@ from support.simulation.copies import (
     use,
     use_alone,
 )
-from support.simulation.guest import BrokenError
 from support.simulation.harness import run_seeded
+from support.simulation.oracle import BrokenError
 from support.simulation.setup import Origin, Setup
 from support.simulation.story import (
     DISK,

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 from support.simulation.fate import TIMEOUT_S
-from support.simulation.guest import BrokenError
+from support.simulation.oracle import BrokenError
 from support.simulation.setup import Setup
 from support.simulation.storage import Fault, Weather
 from support.simulation.story import (

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import trio
-from support.simulation.guest import BrokenError
 from support.simulation.media import Backup
+from support.simulation.oracle import BrokenError
 from support.simulation.setup import Setup
 from support.simulation.storage import Weather
 from support.simulation.story import (

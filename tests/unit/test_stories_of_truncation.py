@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import trio
 import trio.testing
-from support.simulation.guest import BrokenError
+from support.simulation.oracle import BrokenError
 from support.simulation.setup import Setup
 from support.simulation.story import (
     BLOCK,

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 import trio
-from support.simulation.guest import BrokenError
 from support.simulation.media import SimulatedFile
+from support.simulation.oracle import BrokenError
 from support.simulation.setup import Setup
 from support.simulation.storage import Effect, Fault
 from support.simulation.story import (

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import trio
 import trio.testing
-from support.simulation.guest import BrokenError
+from support.simulation.oracle import BrokenError
 from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (

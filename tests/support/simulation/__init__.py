@@ -11,6 +11,7 @@ The world, below any daemon:
 What uses the disk, and what happens to it:
 
 `oracle`          what a guest may see
+`invariants`      what must hold of the ledger at any time
 `guest`           guests that use the disk at random
 `fate`            faults in a life: as they come, or planned
 

@@ -2,7 +2,7 @@
 
 from quorumfs.decisions.assembly import AssemblyRefusedError
 from quorumfs.decisions.model import Standing
-from support.simulation.guest import BrokenError
+from support.simulation.oracle import BrokenError
 from support.simulation.story import EXTENT, EXTENTS, CopiedSet, Story
 
 

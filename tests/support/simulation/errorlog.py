@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from support.simulation.guest import BrokenError
+from support.simulation.oracle import BrokenError
 from support.simulation.world import World
 
 

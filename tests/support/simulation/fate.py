@@ -24,8 +24,9 @@ from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.repairs import Repairs
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import CHANGES, Kind, Operation
-from support.simulation.guest import BrokenError, Crowd, Guest
+from support.simulation.guest import Crowd, Guest
 from support.simulation.media import SECTOR, SimulatedFile
+from support.simulation.oracle import BrokenError
 from support.simulation.storage import CALM, STORM, Effect, Fault, Weather
 from support.simulation.world import Life, SimulatedReplica, World
 

@@ -10,9 +10,9 @@ from quorumfs.decisions.sidecar import decode
 from quorumfs.replica.storage import CHANGES
 from support.simulation.errorlog import ErrorLog
 from support.simulation.fate import Fate, Mounted
-from support.simulation.guest import BrokenError
 from support.simulation.mounting import Mounting
 from support.simulation.operator import Operator
+from support.simulation.oracle import BrokenError
 from support.simulation.state import SetState
 from support.simulation.workload import Workload
 

@@ -9,7 +9,7 @@ import trio
 
 from quorumfs.disk.disk import Disk
 from support.simulation.media import SECTOR
-from support.simulation.oracle import Oracle
+from support.simulation.oracle import BrokenError, Oracle
 from support.simulation.storage import DaemonKilledError
 from support.simulation.world import Life
 
@@ -20,10 +20,6 @@ REQUEST_MAX_S = 900.0
 
 REQUESTS_MAX = 400
 """Of all guests in one life."""
-
-
-class BrokenError(AssertionError):
-    """Something did not go as promised that is no business of the oracle's."""
 
 
 def _nothing() -> None:

@@ -5,6 +5,7 @@ of `quorumfs.mount.life`.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import trio
 
@@ -20,8 +21,10 @@ from quorumfs.repair.rejoin import ForeignError, Returned
 from quorumfs.repair.repairs import Repairs
 from quorumfs.replica.replica import Replica
 from support.simulation.fate import TIMEOUT_S, Mounted
-from support.simulation.guest import REQUEST_MAX_S, BrokenError
+from support.simulation.guest import REQUEST_MAX_S
+from support.simulation.invariants import broken_invariants
 from support.simulation.media import SECTOR
+from support.simulation.oracle import BrokenError
 from support.simulation.state import SetState
 from support.simulation.world import Life
 
@@ -62,6 +65,7 @@ class Mounting:
         threshold = plan.threshold
         tenure = self.claim(life, order, plan) if setup.claims else None
         sidecars = Sidecars(replicas, plan, found, threshold=threshold, tenure=tenure)
+        life.broken_invariants = partial(broken_invariants, sidecars.ledger)
         mirror = Mirror(
             replicas,
             plan.record.size,

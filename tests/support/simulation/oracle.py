@@ -55,6 +55,10 @@ class Wrong(Enum):
     UNTOLD = "lost on all replicas, and told by no flush (R13)"
 
 
+class BrokenError(AssertionError):
+    """Something did not go as promised that is no business of the oracle's."""
+
+
 class ViolationError(AssertionError):
     """A promise was broken."""
 

@@ -24,8 +24,9 @@ from quorumfs.repair import repairs as repairs_module
 from quorumfs.replica.storage import CHANGES, Kind, Operation
 from support.simulation.copies import copies_used_alike, mounted_alone_and_only_read
 from support.simulation.fate import TIMEOUT_S
-from support.simulation.guest import REQUEST_MAX_S, BrokenError
+from support.simulation.guest import REQUEST_MAX_S
 from support.simulation.media import SECTOR
+from support.simulation.oracle import BrokenError
 from support.simulation.setup import Setup
 from support.simulation.storage import Effect, Fault, Weather
 from support.simulation.story import (

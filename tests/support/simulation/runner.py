@@ -21,11 +21,11 @@ from support.simulation.downtime import Downtime
 from support.simulation.errorlog import ErrorLog
 from support.simulation.fate import Fate, Mounted, crash_in_a_commit, drawn_weather
 from support.simulation.final_checks import FinalChecks
-from support.simulation.guest import BrokenError, Crowd
+from support.simulation.guest import Crowd
 from support.simulation.harness import run_seeded
 from support.simulation.mounting import Mounting, RefusedError
 from support.simulation.operator import Operator
-from support.simulation.oracle import Oracle, ViolationError
+from support.simulation.oracle import BrokenError, Oracle, ViolationError
 from support.simulation.second_opinion import SecondOpinion
 from support.simulation.setup import Setup, create_set
 from support.simulation.state import SetState

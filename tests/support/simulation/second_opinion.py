@@ -13,7 +13,7 @@ from quorumfs.decisions.dirtymap import out_of_sync
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.record import RoleState
 from support.simulation.fate import Mounted
-from support.simulation.guest import BrokenError
+from support.simulation.oracle import BrokenError
 from support.simulation.setup import Origin
 from support.simulation.state import SetState
 

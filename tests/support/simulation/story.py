@@ -16,10 +16,9 @@ from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import CHANGES, Kind
 from support.simulation.fate import Mounted
 from support.simulation.final_checks import CONVERGE_MAX_S
-from support.simulation.guest import BrokenError
 from support.simulation.guest import Guest as AnyGuest
 from support.simulation.harness import run_seeded
-from support.simulation.oracle import Oracle
+from support.simulation.oracle import BrokenError, Oracle
 from support.simulation.runner import History, in_one_line
 from support.simulation.setup import SCALES, Origin, Setup
 from support.simulation.storage import Fault, Weather

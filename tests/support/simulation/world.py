@@ -27,6 +27,7 @@ from quorumfs.decisions.record import Identity, Sidecar
 from quorumfs.decisions.sidecar import CLAIM_OFFSET, PAGE, FormatError, decode, encode
 from quorumfs.replica.storage import Operation
 from support.simulation.media import Backup, Content, SimulatedFile
+from support.simulation.oracle import BrokenError
 from support.simulation.storage import (
     CALM,
     SYNCS,
@@ -76,6 +77,10 @@ class ReplicaBackup:
 Watch = Callable[[SimulatedReplica, SimulatedFile, Operation], None]
 
 
+INVARIANTS_EVERY = 4
+"""Steps of a life between two looks at the invariants."""
+
+
 class Life:
     """One life of the daemon."""
 
@@ -92,6 +97,9 @@ class Life:
         """Told of every operation that is asked for, before it is."""
         self.seen_short: set[str] = set()
         """Paths of images of which the daemon could see that they were too short."""
+        self.broken_invariants: Callable[[], Iterable[str]] = tuple
+        """The invariants of the daemon that do not hold: there must be none at any step. They are
+        looked at every few steps: at each it would take half as long as all the rest."""
         self._crash_step = 0
         self._crash_power = False
         self._storages: list[tuple[SimulatedReplica, SimulatedStorage]] = []
@@ -137,6 +145,9 @@ class Life:
                     self.world.kill()
         if self.dead:
             raise DaemonKilledError
+        if self.steps % INVARIANTS_EVERY == 0:
+            for broken in self.broken_invariants():
+                raise BrokenError(broken)
 
     def end(self, why: str) -> None:
         """The process is gone."""

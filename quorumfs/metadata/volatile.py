@@ -60,8 +60,7 @@ class Holdings:
     def wrote(self, start: int, end: int) -> None:
         """Note ``[start, end)`` as written and unsynced.
 
-        The write replaces bytes lost there before; a later failed flush makes the range `unsure`
-        again.
+        The new write replaces bytes lost before; a later loss counts anew.
         """
         if self.unsure:
             self.unsure.remove(start, end)

@@ -37,7 +37,7 @@ class Recorder:
         self.claims = claims
         self.writer = writer
         self.lock = trio.Lock()
-        """Held by every writer of sidecars. Methods named ``…_locked`` require the lock."""
+        """Held by every writer of sidecars. Methods named ``*_locked`` require the lock."""
         self._unreadable_number = 0
         """The version number of the list of unreadable bytes."""
 

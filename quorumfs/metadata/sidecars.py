@@ -5,8 +5,7 @@ A replica is a member, or it is ejected as a whole: an ejected replica is not re
 of all members:
 
 * the *record* names the members. The record changes under one lock, in two phases
-  (`quorumfs.metadata.ledger.commit`), before any request that depends on the change is acknowledged
-  (R3);
+  (`quorumfs.metadata.ledger.commit`), before a request that depends on it is acknowledged (R3);
 * ``INTENT`` marks: durable before the first write to an extent of the disk (R1), cleared when the
   extent has been idle for long and all replicas are current and synced (R5);
 * the out-of-sync bits of each ejected replica. In the sidecars the bits may be old: after a crash a

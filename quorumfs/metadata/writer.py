@@ -14,7 +14,7 @@ class SidecarWriter:
     """Writes to sidecars, never overwriting the good slot."""
 
     def __init__(self, threshold: int) -> None:
-        """After *threshold* successes a write stops waiting for hung replicas."""
+        """*threshold* successes let a write go on without replicas that do not answer."""
         self.in_use: dict[Replica, Identity] = {}
         """The identity of each image while the set is in use."""
         self._nameless: set[Replica] = set()

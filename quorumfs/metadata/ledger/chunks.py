@@ -119,10 +119,7 @@ class Chunks:
         yield from (range(start, end) for start, end in self.undurable(replica))
 
     def undurable(self, replica: Replica) -> RangeSet:
-        """The chunks INHERITED, or RISKED on *replica*, a member.
-
-        A successful sync does not prove that the data shown there is durable.
-        """
+        """The chunks INHERITED, or RISKED on *replica*: even a good sync proves nothing there."""
         inherited, risked = self.agreement.inherited, self.content.risked(replica)
         return inherited.union(risked) if risked else inherited
 
@@ -155,7 +152,7 @@ class Chunks:
     # Failed syncs
 
     def begin_flush(self, flushed: Iterable[Replica], changing: Iterable[range]) -> None:
-        """Note the begin of a flush of *flushed* amid changes of *changing*."""
+        """Note the start of a flush of *flushed* amid changes of *changing*."""
         epoch = self.epochs.begin_sync(flushed, changing)
         self._flush = _Flush(epoch, self.content.lacking)
 

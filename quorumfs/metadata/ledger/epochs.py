@@ -102,7 +102,7 @@ class Epochs:
         """The number of the present epoch, which only grows."""
         self.latest = ChunkSet()
         """Chunks changed in the present epoch on all replicas, or under change. A change is added
-        at its begin and again at its end."""
+        at its start and again at its end."""
         self._given = _Given()
         """The same for repairs, which change some replicas."""
         self._giving: dict[object, tuple[Collection[Replica], range]] = {}
@@ -140,7 +140,7 @@ class Epochs:
             self._given.add(replica, chunks)
 
     def begin_sync(self, replicas: Iterable[Replica], changing: Iterable[range]) -> int:
-        """Note the begin of syncs of *replicas* amid changes of *changing*; returns the epoch."""
+        """Note the start of syncs of *replicas* amid changes of *changing*; returns the epoch."""
         epoch = self._end(changing)
         for replica in replicas:
             self._syncing[replica] = epoch

@@ -73,10 +73,10 @@ class Known(Protocol):
         """Whether a change of these bytes may begin at once; *repair* as for `Metadata.prepare`."""
 
     def begin(self, offset: int, length: int) -> Sequence[Replica]:
-        """Note the begin of a change; returns the receivers."""
+        """Note the start of a change; returns the receivers."""
 
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
-        """Note the begin of a flush amid changes of ranges (start, end; bytes)."""
+        """Note the start of a flush amid changes of ranges (start, end; bytes)."""
 
     def tell_loss(self) -> bool:
         """Whether a flush of a guest must fail now for writes lost on all replicas (R13).
@@ -88,7 +88,7 @@ class Known(Protocol):
         """Cut a range where the set of replicas that hold the data changes."""
 
     def missed(self, replica: Replica) -> RangeSet:
-        """The bytes for which *replica*, a reader, is not read."""
+        """The bytes where a hole of *replica*, a reader, counts as data."""
 
     def may_differ(self, offset: int, length: int) -> bool:
         """Whether holders of these bytes may differ."""

@@ -44,7 +44,7 @@ class Membership:
     member_bits: int
     """``out_of_sync`` bits of the members."""
     looked_at: int
-    """The bits of a chunk that a write looks at: unless `INTENT` alone is set, the long way."""
+    """The bits of a chunk that a write looks at: the long way, unless `INTENT` alone is set."""
     recorded: bool
     """Only members can be taken for current by a reader of any sidecar."""
     ready: bool
@@ -283,7 +283,7 @@ class Ledger:
         return (self.map.chunks(start, end - start) for start, end in ranges)
 
     def note_written(self, chunks: range) -> None:
-        """Note the begin or the end of a change of *chunks*."""
+        """Note the start or the end of a change of *chunks*."""
         self.marks.touch(chunks)
         self.epochs.latest.add(chunks)
 

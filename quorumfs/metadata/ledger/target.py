@@ -7,7 +7,7 @@ replica equals the members. A resync takes each lacking chunk of its target thro
 state   meaning                      out-of-sync bit of the target  guest writes
 ======= ============================ ============================== =========================
 LACKING the target may hold anything set                            may bypass the target
-COPIED  the chunk was copied         set: a sync may yet fail       go to the target, too
+COPIED  copy under way or done       set: a sync may yet fail       go to the target, too
 DURABLE a sync covers the copy       set until recorded             go to the target, too
 ======= ============================ ============================== =========================
 
@@ -78,8 +78,8 @@ class Target:
         """Make LACKING every chunk of *chunks* copied from *source*, which lost *chunks*.
 
         The copies may be older than acknowledged writes. Guest writes went to the target directly,
-        so they stay: copying those too would keep a resync from ever ending beside a source that
-        fails each flush.
+        so chunks with guest writes alone stay: copying these, too, would keep a resync from ever
+        ending beside a source that fails each flush.
         """
         if copied := self._sources.get(source):
             for start, stop in copied.inside(chunks.start, chunks.stop):
@@ -130,7 +130,7 @@ class Target:
     # Progress of a resync
 
     def begin(self) -> None:
-        """Note the begin of a resync: every chunk with an out-of-sync bit is LACKING."""
+        """Note the start of a resync: every chunk with an out-of-sync bit is LACKING."""
         self.mirroring = False
         self._given, self._durable, self._copied = RangeSet(), RangeSet(), {}
 
@@ -151,7 +151,7 @@ class Target:
         return self._recorded.map.all(self.bit, chunks)
 
     def copying(self, sources: Iterable[Replica], chunks: range) -> None:
-        """Note the begin of a copy of *chunks* from *sources*: LACKING -> COPIED.
+        """Note the start of a copy of *chunks* from *sources*: LACKING -> COPIED.
 
         The caller holds the range lock until the copy is done.
         """

@@ -1,6 +1,6 @@
-"""Whose the set is: the claims in the sidecars, read back again and again.
+"""Which mount has the set: the claims in the sidecars, read back every second.
 
-A mount that finds another one's claim is *fenced*: it has nothing to do with the files any more.
+A mount that finds the claim of a different mount is *fenced*: it never touches the files again.
 """
 
 import errno
@@ -27,10 +27,10 @@ class Claims:
         writer: SidecarWriter,
         tenure: Tenure | None,
     ) -> None:
-        """*tenure*: what the claims are judged by; None: they are not looked at."""
+        """*tenure* judges the claims; None: no claim is ever read."""
         self.tenure = tenure or Tenure(None)
         self.fenced: Claim | None = None
-        """The mount that has the set instead of this one, which reads and writes nothing more."""
+        """The mount that took the set over; None: the set is ours. A fenced mount does no I/O."""
         self.when_fenced: Callable[[Claim], None] = lambda _: None
         self._watched = tenure is not None
         self._replicas = tuple(replicas)
@@ -38,14 +38,14 @@ class Claims:
         self._writer = writer
 
     async def watch(self) -> None:
-        """Look again and again whether the set is still this mount's, until cancelled.
+        """Check every `CHECK_S` seconds whether the set is still ours, until cancelled.
 
-        Also while it is idle: on this host's own file systems that is a look into the page cache,
-        which wakes no disk, and where others can write, a small request to a server.
+        The checks go on while the set is idle: a read of the page cache, without waking a disk, on
+        local file systems; a small request to the server on shared file systems.
         """
         if not self._watched:
             return
-        async with trio.open_nursery() as nursery:  # one that hangs must not hide what others say
+        async with trio.open_nursery() as nursery:  # a hung replica must not hide other claims
             for replica in self._replicas:
                 nursery.start_soon(self._watch, replica)
 
@@ -56,7 +56,7 @@ class Claims:
                 await self.look([replica])
 
     async def look(self, replicas: Sequence[Replica]) -> None:
-        """Read the claims in these sidecars back. One that cannot be read tells nothing."""
+        """Read the claims in the sidecars of *replicas* back, ignoring read errors."""
         if not self._watched or self.fenced is not None:
             return
         fan_out = FanOut(0)
@@ -71,13 +71,13 @@ class Claims:
                     self._fence(claim)
 
     def _fence(self, claim: Claim) -> None:
-        """Have nothing to do with the files any more, for good: they are *claim*'s."""
+        """Stop all I/O on the files for good: the set belongs to the mount of *claim*."""
         if self.fenced is not None:
             return
         self.fenced = claim
         for replica in self._ledger.membership.receivers:
-            # What this host has cached and not written yet, on a network file system, it would
-            # write some time later, over what is newer. Now the other one still waits for it.
+            # On a network file system, pages cached on this host would be written back later, over
+            # newer data. The new mount still waits for late writes (`NOTICE_S`): sync now.
             replica.submit(Operation(Kind.SYNC), FanOut(0))
         for replica in self._replicas:
             replica.fence()
@@ -85,12 +85,12 @@ class Claims:
         self.when_fenced(claim)
 
     def require_ours(self) -> None:
-        """Raise `OSError` (EIO) if the set is another mount's."""
+        """Raise `OSError` (EIO) if a different mount has the set."""
         if self.fenced is not None:
             raise OSError(errno.EIO, f"fenced: the set was taken over by {self.fenced}")
 
     async def release(self) -> None:
-        """Let other mounts have the set; nothing is written afterwards."""
+        """Release the claim for other mounts; nothing is written afterwards."""
         mine = self.tenure.mine
         if mine is None:
             return

@@ -1,7 +1,7 @@
-"""How replicas come to be current again: what the sidecars say of them, step by step.
+"""How a replica becomes current again, and what the sidecars say at each step.
 
-A replica that was ejected is the *target* of a resync, is given what it lacks, and *joins*. A
-current one whose file system went away and came back is *revived*.
+An ejected replica becomes the *target* of a resync, gets the chunks it lacks, and *joins*. A member
+whose file system went away and came back is *reopened*.
 """
 
 import errno
@@ -17,17 +17,17 @@ from quorumfs.replica.storage import Kind, Operation
 
 
 class Joining:
-    """The returns of one set's replicas."""
+    """Resync, join and reopening of the replicas of a set."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._ledger = recorder.ledger
 
     async def start_resync(self, replica: Replica, found: Found, *, full: bool) -> Target:
-        """Make *replica*, which is stale and answers, the target: it can be given what it lacks.
+        """Make *replica*, which is stale and answers, the target of a resync.
 
-        Its image and its sidecar are there, as *found*; *full*: it is not known what it lacks.
-        Raises `OSError`, and then it is as it was.
+        *found*: the open image and sidecar. *full*: the replica may lack any chunk. An `OSError`
+        leaves the standing of the replica unchanged.
         """
         ledger, recorder = self._ledger, self._recorder
         own, target = found.sidecar, ledger.targets.of(replica)
@@ -43,7 +43,7 @@ class Joining:
                 target.lacks(run)
         async with recorder.lock:
             await recorder.write_map_locked()
-            # From its first new byte on it is a mixture that nobody must take for a disk.
+            # From its first copied byte on, the image is a mixture and must not be mounted.
             await recorder.commit_locked(clean=False, resyncing=replica)
         replica.standing = Standing.RESYNCING
         replica.reason = None
@@ -53,10 +53,10 @@ class Joining:
         return target
 
     async def sync_target(self, target: Target, changing: Iterable[tuple[int, int]]) -> int:
-        """Make durable what *target* was given; returns how many chunks it was.
+        """Sync *target*; returns how many copied chunks became durable.
 
-        *changing*: ranges (start, end; bytes) that are being changed. Raises `OSError`, and then
-        it is the target no more.
+        *changing*: ranges (start, end; bytes) under change. After an `OSError` the replica is stale
+        and no longer the target.
         """
         ledger = self._ledger
         epoch = ledger.epochs.begin_sync([target.replica], ledger.chunks_of(changing))
@@ -68,33 +68,33 @@ class Joining:
         return target.synced(epoch)
 
     async def save_progress(self) -> None:
-        """Have the sidecars say how far a repair got."""
+        """Make the progress of a repair durable in the sidecars."""
         ledger, recorder = self._ledger, self._recorder
         if ledger.target is None:
             await recorder.write_map()
             return
         async with recorder.lock:
-            # By its number, a target put back from before this is known for one that lacks more.
+            # The new sequence number exposes a target that is later rolled back to before this.
             await recorder.commit_locked(clean=False, resyncing=ledger.resyncing)
             if ledger.target is not None:
                 ledger.target.recorded()
             await recorder.write_map_locked()
 
     async def join(self) -> None:
-        """Make the target current: it lacks nothing any more.
+        """Make the target, which now lacks nothing, current.
 
-        Raises `OSError` if it could not be; then it is stale again.
+        After an `OSError` the replica is stale again.
         """
         ledger, recorder = self._ledger, self._recorder
         target = ledger.target
         assert target is not None
         replica = target.replica
-        target.joining = True  # every flush goes to it from here on, and its failures wait for us
+        target.joining = True  # flushes now include the target; `Recorder.eject` waits for us
         ledger.arrange()
         try:
             async with recorder.lock:
-                # The flush lock of the disk is not held: its writes since the last sync are synced
-                # here, and those that a flush covers from now on, by that.
+                # The disk's flush lock is not held. This sync covers the target's writes until now;
+                # flushes, which include the target from here on, cover the later writes.
                 error = await _sync(replica)
                 if error is not None:
                     raise error
@@ -115,11 +115,11 @@ class Joining:
             ledger.notify()
 
     async def reopen_member(self, replica: Replica, found: Found) -> None:
-        """Go on with a current replica whose file system went away and is back, as *found*.
+        """Reopen a member whose file system went away and is back, as *found*.
 
-        Where nothing shows that it is the same image, and others hold all it held, it is given
-        everything anew before it is believed again (R15). Raises `OSError` if it is not as it was:
-        then it can only come back as an ejected one.
+        If nothing proves that the image is the same, and other members hold all its data, every
+        chunk counts as lost until repaired (R15). Raises `OSError` if the image or sidecar changed:
+        the replica must then be ejected before it can return.
         """
         ledger, recorder = self._ledger, self._recorder
         own, known = found.sidecar, recorder.writer.in_use[replica]
@@ -141,7 +141,7 @@ class Joining:
 
 
 async def _sync(replica: Replica) -> OSError | None:
-    """Sync the image of *replica*; returns why that failed."""
+    """Sync the image of *replica*; returns the error, None on success."""
     operation = Operation(Kind.SYNC)
     fan_out = FanOut(0)
     fan_out.submit(replica, operation)

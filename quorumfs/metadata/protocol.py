@@ -1,4 +1,4 @@
-"""What the disk asks of whoever keeps its metadata, whether in sidecars or in memory."""
+"""The interface between the disk and its metadata, kept in sidecars or in memory."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -9,33 +9,33 @@ from quorumfs.replica.replica import Replica
 
 
 class ReplicaReport(NamedTuple):
-    """What status shows of what one replica holds."""
+    """The status of a replica's data."""
 
     replica_id: bytes | None = None
-    """None: no record names it."""
+    """None: no record names the replica."""
     lacking_bytes: int = 0
-    """What it is not read for."""
+    """Bytes for which the replica is not read."""
     reason: str | None = None
-    """Why it is not current."""
+    """Why the replica is not current."""
     truncated: bool = False
-    """It is current, and its image lost its end."""
+    """The replica is current, and its image lost its end."""
     undurable: bool = False
-    """It could not flush something that it is still read for."""
+    """The replica failed to flush bytes for which it is still read."""
     lost: bool = False
-    """It is known to lack something, or to have lost what it could not flush."""
+    """The replica is known to lack data, or to have lost unsynced writes."""
 
 
 class AbsentReplica(NamedTuple):
-    """A replica of the set that this mount was not given."""
+    """A replica of the set missing on the command line of this mount."""
 
     path: str
-    """Where it was the last time."""
+    """The last known path."""
     replica_id: bytes
     lacking_bytes: int
 
 
 class SetReport(NamedTuple):
-    """What status shows of all replicas together."""
+    """The status of the whole set."""
 
     metadata: str
     """The value of the mount option."""
@@ -43,83 +43,84 @@ class SetReport(NamedTuple):
     generation: int | None = None
     absent: tuple[AbsentReplica, ...] = ()
     unequal: bool = False
-    """Current replicas may differ, and are to be made equal."""
+    """Members may differ in some chunk, and repairs are to make them equal."""
     unverified: bool = False
-    """Something was never compared since the images were adopted."""
+    """Some chunk was never compared since the images were adopted."""
 
 
 class Metadata(Protocol):
-    """Who holds what of one disk, and how that is remembered."""
+    """Which replica holds which data of a disk, and how the set remembers it."""
 
     @property
     def ledger(self) -> Known:
-        """What is known."""
+        """Everything known about the replicas."""
 
     async def record_options(self) -> None:
-        """Put on record what this mount was told and the next one must know, before anybody uses
-        the disk. Raises `OSError` if that cannot be.
+        """Record the options that the next mount must know, before the disk is used.
+
+        Raises `OSError` if the commit fails.
         """
 
     async def prepare(
         self, offset: int, length: int, *, ahead: bool = False, repair: bool = False
     ) -> None:
-        """Make sure that a change of these bytes is not forgotten should we die in it (R1).
+        """Make the write-intent marks of a range durable before it is changed (R1).
 
-        *ahead*: nor one of the bytes behind them, if that is likely to follow.
-        *repair*: replicas are to be made equal, the disk is not changed.
-        Raises `OSError` if fewer than the threshold can remember it.
+        *ahead*: mark the following bytes too, if a change of them is likely.
+        *repair*: a repair makes replicas equal, and the disk keeps its content.
+        Raises `OSError` if fewer replicas than the threshold can store the marks.
         """
 
     async def finish(self, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
-        """Make what a change did known to all that a later read or mount may ask (R2, R3).
+        """Make the outcome of a change known to later reads and mounts (R2, R3).
 
-        The caller holds the lock of these bytes. Raises `OSError` if it was not enough.
+        The caller holds the range lock. Raises `OSError` if too few replicas took the change.
         """
 
     async def record_losses(self) -> None:
-        """Make what syncs that failed lost known, while others are still awaited."""
+        """Record the losses of failed syncs while other syncs are still awaited."""
 
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
-        """Make known what a flush did (R4). Raises `OSError` if it was not enough."""
+        """Record the outcome of a flush (R4). Raises `OSError` if too few replicas synced."""
 
     async def written_over(self, offset: int, length: int) -> None:
-        """Note, durably, that a range which could not be read was written, and is durable.
+        """Remove a range, now written and durable, from the recorded unreadable bytes.
 
-        The rest of a block that was written in part stays unreadable: who holds what of it is not
-        known any more. Raises `OSError` if it cannot be noted.
+        The rest of a partly written block stays unreadable: which replica holds what of the rest is
+        unknown. Raises `OSError` if the list cannot be written.
         """
 
     async def truncated(self, replica: Replica) -> None:
-        """Note that the image of *replica* lost its end; the caller may have locked any range."""
+        """Note the truncation of the image of *replica*; the caller may hold any range lock."""
 
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
-        """Note that a range of *replica* was rewritten with what the others hold, or could not be.
+        """Note a rewrite of a range of *replica* with other members' data; *well*: it succeeded.
 
-        The caller holds the lock of these bytes.
+        The caller holds the range lock.
         """
 
     async def close(self) -> None:
-        """Note that the disk is closed in order: everything is durable, nothing is under way."""
+        """Close the disk in order: all data is durable, and no request is under way."""
 
-    # What status shows
+    # Status
 
     def report(self, replica: Replica) -> ReplicaReport:
-        """What is to be said of one replica; asked by any thread."""
+        """The status of *replica*; callable from any thread."""
 
     def report_set(self) -> SetReport:
-        """What is to be said of all together; asked by any thread."""
+        """The status of the set; callable from any thread."""
 
-    # Whose the set is
+    # Which mount has the set
 
     @property
     def fenced(self) -> Claim | None:
-        """Which mount has the set instead of this one; None: it is ours."""
+        """The claim of the mount that took the set over; None: the set is ours."""
 
     def require_ours(self) -> None:
-        """Raise `OSError` (EIO) if the set is another mount's."""
+        """Raise `OSError` (EIO) if a different mount has the set."""
 
     async def watch(self) -> None:
-        """Find out when it is not any more, until cancelled."""
+        """Watch for a takeover by a different mount, until cancelled."""
 
     async def release(self) -> None:
-        """Let others have it; nothing is written afterwards."""
+        """Release the set for other mounts; nothing is written afterwards."""

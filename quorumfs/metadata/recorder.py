@@ -1,7 +1,7 @@
-"""What the ledger knows, written to the sidecars: the one lock, the record, the map.
+"""Writes of the ledger to the sidecars: the one lock, the record, the map.
 
-Whoever cannot be written to is ejected, by a record that the others get, as long as they are
-enough. So each of these writes may change who is current.
+A member whose sidecar cannot be written is ejected by a record on the remaining members, if enough
+remain. So any write here may change the membership.
 """
 
 import errno
@@ -37,26 +37,26 @@ class Recorder:
         self.claims = claims
         self.writer = writer
         self.lock = trio.Lock()
-        """Whoever writes to the sidecars holds it. What ends in ``_locked`` asserts that."""
+        """Held by every writer of sidecars. Methods named ``*_locked`` require the lock."""
         self._unreadable_number = 0
-        """How often the list of what cannot be read was written."""
+        """The version number of the list of unreadable bytes."""
 
     def know(self, replica: Replica, found: Found) -> None:
-        """Take over what was *found* of a replica's files, both of them."""
+        """Take over the files of *replica*, both *found*."""
         ledger, own = self.ledger, found.sidecar
         assert own is not None
         spare = own.spare_slot
         if own.prepared is not None and own.prepared.key == ledger.record.key:
-            # Committed elsewhere, it is what shows that this one was there: the older one may go.
+            # Committed on other members, this record proves the replica took part: keep its slot.
             spare = 1 - spare
         self._unreadable_number = max(self._unreadable_number, own.unreadable_number)
         self.writer.know(replica, found, spare)
         ledger.records.saw([own.record.sequence, own.prepared.sequence if own.prepared else 0])
 
     async def open(self, *, to_change: bool = False) -> None:
-        """Have the record say that the set is in use, and, given a quorum, who is ejected.
+        """Record that the set is in use and, given a quorum, which replicas are ejected.
 
-        *to_change*: and that this mount may change the disk. To make replicas equal is no change.
+        *to_change*: record also that this mount may change the disk. A repair changes no disk.
         """
         ledger = self.ledger
         if ledger.in_use and ledger.membership.recorded and not (to_change and ledger.unentered):
@@ -65,7 +65,7 @@ class Recorder:
             unrecorded = not ledger.membership.recorded and ledger.may_record
             if not ledger.in_use or unrecorded or (to_change and ledger.unentered):
                 ledger.records.changing = ledger.records.changing or to_change
-                # The map first: who is now said to be stale lacks what it says.
+                # The map first: the map says which chunks a newly stale replica lacks.
                 await self.write_map_locked()
                 await self.commit_locked(clean=False)
                 ledger.in_use = True
@@ -80,7 +80,7 @@ class Recorder:
                 await self.write_map_locked()
 
     async def write_map_locked(self) -> None:
-        """As `write_map`. Raises `OSError` if fewer than the threshold can take it."""
+        """As `write_map`. Raises `OSError` if fewer members than the threshold can be written."""
         assert self.lock.locked()
         ledger = self.ledger
         version = ledger.recorded.begin_write()
@@ -96,9 +96,9 @@ class Recorder:
         ledger.recorded.written(version)
 
     async def write_all_to(self, replica: Replica) -> None:
-        """Give *replica*, which is no member, the whole map and all that belongs to it.
+        """Write the whole map and the unreadable ranges to *replica*, not yet a member.
 
-        From here on a fact is recorded only if this sidecar has it, too. Raises `OSError`.
+        From here on a fact counts as recorded only if this sidecar holds it too. Raises `OSError`.
         """
         assert self.lock.locked()
         ledger, given = self.ledger, self.ledger.map.copy()
@@ -112,11 +112,11 @@ class Recorder:
         ledger.recorded.found(given)
 
     async def write_unreadable(self) -> None:
-        """Make the list of what cannot be read durable. Raises `OSError` if that cannot be."""
+        """Make the list of unreadable bytes durable. Raises `OSError` on failure."""
         async with self.lock:
             if len(self.ledger.agreement.unreadable) > UNREADABLE_MAX:
                 raise OSError(errno.EIO, "more places cannot be read than are remembered")
-            # One that is torn leaves the one before.
+            # If this version is torn, the previous version is left.
             self._unreadable_number += 1
             await self._write_to_all_locked(self._unreadable_piece())
 
@@ -125,7 +125,8 @@ class Recorder:
         return encode_unreadable(ledger.agreement.unreadable, ledger.record.set_id, number)
 
     async def _write_to_all_locked(self, piece: tuple[int, bytes]) -> None:
-        """Write a piece of each member's sidecar; whoever cannot take it is ejected."""
+        """Write *piece* to the sidecar of each member, ejecting members that fail."""
+        assert self.lock.locked()
         ledger = self.ledger
         failed = await self.writer.put(ledger.members, piece)
         if not failed:
@@ -138,21 +139,21 @@ class Recorder:
             await self.commit_locked(clean=False)
 
     async def lose(self, replicas: Sequence[Replica], chunks: Sequence[range] = ()) -> None:
-        """As `Chunks.lose`, and on record, if that can be."""
+        """As `Chunks.lose`, recording the loss in the map if possible."""
         if not replicas:
-            return  # there were too few from the beginning
+            return  # the flush failed for want of members, not of syncs
         self.ledger.chunks.lose(replicas, chunks)
-        with suppress(OSError):  # whoever can, remembers
+        with suppress(OSError):  # as many sidecars as can
             await self.write_map()
 
     # The record
 
     async def commit_locked(self, *, clean: bool, resyncing: Replica | None = None) -> None:
-        """Make a record of the roles as they are now valid on all that are current in it.
+        """Commit a record of the present standings on all members.
 
-        *resyncing*: a replica that it says this of, and that gets it too. Those that fail are
-        ejected, by another record. Raises `OSError` when fewer than the threshold would be left, or
-        when the replica that is resyncing failed.
+        *resyncing*: a replica recorded as resyncing, which gets the record too. Members that fail
+        are ejected by a further record. Raises `OSError` if fewer members than the threshold would
+        be left, or if *resyncing* failed.
         """
         assert self.lock.locked()
         ledger = self.ledger
@@ -184,9 +185,9 @@ class Recorder:
             ledger.arrange()
 
     async def eject(self, failed: Sequence[Replica], chunks: range, reason: str) -> None:
-        """Leave *failed* behind, durably, before anything is acknowledged without them (R3).
+        """Eject *failed*, durably, before a request is acknowledged without them (R3).
 
-        A target among them lacks *chunks*. Raises `OSError` if too few would be left.
+        A target among *failed* lacks *chunks*. Raises `OSError` if too few members would be left.
         """
         ledger = self.ledger
         if not failed and (ledger.membership.recorded or not ledger.in_use):
@@ -196,7 +197,7 @@ class Recorder:
                 ledger.target.lacks(chunks)
                 if ledger.joining:
                     async with self.lock:
-                        pass  # until it is known what has become of it
+                        pass  # until the join has ended
                 self.drop_target(replica, reason)
         async with self.lock:
             gone = [one for one in dict.fromkeys(failed) if one.standing is Standing.CURRENT]
@@ -211,18 +212,18 @@ class Recorder:
             await self.commit_locked(clean=False)
 
     def drop_target(self, replica: Replica, reason: str) -> None:
-        """Make *replica* stale again, if it is the target: it keeps what it has."""
+        """Make *replica*, if it is a target not joining, stale again; its chunks are kept."""
         if self.ledger.is_target(replica) and not self.ledger.joining:
             self.break_off(reason)
 
     def break_off(self, reason: str) -> None:
-        """Make the target stale again, also while it joins."""
+        """Make the target stale again, even while joining."""
         replica = self.ledger.give_up_target(reason)
         replica.detach(there=not replica.dead)
 
     def eject_in_memory(self, gone: Sequence[Replica], reason: str) -> None:
-        """Make current replicas stale, in memory."""
+        """Make the members *gone* stale, in memory."""
         self.ledger.eject(gone, reason)
         for replica in gone:
-            # They are opened anew to bring it back, and meanwhile keep its store busy.
+            # A rejoin opens the files anew; open files would keep the store busy until then.
             replica.detach(there=not replica.dead)

@@ -1,4 +1,4 @@
-"""What status shows of a set with sidecars, taken from its ledger without waiting."""
+"""The status of a set with sidecars, taken from its ledger without waiting."""
 
 from quorumfs.decisions.dirtymap import UNVERIFIED
 from quorumfs.metadata.ledger.ledger import Ledger
@@ -7,7 +7,7 @@ from quorumfs.replica.replica import Replica
 
 
 def report_on(ledger: Ledger, replica: Replica) -> ReplicaReport:
-    """What status shows of *replica*."""
+    """The status of *replica*."""
     if replica.slot is None:
         return ReplicaReport(reason=replica.reason)
     lacking = ledger.map.lacking_bytes(replica.slot)
@@ -21,7 +21,7 @@ def report_on(ledger: Ledger, replica: Replica) -> ReplicaReport:
 
 
 def report_on_set(ledger: Ledger) -> SetReport:
-    """What status shows of the whole set."""
+    """The status of the whole set."""
     record, given = ledger.record, {replica.slot for replica in ledger.replicas}
     return SetReport(
         "sidecar",

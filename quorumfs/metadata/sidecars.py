@@ -1,19 +1,19 @@
-"""``metadata=sidecar``: a durable record of who holds what, beside every image.
+"""``metadata=sidecar``: a durable record beside every image of which replica holds which data.
 
-A replica is current, or it is ejected as a whole: then nothing is read from it until it has
-been caught up (`quorumfs.repair`). Three things are kept in memory and in the sidecars of
-all current replicas:
+A replica is a member, or it is ejected as a whole: an ejected replica is not read until a resync
+(`quorumfs.repair`) has made it current again. Three things are kept in memory and in the sidecars
+of all members:
 
-* the *record* says who is current. It changes under one lock, in two phases
-  (`quorumfs.metadata.ledger.commit`), and before anything that depends on it is acknowledged (R3);
-* ``INTENT`` marks: durable before the first write to an extent of the disk (R1), cleared when it
-  has not been written to for long and all replicas are current and synced (R5);
-* the out-of-sync bits of each ejected replica. In the sidecars they may be old: after a crash a
-  replica lacks whatever has its bit or an ``INTENT`` mark. A current replica has them where it lost
-  what it could not flush, and too few would be left without it.
+* the *record* names the members. The record changes under one lock, in two phases
+  (`quorumfs.metadata.ledger.commit`), before a request that depends on it is acknowledged (R3);
+* ``INTENT`` marks: durable before the first write to an extent of the disk (R1), cleared when the
+  extent has been idle for long and all replicas are current and synced (R5);
+* the out-of-sync bits of each ejected replica. In the sidecars the bits may be old: after a crash a
+  replica lacks every chunk with its bit or an ``INTENT`` mark. A member has a bit for each chunk
+  that a failed sync lost, if ejecting the member would leave too few.
 
-What is known, and what follows from it, is in the ledger (`quorumfs.metadata.ledger.ledger`);
-`quorumfs.metadata.recorder` writes it. Here is what the disk asks and tells, and waits for.
+The ledger (`quorumfs.metadata.ledger.ledger`) holds all knowledge and decides;
+`quorumfs.metadata.recorder` writes. This module serves the disk, and waits.
 """
 
 import errno
@@ -53,16 +53,16 @@ class Sidecars:
         identity: int | None = None,
         tenure: Tenure | None = None,
     ) -> None:
-        """*replicas* are the plan's members in the same order, with what was *found* of them.
+        """*replicas* are the plan's members in the same order, each with its files *found*.
 
-        *identity*: the 64-bit number of this mount, not 0; None: that of its claim, or a random
-        one. *tenure*: what the claims in the sidecars are judged by; None: they are not looked at.
+        *identity*: the 64-bit number of this mount, not 0; None: the number of the claim, else a
+        random number. *tenure* judges the claims in the sidecars; None: no claim is ever read.
         """
         if identity is None:
             mine = tenure and tenure.mine
             identity = mine.mount if mine else random_identity()
         self.changed = trio.Event()
-        """Set, and replaced, when there may be something to repair; see `notify`."""
+        """Set, and replaced, when a repair may be due; see `notify`."""
         self.ledger = Ledger(
             replicas,
             plan,
@@ -71,7 +71,7 @@ class Sidecars:
             read_only=read_only,
             notify=self.notify,
         )
-        """What is known."""
+        """Everything known about the set."""
         writer = SidecarWriter(threshold)
         self.claims = Claims(replicas, self.ledger, writer, tenure)
         self.recorder = Recorder(self.ledger, self.claims, writer)
@@ -84,16 +84,16 @@ class Sidecars:
                 self.recorder.know(replica, one)
 
     def notify(self) -> None:
-        """Tell the repairs that there may be something to do."""
+        """Wake the repairs: work may be due."""
         self.changed.set()
         self.changed = trio.Event()
 
     @property
     def writing(self) -> bool:
-        """Whether a record, or a part of the map, is being made durable."""
+        """Whether a record or a part of the map is being made durable."""
         return self.recorder.lock.locked()
 
-    # What status shows
+    # Status
 
     def report(self, replica: Replica) -> ReplicaReport:
         return report_on(self.ledger, replica)
@@ -101,17 +101,17 @@ class Sidecars:
     def report_set(self) -> SetReport:
         return report_on_set(self.ledger)
 
-    # What the disk tells
+    # Events of the disk
 
     async def record_options(self) -> None:
         ledger, recorder = self.ledger, self.recorder
         async with recorder.lock:
-            # With the operator's word it is in force, and recorded with the first change: what is
-            # only read decides nothing.
+            # With the operator's consent the lower threshold is in force now, and recorded with the
+            # first change: a mount that only reads must decide nothing.
             consented = ledger.records.quorum <= ledger.threshold < ledger.record.threshold
             told = ledger.threshold != ledger.record.threshold and not self._read_only
             if consented or not told or len(ledger.members) < ledger.records.quorum:
-                return  # by too few nothing is acknowledged yet
+                return  # too few members acknowledge nothing
             await recorder.write_map_locked()
             await recorder.commit_locked(clean=ledger.record.clean)
 
@@ -137,7 +137,7 @@ class Sidecars:
             return
         current = [o for o in outcomes if o.replica.standing is Standing.CURRENT]
         if sum(o.error is None for o in current) < ledger.threshold:
-            # Nobody is blamed; but who took it and who did not now differ.
+            # No replica is blamed, but replicas with and without the write now differ.
             ledger.chunks.diverge(chunks)
             agreement.tear(offset, end)
             targets = [replica for replica in failed if ledger.is_target(replica)]
@@ -154,14 +154,14 @@ class Sidecars:
     async def record_losses(self) -> None:
         self.ledger.chunks.note_pending()
         if not self._read_only:
-            with suppress(OSError):  # whoever can, remembers
+            with suppress(OSError):  # as many sidecars as can
                 await self.recorder.write_map()
 
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
         ledger, recorder = self.ledger, self.recorder
         self.require_ours()
         try:
-            # There may be nothing to make durable, and then nothing may be recorded.
+            # A read-only mount has nothing to make durable, and may record nothing.
             unfit = [] if self._read_only else ledger.unfit(outcomes)
             await recorder.eject(unfit, range(0), "it could not make writes durable")
         except OSError:
@@ -174,40 +174,40 @@ class Sidecars:
         ledger, recorder = self.ledger, self.recorder
         if replica.slot is None or replica in ledger.content.truncated:
             return
-        if replica.standing is Standing.CURRENT:  # it is ejected for that, as soon as it can be
+        if replica.standing is Standing.CURRENT:  # ejected as soon as enough members remain
             ledger.content.truncate(replica)
             if self._read_only:
                 return
             try:
                 await recorder.eject([replica], range(0), "its image was truncated")
-            except OSError:  # the others would be too few
+            except OSError:  # too few members would remain
                 with suppress(OSError):
                     await recorder.write_map()
             return
         ledger.targets.of(replica).lacks(range(len(ledger.map)))
         if not self._read_only and ledger.may_record:
-            with suppress(OSError):  # it may get its length back, and look whole to the next mount
+            with suppress(OSError):  # with its length back it would look whole to the next mount
                 await recorder.open()
                 await recorder.write_map()
 
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
-        # The target may hold what this replica held.
+        # The target may have been copied from this replica.
         self.ledger.targets.lacks(self.ledger.map.chunks(offset, length))
         await self.repair_written(replica, offset, length, well=well)
 
     async def repair_written(
         self, replica: Replica, offset: int, length: int, *, well: bool
     ) -> None:
-        """As `repaired`, where the target was given the same."""
+        """As `repaired`, when the target got the same data."""
         if not well:
             chunks = self.ledger.map.chunks(offset, length)
-            with suppress(OSError):  # without it the rest would be too few: it stays
+            with suppress(OSError):  # too few members would remain: no ejection
                 await self.recorder.eject([replica], chunks, "a range of it cannot be repaired")
 
     async def note_unreadable(self, offset: int, length: int) -> None:
-        """Note, durably, that nobody who holds this block of the disk can be read at it (bytes).
+        """Record a block of the disk (bytes) as unreadable on every replica that holds it.
 
-        Raises `OSError` if that cannot be remembered.
+        Raises `OSError` if the list cannot be written.
         """
         unreadable = self.ledger.agreement.unreadable
         unreadable.add(offset, offset + length)
@@ -229,12 +229,11 @@ class Sidecars:
             raise
 
     async def clear_marks(self, claimed: Callable[[], Iterable[tuple[int, int]]]) -> None:
-        """Clear the marks of extents that were not written to since the last call (R5).
+        """Clear the marks of extents without a write since the previous call (R5).
 
-        The record gets a new number, whatever there is to clear.
-
-        Called after a flush that began after the previous call returned. *claimed* gives the
-        ranges (start, end; bytes) that are, or may come to be, changed.
+        The record gets a new number even if no mark can be cleared. Call after a flush that began
+        after the previous call returned. *claimed* gives the ranges (start, end; bytes) under
+        change or about to change.
         """
         ledger, recorder = self.ledger, self.recorder
         idle = list(ledger.marks.intents.idle())
@@ -242,8 +241,8 @@ class Sidecars:
         async with recorder.lock:
             if not ledger.in_use or not ledger.membership.recorded:
                 return
-            # By its number a replica put back from before this is known for one that lacks what was
-            # written meanwhile, and has no mark for what is cleared now.
+            # The new number exposes a replica rolled back to before this: it lacks later writes,
+            # and their marks are cleared now.
             await recorder.commit_locked(clean=False, resyncing=ledger.resyncing)
             if not ledger.all_current():
                 return
@@ -262,8 +261,8 @@ class Sidecars:
                 return
             if ledger.target is not None:
                 recorder.break_off("unmounted meanwhile")
-            # By its number, a replica put back from before this is known for one that has no mark
-            # for what it lacks.
+            # The new number exposes a replica rolled back to before this: marks of the chunks it
+            # lacks are gone.
             for target in ledger.targets:
                 target.doubt_log()
             await recorder.commit_locked(clean=True)
@@ -272,7 +271,7 @@ class Sidecars:
             ledger.marks.clear_all()
             await recorder.write_map_locked()
 
-    # Whose the set is
+    # Which mount has the set
 
     @property
     def fenced(self) -> Claim | None:

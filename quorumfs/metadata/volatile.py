@@ -1,7 +1,7 @@
-"""``metadata=none``: what replicas lack is kept in memory, as byte ranges, until unmount.
+"""``metadata=none``: byte ranges that replicas lack, kept in memory until unmount.
 
-As with QEMU every replica is written to for ever and read from wherever it holds everything; a
-new write gives it back what it missed there.
+As with QEMU, every write goes to every replica for ever, and a replica is read wherever it lacks
+nothing. A new write to a missed range makes the replica hold the range again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,51 +16,51 @@ from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 MISSED_MAX = 65_536
-"""Separate missed ranges remembered per replica (a few MiB); beyond that they become one."""
+"""Separate missed ranges kept per replica (a few MiB); beyond the limit, ranges are joined."""
 
 UNSYNCED_MAX = 4_096
-"""The same for what was written since the last flush: kept for every write, so it must be cheap."""
+"""The same for ranges written since the last flush. Updated by every write, so kept cheap."""
 
 PARTS_MAX = 8
-"""A read of more parts than this, cut where replicas missed writes, goes to replicas that missed
-nothing in it, if they are enough: one request instead of hundreds."""
+"""A read cut by missed writes into more parts goes whole to replicas that missed no byte of the
+read, if there are enough: one request instead of hundreds."""
 
 
 class Holdings:
-    """What one replica holds."""
+    """The bytes that a replica holds."""
 
     def __init__(self, replica: Replica) -> None:
         self.missed = RangeSet()
-        """Bytes for which a write was acknowledged that this replica does not hold."""
+        """Bytes of acknowledged writes that the replica lacks."""
         self.unsure = RangeSet()
-        """Bytes that it took and then could not flush. The kernel reports a writeback error once
-        and drops the pages, so that neither a later flush nor a read tells what is there."""
+        """Bytes that the replica took and failed to flush. The kernel reports a writeback error
+        once and drops the pages: neither a later flush nor a read tells what the medium holds."""
         self._replica = replica
         self._unsynced = RangeSet()
         """Bytes written since the last flush began."""
         self._syncing = RangeSet()
-        """What the flush in flight is to make durable."""
+        """Bytes that the flush in flight is to make durable."""
         self._doubted: set[Operation] = set()
-        """Changes that were in flight when a flush failed: their pages may be among the lost."""
+        """Changes in flight when a flush failed: the lost pages may include theirs."""
         replica.settled = self._settled
 
     def miss(self, start: int, end: int) -> None:
-        """Remember that the replica lacks what was written to ``[start, end)``."""
+        """Note ``[start, end)`` as lacking the latest write."""
         self.missed.add(start, end)
         self.missed.limit(MISSED_MAX)
         self._replica.standing = Standing.STALE
 
     def hold(self, start: int, end: int) -> None:
-        """Remember that the replica has what was written to ``[start, end)``."""
+        """Note ``[start, end)`` as holding the latest write."""
         if self.missed:
             self.missed.remove(start, end)
             if not self.missed:
                 self._replica.standing = Standing.CURRENT
 
     def wrote(self, start: int, end: int) -> None:
-        """Remember that ``[start, end)`` was written and not synced since.
+        """Note ``[start, end)`` as written and unsynced.
 
-        What was lost there before is to be synced again; what is lost from now on, anew.
+        The new write replaces bytes lost before; a later loss counts anew.
         """
         if self.unsure:
             self.unsure.remove(start, end)
@@ -68,30 +68,30 @@ class Holdings:
         self._unsynced.limit(UNSYNCED_MAX)
 
     def doubts(self, start: int, end: int) -> bool:
-        """Whether what it took of ``[start, end)`` may have been lost since."""
+        """Whether the replica may have lost writes to ``[start, end)``."""
         return bool(self.unsure) and self.unsure.overlaps(start, end)
 
     def miss_what_is_unsure(self) -> None:
-        """Others have made it durable: do not read it here any more."""
+        """Count all `unsure` bytes as missed: other replicas made the bytes durable."""
         for start, end in self.unsure:
             self.miss(start, end)
         self.unsure = RangeSet()
 
     def unsynced(self, start: int, end: int) -> bool:
-        """Whether any of ``[start, end)`` was written and not yet synced."""
+        """Whether any byte of ``[start, end)`` was written and is not yet synced."""
         return self._unsynced.overlaps(start, end) or self._syncing.overlaps(start, end)
 
     def not_durable(self) -> RangeSet:
-        """The bytes that a flush of this replica that succeeds does not make durable."""
+        """The bytes that even a successful flush of the replica does not make durable."""
         return self.missed.union(self.unsure)
 
     def begin_flush(self) -> None:
-        """What was written until now is what the flush is to make durable."""
-        self._syncing = self._syncing.union(self._unsynced)  # it may not get one at all
+        """Begin a flush, which is to make all writes until now durable."""
+        self._syncing = self._syncing.union(self._unsynced)  # the replica may never get a flush
         self._unsynced = RangeSet()
 
     def _settled(self, operation: Operation) -> None:
-        """Keep the record of what is durable, now that *operation* has its outcome."""
+        """Note the outcome of *operation*."""
         if operation.kind in CHANGES:
             doubted = operation in self._doubted
             self._doubted.discard(operation)
@@ -99,8 +99,8 @@ class Holdings:
                 self._took(operation.offset, operation.offset + operation.length, sure=not doubted)
         elif operation.kind is Kind.SYNC:
             if operation.error is not None:
-                # The page that was lost may have been written after the flush began, and by a
-                # change that has not told us yet that it is done.
+                # The lost page may have been written after the flush began, even by a change that
+                # has no outcome yet.
                 lost = self._syncing.union(self._unsynced)
                 self.unsure = self.unsure.union(lost)
                 self.unsure.limit(MISSED_MAX)
@@ -108,7 +108,7 @@ class Holdings:
             self._syncing = RangeSet()
 
     def _took(self, start: int, end: int, *, sure: bool) -> None:
-        # Not only when all have answered: what it loses after this, it holds no more.
+        # Noted before all replicas have answered: a later failed flush must find the range here.
         if sure:
             self.wrote(start, end)
             self.hold(start, end)
@@ -150,7 +150,7 @@ class Volatile:
     async def prepare(
         self, offset: int, length: int, *, ahead: bool = False, repair: bool = False
     ) -> None:
-        """Nothing outlives the process, so there is nothing to prepare."""
+        """Nothing to prepare: no metadata outlives the process."""
 
     def begin(self, offset: int, length: int) -> Sequence[Replica]:
         return self.receivers
@@ -158,19 +158,19 @@ class Volatile:
     def giving(
         self, replicas: Sequence[Replica], offset: int, length: int
     ) -> AbstractContextManager[None]:
-        return nullcontext()  # each replica tells when it has taken something
+        return nullcontext()  # `Holdings` notes each change as it ends
 
     async def finish(self, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
         failed = [outcome for outcome in outcomes if outcome.error is not None]
         if succeeded(outcomes) < self._threshold:
             raise voted_error(outcome.error for outcome in failed)
-        # On record before the guest hears of success: whom a read must not ask for this range.
+        # Before the guest hears of success: reads of this range must avoid the failed replicas.
         for outcome in failed:
             self.holdings[outcome.replica].miss(offset, offset + length)
         self._miss_where_doubted(outcomes, offset, offset + length)
 
     def _miss_where_doubted(self, outcomes: Sequence[Outcome], start: int, end: int) -> None:
-        """Do not read it where a failed flush may have lost it meanwhile, if others will do."""
+        """Count a range as missed on replicas that may have lost it, if enough others took it."""
         took = [self.holdings[o.replica] for o in outcomes if o.error is None]
         doubted = [holdings for holdings in took if holdings.doubts(start, end)]
         if doubted and len(took) - len(doubted) >= self._threshold:
@@ -178,19 +178,19 @@ class Volatile:
                 holdings.miss(start, end)
 
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
-        # A change is noted for each replica when it tells that it has taken it, and until then a
-        # flush that fails there knows it by the replica: *changing* tells nothing new.
-        # A write or repair may come to a replica after its own flush and before the slowest
-        # one's: such bytes do not count for it, though it holds them by then.
+        # *changing* is not needed: `Holdings` notes a change of a replica when the change ends, and
+        # finds the changes in flight by the replica when a flush fails.
+        # A write or repair may reach a replica after its own flush and before the end of the
+        # slowest flush: the replica then holds such bytes, but not durably.
         for replica, holdings in self.holdings.items():
             self._lacking_before[replica] = holdings.not_durable()
             holdings.begin_flush()
 
     async def record_losses(self) -> None:
-        """Nothing outlives the process."""
+        """Nothing to record: no metadata outlives the process."""
 
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
-        """A replica's success counts only for the bytes that it holds and did not lose before."""
+        """Count a replica's success only for bytes that the replica held and never lost."""
         lacking = [
             self.holdings[replica].not_durable().union(self._lacking_before[replica])
             for replica, operation in outcomes
@@ -204,7 +204,7 @@ class Volatile:
                 holdings.miss_what_is_unsure()
 
     def tell_loss(self) -> bool:
-        return False  # what was lost stays on record, and every flush sees it
+        return False  # lost bytes stay `unsure` or missed, and every flush sees them
 
     def read_segments(self, offset: int, length: int) -> Iterable[ReadSegment]:
         missed = [self.holdings[replica].missed for replica in self.receivers]
@@ -245,10 +245,10 @@ class Volatile:
         return False
 
     def pin_source(self, replica: Replica, offset: int, length: int) -> None:
-        """Nothing is ever pinned here."""
+        """No source is ever pinned."""
 
     async def truncated(self, replica: Replica) -> None:
-        self.holdings[replica].miss(0, self._size)  # nothing can be told from a hole any more
+        self.holdings[replica].miss(0, self._size)  # holes and data look alike now
 
     async def repaired(self, replica: Replica, offset: int, length: int, *, well: bool) -> None:
         if not well:
@@ -256,17 +256,17 @@ class Volatile:
 
     @property
     def unreadable(self) -> RangeSet:
-        """None is remembered."""
+        """Always empty."""
         return RangeSet()
 
     async def written_over(self, offset: int, length: int) -> None:
-        """None is remembered."""
+        """Nothing to do: `unreadable` is always empty."""
 
     async def record_options(self) -> None:
-        """Nothing is on record."""
+        """Nothing to record."""
 
     async def close(self) -> None:
-        """All is forgotten."""
+        """Nothing to close."""
 
     def report(self, replica: Replica) -> ReplicaReport:
         holdings = self.holdings[replica]
@@ -282,7 +282,7 @@ class Volatile:
     def report_set(self) -> SetReport:
         return SetReport("none")
 
-    # Without sidecars nothing tells whose the set is.
+    # Without sidecars there are no claims.
 
     @property
     def fenced(self) -> None:

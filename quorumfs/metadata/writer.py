@@ -1,4 +1,4 @@
-"""Writing to the sidecars of several replicas at once: slots, pages of maps, and when to sync."""
+"""Parallel writes to the sidecars of several replicas: slots, map pages, and syncs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -11,21 +11,21 @@ from quorumfs.replica.storage import FileStatus, Kind, Operation
 
 
 class SidecarWriter:
-    """Writes to sidecars, and knows which slot of each must not be lost."""
+    """Writes to sidecars, never overwriting the good slot."""
 
     def __init__(self, threshold: int) -> None:
         """*threshold* successes let a write go on without replicas that do not answer."""
         self.in_use: dict[Replica, Identity] = {}
-        """By which the images are known while they are in use."""
+        """The identity of each image while the set is in use."""
         self._nameless: set[Replica] = set()
-        """Those whose inode numbers do not outlast a mount of their file system."""
+        """Replicas whose inode numbers change with each mount of their file system."""
         self._threshold = threshold
         self._as_found: set[Replica] = set()
-        """Those whose sidecars are as a daemon left them that may have died before its sync."""
+        """Replicas whose good slot may be only in the page cache, left by a daemon that died."""
         self._spare_slot: dict[Replica, int] = {}
 
     def know(self, replica: Replica, found: Found, spare_slot: int) -> None:
-        """Take over what was *found* of a replica's files, both of them."""
+        """Take over the files of *replica*, both *found*."""
         assert found.image is not None
         assert found.in_use is not None
         self.in_use[replica] = found.in_use
@@ -40,11 +40,11 @@ class SidecarWriter:
         phase: Phase,
         identities: Mapping[Replica, Identity],
     ) -> dict[Replica, OSError]:
-        """Write one slot of each, durably; returns who failed.
+        """Write a slot of each sidecar, durably; returns the errors by replica.
 
-        *identities*: of images that nothing is written to any more.
+        *identities*: identities of images with no more writes to come.
         """
-        # The good slot must be on the medium before the other one is written to.
+        # The good slot must be on the medium before the spare slot is overwritten.
         as_found = [replica for replica in replicas if replica in self._as_found]
         if as_found:
             failed = await self.put(as_found, {}, kinds=(Kind.SYNC,))
@@ -68,7 +68,7 @@ class SidecarWriter:
             slots[replica] = SLOT_OFFSETS[number], content
         failed = await self.put(replicas, slots)
         if phase is Phase.COMMITTED:
-            for replica in failed:  # only what it prepared is sure to be whole
+            for replica in failed:  # only the prepared slot is sure to be whole
                 self._spare_slot[replica] = 1 - self._spare_slot[replica]
         return failed
 
@@ -78,9 +78,9 @@ class SidecarWriter:
         pieces: tuple[int, bytes] | Mapping[Replica, tuple[int, bytes]],
         kinds: Sequence[Kind] = (Kind.WRITE, Kind.SYNC),
     ) -> dict[Replica, OSError]:
-        """Write a piece (offset in bytes, content) of each sidecar, durably; returns who failed.
+        """Write *pieces* (offset in bytes, content), durably; returns the errors by replica.
 
-        Either the same piece for all, or each its own.
+        *pieces*: a single piece for all replicas, or a piece for each.
         """
         failed: dict[Replica, OSError] = {}
         for kind in kinds:
@@ -103,7 +103,7 @@ class SidecarWriter:
 
 
 async def identities_of(replicas: Iterable[Replica]) -> dict[Replica, Identity]:
-    """What the images look like now that nothing is written to them any more."""
+    """The identities of the images of *replicas*, to which no more writes will come."""
     fan_out = FanOut(0)
     asked = {replica: Operation(Kind.SEAL) for replica in replicas}
     for replica, operation in asked.items():

@@ -1,20 +1,20 @@
-"""Whether the current replicas hold the same of each chunk. Pure: no I/O, no clock.
+"""Whether all members hold the same data of each chunk. Pure: no I/O, no clock.
 
 ========== =============================================================== ====================
 state      meaning                                                         kept in
 ========== =============================================================== ====================
-AGREED     the current replicas hold the same                              nothing
-DIVERGENT  they may differ, through a change that failed on some, or a     memory, under INTENT
-           loss: reads have one source, and a repair makes them equal
-INHERITED  the same, but since a crash: what was acknowledged there, and   memory, under INTENT
-           what a flush lost, nobody knows any more
-UNVERIFIED adopted images were never compared there: only a majority, or   the ``UNVERIFIED`` bit
-           the operator, can say which one is right
+AGREED     all members hold the same                                       nothing
+DIVERGENT  members may differ, after a partly failed change or a loss:     memory, under INTENT
+           reads have one source, and a repair makes the members equal
+INHERITED  as DIVERGENT, but since before a crash: unknown is which        memory, under INTENT
+           writes were acknowledged, and which writes a flush lost
+UNVERIFIED adopted images were never compared: only a majority or the      the ``UNVERIFIED`` bit
+           operator can say which image is right
 ========== =============================================================== ====================
 
-Within UNVERIFIED chunks, bytes are *torn* where a change failed or was cut off: what of them is the
-change and what is older nobody can tell, so they are read only where all replicas hold the same.
-Anywhere, bytes are *unreadable* if no replica that holds them can be read at.
+Within UNVERIFIED chunks, bytes are *torn* where a change failed or was cut off: new and older data
+cannot be told apart, so torn bytes are read only where all replicas hold the same. In any chunk,
+bytes are *unreadable* if a read of them fails on every replica that holds them.
 """
 
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from quorumfs.metadata.ledger.recorded import Recorded
 
 
 class Agreed(Enum):
-    """What is known of one chunk of all current replicas."""
+    """The agreement of the members on a chunk."""
 
     AGREED = "agreed"
     DIVERGENT = "divergent"
@@ -36,7 +36,7 @@ class Agreed(Enum):
 
 
 class Event(Enum):
-    """What happens to a chunk of the disk."""
+    """An event in the life of a chunk of the disk."""
 
     FAILED = "a change failed on some replicas, or some lost it"
     EQUALIZED = "all replicas were given the same"
@@ -65,7 +65,7 @@ AGREEMENT = {
 
 
 class Agreement:
-    """What is known about differences between the current replicas of one set."""
+    """The known differences between the members of a set."""
 
     def __init__(self, recorded: Recorded) -> None:
         self.divergent = RangeSet()
@@ -75,22 +75,22 @@ class Agreement:
         self.torn = RangeSet()
         """Bytes of UNVERIFIED chunks, in whole blocks."""
         self.unreadable = RangeSet()
-        """Bytes, in whole blocks: a read of them gets EIO until somebody writes there. A replica
-        that was given the rest may hold anything there."""
+        """Bytes of which a read gets EIO until a write replaces them. A replica copied around such
+        bytes may hold anything there."""
         self._recorded = recorded
         self._map = recorded.map
 
     def __bool__(self) -> bool:
-        """Whether anything may differ that was not so in adopted images, or is unreadable."""
+        """Whether any byte is divergent, torn or unreadable; UNVERIFIED alone does not count."""
         return bool(self.divergent or self.torn or self.unreadable)
 
     def state(self, chunk: int) -> Agreed:
-        """What is known of *chunk*."""
+        """The state of *chunk*."""
         ((_, state),) = self._states(range(chunk, chunk + 1))
         return state
 
     def _states(self, chunks: range) -> Iterator[tuple[range, Agreed]]:
-        """Cut *chunks* where their state changes."""
+        """Cut *chunks* where the state changes."""
         unverified = RangeSet()
         for run in self._map.runs_in(UNVERIFIED, chunks):
             unverified.add(run.start, run.stop)
@@ -101,7 +101,7 @@ class Agreement:
             yield range(start, stop), next(inside, Agreed.AGREED)
 
     def tell(self, event: Event, chunks: range) -> None:
-        """Note what happened to *chunks*."""
+        """Apply *event* to *chunks*."""
         for part, state in list(self._states(chunks)):
             after = AGREEMENT[state, event]
             if after is not state:
@@ -116,15 +116,15 @@ class Agreement:
             self._recorded.remove(UNVERIFIED, chunks)
 
     def tear(self, start: int, end: int) -> None:
-        """Note that a change of ``[start, end)`` (bytes) failed, or was cut off, on some of all."""
+        """Note a failed or cut-off change of ``[start, end)`` (bytes): UNVERIFIED blocks tear."""
         for run in self._map.runs_in(UNVERIFIED, self._map.chunks(start, end - start)):
             first, last = self._map.bounds_of(run)
             low, high = start // BLOCK * BLOCK, -(-end // BLOCK) * BLOCK
             self.torn.add(max(low, first), min(high, last))
 
     def mend(self, start: int, end: int) -> None:
-        """Note that a change of ``[start, end)`` (bytes) ended: its whole blocks are the same on
-        all replicas.
+        """Note a completed change of ``[start, end)`` (bytes): whole blocks in the range are equal
+        on all replicas.
         """
         low = -(-start // BLOCK) * BLOCK
         high = end if end == self._map.size else end // BLOCK * BLOCK
@@ -132,7 +132,7 @@ class Agreement:
             self.torn.remove(low, high)
 
     def to_remember(self) -> Iterator[range]:
-        """The chunks that must keep an ``INTENT`` mark, for the next mount to know of them."""
+        """The chunks that must keep an ``INTENT`` mark for the next mount: divergent or torn."""
         for start, end in self.divergent:
             yield range(start, end)
         for start, end in self.torn:

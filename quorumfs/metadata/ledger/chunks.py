@@ -1,8 +1,8 @@
-"""What is known of the chunks of one disk, and what follows when that changes. Pure.
+"""The chunks of a disk: events that change several states at once. Pure.
 
-Each chunk has a state on each replica: `quorumfs.metadata.ledger.content` on the current ones,
-`quorumfs.metadata.ledger.target` on the others; and one of all current replicas together:
-`quorumfs.metadata.ledger.agreement`. Here is what changes several of them at once.
+Each chunk has a state on each member (`quorumfs.metadata.ledger.content`), a state on each replica
+that is not current (`quorumfs.metadata.ledger.target`), and a state of all members together
+(`quorumfs.metadata.ledger.agreement`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -23,18 +23,18 @@ class _Flush(NamedTuple):
     """The latest flush."""
 
     epoch: int
-    """What it covers."""
+    """The epoch that the flush covers."""
     lossy: set[Replica]
-    """The members that lacked something when it began."""
+    """The members with LACKING chunks when the flush began."""
 
 
 class Belief(NamedTuple):
-    """What a choice of sources was made from."""
+    """The basis of a choice of sources."""
 
     losses: int
-    """How often a member had lost something."""
+    """`Content.losses` at the time."""
     members: frozenset[Replica]
-    """The replicas that were current."""
+    """The members at the time."""
 
 
 class Chunks:
@@ -48,12 +48,11 @@ class Chunks:
         repairing: bool,
         notify: Callable[[], None],
     ) -> None:
-        """*repairing* as for `Sources`. *notify*: called when there may be something to repair."""
+        """*repairing* as for `Sources`. *notify* is called when a repair may be due."""
         self.map = recorded.map
         self.recorded = recorded
         self.epochs = Epochs()
-        """When each chunk was changed, and what each replica that gets what is written has synced
-        of it."""
+        """When each chunk was changed, and how far each receiver of writes has synced."""
         self.content = Content(recorded)
         self.agreement = Agreement(recorded)
         self.sources = Sources(
@@ -61,116 +60,114 @@ class Chunks:
         )
         self.targets = Targets(recorded, self.epochs)
         self.outside = 0
-        """``out_of_sync`` of all slots that are not current."""
+        """``out_of_sync`` bits of all slots without a member."""
         self._notify = notify
         self._diverged_in = self.epochs.now
-        """The epoch in which a chunk was last found to be divergent."""
+        """The epoch of the last divergence."""
         self._flush = _Flush(0, set())
         self._untold_loss = False
-        """The members lost a write that was acknowledged, each of them, and no flush of a guest has
-        failed since (R13): whoever else had them sync heard of it instead."""
+        """All members lost an acknowledged write, and no flush of a guest has failed since (R13):
+        the error may have gone to a sync for a repair."""
 
-    # Whether the members agree
+    # Agreement of the members
 
     def diverge(self, chunks: range) -> None:
-        """Note that the members may differ in *chunks*."""
+        """Note a possible difference between members in *chunks*."""
         self.targets.lacks(chunks)
         self.agreement.tell(Event.FAILED, chunks)
         self._diverged_in = self.epochs.now
         self._notify()
 
     def equalized(self, chunks: range) -> None:
-        """Note that all members were given the same in *chunks*."""
+        """Note equal data of *chunks* on all members, after a repair."""
         self.agreement.tell(Event.EQUALIZED, chunks)
         self.content.took(self.content.members, chunks)
         if not self.agreement.divergent:
             self.sources.unpin()
 
     def equalized_in_part(self, refused: Collection[Replica], chunks: range) -> None:
-        """Note that the members took what one of them held of *chunks*, but for *refused*."""
+        """Note a repair of *chunks* from a member to all members but *refused*."""
         self.content.took([one for one in self.content.members if one not in refused], chunks)
 
     def compared(self, chunks: range) -> None:
-        """Note that *chunks* were compared, and are equal on all members."""
+        """Note a comparison: *chunks* are equal on all members."""
         self.agreement.tell(Event.COMPARED, chunks)
         self.agreement.torn.remove(*self.map.bounds_of(chunks))
         self.targets.lacks(chunks)
-        self.lacked_outside(chunks)  # the other replicas were not compared
+        self.lacked_outside(chunks)  # these replicas were not compared
         if self.content.lost_any(chunks):
-            self.diverge(chunks)  # perhaps what a flush lost made them equal
+            self.diverge(chunks)  # a loss may have made them equal
 
     def unflushable(self) -> bool:
-        """Whether a flush cannot tell what is durable before some chunks are made equal."""
+        """Whether chunks must be made equal before a flush can tell what is durable."""
         return bool(self.agreement.inherited or self.content.lossy or self.content.risking)
 
     def to_equalize_first(self) -> list[range]:
-        """The chunks of which a flush could not tell what it made durable."""
+        """The chunks to make equal before a flush can tell what is durable."""
         first = self.agreement.inherited.union(self.content.lost_chunks())
         return [range(start, end) for start, end in first]
 
-    # Who holds what durably
+    # Durability
 
     def unsynced(self, chunks: range) -> bool:
-        """Whether any of *chunks* was changed since a member last synced."""
+        """Whether any member has a change of *chunks* still to sync."""
         return any(self.epochs.waits(replica, chunks) for replica in self.content.members)
 
     def losable(self, replica: Replica) -> Iterator[range]:
-        """What a sync of *replica* that fails may be about, also from before a crash."""
+        """The chunks that a failed sync of *replica* may have lost, even from before a crash."""
         yield from self.epochs.unsynced(replica)
         yield from (range(start, end) for start, end in self.undurable(replica))
 
     def undurable(self, replica: Replica) -> RangeSet:
-        """Chunks of which *replica*, a member, is not known to hold durably what it shows there,
-        whatever it has synced since they were written.
-        """
+        """The chunks INHERITED, or RISKED on *replica*: even a good sync proves nothing there."""
         inherited, risked = self.agreement.inherited, self.content.risked(replica)
         return inherited.union(risked) if risked else inherited
 
     def durable_on(self, replica: Replica, chunks: range) -> bool:
-        """Whether *replica* is a member, and holds durably what it shows of *chunks*."""
+        """Whether *replica* is a member, and the data of *chunks* shown there is durable."""
         doubtful = self.undurable(replica), self.content.unbelieved(replica, chunks)
         covered = replica in self.content.members and not self.epochs.waits(replica, chunks)
         return covered and not any(place.overlaps(chunks.start, chunks.stop) for place in doubtful)
 
     @property
     def writeback_errors_surfaced(self) -> bool:
-        """Whether all members have synced since a chunk was last found to be divergent.
+        """Whether all members have synced since the last divergence.
 
-        Before that, a member may show a page that it has lost, and must not be a source.
+        Until then a member may show a page already lost, and must not be a source.
         """
         covered = map(self.epochs.covered, self.content.members)
         return all(epoch >= self._diverged_in for epoch in covered)
 
     def believe(self) -> Belief:
-        """What a choice of sources that is made now is made from; see `still_believed`."""
+        """The basis of a choice of sources made now; see `still_believed`."""
         return Belief(self.content.losses, frozenset(self.content.members))
 
     def still_believed(self, belief: Belief) -> bool:
-        """Whether no member lost anything, and none joined, since *belief*: a choice of sources
-        that was made then, before an await, still holds.
+        """Whether a choice of sources made at *belief*, before an await, still holds: there was no
+        loss and no new member since.
         """
         same = belief.losses == self.content.losses
         return same and belief.members.issuperset(self.content.members)
 
-    # What a sync that fails means
+    # Failed syncs
 
     def begin_flush(self, flushed: Iterable[Replica], changing: Iterable[range]) -> None:
-        """Note that a flush of *flushed* begins now, amid changes of *changing*."""
+        """Note the start of a flush of *flushed* amid changes of *changing*."""
         epoch = self.epochs.begin_sync(flushed, changing)
         self._flush = _Flush(epoch, self.content.lacking)
 
     def lossy_in_flush(self) -> set[Replica]:
-        """The members that lacked something at any time since the latest flush began: their sync
-        may have begun before what they had lost was written again.
+        """The members with LACKING chunks when the latest flush began, or now: their syncs may have
+        begun before a repair rewrote the lost chunks.
         """
         return self._flush.lossy | self.content.lacking
 
     def end_flush(self) -> None:
-        """Note that it is known, and on record, what the latest flush did.
+        """Note the end of the latest flush, with its outcome recorded.
 
-        Whoever could not sync is on record as having lost it, or as ejected; the others have it.
-        Not so after any other exception: then the next flush is to cover it. And of two syncs that
-        a target has under way when it joins, the other one may yet be told of it.
+        Each member that failed to sync is recorded as having lost its chunks, or as ejected. Not
+        called after any other exception: the next flush then covers the epoch. A joining target is
+        not covered: the kernel may report its error to the sync of the join instead.
         """
         self.epochs.cover(self.content.members, self._flush.epoch)
         self.content.decided(self.content.pending)
@@ -181,24 +178,24 @@ class Chunks:
         return untold
 
     def suspend(self, replica: Replica) -> None:
-        """Note that a sync of *replica*, a member, failed, and others are still awaited."""
+        """Note a failed sync of *replica*, a member, while others are still awaited."""
         runs = list(self.losable(replica))
         self.content.suspend(replica, runs)
         for run in runs:
             self.targets.lost_by(replica, run)
 
     def note_pending(self) -> None:
-        """Have it known what would be lacking if no other sync of the flush failed."""
+        """Set the out-of-sync bits due if no further sync of the flush fails."""
         for part, replicas in list(self.content.would_lack()):
             for replica in replicas:
                 self.recorded.add(bit(replica), part)
 
     def lose(self, replicas: Sequence[Replica], chunks: Sequence[range] = ()) -> None:
-        """Note that *replicas* lost *chunks*, and too few are left without them.
+        """Note the loss of *chunks* on *replicas*, which are not ejected for the loss.
 
-        By default what they took since a flush. Where one of them is the last to hold something it
-        stays believed, though nobody knows what of it is durable: what it lost is what it was given
-        since its last good sync, and the others, which lost something before, lack more.
+        Default: all `losable` chunks of each replica. The last member to hold a chunk stays
+        believed, though the chunk may not be durable: the loss is limited to changes since the last
+        good sync of the member, and the members with earlier losses lack more.
         """
         self.content.losses += 1
         losses: dict[Replica, RangeSet] = {}
@@ -208,7 +205,7 @@ class Chunks:
             for run in chunks or list(self.losable(replica)):
                 lost.add(run.start, run.stop)
                 self.targets.lost_by(replica, run)
-                # Not `diverge`: what this sync had to tell is heard by now.
+                # Not `diverge`: the errors of this sync have surfaced.
                 self.agreement.tell(Event.FAILED, run)
                 if replica not in self.content.members:
                     self.targets.of(replica).lacks(run)
@@ -218,7 +215,7 @@ class Chunks:
                 self.content.lose(lacking, part)
                 if last:
                     self._untold_loss = True
-                    self.targets.lacks(part)  # it alone may hold what all others lost
+                    self.targets.lacks(part)  # the target alone may hold the lost data
                     self.content.risk(last, part)
         self.content.decided(replicas)
         for start, end in everything:
@@ -226,29 +223,29 @@ class Chunks:
         self._notify()
 
     def believe_the_one_left(self, chunks: range) -> None:
-        """Take what was never compared, where all members but one lost it, from that one.
+        """Believe the only member left to hold UNVERIFIED chunks: count the chunks as compared.
 
-        It is on record who lost something there (P4). Where two are left and differ, nobody can
-        say which one is right: a flush fails until the operator did.
+        The losses are recorded (P4). If two members are left and differ, only the operator can say
+        which member is right, and flushes fail until then.
         """
         if self.map.any(UNVERIFIED, chunks):
             for part in list(self.sources.decided_by_loss(chunks)):
                 self.compared(part)
 
     def lacked_outside(self, chunks: range) -> None:
-        """Have all replicas that are not current lack *chunks*."""
+        """Set *chunks* out of sync on all replicas that are not current."""
         if self.outside:
             self.recorded.add(self.outside, chunks)
 
     # At the mount
 
     def recall(self, *, crashed: bool) -> None:
-        """Take from the map what the members may differ in, and what they lost before.
+        """Recall divergent chunks and earlier losses of members from the map.
 
-        *crashed*: the set had not been closed. If it had, its record became clean after a flush
-        that was enough: whoever failed that flush had been ejected, or has out-of-sync bits. No
-        change was begun since, for the record says first that the set is in use. So no sync can
-        tell of anything older, and the next flush does not depend on what could not be made equal.
+        *crashed*: the set was not closed. A closed set has a clean record, committed after a good
+        flush: a replica that failed the flush was ejected, or has out-of-sync bits. No change has
+        begun since, because the record would say first that the set is in use. So no sync can
+        report an older loss, and the next flush does not depend on chunks left divergent.
         """
         for run in self.map.runs(INTENT, longest=len(self.map)):
             self.agreement.tear(*self.map.bounds_of(run))  # a write may have been cut off there
@@ -270,10 +267,10 @@ class Chunks:
     def _recall_marks(self) -> None:
         for run in self.map.runs(INTENT, longest=len(self.map)):
             self.diverge(run)
-            self.lacked_outside(run)  # one that was being resynced may have been given less
+            self.lacked_outside(run)  # a resync may have copied less
 
 
 def bit(replica: Replica) -> int:
-    """What says that *replica*, which has a slot, lacks something."""
+    """The ``out_of_sync`` bit of *replica*, which has a slot."""
     assert replica.slot is not None
     return out_of_sync(replica.slot)

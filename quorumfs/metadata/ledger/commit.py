@@ -1,12 +1,12 @@
-"""Who is current, on record: how one record follows another. Sans I/O.
+"""The record of the members: how a record follows its predecessor. Sans I/O.
 
-A record is valid when all that are current in it have it: it is *prepared* on all of them first,
-then *committed* (`quorumfs.decisions.sidecar`). Whoever cannot take it is ejected, and another
-record that says so follows, as long as enough are left. A replica that is being brought back gets
-each record last: without the others it must not have what makes it seem one of them.
+A record is valid when all replicas current in the record hold it: the record is *prepared* on all
+of them first, then *committed* (`quorumfs.decisions.sidecar`). A member that fails is ejected by a
+further record, as long as enough members are left. A replica that is resyncing or joining gets
+each record last: a record on this replica alone would make it look like a member.
 
-`Records.commit` decides, and does nothing: it yields what is to be done, and is sent what became of
-it. So every failure at every step can be tried.
+`Records.commit` decides and does no I/O: the generator yields effects, and is sent their outcomes.
+So tests can try every failure at every step.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ from quorumfs.replica.replica import Replica
 
 
 class Write(NamedTuple):
-    """Write *record* to the sidecars of *holders*; the answer maps who failed to the error."""
+    """Write *record* to the sidecars of *holders*; the answer maps failed replicas to errors."""
 
     record: Record
     phase: Phase
@@ -28,14 +28,14 @@ class Write(NamedTuple):
 
 
 class Eject(NamedTuple):
-    """Make *gone* stale, in memory; the answer is the members that are left."""
+    """Make *gone* stale, in memory; the answer is the remaining members."""
 
     gone: Sequence[Replica]
     reason: str
 
 
 class GiveUp(NamedTuple):
-    """Resync *target* no more; there is no answer."""
+    """End the resync of *target*; there is no answer."""
 
     target: Replica
     reason: str
@@ -45,49 +45,49 @@ Effect = Write | Eject | GiveUp
 
 
 class Records:
-    """The record of a set, and those of which some replicas may hold a part."""
+    """The record of a set, and later records that may exist on some replicas."""
 
     def __init__(self, plan: Plan, *, threshold: int, identity: int) -> None:
-        """*identity*: of this mount; each record says who wrote it."""
+        """*identity*: the number of this mount, named in each of its records."""
         self.record = plan.record
-        """The latest that is valid on all replicas that are current in it."""
+        """The latest valid record, held by all replicas current in the record."""
         self.quorum = plan.quorum
-        """Fewer members than this start no generation of their own."""
+        """The least number of members that may start a new generation."""
         self.changing = False
-        """The next record is to say that this mount may change the disk."""
+        """The next record is to say: this mount may change the disk."""
         self.threshold = threshold
-        """How many replicas must have taken what is acknowledged."""
+        """The number of replicas that must take a write before its acknowledgement."""
         self._identity = identity
         self._sequence = max(plan.sequence_seen, plan.record.sequence)
         self._certain = True
-        """No replica may hold a later record: no commit was begun since that did not end well."""
+        """False while an unfinished commit may have left a later record on some replica."""
         self._tried: set[tuple[object, ...]] = set()
-        """The keys of records after the present one that were begun."""
+        """The keys of all records begun after the present record."""
         self._passed = list(plan.prepared)
-        """Generations that were begun, until a valid record names them."""
+        """Generations begun by unfinished commits, until a valid record names them."""
         self._passed_mounts = plan.prepared_mounts
 
     def saw(self, sequences: Iterable[int]) -> None:
-        """Note the numbers of records that are in a sidecar: ours must seem later."""
+        """Note sequence numbers found in a sidecar: the next record gets a higher number."""
         self._sequence = max(self._sequence, *sequences)
 
     @property
     def keys(self) -> set[tuple[object, ...]]:
-        """Of the record, and of those after it that a replica may hold."""
+        """The keys of the record and of all later records that a replica may hold."""
         return {self.record.key, *self._tried}
 
     @property
     def entered(self) -> bool:
-        """Whether the record says that this mount may change the disk."""
+        """Whether this mount may change the disk, by the record."""
         latest = self.record.lineage[0]
         return latest.identity == self._identity and latest.changed
 
     def names_only(self, members: Sequence[Replica]) -> bool:
-        """Whether a replica can be taken for current, by the sidecars, only if it is a member."""
+        """Whether only *members* can be taken for current by a reader of any sidecar."""
         return self._certain and not self._passed and not self._left(members)
 
     def _left(self, members: Sequence[Replica]) -> list[int]:
-        """The slots that are current in the record, and none of *members*."""
+        """The slots current in the record, without those of *members*."""
         slots = {replica.slot for replica in members}
         roles = enumerate(self.record.roles)
         return [s for s, role in roles if role.state is RoleState.CURRENT and s not in slots]
@@ -95,16 +95,16 @@ class Records:
     def composed(
         self, members: Sequence[Replica], *, clean: bool, resyncing: Replica | None
     ) -> Record:
-        """The next record: a new generation if somebody is ejected (R3: once for all)."""
+        """The next record, with one new generation if any replica is ejected (R3)."""
         record, left = self.record, self._left(members)
         enough = len(members) >= self.quorum
         if (left or self._passed) and enough:
-            for slot in left:  # from the last record on that it got
+            for slot in left:  # the role keeps the last record of its replica
                 record = record.with_role(slot, state=RoleState.STALE)
             record = record.minted(self._passed)
             left = []
         self._sequence += 1
-        threshold = self.threshold if enough else record.threshold  # too few may not change it
+        threshold = self.threshold if enough else record.threshold  # too few may not change that
         record = replace(record, sequence=self._sequence, clean=clean, threshold=threshold)
         acknowledging = not left and len(members) >= self.threshold
         record = record.entered(
@@ -131,11 +131,9 @@ class Records:
     ) -> Generator[Effect, Any, None]:
         """Make a record of *members* valid on all of them.
 
-        *resyncing*: a replica that the record says this of, and that gets it too. *joining*: the
-        one of *members* that is not current in the present record. *enough_without*: whether some
-        of the members can be ejected.
-
-        Raises `OSError` if too few would be left, or *resyncing* failed.
+        *resyncing*: a replica recorded as resyncing, which gets the record too. *joining*: the
+        member not current in the present record. *enough_without*: whether given members can be
+        ejected. Raises `OSError` if too few members would be left, or if *resyncing* failed.
         """
         failure: OSError | None = None
         while True:
@@ -168,18 +166,18 @@ class Records:
             gone = [one for one in members if one in failed]
             if failure is not None and not gone:
                 raise failure
-            # One that is still joining may fail as well: then nobody would be left.
+            # A replica still joining may fail as well, and then no member would be left.
             only_joining = all(one in gone or one is joining for one in members)
             if only_joining or not enough_without(gone):
                 raise voted_error(failed.values())
             members = yield Eject(gone, f"its sidecar: {failed[gone[0]].strerror}")
 
     def _go_by(self, record: Record, members: Sequence[Replica]) -> None:
-        """*record* is valid on all *members*."""
+        """Take over *record*, valid on all *members*."""
         self.record = record
         self._tried.clear()
         self._certain = True
-        # One that was ejected may have committed a generation that failed elsewhere.
+        # An ejected replica may have committed a generation that failed on other replicas.
         self._passed = [passed for passed in self._passed if passed not in record.history]
         if self.names_only(members):
             self.quorum = self.threshold

@@ -1,21 +1,21 @@
-"""What each current replica holds of each chunk. Pure: no I/O, no clock.
+"""The state of each chunk on each member. Pure: no I/O, no clock.
 
 ======= ====================================================== ==========================
 state   meaning                                                kept in
 ======= ====================================================== ==========================
 DURABLE a good sync covers the last change                     `quorumfs.metadata.ledger.epochs`
 CACHED  no good sync covers the last change yet                `quorumfs.metadata.ledger.epochs`
-RISKED  a sync failed, and no other replica holds more: what   memory alone
-        this one shows is all that is left
-LACKING a sync failed, and others hold more                    the replica's ``out_of_sync`` bit
+RISKED  a sync failed, and no other member holds more: the     memory alone
+        data that the member shows is all that is left
+LACKING a sync failed, and another member holds more           the member's ``out_of_sync`` bit
 ======= ====================================================== ==========================
 
-DURABLE and CACHED are told apart by time alone, so the table `CONTENT` has one row for both: HELD.
+Only epochs tell DURABLE from CACHED, so the table `CONTENT` has a single row for both: HELD.
 
-While a flush waits for other replicas, a failed sync is *pending*: its replica is not believed for
-what it has not synced, but which of the states that becomes depends on the other replicas, and is
-decided when all have answered. The bits of what would be lacking may be on record by then, should
-the daemon die first.
+While a flush waits for other members, a failed sync is *pending*: the member is not believed for
+its unsynced chunks. Whether these chunks become RISKED or LACKING depends on the other members, and
+is decided when all have answered. The bits of the chunks that would be LACKING may be recorded
+before, in case the daemon dies first.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from quorumfs.replica.replica import Replica
 
 
 class Held(Enum):
-    """What a current replica has of one chunk."""
+    """The content of a chunk on a member."""
 
     HELD = "held"
     RISKED = "risked"
@@ -36,7 +36,7 @@ class Held(Enum):
 
 
 class Event(Enum):
-    """What happens to a chunk of a current replica."""
+    """An event in the life of a chunk on a member."""
 
     LOST = "a sync failed, and another replica holds more"
     LOST_BY_THE_LAST = "a sync failed, and no other replica holds more"
@@ -51,53 +51,53 @@ CONTENT = {
     (Held.RISKED, Event.LOST_BY_THE_LAST): Held.RISKED,
     (Held.RISKED, Event.TAKEN): Held.HELD,
     (Held.LACKING, Event.LOST): Held.LACKING,
-    # Whoever lacked it before is not the last that holds it: `Content.losers` never says so.
+    # `Content.losers` never says so: a member lacking the chunk is not the last to hold it.
     (Held.LACKING, Event.LOST_BY_THE_LAST): Held.LACKING,
     (Held.LACKING, Event.TAKEN): Held.HELD,
 }
 
 
 class Content:
-    """What the current replicas of one set hold."""
+    """The content of the members of a set."""
 
     def __init__(self, recorded: Recorded) -> None:
         self.members: Sequence[Replica] = ()
         """The current replicas."""
         self.lossy: set[Replica] = set()
-        """The members that lack something, and can be given it: exactly those with a
-        ``out_of_sync`` bit that are not truncated, but for what is pending."""
+        """The members that lack chunks and can be given them. A member is lossy iff not truncated
+        and out of sync in some chunk, apart from chunks pending."""
         self.truncated: set[Replica] = set()
-        """Members whose image lost its end: it may get it back, with zeros. They lack all."""
+        """Members whose image lost its end. All chunks are LACKING, even if the size grows back."""
         self.losses = 0
-        """How often a member lost something."""
+        """The number of losses by members until now."""
         self._recorded = recorded
         self._map = recorded.map
         self._risked: dict[Replica, RangeSet] = {}
         """By member, the chunks that are RISKED."""
         self._pending: dict[Replica, RangeSet] = {}
-        """By member whose sync failed while the flush waits for others: the chunks that it may have
-        lost, without those that it lacked before."""
+        """By member with a failed sync, while the flush waits for others: chunks possibly lost, not
+        LACKING before."""
 
     def __bool__(self) -> bool:
-        """Whether a member is not to be believed everywhere."""
+        """Whether any member is lossy, truncated, or has a pending loss."""
         return bool(self.lossy or self.truncated or self._pending)
 
-    # What is asked
+    # Questions
 
     def state(self, replica: Replica, chunk: int) -> Held:
-        """What *replica*, a member, has of *chunk*; what is pending is not decided yet."""
+        """The state of *chunk* on *replica*, a member, before pending losses are decided."""
         ((_, state),) = self._states(replica, range(chunk, chunk + 1))
         return state
 
     def _states(self, replica: Replica, chunks: range) -> Iterator[tuple[range, Held]]:
-        """Cut *chunks* where the state of *replica* changes."""
+        """Cut *chunks* where the state on *replica* changes."""
         kept = (self.lacked(replica, chunks), self._risked.get(replica, _NOTHING))
         for start, stop, outside in segments(chunks.start, chunks.stop, kept):
             state = Held.LACKING if 0 not in outside else Held.RISKED
             yield range(start, stop), state if len(outside) < len(kept) else Held.HELD
 
     def lacked(self, replica: Replica, chunks: range) -> RangeSet:
-        """What of *chunks* is LACKING on *replica*, a member."""
+        """The part of *chunks* LACKING on *replica*, a member."""
         lacking = RangeSet()
         if replica in self.truncated:
             lacking.add(chunks.start, chunks.stop)
@@ -111,12 +111,12 @@ class Content:
         return lacking
 
     def unbelieved(self, replica: Replica, chunks: range) -> RangeSet:
-        """What of *chunks* is LACKING on *replica*, a member, or pending."""
+        """The part of *chunks* LACKING or pending on *replica*, a member."""
         lacking = self.lacked(replica, chunks)
         return lacking.union(self._pending[replica]) if replica in self._pending else lacking
 
     def risked(self, replica: Replica) -> RangeSet:
-        """The chunks that are RISKED on *replica*."""
+        """The chunks RISKED on *replica*."""
         return self._risked.get(replica, _NOTHING)
 
     @property
@@ -126,27 +126,27 @@ class Content:
 
     @property
     def unsafe(self) -> set[Replica]:
-        """The members that lost something, whatever of it."""
+        """The members with LACKING, RISKED or pending chunks; truncation alone does not count."""
         return {*self.lossy, *self._risked, *self._pending}
 
     @property
     def lacking(self) -> set[Replica]:
-        """The members that lack something."""
+        """The members with LACKING chunks."""
         return self.lossy | self.truncated
 
     def lacks_any(self, chunks: range) -> bool:
-        """Whether a member lacks any of *chunks*, and can be given it."""
+        """Whether any of *chunks* is LACKING on a lossy member."""
         return any(self.lacked(replica, chunks) for replica in self.lossy)
 
     def lost_any(self, chunks: range) -> bool:
-        """Whether any of *chunks* is RISKED on a member, or LACKING and can be given to it."""
+        """Whether any of *chunks* is RISKED on a member, or LACKING on a lossy member."""
         risked = self._risked.values()
         return self.lacks_any(chunks) or any(
             places.overlaps(chunks.start, chunks.stop) for places in risked
         )
 
     def lost_chunks(self) -> RangeSet:
-        """The chunks that are RISKED on a member, or LACKING and can be given to it."""
+        """The chunks RISKED on a member, or LACKING on a lossy member."""
         everything, lost = range(len(self._map)), RangeSet()
         for places in (
             *(self.lacked(replica, everything) for replica in self.lossy),
@@ -155,12 +155,10 @@ class Content:
             lost = lost.union(places)
         return lost
 
-    # What becomes of a failed sync
+    # Failed syncs
 
     def suspend(self, replica: Replica, runs: Iterable[range]) -> None:
-        """Note that a sync of *replica*, a member, failed: *runs*, which it has not synced, may be
-        lost.
-        """
+        """Note a failed sync of *replica*, a member: the loss of *runs* (unsynced) is pending."""
         self.losses += 1
         pending = self._pending.setdefault(replica, RangeSet())
         for run in runs:
@@ -168,7 +166,7 @@ class Content:
                 pending.add(start, stop)
 
     def would_lack(self) -> Iterator[tuple[range, list[Replica]]]:
-        """What is LACKING, and on whom, if no other sync of the flush fails."""
+        """The chunks to become LACKING, each with its members, if no further sync fails."""
         pending = dict(self._pending)
         for places in list(pending.values()):
             for start, stop in places:
@@ -178,10 +176,11 @@ class Content:
     def losers(
         self, losses: Mapping[Replica, RangeSet], chunks: range
     ) -> Iterator[tuple[range, list[Replica], list[Replica]]]:
-        """Cut *chunks* where it changes what becomes of those who lost them by *losses* (chunks).
+        """Cut *chunks* where the outcome of *losses* (chunks by replica) changes.
 
-        Yields with each part the replicas that lack it from then on, because others hold more of
-        it, and those that are the last that held it. A replica that lacked it before is neither.
+        Yields with each part the members on which the part becomes LACKING, because other members
+        hold more, and the members that are the last to hold the part. Neither list names a member
+        on which the part was LACKING before.
         """
         before = {replica: self.lacked(replica, chunks) for replica in self.members}
         known = (before, losses, self._risked)
@@ -191,47 +190,47 @@ class Content:
             gone = [r for r in self.members if r in losing and r not in lacked]
             left = [r for r in self.members if r not in losing and r not in lacked]
             lacking = gone
-            if all(replica in risked for replica in left):  # no better than one that risked some
+            if all(replica in risked for replica in left):  # all left are RISKED, too
                 lacking = [replica for replica in gone if left and replica in risked]
             yield range(start, stop), lacking, [one for one in gone if one not in lacking]
 
     @property
     def pending(self) -> set[Replica]:
-        """The members whose failed sync is not decided yet."""
+        """The members with a pending failed sync."""
         return set(self._pending)
 
     def lose(self, replicas: Iterable[Replica], chunks: range) -> None:
-        """Note that *chunks* are lost by *replicas*, while others hold more."""
+        """Note the loss of *chunks* on *replicas*, while other members hold more."""
         self._tell(Event.LOST, replicas, chunks)
 
     def risk(self, replicas: Iterable[Replica], chunks: range) -> None:
-        """Note that *replicas*, the last that hold *chunks*, may have lost some of them."""
+        """Note a possible loss of *chunks* on *replicas*, the last members to hold *chunks*."""
         self._tell(Event.LOST_BY_THE_LAST, replicas, chunks)
 
     def took(self, replicas: Iterable[Replica], chunks: range) -> None:
-        """Note that *replicas* hold what others hold of *chunks*."""
+        """Note *replicas* as holding the same data of *chunks* as other members."""
         self._tell(Event.TAKEN, replicas, chunks)
 
     def decided(self, replicas: Iterable[Replica]) -> None:
-        """Note that nothing of *replicas* is pending any more: what is on record holds."""
+        """End the pending losses of *replicas*: the ``out_of_sync`` bits tell the outcome."""
         for replica in list(replicas):
             if self._pending.pop(replica, None):
                 self.recall(replica)
 
     def truncate(self, replica: Replica) -> None:
-        """Note that the image of *replica*, a member, lost its end."""
+        """Note the truncation of the image of *replica*, a member."""
         self.truncated.add(replica)
         self.lossy.discard(replica)
         self.losses += 1
         self._recorded.add(_bit(replica), range(len(self._map)))
 
     def recall(self, replica: Replica) -> None:
-        """Take for LACKING on *replica* whatever has its ``out_of_sync`` bit."""
+        """Count every chunk with the ``out_of_sync`` bit of *replica* as LACKING."""
         if self._map.count(_bit(replica)):
             self.lossy.add(replica)
 
     def forget(self, replica: Replica) -> None:
-        """Note that *replica* is a member no more: its out-of-sync bits alone say what it lost."""
+        """Forget *replica*, a member no more: its out-of-sync bits alone tell the losses."""
         for kept in (self._risked, self._pending):
             kept.pop(replica, None)
         for members in (self.lossy, self.truncated):
@@ -262,12 +261,12 @@ class Content:
 
 
 def whose(places: Mapping[Replica, RangeSet], start: int, stop: int) -> list[Replica]:
-    """The replicas of whose *places* some are in ``[start, stop)``."""
+    """The replicas with any of *places* in ``[start, stop)``."""
     return [replica for replica, theirs in places.items() if theirs.overlaps(start, stop)]
 
 
 def _bit(replica: Replica) -> int:
-    """What says that *replica*, which has a slot, lacks something."""
+    """The ``out_of_sync`` bit of *replica*, which has a slot."""
     assert replica.slot is not None
     return out_of_sync(replica.slot)
 

@@ -1,10 +1,10 @@
-"""When each chunk was last changed, and what each replica's syncs have covered since. Pure: no I/O.
+"""When each chunk was last changed, and which changes each replica has synced since. Pure: no I/O.
 
-Time is counted in *epochs*, as DRBD counts it: a sync ends one. A change belongs to the epoch in
-which it ended, and while it is under way, to the present one: a sync covers the changes of all
-epochs until its own that had ended when it began. What a replica may have lost when one of its
-syncs fails, is what it got after the last epoch that a good sync of it covered. That is exact: to
-round up would be to declare chunks lost that it was not given, and holds perhaps alone.
+As in DRBD, time is counted in *epochs*: each sync ends the present epoch. A change belongs to the
+epoch in which the change ended; a change under way belongs to the present epoch. So a sync covers
+every change that ended before the sync began. A failed sync of a replica may have lost the changes
+given to the replica after the last covered epoch, and nothing else. The set is exact: rounding up
+would declare chunks lost that the replica holds, perhaps alone.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from quorumfs.replica.replica import Replica
 
 CHUNKS_MAX = 65_536
-"""So many chunks are remembered one by one; with more there is a byte for each that the disk has,
-which is at most a few MiB."""
+"""A larger set of chunks becomes a table with a byte per chunk of the disk (at most a few MiB)."""
 
 
 class ChunkSet:
@@ -25,7 +24,7 @@ class ChunkSet:
     def __init__(self) -> None:
         self._chunks: set[int] = set()
         self._table = bytearray()
-        """1 for each that is in it, once there were too many for a set."""
+        """1 for each chunk in the set; empty until there were more than `CHUNKS_MAX`."""
 
     def __bool__(self) -> bool:
         return bool(self._chunks or self._table)
@@ -46,15 +45,15 @@ class ChunkSet:
             self.add(chunks)
 
     def overlaps(self, chunks: range) -> bool:
-        """Whether any of *chunks* is in it."""
+        """Whether any of *chunks* is in the set."""
         if self._table:
             return self._table.find(1, chunks.start, chunks.stop) >= 0
         return not self._chunks.isdisjoint(chunks)
 
     def runs(self) -> Iterator[range]:
-        """What is in it, in order, adjacent chunks together."""
+        """The chunks of the set in order, adjacent chunks joined."""
         chunks = sorted(self._chunks)
-        first = 0  # of those that are adjacent
+        first = 0  # of the adjacent chunks
         for position, chunk in enumerate(chunks, 1):
             if position == len(chunks) or chunks[position] != chunk + 1:
                 yield range(chunks[first], chunk + 1)
@@ -68,7 +67,7 @@ class ChunkSet:
 
 
 class _Given:
-    """What single replicas were given in one epoch, beside what all got."""
+    """Chunks given to single replicas in an epoch, beside the chunks given to all."""
 
     __slots__ = ("by_replica",)
 
@@ -94,30 +93,30 @@ _NOTHING = ChunkSet()
 
 
 class Epochs:
-    """The changes of a disk, by epoch, as far as some replica has not synced them."""
+    """The changes of a disk, by epoch, while any replica has not synced them."""
 
     __slots__ = ("_covered", "_ended", "_given", "_giving", "_syncing", "latest", "now")
 
     def __init__(self) -> None:
         self.now = 1
-        """The number of the present epoch: it only ever grows."""
+        """The number of the present epoch, which only grows."""
         self.latest = ChunkSet()
-        """What was changed in it on all replicas, or is being changed; a change is added when it
-        begins and once more when it ends."""
+        """Chunks changed in the present epoch on all replicas, or under change. A change is added
+        at its start and again at its end."""
         self._given = _Given()
-        """The same of what a repair changes on some."""
+        """The same for repairs, which change some replicas."""
         self._giving: dict[object, tuple[Collection[Replica], range]] = {}
         """The repairs under way."""
         self._ended: list[tuple[int, ChunkSet, _Given]] = []
-        """Earlier epochs that are not covered everywhere, the oldest first. Those that no sync
-        tells apart are one."""
+        """Earlier epochs not covered on all replicas, oldest first. Epochs that no sync tells apart
+        are joined."""
         self._covered: dict[Replica, int] = {}
-        """The last epoch that a good sync of a replica covered: later changes wait for a sync."""
+        """By replica, the last epoch whose changes are synced or recorded as lost."""
         self._syncing: dict[Replica, int] = {}
-        """The epoch that the latest sync of a replica is to cover."""
+        """By replica, the epoch that the latest sync is to cover."""
 
     def follow(self, replicas: Collection[Replica]) -> None:
-        """Note the syncs of exactly these from here on. A new one waits for nothing older."""
+        """Follow the syncs of exactly *replicas*. A new replica waits for no earlier change."""
         added = [replica for replica in replicas if replica not in self._covered]
         epoch = self._end(()) if added else 0
         self._covered = {replica: self._covered.get(replica, epoch) for replica in replicas}
@@ -126,7 +125,7 @@ class Epochs:
 
     @contextmanager
     def giving(self, replicas: Collection[Replica], chunks: range) -> Iterator[None]:
-        """Note that these *replicas* alone are given *chunks*, while it lasts."""
+        """Note *chunks* as given to *replicas* alone, while the context lasts."""
         key = object()
         self._giving[key] = replicas, chunks
         self._note_given(replicas, chunks)
@@ -141,7 +140,7 @@ class Epochs:
             self._given.add(replica, chunks)
 
     def begin_sync(self, replicas: Iterable[Replica], changing: Iterable[range]) -> int:
-        """Note that *replicas* begin to sync amid changes of *changing*; returns its epoch."""
+        """Note the start of syncs of *replicas* amid changes of *changing*; returns the epoch."""
         epoch = self._end(changing)
         for replica in replicas:
             self._syncing[replica] = epoch
@@ -150,30 +149,30 @@ class Epochs:
         return epoch
 
     def cover(self, replicas: Iterable[Replica], epoch: int) -> None:
-        """Note that nothing of *epoch*, or earlier, waits for a sync of *replicas* any more."""
+        """Note *epoch* and earlier epochs as synced, or recorded as lost, on *replicas*."""
         for replica in replicas:
             self._covered[replica] = max(self._covered[replica], epoch)
         self._tidy()
 
     def covered(self, replica: Replica) -> int:
-        """The last epoch of which nothing waits for a sync of *replica*."""
+        """The last epoch whose changes are synced, or recorded as lost, on *replica*."""
         return self._covered[replica]
 
     def unsynced(self, replica: Replica) -> Iterator[range]:
-        """What *replica* may have lost if a sync of it fails; a chunk may come more than once.
+        """The chunks that a failed sync of *replica* may lose; a chunk may come more than once.
 
-        Nothing of one that is not followed: what it lacks is known.
+        Empty for a replica not followed, whose lacking chunks are known.
         """
         if replica in self._covered:
             for chunks in self._after(replica):
                 yield from chunks.runs()
 
     def waits(self, replica: Replica, chunks: range) -> bool:
-        """Whether any of *chunks* was changed since what *replica* has synced."""
+        """Whether any of *chunks* was changed after the last covered epoch of *replica*."""
         return any(later.overlaps(chunks) for later in self._after(replica))
 
     def _after(self, replica: Replica) -> Iterator[ChunkSet]:
-        """What *replica* got after what it has synced."""
+        """The changes that *replica* got after its last covered epoch."""
         for number, chunks, given in self._ended:
             if number > self._covered[replica]:
                 yield chunks
@@ -194,11 +193,11 @@ class Epochs:
         return epoch
 
     def _tidy(self) -> None:
-        """Drop the epochs that all have covered, and join those that no sync tells apart."""
+        """Drop the epochs covered on all replicas, and join epochs that no sync tells apart."""
         ended = self._ended
         oldest = min(self._covered.values(), default=self.now)
         if not ended or ended[-1][0] <= oldest:
-            ended.clear()  # nearly always: all were synced together
+            ended.clear()  # the usual case: all replicas synced together
             return
         bounds = {*self._covered.values(), *self._syncing.values()}
         self._ended = []

@@ -1,12 +1,12 @@
-"""Which extents of the disk are to be marked as intended, and which are written to. Pure.
+"""Which extents of the disk get write-intent marks, and which extents are in use. Pure.
 
-An extent is marked, durably, before the first write to it (R1), and that write waits for it. So
-that writes all over a large disk do not wait each, the more extents were found without a mark
-lately, the more are marked at a time: aligned *spans* of a power of two of extents. Spans shrink
-again when marks are cleared: after a crash whatever is marked has to be made equal.
+An extent is marked, durably, before its first write (R1), and the write waits for the mark. To
+spare scattered writes on a large disk a wait each, the number of extents marked at a time grows
+with the number of recent waits: aligned *spans* of a power of two of extents. Spans shrink again
+when marks are cleared, because after a crash every marked extent has to be made equal.
 
-Ahead of who writes one extent after the other as many are marked as were written to just before:
-at most `AHEAD_MAX`, or a multiple of what one request of theirs is for.
+Ahead of a sequential writer, as many extents are marked as the writer has just written: at most
+`AHEAD_MAX`, or `AHEAD_REQUESTS` times the length of the request.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,35 +17,35 @@ SPAN_MAX = 1024
 """Extents in the largest span: 4 GiB of a disk up to 16 TiB."""
 
 AHEAD_MAX = 64
-"""Extents that are marked ahead of who writes one after the other: 256 MiB of such a disk."""
+"""Extents marked ahead of a sequential writer: 256 MiB of such a disk."""
 
 AHEAD_REQUESTS = 16
-"""Or so many requests as long as the one that waits: who discards a disk has it done in GiB."""
+"""Or the length of this number of requests, if larger: a discard takes steps of GiB."""
 
 MISSES_MAX = 256
-"""After so many requests that had to wait for a mark, spans get twice as long. Where all that is in
-use has fewer extents than that (1 GiB, in one piece), no span is longer than one extent."""
+"""After this number of waits for a mark, the span length doubles. While fewer extents are in use
+(1 GiB, in one piece), no span is longer than an extent."""
 
 
 class Intents:
-    """Which extents of a disk are written to, and what is to be marked in its *known* map."""
+    """The extents of a disk in use, and the extents to mark in its *known* map."""
 
     __slots__ = ("_known", "_misses", "_span", "touched")
 
     def __init__(self, known: DirtyMap) -> None:
         self._known = known
         self.touched = bytearray(len(known.extents(0, known.size)))
-        """Per extent: 1 when it was written to since `look_anew`, or is about to be."""
+        """Per extent: 1 if a write came since `look_anew`, or is about to come."""
         self._span = 1
         self._misses = 0
 
     def want(
         self, extents: range, may_mark: Callable[[range], bool], *, ahead: bool
     ) -> range | None:
-        """The extents to be marked for a write to *extents*; None if these are.
+        """The extents to mark for a write to *extents*; None if all of *extents* are marked.
 
-        *may_mark*: whether a span may be marked of which nobody asked for more than *extents*.
-        *ahead*: whether those that follow are likely to be wanted next.
+        *may_mark*: whether a span larger than *extents* may be marked. *ahead*: whether writes to
+        the following extents are likely.
         """
         if self._known.all(INTENT, self._known.extent_chunks(extents)):
             return None
@@ -66,11 +66,11 @@ class Intents:
         return span
 
     def touch(self, extents: range) -> None:
-        """Note that *extents* are written to."""
+        """Note a write to *extents*."""
         self.touched[extents.start : extents.stop] = b"\1" * len(extents)
 
     def in_use(self) -> Iterator[range]:
-        """What was written to since `look_anew`, or is about to be."""
+        """The runs of extents with a write since `look_anew`, or about to get a write."""
         start = self.touched.find(1)
         while start >= 0:
             stop = self.touched.find(0, start)
@@ -79,14 +79,14 @@ class Intents:
             start = self.touched.find(1, stop)
 
     def look_anew(self) -> None:
-        """Begin to look anew for extents that are written to; marks come in shorter spans."""
+        """Count extents as unused until their next write, and halve the span."""
         self.touched = bytearray(len(self.touched))
         self._span = max(1, self._span // 2)
         self._misses = 0
 
     def idle(self) -> Iterator[range]:
-        """Spans with a mark that nothing was written to since `look_anew`, in order; adjacent ones
-        of which all is marked are one.
+        """Spans with a mark and no write since `look_anew`, in order; adjacent spans without an
+        unmarked extent between are joined.
         """
         marked = self._marked()
         count = len(marked)
@@ -102,13 +102,13 @@ class Intents:
                 stop = marked.find(0, extent, unused)
                 stop = unused if stop < 0 else self._span_of(stop - 1).stop
                 yield range(start, stop)
-            else:  # what was written to in one piece is passed over in one step
+            else:  # skip a run of extents in use at once
                 stop = self.touched.find(0, used)
                 stop = self._span_of(stop - 1).stop if stop > 0 else count
             extent = marked.find(1, stop)
 
     def _marked(self) -> bytearray:
-        """Per extent: 1 if any chunk of it is marked."""
+        """Per extent: 1 if any chunk of the extent is marked."""
         marked = bytearray(len(self.touched))
         per_extent = self._known.extent // self._known.chunk_size
         for run in self._known.runs(INTENT, longest=len(self._known)):

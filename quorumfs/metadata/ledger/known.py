@@ -1,4 +1,4 @@
-"""What is known of who holds what: the facts that are told, and the questions that are asked."""
+"""The knowledge of which replica holds which data: the facts told, and the questions asked."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -10,7 +10,7 @@ from quorumfs.replica.storage import Operation
 
 
 class Outcome(NamedTuple):
-    """What one replica made of one operation."""
+    """The outcome of an operation on a replica."""
 
     replica: Replica
     operation: Operation
@@ -21,118 +21,120 @@ class Outcome(NamedTuple):
 
     @property
     def data(self) -> bytes:
-        """What a successful read gave."""
+        """The data of a successful read."""
         assert isinstance(self.operation.value, bytes)
         return self.operation.value
 
 
 class ReadSegment(NamedTuple):
-    """Whom to read a part of a request from."""
+    """A part of a read request, and the replicas to read the part from."""
 
     offset: int
     length: int
     holders: list[Replica]
-    """Those that hold all of it, in order."""
+    """The replicas that hold the whole segment, in order of preference."""
     pinned: bool = False
-    """They may differ: the first that can be read is right, and no vote is held."""
+    """Holders may differ, or be too few for a vote: the first readable holder is right."""
     lacking: tuple[Replica, ...] = ()
-    """Those that may be given what they lack here."""
+    """The replicas that may be given the data of the segment, which they lack."""
     torn: bool = False
-    """They may have differed before a change failed on some: only what they all hold is right."""
+    """Only data equal on all holders is right: holders may have differed, and a change failed."""
 
 
 class Known(Protocol):
-    """What is known of one disk: asked, and told, without waiting."""
+    """The knowledge of a disk: asked and told without waiting."""
 
     @property
     def receivers(self) -> Sequence[Replica]:
-        """Whom every change goes to."""
+        """The replicas that changes go to."""
 
     @property
     def readers(self) -> Sequence[Replica]:
-        """Whom a read may go to, somewhere."""
+        """The replicas that some read may go to."""
 
     @property
     def flush_receivers(self) -> Sequence[Replica]:
-        """Whom every flush goes to."""
+        """The replicas that every flush goes to."""
 
     @property
     def uniform_members(self) -> Sequence[Replica]:
-        """Those that hold the same everywhere, if nothing is known to differ anywhere; else none.
+        """All readers while no byte is known to differ, to be lacking or unreadable; else empty.
 
-        Asked for every read: whom it may go to without a closer look.
+        Asked for every read: a read may go to any of these replicas without a closer look.
         """
 
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
-        """Begin a change that will have succeeded on all receivers before anything else happens.
+        """Begin a change that will have succeeded on all receivers before any other task runs.
 
-        Returns the receivers; none if the change must go the long way.
+        Returns the receivers; empty if the change must go the long way.
         """
 
     def prepared(self, offset: int, length: int, *, repair: bool = False) -> bool:
-        """Whether a change of these bytes may begin at once; *repair* as for `prepare`."""
+        """Whether a change of these bytes may begin at once; *repair* as for `Metadata.prepare`."""
 
     def begin(self, offset: int, length: int) -> Sequence[Replica]:
-        """Note that a change begins now; returns the receivers."""
+        """Note the start of a change; returns the receivers."""
 
     def begin_flush(self, changing: Iterable[tuple[int, int]]) -> None:
-        """Note that a flush begins now, amid changes of these ranges (start, end; bytes)."""
+        """Note the start of a flush amid changes of ranges (start, end; bytes)."""
 
     def tell_loss(self) -> bool:
-        """Whether acknowledged writes were lost that no replica can make good, and no flush of a
-        guest has failed for it yet; from here on one has (R13).
+        """Whether a flush of a guest must fail now for writes lost on all replicas (R13).
+
+        The call counts as the failed flush: the same loss is not told again.
         """
 
     def read_segments(self, offset: int, length: int) -> Iterable[ReadSegment]:
-        """Cut a range where the replicas that hold it change."""
+        """Cut a range where the set of replicas that hold the data changes."""
 
     def missed(self, replica: Replica) -> RangeSet:
-        """What one of the readers is not read for (bytes)."""
+        """The bytes where a hole of *replica*, a reader, counts as data."""
 
     def may_differ(self, offset: int, length: int) -> bool:
-        """Whether those that hold these bytes may hold different ones."""
+        """Whether holders of these bytes may differ."""
 
     def lossy(self, offset: int, length: int) -> bool:
-        """Whether somebody lost any of these bytes, and is still to be given what others hold."""
+        """Whether a member lost any of these bytes, and is still to be given them."""
 
     def unflushable(self) -> bool:
-        """Whether a flush cannot tell what is durable before all that may differ is settled."""
+        """Whether chunks must be made equal before a flush can tell what is durable."""
 
     def unsynced(self, offset: int, length: int) -> bool:
-        """Whether any of it was written since the last flush: somebody may have lost it since, and
-        nobody knows before a sync tells.
+        """Whether any of these bytes was written since the last flush.
+
+        A replica may have lost such bytes, and only a sync tells.
         """
 
     def unverified(self, offset: int, length: int) -> bool:
-        """Whether nobody has compared these bytes since the images were adopted."""
+        """Whether any of these bytes was never compared since the images were adopted."""
 
     @property
     def unreadable(self) -> RangeSet:
-        """Bytes that no replica which holds them can be read at, until they are written."""
+        """Bytes unreadable on every replica that holds them, until written anew."""
 
     def pin_source(self, replica: Replica, offset: int, length: int) -> None:
-        """Note that a read of a range that may differ was answered by *replica*."""
+        """Note *replica* as the source that answered a read of a range that may differ."""
 
     def giving(
         self, replicas: Sequence[Replica], offset: int, length: int
     ) -> AbstractContextManager[None]:
-        """Note that *replicas* alone are given what others hold of a range, while it lasts.
+        """Note a repair that gives a range to *replicas* alone, while the context lasts.
 
-        The others lose nothing of it should a sync of theirs fail. The caller holds the lock of
-        these bytes.
+        A failed sync of any other replica loses nothing of the range. The caller holds the range
+        lock.
         """
 
 
 def holders_of(ledger: Known, offset: int, length: int) -> list[Replica]:
-    """Those that hold all of a range, as far as is known now.
+    """The replicas that hold all of a range, as far as is known now.
 
-    An answer that somebody gave is worth no more than this says after it came: a flush may have
-    shown meanwhile that the one who gave it had lost what it held.
+    Check the answer of a replica against this list after the read: a flush may have shown meanwhile
+    that the replica had lost the data.
     """
     first, *others = ledger.read_segments(offset, length)
     return [r for r in first.holders if all(r in segment.holders for segment in others)]
 
 
 def succeeded(outcomes: Iterable[Outcome]) -> int:
-    """How many outcomes count towards the threshold."""
+    """The number of outcomes that count towards the threshold."""
     return sum(o.operation.error is None and o.operation.counts for o in outcomes)

@@ -1,14 +1,14 @@
-"""The ledger of one set: what is known of who holds what. Pure: no I/O, no clock, no waiting.
+"""The ledger of a set: which replica holds which data. Pure: no I/O, no clock, no waiting.
 
-Whatever changes what is known is here, and in the modules that this one joins:
+Every change of this knowledge is made here, or in a module that the ledger joins:
 
 * `quorumfs.metadata.ledger.commit`: what the record says of each replica;
-* `quorumfs.metadata.ledger.chunks`: what each replica has of each chunk, and whether they agree;
-* `quorumfs.metadata.ledger.recorded`: the map of marks and bits as it is *known*, against what of
-  it is *recorded* in the sidecars;
-* `quorumfs.metadata.ledger.marks`: which extents are marked, because they may be written to.
+* `quorumfs.metadata.ledger.chunks`: the state of each chunk on each replica, and the agreement;
+* `quorumfs.metadata.ledger.recorded`: the map of marks and bits as *known*, against the part of the
+  map *recorded* in the sidecars;
+* `quorumfs.metadata.ledger.marks`: the extents marked because writes may come.
 
-Much of that is in memory alone: an ``INTENT`` mark stands for it in the sidecars.
+Many states are kept in memory alone: in the sidecars an ``INTENT`` mark stands for them.
 `quorumfs.metadata.sidecars` asks the ledger, writes and waits.
 """
 
@@ -33,29 +33,29 @@ from quorumfs.replica.storage import Kind, Operation
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """Which replicas take part, at one moment: made anew whenever that changes."""
+    """The replicas that take part: a frozen snapshot, replaced at each change."""
 
     members: tuple[Replica, ...]
-    """The current ones."""
+    """The current replicas."""
     receivers: tuple[Replica, ...]
-    """Those that get what is written: the members, and the target of a resync."""
+    """The replicas that writes may go to: the members, and the target of a resync."""
     out_bits: int
-    """``out_of_sync`` of all other slots."""
+    """``out_of_sync`` bits of all slots without a receiver."""
     member_bits: int
-    """``out_of_sync`` of the members."""
+    """``out_of_sync`` bits of the members."""
     looked_at: int
-    """What of a chunk's state says whether a write must go the long way: `INTENT` alone is good."""
+    """The bits of a chunk that a write looks at: the long way, unless `INTENT` alone is set."""
     recorded: bool
-    """A replica can be taken for current, by the sidecars, only if it is a member."""
+    """Only members can be taken for current by a reader of any sidecar."""
     ready: bool
-    """A change of what is marked may begin at once: it is on record that this mount may change the
-    disk, enough are current, and no target is joining."""
+    """A change of marked chunks may begin at once: by the record this mount may change the disk,
+    enough replicas are current, and no target is joining."""
 
     @classmethod
     def of(
         cls, replicas: Sequence[Replica], records: Records, *, in_use: bool, joining: bool
     ) -> "Membership":
-        """By the roles of *replicas*, and what is on record of them."""
+        """The membership by the standings of *replicas* and by *records*."""
         members = tuple(one for one in replicas if one.standing is Standing.CURRENT)
         receivers = tuple(
             one for one in replicas if one.standing in (Standing.CURRENT, Standing.RESYNCING)
@@ -75,7 +75,7 @@ class Membership:
 
 
 class Ledger:
-    """What the sidecars of one set have, or are to have, and what follows from that."""
+    """The knowledge of a set that the sidecars hold or are to hold, and all conclusions."""
 
     def __init__(
         self,
@@ -87,8 +87,8 @@ class Ledger:
         read_only: bool,
         notify: Callable[[], None],
     ) -> None:
-        """*replicas* are the plan's members in the same order, with what was *found* of them; they
-        get their slots and roles. *notify* is called when there may be something to repair.
+        """*replicas*, the plan's members in the same order, each with its files *found*, get their
+        slots and standings. *notify* is called when a repair may be due.
         """
         self.map = plan.map
         self.records = records
@@ -102,13 +102,13 @@ class Ledger:
         self.targets = self.chunks.targets
         self.marks = Marks(self.recorded, self.agreement)
         self.in_use = False
-        """The record in the sidecars says that the set is in use by this mount."""
+        """The record in the sidecars names the set as in use by this mount."""
         self.membership = Membership((), (), 0, 0, 0, recorded=False, ready=False)
         self.replicas = tuple(replicas)
         self._fenced = False
-        """The set is another mount's: nobody is current here."""
+        """A different mount has the set: there are no members here."""
         self.notify = notify
-        """Called when there may be something to repair."""
+        """Called when a repair may be due."""
         for replica, member, one in zip(replicas, plan.members, found, strict=True):
             replica.slot, replica.standing, replica.reason = (
                 member.slot,
@@ -128,15 +128,15 @@ class Ledger:
 
     @property
     def record(self) -> Record:
-        """The latest that is valid on all replicas that are current in it."""
+        """The latest valid record, held by all replicas current in the record."""
         return self.records.record
 
     @property
     def threshold(self) -> int:
-        """How many replicas must have taken what is acknowledged."""
+        """The number of replicas that must take a write before its acknowledgement."""
         return self.records.threshold
 
-    # What the disk asks and tells
+    # Questions and events of the disk
 
     @property
     def receivers(self) -> Sequence[Replica]:
@@ -156,7 +156,7 @@ class Ledger:
         return () if self.agreement or self.content else self.membership.members
 
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
-        # As `prepared` and `begin` together: on the path of every write, so it is spelled out.
+        # `prepared` and `begin` in one, spelled out because every write comes here.
         size = self.map.chunk_size
         first, last = offset // size, (offset + length - 1) // size
         if not self.membership.ready:
@@ -172,7 +172,7 @@ class Ledger:
         if unreadable and unreadable.overlaps(offset, offset + length):
             return ()
         touched, per_extent = self.marks.intents.touched, self.marks.extent_chunks
-        touched[first // per_extent] = touched[last // per_extent] = 1  # there is none between
+        touched[first // per_extent] = touched[last // per_extent] = 1  # no extent lies between
         self.epochs.latest.add(chunks)
         return self._receivers_of(chunks)
 
@@ -214,8 +214,8 @@ class Ledger:
         doubtful = RangeSet()
         if self.membership.recorded and not away:
             return doubtful
-        # One that is away may alone hold something there: nobody else's hole counts, until it is
-        # on record as ejected.
+        # A missing member may alone hold data there: until its ejection is recorded, no hole of
+        # another member counts.
         for start, end in self.agreement.divergent:
             doubtful.add(*self.map.bounds_of(range(start, end)))
         return doubtful
@@ -239,7 +239,7 @@ class Ledger:
     def unreadable(self) -> RangeSet:
         return self.agreement.unreadable
 
-    # What the sidecars and the repairs ask and tell
+    # Questions and events of sidecars and repairs
 
     @property
     def members(self) -> Sequence[Replica]:
@@ -248,34 +248,34 @@ class Ledger:
 
     @property
     def target(self) -> Target | None:
-        """The replica that is being resynced."""
+        """The target of the resync; None without a resync."""
         return self.targets.resyncing
 
     @property
     def resyncing(self) -> Replica | None:
-        """The replica of the target."""
+        """The replica of the target; None without a resync."""
         return None if self.target is None else self.target.replica
 
     def is_target(self, replica: Replica) -> bool:
-        """Whether *replica* is being resynced."""
+        """Whether *replica* is the target."""
         return self.resyncing is replica
 
     @property
     def joining(self) -> bool:
-        """Whether a target is becoming current: from here on flushes wait for it, too."""
+        """Whether the target is joining: flushes wait for a joining target, too."""
         return self.target is not None and self.target.joining
 
     @property
     def unentered(self) -> bool:
-        """Whether it is not on record that this mount may change the disk, and must be.
+        """Whether the record must still be made to say: this mount may change the disk.
 
-        Nothing is acknowledged by too few: then the record would say too much.
+        Not with too few members: they acknowledge no change, and the record would say too much.
         """
         return not self.records.entered and len(self.members) >= self.threshold
 
     @property
     def may_record(self) -> bool:
-        """Whether enough are current to have it on record who is not, before anything changes."""
+        """Whether enough replicas are current to record all ejections before a change."""
         return self.membership.recorded or len(self.members) >= self.records.quorum
 
     def chunks_of(self, ranges: Iterable[tuple[int, int]]) -> Iterator[range]:
@@ -283,23 +283,23 @@ class Ledger:
         return (self.map.chunks(start, end - start) for start, end in ranges)
 
     def note_written(self, chunks: range) -> None:
-        """Note that a change of *chunks* begins or ends."""
+        """Note the start or the end of a change of *chunks*."""
         self.marks.touch(chunks)
         self.epochs.latest.add(chunks)
 
     def target_for_repair(self, offset: int, length: int) -> list[Replica]:
-        """The target, if it is to be given what a repair gives to others.
+        """The target, if a repair of the range must include the target.
 
-        A repair beside a member that never syncs comes again and again: the target would lack for
-        ever what it was not given.
+        While a member never syncs, repairs are repeated: a target left out would lack the range for
+        ever.
         """
         receivers = self._receivers_of(self.map.chunks(offset, length), mirrored=True)
         return [replica for replica in receivers if self.is_target(replica)]
 
     def _receivers_of(self, chunks: range, *, mirrored: bool = False) -> Sequence[Replica]:
-        """Whom a change of *chunks* that begins now goes to; the others lack it.
+        """The receivers of a change of *chunks* that begins now; all other replicas lack *chunks*.
 
-        *mirrored*: the target, too, where it lacks nothing.
+        *mirrored*: include the target unless the target lacks all of *chunks*.
         """
         if self.membership.out_bits:
             self.recorded.add(self.membership.out_bits, chunks)
@@ -309,27 +309,27 @@ class Ledger:
         return self.members
 
     def equalized(self, chunks: range) -> None:
-        """Note that all members were given the same in *chunks*."""
+        """Note equal data of *chunks* on all members, after a repair."""
         self.chunks.equalized(chunks)
         self.marks.touch(chunks)
 
-    # What a flush did
+    # Flushes
 
     def sync_ended(self, replica: Replica, operation: Operation) -> None:
-        """Stop to believe a replica whose sync failed, before the slowest one has answered."""
+        """Stop believing *replica* after a failed sync, before the slowest replica has answered."""
         if operation.kind is not Kind.SYNC or operation.error is None:
             return
         if self.joining and self.is_target(replica):
-            # Of two syncs the other one, of the join itself, may have been told nothing.
+            # The kernel may report an error to this sync only, and not to the sync of the join.
             self.targets.of(replica).lacks_unsynced()
         if replica.standing is Standing.CURRENT:
             self.chunks.suspend(replica)
 
     def unfit(self, outcomes: Sequence[Outcome]) -> list[Replica]:
-        """Who could not make writes durable, by a flush; raises `OSError` if too few could."""
+        """The failed or lossy replicas to eject after a flush; `OSError` if too few are left."""
         failed = [o.replica for o in outcomes if o.error is not None]
         if not self.in_use and not self.agreement.inherited and not failed:
-            return []  # nothing was ever written
+            return []  # no write ever came
         lossy = self.chunks.lossy_in_flush()
         good = [
             replica
@@ -340,15 +340,15 @@ class Ledger:
             raise voted_error(o.error for o in outcomes if o.error is not None)
         return [*failed, *(replica for replica in self.members if replica in lossy)]
 
-    # Who is what
+    # Standings
 
     @property
     def least(self) -> int:
-        """How many current replicas must be left."""
+        """The least number of members that an ejection must leave."""
         return max(self.threshold, self.records.quorum)
 
     def enough_without(self, gone: Sequence[Replica]) -> bool:
-        """Whether enough are left if *gone* are ejected, and hold all that those hold."""
+        """Whether without *gone* enough members are left, and hold all data that *gone* hold."""
         left = len(self.members) - len(gone)
         return left >= self.least and not self.chunks.sources.held_only_by(gone)
 
@@ -358,11 +358,11 @@ class Ledger:
 
     @property
     def may_clear_marks(self) -> bool:
-        """Whether there may be marks to clear, or extents to look at anew."""
+        """Whether there may be marks to clear, or extents to count as unused."""
         return self.marks.in_use or (self.all_current() and self.marks.idle)
 
     def arrange(self) -> None:
-        """Follow the replicas' roles."""
+        """Rebuild the membership from the replicas' standings."""
         self.membership = Membership.of(
             () if self._fenced else self.replicas,
             self.records,
@@ -374,7 +374,7 @@ class Ledger:
         self.epochs.follow(self.membership.receivers)
 
     def eject(self, gone: Iterable[Replica], reason: str) -> None:
-        """Make current replicas stale, in memory."""
+        """Make the members *gone* stale, in memory."""
         for replica in gone:
             replica.standing = Standing.STALE
             replica.reason = reason
@@ -390,7 +390,7 @@ class Ledger:
         self.notify()
 
     def give_up_target(self, reason: str) -> Replica:
-        """Make the target stale again, in memory: it keeps what it has. Returns it."""
+        """Make the target stale again, in memory, keeping its chunks; returns the replica."""
         target = self.target
         assert target is not None
         self.targets.resyncing = None
@@ -404,9 +404,9 @@ class Ledger:
         return replica
 
     def joined(self) -> None:
-        """Note that the target, which is current on record, is it in memory, too.
+        """Make the target, recorded as current, a member in memory, too.
 
-        What it did not get while it joined, it lacks as a member.
+        Chunks that the target missed while joining are LACKING on the new member.
         """
         assert self.target is not None
         lacking = list(self.map.runs(self.target.bit, longest=len(self.map)))
@@ -417,13 +417,13 @@ class Ledger:
             self.chunks.diverge(run)
 
     def fence(self) -> None:
-        """Note that the set is another mount's: nobody is current here."""
+        """Note a takeover of the set by a different mount: there are no members here any more."""
         self._fenced = True
         self.arrange()
         self.notify()
 
 
 def _bits_but(replicas: Sequence[Replica], record: Record) -> int:
-    """``out_of_sync`` of the slots of all but *replicas*."""
+    """``out_of_sync`` bits of all slots but those of *replicas*."""
     slots = {replica.slot for replica in replicas}
     return sum(out_of_sync(slot) for slot in range(len(record.roles)) if slot not in slots)

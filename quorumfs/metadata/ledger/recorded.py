@@ -1,11 +1,11 @@
-"""The dirty map of a set in use, and what of it the sidecars have. Pure: no I/O.
+"""The dirty map of a set in use, and the part of the map in the sidecars. Pure: no I/O.
 
-The map in memory is what is *known*. *Recorded* is what the sidecars of all current replicas have
-durably. Where the two may differ, a write must not rely on what is known: should the daemon die in
-it, only what is recorded tells the next mount. So for each page in which they may differ it is kept
-what its sidecars surely say of these facts: an intent counts as recorded only if all of them have
-it, and so does it that a chunk was compared, which is the absence of `UNVERIFIED`, and that a
-replica lacks nothing there, which is the absence of its out-of-sync bit.
+The map in memory is *known*. A fact is *recorded* iff the sidecars of all members hold the fact
+durably. A write must rely on recorded facts only: if the daemon dies in the write, the next mount
+knows nothing else. So for each page where map and sidecars may differ, `Recorded` keeps the facts
+that all sidecars surely hold. There are three kinds of fact per chunk: an intent, which is the
+presence of `INTENT`; a comparison, which is the absence of `UNVERIFIED`; and the completeness of a
+replica, which is the absence of its out-of-sync bit.
 """
 
 from functools import cache
@@ -14,20 +14,20 @@ from quorumfs.decisions.dirtymap import ALL_OUT_OF_SYNC, INTENT, UNVERIFIED, Dir
 from quorumfs.decisions.sidecar import CHUNKS_PER_PAGE, page_of, pages
 
 Version = dict[int, bytes]
-"""By page, the states of its chunks."""
+"""By page, the states of the chunks."""
 
 
 class Recorded:
-    """A dirty map that remembers what of it is not in the sidecars."""
+    """A dirty map, with the pages not yet in all sidecars."""
 
     __slots__ = ("behind", "map")
 
     def __init__(self, known: DirtyMap) -> None:
-        """*known* is what all sidecars say, until it is told otherwise."""
+        """*known*: the map that all sidecars hold, unless `found` shows a difference."""
         self.map = known
         self.behind: dict[int, bytes] = {}
-        """By page in which the sidecars may say something else than the map: a byte per chunk, the
-        facts (`_FACTS`) that all of them have."""
+        """By page where a sidecar may differ from the map: a byte per chunk, with the facts
+        (`_FACTS`) that all sidecars hold."""
 
     def add(self, bits: int, chunks: range) -> None:
         """Set *bits* for *chunks*, which may be none."""
@@ -42,13 +42,13 @@ class Recorded:
             self.map.remove(bits, chunks)
 
     def _keep(self, chunks: range) -> None:
-        """Before *chunks* change: keep what the sidecars say of them."""
+        """Keep the recorded facts of *chunks*, before the chunks change."""
         for page in range(page_of(chunks.start), page_of(chunks[-1]) + 1):
             if page not in self.behind:
                 self.behind[page] = self._facts(page)
 
     def found(self, other: DirtyMap) -> None:
-        """Note that a sidecar has *other*."""
+        """Note *other* as the map in a sidecar."""
         if not self.behind and other.states == self.map.states:
             return
         for page in range(pages(self.map)):
@@ -58,9 +58,9 @@ class Recorded:
                 self.behind[page] = _both(known, theirs.translate(_FACTS))
 
     def holds(self, chunks: range, current: int) -> bool:
-        """Whether a write of *chunks* may rely on what is known of them: an intent, at least.
+        """Whether `INTENT` and all other known facts of *chunks* are recorded, as a write requires.
 
-        *current*: ``out_of_sync`` of the current replicas. The others lack what is written.
+        *current*: ``out_of_sync`` bits of the members. No other out-of-sync bit is checked.
         """
         if not self.map.all(INTENT, chunks):
             return False
@@ -77,7 +77,7 @@ class Recorded:
         return True
 
     def begin_write(self) -> Version:
-        """What is to be written to all sidecars now. Until it ends they have either."""
+        """The pages to write to all sidecars now; until `written` either version may be there."""
         states = self.map.states
         version = {page: bytes(states[_chunks_of(page)]) for page in sorted(self.behind)}
         for page, content in version.items():
@@ -85,7 +85,7 @@ class Recorded:
         return version
 
     def written(self, version: Version) -> None:
-        """Note that all sidecars have *version* durably."""
+        """Note *version* as durable in all sidecars."""
         for page, content in version.items():
             if content == self.map.states[_chunks_of(page)]:
                 del self.behind[page]
@@ -101,16 +101,16 @@ def _chunks_of(page: int) -> slice:
 
 
 def _both(one: bytes, other: bytes) -> bytes:
-    """The facts that both have; they are equally long."""
+    """The facts in both *one* and *other*, of equal length."""
     joined = int.from_bytes(one, "little") & int.from_bytes(other, "little")
     return joined.to_bytes(len(one), "little")
 
 
 @cache
 def _only(facts: int) -> bytes:
-    """From some facts to those of *facts*."""
+    """A translation table that keeps only *facts*."""
     return bytes(some & facts for some in range(256))
 
 
 _FACTS = bytes((state & INTENT) | (~state & (UNVERIFIED | ALL_OUT_OF_SYNC)) for state in range(256))
-"""From a chunk's state to what must be recorded of it: a fact is better present than absent."""
+"""A translation table from a chunk's state to its facts. A missing fact is the safe side."""

@@ -1,9 +1,9 @@
-"""Whom to believe where the current replicas may differ. Pure: no I/O, no clock.
+"""Which members to believe where members may differ. Pure: no I/O, no clock.
 
-Decided from what each of them holds (`quorumfs.metadata.ledger.content`) and whether they agree
-(`quorumfs.metadata.ledger.agreement`). Where they do not agree the choice is kept once it was
-shown, for nothing that was read may turn back (P7): while repairs run, by *pinning* the replica
-that answered; in a mount that cannot repair, chunk by chunk.
+The choice follows from the content of each member (`quorumfs.metadata.ledger.content`) and from
+their agreement (`quorumfs.metadata.ledger.agreement`). In divergent chunks the choice is kept once
+data was shown, because no read may turn back (P7): a mount that repairs *pins* the replica that
+answered; a mount that cannot repair remembers the replica for each chunk.
 """
 
 from collections.abc import Collection, Iterator
@@ -17,7 +17,7 @@ from quorumfs.replica.replica import Replica
 
 
 class Sources:
-    """Whom to believe, of the current replicas of one set."""
+    """The members to believe, chunk by chunk."""
 
     def __init__(
         self,
@@ -28,26 +28,24 @@ class Sources:
         *,
         repairing: bool,
     ) -> None:
-        """*threshold*: what a vote needs. *repairing*: what may differ is made equal before it is
-        shown.
-        """
+        """*threshold*: of a vote. *repairing*: reads of divergent chunks make them equal first."""
         self._map = known
         self._content = content
         self._agreement = agreement
         self._threshold = threshold
         self._repairing = repairing
         self._pin: Replica | None = None
-        """The replica that answered for divergent chunks when the first member could not."""
+        """The replica that answered for divergent chunks in place of the first member."""
         self._shown: dict[Replica, RangeSet] = {}
-        """By replica, the chunks that it answered for, and that were not made equal first."""
+        """By replica, the divergent chunks shown from the replica by a mount that cannot repair."""
 
     def of(self, chunks: range) -> Iterator[tuple[range, list[Replica]]]:
-        """Cut *chunks* where it changes whose data is right if the current replicas differ (P7).
+        """Cut *chunks* where the choice of the members to believe changes (P7).
 
-        Yields with each part the members to believe, the best one first: those that hold it without
-        any loss; else the last that held it, though that may have lost some; else, while syncs
-        fail, those that had lost nothing before; else all. Their order is the same after every
-        mount: the first in the record that answers.
+        Yields with each part the members to believe if members differ, best first: the members
+        already shown; else the members without any loss; else the RISKED members; else, while
+        losses are pending, the members without an earlier loss; else all. Hung members come last,
+        a pinned source first. Otherwise the record gives the order, the same after every mount.
         """
         content = self._content
         order = sorted(content.members, key=lambda r: (r.hung, r is not self._pin, r.slot or 0))
@@ -64,7 +62,7 @@ class Sources:
             yield range(start, stop), shown or sound or held or last or order
 
     def read_segments(self, offset: int, length: int) -> Iterator[ReadSegment]:
-        """Parts of a range (bytes) that differ in who holds them, or in whether they are equal."""
+        """Cut a range (bytes) where the holders, or their agreement, change."""
         agreement, members = self._agreement, self._content.members
         size = self._map.chunk_size
         chunks, end = self._map.chunks(offset, length), offset + length
@@ -72,7 +70,7 @@ class Sources:
             for part, sources in self.of(range(start, stop)):
                 first, last = max(offset, part.start * size), min(end, part.stop * size)
                 holders = [r for r in members if r in sources] if agreed else sources
-                # Where too few have not lost it to hold a vote, they are still right.
+                # Sources are right even if losses leave too few sources for a vote.
                 few = len(sources) < min(self._threshold, len(members))
                 cuts = [agreement.torn, agreement.unreadable]
                 for low, high, sound in segments(first, last, cuts):
@@ -82,7 +80,7 @@ class Sources:
                     yield ReadSegment(low, high - low, held_by, pinned=pinned, torn=torn)
 
     def pin_source(self, replica: Replica, chunks: range) -> None:
-        """Note that a read of *chunks*, which are divergent, was answered by *replica*."""
+        """Note *replica* as the source that answered a read of *chunks*, which are divergent."""
         if not self._repairing:
             self._shown.setdefault(replica, RangeSet()).add(chunks.start, chunks.stop)
             return
@@ -91,11 +89,11 @@ class Sources:
                 self._pin = replica
 
     def unpin(self) -> None:
-        """Note that nothing is divergent any more."""
+        """Release the pinned source: no chunk is divergent any more."""
         self._pin = None
 
     def held_only_by(self, replicas: Collection[Replica]) -> bool:
-        """Whether some chunk is held by none but *replicas*: all others lost it."""
+        """Whether only *replicas* hold some chunk, because all other members lost the chunk."""
         if not (self._content or self._agreement):
             return False
         members = self._content.members
@@ -104,9 +102,9 @@ class Sources:
         return any(set(sources).issubset(replicas) for sources in held_by_few)
 
     def decided_by_loss(self, chunks: range) -> Iterator[range]:
-        """What of *chunks* was never compared, and all members but one lost.
+        """The UNVERIFIED parts of *chunks* with a single member left to believe.
 
-        It is on record which of them lost something there (P4): the one that is left is right.
+        The losses of all other members are recorded (P4), so the data of this member is right.
         """
         for part, sources in self.of(chunks):
             if len(sources) == 1 < len(self._content.members) and self._map.any(UNVERIFIED, part):
@@ -114,4 +112,4 @@ class Sources:
 
 
 _WHOLE, _READABLE = range(2)
-"""Among what a range is cut by: it is not torn, and it can be read."""
+"""The indexes listed by `segments` for parts without torn, and without unreadable, bytes."""

@@ -1,19 +1,18 @@
-"""What replicas hold that are not current, chunk by chunk. Pure: no I/O, no clock.
+"""The chunks of replicas that are not current. Pure: no I/O, no clock.
 
-Its out-of-sync bits say what it lacks; the rest it holds as the current replicas do. A
-resync takes each chunk that it lacks through three states:
+The out-of-sync bits of a replica name the chunks that the replica lacks; in all other chunks the
+replica equals the members. A resync takes each lacking chunk of its target through three states:
 
-======= ============================ ============================== ===================
-state   meaning                      its out-of-sync bit            changes of a guest
-======= ============================ ============================== ===================
-LACKING it holds anything            set                            may pass it by
-COPIED  it was given all of it       set: a sync may yet lose it    go to it, too
-DURABLE a sync covers what it got    set, until that is on record   go to it, too
-======= ============================ ============================== ===================
+======= ============================ ============================== =========================
+state   meaning                      out-of-sync bit of the target  guest writes
+======= ============================ ============================== =========================
+LACKING the target may hold anything set                            may bypass the target
+COPIED  copy under way or done       set: a sync may yet fail       go to the target, too
+DURABLE a sync covers the copy       set until recorded             go to the target, too
+======= ============================ ============================== =========================
 
-A chunk is COPIED from the moment on in which the copy begins: what a guest writes meanwhile it must
-get as well. Whatever may have been lost, or was not given, is LACKING again, in whatever state it
-was: `Target.lacks`.
+A chunk is COPIED as soon as the copy begins, because guest writes during the copy must reach the
+target as well. From any state, a loss or a missed write makes the chunk LACKING (`Target.lacks`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,60 +26,60 @@ from quorumfs.replica.replica import Replica
 
 
 class Chunk(Enum):
-    """What a replica that is not current has of one chunk."""
+    """The state of a chunk on a replica that is not current."""
 
     LACKING = "lacking"
     COPIED = "copied"
     DURABLE = "durable"
     HELD = "held"
-    """The same as the current replicas, and on record."""
+    """Equal to the members, and recorded."""
 
 
 class Target:
-    """A replica that is not current: what it lacks, and what a resync has given to it."""
+    """A replica that is not current: its lacking chunks, and the progress of a resync."""
 
     def __init__(self, replica: Replica, recorded: Recorded, epochs: Epochs) -> None:
         assert replica.slot is not None
         self.replica = replica
         self.bit = out_of_sync(replica.slot)
         self.unproven = RangeSet()
-        """Chunks that it lacks only because it may come from a snapshot that is a little older
-        than its record shows (R15): they are compared before they are copied."""
+        """Lacking chunks to compare before copying: lacking only because the replica may be a
+        snapshot slightly older than its record shows (R15)."""
         self.ejected = False
-        """It was current in this mount: its bits are exact."""
+        """The replica was current in this mount: its out-of-sync bits are exact."""
         self.mirroring = False
-        """It gets what is written where it lacks nothing; else it lacks that from then on."""
+        """Writes go to the target, too, unless all their chunks are LACKING (see `gets`)."""
         self.joining = False
-        """It lacks nothing, and is being made current."""
+        """The target lacks nothing, and is being made current."""
         self._recorded = recorded
         self._epochs = epochs
         self._log = RangeSet()
-        """Chunks with `INTENT` when it was ejected: what it took there last."""
+        """Chunks with `INTENT` at the ejection: possible last writes to the replica."""
         self._given = RangeSet()
         """Chunks that are COPIED or DURABLE."""
         self._copied: dict[int, RangeSet] = {}
-        """By the epoch in which that ended: chunks that were copied, and no sync covers it yet."""
+        """By the epoch in which the copy ended: copied chunks that no sync covers yet."""
         self._durable = RangeSet()
         """Chunks that are DURABLE."""
         self._sources: dict[Replica, RangeSet] = {}
-        """By replica: the chunks that this one was given while that one was believed to hold
-        them. They outlast a resync that is broken off: so does what it was given."""
+        """By member: the chunks copied to the target while the member was a source. Kept when a
+        resync is broken off, as the copied chunks are."""
 
-    # What it lacks
+    # Lacking chunks
 
     def lacks(self, chunks: range) -> None:
-        """Have it be given *chunks*, which may be none, again."""
+        """Make *chunks*, possibly empty, LACKING: the target must get them again."""
         self._recorded.add(self.bit, chunks)
         if chunks:
             for kept in (self._given, self._durable, *self._copied.values()):
                 kept.remove(chunks.start, chunks.stop)
 
     def lost_by(self, source: Replica, chunks: range) -> None:
-        """Note that *source*, which is believed, lost *chunks*: what was copied from it may be
-        older than what was acknowledged.
+        """Make LACKING every chunk of *chunks* copied from *source*, which lost *chunks*.
 
-        What a guest wrote went to both of them: to have that copied again would keep a resync from
-        ever ending beside a source that fails each flush.
+        The copies may be older than acknowledged writes. Guest writes went to the target directly,
+        so chunks with guest writes alone stay: copying these, too, would keep a resync from ever
+        ending beside a source that fails each flush.
         """
         if copied := self._sources.get(source):
             for start, stop in copied.inside(chunks.start, chunks.stop):
@@ -88,20 +87,20 @@ class Target:
             copied.remove(chunks.start, chunks.stop)
 
     def lacks_unsynced(self) -> None:
-        """Have it lack all that it has not synced, equal as it may read: it failed (R4)."""
+        """Make all unsynced chunks LACKING after a failure, even if they read as equal (R4)."""
         for run in self._epochs.unsynced(self.replica):
             self.lacks(run)
             self.unproven.remove(run.start, run.stop)
 
     def eject(self) -> None:
-        """Note that it is current no more: it took what was written until now."""
+        """Note the ejection of the replica: the present `INTENT` marks cover its last writes."""
         self.ejected = True
         known = self._recorded.map
         for run in known.runs(INTENT, longest=len(known)):
             self._log.add(run.start, run.stop)
 
     def doubt_log(self) -> None:
-        """Have it lack what it may only seem to have taken last (R15)."""
+        """Make LACKING, and `unproven`, the last writes before the ejection (R15)."""
         lacking, log = RangeSet(), self._log
         for run in self._lacking():
             lacking.add(run.start, run.stop)
@@ -113,14 +112,14 @@ class Target:
 
     @property
     def lacking_chunks(self) -> int:
-        """How many chunks it lacks, or has not on record that it holds."""
+        """The number of chunks LACKING, COPIED or DURABLE: all with an out-of-sync bit."""
         return self._recorded.map.count(self.bit)
 
     def _lacking(self) -> Iterator[range]:
         return self._recorded.map.runs(self.bit, longest=len(self._recorded.map))
 
     def state(self, chunk: int) -> Chunk:
-        """What it has of *chunk*."""
+        """The state of *chunk*."""
         if not self._recorded.map.any(self.bit, range(chunk, chunk + 1)):
             return Chunk.HELD
         if self._durable.overlaps(chunk, chunk + 1):
@@ -128,18 +127,18 @@ class Target:
         given = self._given.overlaps(chunk, chunk + 1)
         return Chunk.COPIED if given else Chunk.LACKING
 
-    # What a resync gives to it
+    # Progress of a resync
 
     def begin(self) -> None:
-        """Note that a resync of it begins: it was given nothing yet."""
+        """Note the start of a resync: every chunk with an out-of-sync bit is LACKING."""
         self.mirroring = False
         self._given, self._durable, self._copied = RangeSet(), RangeSet(), {}
 
     def gets(self, chunks: range, *, mirrored: bool) -> bool:
-        """Whether a change of *chunks* that begins now goes to it, too; else it lacks them.
+        """Whether a change of *chunks* goes to the target, too; if not, *chunks* become LACKING.
 
-        Not where it lacks all of them: they will be copied in any case, and who changes them need
-        not wait for that. *mirrored*: as if it were `mirroring`.
+        False if all of *chunks* are LACKING: the resync will copy them anyway, and the writer need
+        not wait for the target. *mirrored*: as if the target were `mirroring`.
         """
         if (mirrored or self.mirroring) and not self._lacks_all(chunks):
             return True
@@ -152,18 +151,18 @@ class Target:
         return self._recorded.map.all(self.bit, chunks)
 
     def copying(self, sources: Iterable[Replica], chunks: range) -> None:
-        """Note that it is about to be given what *sources* hold of *chunks*: LACKING -> COPIED.
+        """Note the start of a copy of *chunks* from *sources*: LACKING -> COPIED.
 
-        The caller has locked them, until that is done.
+        The caller holds the range lock until the copy is done.
         """
         self._given.add(chunks.start, chunks.stop)
         for source in sources:
             self._sources.setdefault(source, RangeSet()).add(chunks.start, chunks.stop)
 
     def copied(self, chunks: range) -> None:
-        """Note that it was given all of *chunks*.
+        """Note the end of a copy of *chunks*.
 
-        What it lacks again meanwhile, because its source lost it, it still lacks.
+        Chunks made LACKING during the copy, because the source lost them, stay LACKING.
         """
         copied = self._copied.setdefault(self._epochs.now, RangeSet())
         for start, stop in self._given.inside(chunks.start, chunks.stop):
@@ -171,11 +170,11 @@ class Target:
 
     @property
     def unsynced(self) -> bool:
-        """Whether it was given anything that no sync covers yet."""
+        """Whether any copied chunk is not covered by a sync yet."""
         return bool(self._copied)
 
     def synced(self, epoch: int) -> int:
-        """Note that a sync covers *epoch*: COPIED -> DURABLE; returns of how many chunks."""
+        """Note a good sync of *epoch*: COPIED -> DURABLE; returns the number of chunks."""
         count = 0
         for ended in [ended for ended in self._copied if ended <= epoch]:
             for start, stop in self._copied.pop(ended):
@@ -189,7 +188,7 @@ class Target:
         return bool(self._durable)
 
     def recorded(self) -> None:
-        """Note that it is on record as it is now: DURABLE -> HELD."""
+        """Clear the out-of-sync bits of DURABLE chunks: DURABLE -> HELD."""
         for start, end in self._durable:
             self._recorded.remove(self.bit, range(start, end))
             self._given.remove(start, end)
@@ -197,18 +196,18 @@ class Target:
 
     @property
     def complete(self) -> bool:
-        """Whether it holds all durably, though that is not on record yet."""
+        """Whether all chunks are durable on the target, while some bits are not cleared yet."""
         durable = sum(stop - start for start, stop in self._durable)
         waits = any(self._epochs.unsynced(self.replica))
         return durable >= self.lacking_chunks > 0 and not waits
 
 
 class Targets:
-    """The replicas of one set that are not current, of which one at a time is resynced."""
+    """The replicas of a set that are not current; one at a time is resynced."""
 
     def __init__(self, recorded: Recorded, epochs: Epochs) -> None:
         self.resyncing: Target | None = None
-        """The replica that is being resynced."""
+        """The target of the resync; None without a resync."""
         self._recorded = recorded
         self._epochs = epochs
         self._targets: dict[Replica, Target] = {}
@@ -217,23 +216,23 @@ class Targets:
         return iter(self._targets.values())
 
     def of(self, replica: Replica) -> Target:
-        """What *replica* holds, which is not current, or is no more."""
+        """The `Target` of *replica*, which is not current."""
         if replica not in self._targets:
             self._targets[replica] = Target(replica, self._recorded, self._epochs)
         return self._targets[replica]
 
     def lacks(self, chunks: range) -> None:
-        """Have the replica that is being resynced, if there is one, be given *chunks* again."""
+        """Make *chunks* LACKING on the target of the resync, if there is a target."""
         if self.resyncing is not None:
             self.resyncing.lacks(chunks)
 
     def lost_by(self, source: Replica, chunks: range) -> None:
-        """Have all be given again what was copied to them from *source*, which lost *chunks*."""
+        """As `Target.lost_by`, on all replicas that are not current."""
         for target in self:
             target.lost_by(source, chunks)
 
     def joined(self) -> None:
-        """Note that the replica that was being resynced is current."""
+        """Note the target as current: the resync is over."""
         assert self.resyncing is not None
         del self._targets[self.resyncing.replica]
         self.resyncing = None

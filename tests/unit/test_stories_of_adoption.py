@@ -10,6 +10,7 @@ import pytest
 import trio
 from support.simulation.media import SECTOR
 from support.simulation.oracle import BrokenError
+from support.simulation.runner import BAD_ENDS
 from support.simulation.setup import SCALES, Origin, Setup
 from support.simulation.storage import Effect, Fault, Weather
 from support.simulation.story import (
@@ -26,6 +27,7 @@ from support.simulation.story import (
     told,
 )
 
+from quorumfs.metadata.ledger.agreement import AGREEMENT, Agreed, Event
 from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 
@@ -630,3 +632,25 @@ STORIES = [
 @pytest.mark.parametrize(("script", "setup"), STORIES, ids=lambda v: getattr(v, "__name__", ""))
 def test_it_ends_well(script: Script, setup: Setup) -> None:
     assert [told(script, setup, seed) for seed in range(4)] == [None] * 4
+
+
+NOTICED_BY = {
+    (Event.FAILED, Agreed.AGREED): half_a_write,
+    (Event.FAILED, Agreed.DIVERGENT): a_majority_feigned_in_torn_blocks,
+    (Event.FAILED, Agreed.INHERITED): a_majority_feigned_in_torn_blocks,
+    (Event.CRASHED, Agreed.AGREED): killed_before_all_was_compared,
+    (Event.CRASHED, Agreed.DIVERGENT): killed_before_all_was_compared,
+    (Event.CRASHED, Agreed.INHERITED): killed_before_all_was_compared,
+}
+"""What an event must not make of an UNVERIFIED chunk, and the story that ends badly if it does."""
+
+
+@pytest.mark.parametrize(("event", "wrong"), NOTICED_BY, ids=lambda value: value.name)
+def test_what_was_never_compared_stays_so(
+    event: Event, wrong: Agreed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(AGREEMENT, (Agreed.UNVERIFIED, event), wrong)
+    script = NOTICED_BY[event, wrong]
+    setups = [setup for each, setup in STORIES if each is script]
+    ends = [told(script, setup, seed) or "" for setup in setups for seed in range(4)]
+    assert any(end.startswith(BAD_ENDS) for end in ends)

@@ -1,11 +1,10 @@
 """Resync: giving the *target*, a replica that was ejected, the chunks that the target lacks.
 
 Chunks are copied from their holders, in passes, under locks that keep writers out and let readers
-in. At first guest writes do not wait for the target, and it lacks the chunks written meanwhile.
-When a pass leaves more than half of the chunks that the pass before left, guest writes go to the
-target, too, except to chunks not copied yet. So a resync ends however fast the guest writes. A
-target that lacks nothing becomes current. A resync can stop at any point, with the process or with
-a replica, and goes on from there the next time.
+in. At first guest writes pass by the target, which then lacks the chunks written. Once a pass
+leaves more than half of what the pass before left, guest writes to chunks already copied go to the
+target, too, so that a resync ends however fast the guest writes. A target that lacks nothing
+becomes current. A resync can stop at any point, and goes on from there the next time.
 """
 
 import errno

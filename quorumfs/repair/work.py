@@ -239,7 +239,7 @@ class Work:
         return min(stop, max(chunk + 1, -(-end // size))), False
 
     def units(self, chunks: range, longest: int | None = None) -> Iterator[range]:
-        """Cut *chunks* into units of at most *longest* bytes (default: a piece), or of one chunk."""
+        """Cut *chunks* into units of at most *longest* bytes (default: a piece), or one chunk."""
         step = max(1, (longest or PIECE) // self.map.chunk_size)
         for start in range(chunks.start, chunks.stop, step):
             yield range(start, min(start + step, chunks.stop))

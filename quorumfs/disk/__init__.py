@@ -1,1 +1,1 @@
-"""The replicated disk: the order of requests, the locks of its bytes, and the events it tells."""
+"""The replicated disk: the order of requests, the locks of byte ranges, and the events told."""

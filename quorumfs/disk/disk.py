@@ -1,7 +1,7 @@
 """The replicated disk: the one place that orders a guest's requests.
 
-A request takes its range lock, goes to the replicas, and gets its verdict; what a replica missed
-is on record before the guest hears of success.
+A request takes its range lock, goes to the replicas, and gets its verdict. Writes that a replica
+missed are on record before the guest hears of success.
 """
 
 import errno
@@ -21,46 +21,46 @@ from quorumfs.metadata.ledger.known import Outcome, succeeded
 from quorumfs.replica.storage import DONE, NOTHING, PARTLY, Attempt, Buffer, Bytes, FileStatus, Kind
 
 ALLOCATION_MAX = 1 << 30
-"""Bytes of space reserved at a time: to note that of each of its chunks takes some milliseconds,
-in which nothing else is done."""
+"""Bytes of space reserved at a time. Noting this many chunks takes some milliseconds, in which
+nothing else runs."""
 
 UNNEEDED_CLOSE_S = 0.5
-"""How long to wait at the end for a file to be closed that does not count (seconds)."""
+"""How long a close waits (seconds) for the files of a replica that is not current."""
 
 NOW_MAX = 1 << 20
 """Bytes of a request that may be served without waiting: more would hold up others too long."""
 
 GIVEN_MAX = 1 << 20
-"""Bytes that those who lost them are given at a time, before they are changed."""
+"""Bytes given back at a time to a replica that lost them, before a guest changes them."""
 
 _ZEROS = bytes(1 << 20)  # the largest request
 
 
 class Repairer(Protocol):
-    """Makes replicas equal where a request cannot be served, or should not be, before they are.
+    """Makes replicas equal for a request that has to wait for that.
 
     Offsets and lengths are bytes, inside the disk. The caller holds no lock.
     """
 
     async def settle_and_read(self, offset: int, length: int) -> bytes:
-        """Make the replicas equal where they may differ, and read that under the same lock.
+        """Make the replicas equal in a range that may differ, and read it under the same lock.
 
-        Raises `OSError` if it cannot be read, or what was read might turn back (P7).
+        Raises `OSError` if the range cannot be read, or if the read might turn back (P7).
         """
 
     async def settle_all(self) -> None:
-        """Make the replicas equal in all of which a flush could not tell that it is durable.
+        """Make the replicas equal in all chunks whose durability a flush could not tell.
 
-        Raises `OSError` if that cannot be.
+        Raises `OSError` if that fails.
         """
 
     async def verify(self, offset: int, length: int) -> None:
-        """Compare what was never compared."""
+        """Compare the chunks of a range that were never compared."""
 
     async def rewrite(self, offset: int, length: int) -> bytes:
-        """Read a range anew, and give it to those whom reading it shows to be wrong.
+        """Read a range anew, and rewrite the replicas that the read shows to be wrong.
 
-        Raises `OSError` if it cannot be read, or may differ.
+        Raises `OSError` if the range cannot be read, or may differ.
         """
 
 
@@ -73,9 +73,9 @@ class Disk:
     def __init__(
         self, mirror: Mirror, repairer: Repairer | None = None, *, zero_kind: Kind | None = None
     ) -> None:
-        """*repairer*: None if nothing is ever repaired: reads show what the read pattern says.
+        """*repairer*: None if nothing is ever repaired; the read pattern alone then decides reads.
 
-        *zero_kind*: what becomes of an aligned write of zeros; None: a write.
+        *zero_kind*: the operation that an aligned write of zeros becomes; None: a write.
         """
         self.mirror = mirror
         self.replicas = mirror.replicas
@@ -92,7 +92,7 @@ class Disk:
         self._watchdog = Watchdog(mirror)
 
     async def run(self) -> None:
-        """Look after deadlines, held-back events, and whose the set is, until cancelled."""
+        """Watch deadlines, held-back events, and the claim on the set, until cancelled."""
         await self._watchdog.run()
 
     async def read(self, offset: int, length: int) -> Bytes:
@@ -109,23 +109,23 @@ class Disk:
         return data
 
     async def _read(self, offset: int, length: int) -> bytes:
-        """Read a range inside the disk, and repair what that shows to be wrong."""
+        """Read a range inside the disk, and repair replicas that the read shows to be wrong."""
         self.mirror.requests += 1
         reading, repairer = None, self._repairer
         if repairer is None or not self.ledger.may_differ(offset, length):
             claim = await self._locks.acquire(offset, offset + length, exclusive=False)
-            try:  # perhaps a write that we waited for has failed
+            try:  # a write that held the lock may have failed
                 if repairer is None or not self.ledger.may_differ(offset, length):
                     reading = await read_locked(self.mirror, offset, length)
             finally:
                 self._locks.release(claim)
         if reading is None:
             assert repairer is not None
-            # What is seen must not turn back when its only holder is lost (P7).
+            # A read must not turn back when the only holder of its data is lost (P7).
             return await repairer.settle_and_read(offset, length)
         if reading.repairable and repairer is not None:
-            # Not with what was just read: a write may have come since the lock was given back.
-            with suppress(OSError):  # what was read stays true: no write since is older than it
+            # The data just read is not used: a write may have come since the lock was released.
+            with suppress(OSError):  # the data just read is still a valid answer
                 return await repairer.rewrite(offset, length)
         return reading.data
 
@@ -148,9 +148,9 @@ class Disk:
         return length
 
     def _read_now(self, offset: int, length: int) -> Bytes | None:
-        """Read without waiting for anything; None if that is not possible: then the long way.
+        """Read without waiting; None if that is not possible, and the long way is needed.
 
-        Nothing else runs meanwhile: it needs no lock, as long as nobody else has it.
+        No other task runs meanwhile, so the read needs no lock as long as no claim conflicts.
         """
         holders = self.ledger.uniform_members
         count = len(holders)
@@ -176,9 +176,9 @@ class Disk:
         return data
 
     def write_now(self, offset: int, data: Buffer) -> Attempt:
-        """Write without waiting for anything; what is not done, or not by all, is to be written.
+        """Write without waiting; unless this returns `DONE`, the caller has to `write` *data*.
 
-        Until that `write` has begun replicas may differ there, and nothing says so.
+        After `PARTLY` replicas may differ, which nothing records until that `write` has begun.
         """
         length = len(data)
         if (
@@ -193,7 +193,7 @@ class Disk:
         return attempt
 
     def _write_now(self, offset: int, data: Buffer) -> Attempt:
-        """As `write_now`, for who knows that the range is not locked by anybody else."""
+        """As `write_now`, where the caller knows that no other claim conflicts."""
         receivers = self.ledger.begin_now(offset, len(data))
         if not receivers:
             return NOTHING
@@ -207,16 +207,13 @@ class Disk:
         return DONE
 
     def _to_be_zeros(self, offset: int, data: Buffer) -> bool:
-        """Whether a write of zeros is to become a request for them."""
+        """Whether a write of *data* is to become an operation of the zero kind."""
         length = len(data)
         asked = self._zero_kind is not None and not (offset | length) % BLOCK
         return asked and data == _ZEROS[:length]
 
     async def make_zeros(self, offset: int, length: int, *, discard: bool) -> None:
-        """Make zeros of a range inside the disk; with *discard*, give the space back.
-
-        What lies behind the end of the disk is left out.
-        """
+        """Make zeros of a range, as far as the disk goes; with *discard*, give the space back."""
         kind = Kind.DISCARD if discard else Kind.ZERO
         end = min(offset + length, self.size)
         while offset < end:
@@ -225,7 +222,7 @@ class Disk:
             offset = stop
 
     async def allocate(self, offset: int, length: int) -> None:
-        """Reserve space for a range inside the disk; replicas that cannot are no failure."""
+        """Reserve space for a range, as far as the disk goes and file systems can."""
         end = min(offset + length, self.size)
         for start in range(offset, end, ALLOCATION_MAX):
             piece = min(ALLOCATION_MAX, end - start)
@@ -242,10 +239,10 @@ class Disk:
         metadata = self.metadata
         metadata.require_ours()
         if self._repairer is not None and self.ledger.unverified(offset, length):
-            # Else, should we die in it, nobody could tell what differed before and what since.
+            # Else a crash in the change would mix older differences with new ones.
             await self._repairer.verify(offset, length)
         if self._repairer is not None and self.ledger.lossy(offset, length):
-            # Else, should another one lose what is written now, nobody would hold both.
+            # Else, should another replica lose the new data, no replica would hold both.
             await self._make_losses_good(self._repairer, offset, length)
         claim = await self._locks.acquire(offset, offset + length, exclusive=True)
         try:
@@ -253,7 +250,7 @@ class Disk:
                 await metadata.prepare(offset, length, ahead=True)
                 small_write = kind is Kind.WRITE and length <= NOW_MAX
                 if small_write and self._write_now(offset, data) is DONE:
-                    return  # often nothing but the mark was in the way
+                    return  # often only the write-intent mark was missing
             claim.changes = ((offset, offset + length),)
             receivers = self.ledger.begin(offset, length)
             outcomes = await self.mirror.ask(receivers, kind, self.threshold, offset, length, data)
@@ -263,8 +260,8 @@ class Disk:
                 await metadata.finish(outcomes, offset, length)
                 if self.ledger.unreadable.overlaps(offset, offset + length):
                     claim.changes = ()
-                    # Were it readable before it is durable, a power cut in between would show what
-                    # was given up, whatever that is (P1).
+                    # If the bytes were readable before they are durable, a power cut in between
+                    # would show whatever lay there before (P1).
                     await self.mirror.sync()
                     await metadata.written_over(offset, length)
             except OSError:
@@ -276,9 +273,9 @@ class Disk:
             self._locks.release(claim)
 
     async def _make_losses_good(self, repairer: Repairer, offset: int, length: int) -> None:
-        """Have those who lost any of these bytes be given them; raises `OSError` if one cannot be.
+        """Give these bytes back to every member that lost any; raises `OSError` if that fails.
 
-        As much at a time as is read at once: of a discard it may be most of the disk.
+        The range is cut in pieces, because a discard may cover most of the disk.
         """
         for start in range(offset, offset + length, GIVEN_MAX):
             size = min(GIVEN_MAX, offset + length - start)
@@ -292,8 +289,8 @@ class Disk:
     async def flush(self) -> None:
         """Make every acknowledged write durable on at least the threshold of replicas.
 
-        A replica's success counts only for what it holds and no earlier flush lost (R4). A flush
-        of a guest: what was lost on all replicas, whoever heard of it, fails exactly one (R13).
+        A sync counts only for data that its replica holds and no earlier sync lost (R4). A loss on
+        all replicas fails exactly one flush of the guest, whichever sync reported the loss (R13).
         """
         self.metadata.require_ours()
         try:
@@ -324,16 +321,16 @@ class Disk:
         return await holes.next_data(self.mirror, offset)
 
     async def next_hole(self, offset: int) -> int:
-        """The first byte at or after *offset* that all replicas have as a hole; else the size.
+        """The first byte at or after *offset* that is a hole on all replicas; else the size.
 
-        Where that takes long to find out, a byte before it, which is data.
+        A search that takes too long ends early, at a byte that is data.
         """
         return await holes.next_hole(self.mirror, offset)
 
     async def close(self) -> None:
-        """Make everything durable and let the replicas go. No request may be in flight.
+        """Make everything durable and close the replicas. No request may be in flight.
 
-        Raises `OSError` if the last flush failed; the replicas are let go all the same.
+        Raises `OSError` if the last flush failed; the replicas are closed all the same.
         """
         try:
             if self.metadata.fenced is None:

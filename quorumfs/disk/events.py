@@ -1,9 +1,9 @@
 """Events: what happened to the replicas, for the log.
 
 ``QUORUM_REPORT_BAD`` and ``QUORUM_FAILURE`` are QEMU's, with QEMU's meaning of their members
-(sectors of 512 bytes); the others are ours. A disk in trouble makes thousands of them a second,
-so each kind is limited per replica to one a second. The last of those held back is still told,
-with the number left out before it: nothing about corruption is ever silent.
+(sectors of 512 bytes); the rest are ours. A disk in trouble makes thousands of events a second, so
+each kind is limited per replica to one a second. The last event held back is still told, with the
+number of events left out before it, so that no corruption is silent.
 """
 
 import logging
@@ -23,17 +23,17 @@ log = logging.getLogger(__name__)
 
 SECTOR = 512
 PERIOD_S = 1.0
-"""At most one event of a kind and replica in this time: QEMU's limit."""
+"""The time (seconds) in which at most one event of a kind and replica is told: QEMU's limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened; *members* are what JSON shows beside name and time."""
+    """One event; JSON shows *members* beside name and time."""
 
     name: str
     members: dict[str, Any]
     text: str
-    """The same for a reader."""
+    """The event in words."""
     level: int = logging.WARNING
     dropped: int = 0
     """Events of this kind and replica left out since the last one told."""
@@ -50,7 +50,7 @@ class _Kept:
 
 @dataclass(slots=True)
 class RateLimiter:
-    """One event a period and key: the first at once, the last of the rest when the time is up.
+    """Lets one event a period and key pass: the first at once, then the last when time is up.
 
     Pure: the caller brings the clock, in seconds.
     """
@@ -59,7 +59,7 @@ class RateLimiter:
     _kept: dict[Hashable, _Kept] = field(default_factory=dict)
 
     def offer(self, key: Hashable, event: Event, now: float) -> Event | None:
-        """Returns *event* if it may be told now; else keeps it for `due`."""
+        """Return *event* if the event may be told now; else keep the event for `due`."""
         kept = self._kept.get(key)
         if kept is None:
             self._kept[key] = _Kept(now)
@@ -70,7 +70,7 @@ class RateLimiter:
         return self._release(kept, now)
 
     def due(self, now: float) -> list[Event]:
-        """The events kept back that may be told now; all of them when *now* is infinite."""
+        """The held-back events that may be told now; all if *now* is infinite."""
         released = (self._release(kept, now) for kept in self._kept.values())
         return [event for event in released if event is not None]
 
@@ -84,7 +84,7 @@ class RateLimiter:
 
 
 class EventLog:
-    """Makes events and tells them, limited, to *tell*; *reference* names the disk in them."""
+    """Makes events and passes them, limited, to *tell*; *reference* names the disk."""
 
     def __init__(self, reference: str, tell: Callable[[Event], None]) -> None:
         self._reference = reference
@@ -92,20 +92,20 @@ class EventLog:
         self._limiter = RateLimiter()
 
     def tick(self, now: float) -> None:
-        """Tell what was held back and is due at *now* (trio's clock, seconds)."""
+        """Tell the held-back events that are due at *now* (trio's clock, seconds)."""
         for event in self._limiter.due(now):
             self._tell(event)
 
     def close(self) -> None:
-        """Tell everything that is still held back."""
+        """Tell every event that is still held back."""
         self.tick(math.inf)
 
     def bad(
         self, kind: Kind, replica: str, offset: int, length: int, error: OSError | None = None
     ) -> None:
-        """*replica* failed an operation on these bytes, or held other data than the winner."""
+        """*replica* failed an operation on these bytes, or held other data than the winner's."""
         sectors = _sectors(offset, length)
-        # QEMU knows three types: to it, zeros and discards are writes.
+        # QEMU knows three types; zeros and discards count as writes.
         type_ = kind.value if kind in (Kind.READ, Kind.SYNC) else Kind.WRITE.value
         members: dict[str, Any] = {"type": type_, "node-name": replica, **sectors}
         reason = "it holds other data than the winner of the vote"
@@ -133,25 +133,25 @@ class EventLog:
         self._offer(("difference",), Event("BLKVERIFY_DIFFERENCE", members, text, logging.ERROR))
 
     def state_changed(self, replica: str, old: Enum, new: Enum) -> None:
-        """*replica* is something else to the set than before."""
+        """The state of *replica* changed."""
         members = {"replica": replica, "old": old.value, "new": new.value}
         text = f"{replica} is {new.value}, was {old.value}"
         self._tell(Event("REPLICA_STATE_CHANGED", members, text))
 
     def fenced(self, by: Claim) -> None:
-        """Another mount has the set: this one is over."""
+        """Another mount has taken over the set, and this mount is over."""
         members = {"reference": self._reference, "host": by.host, "pid": by.pid, "since": by.since}
         text = f"fenced: the set was taken over by {by}; nothing is read or written here any more"
         self._tell(Event("FENCED", members, text, logging.ERROR))
 
     def differs(self, offset: int, length: int) -> None:
-        """Adopted images differ, and no strict majority says which is right."""
+        """Adopted images differ, and no strict majority decides."""
         members = {"reference": self._reference, "offset": offset, "length": length}
         text = f"the replicas differ at {offset}, {length} bytes, and none has a majority"
         self._offer(("differs",), Event("MISMATCH_FOUND", members, text, logging.ERROR))
 
     def unreadable(self, offset: int, length: int) -> None:
-        """No replica that holds these bytes can be read at them."""
+        """These bytes can be read on none of their holders."""
         members = {"reference": self._reference, **_sectors(offset, length)}
         text = (
             f"{length} bytes at {offset} can be read on no replica: a read there gets an error "
@@ -160,13 +160,13 @@ class EventLog:
         self._tell(Event("DATA_UNREADABLE", members, text, logging.ERROR))
 
     def resync_started(self, replica: str, length: int) -> None:
-        """*replica* is being brought up to date: at most *length* bytes."""
+        """A resync of *replica* began, of at most *length* bytes."""
         members = {"replica": replica, "bytes": length}
         text = f"resync of {replica} started: up to {length} bytes"
         self._tell(Event("RESYNC_STARTED", members, text, logging.INFO))
 
     def resync_finished(self, replica: str, copied: int, error: str | None) -> None:
-        """The resync of *replica* wrote *copied* bytes, and ended, well if there is no *error*."""
+        """The resync of *replica* ended after *copied* bytes, well if there is no *error*."""
         members = {"replica": replica, "bytes": copied, "error": error}
         text = f"resync of {replica} finished: {copied} bytes copied"
         if error:

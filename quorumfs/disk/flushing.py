@@ -1,7 +1,7 @@
-"""A flush that all share who ask for it meanwhile: group commit.
+"""Group commit: one flush for all callers that wait.
 
-A flush waits for everything written before, whoever wrote it. So whoever asks for one while another
-one is under way needs only one that begins later, and that one answers for all who wait by then.
+A flush covers everything written before the flush began, by any caller. Callers that ask during a
+flush need only a flush that begins later, and a single one serves all callers waiting by then.
 """
 
 import errno
@@ -11,14 +11,14 @@ import trio
 
 
 class GroupFlush:
-    """Runs flushes one after the other, each for everybody who asked before it began."""
+    """Runs flushes one after the other, each for all callers that asked before the flush began."""
 
     def __init__(self) -> None:
         self._lock = trio.Lock()
         self._begun = 0
         """How many flushes have begun."""
         self._error: OSError | None = None
-        """Why the latest one failed."""
+        """Why the latest flush failed."""
 
     @property
     def running(self) -> bool:
@@ -26,9 +26,9 @@ class GroupFlush:
         return self._lock.locked()
 
     async def run(self, flush: Callable[[], Awaitable[None]]) -> None:
-        """Wait for a *flush* that begins from now on, one's own or another caller's.
+        """Wait for a flush that begins from now on: *flush*, or another caller's.
 
-        Raises `OSError` as that one did.
+        Raises `OSError` as that flush did.
         """
         asked = self._begun
         if self._lock.locked():
@@ -38,7 +38,7 @@ class GroupFlush:
         try:
             if self._begun == asked:
                 self._begun += 1
-                # What those who share this flush see should it end in any other way.
+                # For the callers that share this flush, should it end in any other way.
                 self._error = OSError(errno.EIO, "the flush was not finished")
                 try:
                     await flush()
@@ -46,7 +46,7 @@ class GroupFlush:
                     self._error = error
                 else:
                     self._error = None
-            # Else a whole flush has begun and ended since: it covers what was to be flushed.
+            # Else a whole flush has begun and ended since, and covers this caller's writes.
             if self._error is not None:
                 raise OSError(self._error.errno, self._error.strerror)
         finally:

@@ -14,8 +14,8 @@ ROUNDS_MAX = 64
 async def next_data(mirror: Mirror, offset: int) -> int:
     """The first byte at or after *offset* that some replica has data for; else the size.
 
-    Only what all replicas have as a hole is one. A replica that fails, or knows no holes, has
-    data everywhere; and one that missed writes has them as data.
+    A replica that fails, or knows no holes, counts as data everywhere, and so do the writes that a
+    replica missed.
     """
     places = [
         min(place, mirror.ledger.missed(replica).next_inside(offset, default=place))
@@ -25,10 +25,10 @@ async def next_data(mirror: Mirror, offset: int) -> int:
 
 
 async def next_hole(mirror: Mirror, offset: int) -> int:
-    """The first byte at or after *offset* that all replicas have as a hole; else the size.
+    """The first byte at or after *offset* that is a hole on all replicas; else the size.
 
-    Where holes of different replicas alternate for long the search ends early, at a byte that
-    is data: whoever goes on from there finds that out, and the time is bounded.
+    Where holes of different replicas alternate for long, the search ends early, at a byte that is
+    data. That bounds the time, and a caller that goes on from there meets that data.
     """
     for _ in range(ROUNDS_MAX):
         places = [
@@ -44,7 +44,7 @@ async def next_hole(mirror: Mirror, offset: int) -> int:
 async def _seek(
     mirror: Mirror, kind: Kind, offset: int, if_unknown: int
 ) -> list[tuple[Replica, int]]:
-    """What each replica answers, those that do not answer at all left out."""
+    """The answer of each replica, except of missing replicas."""
     mirror.metadata.require_ours()
     outcomes = await mirror.ask(mirror.ledger.readers, kind, mirror.threshold, offset)
     return [

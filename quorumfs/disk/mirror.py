@@ -1,7 +1,6 @@
-"""The replicas of one disk, asked together: what a guest's requests and repairs have in common.
+"""The replicas of one disk, asked together, for a guest's requests and for repairs.
 
-Whoever changes or compares data takes the range lock here and puts the operation to the replicas
-here; nothing reaches an image on another way.
+Every change or comparison of data takes the range lock here and goes to the replicas here.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,16 +38,16 @@ class Mirror:
         self.size = size
         self.metadata = metadata
         self.ledger = metadata.ledger
-        """What is known, asked without waiting."""
+        """The knowledge about the replicas, asked without waiting."""
         self.threshold = threshold
-        """How many replicas must take a change, or a flush, for it to succeed."""
+        """How many replicas must take a change, or sync, for a change or a flush to succeed."""
         self.pattern = pattern
         """How a guest's reads are answered."""
         self.search_s = search_s
         self.events = events
         self.locks = RangeLock()
         self.requests = 0
-        """Reads and writes of the guest so far: by them repairs see whether it is at work."""
+        """Requests of the guest so far; repairs see by them whether the guest is at work."""
         self._flush = GroupFlush()
         self._announced = {replica: replica.state for replica in self.replicas}
 
@@ -63,8 +62,8 @@ class Mirror:
     ) -> list[Outcome]:
         """Put one operation to all *replicas* at once and wait for every outcome.
 
-        After the replica timeout those that have not answered are given up, if *needed* others
-        have succeeded; else after twice that.
+        A replica that has not answered is given up after the replica timeout if *needed* others
+        have succeeded, else after twice that.
         """
         fan_out = FanOut(needed)
         outcomes = []
@@ -79,11 +78,11 @@ class Mirror:
         return outcomes
 
     async def sync(self) -> None:
-        """Make what was written durable on at least the threshold of replicas; else `OSError`.
+        """Make all writes durable on at least the threshold of replicas; else raise `OSError`.
 
-        A replica's success counts only for what it holds and no earlier flush lost (R4). What may
-        differ is not made equal first, so nothing is promised to a guest by it: who copies from
-        replicas has them tell first what they lost without anybody knowing.
+        A sync counts only for data that its replica holds and no earlier sync lost (R4). Divergent
+        chunks are not made equal first, so success promises nothing to a guest. A repair syncs
+        before it copies, so that replicas report losses not known yet.
         """
         await self._flush.run(self._sync_replicas)
 
@@ -96,7 +95,7 @@ class Mirror:
         for replica, operation in outcomes:
             fan_out.submit(replica, operation)
         if await fan_out.complete_or_failed():
-            # Should we die while the slowest one is awaited, nobody else knows of it.
+            # Should the daemon die before the slowest replica answers, no later mount would know.
             await self.metadata.record_losses()
             await fan_out.complete()
         self.report(outcome for outcome in outcomes if outcome.error is not None)
@@ -108,7 +107,7 @@ class Mirror:
         """Whether the replicas are being synced."""
         return self._flush.running
 
-    # What the log is told
+    # Events for the log
 
     def announce_states(self) -> None:
         """Tell the log of every replica whose state changed since the last time."""
@@ -118,14 +117,14 @@ class Mirror:
                 self.events.state_changed(replica.path, announced, replica.state)
 
     def report(self, failed: Iterable[Outcome]) -> None:
-        """Tell of operations that failed."""
+        """Tell the log of operations that failed."""
         for replica, operation in failed:
             self.events.bad(
                 operation.kind, replica.path, operation.offset, operation.length, operation.error
             )
 
     def report_outvoted(self, losses: Iterable[Outvoted], offset: int) -> None:
-        """Count and tell who held other data than the winner of a vote on a range at *offset*."""
+        """Count and tell the losers of a vote on a range at *offset*."""
         for loss in losses:
             replica = self.replicas[loss.voter]
             replica.counters.mismatches += 1

@@ -1,13 +1,13 @@
 """Locks on byte ranges of the disk: overlapping writes take turns, reads share.
 
-Without them two replicas may apply overlapping writes in different order and differ for ever, a
-vote may compare a replica before a write with one after it, and a repair may write back what a
-guest has just replaced.
+Without locks two replicas may apply overlapping writes in different order and differ for ever, a
+vote may compare a replica before a write with another after the write, and a repair may write back
+data that a guest has just replaced.
 
 Every claim, granted or waiting, stands in one list in order of arrival. A new claim counts the
-conflicting claims before it and is granted when that count reaches zero. So the order is fair
-(a stream of readers cannot starve a writer), granting needs no search for who may go next, and a
-claim without conflict costs no scheduler turn.
+earlier conflicting claims and is granted when the count reaches zero. So the order is fair (a
+stream of readers cannot starve a writer), granting needs no search for the next claim, and a claim
+without conflict costs no scheduler turn.
 """
 
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ class Claim:
         self.exclusive = exclusive
         self.blockers = 0
         self.changes: tuple[tuple[int, int], ...] = ()
-        """What of it is being written to, or was since it was granted."""
+        """Ranges of the claim that are being written to, or were since the grant."""
         self.task: trio.lowlevel.Task | None = None
 
     def conflicts(self, other: "Claim") -> bool:
@@ -47,7 +47,7 @@ class RangeLock:
         self._claims: list[Claim] = []
 
     async def acquire(self, start: int, end: int, *, exclusive: bool) -> Claim:
-        """Wait until no earlier claim conflicts; the claim returned must be released.
+        """Wait until no earlier claim conflicts; the caller must release the claim returned.
 
         **Cancellation**: a waiting claim leaves the queue. A claim without conflict is granted
         at once, without a checkpoint.
@@ -67,7 +67,7 @@ class RangeLock:
         return claim
 
     def release(self, claim: Claim) -> None:
-        """Give the range back, or leave the queue for it."""
+        """Give the range of *claim* back, or leave the queue."""
         position = self._claims.index(claim)
         del self._claims[position]
         for later in self._claims[position:]:
@@ -79,7 +79,7 @@ class RangeLock:
     def free(self, start: int, end: int, *, exclusive: bool) -> bool:
         """Whether a claim would be granted at once.
 
-        Who asks, and does all its work before anything else can run, needs no claim.
+        A caller that then does all its work before another task can run needs no claim.
         """
         return not self._claims or not any(
             claim.start < end and start < claim.end and (exclusive or claim.exclusive)
@@ -87,11 +87,11 @@ class RangeLock:
         )
 
     def claimed(self) -> list[tuple[int, int]]:
-        """All ranges, ``(start, end)``, that somebody claims in order to change them."""
+        """All ranges, ``(start, end)``, that are claimed exclusively, granted or waiting."""
         return [(claim.start, claim.end) for claim in self._claims if claim.exclusive]
 
     def changing(self) -> list[tuple[int, int]]:
-        """All ranges that are being written to, ``(start, end)``: not what is merely claimed."""
+        """All ranges, ``(start, end)``, that are being written to, not merely claimed."""
         return [change for claim in self._claims for change in claim.changes]
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Reading by the pattern: one range, from those who hold it, as long as it takes to find a way."""
+"""Reading by the pattern: one range, from its holders, until an answer is found or time is up."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from quorumfs.replica.storage import Kind
 
 
 class Reading(NamedTuple):
-    """Bytes read under a lock, and whether reading them showed something to repair."""
+    """Bytes read under a lock, and whether the read showed something to repair."""
 
     data: bytes
     repairable: bool
@@ -25,7 +25,7 @@ class Reading(NamedTuple):
 async def read_locked(
     mirror: Mirror, offset: int, length: int, pattern: ReadPattern | None = None
 ) -> Reading:
-    """Read a range, by the read pattern or another one; the caller holds its lock.
+    """Read a range by *pattern*, by default the read pattern; the caller holds the lock.
 
     Raises `OSError` with the errno for the guest.
     """
@@ -40,7 +40,7 @@ async def read_locked(
 
 
 def sole_source(mirror: Mirror, offset: int, length: int) -> Replica | None:
-    """Whose answer alone would do for a read of this range; None: nobody's, or it is pinned."""
+    """The replica whose answer alone decides a read of a range; None also if it is pinned."""
     segment, *others = mirror.ledger.read_segments(offset, length)
     if others or segment.pinned or segment.torn or not segment.holders:
         return None
@@ -51,7 +51,7 @@ def sole_source(mirror: Mirror, offset: int, length: int) -> Replica | None:
 async def _read_part(
     mirror: Mirror, segment: ReadSegment, pattern: ReadPattern, deadline: float
 ) -> Reading:
-    """Read a range from those who hold all of it; look for a way until *deadline*."""
+    """Read a range from the holders of all of it; divide the range until *deadline*."""
     offset, length, holders, pinned, lacking, torn = segment
     if torn:
         pattern = Quorum(max(1, len(holders)))
@@ -61,7 +61,7 @@ async def _read_part(
     waiting = holders
     lost = False
     while True:
-        # Who lost it while others were asked, or was ejected, does not hold it any more.
+        # A replica that lost the range while others were asked, or was ejected, is no holder now.
         still = holders_of(mirror.ledger, offset, length)
         lost = lost or not set(waiting).issubset(still)
         waiting = [replica for replica in waiting if replica in still]
@@ -90,15 +90,15 @@ async def _read_part(
         wrong.update(mirror.replicas[loss.voter] for loss in verdict.outvoted if loss.strict)
         wrong.update(lacking)
         if pinned:
-            # What may differ is settled in its own time; here it only counts who is right.
+            # Settling makes the replicas equal later; this read only has to give the right data.
             answering = [outcome.replica for outcome in outcomes if not outcome.error]
-            if len(answering) < VOTERS_MIN:  # else no single one answered for all of it
+            if len(answering) < VOTERS_MIN:  # else no single replica answered for all of it
                 mirror.ledger.pin_source(answering[0], offset, length)
             return Reading(verdict.data, repairable=False)
         repairable = any(replica.state is not Standing.MISSING for replica in wrong)
         return Reading(verdict.data, repairable)
 
-    if lost and not failed:  # others are to be asked now
+    if lost and not failed:  # other holders are to be asked now
         return await read_locked(mirror, offset, length, pattern)
     middle = middle_block(offset, length)
     if failed and middle and trio.current_time() < deadline:

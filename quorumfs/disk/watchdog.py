@@ -1,26 +1,26 @@
-"""What a disk has to look after while nobody asks for anything."""
+"""What a disk has to watch while no request comes."""
 
 import trio
 
 from quorumfs.disk.mirror import Mirror
 
 TICK_S = 0.5
-"""How often deadlines and held-back events are looked at: how late a timeout may be noticed."""
+"""Seconds between looks at deadlines and held-back events: a timeout is noticed so much later."""
 
 
 class Watchdog:
-    """Watches over deadlines, held-back events, and whose the set is."""
+    """Watches deadlines, held-back events, and the claim on the set."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
         self._inherited = list(mirror.ledger.unreadable)
-        """What earlier mounts found to be unreadable (start, end; bytes), until it is told."""
+        """Ranges that earlier mounts found unreadable (start, end; bytes), until they are told."""
 
     async def run(self) -> None:
         """Watch until cancelled.
 
-        First it is told what was found to be unreadable in earlier mounts: the one that found it
-        may have died before it could tell.
+        First the ranges that earlier mounts found unreadable are told: the daemon that found them
+        may have died before telling.
         """
         inherited, self._inherited = self._inherited, []
         for start, end in inherited:
@@ -38,7 +38,7 @@ class Watchdog:
             before = now
             for replica in self._mirror.replicas:
                 if late > TICK_S:
-                    replica.pardon(late)  # this process was stopped, or starved: not the replica
+                    replica.pardon(late)  # this process was stopped or starved, not the replica
                 replica.abandon_overdue(now)
             self._mirror.announce_states()
             self._mirror.events.tick(now)

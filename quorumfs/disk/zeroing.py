@@ -1,4 +1,4 @@
-"""Many zeros, step by step: others have to wait for a range while zeros are made of it."""
+"""Many zeros, step by step: other requests wait for a range while zeros are made of it."""
 
 from collections.abc import Iterable, Sequence
 from typing import cast
@@ -9,8 +9,8 @@ from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
 
 STEP_MAX, STEPS = 16 << 30, 8
-"""Bytes zeroed at a time: so many, or an eighth of the disk. To note that of each of its chunks
-takes some milliseconds, in which nothing else is done."""
+"""Bytes zeroed at a time, at most: the larger of `STEP_MAX` and an eighth of the disk. Noting this
+many chunks takes some milliseconds, in which nothing else runs."""
 
 
 class Zeroing:
@@ -19,13 +19,13 @@ class Zeroing:
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
         self._reached: tuple[int, int, tuple[int, Sequence[Replica]]] = 0, 0, (0, ())
-        """Where zeros can be made at one go, and the requests and receivers until then."""
+        """A range that can be zeroed at one go, and the requests and receivers it holds for."""
 
     async def next_step(self, offset: int, end: int) -> int:
         """Where to stop, at most at *end*, when zeros are made from *offset* on.
 
-        A long step is prepared, and with it what is likely to follow. Raises `OSError` if that
-        cannot be.
+        A long step is prepared together with the range likely to follow. Raises `OSError` if that
+        fails.
         """
         mirror, ledger = self._mirror, self._mirror.ledger
         longest = max(STEP_MAX, mirror.size // STEPS)
@@ -39,21 +39,22 @@ class Zeroing:
     async def _reach_to(self, offset: int, stop: int, longest: int) -> int:
         """How far from *offset* zeros are made at one go, at most to *stop*.
 
-        Who asks for zeros from one end to the other in many requests has it found out, as far as
-        *longest*, for several of them at once.
+        The replicas are asked as far as *longest*, so that one answer serves several requests of a
+        guest that zeroes from one end to the other.
         """
         start, end, asked = self._reached
         state = self._mirror.requests, self._mirror.ledger.receivers
         if asked != state or not start <= offset < stop <= end:
             end = await reach(self._mirror, state[1], offset, longest)
-        # It holds until anything else is asked for than what now follows.
+        # The answer holds until a request comes other than the change that now follows.
         self._reached = offset, end, (self._mirror.requests + 1, state[1])
         return min(stop, end)
 
 
 async def reach(mirror: Mirror, replicas: Iterable[Replica], offset: int, end: int) -> int:
-    """How far from *offset*, at most to *end*, zeros can be made on all *replicas* within some
-    milliseconds. One that does not say counts for as much as the largest write.
+    """How far from *offset*, at most to *end*, all *replicas* can make zeros in milliseconds.
+
+    A replica that gives no answer counts for `LEAST` bytes.
     """
     outcomes = await mirror.ask(replicas, Kind.REACH, mirror.threshold, offset, end - offset)
     least = min(end, offset + LEAST)

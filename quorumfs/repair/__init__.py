@@ -1,1 +1,1 @@
-"""Repairs: clients of the disk's locks, never around them."""
+"""Repairs: every repair takes the disk's range locks, as a guest's request does."""

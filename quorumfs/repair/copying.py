@@ -1,7 +1,7 @@
 """Copying: giving the target of a resync what the disk holds.
 
-Each place is copied from those that are believed there: at whole chunks by the read pattern, block
-by block where they are not all to be believed or cannot all be read. Holes stay holes.
+A chunk is read from its sources by the read pattern. The copy goes block by block where adopted
+images may differ, or where a source cannot be read. Holes stay holes.
 """
 
 import errno
@@ -27,19 +27,19 @@ from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation, TruncatedError
 
 COPIES_MAX = 2
-"""Copies from one image to another at a time, so that one reads while the other one writes. More
-would wait for each other: a kernel lets one at a time write to a file."""
+"""Copies between images at a time: one can read while another writes. More would not help, because
+a kernel lets only one writer at a time into a file."""
 
 
 class _UnreadableError(OSError):
-    """No replica can be read where the target lacks something."""
+    """No replica can be read where the target has to be given data."""
 
 
 class Copying:
-    """Gives one *target* what it lacks."""
+    """Gives one *target* the chunks that the target lacks."""
 
     def __init__(self, work: Work, target: Target, *, compare: bool) -> None:
-        """*compare*: it may hold much of it, so what it holds is looked at first."""
+        """*compare*: read the target first, and write only where the target differs."""
         self._target = target
         self._to = target.replica
         self._compare = compare
@@ -50,14 +50,13 @@ class Copying:
         self._map = work.map
         self._copies = trio.CapacityLimiter(COPIES_MAX)
         self._known_data: tuple[tuple[Replica | None, int], int, int] = (None, 0), 0, 0
-        """Where a source was found to have no hole, and the requests of the guest until then: to
-        seek again for every piece takes a file system without an extent tree as long as to read the
-        file."""
+        """A source and the guest's requests when it was asked, then where its data begins and ends.
+        Without an extent tree, a file system seeks for as long as it would read the file."""
 
     async def copy(self, chunks: range) -> int:
-        """Give the target *chunks*; returns how many of them cannot be read on any replica.
+        """Give the target *chunks*; returns how many chunks cannot be read on any replica.
 
-        The caller has locked them.
+        The caller has locked *chunks*.
         """
         try:
             for part, sources in self._ledger.chunks.sources.of(chunks):
@@ -83,21 +82,21 @@ class Copying:
         return 0
 
     async def make_hole(self, chunks: range) -> None:
-        """Make *chunks* a hole on the target; the caller has locked them."""
+        """Make *chunks* a hole on the target; the caller has locked *chunks*."""
         self._target.copying(self._ledger.members, chunks)
         await self._make_hole(*self._work.bounds(chunks))
 
     def pass_over(self, chunks: range) -> None:
-        """Note that *chunks*, which are a hole on all others, are one on the target."""
+        """Note that *chunks* are a hole on every member and on the target."""
         self._target.copying((), chunks)
         self._target.copied(chunks)
 
     async def forget_cached(self) -> None:
-        """Have the target read anew from its store what it shows."""
+        """Drop the target's page cache, so that later reads show its store."""
         await self._tell(Operation(Kind.EVICT))
 
     def require_target(self) -> None:
-        """Raise `OSError` if the target is it no more."""
+        """Raise `OSError` unless the target is still being resynced."""
         if self._ledger.target is not self._target:
             raise OSError(errno.EIO, self._to.reason or "it failed meanwhile")
 
@@ -110,10 +109,10 @@ class Copying:
         compare: bool,
         by_vote: bool = True,
     ) -> None:
-        """Give the target what the disk holds from *offset* to *end*; holes stay those of *source*.
+        """Give the target what the disk holds from *offset* to *end*, holes included.
 
-        *by_vote*: as the read pattern has it, unless too few are left to hold a vote. The lock is
-        held.
+        *by_vote*: read by the read pattern, unless fewer members than the threshold are left.
+        Without *by_vote* the first replica that can be read decides. The caller holds the lock.
         """
         while offset < end:
             asked, data_from, data_to = self._known_data
@@ -133,7 +132,7 @@ class Copying:
             stop = min(stop, offset + PIECE)
             if stop == offset:
                 continue
-            # Too few are left to hold a vote: what they hold is still all there is.
+            # Too few members are left to hold a vote, but no better data exists.
             few = len(self._ledger.members) < self._mirror.threshold or not by_vote
             data = await self._read(offset, stop - offset, Fifo() if few else None)
             held = await self._held(offset, stop - offset) if compare else None
@@ -141,10 +140,11 @@ class Copying:
             offset = stop
 
     async def _copy_readable(self, chunk: range) -> bool:
-        """Copy all of a chunk but what no current replica can be read at.
+        """Copy every block of a chunk that can be read on some member; whether the chunk is done.
 
-        Whether that was all of it: else some of them may come to be read, and the target waits for
-        that, unless nothing can be done without it. The lock is held.
+        A block that no member can be read at leaves the chunk undone, because a member may recover.
+        If fewer members than the threshold are left, such a block is noted as unreadable instead,
+        so that the target can join. The caller holds the lock.
         """
         complete = True
         needed = len(self._ledger.members) < self._mirror.threshold
@@ -160,7 +160,7 @@ class Copying:
                 if middle:
                     left.extendleft([(middle, stop), (start, middle)])
                     continue
-                with suppress(_UnreadableError):  # of those who hold it one may be good
+                with suppress(_UnreadableError):  # a single source may still be readable
                     one = sources[0]
                     await self._copy(one, start, stop, compare=False, by_vote=False)
                     continue
@@ -171,16 +171,17 @@ class Copying:
         return complete
 
     def _cut(self, chunks: range) -> Iterator[tuple[range, bool]]:
-        """Cut *chunks* into what adopted images may differ in, without a majority, and the rest."""
+        """Cut *chunks* where UNVERIFIED begins or ends; the flag says whether a run has the bit."""
         for undecided, run in groupby(chunks, lambda c: self._map.any(UNVERIFIED, range(c, c + 1))):
             first, *others = run
             yield range(first, first + 1 + len(others)), undecided
 
     async def _copy_agreed(self, sources: Sequence[Replica], offset: int, end: int) -> None:
-        """Give the target what *sources* agree on, or a strict majority of them; the lock is held.
+        """Give the target what all *sources*, or a strict majority of the sources, hold.
 
-        Elsewhere it keeps its own: perhaps that makes a majority, which another one's would only
-        feign (P4). One that cannot be read has no say in a block, but in the rest of the piece.
+        Elsewhere the target keeps its own data, which may yet make a majority; a copy of a source
+        would only feign one (P4). A source that cannot be read at one block still has a say in the
+        rest of the piece. The caller holds the lock.
         """
         left = deque(pieces(offset, end))
         while left:
@@ -209,11 +210,11 @@ class Copying:
         own: bytes | None,
         needed: int,
     ) -> bytes:
-        """What the target, which holds *own*, is to hold of a block; *answers* are the sources'."""
+        """The data of one block for the target, which holds *own*; *answers* are the sources'."""
         contents = [data for _, data in answers]
         length = len(contents[0])
         if self._ledger.agreement.torn.overlaps(offset, offset + length):
-            # What failed may lie over what succeeded before: its own may be older than both.
+            # A failed write may lie over an acknowledged one; the target may be older than both.
             return contents[0]
         vote = vote_data(answers, offset, needed)
         if vote.data is not None and all(loss.strict for loss in vote.outvoted):
@@ -227,7 +228,7 @@ class Copying:
     async def _next_data(self, source: Replica, offset: int, end: int) -> int:
         if sole_source(self._mirror, offset, end - offset) is source:
             return await seek(self._mirror, source, Kind.SEEK_DATA, offset)
-        # What one of several shows as a hole may be data that it lost, or never got.
+        # Where one of several replicas shows a hole, it may have lost or missed data.
         return await next_data(self._mirror, self._sidecars, offset)
 
     async def _next_hole(self, source: Replica, offset: int, end: int) -> int:
@@ -236,9 +237,9 @@ class Copying:
         return max(await holes.next_hole(self._mirror, offset), offset + CHUNK_MIN)
 
     async def _take_over(self, offset: int, length: int) -> int:
-        """Have the target itself copy from whom a read would be answered by; returns the bytes.
+        """Have the target's store copy from the sole source of a read; returns the bytes copied.
 
-        Where it could not, nobody is blamed yet.
+        Zero bytes mean that another way of copying is needed, and count as no failure.
         """
         source = sole_source(self._mirror, offset, length)
         operation = self._to.copying(source, offset, length) if source else None
@@ -267,7 +268,7 @@ class Copying:
         return None if outcome.error is not None else outcome.data
 
     async def _write(self, offset: int, data: bytes, held: bytes | None) -> None:
-        """Give the target what it has not, by what it is known to have held."""
+        """Write to the target the parts of *data* that differ from *held*."""
         for start, part in _differing(data, held):
             await self._tell(Operation(Kind.WRITE, offset + start, len(part), part))
             self._to.counters.copied_bytes += len(part)
@@ -284,13 +285,13 @@ class Copying:
 
 
 _ALL_BITS = bytes([0]) + bytes([255]) * 255
-"""Makes a mask of bytes that differ from their exclusive or."""
+"""Translates an exclusive or of bytes into a mask: 255 where the bytes differ."""
 
 
 def _agreed(own: bytes, contents: Sequence[bytes]) -> bytes:
     """The bytes that *contents* agree on, and elsewhere those of *own*; all are equally long.
 
-    Whatever a guest wrote since they were adopted, in part of a block perhaps, is the same on all.
+    A guest's write since the adoption, perhaps to part of a block, is the same in all *contents*.
     """
     first, *others = (int.from_bytes(content) for content in contents)
     unlike = 0
@@ -301,7 +302,7 @@ def _agreed(own: bytes, contents: Sequence[bytes]) -> bytes:
 
 
 def _differing(data: bytes, held: bytes | None) -> Iterator[tuple[int, bytes]]:
-    """The parts of *data* that *held* has not, with their offsets; all of it if that is unknown."""
+    """The parts of *data* that differ from *held*, with offsets; all of *data* if that is None."""
     if held is None:
         yield 0, data
     if held is None or held == data:

@@ -1,11 +1,13 @@
-"""How fast a repair may go: at once on an idle disk, yielding to a guest; and how much of it is
-done at a time, which follows the speed of the slowest replica. Pure: no clock.
+"""How fast a repair may go, and how much work is done at a time. Pure: no clock.
+
+A repair goes at full speed on an idle disk and yields to a guest. The amount at a time follows the
+speed of the slowest replica.
 """
 
 from dataclasses import dataclass, field
 
 YIELD_TO_GUEST = 1.0
-"""With a guest at work, a repair rests as long as it worked."""
+"""Seconds of rest for each second of repair beside a guest."""
 
 
 @dataclass(slots=True)
@@ -15,10 +17,10 @@ class Pacer:
     limit: int | None = None
     """Bytes a second at most; None: no limit."""
     _free_at: float = 0.0
-    """When the work done so far is paid for."""
+    """When the limit allows more work."""
 
     def pay(self, now: float, length: int) -> float:
-        """Until when to rest for *length* bytes that are worked on from *now* on."""
+        """Until when to rest for *length* bytes of work that begins *now*."""
         if self.limit is None:
             return now
         self._free_at = max(self._free_at, now) + length / self.limit
@@ -30,16 +32,16 @@ class Pacer:
 
 
 QUICK_MAX = 8
-"""After so many quick portions at the latest a larger one is tried again."""
+"""A larger portion is tried again after at most this number of quick portions."""
 
 
 @dataclass(slots=True)
 class Portion:
-    """How much to do at a time, from *least* to *most*, by powers of two: what takes little time.
+    """How much to do at a time, from *least* to *most*: the amount doubles and halves.
 
-    It is found by trying: more after what was quick, less after what was slow. A portion is slow
-    if it takes longer than the least one by more than `longer_s`: what even that one takes (the
-    latency of a server, a flush that is slow whatever there is to flush) smaller ones do not save.
+    The amount grows after quick portions and shrinks after a slow one. A portion is slow if it
+    takes longer than the least portion by more than `longer_s`. Time that even the least portion
+    takes (the latency of a server, a flush that is always slow) is not saved by smaller portions.
     """
 
     least: int
@@ -49,13 +51,13 @@ class Portion:
     amount: int = field(init=False)
     """How much to do now."""
     _least_s: float = 0.0
-    """What the least portion takes."""
+    """Seconds that the least portion takes."""
     _since: float = float("-inf")
-    """When the amount last changed: what began before tells nothing of it."""
+    """When the amount last changed; portions that began earlier are not counted."""
     _quick: int = 0
-    """Quick portions since then."""
+    """Quick portions since the amount last changed."""
     _wanted: int = 1
-    """So many of them are a reason for more: the more often that was too much, the more."""
+    """Quick portions before the amount grows; doubled, up to `QUICK_MAX`, by a slow portion."""
 
     def __post_init__(self) -> None:
         self.amount = self.least

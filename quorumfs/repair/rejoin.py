@@ -1,7 +1,7 @@
 """Rejoining: taking replicas into use again that were away, or failed.
 
-Whoever is ejected is tried again and again, ever more rarely: its files are opened anew, looked
-at as a mount would, and resynced.
+An ejected replica is tried again, ever more rarely: its files are opened anew, judged as at a
+mount, and resynced.
 """
 
 from collections.abc import Awaitable, Callable
@@ -18,12 +18,12 @@ from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Storage
 
 RETRY_S = (1.0, 60.0)
-"""The first and the longest wait before a replica that is ejected is tried again."""
+"""The first and the longest wait (seconds) before an ejected replica is tried again."""
 
 
 @dataclass(slots=True)
 class Returned:
-    """A replica's files, opened again."""
+    """The files of a replica, opened again."""
 
     found: Found
     image: Storage
@@ -56,7 +56,7 @@ class Rejoin:
         reopen: Reopen,
         present: dict[Replica, Found],
     ) -> None:
-        """*present*: the replicas not current whose files are open, as they were found."""
+        """*present*: what was found of each replica that is open and not current."""
         self._sidecars = sidecars
         self._ledger = sidecars.ledger
         self._resync = resync
@@ -64,10 +64,10 @@ class Rejoin:
         self._present = present
         self._retries: dict[Replica, _Retry] = {}
         self._claimed: set[Replica] = set()
-        """Those that another mount had when they were last looked at."""
+        """Replicas that another mount had open at the last attempt."""
 
     async def rejoin(self, replica: Replica) -> bool:
-        """Bring *replica* up to date, if it was ejected and is there; whether it was."""
+        """Make *replica* current if it is not, and can be opened; whether that succeeded."""
         out = replica.standing in (Standing.STALE, Standing.SUSPECT, Standing.MISSING)
         out = out or replica in self._claimed
         if out and replica.attached and replica not in self._present:
@@ -79,7 +79,7 @@ class Rejoin:
         if now < retry.at or not self._ledger.members:
             return False
         if now - retry.at > RETRY_S[1]:
-            retry.wait_s = RETRY_S[0]  # what was before is long ago
+            retry.wait_s = RETRY_S[0]  # the last attempt is long ago
         opened = False
         try:
             member, found = await self._look_at(replica)
@@ -98,15 +98,16 @@ class Rejoin:
             replica.detach(there=opened and not replica.dead)
             return False
         finally:
-            # One that fails again soon waits longer than the last time, even if all went well: each
-            # time costs a generation.
+            # The wait grows after a success, too: each time a replica rejoins and fails again
+            # soon costs a generation.
             retry.at = trio.current_time() + retry.wait_s
             retry.wait_s = min(2 * retry.wait_s, RETRY_S[1])
         return True
 
     async def reopen_member(self, replica: Replica) -> bool:
-        """Open a current replica anew whose file system was gone, if too few others are left to
-        eject it; whether it is there again.
+        """Open again a member whose file system was gone; whether the member is back.
+
+        Such a member is still current because too few others are left to eject it.
         """
         gone = replica.standing is Standing.CURRENT and (replica.dead or not replica.attached)
         retry = self._retries.setdefault(replica, _Retry())

@@ -1,12 +1,12 @@
 """The repairs of a disk: make the replicas equal again, without being asked.
 
-Three kinds of work, in this order, all under the disk's exclusive locks and beside the guest:
+There are three kinds of work, done in this order, under the disk's locks and beside the guest:
 
-* *settle* what may differ after a crash, or after a change that failed (`quorumfs.repair.settle`);
-* *resync* replicas that were ejected (`quorumfs.repair.rejoin`, `quorumfs.repair.resync`);
+* *settle* divergent chunks, after a crash or a failed change (`quorumfs.repair.settle`);
+* *resync* ejected replicas (`quorumfs.repair.rejoin`, `quorumfs.repair.resync`);
 * *verify* images that were adopted as they were (`quorumfs.repair.verify`).
 
-Each can stop at any point, with the process or with a replica, and be done again.
+Any of this work can stop at any point, with the process or with a replica, and be done again.
 """
 
 import logging
@@ -30,20 +30,20 @@ from quorumfs.replica.replica import Replica
 log = logging.getLogger(__name__)
 
 STOP_S = 1.0
-"""How long to wait for the target of a resync at the end (seconds): what it has not taken by then
-it lacks still."""
+"""How long an unmount waits (seconds) for a repair before giving up the target of a resync, which
+still lacks what was not copied."""
 
 AGAIN_S = 0.1
-"""After that it is given up as often (seconds)."""
+"""How often (seconds) the unmount then gives up the target again, until the repair has ended."""
 
 CLEAR_S = 30.0
-"""An extent not written to for this long (up to twice as long) needs no mark any more."""
+"""Seconds without a write (up to twice as many) after which an extent loses its `INTENT`."""
 
 
 class Repairs:
     """The repairs of one disk with sidecars.
 
-    What a request waits for of them is a `quorumfs.disk.disk.Repairer`.
+    For a guest's requests this is the `quorumfs.disk.disk.Repairer`.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Repairs:
         limit: int | None = None,
         outvoted: bool = False,
     ) -> None:
-        """*present*: the replicas not current whose files are open, as they were found.
+        """*present*: what was found of each replica that is open and not current.
 
         *limit*: bytes a second, at most.
-        *outvoted*: a read also rewrites what a strict majority holds otherwise.
+        *outvoted*: a read also rewrites a member that a strict majority outvotes.
         """
         self._mirror = mirror
         self._sidecars = sidecars
@@ -70,13 +70,13 @@ class Repairs:
         self._verification = Verification(work)
         self._rejoin = Rejoin(sidecars, Resync(work), reopen, present)
         self._told: set[str] = set()
-        """Why repairs stopped, since one last did something."""
+        """Reasons why repairs stopped that the log has had since a repair last did something."""
         self._stopped = trio.Event()
         self._outvoted = outvoted
 
     @property
     def progress(self) -> Progress | None:
-        """What is being repaired; None if nothing is."""
+        """The repair at work; None if there is none."""
         return self._work.progress
 
     @property
@@ -90,7 +90,7 @@ class Repairs:
 
     @property
     def changed(self) -> trio.Event:
-        """Set when a replica comes or goes; a new one is to be had for each wait."""
+        """Set when there may be something to repair, then replaced: take it anew for each wait."""
         return self._sidecars.changed
 
     @property
@@ -103,7 +103,7 @@ class Repairs:
         """Bytes of a chunk."""
         return self._map.chunk_size
 
-    # What a guest's request waits for
+    # The `Repairer` of a guest's requests
 
     async def settle_and_read(self, offset: int, length: int) -> bytes:
         return await self._settling.settle_and_read(offset, length)
@@ -117,7 +117,7 @@ class Repairs:
     async def rewrite(self, offset: int, length: int) -> bytes:
         return await read_and_rewrite(self._mirror, offset, length, outvoted=self._outvoted)
 
-    # What is done in the background
+    # Work in the background
 
     async def run(self) -> None:
         """Repair whatever needs it, until stopped."""
@@ -127,7 +127,7 @@ class Repairs:
                 worked = await self._try_to_repair()
                 self._work.progress = None
                 self._mirror.announce_states()
-                # Not from before: what an attempt in vain tells of itself is no reason for another.
+                # Taken after the attempt, so that the attempt itself does not set it.
                 changed = self._sidecars.changed
                 if not worked and not self._work.stopping:
                     with trio.move_on_after(RETRY_S[0]):
@@ -135,7 +135,7 @@ class Repairs:
         self._stopped.set()
 
     async def _try_to_repair(self) -> bool:
-        """As `_repair`, but why it failed is told to the log, once for each reason."""
+        """As `_repair`, but log why the repair failed, once for each reason."""
         try:
             worked = await self._repair()
         except OSError as error:
@@ -154,7 +154,7 @@ class Repairs:
         return False
 
     async def stop(self) -> None:
-        """End in good order, with nothing under way any more that is waited for."""
+        """Stop repairing, and wait until the repair at work has ended."""
         self._work.stop()
         self._sidecars.notify()
         patience_s = STOP_S
@@ -168,7 +168,7 @@ class Repairs:
                     replica.give_up()
 
     async def _repair(self) -> bool:
-        """Do one thing that needs doing; whether there was one."""
+        """Do one repair that is due; whether one was done."""
         sidecars = self._sidecars
         if sidecars.fenced is not None:
             return False
@@ -183,7 +183,8 @@ class Repairs:
                 error = caught
             if not self._ledger.agreement.divergent:
                 return True
-        # Even so: when others are there again, those that cannot be made equal can be ejected.
+        # Also while chunks are divergent: with more members, a member that refuses writes can be
+        # ejected.
         for replica in self._mirror.replicas:
             if await self._rejoin.rejoin(replica):
                 return True
@@ -196,7 +197,7 @@ class Repairs:
         return False
 
     async def _clear_marks(self) -> None:
-        """Forget, in idle times, where writes once were under way (R5)."""
+        """Clear write-intent marks of extents that are idle (R5), until stopped."""
         while True:
             await self._work.sleep(CLEAR_S)
             if self._work.stopping:

@@ -1,4 +1,4 @@
-"""What repairs ask of single replicas: where their data is, and to take some."""
+"""Requests of repairs to single replicas: where data lies, and writes."""
 
 import errno
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from quorumfs.replica.storage import Kind
 
 
 async def seek(mirror: Mirror, replica: Replica | None, kind: Kind, offset: int) -> int:
-    """Where a replica's next data or hole is; all is data if it cannot tell."""
+    """Where the next data or hole of *replica* is; without an answer everything is data."""
     if replica is not None:
         (outcome,) = await mirror.ask([replica], kind, 0, offset)
         if outcome.error is None:
@@ -24,26 +24,26 @@ async def seek(mirror: Mirror, replica: Replica | None, kind: Kind, offset: int)
 
 
 async def next_data(mirror: Mirror, sidecars: Sidecars, offset: int) -> int:
-    """Where some current replica next has data: anywhere, if one of them does not answer."""
+    """Where some member next has data; *offset* itself if a member does not answer."""
     found = await holes.next_data(mirror, offset)
     silent = any(replica.state is Standing.MISSING for replica in sidecars.ledger.members)
     return offset if silent else found
 
 
 _MEDIUM = frozenset({errno.EIO, errno.EBADMSG, errno.ENODATA, errno.EILSEQ})
-"""What a read gets where a medium has gone bad; any other error is of the whole replica."""
+"""Errors of a read at a bad place of a medium; any other error is one of the whole replica."""
 
 PROBES = 8
-"""Other places to read at before a replica is taken for one that cannot be read at all."""
+"""Other places to read before a replica counts as one that cannot be read at all."""
 
 
 async def cannot_be_read(
     mirror: Mirror, sidecars: Sidecars, replicas: Sequence[Replica], offset: int, length: int
 ) -> bool:
-    """Note that a block is unreadable on all *replicas*, which are those that hold it, if it is.
+    """Note a block as unreadable if all *replicas*, its holders, fail there; whether it is noted.
 
-    Not if one of them fails elsewhere, too: then the place is not to blame, and it may pass. What
-    has passed meanwhile shows when the place is read again after another one.
+    Nothing is noted if a replica can be read nowhere else, because the failure of a whole replica
+    may pass, or if the second read of the block does not fail as a bad medium does.
     """
     for replica in replicas:
         if not await _reads_elsewhere(mirror, replica, offset):
@@ -51,7 +51,7 @@ async def cannot_be_read(
         (outcome,) = await mirror.ask([replica], Kind.READ, 0, offset, length)
         if outcome.error is None or outcome.error.errno not in _MEDIUM:
             return False
-    # One may have been ejected while it was asked, or another one may have come to hold it.
+    # Meanwhile a holder may have been ejected, or another replica may have become a holder.
     chunks = sidecars.ledger.map.chunks(offset, length)
     holders = {r for _, holding in sidecars.ledger.chunks.sources.of(chunks) for r in holding}
     if not holders or not holders.issubset(replicas):
@@ -80,16 +80,17 @@ async def repair_write(
     data: bytes,
     sources: Sequence[Replica],
 ) -> set[Replica]:
-    """Write *data* to current *replicas*; returns those that stay current and did not take it.
+    """Write *data* to current *replicas*; returns the replicas that failed and stay current.
 
-    Nobody is given it if any of *sources*, whose answers decided for it, is not believed any more.
-    Who is being resynced gets it as well, where it lacks nothing. The caller holds the lock.
+    Nothing is written, and all *replicas* are returned, if any of *sources*, whose answers decided
+    on *data*, is not believed any more. The target of a resync gets *data* as well, unless it lacks
+    all of these chunks. The caller holds the lock.
     """
     if not sidecars.ledger.prepared(offset, len(data), repair=True):
         await sidecars.prepare(offset, len(data), repair=True)
     if not set(sources).issubset(holders_of(sidecars.ledger, offset, len(data))):
         return set(replicas)
-    # Who was ejected just now may not even know that its image is in use.
+    # The sidecar of a replica that was ejected just now may not say that its image is in use.
     current = [replica for replica in replicas if replica.standing is Standing.CURRENT]
     targets = sidecars.ledger.target_for_repair(offset, len(data))
     given = [*current, *targets]
@@ -97,7 +98,7 @@ async def repair_write(
         gathered = await mirror.ask(given, Kind.WRITE, 0, offset, len(data), data)
     outcomes, to_targets = gathered[: len(current)], gathered[len(current) :]
     failed = sum(outcome.error is not None for outcome in outcomes)
-    # As with a guest's write (R2): where too few are left nobody is to blame, all may be full.
+    # As with a guest's write (R2): where too few succeed no replica is blamed; all may be full.
     enough = len(sidecars.ledger.members) - failed >= mirror.threshold
     for replica, operation in outcomes:
         well = operation.error is None

@@ -1,11 +1,10 @@
-"""Resync: giving a replica that was ejected what it lacks.
+"""Resync: giving the *target*, a replica that was ejected, the chunks that the target lacks.
 
-What it lacks is copied from those that hold it, in passes, under locks that keep writers out and
-let readers in. What a guest writes meanwhile it lacks from then on, and the guest need not wait for
-it; until a pass leaves more than half of what the one before it left. From then on it is given
-what is written where it lacks nothing, so it has everything in the end, however fast the guest is.
-When it lacks nothing it becomes current. This can stop at any point, with the process or with a
-replica, and goes on from there the next time.
+Chunks are copied from their holders, in passes, under locks that keep writers out and let readers
+in. At first guest writes pass by the target, which then lacks the chunks written. Once a pass
+leaves more than half of what the pass before left, guest writes to chunks already copied go to the
+target, too, so that a resync ends however fast the guest writes. A target that lacks nothing
+becomes current. A resync can stop at any point, and goes on from there the next time.
 """
 
 import errno
@@ -31,9 +30,10 @@ class Resync:
         self._ledger = work.ledger
 
     async def resync(self, replica: Replica, found: Found, *, full: bool) -> None:
-        """Make *replica* current, which is open, and looked like *found*.
+        """Make *replica*, which is open and was found as *found*, current.
 
-        *full*: it is not known what it lacks. Raises `OSError`; then it keeps what it has.
+        *full*: the chunks that *replica* lacks are not known. Raises `OSError`; *replica* then
+        keeps the chunks that it was given.
         """
         assert replica.slot is not None
         sidecars = self._sidecars
@@ -57,10 +57,10 @@ class Resync:
             self._mirror.events.resync_finished(replica.path, copied, error)
 
     async def _catch_up(self, target: Target, copying: Copying, *, full: bool) -> None:
-        """Give *target* what it lacks until it lacks nothing."""
+        """Copy, pass by pass, until *target* lacks nothing."""
         whole = self._work.map
         if full or target.unproven or whole.count(UNVERIFIED):
-            # A flush that failed may have dropped pages that a read still shows (R4): they would
+            # A failed sync may have dropped pages that a read still shows (R4). Such pages would
             # compare equal.
             await self._sync(target)
             await copying.forget_cached()
@@ -69,30 +69,31 @@ class Resync:
             target.mirroring = lacking > before // 2
             before = lacking
             with suppress(OSError):
-                # Who lost what it was given last says so before it is copied from: the target would
-                # else lack that again, each time if one never syncs.
+                # A source reports its losses before it is copied from. Else the target would lack
+                # those chunks again, in each pass if a source never syncs.
                 await self._mirror.sync()
             await self._copy_all(target, copying)
             try:
-                # Who it was copied from may have lost that before: then it lacks it still.
+                # A source may have lost a chunk before the copy; the target then still lacks it.
                 await self._mirror.sync()
             except OSError:
                 if target.lacking_chunks:
-                    raise  # not again and again: first another one may have to come back
-        target.mirroring = True  # nothing was written since there was nothing lacking
+                    raise  # not again at once: another replica may have to come back first
+        target.mirroring = True  # no write has begun since the target lacked nothing
         copying.require_target()
         await self._sync(target)  # the join has the less to sync
 
     async def _copy_all(self, target: Target, copying: Copying) -> None:
-        """Copy what *target* lacks, once.
+        """Copy each chunk that *target* lacks, once.
 
-        What was copied is synced while more is, and held after a sync that began later (R8).
+        Copied chunks are synced beside further copies, and are held after a sync that began later
+        than the copy ended (R8).
         """
         unreadable = 0
 
         async def copy_unit(chunks: range) -> None:
             nonlocal unreadable
-            # The guest reads from others: only who writes has to wait.
+            # A guest reads from the members, so only its writes have to wait.
             async with self._work.locked(chunks, exclusive=False) as worked:
                 unreadable += await copying.copy(chunks)
                 worked()

@@ -1,10 +1,10 @@
-"""Repair on reading: give replicas back what a read has shown them to lack.
+"""Repair on reading: rewrite a replica where a read has shown it to be wrong.
 
 A replica gets the winning data where it could not be read (a write makes a disk remap a bad
 sector), where it is on record as having missed a write, and with ``rewrite-corrupted`` also where
 it was strictly outvoted. The decision is made on data read anew under the exclusive lock, so no
-guest's write can come between reading and rewriting. A tie rewrites nothing; and in images that
-were adopted and not yet found equal nothing does but a majority of all, readable or not (P4).
+guest's write can come between reading and rewriting. A tie rewrites nothing. In adopted images not
+yet found equal only a majority of all replicas, readable or not, rewrites anything (P4).
 """
 
 import errno
@@ -24,15 +24,15 @@ from quorumfs.replica.storage import Kind
 
 
 async def read_and_rewrite(mirror: Mirror, offset: int, length: int, *, outvoted: bool) -> bytes:
-    """Read a range from all replicas, rewrite what is wrong on some, and return the data.
+    """Read a range from all its holders, rewrite the wrong replicas, and return the data.
 
-    *outvoted*: also where a replica held something else than a strict majority.
-    Raises `OSError` when the range cannot be read or may differ; never because a rewrite failed.
+    *outvoted*: also rewrite a replica that a strict majority outvotes.
+    Raises `OSError` if the range cannot be read or may differ; never because a rewrite failed.
     """
     deadline = trio.current_time() + mirror.search_s
     async with mirror.locks.held(offset, offset + length, exclusive=True):
         if mirror.ledger.unsynced(offset, length):
-            with suppress(OSError):  # first let all tell what they have lost of it
+            with suppress(OSError):  # first let every replica report losses
                 await mirror.sync()
         parts = [
             await _rewrite_part(mirror, segment, deadline, outvoted=outvoted)
@@ -43,9 +43,7 @@ async def read_and_rewrite(mirror: Mirror, offset: int, length: int, *, outvoted
 
 
 class Rewriting:
-    """The `quorumfs.disk.disk.Repairer` with ``metadata=none``: all that is known is who lacks
-    what.
-    """
+    """The `quorumfs.disk.disk.Repairer` with ``metadata=none``: only missed writes are known."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
@@ -67,10 +65,10 @@ async def _rewrite_part(
     mirror: Mirror, segment: ReadSegment, deadline: float, *, outvoted: bool
 ) -> bytes:
     offset, length, holders, pinned, lacking, torn = segment
-    if pinned or torn:  # a write has failed here meanwhile: what it left must not be shown as it is
+    if pinned or torn:  # a write has failed here meanwhile, and may have left replicas different
         raise OSError(errno.EIO, "the replicas may differ")
     asked = await mirror.ask(holders, Kind.READ, mirror.threshold, offset, length)
-    still = holders_of(mirror.ledger, offset, length)  # one may have lost it meanwhile
+    still = holders_of(mirror.ledger, offset, length)  # a holder may have lost the range meanwhile
     outcomes = [outcome for outcome in asked if outcome.replica in still]
     verdict = Quorum(mirror.threshold).judge(
         offset,
@@ -79,7 +77,7 @@ async def _rewrite_part(
     )
     unreadable = [outcome.replica for outcome in outcomes if outcome.error]
     unverified = mirror.ledger.unverified(offset, length)
-    # Of two of whom one cannot be read there is no majority, however small the part.
+    # With one of two replicas unreadable there is no majority, however small the part.
     divisible = verdict.data is None or (unverified and len(outcomes) > 2)
     middle = middle_block(offset, length)
     if unreadable and divisible and middle and trio.current_time() < deadline:
@@ -98,7 +96,7 @@ async def _rewrite_part(
     voters = [outcome.replica for outcome in answers]
 
     def decided(start: int, end: int, data: bytes) -> bool:
-        """Whether nobody else's content may be right there."""
+        """Whether no other content can be right from *start* to *end*."""
         ballots = [answer.data[start:end] for answer in answers]
         return not unverified or majority(ballots, len(asked), mirror.threshold) == data
 
@@ -132,11 +130,11 @@ async def _rewrite(
         try:
             await metadata.prepare(offset, length, repair=True)
         except OSError:
-            return  # it cannot be remembered now; the next read tries again
+            return  # the intent cannot be recorded now; the next read tries again
     if replica not in mirror.ledger.receivers:
-        return  # it was ejected meanwhile, and its sidecar takes its image for a whole one
+        return  # ejected meanwhile: its sidecar may not say that its image is in use
     if not set(voters).issubset(holders_of(mirror.ledger, offset, length)):
-        return  # one of those who decided it lost it meanwhile
+        return  # a voter lost the range meanwhile
     with mirror.ledger.giving([replica], offset, length):
         (outcome,) = await mirror.ask([replica], Kind.WRITE, 0, offset, length, data)
     if outcome.error is None and read_back:

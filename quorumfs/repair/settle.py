@@ -1,9 +1,10 @@
 """Settling: making the current replicas equal where they may differ.
 
-They may after a crash, or after a change that failed on some of them. All get, block by block,
-what a strict majority of three or more holds (P9), and what the pinned source holds where there is
-none: in the background, and at once what a guest reads (P7) or a flush covers. Where one cannot
-take it, and too few are left without, that is tried again ever more rarely.
+Replicas may differ after a crash, or after a change that failed on some of them. All get, block by
+block, the data that a strict majority of three or more holds (P9), or else that of the pinned
+source. Settling runs in the background, and at once for a range that a guest reads (P7) or a flush
+covers. Where a member cannot take the data, and too few members are left to eject it, settling is
+tried again, ever more rarely.
 """
 
 import errno
@@ -24,7 +25,7 @@ from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
 
 AGAIN_S = (1.0, 30.0)
-"""The first and the longest wait before what could not be settled is tried again."""
+"""The first and the longest wait (seconds) before settling is tried again after a failure."""
 
 
 class Settling:
@@ -42,9 +43,9 @@ class Settling:
         self._pause_s = AGAIN_S[0]
         self._tried_with = self._who()
         self._unwritable = RangeSet()
-        """Bytes that somebody could not take, the last time."""
+        """Bytes that some member could not take at the last attempt."""
         self._unwritable_on: dict[Replica, RangeSet] = {}
-        """The part of them of which it is known who that was."""
+        """By member, the part of `_unwritable` that is known to have failed on that member."""
 
     def due(self) -> bool:
         """Whether there is something to settle, and it is time to try."""
@@ -59,16 +60,16 @@ class Settling:
         return trio.current_time() >= self._again_at
 
     async def settle(self) -> None:
-        """Settle all that may differ, beside the guest; what cannot be is left."""
+        """Settle every divergent chunk that can be settled, beside the guest."""
         if trio.current_time() - self._again_at > AGAIN_S[1]:
-            self._pause_s = AGAIN_S[0]  # what was before is long ago
+            self._pause_s = AGAIN_S[0]  # the last attempt is long ago
         try:
             await self._settle_what_differs()
         finally:
             self._wait()
 
     def _wait(self) -> None:
-        """Have the next attempt wait, if there has to be one."""
+        """Have the next attempt wait, if a chunk is still divergent."""
         if not self._ledger.agreement.divergent:
             self._pause_s, self._earliest_at, self._again_at = AGAIN_S[0], 0.0, 0.0
             self._unwritable, self._unwritable_on = RangeSet(), {}
@@ -79,7 +80,7 @@ class Settling:
         self._tried_with = self._who()
 
     def _who(self) -> tuple[frozenset[Replica], frozenset[Replica]]:
-        """The current replicas, and those of them that answer."""
+        """The current replicas, and the current replicas that answer."""
         members = frozenset(self._ledger.members)
         there = (
             r for r in members if r.attached and not r.dead and r.state is not Standing.MISSING
@@ -87,7 +88,7 @@ class Settling:
         return members, frozenset(there)
 
     async def _settle_what_differs(self) -> None:
-        # Holes are shown, too: first it is on record which replicas are not current.
+        # Settling a hole makes it readable; first the record must say which replicas are current.
         await self._sidecars.recorder.open()
         await self._surface_writeback_errors()
         total = sum(end - start for start, end in self._ledger.agreement.divergent)
@@ -99,7 +100,7 @@ class Settling:
         await self._work.save()
 
     async def settle_all(self) -> None:
-        """Settle what a flush must know to be equal; raises EIO if it cannot be made so."""
+        """Settle the chunks that a flush must know to be equal; raises EIO if that fails."""
         sidecars = self._sidecars
         await sidecars.recorder.open()
         await self._surface_writeback_errors()
@@ -111,13 +112,14 @@ class Settling:
             raise OSError(errno.EIO, "what differs since a crash cannot be made equal")
 
     async def settle_and_read(self, offset: int, length: int) -> bytes:
-        """Settle what may differ in a range, and only then show it.
+        """Settle the divergent chunks of a range, and only then read the range.
 
-        Raises EIO where replicas differ and cannot be made equal: what is seen must not turn back.
+        Raises EIO where replicas differ and cannot be made equal, because a read must not turn back
+        (P7).
         """
         chunks = self._map.chunks(offset, length)
         async with self._mirror.locks.held(*self._work.bounds(chunks), exclusive=True):
-            if self._unwritable.overlaps(*self._work.bounds(chunks)):  # it was tried not long ago
+            if self._unwritable.overlaps(*self._work.bounds(chunks)):  # the last attempt failed
                 with suppress(OSError):
                     return await self._read_uniform(offset, length)
             settled = [await self._settle_locked(unit) for unit in self._work.units(chunks)]
@@ -126,19 +128,19 @@ class Settling:
             return await self._read_uniform(offset, length)
 
     async def _read_uniform(self, offset: int, length: int) -> bytes:
-        """Read a range that cannot be made equal, if all hold the same of it; else EIO.
+        """Read a range that cannot be made equal, if all members hold the same there; else EIO.
 
-        A chunk is to be settled for one block of it that a write failed in. The others can be
-        shown, for they cannot turn back (P7), whomever the rest is taken from:
+        One failed write makes a whole chunk divergent. Its other blocks can be shown, for they
+        cannot turn back (P7), whichever source the chunk is settled from later:
 
-        * all current replicas hold the same, and who is not current is on record, so that none of
-          its older data can come to be believed (P1);
-        * each of them has synced since the chunk was last written, or is known to have lost it;
-          one that has not lost it holds durably what it shows. Settling takes it from such a one,
-          and not from one whose dropped page still looks right (R4).
+        * all members hold the same, and the record says which replicas are members, so that no
+          older data of another replica can come to be believed (P1);
+        * each member has synced since the chunk was last written, or is known to have lost the
+          chunk. A member that has not lost it holds durably what it shows. Settling takes such a
+          member as source, not one whose dropped page still looks right (R4).
 
-        Nothing of that is known of what a crash made divergent: a sync that had failed before
-        is told to nobody again. It is shown only when all took it anew.
+        After a crash none of this is known, because a sync that failed before the crash is not
+        reported again. An inherited chunk is shown only when all members took it anew.
         """
         chunks, size = self._map.chunks(offset, length), self._map.chunk_size
         await self._surface_writeback_errors(chunks)
@@ -170,7 +172,7 @@ class Settling:
         return data
 
     def _known(self, offset: int, length: int) -> bool:
-        """Whether it is known of somebody, everywhere in a range, that it lost nothing there."""
+        """Whether the first source of each part of a range is known to have lost nothing there."""
         known, chunks = self._ledger.chunks, self._map.chunks(offset, length)
         return not any(
             places.overlaps(part.start, part.stop)
@@ -185,27 +187,27 @@ class Settling:
                 worked()
 
     async def _settle_locked(self, chunks: range) -> bool:
-        """Have all current replicas hold the same in *chunks*; whether they do now."""
+        """Make all members equal in *chunks*; whether they were equal before or are now."""
         if not self._ledger.agreement.divergent.overlaps(chunks.start, chunks.stop):
             return True
-        # Who is not here may hold something else, even where there is nothing to write now: it is
-        # ejected before anything is shown.
+        # A missing replica may hold other data, so it is ejected before anything is shown, even
+        # where the members need no write.
         await self._sidecars.recorder.open()
         await self._surface_writeback_errors(chunks)
         return await self._settle_surfaced(chunks)
 
     async def _settle_surfaced(self, chunks: range) -> bool:
-        """As `_settle_locked`, when those who lost what was written there have said so."""
+        """As `_settle_locked`, once losses of writes to *chunks* have been reported."""
         ledger, known = self._ledger, self._ledger.chunks
         everywhere = True
         divergent = known.agreement.divergent
         for start, stop, settled in segments(chunks.start, chunks.stop, [divergent]):
-            # What is settled may differ for another reason, which a vote or an operator decides.
+            # A chunk that is not divergent may be UNVERIFIED; a vote or the operator decides it.
             for part, sources in known.sources.of(range(start, stop)) if not settled else ():
                 belief = known.believe()
                 equal, refused = await self._settle_part(*self._work.bounds(part), sources)
                 if not known.still_believed(belief):
-                    # One lost what it was given, or joined without it: once more.
+                    # A member lost what it was given, or a replica joined without it: once more.
                     equal = await self._settle_surfaced(part)
                 elif refused:
                     known.equalized_in_part(refused, part)
@@ -216,25 +218,24 @@ class Settling:
         return everywhere
 
     async def _remember(self, chunks: range) -> None:
-        """Have the sidecars say that nobody lacks *chunks* any more, before they are shown.
+        """Clear the out-of-sync bits of *chunks* in the sidecars, before *chunks* are shown.
 
-        Else, should we die, one that holds them would not be believed, and another one that lost
-        them meanwhile would.
+        Else, should the daemon die, the next mount would not believe a member that holds them, and
+        would believe another member that lost them meanwhile.
         """
         place = self._span(chunks)
         if not self._ledger.prepared(*place, repair=True):
             try:
                 await self._sidecars.prepare(*place, repair=True)
-            except BaseException:  # a cancellation, too, leaves it to be settled
+            except BaseException:  # a cancellation, too, leaves *chunks* divergent
                 self._ledger.chunks.diverge(chunks)
                 raise
 
     async def _surface_writeback_errors(self, chunks: range = range(0)) -> None:
-        """Have all sync once since something last became divergent, and since *chunks* were
-        written.
+        """Sync all members once after the last divergence, and after the last write to *chunks*.
 
-        One may have lost a page and show an older one, and nobody knows until it syncs: the others
-        must not be given that.
+        A member may have lost a page and show an older one, and reports that only when it syncs.
+        The other members must not be given the older page.
         """
         async with self._surfacing:
             written = bool(chunks) and self._ledger.unsynced(*self._span(chunks))
@@ -243,14 +244,14 @@ class Settling:
                     await self._mirror.sync()
 
     def _span(self, chunks: range) -> tuple[int, int]:
-        """Offset and length, bytes."""
+        """The offset and the length of *chunks*, bytes."""
         start, end = self._work.bounds(chunks)
         return start, end - start
 
     async def _settle_part(
         self, offset: int, end: int, sources: Sequence[Replica]
     ) -> tuple[bool, set[Replica]]:
-        """As `_settle_piece`, but for what is a hole on all of them, and at any length."""
+        """As `_settle_piece`, at any length, without the common holes and unreadable blocks."""
         mirror = self._mirror
         equal = True
         refused: set[Replica] = set()
@@ -272,17 +273,18 @@ class Settling:
     async def _settle_piece(
         self, offset: int, length: int, sources: Sequence[Replica], deadline: float
     ) -> tuple[bool, set[Replica]]:
-        """Have all current replicas hold what *sources* hold, as `voting.reconcile` decides.
+        """Give all members the data of *sources* that `voting.reconcile` decides on.
 
-        All are written to of whom it is not known that they hold it durably, the source too and
-        however equal they look: a flush that failed before a crash may have dropped pages that
-        reads still show (R4). What is a hole on all replicas can hide no such loss, and is left
-        out. Returns whether they were equal before, and who did not take it. Where nobody can read
-        all of it, it is divided until *deadline*: they may be bad at different places (R11).
+        Every member not known to hold the data durably is written to, even the source, and even if
+        all are equal: a sync that failed before a crash may have dropped pages that reads still
+        show (R4). A hole on all replicas can hide no such loss, and is left out. Returns whether
+        the members were equal before, and the members that did not take the data. A piece that
+        failed reads leave without an answer, or undecided, is divided until *deadline*, because
+        replicas may be bad at different places (R11).
         """
         nobody = set(self._ledger.members)
         outcomes = await self._mirror.ask(self._ledger.members, Kind.READ, 1, offset, length)
-        believed = holders_of(self._ledger, offset, length)  # one may have lost it meanwhile
+        believed = holders_of(self._ledger, offset, length)  # a holder may have lost it meanwhile
         read = {o.replica: o.data for o in outcomes if o.error is None}
         voters = [replica for replica in sources if replica in read and replica in believed]
         answers = [(replica.index, read[replica]) for replica in voters]
@@ -290,7 +292,7 @@ class Settling:
         answering = sum(replica.state is not Standing.MISSING for replica in failed)
         if not answers or undecided(answers, answering, offset):
             middle = middle_block(offset, length)
-            if answering and not middle:  # nobody holds anything there that could be taken back
+            if answering and not middle:  # no source can be read at this block
                 holding = [replica for replica in sources if replica in self._ledger.members]
                 noted = await cannot_be_read(self._mirror, self._sidecars, holding, offset, length)
                 return False, set() if noted else nobody
@@ -305,10 +307,10 @@ class Settling:
         assert verdict.data is not None
         chunks = self._map.chunks(offset, length)
         after_crash = self._ledger.agreement.inherited.overlaps(chunks.start, chunks.stop)
-        outvoted = verdict.outvoted if after_crash else ()  # else a change failed, and was told
+        outvoted = verdict.outvoted if after_crash else ()  # else the failed change was reported
         self._mirror.report_outvoted(outvoted, offset)
         equal = len(read) == len(outcomes) and len(set(read.values())) == 1
-        # One that is known to hold it durably is not written to: it could only lose it.
+        # A member known to hold the data durably is not written to: it could only lose the data.
         asked = [
             replica
             for replica in (outcome.replica for outcome in outcomes)
@@ -324,11 +326,11 @@ class Settling:
     async def _repair_write(
         self, replicas: Sequence[Replica], offset: int, data: bytes, sources: Sequence[Replica]
     ) -> set[Replica]:
-        """As `repair_write`; but where somebody could not take it before, one after the other.
+        """As `repair_write`, but where a member failed before, write to one after the other.
 
-        Whoever could not comes first, and the others are not written to again for nothing. Not
-        where one can be spared: who is asked alone, and fails, would be ejected for what may
-        keep all from taking it (R2).
+        The member that failed comes first, so that a new failure costs the others no write. If a
+        member can be spared, all are written to at once: a member that is asked alone and fails
+        would be ejected, though the cause may keep all from taking the data (R2).
         """
         bounds = offset, offset + len(data)
         spared = len(self._ledger.members) > self._mirror.threshold

@@ -1,7 +1,8 @@
 """Verifying: comparing images that were adopted as they were.
 
-What differs is repaired by a strict majority of all alone, and else reported: nobody can tell which
-one is right (P4). Who cannot be read may hold anything: that is compared again in a while.
+A difference is repaired only by a strict majority of all members to believe, and else reported,
+because no replica is known to be right (P4). An unreadable replica may hold anything; its chunks
+are compared again later.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -21,16 +22,17 @@ from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
 
 AGAIN_S = (1.0, 60.0)
-"""How long to wait before the same is compared again (seconds): at first, and at most."""
+"""The first and the longest wait (seconds) before the same chunks are compared again."""
 
 
 @dataclass(slots=True)
 class Findings:
-    """What a comparison leaves as it is (bytes)."""
+    """Bytes that a comparison could not make equal."""
 
     differing: RangeSet = field(default_factory=RangeSet)
+    """Bytes that differ without a majority."""
     unread: RangeSet = field(default_factory=RangeSet)
-    """What not all could be read of, or written to, and the others do not decide."""
+    """Bytes where a replica could not be read, without a majority, or could not be written to."""
 
 
 class Verification:
@@ -39,17 +41,17 @@ class Verification:
     def __init__(self, work: Work) -> None:
         self._differing = RangeSet()
         self._unread = RangeSet()
-        """Chunks that could not be compared as a whole: to be tried again."""
+        """Chunks that could not be compared as a whole, and are to be tried again."""
         self._written = RangeSet()
         """Chunks that a guest wrote to although they differ, or could not be compared."""
         self._pause_s = AGAIN_S[0]
-        """How long to wait after the next time."""
+        """How long to wait after the next comparison (seconds)."""
         self._again_at = 0.0
-        """Until then neither of them is compared again; trio's clock, seconds."""
+        """When left-out chunks are compared again; trio's clock, seconds."""
         self._compared: frozenset[Replica] = frozenset()
-        """Those that were current when it was last tried."""
+        """The members at the last attempt."""
         self._answering: frozenset[Replica] = frozenset()
-        """Those of them that were there when it was last tried."""
+        """The members that answered at the last attempt."""
         self._losses = work.ledger.content.losses
         self._work = work
         self._mirror = work.mirror
@@ -60,7 +62,7 @@ class Verification:
     @property
     def differing(self) -> RangeSet:
         """Chunks that differ without a majority."""
-        if self._losses != self._ledger.content.losses:  # then some of them may be decided
+        if self._losses != self._ledger.content.losses:  # a loss may have decided some chunks
             self._losses = self._ledger.content.losses
             for start, end in list(self._differing):
                 for chunk in range(start, end):
@@ -69,13 +71,13 @@ class Verification:
         return self._differing
 
     async def verify(self) -> bool:
-        """Compare all that nobody has compared, if it is time; whether there was anything."""
+        """Compare the UNVERIFIED chunks that are due; whether there were any."""
         members = frozenset(self._ledger.members)
-        if not members <= self._compared:  # with one more there may be a majority
+        if not members <= self._compared:  # with one member more there may be a majority
             self._differing, self._unread = RangeSet(), RangeSet()
         self._compared = members
         answering = frozenset(r for r in members if r.state is not Standing.MISSING)
-        if not answering <= self._answering:  # one is there again
+        if not answering <= self._answering:  # a member is back
             self._again_at = 0.0
         self._answering = answering
         unverified = self._map.runs(UNVERIFIED, longest=len(self._map))
@@ -95,19 +97,19 @@ class Verification:
         return True
 
     def _left_out(self) -> RangeSet:
-        """Chunks that were compared, and are not to be compared again yet."""
+        """Chunks that were compared in vain, and are not due to be compared again."""
         late = trio.current_time() - self._again_at
         if late < 0:
             return self._differing.union(self._unread)
         if late > AGAIN_S[1]:
-            self._pause_s = AGAIN_S[0]  # what was before is long ago
+            self._pause_s = AGAIN_S[0]  # the last comparison is long ago
         left_out = self._differing.union(RangeSet())
         for start, end in self._unread.union(self._written):
             left_out.remove(start, end)
         return left_out
 
     async def verify_range(self, offset: int, length: int) -> None:
-        """Compare the extents of a range, as far as they can be, before they are changed."""
+        """Compare the extents of a range before a change, except chunks compared in vain."""
         extents = self._map.extents(offset, length)
         left_out = self._differing.union(self._unread)
         unverified = self._map.runs_in(UNVERIFIED, self._map.extent_chunks(extents))
@@ -115,16 +117,16 @@ class Verification:
         async with aclosing(self._work.batches(runs, self._equal, urgent=True)) as batches:
             async for batch in batches:
                 await self._work.in_parallel(batch, self._verify_unit, urgent=True)
-        # Nothing can run between this and the change's claim of its range: who compares it from
-        # here on waits for the change.
+        # Nothing can run between this and the change's claim of its range, so a later comparison
+        # waits for the change.
         for run in self._map.runs_in(UNVERIFIED, self._map.chunks(offset, length)):
             self._written.add(run.start, run.stop)
 
     async def _verify_unit(self, chunks: range) -> None:
-        self._written.remove(chunks.start, chunks.stop)  # what is written from here on comes after
+        self._written.remove(chunks.start, chunks.stop)  # later writes are noted anew
         async with self._work.locked(chunks) as worked:
-            # What was compared meanwhile, for a guest's write, may differ for another reason now:
-            # a write that failed. Then it is to be settled, and nothing to ask a majority about.
+            # A chunk compared meanwhile, for a guest's write, is UNVERIFIED no more. If that write
+            # failed, the chunk is to be settled, and no majority is asked.
             runs = list(self._map.runs_in(UNVERIFIED, chunks))
             for run in runs:
                 try:
@@ -136,7 +138,7 @@ class Verification:
                 worked()
 
     async def _verify_locked(self, chunks: range) -> bool:
-        """Compare *chunks* of all that are current; False if others are to be believed since."""
+        """Compare *chunks* on all members; False if the sources to believe changed meanwhile."""
         believed = self._believed(chunks)
         found = Findings()
         deadline = trio.current_time() + self._mirror.search_s
@@ -155,12 +157,12 @@ class Verification:
         return True
 
     def _believed(self, chunks: range) -> list[tuple[range, frozenset[Replica]]]:
-        """Who may hold what is right, part by part."""
+        """The members to believe, by part of *chunks*."""
         sources = self._ledger.chunks.sources.of(chunks)
         return [(part, frozenset(believed)) for part, believed in sources]
 
     def _equal(self, chunks: range) -> None:
-        """All current replicas hold the same in *chunks*, which are locked."""
+        """Note that all members hold the same in *chunks*, which the caller has locked."""
         self._ledger.chunks.compared(chunks)
         for kept in (self._differing, self._unread, self._written):
             kept.remove(chunks.start, chunks.stop)
@@ -173,10 +175,10 @@ class Verification:
         found: Findings,
         deadline: float,
     ) -> None:
-        """Compare a piece, and repair what a majority of *voters* decides.
+        """Compare a piece, and repair the blocks that a majority of *voters* decides.
 
-        Where one cannot be read it is divided until *deadline*, so that a bad sector spoils its own
-        block alone.
+        A piece that a replica cannot read is divided until *deadline*, so that a bad sector spoils
+        only its own block.
         """
         mirror, members = self._mirror, list(self._ledger.members)
         asked = await mirror.ask(members, Kind.READ, mirror.threshold, offset, length)
@@ -202,10 +204,10 @@ class Verification:
         found: Findings,
         length: int,
     ) -> None:
-        """Go by *ballots*, what those of *voters* hold that could be read."""
+        """Repair a block by *ballots*, the data of the readable *voters*, or report the block."""
         end = offset + length
         versions = list(ballots.values())
-        # Where too few have not lost it to hold a vote, they are still right.
+        # Where losses leave too few voters for the threshold, the voters are still right.
         needed = min(self._mirror.threshold, max(1, len(voters)))
         winner = majority(versions, len(voters), needed)
         wrong = [replica for replica, ballot in ballots.items() if ballot != winner]
@@ -213,7 +215,8 @@ class Verification:
         if not wrong:
             return
         differ = len(set(versions)) > 1
-        # Where a write failed since, a majority may be one that was given another one's content.
+        # Where a write failed, a replica may have been given the content of another, so that a
+        # majority proves nothing.
         if winner is not None and not self._ledger.agreement.torn.overlaps(offset, end):
             if await repair_write(
                 self._mirror, self._sidecars, wrong, offset, winner, list(ballots)
@@ -231,7 +234,7 @@ class Verification:
         self._report(offset, length, failed, differ=differ)
 
     def _report(self, offset: int, length: int, failed: Sequence[Outcome], *, differ: bool) -> None:
-        """Tell what is found the first time."""
+        """Report a difference or a failure once for each chunk."""
         chunks, events = self._map.chunks(offset, length), self._mirror.events
         if differ and not self._differing.overlaps(chunks.start, chunks.stop):
             events.differs(offset, length)
@@ -242,7 +245,7 @@ class Verification:
 
 
 def _without(runs: Iterable[range], left_out: RangeSet) -> Iterator[range]:
-    """The parts of *runs* that are not in *left_out*."""
+    """The parts of *runs* outside *left_out*."""
     for run in runs:
         for start, stop in left_out.outside(run.start, run.stop):
             yield range(start, stop)

@@ -1,9 +1,9 @@
 """What every repair has in common: its way through the disk, its pace, and its progress.
 
-A repair looks at *runs* of chunks. They are cut into *batches* without what is a hole everywhere,
-and a batch into *units*: what is locked at a time, several of them on an idle disk. How large and
-how many they are follows the speed of the replicas. Work goes on in *rounds*, beside which progress
-is made durable.
+A repair looks at *runs* of chunks. Runs are cut into *batches*, without common holes, and a batch
+into *units*. A unit is locked at a time, several units on an idle disk. The size and number of
+units follow the speed of the replicas. Work goes on in *rounds*; progress is made durable beside
+them.
 """
 
 import errno
@@ -26,38 +26,38 @@ PIECE = 1 << 20
 """Bytes read and written at a time."""
 
 LARGE_UNIT = 4 << 20
-"""Bytes locked at a time, at most, while no guest is at work: so many that to ask costs little
-beside them."""
+"""Bytes locked at a time, at most, while no guest is at work; so many
+that locking and asking cost little beside them."""
 
 PARALLEL = 4
 """Units at a time, at most."""
 
 LOCK_S = 0.1
-"""Units are so small, and so few, that what they lock is locked for no longer (seconds) than the
-smallest one takes, and this: a guest may wait for it."""
+"""How much longer (seconds) than the smallest unit the units at work may hold their locks, for
+which a guest may wait."""
 
 BATCH = 64 << 20
 """Bytes repaired between two syncs, at most."""
 
 SYNC_S = 0.5
-"""It is so much that a sync takes no longer (seconds) than one that has little to do, and this."""
+"""How much longer (seconds) than a sync of little data the sync of a portion may take."""
 
 ROUND_S = 0.5
-"""How long a round takes at most (seconds)."""
+"""Seconds after which a round begins no more units."""
 
 SAVE_S = 1.0
-"""How often a repair's progress is made durable (seconds)."""
+"""How often a repair's progress is made durable, at most (seconds)."""
 
 SAVE_SHARE = 4
-"""But it is not at work on that for more than one in so many seconds."""
+"""At most one second in this many is spent on making progress durable."""
 
 HOLE_MAX = 1 << 19
-"""Chunks that are passed over at a time: to note that of each takes some milliseconds."""
+"""Chunks that are passed over at a time; noting this many takes some milliseconds."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """What a repair is at."""
+    """The progress of a repair."""
 
     kind: str
     """``settle``, ``resync`` or ``verify``."""
@@ -69,7 +69,7 @@ class Progress:
 
 
 class Work:
-    """The work of one disk's repairs, of which one is done at a time."""
+    """The work of one disk's repairs; one repair is done at a time."""
 
     def __init__(self, mirror: Mirror, sidecars: Sidecars, limit: int | None = None) -> None:
         """*limit*: bytes a second, at most."""
@@ -88,7 +88,7 @@ class Work:
         """When progress is to be made durable again."""
         self._requests_seen = 0
         self._resume_at = 0.0
-        """Until then all rest, for what was done so far."""
+        """When work that is not urgent goes on."""
 
     @property
     def limit(self) -> int | None:
@@ -105,21 +105,21 @@ class Work:
         return self._stop.is_set()
 
     def stop(self) -> None:
-        """Have all work but the urgent end, with EINTR."""
+        """Have all work that is not urgent end, with EINTR."""
         self._stop.set()
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep, at most until there is no more to be done."""
+        """Sleep, at most until repairs are to stop."""
         with trio.move_on_after(seconds):
             await self._stop.wait()
 
     def begin(self, kind: str, replica: str | None, total: int) -> None:
-        """Show progress of a repair of *total* bytes; `Progress` has what the words are."""
+        """Show progress of a repair of *total* bytes, at most the disk; see `Progress`."""
         total = min(total, self.map.size)
         self.progress = Progress(kind, replica, total, trio.current_time())
         self._locked = self._least_locked()
         self.unsynced = Portion(PIECE, BATCH, SYNC_S)
-        self._save_at = 0.0  # the first is saved at once: however soon we die, something is done
+        self._save_at = 0.0  # the first is saved at once, however soon the daemon dies
 
     @property
     def save_due(self) -> bool:
@@ -127,7 +127,7 @@ class Work:
         return trio.current_time() >= self._save_at
 
     async def save(self) -> None:
-        """Have the sidecars know how far we are."""
+        """Make the progress durable in the sidecars."""
         began = trio.current_time()
         await self.sidecars.joining.save_progress()
         ended = trio.current_time()
@@ -138,17 +138,17 @@ class Work:
         return Portion(chunk, max(chunk, PARALLEL * LARGE_UNIT), LOCK_S)
 
     def _parallel(self, *, urgent: bool = False) -> int:
-        """Units to be worked on at a time: all at once if somebody waits for all of them."""
+        """Units to be worked on at a time; as many as allowed if a guest waits for all of them."""
         return PARALLEL if urgent else min(PARALLEL, self._locked.amount // self._locked.least)
 
     @asynccontextmanager
     async def locked(
         self, chunks: range, *, exclusive: bool = True
     ) -> AsyncIterator[Callable[[], None]]:
-        """The lock of a unit, and what to call when something was done under it.
+        """Hold the lock of a unit; yields a function to call if work was done under the lock.
 
-        How long that took says how large the next units may be. A unit that somebody else was done
-        with meanwhile tells nothing.
+        The time that the work took decides how large the next units may be. A unit that another
+        task had finished before the lock was granted says nothing about that.
         """
         start, end = self.bounds(chunks)
         async with self.mirror.locks.held(start, end, exclusive=exclusive):
@@ -161,7 +161,7 @@ class Work:
             yield worked
 
     def bounds(self, chunks: range) -> tuple[int, int]:
-        """Where *chunks* begin and end, bytes."""
+        """The bytes where *chunks* begin and end."""
         return self.map.bounds_of(chunks)
 
     async def batches(
@@ -172,12 +172,11 @@ class Work:
         *,
         urgent: bool = False,
     ) -> AsyncGenerator[deque[range], None]:
-        """Batches of those chunks of *runs* in which some replica has data, for `in_parallel`.
+        """Batches of the chunks of *runs* in which some member has data, for `in_parallel`.
 
-        Each is yielded until it is empty.
-        *pass_over* is told, while nobody can write there, of those that are a hole on all: most of
-        a large disk may be. Asked are the current replicas; *make_hole* makes them a hole on the
-        one that is being resynced, too.
+        Each batch is yielded until it is empty. *pass_over* gets the chunks that are a hole on all
+        members, perhaps most of a large disk, while a lock keeps writers out. *make_hole*, if
+        given, first makes such chunks a hole on the target of the resync, too.
         """
         size = self.map.chunk_size
         longest = max(1, BATCH // size)
@@ -194,7 +193,7 @@ class Work:
                 stop, hole = await self._extent(chunk, run.stop, target)
                 if hole:
                     held = self.mirror.locks.held(*self.bounds(range(chunk, stop)), exclusive=False)
-                    async with held:  # a write under way may have made it another
+                    async with held:  # a write under way may have changed the extent
                         stop, hole = await self._extent(chunk, stop, target)
                         if hole and make_hole is not None:
                             await make_hole(range(chunk, stop))
@@ -220,8 +219,10 @@ class Work:
             await self._rest(float("inf"))
 
     async def _extent(self, chunk: int, stop: int, target: Replica | None) -> tuple[int, bool]:
-        """How far chunks are alike from *chunk* on, at most to *stop*: data, or a hole on all; with
-        a *target*, only as far as it is one there, too, or can soon be.
+        """Where the data, or the hole on all members, that begins at *chunk* ends, at most *stop*.
+
+        The second value says whether it is a hole. With a *target*, a hole ends where the target
+        has data, or, if the target has data at *chunk*, where zeros cannot be made soon.
         """
         size = self.map.chunk_size
         offset = chunk * size
@@ -238,10 +239,7 @@ class Work:
         return min(stop, max(chunk + 1, -(-end // size))), False
 
     def units(self, chunks: range, longest: int | None = None) -> Iterator[range]:
-        """Chunks to be locked at a time: as few as possible, and at least *longest* bytes.
-
-        The default is a piece.
-        """
+        """Cut *chunks* into units of at most *longest* bytes (default: a piece), or one chunk."""
         step = max(1, (longest or PIECE) // self.map.chunk_size)
         for start in range(chunks.start, chunks.stop, step):
             yield range(start, min(start + step, chunks.stop))
@@ -256,12 +254,12 @@ class Work:
         most: int = BATCH,
         beside: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """One round: take units from *batch* and work on them, until it is empty at most.
+        """Do one round: take units from *batch* and work on them, until *batch* is empty at most.
 
-        Several at a time on an idle disk, paced beside a guest; with *urgent* at full speed and in
-        whole pieces, because a guest waits for the end of it. *large* units save time. After *most*
-        bytes no more is begun. *beside* is done meanwhile. Raises the first error, after what is
-        under way has ended.
+        Several units are done at a time on an idle disk, paced beside a guest. *urgent* work, for
+        which a guest waits, goes at full speed and in whole pieces. *large* units save time. After
+        *most* bytes no unit is begun. *beside* runs meanwhile. Raises the first error, after all
+        that is under way has ended.
         """
         errors: list[Exception] = []
         until = trio.current_time() + ROUND_S
@@ -271,7 +269,7 @@ class Work:
         async def watched(task: Awaitable[None]) -> None:
             try:
                 await task
-            except Exception as error:  # one of our own, too, must not break off a sync
+            except Exception as error:  # an internal error, too, must not break off a sync
                 errors.append(error)
 
         def more() -> bool:
@@ -303,7 +301,7 @@ class Work:
             start, end = self.bounds(unit)
             left -= end - start
             began = trio.current_time()
-            if not urgent:  # before the work, or all would begin at once
+            if not urgent:  # before the work, or all workers would begin at once
                 self._rest_until(self._pacer.pay(began, end - start))
             await watched(work(unit))
             if errors or urgent:
@@ -340,7 +338,7 @@ class Work:
         self._resume_at = max(self._resume_at, time)
 
     async def _rest(self, until: float) -> bool:
-        """Rest as long as was earned, or until then; whether there was need to."""
+        """Rest until work may go on, or until *until*; whether there was need to."""
         pause = min(self._resume_at, until) - trio.current_time()
         if pause > 0:
             await self.sleep(pause)

@@ -1,1 +1,1 @@
-"""One replica: its image and sidecar as files, who has them open, and what is in flight on it."""
+"""One replica: image and sidecar as files, their locks and claims, and operations in flight."""

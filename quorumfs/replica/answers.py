@@ -1,7 +1,7 @@
 """Calls on file systems that may hang: all at once, and waited for no longer than a limit.
 
-Nothing ends a system call on a file system that does not answer. So each call has a thread, which
-is left alone with it when nobody wants to wait any more.
+A system call on a file system that does not answer cannot be ended. So each call has a thread,
+which is left behind when the limit is over.
 """
 
 import errno
@@ -21,7 +21,7 @@ PATIENCE_S = 16.0
 default, as for any request that cannot do without."""
 
 HANGS_S = 3.0
-"""After this long (seconds) it is said which replica is waited for."""
+"""After this long (seconds) the log names each replica that is waited for."""
 
 
 class UnansweredError(OSError):
@@ -32,10 +32,10 @@ class UnansweredError(OSError):
 
 
 class Answer(Generic[T]):
-    """What a call in a thread gives, or will give."""
+    """The result of a call in a thread, now or later."""
 
     def __init__(self, call: Callable[[], T], discard: Callable[[T], None]) -> None:
-        """Start *call*; *discard* gives back what it returns when nobody waits any more."""
+        """Start *call*; *discard* gives back a result that comes after `give_up`."""
         self._call = call
         self._discard = discard
         self._lock = Lock()
@@ -48,7 +48,7 @@ class Answer(Generic[T]):
 
     @property
     def pending(self) -> bool:
-        """Whether the call has not returned, or what it gave is still being given back."""
+        """Whether the call has not returned, or its result is still being given back."""
         return not self._ended.is_set()
 
     def wait(self, timeout_s: float) -> bool:
@@ -56,13 +56,13 @@ class Answer(Generic[T]):
         return self._ended.wait(max(0.0, timeout_s))
 
     def give_up(self, reason: OSError) -> None:
-        """Want nothing any more, if it has not returned by now; `result` raises *reason*."""
+        """Give the call up, unless it has returned by now; `result` then raises *reason*."""
         with self._lock:
             if not self._value and self._error is None:
                 self._unwanted = reason
 
     def result(self) -> T:
-        """What the call returned; raises what it raised, or why it was given up."""
+        """The result of the call; raises its error, or the reason of `give_up`."""
         with self._lock:
             if error := self._unwanted or self._error:
                 raise error
@@ -89,11 +89,11 @@ def ask_all(
     patience_s: float = PATIENCE_S,
     discard: Callable[[T], None] = lambda _: None,
 ) -> list[Answer[T]]:
-    """Make all *calls*, by the path of the replica, at once; each is answered or given up then.
+    """Make all *calls*, by the path of the replica, at once; returns when each is done or given up.
 
-    *discard* is called, in its thread, with what a call returned that was given up.
+    *discard* is called, in the thread of a call that was given up, with a late result.
     """
-    # A thread that hangs must never be the one that gets a signal.
+    # A thread that hangs must never be the thread that gets a signal.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         answers = {path: Answer(call, discard) for path, call in calls.items()}

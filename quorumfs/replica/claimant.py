@@ -1,4 +1,4 @@
-"""What tells this mount from all others, for its claim; and whether a process is still there."""
+"""The identity of this mount, for its claim; and whether a process still exists."""
 
 import hashlib
 import os
@@ -15,14 +15,14 @@ _MACHINE_IDS = (
     "/sys/class/dmi/id/product_uuid",
     "/sys/firmware/devicetree/base/serial-number",
 )
-"""What outlasts a restart and is another one's on each machine; the first that there is counts."""
+"""Files that outlast a restart and differ on each machine; the first that exists counts."""
 
 _HOST_MAX = 64
-"""Bytes; Linux has no longer ones."""
+"""Bytes of a host name; Linux allows no more."""
 
 
 def claim_of_this_mount() -> Claim:
-    """The claim of a mount that begins now; to be made once for each."""
+    """The claim of a mount that begins now; to be made once for each mount."""
     return Claim(
         mount=random_identity(),
         machine=_machine(),
@@ -36,9 +36,9 @@ def claim_of_this_mount() -> Claim:
 
 
 def runs(pid: int, started: int) -> bool:
-    """Whether the process *pid*, that began at *started*, is there: also if it is not ours to see.
+    """Whether the process *pid* that began at *started* exists, even if ``/proc`` hides it.
 
-    One that was killed is, as long as one of its threads hangs in a system call.
+    A killed process exists as long as one of its threads hangs in a system call.
     """
     try:
         os.kill(pid, 0)
@@ -50,7 +50,7 @@ def runs(pid: int, started: int) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """When a process began; -1 if it has ended and nobody asked how, None if that is hidden."""
+    """When a process began; -1 if only a zombie is left, None if ``/proc`` does not tell."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
@@ -61,7 +61,7 @@ def _started(pid: int) -> int | None:
 
 
 def _machine() -> str:
-    """A digest: the id itself is not for everybody who can read a sidecar (machine-id(5))."""
+    """A digest of the machine's id, which not every reader of a sidecar may see (machine-id(5))."""
     for path in _MACHINE_IDS:
         name = _line(path)
         if name and name != "uninitialized":
@@ -70,7 +70,7 @@ def _machine() -> str:
 
 
 def _namespace() -> str:
-    """The namespaces in which a process's number and start count."""
+    """The namespaces in which the number and the start of a process count."""
     names = []
     for kind in ("pid", "time"):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""The claims in the sidecars of opened images: who stands in the way, and our own."""
+"""The claims in the sidecars of opened images: those of other mounts, and this mount's."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ Opened = Image | Found
 
 
 def found_claims(opened: Iterable[Opened], here: Claim) -> list[FoundClaim]:
-    """The claims of other mounts in the sidecars of these, for a mount that would claim *here*."""
+    """The claims of other mounts in the sidecars of *opened*, for a mount that claims *here*."""
     images = (one for one in opened if isinstance(one, Image))
     claims = (image.found_claim(here) for image in images)
     return [one for one in claims if one is not None and one.claim.mount != here.mount]
@@ -34,10 +34,10 @@ def found_claims(opened: Iterable[Opened], here: Claim) -> list[FoundClaim]:
 def require_free(
     found: Sequence[FoundClaim], *, takeover: bool, how: str = MOUNT
 ) -> list[FoundClaim]:
-    """Those of the mounts that left these claims that are taken over from, and may be at work.
+    """The claims of *found* that are taken over, whose mounts may be at work.
 
-    *how* says to people what *takeover* is. Raises `UserError`, naming who has the set open and
-    what to do, if there is one without *takeover*.
+    *how* tells a user how to take over. Raises `UserError`, naming the mount that has the set open
+    and what to do, if there is such a claim without *takeover*.
     """
     held = in_the_way(found)
     if held and not takeover:
@@ -46,7 +46,7 @@ def require_free(
 
 
 def claim_beside(path: str) -> Claim | None:
-    """The claim in the sidecar of the image at *path*; None: there is none that can be read."""
+    """The claim in the sidecar of the image at *path*; None if no claim can be read."""
     try:
         fd = os.open(path_for(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -60,7 +60,7 @@ def claim_beside(path: str) -> Claim | None:
 
 
 def refuse_claimed(path: str) -> None:
-    """Raise `UserError` if another mount has the image at *path* open, by its sidecar."""
+    """Raise `UserError` if the sidecar says that another mount has the image at *path* open."""
     claim = claim_beside(path)
     if claim is not None:
         known = claim_state(claim, claim_of_this_mount(), runs)
@@ -69,15 +69,15 @@ def refuse_claimed(path: str) -> None:
 
 
 def claim_all(images: Iterable[Image], tenure: Tenure) -> None:
-    """Leave this mount's claim in the sidecars, which are ours to write.
+    """Write this mount's claim to the sidecars, which are open for writing.
 
-    One that cannot be written to is left to be found out by what needs it. Raises `UserError` if
+    A sidecar that cannot be written is skipped; its first use will tell. Raises `UserError` if
     another mount comes between.
     """
     mine = tenure.mine
     assert mine is not None
     images = list(images)
-    require_ours(images, tenure)  # it takes a while to decide what to mount
+    require_ours(images, tenure)  # deciding what to mount took a while
     signed = []
     for image in images:
         if image.sidecar_fd is not None:
@@ -99,7 +99,7 @@ def require_ours(images: Iterable[Image], tenure: Tenure) -> None:
 
 
 def release_all(images: Iterable[Image], mine: Claim) -> None:
-    """Take our claim back, wherever it is still there."""
+    """Release the claim *mine* in every sidecar that still has it."""
     for image in images:
         if image.sidecar_fd is None:
             continue
@@ -110,7 +110,7 @@ def release_all(images: Iterable[Image], mine: Claim) -> None:
 
 
 def wait_until_noticed(held: Sequence[FoundClaim]) -> None:
-    """Give mounts that were taken over from, and are at work all the same, the time to notice."""
+    """Give mounts that were taken over from, but are still at work, the time to notice."""
     log.warning(
         "taking over from %s: waiting for %g s, should it be at work all the same",
         " and ".join(sorted({str(one.claim) for one in held})),
@@ -120,7 +120,7 @@ def wait_until_noticed(held: Sequence[FoundClaim]) -> None:
 
 
 def look_again(opened: Iterable[Opened]) -> list[Opened]:
-    """What is there now, of files that another mount may have written to since they were opened.
+    """Read again images and sidecars that another mount may have written since they were opened.
 
     Raises `UserError` if a sidecar cannot be read any more.
     """
@@ -133,7 +133,7 @@ def look_again(opened: Iterable[Opened]) -> list[Opened]:
 def _look_at(image: Image) -> Image:
     if image.sidecar_fd is None or image.sidecar is None:
         return image
-    os.posix_fadvise(image.sidecar_fd, 0, 0, os.POSIX_FADV_DONTNEED)  # as it was found is cached
+    os.posix_fadvise(image.sidecar_fd, 0, 0, os.POSIX_FADV_DONTNEED)  # the cache has it as found
     identity = lasting_identity(image.fd)
     sidecar = read_sidecar(image.sidecar_fd)
     return replace(image, identity=identity, size=identity.size, sidecar=sidecar)

@@ -29,29 +29,29 @@ from quorumfs.replica.storage import (
 from quorumfs.replica.workers import Workers
 
 _ONCE = frozenset({Kind.SYNC, Kind.SEAL, Kind.CLOSE})
-"""What is never tried again: the kernel tells whatever error a lost page had, once; and it closes
-even with an error, so that the number may be another file's by then."""
+"""Operations never tried again: the kernel reports the error of a lost page once, and closes a
+file even with an error, so that the number may be another file's by then."""
 
 _TELLING = CHANGES | {Kind.SYNC}
-"""What may fail because of an earlier write."""
+"""Operations that may fail because of an earlier write."""
 
 CHEAP_MAX = 64 << 10
-"""Bytes that are rather copied in the trio thread than handed to another one."""
+"""Bytes that are copied in the trio thread rather than handed to another thread."""
 
 CACHE_PROBES = 64
-"""After a read of what was not cached, so many have to be of what is before it is expected."""
+"""Cached reads in a row, after a read that was not, before reads are taken for cached unasked."""
 
 PAUSES_S = tuple(0.001 * 2**n for n in range(10))
 """How long (seconds) to wait before an operation that got EAGAIN is tried again; 1 s in all."""
 
 
 def _waits() -> int:
-    """How often this thread has waited for something else than a processor."""
+    """How often this thread has waited for anything but a processor."""
     return getrusage(RUSAGE_THREAD).ru_nvcsw
 
 
 class _Copying(Operation):
-    """A `Kind.COPY` from a file to another one."""
+    """A `Kind.COPY` from one file to another."""
 
     __slots__ = ("source",)
 
@@ -63,8 +63,8 @@ class _Copying(Operation):
 class FileStorage:
     """A regular file, read and written by the replica's own threads.
 
-    What is asked to be done *now* is done in the calling thread, if the file is on a file system of
-    this host and has been prompt. Must be made inside `trio.run`.
+    `read_now` and `write_now` run in the calling thread, if the file is on a file system of this
+    host and has been prompt. Must be made inside `trio.run`.
     """
 
     def __init__(
@@ -78,34 +78,34 @@ class FileStorage:
     ) -> None:
         """Take over the open *fd* of an image of *size* bytes; *name* is for thread names.
 
-        *locality*: where its file system has its data.
+        *locality*: where the file system has its data.
         *inline*: whether anything may be done in the calling thread at all.
         """
         self.local = locality is not Locality.ELSEWHERE
-        """Whether its answers depend on this host alone."""
+        """Whether answers depend on this host alone."""
         self.inline_gate = InlineGate()
         self._file = RegularFile(fd, size)
         self._puncher = Puncher(self._file)
         self._workers = Workers(name, self._perform_in_thread)
         self._identity = os.fstat(fd) if self.local else None
-        """By which it is told from others; elsewhere numbers of files may change."""
+        """Tells the file from others; None elsewhere, where inode numbers may change."""
         self._inline = inline and self.local
         self._in_memory = inline and locality is Locality.MEMORY
         self._cache_answers = self._inline and answers_from_cache(fd)
         self._cache_probes = CACHE_PROBES
-        """Reads for which to ask beforehand if they are cached."""
+        """Reads left that first ask whether they are cached."""
         self._lost: OSError | None = None
-        """Of a write that failed here and now: the kernel may not tell it again."""
+        """The error of a `write_now` that failed; the kernel may not report it again."""
         self._lent = 0
-        """How many copy from it."""
+        """How many copies from the file are under way."""
         self._closed = False
         self._closing: tuple[Operation, Done] | None = None
-        """What waits until nobody copies from it."""
+        """The close that waits until no copy from the file is under way."""
 
     def astray(self, path: str) -> str | None:
-        """Why *path* does not lead to this file; None if it does, or that cannot be told.
+        """Why *path* does not lead to this file; None if it does, or that is unknown.
 
-        Asks the file system of the path, which may take long.
+        Asks the file system of *path*, which may take long.
         """
         try:
             status = os.stat(path)
@@ -118,7 +118,7 @@ class FileStorage:
         return None
 
     def usage(self) -> Usage | None:
-        """How much it takes of its file system, and what is left; None if that cannot be told.
+        """How much the file takes of its file system, and how much is left; None if unknown.
 
         Asks the file system, which may take long.
         """
@@ -130,17 +130,17 @@ class FileStorage:
 
     @property
     def descriptor(self) -> int:
-        """What the file is open as."""
+        """The open file descriptor."""
         return self._file.fd
 
     @property
     def device(self) -> int | None:
-        """The device of its file system (``st_dev``), if that is one of this host."""
+        """The device of the file system (``st_dev``), if that is one of this host."""
         return None if self._identity is None else self._identity.st_dev
 
     @property
     def returned(self) -> list[Operation]:
-        """What threads have done, and nobody has heard of yet."""
+        """Operations that a thread has done, and that are not delivered yet."""
         return self._workers.returned
 
     # Here and now
@@ -152,7 +152,7 @@ class FileStorage:
             inline_gate.look_again(perf_counter_ns())
         workers = self._workers
         if workers.in_flight and perf_counter_ns() - workers.progress_at > TOO_LONG_NS:
-            return False  # a thread waits long for it: so might we
+            return False  # a thread has waited long, so this thread might, too
         return self._inline and inline_gate.trusted
 
     def read_now(self, offset: int, length: int) -> Bytes | None:
@@ -161,8 +161,8 @@ class FileStorage:
         if not self._cache_answers and not self._in_memory:
             return None
         if self._cache_probes and self._cache_answers:
-            # A read of what is not cached begins to read ahead, even with RWF_NOWAIT: that may
-            # have to wait for the file system's own data, which tells where the file's is.
+            # A read that is not cached starts to read ahead, even with RWF_NOWAIT, and may wait
+            # for the file system's metadata.
             self._cache_probes -= 1
             if not is_cached(file.fd, offset, length):
                 self._cache_probes = CACHE_PROBES
@@ -192,12 +192,12 @@ class FileStorage:
         began = perf_counter_ns()
         written = 0
         try:
-            # Not fstat, which takes three times as long; what that is better for is never local.
+            # Not fstat: it takes three times as long, and is better only where files are remote.
             if os.lseek(file.fd, 0, os.SEEK_END) < file.size:
                 return NOTHING
             written = os.pwrite(file.fd, data, offset)
         except BlockingIOError:
-            pass  # a thread can wait until it goes
+            pass  # a thread can wait
         except OSError as error:
             self._lost = error
         if perf_counter_ns() - began > PROMPT_NS:
@@ -215,7 +215,7 @@ class FileStorage:
 
     def submit(self, operation: Operation, done: Done) -> None:
         if (
-            self._in_memory  # no device can hang that nobody has waited for
+            self._in_memory  # there is no device that could hang
             and operation.kind is Kind.WRITE
             and operation.length <= CHEAP_MAX
             and self.may_inline
@@ -224,13 +224,13 @@ class FileStorage:
             done(operation, 0, None)
             return
         if self._lost is not None and operation.kind in _TELLING:
-            # The same write as a rule. It is not tried again: where writes are synchronous the
-            # error may be that of an earlier one, told once, and what that wrote is lost.
+            # As a rule this is the same write. It is not tried again: where writes are synchronous
+            # the error may be that of an earlier write, reported once, whose data is lost.
             error, self._lost = self._lost, None
             done(operation, 0, error)
             return
         if operation.kind is Kind.SYNC and self._in_memory:
-            done(operation, 0, None)  # there is no medium that it could be made durable on
+            done(operation, 0, None)  # there is no medium
             return
         if (value := self._cheaply(operation)) is not None:
             done(operation, value, None)
@@ -246,9 +246,9 @@ class FileStorage:
         self._workers.hand_over(operation, done)
 
     def _copy(self, operation: Operation, source: "FileStorage", done: Done) -> None:
-        """Have a thread copy from *source*, which stays open until that has returned."""
+        """Have a thread copy from *source*, which stays open until the copy has returned."""
         if not source.lend():
-            done(operation, 0, None)  # who reads it the usual way finds out more
+            done(operation, 0, None)  # an ordinary read of *source* finds out more
             return
 
         def given_back(operation: Operation, value: Value, error: OSError | None) -> None:
@@ -258,13 +258,13 @@ class FileStorage:
         self._workers.hand_over(operation, given_back)
 
     def _cheaply(self, operation: Operation) -> Value | None:
-        """The answer, if it is there sooner than a thread would be told."""
+        """The answer, if it takes less time than telling a thread."""
         if operation.kind is Kind.READ and operation.length <= CHEAP_MAX and self.may_inline:
-            # It is another replica that has to be waited for.
+            # The request waits for another replica.
             data = self.read_now(operation.offset, operation.length)
             return None if data is None else bytes(data)
         if operation.kind is Kind.STAT and self.may_inline:
-            # The kernel asks anew after every write, before a read that is not direct.
+            # After every write, the kernel asks for it before a read that is not direct.
             with suppress(OSError):
                 return self._file.status()
         return None
@@ -275,12 +275,12 @@ class FileStorage:
         return _Copying(source, offset, length)
 
     def lend(self) -> bool:
-        """Stay open for who copies from it, until `give_back`; False if it is being closed."""
+        """Stay open for a copy from the file, until `give_back`; False if the file is closing."""
         self._lent += not self._closed
         return not self._closed
 
     def give_back(self) -> None:
-        """Note that one who copied from it needs it no longer."""
+        """Note that a copy from the file has ended."""
         self._lent -= 1
         if self._closing is not None and not self._lent:
             closing, self._closing = self._closing, None
@@ -297,7 +297,7 @@ class FileStorage:
         return value
 
     def _insist(self, operation: Operation) -> Value:
-        """Perform it, again and again for a while if its file system puts it off with EAGAIN."""
+        """Perform *operation*, again for a while if the file system puts it off with EAGAIN."""
         for pause_s in () if operation.kind in _ONCE else PAUSES_S:
             try:
                 return self._perform(operation)

@@ -1,4 +1,4 @@
-"""What kind of file system a file is on, as far as it matters how long its answers may take."""
+"""The kinds of file systems, as far as they tell how long an answer may take."""
 
 import ctypes
 import logging
@@ -26,7 +26,7 @@ _LOCAL = frozenset(
         0x2011BAB0,  # exFAT
     }
 )
-"""Those whose data is on this host's own storage (``statfs(2)``, ``linux/magic.h``)."""
+"""File systems with their data on this host's own storage (``statfs(2)``, ``linux/magic.h``)."""
 
 _IN_MEMORY = frozenset({0x01021994, 0x858458F6})  # tmpfs, ramfs
 
@@ -34,7 +34,7 @@ _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _STATX_MNT_ID_UNIQUE = 0x4000
 _STX_MNT_ID = 0x90
-"""Where ``struct statx`` of ``statx(2)`` has it; bytes."""
+"""The place of the mount id in ``struct statx`` of ``statx(2)``; bytes."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,12 +47,11 @@ class Locality(Enum):
     HERE = "here"
     """On this host's own storage."""
     ELSEWHERE = "elsewhere"
-    """Network file systems, FUSE, and what is not known here: their answers depend on others, and
-    may not come."""
+    """On a network, on FUSE, or unknown: answers depend on others, and may not come."""
 
 
 def locality(fd: int) -> Locality:
-    """Where the file *fd* has its data. Asks its file system, which may take long."""
+    """Where the file *fd* has its data. Asks the file system, which may take long."""
     kind = _type(fd)
     if kind in _IN_MEMORY:
         return Locality.MEMORY
@@ -65,9 +64,9 @@ def is_fuse(file: int | str) -> bool:
 
 
 def mount_instance(file: int | str) -> int:
-    """Which mount a file, open or by its path, is in, as a number of 64 bits; 0: unknown.
+    """The mount that a file, open or by its path, is in, as a 64-bit number; 0: unknown.
 
-    What is mounted anew has another one, be it the same file system. It takes Linux 6.8 to tell.
+    A file system that is mounted anew gets another number. Unknown before Linux 6.8.
     """
     buffer = ctypes.create_string_buffer(256)
     fd, path = (file, b"") if isinstance(file, int) else (_AT_FDCWD, os.fsencode(file))
@@ -82,7 +81,7 @@ def mount_instance(file: int | str) -> int:
 
 
 def _type(file: int | str) -> int | None:
-    """``f_type`` of ``statfs(2)``, its first member: of the size of a machine word."""
+    """``f_type``, the first member of ``struct statfs``, of the size of a machine word."""
     buffer = ctypes.create_string_buffer(256)
     if isinstance(file, int):
         failed = _libc.fstatfs(file, buffer)
@@ -94,10 +93,10 @@ def _type(file: int | str) -> int | None:
 
 
 def close(fd: int, path: str) -> None:
-    """Close *fd*, which is *path*, whatever error that gives: it is logged.
+    """Close *fd*, the file at *path*; an error is logged, and the kernel closes all the same.
 
-    The kernel closes even then. A network file system tells so of what it still had to write; what
-    a sync before made durable is not concerned, and where there was none, call os.close. May hang.
+    An error is about data that a network file system still had to write, not about data synced
+    before; for a file that was not synced, call `os.close`. May hang.
     """
     try:
         os.close(fd)

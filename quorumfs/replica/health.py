@@ -1,4 +1,4 @@
-"""What one replica has done since it was mounted, and what of it went wrong."""
+"""Counters and failures of one replica since the mount."""
 
 import errno
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ from typing import NamedTuple
 from quorumfs.replica.storage import CHANGES, Kind, Operation, TruncatedError
 
 _GONE = frozenset({errno.ENOTCONN, errno.ESTALE, errno.ENODEV})
-"""What a file answers whose file system is there no more, even if another took its place."""
+"""Errors of a file whose file system is gone, even if another took its place."""
 
 
 class Sort(Enum):
-    """Operations of which one that succeeds shows that a failed one is a matter of the past."""
+    """Sorts of operations: a success ends an earlier failure of the same sort."""
 
     READ = "read"
     WRITE = "write"
     FLUSH = "flush"
     SIDECAR = "sidecar"
-    """Whatever its record needs; until that is durable again."""
+    """All operations on the sidecar: a sync of the record ends a failure."""
 
 
 _SORTS = {Kind.READ: Sort.READ, Kind.SYNC: Sort.FLUSH} | dict.fromkeys(CHANGES, Sort.WRITE)
@@ -30,16 +30,16 @@ class Failure(NamedTuple):
     sort: Sort
     errno: int
     text: str
-    """The same for a reader."""
+    """The error in words."""
     at: float
-    """When, by trio's clock (seconds)."""
+    """The time of the failure, by trio's clock (seconds)."""
     successes: int
-    """How many of this sort had succeeded until then."""
+    """How many operations of this sort had succeeded before the failure."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """What was done on one replica's image since it was mounted; bytes, or operations."""
+    """Counts of one replica's image since the mount; bytes, or operations."""
 
     reads: int = 0
     writes: int = 0
@@ -52,11 +52,11 @@ class Counters:
     write_errors: int = 0
     flush_errors: int = 0
     mismatches: int = 0
-    """Reads in which it held other data than the winner."""
+    """Reads in which the replica held other data than the winner."""
     timeouts: int = 0
 
     def successes(self, sort: Sort) -> int:
-        """How many operations of a sort succeeded; those on the sidecar are not counted."""
+        """How many operations of *sort* succeeded; the sidecar's are not counted."""
         if sort is Sort.READ:
             return self.reads - self.read_errors
         if sort is Sort.WRITE:
@@ -86,33 +86,33 @@ class Counters:
 
 
 class Health:
-    """How the files of one replica do, by what its operations came to."""
+    """The health of one replica's files, by the outcomes of operations."""
 
     def __init__(self) -> None:
         self.counters = Counters()
         self.dead = False
-        """Its file system was gone, the last time that it was asked."""
+        """The file system was gone at its last answer."""
         self.truncated_to: int | None = None
-        """How long (bytes) its image was when it was last found to be too short."""
+        """The length (bytes) of the image when last found to be too short."""
         self._failures: dict[Sort, Failure] = {}
 
     @property
     def failures(self) -> list[Failure]:
-        """The last one of each sort."""
+        """The last failure of each sort."""
         return list(self._failures.values())
 
     def overcome(self, failure: Failure) -> bool:
-        """Whether something of the same sort was done since."""
+        """Whether an operation of the same sort has succeeded since *failure*."""
         return failure.successes != self.counters.successes(failure.sort)
 
     def opened(self) -> None:
-        """Note that other files are in use: those that failed may be gone."""
+        """Forget failures, because other files are in use now."""
         self.dead = False
         self.truncated_to = None
         self._failures.clear()
 
     def answered(self, error: OSError | None) -> None:
-        """Note that its file system has answered, with *error* or without."""
+        """Note that the file system has answered, with *error* or without."""
         self.dead = error is not None and error.errno in _GONE
 
     def failed(self, operation: Operation, error: OSError, now: float, *, to_sidecar: bool) -> None:
@@ -123,7 +123,7 @@ class Health:
             return
         sort = Sort.SIDECAR if to_sidecar else _SORTS.get(operation.kind)
         if sort is not None:
-            # Not the error itself, which holds on to the stack it was raised in, and to its data.
+            # Not the error itself, which keeps the stack of its raise, and the data there, alive.
             text, successes = error.strerror or str(error), self.counters.successes(sort)
             self._failures[sort] = Failure(sort, error.errno or errno.EIO, text, now, successes)
 

@@ -1,8 +1,8 @@
-"""QEMU's locks on an image file, so that QEMU and we keep off each other's images.
+"""QEMU's locks on an image file: QEMU and quorumfs keep off each other's images.
 
 QEMU (``block/file-posix.c``) takes *shared* OFD locks on single bytes: byte 100+i says "I use
 permission i", byte 200+i says "I do not let others use permission i". To start, a process takes
-its own bytes and then tests, as if for an exclusive lock, that nobody holds the opposite ones.
+its own bytes and then tests, as if for an exclusive lock, that no other holds the opposite bytes.
 """
 
 import errno
@@ -18,15 +18,15 @@ _CONSISTENT_READ, _WRITE, _RESIZE = 0, 1, 3  # the numbers of QEMU's BLK_PERM_* 
 
 
 class ImageLockedError(Exception):
-    """Somebody else uses the image in a way that excludes ours."""
+    """Another process uses the image in a way that excludes this mount."""
 
 
 def lock_image(fd: int, *, read_only: bool) -> bool:
-    """Take QEMU's locks on the open image *fd*, for as long as it stays open.
+    """Take QEMU's locks on the open image *fd*, for as long as *fd* stays open.
 
-    A writer uses reading, writing and resizing and lets nobody else write or resize; a reader
-    uses reading alone. Returns False where the file system has no such locks.
-    Raises `ImageLockedError` if somebody excludes us or we would have to exclude them.
+    A writer uses reading, writing and resizing; a reader uses reading alone. Both exclude other
+    writers. Returns False where the file system has no such locks.
+    Raises `ImageLockedError` if another process excludes this use, or would have to be excluded.
     """
     used = [_CONSISTENT_READ] if read_only else [_CONSISTENT_READ, _WRITE, _RESIZE]
     unshared = [_WRITE, _RESIZE]
@@ -44,7 +44,7 @@ def lock_image(fd: int, *, read_only: bool) -> bool:
 
 
 def holders(fd: int) -> list[tuple[int, str]]:
-    """The processes, ourselves apart, that hold OFD locks on the file open at *fd*.
+    """The other processes that hold OFD locks on the file open at *fd*.
 
     Pairs of process id and name. OFD locks belong to no process, so the kernel cannot name the
     holder; but each descriptor's entry under ``/proc`` lists the locks taken through it. Other
@@ -54,7 +54,7 @@ def holders(fd: int) -> list[tuple[int, str]]:
     inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino} "
     found = []
     for pid in _processes():
-        with suppress(OSError):  # gone meanwhile, or not ours to see
+        with suppress(OSError):  # gone meanwhile, or another user's
             for entry in os.listdir(f"/proc/{pid}/fdinfo"):
                 with open(f"/proc/{pid}/fdinfo/{entry}", encoding="ascii") as info:
                     text = info.read()

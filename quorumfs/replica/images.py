@@ -1,4 +1,4 @@
-"""Opening the replicas' files, and every refusal that can be had before mounting."""
+"""Opening the replicas' files, and every refusal that is possible before mounting."""
 
 import fcntl
 import logging
@@ -44,9 +44,9 @@ class Image:
     """One replica's files, open, checked and locked."""
 
     path: str
-    """As the user gave it, made absolute."""
+    """The path that the user gave, made absolute."""
     real_path: str
-    """The same without symbolic links, as it was opened: its sidecar is beside it."""
+    """The path without symbolic links, as opened; the sidecar lies beside it."""
     fd: int
     size: int
     """Bytes."""
@@ -54,26 +54,26 @@ class Image:
     file: tuple[int, int]
     """Device and inode number: the same for every path to the same file."""
     identity: Identity
-    """By which a later mount knows whether it was changed."""
+    """Tells a later mount whether the image was changed."""
     locality: Locality
     sidecar_fd: int | None = None
     sidecar: Sidecar | None = None
     sidecar_locality: Locality = Locality.ELSEWHERE
-    """Not that of the image where the image is a mount point itself."""
+    """Differs from `locality` where the image is a mount point itself."""
     claim: Claim | None = None
-    """Who had the set open last, by its sidecar."""
+    """The claim of the mount that had the set open last, from the sidecar."""
     problem: str | None = None
-    """Why its sidecar cannot be read."""
+    """Why the sidecar cannot be read."""
     instance: int | None = None
     """As in `Found`."""
 
     @property
     def found(self) -> Found:
-        """What assembly is to know of it."""
+        """The facts that assembly decides on."""
         return Found(self.path, self.identity, self.sidecar, self.problem, self.instance)
 
     def found_claim(self, here: Claim) -> FoundClaim | None:
-        """The claim in its sidecar, for a mount that would claim *here*; None: there is none."""
+        """The claim in the sidecar, for a mount that claims *here*; None if there is none."""
         if self.claim is None or self.sidecar_fd is None:
             return None
         local = self.sidecar_locality is not Locality.ELSEWHERE
@@ -81,7 +81,7 @@ class Image:
         return FoundClaim(self.path, self.claim, claim_state(self.claim, here, runs, locked))
 
     def close(self) -> None:
-        """Give the descriptors back, and with them the locks; may hang."""
+        """Close the descriptors, and so drop the locks; may hang."""
         close(self.fd, self.path)
         if self.sidecar_fd is not None:
             close(self.sidecar_fd, path_for(self.real_path))
@@ -92,7 +92,7 @@ class Unanswered(Found):
     """A replica whose file system did not answer in time."""
 
     opening: Answer[Image] | None = None
-    """The attempt, which goes on: what it opens late is closed."""
+    """The attempt, which goes on; files that it opens late are closed."""
 
 
 def open_images(
@@ -127,12 +127,12 @@ def open_set(
     sidecars: bool = True,
     patience_s: float = PATIENCE_S,
 ) -> list[Image | Found]:
-    """Open, check and lock what there is at *paths*; `Found` for a file that cannot be opened.
+    """Open, check and lock the files at *paths*; `Found` for a file that cannot be opened.
 
-    All of it is given up together after *patience_s* seconds. The caller owns the images. Raises
-    `UserError` for what can never be a replica: not a regular file, an empty one of no set, the
-    same file twice, in use by somebody else, inside *mountpoint*. Without *sidecars* none is
-    opened, and to write to an image that has one is refused.
+    All are given up together after *patience_s* seconds. The caller owns the images. Raises
+    `UserError` for a path that can never be a replica: no regular file, an empty file of no set,
+    the same file twice, a file in use by another process, or inside *mountpoint*. Without
+    *sidecars* no sidecar is opened, and an image that has a sidecar is refused for writing.
     """
     absolute = list(map(os.path.abspath, paths))
     files = _Files(absolute)
@@ -170,7 +170,7 @@ def open_set(
 
 
 def close_all(opened: Sequence[Image | Found], patience_s: float = PATIENCE_S) -> None:
-    """Close all images, those whose file systems do not answer for *patience_s* seconds later."""
+    """Close all images; those that do not answer for *patience_s* seconds are closed later."""
     ask_all({one.path: one.close for one in opened if isinstance(one, Image)}, patience_s)
 
 
@@ -179,9 +179,7 @@ class _SameFileError(UserError):
 
 
 class _Files:
-    """Which file each path led to, asked by threads: before a file is locked, for two locks on it
-    would exclude each other.
-    """
+    """The file of each path, noted by threads before they lock it: two locks exclude each other."""
 
     def __init__(self, paths: Sequence[str]) -> None:
         self._paths = paths
@@ -222,7 +220,7 @@ def _open_whole(
 
 
 def _inside(path: str, mountpoint: str) -> bool:
-    """Whether the mount would hide the file, or the symbolic link by which it is given."""
+    """Whether the mount would hide the file at *path*, or *path* itself, a symbolic link."""
     link = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     below = mountpoint.rstrip("/") + "/"
     return any(place.startswith(below) for place in (link, os.path.realpath(path)))
@@ -231,9 +229,9 @@ def _inside(path: str, mountpoint: str) -> bool:
 def _open(path: str, *, read_only: bool) -> Image:
     given = os.stat(path)
     _require_regular(path, given)
-    # Once: a link that is changed later must not part the image from its sidecar.
+    # Resolved once: a link that is changed later must not part the image from its sidecar.
     real_path = os.path.realpath(path, strict=True)
-    # Not blocking: between the look and the opening it may have become a FIFO.
+    # Not blocking: the file may have become a FIFO since the stat.
     access = os.O_RDONLY if read_only else os.O_RDWR
     fd = os.open(real_path, access | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -252,25 +250,25 @@ def _open(path: str, *, read_only: bool) -> Image:
 
 
 def lasting_identity(file: int | str) -> Identity:
-    """What of an image, open or by its path, outlasts a mount of its file system."""
+    """The identity of an image, open or by path, as far as it outlasts a mount of its store."""
     identity = identity_of(os.stat(file))
-    if is_fuse(file):  # many number their files anew at each mount
+    if is_fuse(file):  # many FUSE file systems number files anew at each mount
         return replace(identity, inode=0, ctime_ns=0)
     return identity
 
 
 def passing_identity(image: int | str, sidecar: int | str) -> int | None:
-    """What an image is known by while its mount lasts, where its sidecar cannot vouch for it.
+    """The `mount_instance` of an image whose sidecar cannot vouch for it; else None.
 
-    Both open, or by their paths. None: both are on one file system, with lasting inode numbers.
-    Else `mount_instance`.
+    *image* and *sidecar* are open, or paths. A sidecar can vouch for an image on the same file
+    system, with lasting inode numbers.
     """
     apart = os.stat(image).st_dev != os.stat(sidecar).st_dev
     return mount_instance(image) if apart or is_fuse(image) else None
 
 
 def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
-    """The same image with its sidecar, if it has one; *stack* gets what is to be closed."""
+    """*image* with its sidecar, if there is one; *stack* gets the descriptor to close."""
     place = path_for(image.real_path)
     try:
         fd = open_sidecar(image.real_path, read_only=read_only)
@@ -294,12 +292,12 @@ def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
     except FormatError as error:
         return replace(image, problem=str(error))
     except OSError as error:
-        # Nothing is known of it yet: it is away, and looked at again, like one without an image.
+        # The sidecar is unknown: the replica is away, and looked at again, as without its image.
         raise OSError(error.errno, f"{place}: {error.strerror}") from None
 
 
 def _refuse_member(image: Image) -> None:
-    """Refuse to write to an image without the sidecar that it has."""
+    """Refuse an image that has a sidecar, if the mount would write without it."""
     place = path_for(image.real_path)
     if os.path.lexists(place):
         raise UserError(
@@ -311,7 +309,7 @@ def _refuse_member(image: Image) -> None:
 
 
 def _refuse_empty(image: Image) -> None:
-    """Refuse what has no size to go by; a member of a set was cut off, and only that one is out."""
+    """Refuse an empty image of no set; an empty image of a set was truncated, and is ejected."""
     member = image.sidecar_fd is not None or image.problem is not None
     if image.size == 0 and not member:
         raise UserError(f"{image.path} is empty: a replica must have the size of the disk")

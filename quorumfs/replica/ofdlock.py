@@ -1,7 +1,7 @@
-"""Open file description locks: held by a descriptor, dropped by the kernel when it closes.
+"""Open file description locks: held by a descriptor, dropped by the kernel at its close.
 
-However a process ends, its locks end with it; and unlike the classic ones, these are not lost
-when some other part of the process opens and closes the same file.
+Locks end with their process, however it ends. Unlike classic locks, they are not lost when another
+part of the process opens and closes the same file.
 """
 
 import errno
@@ -13,7 +13,7 @@ _FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, pid
 
 
 def try_lock(fd: int, start: int, length: int, *, exclusive: bool) -> bool:
-    """Lock bytes of the file open at *fd*, to its end if *length* is 0; False if others hold them.
+    """Lock bytes of the open file *fd*, to the end if *length* is 0; False if others hold them.
 
     Raises `OSError` where the file system has no such locks.
     """

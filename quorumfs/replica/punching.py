@@ -1,4 +1,4 @@
-"""Making zeros, and holes, of ranges of a file, and reserving space, as its file system can."""
+"""Zeros, holes, and reserved space in ranges of a file, as far as the file system can."""
 
 import ctypes
 import errno
@@ -16,13 +16,13 @@ _FALLOCATE_MODES = {
     Kind.ZERO: (_ZERO_RANGE, _PUNCH_HOLE),
     Kind.ALLOCATE: (0,),
 }
-"""What to try, in this order, before zeros are written."""
+"""Modes of fallocate to try, in this order, before zeros are written."""
 
 _ZEROS = bytes(1 << 20)
 
 _WRITTEN_MAX = 64 << 20
-"""Bytes of zeros that are written at a time where no hole can be made: more could take longer than
-a replica has time for. Only a file system that could once punch is asked for more."""
+"""Bytes of zeros written at a time where no hole can be made: more could exceed the replica
+timeout. Only a file system that could punch before is asked for more."""
 
 _libc = ctypes.CDLL(None, use_errno=True)  # the os module has no fallocate with modes
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -31,20 +31,20 @@ _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 class Puncher:
     """Makes zeros of ranges of one file, and learns how far to go at a time.
 
-    Its methods may wait, and raise `OSError`.
+    The methods may wait, and raise `OSError`.
     """
 
     def __init__(self, file: RegularFile) -> None:
         self._file = file
         self._modes_missing: set[int] = set()
-        """Modes of fallocate that this file system has been found not to have."""
+        """Modes of fallocate that the file system was found to lack."""
         self._reach = Reach()
         self._measured = (0, 0, 0)
-        """Of the last reach: where it begins and ends, and how much in it is data (bytes)."""
+        """Start, end, and bytes of data of the last reach."""
         self._known_data = (0, 0)
-        """Where it last found data in one piece (bytes). To find the end again for each reach takes
-        a file system as long as all that is left of it is long; what is a hole by now costs only
-        that the reach is shorter than it could be."""
+        """Start and end (bytes) of the last piece of data found. A file system takes longer to find
+        the end of a long piece, so the end is not sought for each reach. If part of the piece has
+        become a hole, the reach is only shorter than possible."""
 
     def make_zeros(self, kind: Kind, offset: int, length: int) -> None:
         """Make zeros of a range, in the way of `Kind.DISCARD` or `Kind.ZERO`."""
@@ -60,12 +60,12 @@ class Puncher:
         self._reach.took(length, data if exactly else 0, perf_counter_ns() - began)
 
     def allocate(self, offset: int, length: int) -> None:
-        """Reserve space for what is a hole in a range, where the file system can."""
+        """Reserve space for the holes of a range, where the file system can."""
         self._file.refuse_if_truncated()
         self._fallocate(Kind.ALLOCATE, offset, length)
 
     def find_reach(self, offset: int, length: int) -> int:
-        """How far zeros are to be made at one go: at most `_WRITTEN_MAX` where they are written."""
+        """Where to stop making zeros at one go; `_WRITTEN_MAX` bounds zeros that are written."""
         end, room = offset + min(length, self._reach.length), self._reach.data
         if _PUNCH_HOLE in self._modes_missing:
             end = min(end, offset + min(room, _WRITTEN_MAX))
@@ -82,14 +82,14 @@ class Puncher:
             at = min(stop, start + room - data, end)
             if start < end:  # a piece of data costs something, however short it is
                 data += max(at - start, LEAST)
-        if at < offset + length:  # a part of a block would keep its space
+        if at < offset + length:  # part of a block would keep its space
             at = max(at - at % LEAST, offset - offset % LEAST + LEAST)
         at = min(at, offset + length)
         self._measured = (offset, at, data)
         return at
 
     def _fallocate(self, kind: Kind, offset: int, length: int) -> bool:
-        """Whether the file system could do it; raises `OSError` if it failed."""
+        """Whether the file system has a mode for *kind*; raises `OSError` if the mode failed."""
         for mode in _FALLOCATE_MODES[kind]:
             if mode in self._modes_missing:
                 continue

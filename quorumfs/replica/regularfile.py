@@ -1,4 +1,4 @@
-"""A regular file, and the system calls on it. All of them may wait, so they belong in threads."""
+"""A regular file, and the system calls on it, which may wait and so belong in threads."""
 
 import errno
 import os
@@ -11,15 +11,15 @@ _COPY_BUFFER = 256 << 10
 
 
 class RegularFile:
-    """An open image, or sidecar, of *size* bytes. Its methods raise `OSError`."""
+    """An open image, or sidecar, of *size* bytes. The methods raise `OSError`."""
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
         self.size = size
-        """Bytes that it must have: a shorter one was truncated."""
+        """Bytes that the file must have; a shorter file was truncated."""
 
     def status(self) -> FileStatus:
-        """What a stat tells."""
+        """The result of a stat."""
         status = os.fstat(self.fd)
         return FileStatus(status.st_blocks, identity_of(status))
 
@@ -34,10 +34,10 @@ class RegularFile:
         return data
 
     def refuse_if_truncated(self) -> None:
-        """Raise `TruncatedError` if it has become shorter.
+        """Raise `TruncatedError` if the file has become shorter.
 
-        A write behind the end of a truncated file would make it long again, with a hole of zeros
-        where data was; and what is behind the end is no hole.
+        A write behind the end of a truncated file would make the file long again, with a hole of
+        zeros where data was. Nor may bytes behind the end be taken for a hole.
         """
         # Not by seeking to the end, which waits for writes in flight on a FUSE file system.
         size = os.fstat(self.fd).st_size
@@ -54,9 +54,9 @@ class RegularFile:
             written += more
 
     def copy_from(self, source: int, offset: int, length: int) -> int:
-        """Write what the descriptor *source* holds of a range; returns the bytes copied.
+        """Write a range of the descriptor *source* to the file; returns the bytes copied.
 
-        These are fewer where it cannot be read; raised is only what writing raises.
+        Fewer bytes are copied where *source* cannot be read; only errors of writing are raised.
 
         Not with copy_file_range: some file systems would have both images share the blocks, and
         one bad block would be the end of both. Between file systems, where replicas should be, it
@@ -68,7 +68,7 @@ class RegularFile:
             try:
                 read = os.preadv(source, [buffer[: length - copied]], offset + copied)
             except OSError:
-                break  # who reads it the usual way finds out more
+                break  # an ordinary read of *source* finds out more
             if not read:
                 break
             self.refuse_if_truncated()
@@ -92,6 +92,6 @@ class RegularFile:
             if error.errno == errno.ENXIO:
                 return self.size
             if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-                return if_unknown  # it knows no holes: all is data
+                return if_unknown  # the file system knows no holes: all is data
             raise
         return min(found, self.size)

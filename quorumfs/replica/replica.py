@@ -1,4 +1,4 @@
-"""One replica: what is in flight on it, and whether it answers."""
+"""One replica: its operations in flight, and whether it answers."""
 
 import errno
 import logging
@@ -26,8 +26,8 @@ from quorumfs.replica.storage import (
 log = logging.getLogger(__name__)
 
 SYNC_PATIENCE = 4
-"""A flush may take this many times the replica timeout: it waits for everything written before
-to reach the medium, where a read or a write waits only for itself."""
+"""A sync may take this many times the replica timeout, because a sync waits for everything written
+before to reach the medium."""
 
 
 class _Waiting(NamedTuple):
@@ -38,39 +38,39 @@ class _Waiting(NamedTuple):
 
 
 class InFlight:
-    """The operations asked of one replica that have not returned."""
+    """The operations on one replica that have not returned."""
 
     def __init__(self, timeout_s: float) -> None:
         self.waiting: dict[Operation, _Waiting] = {}
         self.abandoned: set[Operation] = set()
-        """Those that were given up, and may still happen."""
+        """Operations that were given up, and may still happen."""
         self.timeout_s = timeout_s
-        """How long each may take (seconds)."""
+        """How long an operation may take (seconds)."""
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.abandoned)
 
     def add(self, operation: Operation, fan_out: "FanOut", *, to_sidecar: bool) -> None:
-        """Note that *operation* is being asked for now."""
+        """Note that *operation* begins now."""
         self.waiting[operation] = _Waiting(fan_out, trio.current_time(), to_sidecar)
 
     def returned(self, operation: Operation) -> _Waiting | None:
-        """Note that *operation* has returned; who waits for it, None if it was given up."""
+        """Note that *operation* has returned; the fan-out that waits, None if given up before."""
         waiting = self.waiting.pop(operation, None)
         if waiting is None:
             self.abandoned.discard(operation)
         return waiting
 
     def abandon(self, operation: Operation) -> _Waiting:
-        """Give *operation* up; who waits for it."""
+        """Give *operation* up; the fan-out that waits."""
         waiting = self.waiting.pop(operation)
         self.abandoned.add(operation)
         return waiting
 
     def overdue(self, now: float) -> Iterator[tuple[Operation, str]]:
-        """What has waited too long at *now* (trio's clock, seconds), and why that is too long.
+        """The operations that have waited too long at *now* (trio's clock, seconds), with reasons.
 
-        It depends on what was given up already, so each is to be given up before the next one.
+        Give each up before taking the next: after the first, the rest have less time.
         """
         for operation, (fan_out, since, _) in list(self.waiting.items()):
             patience_s = self.timeout_s
@@ -90,27 +90,27 @@ class InFlight:
 class Closing:
     """The files that a replica uses no more, with their paths, until they are closed.
 
-    To close one may take long, or hang. Each is closed whatever becomes of the others.
+    A close may take long, or hang, and does not hold up the close of another file.
     """
 
     def __init__(self) -> None:
         self.waiting: dict[Storage, str] = {}
-        """Those whose closing has not begun."""
+        """Files whose close has not begun."""
         self.under_way: dict[Operation, tuple[Storage, str]] = {}
         self._kept: dict[Storage, str] = {}
-        """Those that stay open, and locked, until nothing is to be kept any more."""
+        """Files that stay open, and locked, until `keep_none`."""
 
     def keep(self, files: dict[Storage, str]) -> None:
         """Leave *files* open until `keep_none`."""
         self._kept |= files
 
     def keep_none(self) -> None:
-        """Have those that were kept closed, too."""
+        """Have the kept files closed, too."""
         self.waiting |= self._kept
         self._kept.clear()
 
     def begin(self) -> Iterator[tuple[Operation, Storage]]:
-        """What is to be asked of which file, for all that wait."""
+        """Begin the close of each waiting file; yields operations to submit, and their files."""
         waiting, self.waiting = self.waiting, {}
         for storage, path in waiting.items():
             operation = Operation(Kind.CLOSE)
@@ -118,22 +118,22 @@ class Closing:
             yield operation, storage
 
     def ended(self, operation: Operation, error: OSError | None) -> None:
-        """Note what a closing came to."""
+        """Note the outcome of a close; after EAGAIN the file waits again."""
         storage, path = self.under_way.pop(operation)
         if error is not None and error.errno == errno.EAGAIN:
             self.waiting[storage] = path
         elif error is not None:
-            # A flush has told what is durable; and closed it is, with it or without.
+            # A sync has told what is durable, and the file is closed despite the error.
             log.warning("closing %s: %s", path, error.strerror)
 
 
 class Replica:
     """Requests to one replica's storage, each of which ends within a deadline.
 
-    An operation that takes too long is answered with ETIMEDOUT and *abandoned*: it may still
-    happen, minutes later. Until all abandoned ones have returned the replica is `MISSING` and is
-    asked nothing more, so a late write can never overwrite a newer one, and one sick replica
-    costs one timeout, once.
+    An operation that takes too long is answered with ETIMEDOUT and *abandoned*, but may still
+    happen, minutes later. Until all abandoned operations have returned, the replica is `MISSING`
+    and gets no operation. So a late write never overwrites a newer one (R7), and one sick replica
+    costs one timeout, once (P5).
     """
 
     def __init__(
@@ -146,25 +146,25 @@ class Replica:
         sidecar: Storage | None = None,
         slot: int | None = None,
     ) -> None:
-        """*index* is the replica's place on the command line, *timeout_s* its patience.
+        """*index* is the replica's place on the command line, *timeout_s* its replica timeout.
 
-        *storage* is its image, None if it is not there; *slot* its place in the set's record.
+        *storage* is the image, None if missing; *slot* the replica's place in the record.
         """
         self.index = index
         self.path = path
         self.slot = slot
         self.standing = Standing.CURRENT
-        """What the set takes it for, whether it answers or not."""
+        """What the set takes the replica for, whether or not it answers."""
         self.reason: str | None = None
-        """Why it is not current."""
+        """Why the replica is not current."""
         self.health = Health()
         self.counters = self.health.counters
         self.settled: Callable[[Operation], None] = lambda _: None
-        """Called with each operation on the image that has its outcome, given up or not."""
+        """Called with each operation on the image once it has an outcome, or is given up."""
         self.fenced = False
-        """Nothing is asked of its files any more, for another mount has them."""
+        """Another mount has the files, so they get no operations any more."""
         self.let_go: Callable[[], None] = lambda: None
-        """Called when the last of its files that were detached is closed."""
+        """Called when the last detached file is closed."""
         self._image = storage
         self._away = storage is None
         self._sidecar = sidecar
@@ -173,31 +173,31 @@ class Replica:
 
     @property
     def state(self) -> Standing:
-        """What it is at this moment."""
+        """The standing, or `MISSING` while the replica does not answer, or is away."""
         if self.standing is Standing.FOREIGN:
             return self.standing
         return Standing.MISSING if self._in_flight.abandoned or self._away else self.standing
 
     @property
     def hung(self) -> bool:
-        """Whether something asked of it long ago may still happen."""
+        """Whether an operation that was given up may still happen."""
         return bool(self._in_flight.abandoned)
 
     @property
     def in_flight(self) -> int:
-        """Operations that have not returned, given up or not, and files that are to be closed."""
+        """How many operations have not returned, given up or not, and files are to be closed."""
         return self.unanswered + len(self._closing.waiting)
 
     @property
     def unanswered(self) -> int:
-        """Operations that have not returned, given up or not."""
+        """How many operations have not returned, given up or not."""
         return len(self._in_flight)
 
     @property
     def waiting(self) -> tuple[Kind, float] | None:
-        """What it has not answered for the longest time, and since when (trio's clock, seconds).
+        """The longest unanswered operation: its kind, and since when (trio's clock, seconds).
 
-        Without what was given up, and what only has to be heard of yet.
+        Operations that were given up, or that threads have already done, are left out.
         """
         returned = [operation for file in self.files for operation in file.returned]
         waiting = (
@@ -210,12 +210,12 @@ class Replica:
 
     @property
     def dead(self) -> bool:
-        """Whether its file system was gone, the last time that it was asked."""
+        """Whether the file system was gone at its last answer."""
         return self.health.dead
 
     @property
     def changing(self) -> Iterator[Operation]:
-        """Changes of the image that have no outcome yet."""
+        """The changes of the image that have no outcome yet."""
         return (
             operation
             for operation, waiting in self._in_flight.waiting.items()
@@ -224,25 +224,25 @@ class Replica:
 
     @property
     def attached(self) -> bool:
-        """Whether it has an image open."""
+        """Whether the image is open."""
         return self._image is not None
 
     @property
     def files(self) -> list[FileStorage]:
-        """What it has open on real file systems."""
+        """The open files on real file systems."""
         storages = (self._image, self._sidecar)
         return [storage for storage in storages if isinstance(storage, FileStorage)]
 
     @property
     def image(self) -> Storage | None:
-        """Its image, if it is open."""
+        """The image, if open."""
         return self._image
 
     def attach(self, storage: Storage, sidecar: Storage) -> None:
-        """Use these files from now on; there must be none in use, or not closed yet."""
+        """Use these files from now on; no other file may be in use, or not closed yet."""
         assert self._image is None
         assert not self.in_flight
-        if self.fenced:  # it was while they were being opened
+        if self.fenced:  # fenced while the files were being opened
             self._closing.keep(self._with_paths(storage, sidecar))
             return
         self._away = False
@@ -251,23 +251,21 @@ class Replica:
         self._sidecar = sidecar
 
     def fence(self) -> None:
-        """Ask nothing of its files any more. They are open, and locked, until it is closed."""
+        """Use the files no more; they stay open, and locked, until `close`."""
         self.fenced = True
         self._closing.keep(self._with_paths(self._image, self._sidecar))
         self._image = self._sidecar = None
 
     def _with_paths(self, image: Storage | None, sidecar: Storage | None) -> dict[Storage, str]:
-        """Those of its files that there are, and what to call them."""
+        """The files that are not None, with their paths."""
         both = ((image, self.path), (sidecar, f"{self.path}{SUFFIX}"))
         return {storage: path for storage, path in both if storage is not None}
 
     def detach(self, *, there: bool = False) -> None:
-        """Use its files no more, if it has any: they are closed as soon as nothing is in flight.
+        """Use the files no more, if there are any, and close them once nothing is in flight.
 
-        That may take long, or hang, and until then counts as in flight; each file is closed
-        whatever becomes of the other.
-
-        *there*: they could be opened, so it is not missing.
+        A close may take long, or hang, and counts as in flight until it returns. Neither file waits
+        for the close of the other. *there*: the replica is not missing, for it could be opened.
         """
         self._away = not there
         self._closing.waiting |= self._with_paths(self._image, self._sidecar)
@@ -275,7 +273,7 @@ class Replica:
         self._close_detached()
 
     def _close_detached(self) -> None:
-        """Begin to close what was detached, if all that was asked of it has returned."""
+        """Begin to close the detached files, if all their operations have returned."""
         if self._in_flight:
             return
         for operation, storage in self._closing.begin():
@@ -283,22 +281,22 @@ class Replica:
             storage.submit(operation, self._returned)
 
     def _go_on_closing(self, returned: Operation, error: OSError | None) -> None:
-        """Something has *returned* that was asked of files that are detached."""
+        """Go on after an operation on detached files has *returned*."""
         if returned.kind is not Kind.CLOSE:
             self._close_detached()
             return
-        self._closing.ended(returned, error)  # EAGAIN: begun when deadlines are looked at
+        self._closing.ended(returned, error)  # after EAGAIN, `abandon_overdue` begins it again
         if not self.in_flight:
             self.let_go()
 
     @property
     def may_inline(self) -> bool:
-        """Whether the two following may be called."""
+        """Whether `read_now` and `write_now` may be called."""
         image = self._image
         return image is not None and not self._in_flight.abandoned and image.may_inline
 
     def read_now(self, offset: int, length: int) -> Bytes | None:
-        """Read here and now; None if that was not possible: then it must be submitted."""
+        """Read at once; None if that was not possible, and the read must be submitted."""
         assert self._image is not None
         data = self._image.read_now(offset, length)
         if data is not None:
@@ -308,7 +306,7 @@ class Replica:
         return data
 
     def write_now(self, offset: int, data: Buffer) -> Attempt:
-        """Write here and now; what is not done must be submitted."""
+        """Write at once; unless done, the write must be submitted."""
         assert self._image is not None
         attempt = self._image.write_now(offset, data)
         if attempt is DONE:
@@ -318,7 +316,7 @@ class Replica:
         return attempt
 
     def copying(self, source: "Replica", offset: int, length: int) -> Operation | None:
-        """What has its image take a range of that of *source*, if that can be asked of it."""
+        """An operation that copies a range from the image of *source*, if that is possible."""
         if self._image is None or source.image is None or source.hung:
             return None
         return self._image.copying(source.image, offset, length)
@@ -326,8 +324,8 @@ class Replica:
     def submit(self, operation: Operation, fan_out: "FanOut", *, to_sidecar: bool = False) -> None:
         """Start *operation*; *fan_out* gets its outcome, perhaps before this returns.
 
-        Only one flush of the image may be in flight: of two, either may be told of a page that
-        was lost.
+        Only one sync of the image may be in flight: of two, either may get the error of a lost
+        page.
         """
         storage = self._sidecar if to_sidecar else self._image
         if self.hung or storage is None:
@@ -347,7 +345,7 @@ class Replica:
         if waiting is not None and operation.kind is not Kind.CLOSE:
             operation.value = value
             operation.error = error
-            if operation.kind is not Kind.REREAD:  # of which nothing depends on an answer
+            if operation.kind is not Kind.REREAD:  # which nothing depends on
                 self.health.answered(error)
             if waiting.to_sidecar and error is None and operation.kind is Kind.SYNC:
                 self.health.sidecar_synced()
@@ -356,7 +354,7 @@ class Replica:
             self._go_on_closing(operation, error)
 
     def _has_outcome(self, operation: Operation, waiting: _Waiting) -> None:
-        """Tell of *operation*, which succeeded, failed, or was given up, and who waits for it."""
+        """Report *operation*, which succeeded, failed, or was given up, to *waiting*."""
         if not waiting.to_sidecar:
             self.counters.count(operation)
             self.settled(operation)
@@ -366,11 +364,11 @@ class Replica:
         waiting.fan_out.answered(operation)
 
     def abandon_overdue(self, now: float) -> None:
-        """Answer with ETIMEDOUT what has waited too long at *now* (trio's clock, seconds).
+        """Answer with ETIMEDOUT operations that waited too long at *now* (trio's clock, seconds).
 
-        A request that can do without this replica waits for it once the timeout, one that
-        cannot (the others failed, or there are none) twice as long. And once one request has
-        found the replica hung, the others that can do without it do not wait on.
+        A request that can do without this replica waits for the timeout, and twice as long if the
+        other replicas failed, or there are none. Once one request has found the replica hung, no
+        other request that can do without the replica waits on.
         """
         for operation, reason in self._in_flight.overdue(now):
             self._abandon(operation, reason)
@@ -378,7 +376,7 @@ class Replica:
             self._close_detached()
 
     def give_up(self) -> None:
-        """Answer all that is in flight with ETIMEDOUT, for who can wait no longer."""
+        """Answer every operation in flight with ETIMEDOUT."""
         for operation in list(self._in_flight.waiting):
             self._abandon(operation, f"a {operation.kind.value} was given up unanswered")
 
@@ -392,10 +390,10 @@ class Replica:
         self._in_flight.pardon(seconds)
 
     async def close(self, patience_s: float | None = None) -> None:
-        """Give the files back; the caller has seen everything answered or abandoned.
+        """Close the files; the caller has seen every operation answered or abandoned.
 
-        *patience_s*: how long (seconds) that may take, for closing may have to write what is cached
-        of them; after that it goes on unseen. None: the timeout.
+        *patience_s*: how long (seconds) to wait, because a close may have to write cached data;
+        after that the close goes on unseen. None: the replica timeout.
         """
         closed = trio.Event()
         self.let_go = closed.set
@@ -411,17 +409,17 @@ class Replica:
 class FanOut:
     """The outcomes of operations on several replicas for one request, awaited together.
 
-    Made for the path of every request: no nursery, no event, one reschedule when the last
-    outcome is in, and no scheduler turn at all when every replica answered at once.
+    Made for the path of every request: no nursery, no event, one reschedule when the last outcome
+    is in, and no scheduler turn when every replica answered at once.
     """
 
     __slots__ = ("_failed", "_impatient", "_needed", "_pending", "_task")
 
     waited_for: ClassVar[int] = 0
-    """How many there are, in the whole process, that somebody waits for."""
+    """How many fan-outs, in the whole process, a task waits for."""
 
     def __init__(self, needed: int) -> None:
-        """*needed* successes make the request succeed without the rest."""
+        """*needed*: how many successes make the request succeed without the rest."""
         self._needed = needed
         self._pending = 0
         self._failed = self._impatient = False
@@ -429,7 +427,7 @@ class FanOut:
 
     @property
     def enough(self) -> bool:
-        """Whether those that have succeeded so far suffice."""
+        """Whether the successes so far suffice."""
         return self._needed <= 0
 
     def submit(self, replica: Replica, operation: Operation, *, to_sidecar: bool = False) -> None:
@@ -450,7 +448,7 @@ class FanOut:
             trio.lowlevel.reschedule(task)
 
     async def complete_or_failed(self) -> bool:
-        """Wait until every operation has an outcome, or one has failed; whether some have none."""
+        """Wait until all operations have outcomes, or one has failed; whether some have none."""
         self._impatient = True
         if not self._failed:
             await self.complete()
@@ -460,8 +458,8 @@ class FanOut:
     async def complete(self) -> None:
         """Wait until every operation has an outcome.
 
-        **Cancellation**: what was submitted happens anyway, unseen. Only the end of the whole
-        mount cancels requests: a disk must not be used on after one was.
+        **Cancellation**: submitted operations happen anyway, unseen. Only the end of the whole
+        mount cancels requests: a disk must not be used after a request was cancelled.
         """
         if self._pending:
             self._task = trio.lowlevel.current_task()

@@ -16,21 +16,21 @@ from quorumfs.replica.ofdlock import try_lock
 
 
 class SidecarLockedError(Exception):
-    """Another quorumfs has this replica in use; the message names it."""
+    """Another quorumfs, named in the message, has this replica in use."""
 
 
 def open_sidecar(image_path: str, *, read_only: bool) -> int | None:
     """Open and lock the sidecar of the image at *image_path*; None if there is none.
 
     The descriptor returned holds the lock: exclusive, or shared if *read_only*. Raises
-    `SidecarLockedError`, and `OSError` if it cannot be opened.
+    `SidecarLockedError`, and `OSError` if the sidecar cannot be opened.
     """
     access = os.O_RDONLY if read_only else os.O_RDWR
     path = path_for(image_path)
     try:
         fd = open_regular(path, access)
     except FileNotFoundError:
-        if os.path.islink(path):  # then there is one, and its store is away
+        if os.path.islink(path):  # then there is a sidecar, and its store is away
             raise OSError(errno.ENOENT, "a symbolic link to nothing") from None
         return None
     try:
@@ -42,11 +42,12 @@ def open_sidecar(image_path: str, *, read_only: bool) -> int | None:
 
 
 def open_regular(path: str, access: int) -> int:
-    """Open what is at *path*, if it is a regular file: to open something else may have effects, or
-    never end. Raises `OSError`.
+    """Open *path*, if it is a regular file; opening anything else may have effects, or never end.
+
+    Raises `OSError`.
     """
     _require_regular(os.stat(path))
-    # Not blocking: between the look and the opening it may have become a FIFO.
+    # Not blocking: the file may have become a FIFO since the stat.
     fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         _require_regular(os.fstat(fd))
@@ -62,10 +63,10 @@ def _require_regular(status: os.stat_result) -> None:
 
 
 def misplaced(given: str) -> str | None:
-    """Why the image at the path *given* must not be taken for one without a sidecar.
+    """Why the image at the path *given*, with no sidecar beside it, may have one; else None.
 
-    Earlier versions looked for it beside the path given, so it may lie beside a symbolic link.
-    To be asked where there is none beside the image. Raises `OSError`.
+    Earlier versions looked for the sidecar beside the path given, perhaps a symbolic link. Raises
+    `OSError`.
     """
     place, stray = path_for(given), given + SUFFIX
     try:
@@ -92,9 +93,9 @@ def lock(fd: int, *, read_only: bool) -> None:
 
 
 def read_sidecar(fd: int) -> Sidecar:
-    """Read and understand the sidecar open at *fd*.
+    """Read and decode the sidecar open at *fd*.
 
-    Raises `quorumfs.decisions.sidecar.FormatError`, and `OSError` if it cannot be read.
+    Raises `quorumfs.decisions.sidecar.FormatError`, and `OSError` if the file cannot be read.
     """
     head = _read(fd, 0, MAP_OFFSET)
     return decode(head + _read(fd, MAP_OFFSET, map_bytes(head)))
@@ -112,11 +113,11 @@ def _read(fd: int, offset: int, length: int) -> bytes:
 
 
 def create_sidecar(image_path: str, sidecar: Sidecar, claim: Claim | None = None) -> None:
-    """Write the first sidecar of an image so that after a crash there is all of it, or none.
+    """Write the first sidecar of an image, so that a crash leaves the whole sidecar or none.
 
-    It carries *claim*, if there is one, from its first moment on. Raises `FileExistsError` if there
-    is a sidecar by now: a mount of another host, whose locks are not seen here, may have come
-    between; and `OSError`.
+    The sidecar carries *claim*, if given, from its first moment on. Raises `OSError`, as
+    `FileExistsError` if there is a sidecar by now: a mount of another host, whose locks are not
+    seen here, may have come between.
     """
     path = os.path.realpath(path_for(image_path))
     with _written_beside(path, image_path, sidecar, claim) as temporary:
@@ -131,11 +132,11 @@ def create_sidecar(image_path: str, sidecar: Sidecar, claim: Claim | None = None
 
 
 def replace_sidecar(image_path: str, sidecar: Sidecar) -> None:
-    """Write a whole sidecar so that after a crash there is all of it, or what was there before.
+    """Write a whole sidecar, so that a crash leaves the new sidecar or the old one.
 
-    Nobody else has the image open. Raises `OSError`.
+    The caller alone has the image open. Raises `OSError`.
     """
-    path = os.path.realpath(path_for(image_path))  # it may be a link itself, and remain one
+    path = os.path.realpath(path_for(image_path))  # a sidecar that is a link remains one
     with _written_beside(path, image_path, sidecar, None) as temporary:
         os.replace(temporary, path)
 
@@ -144,15 +145,15 @@ def replace_sidecar(image_path: str, sidecar: Sidecar) -> None:
 def _written_beside(
     path: str, image_path: str, sidecar: Sidecar, claim: Claim | None
 ) -> Iterator[str]:
-    """Write a sidecar that is to be at *path* under another name, to be given its own.
+    """Write a sidecar for *path* under another name, which the caller then renames or links.
 
-    Both the file and, afterwards, its directory are synced. Who may read and write the image may
-    read and write its sidecar, and nobody else, whatever the umask. Nobody else's file has this
-    name: an adoption by two hosts at once must not mistake the one for the other.
+    Both the file and, afterwards, the directory are synced. Exactly the users of the image may read
+    and write its sidecar, whatever the umask. The other name is random, so that an adoption by two
+    hosts at once does not mistake one file for the other.
     """
     image = os.stat(image_path)
     ours = f"{escape(path)}.{8 * '[0-9a-f]'}.tmp"
-    for left in (f"{path}.tmp", *glob(ours)):  # somebody was killed here; earlier versions, too
+    for left in (f"{path}.tmp", *glob(ours)):  # left by a kill, also of an earlier version
         with suppress(FileNotFoundError):
             os.unlink(left)
     temporary = f"{path}.{os.urandom(4).hex()}.tmp"
@@ -170,7 +171,7 @@ def _written_beside(
             close(fd, path)
         yield temporary
     finally:
-        with suppress(OSError):  # it is gone if it was renamed
+        with suppress(OSError):  # after a rename there is no such file
             os.unlink(temporary)
     directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -181,19 +182,19 @@ def _written_beside(
 
 
 def _share(fd: int, image: os.stat_result) -> None:
-    """Let into the file *fd* whom the mode of *image* lets in, as far as the file system can."""
+    """Give the file *fd* the owner and mode of *image*, as far as the file system can."""
     for uid, gid in ((image.st_uid, -1), (-1, image.st_gid)):
-        with suppress(OSError):  # only root gives to others, and only to a group of one's own
+        with suppress(OSError):  # only root gives files away, except to the caller's own groups
             os.fchown(fd, uid, gid)
     mode = image.st_mode & 0o666
-    if os.fstat(fd).st_gid != image.st_gid:  # this group is another one: it counts as the others
+    if os.fstat(fd).st_gid != image.st_gid:  # a group other than the image's gets others' rights
         mode = mode & 0o606 | (mode & 0o006) << 3
     with suppress(OSError):
         os.fchmod(fd, mode)
 
 
 def holder(fd: int) -> str:
-    """Who says that the set is in use: process and host, for a reader; empty: nobody.
+    """The process and host that claim the set, in words; empty if none does.
 
     Earlier versions left a text, and did not take it back.
     """
@@ -205,7 +206,7 @@ def holder(fd: int) -> str:
 
 
 def read_claim(fd: int) -> Claim | None:
-    """The claim in the sidecar open at *fd*, as others may have written it; None: there is none.
+    """The claim in the sidecar open at *fd*, read past the cache if remote; None if there is none.
 
     Raises `OSError`.
     """
@@ -215,7 +216,7 @@ def read_claim(fd: int) -> Claim | None:
 
 
 def sign(fd: int, claim: Claim) -> None:
-    """Leave *claim* in the sidecar open at *fd*, durably: other hosts see it. Raises `OSError`."""
+    """Write *claim* durably to the sidecar open at *fd*, for other hosts. Raises `OSError`."""
     page = encode_claim(replace(claim, file=file_of(fd)))
     if os.pwrite(fd, page, CLAIM_OFFSET) < PAGE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,6 +1,6 @@
-"""What the stores of the replicas have left, for ``df``.
+"""The free space of the replicas' stores, for ``df``.
 
-Asked by threads, now and then: a store that does not answer holds up nobody who asks for it.
+Threads ask now and then, so that a store that does not answer does not hold up ``df``.
 """
 
 from collections import Counter
@@ -23,14 +23,15 @@ class Space:
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self._replicas = replicas
         self._known: dict[Replica, Usage] = {}
-        """What was last heard of each."""
+        """The last answer of each store."""
         self.allocated = 0
-        """512-byte blocks allocated for a current replica, as last heard by anybody."""
+        """512-byte blocks allocated for a current replica, by the last answer."""
 
     @property
     def left(self) -> int | None:
-        """How many bytes every current replica has space for, where several share a store each has
-        its part of it; None if no store has told.
+        """Bytes that every member has space for; None if no store has answered.
+
+        Members that share a store share its free space equally.
         """
         known = [
             self._known[replica]
@@ -41,7 +42,7 @@ class Space:
         return min((usage.free // sharing[usage.device] for usage in known), default=None)
 
     async def run(self) -> None:
-        """Ask again and again, until cancelled."""
+        """Ask each store every `LOOK_S`, until cancelled."""
         async with trio.open_nursery() as nursery:
             for replica in self._replicas:
                 nursery.start_soon(self._watch, replica)
@@ -55,7 +56,7 @@ class Space:
         image = replica.image
         if not isinstance(image, FileStorage) or replica.hung:
             return
-        # One thread at a time for each replica, and none of those that others wait for.
+        # One thread at a time for each replica, apart from the threads that requests need.
         told = await trio.to_thread.run_sync(
             image.usage, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
         )

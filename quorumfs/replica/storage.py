@@ -1,7 +1,7 @@
 """The narrow interface to one replica's file.
 
-Everything above speaks to a file by submitting an `Operation` and being called back, so that a
-test can put a simulated disk underneath, and so that asking N replicas at once costs no task each.
+All other code submits an `Operation` to a file and is called back, so that a test can put a
+simulated disk underneath, and so that asking N replicas at once costs no task each.
 """
 
 import errno
@@ -13,15 +13,15 @@ from quorumfs.decisions.record import Identity
 
 
 class Kind(Enum):
-    """What an operation does; read, write and flush are QEMU's words for it in events."""
+    """The kind of an operation; read, write and flush are QEMU's words in events."""
 
     READ = "read"
     REREAD = "read back"
-    """Read what others may have written meanwhile: past this host's cache, where the file system
-    is not this host's own."""
+    """Read past this host's cache, where the file system is not this host's own: another host may
+    have written."""
     WRITE = "write"
     COPY = "copy"
-    """Write what another image holds at the same place; see `Storage.copying`."""
+    """Copy the same range of another image; see `Storage.copying`."""
     DISCARD = "discard"
     """Make zeros, and give the space back."""
     ZERO = "zero"
@@ -29,32 +29,32 @@ class Kind(Enum):
     REACH = "look for data"
     """Find how far from the offset, at most the length, zeros are best made at one go."""
     ALLOCATE = "allocate"
-    """Reserve space for what is a hole, where the file system can; no byte changes."""
+    """Reserve space for holes, where the file system can; no byte changes."""
     SYNC = "flush"
     STAT = "stat"
     SEAL = "seal"
     """Make everything durable, the file's times too, and then stat."""
     EVICT = "evict"
-    """Have reads from now on show what is on the medium, where all is synced; a file system whose
-    cache is the medium ignores it."""
+    """Have reads of synced ranges show the medium from now on; a file system whose cache is the
+    medium ignores this."""
     SEEK_DATA = "seek data"
     """Find the next byte at or after the offset that is not in a hole."""
     SEEK_HOLE = "seek hole"
     """Find the next byte at or after the offset that is in a hole, or the end."""
     CLOSE = "close"
-    """Give the file back, and with it the locks, whatever error this gives: the last operation,
-    asked for when all others have returned. EAGAIN: it was not begun."""
+    """Close the file, and so drop the locks, even if this gives an error: the last operation,
+    submitted when all others have returned. EAGAIN: the close was not begun."""
 
 
 CHANGES = frozenset({Kind.WRITE, Kind.COPY, Kind.DISCARD, Kind.ZERO})
-"""What changes bytes, which a flush then makes durable."""
+"""Kinds that change bytes, which a flush then makes durable."""
 
 
 class Operation:
     """One I/O on one replica's file, and afterwards its outcome.
 
-    The outcome is filled in by the one who waits for it, in the trio thread, and only if the
-    operation was not given up before it returned.
+    The replica fills in the outcome, in the trio thread. After the operation was given up, with
+    ETIMEDOUT, a late outcome is ignored.
     """
 
     __slots__ = ("counts", "data", "error", "kind", "length", "offset", "value")
@@ -66,17 +66,17 @@ class Operation:
         self.length = length
         """Bytes."""
         self.data = data
-        """What to write: exactly `length` bytes."""
+        """The bytes to write, exactly `length`."""
         self.value: Value = b""
-        """What a successful operation gave."""
+        """The result of a successful operation."""
         self.error: OSError | None = None
-        """Why it failed; None after success."""
+        """Why the operation failed; None after success."""
         self.counts = True
-        """Whether its success makes a request more of a success."""
+        """Whether a success counts towards the threshold."""
 
 
 class FileStatus(NamedTuple):
-    """What a stat of a file tells."""
+    """The result of a stat."""
 
     blocks: int
     """Of 512 bytes, allocated."""
@@ -84,48 +84,48 @@ class FileStatus(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What a file takes of its file system."""
+    """The space that a file takes of its file system."""
 
     device: int
     blocks: int
     """Of 512 bytes, allocated."""
     free: int
-    """Bytes left there for whoever wants them."""
+    """Bytes that the file system has left."""
 
 
 class Attempt(Enum):
-    """What came of an attempt to write here and now."""
+    """The outcome of a `write_now`."""
 
     DONE = "done"
-    """All was written."""
+    """All bytes were written."""
     NOTHING = "nothing done"
-    """It would have taken time: not a byte was written."""
+    """No byte was written, because the write would have taken time."""
     PARTLY = "partly done"
-    """It failed, and some of it may have been written."""
+    """The write failed, and some bytes may have been written."""
 
 
 DONE, NOTHING, PARTLY = Attempt
-"""On the path of every write by these names: to look a member up in its enum takes 20 times as
-long (Python 3.11)."""
+"""For the path of every write: looking a member up in its enum takes 20 times as long (Python
+3.11)."""
 
 
 Bytes = bytes | bytearray
-"""What was read."""
+"""Data that was read."""
 
 Buffer = bytes | memoryview
-"""What is to be written."""
+"""Data to write."""
 
 Value = Bytes | int | FileStatus
 """Of a read: exactly the bytes asked for. Of a stat and a seal: a `FileStatus`. Of a seek: the
 offset, or the size of the disk if there is none. Of a reach: where it ends. Of a copy: the bytes
-copied, from the offset on: fewer where the other image could not be read. Else 0."""
+copied, from the offset on, fewer where the other image could not be read. Else 0."""
 
 Done = Callable[[Operation, Value, OSError | None], None]
 """Called once in the trio thread when an operation has returned."""
 
 
 class TruncatedError(OSError):
-    """The file is shorter than the disk: what was there is lost, and is not zeros."""
+    """The file is shorter than the disk: the missing bytes are lost, and are not zeros."""
 
     def __init__(self, size: int) -> None:
         super().__init__(errno.EIO, f"the image was truncated to {size} bytes")
@@ -140,17 +140,17 @@ class Storage(Protocol):
 
     @property
     def may_inline(self) -> bool:
-        """Whether the two following may be called."""
+        """Whether `read_now` and `write_now` may be called."""
 
     def read_now(self, offset: int, length: int) -> Bytes | None:
-        """Read here and now; None if that would take time, or failed: then it must be submitted."""
+        """Read at once; None if that would take time, or failed: the read must be submitted."""
 
     def write_now(self, offset: int, data: Buffer) -> Attempt:
-        """Write here and now; what is not done must be submitted, and is told the error."""
+        """Write at once; unless done, the write must be submitted, and then gets the error."""
 
     def copying(self, source: "Storage", offset: int, length: int) -> Operation | None:
-        """An operation for `submit` that has this file take a range of *source*.
+        """An operation for `submit` that copies a range of *source* to this file.
 
-        None if an answer of either depends on others than this host: one that does not answer must
-        not be taken for the other. *source* closes when that has been done, or given up.
+        None if answers of either file depend on other hosts: a *source* that does not answer must
+        not pass for this file. *source* stays open until the copy has returned.
         """

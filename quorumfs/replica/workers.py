@@ -1,6 +1,6 @@
 """The threads that perform operations on one file.
 
-Completions come back in batches: trio is woken once for all that finished meanwhile.
+Completions come back in batches: trio is woken once for all operations that ended meanwhile.
 """
 
 import errno
@@ -18,25 +18,25 @@ from quorumfs.replica.storage import Done, Kind, Operation, Value
 log = logging.getLogger(__name__)
 
 WORKERS_MAX = 16
-"""Threads per replica. Each replica has its own, so that a hung one starves nobody; as many as
-a guest commonly keeps requests in flight on a disk."""
+"""Threads per replica: as many as a guest commonly keeps requests in flight. Each replica has its
+own threads, so that a hung replica does not starve the rest."""
 
 _HOLDING = frozenset(
     {Kind.SEEK_DATA, Kind.SEEK_HOLE, Kind.REACH, Kind.DISCARD, Kind.ZERO, Kind.ALLOCATE}
 )
-"""What holds a lock of the file, that others want, while its file system looks where data is."""
+"""Kinds that lock the file against writes while the file system looks where data is."""
 
 
 class Workers:
-    """Threads that do what *perform* does. Must be made inside `trio.run`."""
+    """Threads that call *perform* for operations. Must be made inside `trio.run`."""
 
     def __init__(self, name: str, perform: Callable[[Operation], Value]) -> None:
         """*name* is for the names of threads; *perform* raises `OSError` if an operation fails."""
         self.in_flight = 0
         self.holding = 0
-        """Operations in flight that hold a lock of the file: a write here and now would wait."""
+        """Operations in flight that hold a lock of the file, for which a `write_now` would wait."""
         self.progress_at = 0
-        """When a thread last began or ended something, by `perf_counter_ns`."""
+        """When an operation was last begun or delivered, by `perf_counter_ns`."""
         self._name = name
         self._perform = perform
         self._token = trio.lowlevel.current_trio_token()
@@ -46,7 +46,7 @@ class Workers:
 
     @property
     def returned(self) -> list[Operation]:
-        """What threads have done, and nobody has heard of yet."""
+        """Operations that a thread has done, and that are not delivered yet."""
         return [operation for operation, *_ in self._finished]
 
     def hand_over(self, operation: Operation, done: Done) -> None:
@@ -55,7 +55,7 @@ class Workers:
         After `Kind.CLOSE` the threads end.
         """
         if self.in_flight >= len(self._threads) < WORKERS_MAX:
-            # Daemon threads: one that hangs in a system call must not keep the process alive.
+            # A daemon thread, which may hang in a system call without keeping the process alive.
             thread = Thread(target=self._work, name=f"io {self._name}", daemon=True)
             try:
                 thread.start()
@@ -91,7 +91,7 @@ class Workers:
             try:
                 self._token.run_sync_soon(self._deliver, idempotent=True)
             except trio.RunFinishedError:
-                return  # the daemon is gone and nobody waits any more
+                return  # the daemon has ended
 
     def _deliver(self) -> None:
         while self._finished:

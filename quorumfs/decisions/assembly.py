@@ -686,8 +686,7 @@ class _Assembly:
     def _lowering_rule(self, members: dict[str, Member], quorum: int) -> str | None:
         """Refuse a lower threshold that too few members can record, unless the operator consents.
 
-        Other replicas, with the old threshold on record, could go on without these. Returns the
-        rule; None if no consent is needed.
+        Else other replicas could go on by the old one. Returns the rule; None if none is needed.
         """
         current = sum(member.state is Standing.CURRENT for member in members.values())
         if self._read_only or current >= quorum or self._threshold >= self._record.threshold:

@@ -71,7 +71,7 @@ class Plan:
     record: Record
     """The latest record."""
     threshold: int
-    """The threshold asked for, or else the record's; the first commit records it."""
+    """The threshold asked for, or else the record's; a commit by enough members records it."""
     map: DirtyMap
     """The chunks that may differ, and the chunks that each replica lacks."""
     members: tuple[Member, ...]

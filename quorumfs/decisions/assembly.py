@@ -3,10 +3,9 @@
 Theory
 ======
 
-A *record* says who is current. It is committed on every replica that is current in it before
-anything is acknowledged under it (`quorumfs.decisions.sidecar` says how), and whenever a replica is
-ejected the others mint a new *generation*, whose ancestors are all earlier ones. From this
-follows:
+A *record* says which replicas are current. A record is committed on every replica current in it
+before anything is acknowledged under it (`quorumfs.decisions.sidecar` says how). Whenever a replica
+is ejected, the others mint a new *generation*, whose ancestors are all earlier ones. Hence:
 
 * Of two generations the one that has the other among its ancestors is later. The *lineage*
   (`quorumfs.decisions.lineage`) tells whether replicas went on without each other, as a set and a

@@ -140,7 +140,7 @@ class ClaimState(Enum):
     HIDDEN = "hidden"
     """The mount was in another PID namespace of this host, which cannot be seen from here."""
     ELSEWHERE = "elsewhere"
-    """The mount was on another host, or perhaps on another."""
+    """The mount was on another host, or that cannot be ruled out."""
 
     @property
     def over(self) -> bool:

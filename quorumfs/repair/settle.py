@@ -3,7 +3,7 @@
 Replicas may differ after a crash, or after a change that failed on some of them. All get, block by
 block, the data that a strict majority of three or more holds (P9), or else that of the pinned
 source. Settling runs in the background, and at once for a range that a guest reads (P7) or a flush
-covers. If a member cannot take the data, nor be ejected, it is tried again, ever more rarely.
+covers. While a member can neither take the data nor be ejected, retries get ever rarer.
 """
 
 import errno

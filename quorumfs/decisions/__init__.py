@@ -1,1 +1,1 @@
-"""Decisions and the words they are made in. Pure: facts in, a decision out."""
+"""Decisions, and the words for them. Pure: facts in, a decision out."""

@@ -3,33 +3,33 @@
 Theory
 ======
 
-A *record* says who is current. It is committed on every replica that is current in it before
-anything is acknowledged under it (`quorumfs.decisions.sidecar` says how), and whenever a replica is
-ejected the others mint a new *generation*, whose ancestors are all earlier ones. From this
-follows:
+A *record* says which replicas are current. A record is committed on every replica current in it
+before anything is acknowledged under it (`quorumfs.decisions.sidecar` says how). Whenever a replica
+is ejected, the others mint a new *generation*, whose ancestors are all earlier ones. Hence:
 
-* Of two generations the one that has the other among its ancestors is later. Whether replicas went
-  on without each other, as those of a set and of a copy of it do in one generation, the *lineage*
-  tells (`quorumfs.decisions.lineage`). If both changed something since: split brain, and only a
-  person can say which one is wanted. If one did, the other is behind; if none did, the later record
+* Of two generations the one that has the other among its ancestors is later. The *lineage*
+  (`quorumfs.decisions.lineage`) tells whether replicas went on without each other, as a set and a
+  copy of the set do in one generation. If both sides changed something since: split brain, and only
+  the operator can choose. If one side did, the other is behind; if none did, the later record
   counts.
-* At least the threshold of replicas are current in the latest record and hold it. So among more
-  than N - threshold of them there is one that does; fewer may not know that they were ejected.
-  That is why fewer than the threshold never mint, and why fewer than the old threshold cannot
-  lower it without consent. A replica that was put back from a backup counts for nothing here.
-* The role of each replica names the record that it was last to get. One that is current in the
-  latest record, and comes with the record its role names or a later one, is what it was then; with
-  an older one it was put back.
-* Each current replica of the latest record holds everything that was flushed. They differ at
-  most where one of their maps has `INTENT`, so it is the union of the maps that counts.
-* Where too few would be left, one that could not flush stays current, with its own out-of-sync
-  bits: it is not believed there. If nobody who is here is, an absent one that is current on record
-  may be the only one to hold what was acknowledged.
-* The members track for each ejected replica what was written since the record that its role
-  names. If it comes back with that one, or a later one of theirs, then what they tracked is all it
-  lacks; with an older one its own map, too old like itself, is not believed. So no mark is cleared
-  before a commit has moved on the sequence of all whom it concerns: for `INTENT` that of the
-  members, for an out-of-sync bit that in the role of the replica and on the replica itself.
+* At least the threshold of replicas are current in the latest record and hold it. So more than
+  N - threshold replicas include one that holds the latest record; fewer may not know that they were
+  ejected. That is why fewer than the threshold never mint, and why fewer than the old threshold
+  cannot lower it without consent. A replica put back from a backup does not count here.
+* The role of each replica names the record that the replica was last to get. A replica that is
+  current in the latest record is intact if it comes with the record named, or a later one. With an
+  older record, the replica was put back.
+* Each current replica of the latest record holds everything that was flushed. Current replicas
+  differ at most where one of their maps has `INTENT`, so the union of the maps counts.
+* Where too few would be left, a replica that could not flush stays current, and is not believed
+  where its own out-of-sync bits are set. If no replica present is believed somewhere, an absent
+  replica that is current on record may be the only holder of acknowledged data.
+* The members track for each ejected replica what was written since the record that its role names.
+  If the replica comes back with that record, or a later one of the members, it lacks only what they
+  tracked. If it comes back with an older record, its map is as old, and is not believed. So no mark
+  is cleared before a commit has advanced the sequence on all replicas concerned: for `INTENT` the
+  sequence of the members, for an out-of-sync bit the sequence in the replica's role and on the
+  replica itself.
 """
 
 import errno
@@ -77,11 +77,11 @@ def assemble(
     read_only: bool = False,
     random_bytes: Callable[[int], bytes] = os.urandom,
 ) -> Plan:
-    """Decide what the replicas *found*, in the order of the command line, are to each other.
+    """Decide how the replicas *found*, in the order of the command line, are used together.
 
-    *threshold*: the vote threshold asked for; None: that of the set, or a majority of a new one.
+    *threshold*: the vote threshold asked for; None: the set's own, or a majority of a new set.
     *chunk_size*: of a new set, in bytes; None: by the size of the disk.
-    *degraded*: the operator accepts that a missing replica may hold something later.
+    *degraded*: the operator accepts that a missing replica may hold later data.
     *read_only*: nothing is going to be recorded, nor acknowledged.
     Raises `AssemblyRefusedError`; nothing has been written then.
     """
@@ -104,7 +104,7 @@ def assemble(
 
 
 def refuse_too_many(count: int) -> None:
-    """Refuse *count* replicas where there is no place for as many in a record."""
+    """Refuse *count* replicas if a record has no place for so many."""
     if count > REPLICAS_MAX:
         raise AssemblyRefusedError(
             "too many replicas",
@@ -135,21 +135,21 @@ def new_record(
 
 
 def covers(record: Record, slot: int, generation: int, sequence: int = 0) -> bool:
-    """Whether *record* tracked all that the replica with *slot* lacks, if it holds that one."""
+    """Whether *record* tracked all that a replica lacks that holds *generation* and *sequence*."""
     role = record.roles[slot]
     if generation == role.generation:
         return sequence >= role.sequence
     later = record.history
-    if role.generation in later:  # else it is older than all that are remembered
+    if role.generation in later:  # else the role's is older than all that are remembered
         later = later[: later.index(role.generation)]
     return generation in later
 
 
 def image_changed(found: Found) -> bool:
-    """Whether the image was changed behind its sidecar, as far as one can tell from outside.
+    """Whether the image was changed behind its sidecar, as far as a stat can tell.
 
-    An image in use has no times on record, because they move. Where its sidecar does not vouch for
-    it, `image_unproven` says more.
+    An image in use has no times on record, because times move. Where the sidecar does not vouch for
+    the image, `image_unproven` says more.
     """
     assert found.sidecar is not None
     known = found.sidecar.identity
@@ -159,10 +159,10 @@ def image_changed(found: Found) -> bool:
 
 
 def image_unproven(found: Found) -> bool:
-    """Whether nothing shows that the image is the one that its sidecar speaks of (R15).
+    """Whether nothing proves that the image is the one of its sidecar (R15).
 
-    So it is where the sidecar does not vouch for the image, which was in use, and the mount that
-    it was in is gone: an older image, or an empty one, may have taken its place.
+    True where the sidecar does not vouch for an image that was in use, and the mount that held the
+    image is gone: an older image, or an empty one, may be in its place.
     """
     assert found.sidecar is not None
     known = found.sidecar.identity
@@ -172,7 +172,7 @@ def image_unproven(found: Found) -> bool:
 
 
 def judge_returned(record: Record, slot: int, found: Found) -> Member:
-    """What an ejected replica, that is *found* again, is to those who go by *record*."""
+    """The part of an ejected replica, *found* again, in a set whose latest record is *record*."""
     path, sidecar = found.path, found.sidecar
     if found.image is None or sidecar is None:
         reason = found.problem or "its sidecar is gone"
@@ -200,14 +200,14 @@ def _covered(record: Record, slot: int, sidecar: Sidecar) -> bool:
 
 
 def _tracked(record: Record, slot: int, own: Record) -> bool:
-    """Whether *record* tracked all that the replica with *slot* lacks, if *own* is valid there."""
+    """Whether *record* tracked all that the replica with *slot* lacks, if it holds *own*."""
     role = record.roles[slot]
     at = parting(own, record, role.last_mount)
     if at is None or at.went_on or adds(own, record, role.last_mount):
         return False
     if at.own == 0:
         return covers(record, slot, own.generation, own.sequence)
-    # It was mounted without the others, and nothing was changed: what it lacked then it lacks now.
+    # Mounted without the others, and not changed: the replica lacks what it lacked then.
     left = role.state is not RoleState.CURRENT and at.mount == role.last_mount
     whole = own.roles[slot].state is RoleState.CURRENT
     return left and whole and own.lineage[at.own - 1].first > role.sequence
@@ -253,9 +253,9 @@ def _adopt(
 
 
 def _begun_adoption(found: Sequence[Found]) -> Record | None:
-    """The record of an adoption that ended before every image had its sidecar, if that is so.
+    """The record of an adoption cut off before every image had a sidecar; None if there is none.
 
-    Nothing was ever written through it, so it can go on: these are its images, all of them.
+    Nothing was written through the set yet, and *found* are all its images: adoption can go on.
     """
     sidecars = [one.sidecar for one in found if one.sidecar]
     if not sidecars or any(one.image is None or one.problem for one in found):
@@ -282,7 +282,7 @@ def _adoption(found: Sequence[Found], record: Record, threshold: int) -> Plan:
         disk_map.add(UNVERIFIED, range(len(disk_map)))
     slots = {role.path: slot for slot, role in enumerate(record.roles)}
     members = tuple(Member(one.path, slots[one.path], Standing.CURRENT) for one in found)
-    record = replace(record, threshold=threshold)  # nothing was acknowledged under another one
+    record = replace(record, threshold=threshold)  # nothing was acknowledged yet
     rule = "adopt: not all replicas have a sidecar, and nothing was written yet"
     if not any(one.sidecar for one in found):
         rule = "adopt: no replica has a sidecar"
@@ -290,7 +290,7 @@ def _adoption(found: Sequence[Found], record: Record, threshold: int) -> Plan:
 
 
 def _refuse_strangers(found: Sequence[Found]) -> None:
-    """Refuse what was never one set."""
+    """Refuse replicas that were never one set."""
     members = [f for f in found if f.sidecar]
     for one in found:
         if one.image and not one.sidecar and not one.problem:
@@ -339,17 +339,17 @@ def _refuse_strangers(found: Sequence[Found]) -> None:
 
 
 class _Survey:
-    """What was found of one set, some of which may be missing or unreadable."""
+    """The replicas found of one set, some of which may be missing or unreadable."""
 
     def __init__(self, found: Sequence[Found]) -> None:
-        """Raises `AssemblyRefusedError` if nothing of it can be used, or there is a split brain."""
+        """Raises `AssemblyRefusedError` if no replica can be used, or there is a split brain."""
         self.found = found
         self.notes: list[str] = []
-        """What the operator should know."""
+        """Notes for the operator."""
         self.present: dict[str, Sidecar] = {}
-        """By path: what has a readable sidecar and an image long enough."""
+        """By path: the readable sidecars of images that are long enough."""
         self.problems: dict[str, str] = {}
-        """By path: why the others cannot be used."""
+        """By path: why the other replicas cannot be used."""
         for one in found:
             if problem := self._problem(one):
                 self.problems[one.path] = problem
@@ -367,10 +367,10 @@ class _Survey:
                 ExitCode.UNUSABLE,
             )
         self.record = self._latest()
-        """The latest one."""
+        """The latest record."""
 
     def _problem(self, one: Found) -> str | None:
-        """Why what is at this path cannot be a member now; None if it can."""
+        """Why the replica at a path cannot be a member now; None if it can."""
         if one.problem:
             return one.problem
         assert one.image
@@ -383,14 +383,14 @@ class _Survey:
         return None
 
     def _lifted(self, sidecar: Sidecar) -> Sidecar:
-        """A replica that only prepared what another committed was there: it only came last.
+        """*sidecar* with the latest record that another replica committed and this one prepared.
 
-        So it was if it prepared what came after that.
+        A replica that prepared such a record, or a later one, took part in its commit.
         """
         prepared = sidecar.prepared
         if not prepared:
             return sidecar
-        if not _current_in(prepared, sidecar):  # others, who did without it, were to resync it
+        if not _current_in(prepared, sidecar):  # the members were to resync this replica
             stale = sidecar.record.with_role(sidecar.slot, state=RoleState.RESYNCING)
             return replace(sidecar, record=stale)
         committed = [
@@ -409,9 +409,9 @@ class _Survey:
         )
 
     def _latest(self) -> Record:
-        """The record that lacks no change that others know of; refuses a split brain."""
+        """The record that lacks no change of another record; refuses a split brain."""
         known = {one.path: one.sidecar for one in self.found if one.sidecar} | self.present
-        # Of several with the latest generation, the one with the latest commit.
+        # Of several records with the latest generation, the latest commit.
         latest_path, latest = max(
             known.items(),
             key=lambda item: (
@@ -432,7 +432,7 @@ class _Survey:
         return latest.record
 
     def slot_of(self, one: Found) -> int | None:
-        """The place of what is at this path, as far as it says so or was there the last time."""
+        """The slot of the replica at a path, by its sidecar, or else by the path on record."""
         if one.sidecar:
             return self.record.slot_of(one.sidecar.replica_id)
         taken = {self.record.slot_of(sidecar.replica_id) for sidecar in self.present.values()}
@@ -440,7 +440,7 @@ class _Survey:
         return next((s for s, role in roles if s not in taken and role.path == one.path), None)
 
     def absent_member(self, one: Found) -> Member:
-        """A path with nothing usable: the role it fills, if the record tells."""
+        """The member at a path with nothing usable, with its slot if the record tells."""
         taken = {self.record.slot_of(sidecar.replica_id) for sidecar in self.present.values()}
         slots = [slot for slot in range(len(self.record.roles)) if slot not in taken]
         others = [f for f in self.found if f.path not in self.present]
@@ -451,9 +451,9 @@ class _Survey:
         return Member(one.path, slot, state, self.problems.get(one.path))
 
     def accounts(self, slots: Collection[int], members: dict[str, Member]) -> str:
-        """Why each of the replicas with *slots* is not in use, and what to do about it.
+        """Why each replica with one of *slots* is not in use, and what to do about it.
 
-        With it what else was given and cannot be used: that may be one of them, or a wrong path.
+        Other unusable paths are listed, too: each may be such a replica, or a wrong path.
         """
         accounts = []
         left = set(slots)
@@ -512,12 +512,12 @@ class _Assembly:
             for path in survey.present
         }
         moved = not any(member.state is Standing.CURRENT for member in members.values())
-        if moved:  # nobody is left to say that the changed images are the wrong ones
+        if moved:  # no unchanged current image is left to compare with
             judged = {path: self._judge(path, changed=False) for path in changed}
             members |= {path: m for path, m in judged.items() if m.state is Standing.CURRENT}
         self._refuse_without_current(members)
-        # A sidecar tells who was ejected, whether or not its image is proven to be the same:
-        # had others gone on without those that are here, it would have taken part in that.
+        # A sidecar tells which replicas were ejected, whether or not its image is proven: more than
+        # N - threshold sidecars cannot all have missed a later record.
         as_left = {path: self._judge(path, changed=False) for path in members.keys() - changed}
         knowing = sum(m.slot is not None and not m.compare for m in as_left.values())
         rule, quorum = self._absence_rule(members, knowing, moved=moved)
@@ -526,7 +526,7 @@ class _Assembly:
         self._compare_unknown(members)
         disk_map = self._joined_map(members)
         current = {member.slot for member in members.values() if member.state is Standing.CURRENT}
-        if moved:  # nor can anybody say what was changed
+        if moved:  # nor is it known what was changed
             survey.notes.append("all images were moved or changed together: comparing them")
             away = [
                 out_of_sync(slot) for slot in range(len(self._record.roles)) if slot not in current
@@ -572,10 +572,10 @@ class _Assembly:
         )
 
     def _unproven(self, present: Sequence[Found], changed: set[str]) -> set[str]:
-        """The images that are not taken for what their sidecars say, for want of proof (R15).
+        """The images not believed to be those of their sidecars, for want of proof (R15).
 
-        Where too few would be current without them they are: a set whose stores were all mounted
-        anew, after a power cut perhaps, is to be used all the same.
+        Empty if too few replicas would be current without them: a set whose stores were all mounted
+        anew, perhaps after a power cut, must be usable.
         """
         unproven = {one.path for one in present if image_unproven(one)}
         members = [self._judge(one.path, changed=one.path in changed | unproven) for one in present]
@@ -588,7 +588,7 @@ class _Assembly:
         return set()
 
     def _judge(self, path: str, *, changed: bool, unproven: bool = False) -> Member:
-        """What one replica with a readable sidecar is to the latest record."""
+        """The part of one replica with a readable sidecar, by the latest record."""
         sidecar, record = self._survey.present[path], self._record
         slot = record.slot_of(sidecar.replica_id)
         if slot is None:
@@ -634,10 +634,10 @@ class _Assembly:
     def _absence_rule(
         self, members: dict[str, Member], knowing: int, *, moved: bool
     ) -> tuple[str, int]:
-        """Refuse if a missing replica might hold something later; else why it cannot.
+        """Refuse if a missing replica might hold later data; else the rule, and the quorum.
 
-        Also how many must hold the first commit. *knowing*: how many replicas are here as they
-        were left; *moved*: none of them is current.
+        The quorum is the number of members that must hold the first commit. *knowing*: how many
+        replicas are present as they were left; *moved*: no unchanged replica is current.
         """
         record = self._record
         present = {member.slot for member in members.values()}
@@ -683,10 +683,9 @@ class _Assembly:
         )
 
     def _lowering_rule(self, members: dict[str, Member], quorum: int) -> str | None:
-        """Refuse a lower threshold that too few can put on record; the rule of who consents.
+        """Refuse a lower threshold that too few members can record, unless the operator consents.
 
-        The others would go on by the old one, and take as many of themselves for enough. None if
-        nobody has to consent.
+        Else other replicas could go on by the old one. Returns the rule; None if none is needed.
         """
         current = sum(member.state is Standing.CURRENT for member in members.values())
         if self._read_only or current >= quorum or self._threshold >= self._record.threshold:
@@ -707,9 +706,9 @@ class _Assembly:
         return ", ".join(path for path, m in members.items() if m.state is Standing.CURRENT)
 
     def _compare_unknown(self, members: dict[str, Member]) -> None:
-        """Compare those in full that only absent replicas know about.
+        """Compare a stale replica in full if only absent replicas know the record of its role.
 
-        Too few to eject the others may have begun to resync one.
+        Absent replicas, too few to eject those present, may have begun to resync it.
         """
         roles = self._record.roles
         slots = [m.slot for m in members.values() if m.state is Standing.CURRENT]
@@ -720,7 +719,7 @@ class _Assembly:
                 members[path] = replace(member, compare=member.compare or unknown)
 
     def _joined_map(self, members: dict[str, Member]) -> DirtyMap:
-        """All that may differ between current members, and all that each other one lacks."""
+        """Where current members may differ, and the chunks that each other replica lacks."""
         record = self._record
         joined = DirtyMap(record.size, record.chunk_size)
         everything = range(len(joined))
@@ -730,7 +729,7 @@ class _Assembly:
             joined.remove(out_of_sync(slot), everything)
         for slot, role in enumerate(record.roles):
             state = next((m.state for m in members.values() if m.slot == slot), Standing.MISSING)
-            if state is Standing.CURRENT:  # whoever said that it lacks something: it may differ
+            if state is Standing.CURRENT:  # if any map says that it lacks a chunk, it may differ
                 joined.add_where(out_of_sync(slot), INTENT)
             elif role.state is not RoleState.CURRENT or state is Standing.MISSING:
                 joined.add_where(INTENT, out_of_sync(slot))
@@ -747,7 +746,7 @@ class _Assembly:
         return joined
 
     def _maps_of_current(self, members: dict[str, Member]) -> Iterator[DirtyMap]:
-        """What the current members know; of an unreadable page, not who of them lost what."""
+        """The maps of the current members; an unreadable page marks no losses of members."""
         slots = {m.slot for m in members.values() if m.state is Standing.CURRENT}
         others = [slot for slot in range(len(self._record.roles)) if slot not in slots]
         for path, member in members.items():
@@ -755,7 +754,7 @@ class _Assembly:
                 yield self._survey.present[path].map.read_as(sum(map(out_of_sync, others)))
 
     def _lost_by_all(self, members: dict[str, Member]) -> bool:
-        """Whether no current member that is here holds some chunk: a flush failed on all (R4)."""
+        """Whether syncs that failed lost some chunk on every current member present (R4)."""
         slots = [m.slot for m in members.values() if m.state is Standing.CURRENT]
         lost = sum(out_of_sync(slot) for slot in slots if slot is not None)
         joined = DirtyMap(self._record.size, self._record.chunk_size)
@@ -774,13 +773,13 @@ def _current_in(record: Record, sidecar: Sidecar) -> bool:
 
 
 def _leads_to(record: Record, later: Record) -> bool:
-    """Whether *later* goes on from *record*, or is the same, by who mounted them."""
+    """Whether *later* goes on from *record*, or is the same, by their mounts."""
     at = parting(record, later)
     return at is not None and at.own == 0 and not at.went_on
 
 
 def _adds(sidecar: Sidecar, record: Record) -> bool:
-    """Whether *record* lacks a change that the one of *sidecar* knows of."""
+    """Whether *record* lacks a change that the record of *sidecar* knows of."""
     slot = record.slot_of(sidecar.replica_id)
     return adds(sidecar.record, record, None if slot is None else record.roles[slot].last_mount)
 
@@ -793,7 +792,7 @@ def _is_known(sidecar: Sidecar, record: Record) -> bool:
 
 
 def _went_apart(sidecar: Sidecar, record: Record) -> bool:
-    """Whether a replica was mounted without those who go by *record*."""
+    """Whether the replica of *sidecar* was mounted without the replicas that hold *record*."""
     at = parting(sidecar.record, record)
     return at is not None and (at.own > 0 or at.went_on)
 
@@ -823,7 +822,7 @@ def _side(path: str, sidecar: Sidecar) -> str:
 
 
 def _account(one: Found, problem: str, resolve: str | None = None) -> str:
-    """What is wrong at one path, and what to do about it; *resolve*: how to do without its data."""
+    """What is wrong at a path, and what to do; *resolve*: how to do without the data there."""
     unreadable = one.image is not None and one.sidecar is None
     what = f"the sidecar of {one.path} cannot be read" if unreadable else one.path
     what = f"{what} ({problem})" if unreadable else f"{what}: {problem}"
@@ -832,7 +831,7 @@ def _account(one: Found, problem: str, resolve: str | None = None) -> str:
     if unreadable:
         return f"{what}: put a good one back" + (f", or {resolve}" if resolve else "")
     if one.image and one.sidecar:
-        if one.sidecar.identity.mtime_ns:  # else nobody would notice that its end is empty
+        if one.sidecar.identity.mtime_ns:  # else its empty end would not be noticed
             size = one.sidecar.record.size
             return f"{what}: give it its length back: truncate -s {size} {shlex.quote(one.path)}"
         return f"{what}: put the whole image back"
@@ -842,7 +841,7 @@ def _account(one: Found, problem: str, resolve: str | None = None) -> str:
 
 
 def _giving_up(slots: Collection[int]) -> str:
-    """What a mount without the replicas with *slots*, which may be newer, means."""
+    """How a message begins to advise a mount without the replicas with *slots*."""
     if not slots:
         return "To go on without: "
     return f"If that is impossible, give up what only {_them(slots)} may hold: "

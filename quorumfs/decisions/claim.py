@@ -1,31 +1,32 @@
-"""Who has a set open: the *claim* in page 2 of each sidecar, and what becomes of another one's.
+"""Claims: page 2 of each sidecar names the mount that has the set open, by its *claim*.
 
-Locks tell it only where all who mount share them: not two hosts, nor two paths to one directory
-(a bind of sshfs onto the same host). So a mount writes a claim before anything else, marks it as
-released when it has closed the set in order, and reads it back while it lives: who finds the claim
-of another mount has lost the set, and is *fenced* (`quorumfs.metadata.sidecars`).
+Locks tell that only where all mounts share them: not on two hosts, nor on two paths to one
+directory (a bind of sshfs onto the same host). So a mount writes a claim before anything else,
+marks the claim as released when the set was closed in order, and reads the claim back while the
+mount lives. A mount that finds another claim has lost the set, and is *fenced*
+(`quorumfs.metadata.sidecars`).
 
-The page is text, so that a person can read it: a line that says what it is, an object of JSON, the
-xxh3-128 of both in hexadecimal digits, and zeros. It fits the first sector of 512 bytes: no
-half of it is ever there. What is none (zeros, the text of earlier versions) claims nothing.
+The page is readable text: a line that names the format, an object of JSON, the xxh3-128 of both in
+hexadecimal digits, and zeros. The text fits the first sector of 512 bytes, so that no half of it is
+ever there. Any other page (zeros, the text of earlier versions) claims nothing.
 
 Whose mount is over
 ===================
 
-A mount may take over at once from one of which it is certain that it has ended:
+A mount may take over at once from an older mount that has certainly ended, because
 
-* it released its claim, on any sidecar;
-* it was of this boot of the machine, and its process is gone: its number is free, or another
-  process's by now, which began later. The number of another PID namespace says nothing here; but
-  where the very sidecar that it had locked could be locked, on a file system of this host, nobody
-  has it open any more (a container that was started anew);
-* it was of this machine under its present host name, and of an earlier boot.
+* the older mount released its claim, on any sidecar;
+* the older mount was of this boot of the machine, and its process is gone: the process number is
+  free, or belongs to a process that began later. The number of another PID namespace says nothing
+  here; but if the very sidecar that the older mount had locked can be locked, on a file system of
+  this host, the sidecar is not open any more (a container that was started anew);
+* the older mount was of an earlier boot of this machine, under its present host name.
 
-The last rule is there for the power cut of the only host: the set must be mounted again by itself.
-Machines that were cloned share a machine id, and differ in boot id as before and after a restart
-do; that is why the host name must be the same too. Clones that even share that name cannot be told
-from a restart. One that is not certain to have ended is taken to be at work: the mount is refused
-until a person says, by ``takeover``, that it is not.
+The last rule serves a power cut of the only host, after which the set must be mounted unasked.
+Cloned machines share a machine id, and differ in boot id as one machine does after a restart; so
+the host name must be the same, too. Clones that share even the host name cannot be told from a
+restart. An older mount that has not certainly ended is taken to be at work: the new mount is
+refused until the operator says ``takeover``.
 
 Pure: no I/O, no clock.
 """
@@ -41,11 +42,11 @@ import xxhash
 from quorumfs.decisions.sidecar import PAGE
 
 CHECK_S = 1.0
-"""How often (seconds) a mount looks whether the set is still its own."""
+"""How often (seconds) a mount reads its claim back."""
 
 NOTICE_S = 3.0
-"""How long (seconds) who takes over waits before it does anything, so that a mount that is at work
-all the same has noticed, and what it had asked for is done."""
+"""How long (seconds) a mount waits after taking over, so that an older mount that is still at work
+has noticed, and the requests of the older mount are done."""
 
 _MAGIC = b"quorumfs claim 1"
 _TEXT_MAX = 128
@@ -53,25 +54,25 @@ _TEXT_MAX = 128
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One mount's word that it has the set open."""
+    """The claim of one mount to have the set open."""
 
     mount: int
     """A random 64-bit id."""
     machine: str
-    """A digest of the machine's id; empty if it has none."""
+    """A digest of the machine's id; empty if there is none."""
     boot: str
-    """The id of this boot of its kernel; empty if that is not known."""
+    """The id of this boot of the kernel; empty if unknown."""
     namespace: str
-    """In which `pid` and `started` count; empty if that is not known."""
+    """The namespace in which `pid` and `started` count; empty if unknown."""
     pid: int
     started: int
-    """When the process began: ticks of its kernel's clock since the boot."""
+    """When the process began: ticks of the kernel's clock since the boot."""
     host: str
     """The host's name."""
     since: str
-    """When it was mounted, by the host's clock, in UTC; for people alone."""
+    """The time of the mount, by the host's clock, in UTC; for people alone."""
     file: tuple[int, int] = (0, 0)
-    """Device and inode number of the sidecar, as that mount saw them."""
+    """Device and inode number of the sidecar, as seen by the mount of the claim."""
     released: bool = False
     """The set was closed in order."""
 
@@ -79,19 +80,19 @@ class Claim:
         return f"pid {self.pid} on {self.host} since {self.since}"
 
     def release(self) -> "Claim":
-        """The same, as it is left behind."""
+        """The claim, marked as released."""
         return replace(self, released=True)
 
 
 def encode_claim(claim: Claim) -> bytes:
-    """The page that says so: 4096 bytes."""
+    """The page with *claim*: 4096 bytes."""
     content = asdict(claim) | {"mount": f"{claim.mount:016x}"}
     text = _MAGIC + b"\n" + json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     return (text + b"\n" + _checksum(text) + b"\n").ljust(PAGE, b"\0")
 
 
 def decode_claim(page: bytes) -> Claim | None:
-    """What a page claims; None: nothing."""
+    """The claim in *page*; None if there is none."""
     text, _, rest = page.partition(b"\0")[0].rstrip(b"\n").rpartition(b"\n")
     magic, _, body = text.partition(b"\n")
     if magic != _MAGIC or rest != _checksum(text):
@@ -105,7 +106,7 @@ def decode_claim(page: bytes) -> Claim | None:
 
 
 def _checked(content: dict[str, Any]) -> Claim:
-    """The claim with these members. Raises `TypeError` and `ValueError` if there is none."""
+    """The claim with the members *content*. Raises `TypeError` and `ValueError` if impossible."""
     content["file"] = device, inode = tuple(content["file"])
     for name in ("mount", "pid", "started"):
         _require_number(content[name])
@@ -130,16 +131,16 @@ def _checksum(text: bytes) -> bytes:
 
 
 class ClaimState(Enum):
-    """What is known of a mount by its claim."""
+    """The state of a mount, as far as its claim tells."""
 
     RELEASED = "released"
     ENDED = "ended"
     RUNNING = "running"
-    """Its process is there, on this host."""
+    """The process of the mount exists, on this host."""
     HIDDEN = "hidden"
-    """It was in another PID namespace of this host, where nobody can look from here."""
+    """The mount was in another PID namespace of this host, which cannot be seen from here."""
     ELSEWHERE = "elsewhere"
-    """It was on another host, or one that cannot be told from another."""
+    """The mount was on another host, or that cannot be ruled out."""
 
     @property
     def over(self) -> bool:
@@ -153,11 +154,11 @@ def claim_state(
     runs: Callable[[int, int], bool],
     locked: tuple[int, int] | None = None,
 ) -> ClaimState:
-    """What is known of the mount that left *claim*, for one that would claim *here*.
+    """The state of the mount that left *claim*, for a mount that would claim *here*.
 
-    *runs* tells whether the process with that number and start, of our own namespace, is there.
-    *locked*: device and inode number of the sidecar, if we have the lock of it and that says
-    something: on a file system of this host.
+    *runs* tells whether a process, by number and start in this namespace, exists.
+    *locked*: device and inode number of the sidecar, if this mount has locked the sidecar and it
+    lies on a file system of this host, where a lock proves something.
     """
     if claim.released:
         return ClaimState.RELEASED
@@ -172,15 +173,15 @@ def claim_state(
 
 @dataclass(frozen=True, slots=True)
 class FoundClaim:
-    """A claim that is in the sidecar of a replica."""
+    """A claim found in the sidecar of a replica."""
 
     path: str
-    """Of the replica."""
+    """The path of the replica."""
     claim: Claim
     claim_state: ClaimState
 
     def in_words(self, takeover: str) -> str:
-        """Who has it, and what to do; *takeover* says how to go on without asking that mount."""
+        """The mount in the way, and the way out; *takeover* says how to go on regardless."""
         match self.claim_state:
             case ClaimState.RUNNING:
                 way_out = (
@@ -196,26 +197,26 @@ class FoundClaim:
 
 @dataclass(frozen=True, slots=True)
 class Tenure:
-    """What one mount goes by: its own claim, and whose claims mean nothing to it."""
+    """The claim of one mount, and the older mounts whose claims it disregards."""
 
     mine: Claim | None
     """None: a read-only mount, which claims nothing."""
     over: frozenset[int] = frozenset()
-    """Mounts, by their ids, that have ended or were taken over from."""
+    """The ids of mounts that have ended or were taken over from."""
 
     def lost_to(self, claim: Claim | None) -> bool:
-        """Whether *claim*, found where this mount's own should be, is that of a later mount.
+        """Whether *claim*, found in the place of this mount's own, is a later mount's.
 
-        Also a released one: what it changed is not known here.
+        A released claim counts, too, because its mount may have changed the set.
         """
         mine = self.mine is not None and claim is not None and claim.mount == self.mine.mount
         return claim is not None and not mine and claim.mount not in self.over
 
 
 def in_the_way(found: Iterable[FoundClaim], over: Iterable[int] = ()) -> list[FoundClaim]:
-    """Those of the claims *found* whose mounts may be at work; *over* are known not to be.
+    """The claims *found* whose mounts may be at work; the mounts *over* are not.
 
-    A mount that released its claim anywhere has ended: the replica where it did not was away.
+    A mount that ended by any of its claims has ended: the other replicas were away then.
     """
     found = list(found)
     ended = {one.claim.mount for one in found if one.claim_state.over} | set(over)

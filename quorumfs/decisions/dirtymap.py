@@ -1,12 +1,12 @@
-"""The dirty map: what may differ, one byte per chunk of the disk. Pure: no I/O, no clock.
+"""The dirty map: where replicas may differ, one byte per chunk. Pure: no I/O, no clock.
 
-A chunk is a power of two of bytes, chosen so that the map of any disk stays small. Its byte is a
-set of facts, so that joining what several replicas know is one bitwise *or*:
+The size of a chunk is a power of two, chosen so that the map of any disk stays small. The byte of a
+chunk is a set of facts, so that the maps of several replicas are joined by one bitwise *or*:
 
 * `INTENT`: a write may be under way, or may have been when the set was last used. The current
   replicas may differ here.
-* `UNVERIFIED`: nobody has compared this chunk since the images were adopted as they were.
-* ``lacks(slot)``: the replica with that slot is known to lack something written here.
+* `UNVERIFIED`: the chunk was not compared since the images were adopted as they were.
+* ``out_of_sync(slot)``: the replica with that slot is known to lack something written here.
 
 0 is a chunk that all replicas hold alike. A bit set wrongly costs a comparison or a copy; a bit
 cleared wrongly costs data.
@@ -18,17 +18,17 @@ from functools import cache
 INTENT = 0x01
 UNVERIFIED = 0x80
 REPLICAS_MAX = 6
-"""Slots that fit between these two bits."""
+"""Slots whose bits fit between `INTENT` and `UNVERIFIED`."""
 
 CHUNK_MIN = 64 << 10
 CHUNKS_MAX = 4 << 20
-"""Chunks get larger than the smallest where a disk would have more than these."""
+"""Chunks of a disk, at most; a larger disk gets larger chunks."""
 
 EXTENT = 4 << 20
 """Bytes that are marked as intended at a time, so that a hot area costs one sync."""
 
 _STEP = 16 << 10
-"""Chunks looked at in one go: most searches end in the first."""
+"""Chunks searched in one go; most searches end in the first."""
 
 
 def out_of_sync(slot: int) -> int:
@@ -39,7 +39,7 @@ def out_of_sync(slot: int) -> int:
 
 ALL_OUT_OF_SYNC = sum(out_of_sync(slot) for slot in range(REPLICAS_MAX))
 UNKNOWN = INTENT | ALL_OUT_OF_SYNC
-"""What an unreadable part of a map means: anything may differ, anybody may be behind."""
+"""The bits of an unreadable part of a map: all replicas may differ, or lack something."""
 
 
 def chunk_size_for(size: int) -> int:
@@ -73,9 +73,9 @@ class DirtyMap:
         return DirtyMap(self.size, self.chunk_size, bytearray(self.states))
 
     def read_as(self, behind: int) -> "DirtyMap":
-        """A copy in which what is unreadable (`UNKNOWN`) is lacked by those *behind* alone.
+        """A copy in which only replicas *behind* (bits) lack unreadable chunks (`UNKNOWN`).
 
-        *behind* are bits. Else one such page would hide what a current replica really lost.
+        Else an unreadable page would hide a real loss of a current replica.
         """
         table = bytes(INTENT | behind if state == UNKNOWN else state for state in range(256))
         return DirtyMap(self.size, self.chunk_size, self.states.translate(table))

@@ -1,19 +1,19 @@
-"""Lineage: whose data descends from whose. A pure decision.
+"""Lineage: which replica's data descends from which. A pure decision.
 
-Generations say who is current. They cannot say that two sets went apart of which one is a copy of
-the other, sidecars and all: both are used, and each takes itself for what it was. So the first
-record of every mount enters a random number, its *identity*, ahead of those of earlier mounts,
-and it is on record that a mount may change the disk before it does. Hence, of two records:
+Generations say which replicas are current. They cannot tell a set from a copy of the set, sidecars
+and all, once both are used. So the first record of every mount enters a random number, the mount's
+*identity*, ahead of the identities of earlier mounts, and the record says that a mount may change
+the disk before the mount does. Hence, of two records:
 
-* they parted in the latest mount that both name; or before, if they name no common one;
-* a record *adds* to another one if a mount that it names since may have changed the disk, or if
-  the common mount went on in its lineage after it had ended in the other's: sequence numbers tell;
-* if each adds to the other, both were used without the other: split brain. If one does, the
-  other is behind. If none does, their data may differ in what was made equal since, and nothing
-  that was acknowledged is lost with one of them.
+* the records parted in the latest mount that both name; or before, if they share none;
+* a record *adds* to the other if a mount named since may have changed the disk, or if the common
+  mount went on in its lineage after ending in the other's, by the sequence numbers;
+* if each record adds to the other, each side was used without the other: split brain. If one adds,
+  the other is behind. If none adds, the data may differ where replicas were made equal since, and
+  no acknowledged write is lost with either.
 
-Older mounts than are remembered are forgotten: then a replica whose latest one they are has
-nothing in common with the others, unless its role names it.
+Only so many mounts are remembered. A replica whose latest mount was forgotten has nothing in common
+with the others, unless its role names that mount.
 """
 
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ class Parting:
     """Where a record and another one parted."""
 
     mount: int
-    """The latest that both name."""
+    """The latest mount that both name."""
     own: int
-    """Its place in the lineage of the record: how many came since."""
+    """The mount's place in the lineage of the record: how many mounts came since."""
     other: int
-    """Its place in the lineage of the other record."""
+    """The mount's place in the lineage of the other record."""
     went_on: bool
     """The mount went on for the record when it had ended for the other."""
 
@@ -38,7 +38,7 @@ class Parting:
 def parting(record: Record, other: Record, left_with: int | None = None) -> Parting | None:
     """Where *record* and *other* parted; None if they name no common mount.
 
-    *left_with*: a mount that *other* remembers, too, of the replica that holds *record*.
+    *left_with*: the last mount that *other* knows of the replica that holds *record*.
     """
     places = {mount.identity: place for place, mount in enumerate(other.lineage)}
     if left_with is not None:

@@ -1,4 +1,4 @@
-"""The words of a set: what a replica is to it, what was found of one, and how the set is used."""
+"""The words of a set: the standing of a replica, what was found, and how the set is used."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -8,20 +8,20 @@ from quorumfs.decisions.record import Identity, PastMount, Record, Sidecar
 
 
 class Standing(Enum):
-    """What a replica is to the set at this moment."""
+    """The standing of a replica in the set at this moment."""
 
     CURRENT = "current"
     """Holds every acknowledged write."""
     STALE = "stale"
-    """Known to be behind; not used where it is."""
+    """Known to be behind; not read."""
     RESYNCING = "resyncing"
-    """Stale, being brought up to date; it gets every new write."""
+    """Stale, and the target of a resync."""
     SUSPECT = "suspect"
-    """Its image changed behind its sidecar: stale until compared in full."""
+    """The image changed behind its sidecar, or is unproven: stale until compared in full."""
     MISSING = "missing"
     """Does not answer, or is not there."""
     FOREIGN = "foreign"
-    """Not of this set, or it cannot prove that it is; never touched."""
+    """Not of this set, or without proof of that; never touched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +30,18 @@ class Found:
 
     path: str
     image: Identity | None
-    """None: there is no image that can be used."""
+    """None: there is no usable image."""
     sidecar: Sidecar | None = None
     problem: str | None = None
-    """Why there is no image, or why its sidecar cannot be read."""
+    """Why there is no image, or why the sidecar cannot be read."""
     instance: int | None = None
-    """None: the sidecar vouches for the image, being on the same file system, which has lasting
-    inode numbers. Else of the mount that the image was found in (`mount_instance`), which does
-    while it lasts; 0: nobody knows that."""
+    """None: the sidecar vouches for the image, because both are on one file system with lasting
+    inode numbers. Else the `mount_instance` that the image was found in, which vouches for the
+    image while that mount lasts; 0: unknown."""
 
     @property
     def in_use(self) -> Identity | None:
-        """By which the image is known again while its set is in use, and after a crash."""
+        """The identity that tells the image while the set is in use, and after a crash."""
         if self.image is None:
             return None
         inode = self.image.inode if self.instance is None else self.instance
@@ -50,16 +50,16 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """What becomes of one path."""
+    """The part of one path in the set."""
 
     path: str
     slot: int | None
-    """Its place in the record's roles; None if it has none."""
+    """The replica's place in the record's roles; None if it has none."""
     state: Standing
     reason: str | None = None
-    """Why it is not current."""
+    """Why the replica is not current."""
     compare: bool = False
-    """Most of what it is said to lack is expected to be equal."""
+    """Most chunks that the replica is said to lack are expected to be equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,24 +69,25 @@ class Plan:
     rule: str
     """The name of the rule that decided."""
     record: Record
-    """The latest one."""
+    """The latest record."""
     threshold: int
-    """The one asked for, or else the record's; a commit by enough puts it on record."""
+    """The threshold asked for, or else the record's; a commit by enough members records it."""
     map: DirtyMap
-    """All that may differ, and what each replica lacks."""
+    """The chunks that may differ, and the chunks that each replica lacks."""
     members: tuple[Member, ...]
-    """One for each path, in the order of the command line."""
+    """One member for each path, in the order of the command line."""
     ejected: tuple[int, ...] = ()
     """Slots that are current in the record and not in this plan; the first commit says so."""
     prepared: tuple[int, ...] = ()
-    """Generations that were prepared, or valid before what was prepared, and led nowhere."""
+    """Generations of commits that were cut off. The next record lists them as ancestors, so that a
+    replica holding one is stale, not foreign."""
     prepared_mounts: tuple[PastMount, ...] = ()
-    """Mounts of which nobody who is here has more than a prepared record."""
+    """Mounts known only from prepared records of the replicas present."""
     sequence_seen: int = 0
     """The highest sequence number seen: the next commit's must be higher."""
     notes: tuple[str, ...] = ()
-    """What the operator should know, for the log."""
+    """Notes for the operator, for the log."""
     adopted: bool = False
-    """There was no set before: the sidecars are still to be created."""
+    """There was no set before, and sidecars are still to be created."""
     quorum: int = 1
     """How many current members must hold the first commit: its threshold, or the old one."""

@@ -1,8 +1,7 @@
-"""Read patterns: whom to ask for a read, and what their answers mean. Pure decisions.
+"""Read patterns: how many replicas to ask for a read, and what answers mean. Pure decisions.
 
-The names and meanings are those of QEMU's ``read-pattern``. A pattern is asked how many of the
-replicas that have not been asked yet to ask now, until it says none; then it judges. A new
-pattern is a new class here.
+Names and meanings follow QEMU's ``read-pattern``. A pattern says, round by round, how many of the
+replicas left to ask now; after 0 the pattern judges the answers. A new pattern is a new class here.
 """
 
 import errno
@@ -29,7 +28,7 @@ class ReadVerdict:
     errno: int = 0
     """Why there is no data; 0 if there is."""
     outvoted: tuple[Outvoted, ...] = ()
-    """Who answered with something else, and where (from the start of the request)."""
+    """The replicas that answered otherwise, and where (from the start of the request)."""
     difference: int | None = None
     """`Blkverify`: the first byte that differs (from the start of the request)."""
 
@@ -41,12 +40,12 @@ class ReadPattern(Protocol):
         """How many of the *waiting* replicas to ask next, all at once; 0 to judge."""
 
     def needed(self, waiting: int) -> int:
-        """How many successes in a round make it enough, if *waiting* are left to ask after it."""
+        """How many successes make a round enough, if *waiting* replicas are left to ask after."""
 
     def judge(
         self, offset: int, answers: Sequence[tuple[int, bytes]], errnos: Sequence[int]
     ) -> ReadVerdict:
-        """Decide on what was answered for *offset*: pairs of replica and bytes, and errnos.
+        """Decide on the answers for *offset*: pairs of replica and bytes, and errnos.
 
         Both are in the order in which the replicas were asked.
         """
@@ -54,7 +53,7 @@ class ReadPattern(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Fifo:
-    """The first replica, in the order given, that can be read; the last one's errno if none."""
+    """The first replica, in the order given, that can be read; the last errno if none can."""
 
     def ask_now(self, waiting: int, succeeded: int) -> int:
         return 0 if succeeded else min(waiting, 1)
@@ -72,7 +71,7 @@ class Fifo:
 
 @dataclass(frozen=True, slots=True)
 class Quorum:
-    """All replicas at once; the version that most of them hold, if *threshold* of them do."""
+    """All replicas at once; the version that most replicas hold, if at least *threshold* do."""
 
     threshold: int
 
@@ -93,7 +92,7 @@ class Quorum:
 
 @dataclass(frozen=True, slots=True)
 class Reconcile:
-    """Replicas that may differ, the pinned source first: what they are to be made equal to."""
+    """Replicas that may differ, the pinned source first; the data to make them equal to."""
 
     threshold: int
 
@@ -116,7 +115,7 @@ class Reconcile:
 
 @dataclass(frozen=True, slots=True)
 class Blkverify(Quorum):
-    """Two replicas that must agree: any difference is an error, and its place is named."""
+    """Two replicas that must agree: any difference is an error, with its place."""
 
     def judge(
         self, offset: int, answers: Sequence[tuple[int, bytes]], errnos: Sequence[int]

@@ -1,6 +1,6 @@
-"""The record that the members of a set share, and what each remembers of itself beside it.
+"""The record that the members of a set share, and the sidecar of each replica.
 
-How both become bytes, and how a record is committed, says `quorumfs.decisions.sidecar`.
+`quorumfs.decisions.sidecar` says how both become bytes, and how a record is committed.
 """
 
 import os
@@ -16,16 +16,16 @@ MOUNTS_MAX = 19
 
 
 class RoleState(IntEnum):
-    """What a replica last was to the set."""
+    """The state of a replica in a record."""
 
     CURRENT = 1
     STALE = 2
     RESYNCING = 3
-    """Being brought up to date: a mixture of old and new, and its own map counts no more."""
+    """The target of a resync: a mixture of old and new, whose own map does not count."""
 
 
 class Phase(IntEnum):
-    """How far a record got."""
+    """How far the commit of a record got."""
 
     PREPARED = 1
     COMMITTED = 2
@@ -36,27 +36,27 @@ class PastMount:
     """A mount that had the set in use."""
 
     identity: int
-    """A random 64-bit number; of all that is older than such numbers, the generation."""
+    """A random 64-bit number; for times before such numbers, the generation."""
     first: int
-    """The sequence number of its first record; 0: not known."""
+    """The sequence number of the mount's first record; 0: not known."""
     changed: bool
-    """It may have changed the content of the disk. One that did not made replicas equal at most."""
+    """The mount may have changed the content of the disk, not just made replicas equal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What the set knows of one of its replicas; its place in the list is the replica's slot."""
+    """One replica in a record; the place of the role in the list is the replica's slot."""
 
     replica_id: bytes
     state: RoleState
     generation: int
-    """Of the record that it was last to get: what it lacks since, the others track."""
+    """The generation of the last record for the replica; members track what it lacks since."""
     path: str
-    """Where it was last seen; a hint for people."""
+    """Where the replica was last seen; a hint for people."""
     sequence: int = 0
-    """Of the same record: with one before it, the replica was rolled back since."""
+    """The sequence of that record; a replica with an earlier one was rolled back since."""
     mount: int = 0
-    """The latest one in that record; 0 if it names none."""
+    """The latest mount in that record; 0 if there is none."""
 
     @property
     def last_mount(self) -> int:
@@ -66,7 +66,7 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What all members agree on."""
+    """The facts that all members agree on."""
 
     set_id: bytes
     size: int
@@ -77,39 +77,39 @@ class Record:
     ancestors: tuple[int, ...] = ()
     """Earlier generations, latest first."""
     sequence: int = 1
-    """Counts the commits: within one generation a higher one is later."""
+    """Counts the commits: within one generation a higher number is later."""
     clean: bool = True
-    """Closed in order: nothing was under way."""
+    """The set was closed in order, with nothing under way."""
     mounts: tuple[PastMount, ...] = ()
-    """Those that had the set in use, latest first."""
+    """The mounts that had the set in use, latest first."""
 
     @property
     def lineage(self) -> tuple[PastMount, ...]:
-        """The mounts; while there are none, the generations stand for those before."""
+        """The mounts; while there are none, the generations stand for earlier mounts."""
         return self.mounts or tuple(PastMount(each, 0, changed=True) for each in self.history)
 
     @property
     def key(self) -> tuple[object, ...]:
-        """By which records of one set are told apart."""
+        """Tells records of one set apart."""
         return self.generation, self.sequence, self.mounts[:1]
 
     @property
     def history(self) -> tuple[int, ...]:
-        """All generations known, the present one first."""
+        """All known generations, the present one first."""
         return (self.generation, *self.ancestors)
 
     @property
     def disk(self) -> tuple[bytes, int, int]:
-        """What all records of one set have in common: set id, size and chunk size."""
+        """The set id, size and chunk size, common to all records of one set."""
         return self.set_id, self.size, self.chunk_size
 
     @property
     def chunks(self) -> int:
-        """The number of chunks that the disk has."""
+        """The number of chunks of the disk."""
         return -(-self.size // self.chunk_size)
 
     def slot_of(self, replica_id: bytes) -> int | None:
-        """The slot of a replica; None if it is not in the set."""
+        """The slot of a replica; None if the replica is not in the set."""
         for slot, role in enumerate(self.roles):
             if role.replica_id == replica_id:
                 return slot
@@ -124,8 +124,8 @@ class Record:
     def with_state(self, slots: Iterable[int], state: RoleState) -> "Record":
         """The same record with the replicas in *slots*, which hold it, in another state.
 
-        Eject: this of the record they held, then `minted`. Resync and join: this of the record
-        that is about to be committed on them too.
+        To eject: call this on the record that the replicas hold, then `minted`. For a resync or a
+        join: call this on the record that is about to be committed on the replicas, too.
         """
         record = self
         for slot in slots:
@@ -143,10 +143,10 @@ class Record:
     ) -> "Record":
         """The same record with the mount *identity* as the latest.
 
-        *changed*: it may change the disk from now on. *passed*: mounts that were prepared after
-        the latest one and led nowhere, or that were given up; one of them that was on record went
-        on afterwards, so it is moved. When they began says nothing of when those ended that were on
-        record: that is now.
+        *changed*: the mount may change the disk from now on. *passed*: mounts that were prepared
+        after the latest one and led nowhere, or that were given up. A passed mount that was on
+        record went on afterwards, and is moved. Mounts on record count as ended now, whenever the
+        passed mounts began.
         """
         latest = self.mounts[0] if self.mounts else None
         if latest and latest.identity == identity:
@@ -161,7 +161,7 @@ class Record:
     def minted(self, also_known: Iterable[int] = ()) -> "Record":
         """The same record at the start of a new generation.
 
-        *also_known*: generations that were prepared after this one and led nowhere.
+        *also_known*: generations that were prepared after this record and led nowhere.
         """
         passed = tuple(g for g in also_known if g not in self.history)
         ancestors = (*passed, *self.history)[:ANCESTORS_MAX]
@@ -175,7 +175,7 @@ def random_identity() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What an image file looked like from outside."""
+    """The stat of an image file, as far as it tells changes."""
 
     inode: int = 0
     size: int = 0
@@ -194,24 +194,24 @@ def identity_of(status: os.stat_result) -> Identity:
 
 @dataclass(frozen=True, slots=True)
 class Sidecar:
-    """One replica's memory, as read from its file."""
+    """The content of one replica's sidecar."""
 
     replica_id: bytes
     record: Record
-    """The last one committed."""
+    """The last record committed."""
     map: DirtyMap
     identity: Identity = UNKNOWN_IDENTITY
-    """Of the image when the record was written; `UNKNOWN_IDENTITY` while it is in use."""
+    """The image's identity when the record was written, without times while it was in use."""
     prepared: Record | None = None
     """A later record that was prepared and not committed."""
     spare_slot: int = 0
-    """Where the next record is to be prepared: not where the only good one is."""
+    """The file slot for the next prepared record, never that of the only good record."""
     damage: tuple[str, ...] = ()
-    """What could not be read, for a reader."""
+    """The parts that could not be read, in words."""
     unreadable: tuple[tuple[int, int], ...] = ()
-    """Bytes ``[start, end)`` that no replica which held them could be read at."""
+    """Bytes ``[start, end)`` that could be read on none of their holders."""
     unreadable_number: int = 0
-    """How often that was written."""
+    """The version number of `unreadable`."""
 
     @property
     def slot(self) -> int:
@@ -222,14 +222,14 @@ class Sidecar:
 
     @property
     def own_state(self) -> RoleState:
-        """What this replica takes itself for."""
+        """The state of this replica in its own record."""
         return self.record.roles[self.slot].state
 
 
 def path_for(image_path: str) -> str:
-    """Where the sidecar of the image at *image_path* is: beside the file itself, not beside a
-    symbolic link to it, so that by whatever path the image is given its memory is found.
+    """The path of the sidecar of an image: beside the file itself, not beside a symbolic link.
 
-    Asks the file system where there are links. It need not exist, nor the image.
+    So every path of an image leads to one sidecar. Asks the file system where there are links.
+    Neither sidecar nor image need exist.
     """
     return os.path.realpath(image_path) + SUFFIX

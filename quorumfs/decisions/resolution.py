@@ -1,11 +1,11 @@
-"""Resolution: the operator says whose data to keep. A pure decision.
+"""Resolution: the operator says which replica's data to keep. A pure decision.
 
-After a split brain, or where adopted images differ, no rule tells which replica is right. One is
-*kept*; its record becomes the parent of everything: the generations of all others become its
-ancestors, as if they had been ejected by it, so that the next mount brings them up to date.
-What they lack is what either side wrote since they parted, if both sides have it on record;
-otherwise everything is compared. The decision is a change of the disk itself: it stands in the
-lineage like a mount, ahead of the latest mount of each that was given up.
+After a split brain, or where adopted images differ, no rule tells which replica is right. One
+replica is *kept*. The generations of all others become ancestors of its record, as if the kept
+replica had ejected the others, so that the next mount resyncs them. They lack the writes of either
+side since the parting, if both sides recorded them; otherwise everything is compared. The decision
+itself changes the disk, and stands in the lineage like a mount, ahead of the latest mount of each
+replica given up.
 """
 
 import os
@@ -33,7 +33,7 @@ from quorumfs.decisions.record import Identity, PastMount, Record, Role, RoleSta
 
 @dataclass(frozen=True, slots=True)
 class Overwritten:
-    """A replica that gets what the kept one holds."""
+    """A replica that is to become a copy of the kept replica."""
 
     path: str
     differs_at_most: int
@@ -43,10 +43,10 @@ class Overwritten:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """What is to be written so that the next mount knows the direction."""
+    """The sidecars to write, so that the next mount knows which replicas to overwrite."""
 
     kept: tuple[str, ...]
-    """The replica to keep, and those that hold the same."""
+    """The replica to keep, and the replicas that hold the same."""
     overwritten: tuple[Overwritten, ...]
     sidecars: dict[str, Sidecar]
     """New sidecars by the path of the image, to be written in this order."""
@@ -59,9 +59,9 @@ def resolve(
     threshold: int | None = None,
     random_bytes: Callable[[int], bytes] = os.urandom,
 ) -> Resolution:
-    """Decide how all replicas *found* become copies of the one at path *keep*.
+    """Decide how all replicas *found* become copies of the replica at *keep*.
 
-    Raises `AssemblyRefusedError` when they cannot.
+    Raises `AssemblyRefusedError` if that is impossible.
     """
     kept = next(one for one in found if one.path == keep)
     if kept.image is None:
@@ -84,7 +84,7 @@ def _from_raw(
     threshold: int | None,
     random_bytes: Callable[[int], bytes],
 ) -> Resolution:
-    """A new set with the data of an image that belongs to none."""
+    """A new set with the data of *kept*, an image of no set."""
     assert kept.image is not None
     _refuse_missing(found)
     size = kept.image.size
@@ -116,7 +116,7 @@ def _from_raw(
 
 
 class _Resolving:
-    """All others of one set, and images of none, become copies of a member."""
+    """The other replicas of a set, and images of no set, become copies of one member."""
 
     def __init__(
         self,
@@ -137,12 +137,12 @@ class _Resolving:
         self._roles = list(sidecar.record.roles)
         self._passed: list[int] = []
         self._given_up: set[int] = set()
-        """The latest mounts of those that are to be overwritten, as far as they added something."""
+        """The latest mounts of the replicas to overwrite, if those mounts added something."""
         self._elsewhere: list[Record] = []
-        """What those of them went by that went on after they parted."""
+        """The records of replicas to overwrite that went on after the parting."""
         self._kept = [keep]
         self._behind: dict[str, tuple[int, str]] = {}
-        """By path: the slot of a replica that is to be overwritten, and what is known of it."""
+        """By path: the slot of a replica to overwrite, and why it differs."""
         self._new: dict[str, int] = {}
         """Images that become members anew, and their slots."""
 
@@ -150,7 +150,7 @@ class _Resolving:
         own_slot = self._sidecar.slot
         everything = range(len(self._map))
         self._map.remove(out_of_sync(own_slot), everything)
-        # Whatever it takes itself for: one that was being caught up, if nothing else is left.
+        # Whatever its own state: with no other left, it may have been in a resync.
         self._roles[own_slot] = replace(self._roles[own_slot], state=RoleState.CURRENT)
         taken = {own_slot}
         for one in self._found:
@@ -209,7 +209,7 @@ class _Resolving:
         return -1 if slot is None else slot
 
     def _member(self, path: str, sidecar: Sidecar, one: Found) -> int:
-        """A replica with a sidecar: its slot."""
+        """Enter a replica with a sidecar; returns its slot."""
         parent = self._parent
         if sidecar.record.set_id != parent.set_id:
             raise AssemblyRefusedError(
@@ -248,7 +248,7 @@ class _Resolving:
             written.states[:] = written.states.translate(_all_as(out_of_sync(slot)))
             self._map.join(written)
             why = "what either side wrote since they parted"
-            if same:  # they never did
+            if same:  # they never parted
                 why = "what was not found equal yet"
         else:
             self._map.add(out_of_sync(slot), range(len(self._map)))
@@ -272,7 +272,7 @@ class _Resolving:
         return slot
 
     def _may_have_followed(self, absent: Role, other: Record) -> bool:
-        """Whether a replica that is not here may hold what those wrote who went by *other*."""
+        """Whether a replica that is not present may hold writes made under *other*."""
         slot, at = other.slot_of(absent.replica_id), parting(other, self._parent)
         if slot is None or at is None:
             return True
@@ -282,8 +282,9 @@ class _Resolving:
         return role.state is not RoleState.STALE or role.last_mount in since or later
 
     def _tracked(self, slot: int, own: Record) -> bool:
-        """Whether both sides know what they wrote since they parted: the kept one without the
-        replica with *slot*, which holds *own*, and that one without the kept one.
+        """Whether both sides tracked their writes without the other since they parted.
+
+        One side is the kept replica, the other the replica with *slot*, which holds *own*.
         """
         role, kept = self._parent.roles[slot], own.roles[self._sidecar.slot]
         ahead, behind = parting(own, self._parent), parting(self._parent, own)
@@ -296,7 +297,7 @@ class _Resolving:
         )
 
     def _newcomer(self, one: Found, taken: set[int]) -> int:
-        """An image without a sidecar: the slot it gets."""
+        """Enter an image without a sidecar; returns its new slot."""
         assert one.image is not None
         if one.image.size < self._parent.size:
             raise AssemblyRefusedError(
@@ -317,7 +318,7 @@ class _Resolving:
         return slot
 
     def _eject(self, slot: int) -> None:
-        """A replica that is not here, and is to be overwritten when it comes back."""
+        """Enter a replica that is not present as one to overwrite when it comes back."""
         parent = self._parent
         self._map.add_where(INTENT | UNVERIFIED, out_of_sync(slot))
         self._roles[slot] = replace(
@@ -353,5 +354,5 @@ def _all_as(bit: int) -> bytes:
 
 
 def _last(sidecars: dict[str, Sidecar], path: str) -> dict[str, Sidecar]:
-    """The same, with the one at *path* last: it is what makes the others' sidecars valid."""
+    """*sidecars* with the one at *path* last, which makes the others valid."""
     return {**{p: s for p, s in sidecars.items() if p != path}, path: sidecars[path]}

@@ -1,7 +1,7 @@
 """A guest reads and writes a disk in whole sectors."""
 
 SECTOR = 512
-"""Bytes: the smallest that disks have."""
+"""Bytes of the smallest sector of any disk."""
 
 
 def whole(size: int) -> int:
@@ -10,7 +10,7 @@ def whole(size: int) -> int:
 
 
 def unreachable(size: int) -> str | None:
-    """What a guest cannot do with a disk of *size* bytes, in words; None if it can use all."""
+    """Why a guest cannot use all of a disk of *size* bytes, in words; None if it can."""
     if not size % SECTOR:
         return None
     return (

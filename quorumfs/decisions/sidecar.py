@@ -1,4 +1,4 @@
-"""The sidecar: what a replica remembers, in ``<replica>.quorumfs`` beside its image.
+"""The sidecar: the format of ``<replica>.quorumfs``, beside the replica's image.
 
 Format, version 2
 =================
@@ -6,11 +6,11 @@ Format, version 2
 Pages of 4096 bytes; all numbers little endian::
 
     page 0, 1     two slots, each a record with a checksum
-    page 2        who has the set in use, as `quorumfs.decisions.claim` says
-    page 3        what no replica can be read at: ranges of bytes, with a checksum; zeros: none
+    page 2        the claim of the mount that has the set in use: `quorumfs.decisions.claim`
+    page 3        ranges of bytes that no replica can be read at, with a checksum; zeros: none
     page 4, 5 …   the dirty map: 4080 chunks and a checksum each
 
-A **slot** holds the *record*, which all members share, and what concerns this replica alone::
+A **slot** holds the *record*, which all members share, and the facts of this replica alone::
 
     offset  type    content
     0       8s      "QUORUMFS"
@@ -38,21 +38,21 @@ A **map page** ends in the xxh3-128 of its 4080 chunks, followed by the set id a
 number, so that a page that landed at the wrong place is noticed. An unreadable page means
 `quorumfs.decisions.dirtymap.UNKNOWN` for each of its chunks.
 
-The **unreadable** ranges are in each half of their page, the latest version and the one before, of
-which one is left if the other is torn: a u64 with the number of the version, a u32 with their
-count, a u64 start and a u64 end of each, and the xxh3-128 of that, followed by the set id.
+The **unreadable** ranges are in both halves of their page, the latest version and the version
+before, so that one is left if the other is torn: a u64 with the number of the version, a u32 with
+their count, a u64 start and a u64 end of each, and the xxh3-128 of that, followed by the set id.
 
-Version 1 had no mounts, neither in the list nor in the roles, and is read; it is written to as
-version 2, because whoever knows only version 1 would not say that it changed something.
+Version 1 had no mounts, neither in the list nor in the roles. It is read, and written as version 2,
+because a program that knows only version 1 would not record its own mounts.
 
 Committing a record
 ===================
 
-A record becomes valid in two phases. First every member gets it as *prepared*, in the slot that
-the last commit prepared; when that is durable on all, they get it as *committed*, in the other
-slot. So each member always has one good slot; both say the same when nothing is going on; and a
-record that only got as far as *prepared* tells that nothing was acknowledged under it, and on
-which members the others will be found to know it.
+A record becomes valid in two phases. First every member gets the record as *prepared*, in the slot
+that the last commit prepared. When that is durable on all members, they get the record as
+*committed*, in the other slot. So each member always has one good slot, and both slots agree when
+nothing is going on. A record that is only *prepared* tells that nothing was acknowledged under it,
+and which members may hold it.
 """
 
 import os
@@ -86,7 +86,7 @@ from quorumfs.decisions.record import (
 MAGIC = b"QUORUMFS"
 VERSION = 2
 VERSIONS = (1, VERSION)
-"""Those that can be read."""
+"""Versions that can be read."""
 PAGE = 4096
 CHUNKS_PER_PAGE = PAGE - 16
 SLOT_OFFSETS = (0, PAGE)
@@ -96,11 +96,11 @@ MAP_OFFSET = 4 * PAGE
 UNREADABLE_MAX = 126
 """Ranges that fit in half a page."""
 PATH_MAX = 469
-"""Bytes; a longer path is left out: it is a hint, the replica id is what counts."""
+"""Bytes; a longer path is left out, because paths are hints, and replica ids count."""
 SIZE_MAX = (1 << 63) - 1
 """Bytes: no file can be larger."""
 SEQUENCE_MAX = 1 << 63
-"""No set gets there, and one that claims to be there has as many numbers left."""
+"""No set gets so far, and a set that claims this number has as many numbers left."""
 
 _LIST_SIZE = PAGE // 2
 _LIST_HEAD = struct.Struct("<QI")
@@ -111,15 +111,15 @@ _ROLE_SIZE = 512
 _MOUNT = struct.Struct("<QIB")
 _MOUNTS_OFFSET = _HEAD.size + REPLICAS_MAX * _ROLE_SIZE
 _SEQUENCE_MAX = (1 << 32) - 1
-"""Of a mount's first record; a commit every second makes as many in a century."""
+"""The largest sequence of a mount's first record; commits every second reach it in a century."""
 
 
 class FormatError(Exception):
-    """These bytes are no sidecar that can be used."""
+    """The bytes are no usable sidecar."""
 
 
 class UnknownVersionError(FormatError):
-    """A later quorumfs wrote this; it must not be touched."""
+    """A later quorumfs wrote the sidecar, which must not be touched."""
 
 
 def file_size(disk_map: DirtyMap) -> int:
@@ -201,9 +201,9 @@ def encode(sidecar: Sidecar) -> bytes:
 def encode_unreadable(
     ranges: Iterable[tuple[int, int]], set_id: bytes, number: int
 ) -> tuple[int, bytes]:
-    """Version *number* of the list of what cannot be read: where it is to be written, and what.
+    """Version *number* of the list of unreadable ranges: the offset in the file, and the bytes.
 
-    At most `UNREADABLE_MAX` ranges. It is not written over the version before.
+    At most `UNREADABLE_MAX` ranges. The version before is not overwritten.
     """
     bounds = [bound for each in ranges for bound in each]
     assert len(bounds) <= 2 * UNREADABLE_MAX
@@ -215,7 +215,7 @@ def encode_unreadable(
 def _decode_unreadable(
     content: bytes, record: Record, damage: list[str]
 ) -> tuple[int, tuple[tuple[int, int], ...]]:
-    """The latest version of the list of what cannot be read, and its number."""
+    """The number and the ranges of the latest version of the list of unreadable ranges."""
     lists: list[tuple[int, tuple[tuple[int, int], ...]]] = [(0, ())]
     for offset in (UNREADABLE_OFFSET, UNREADABLE_OFFSET + _LIST_SIZE):
         half = content[offset : offset + _LIST_SIZE]
@@ -235,11 +235,10 @@ def _decode_unreadable(
 
 
 def decode(content: bytes) -> Sidecar:
-    """Understand a whole sidecar file, whatever happened to it and whoever wrote it.
+    """Decode a whole sidecar file, whatever damage it has, and whatever program wrote it.
 
-    What is behind the map is not looked at. Raises `FormatError` if neither slot can be read or
-    they contradict each other, `UnknownVersionError` if a slot is of a version that is not known
-    here.
+    Bytes behind the map are ignored. Raises `FormatError` if neither slot can be read or the slots
+    contradict each other, `UnknownVersionError` if a slot is of an unknown version.
     """
     committed, prepared, damage = _decode_slots(content)
     disk_map, unreadable = _decode_map(content, committed.record)
@@ -260,16 +259,16 @@ def decode(content: bytes) -> Sidecar:
 
 
 def map_bytes(head: bytes) -> int:
-    """How many bytes of a sidecar that begins with *head*, its first `MAP_OFFSET` bytes, are map.
+    """The bytes of the map in a sidecar whose first `MAP_OFFSET` bytes are *head*.
 
-    Raises what `decode` raises.
+    Raises as `decode`.
     """
     record = _decode_slots(head)[0].record
     return -(-record.chunks // CHUNKS_PER_PAGE) * PAGE
 
 
 def _decode_slots(content: bytes) -> tuple["_Slot", Record | None, list[str]]:
-    """The slot committed last, the record prepared after it, and what could not be read."""
+    """The slot committed last, the record prepared after it, and the damage."""
     slots: list[_Slot] = []
     damage: list[str] = []
     for number in range(len(SLOT_OFFSETS)):
@@ -350,10 +349,10 @@ def _decode_slot(content: bytes, number: int) -> _Slot:
 
 
 def _impossible(record: Record) -> str | None:
-    """What of *record* no quorumfs can have written; None if it may have.
+    """The part of *record* that no quorumfs can have written; None if there is none.
 
-    A checksum proves nothing against who writes sidecars by hand. What is allowed here must be
-    safe to go by: to allocate a map for, to count on from, to show.
+    A checksum proves nothing against a sidecar written by hand. Any record allowed here must be
+    safe to use: to allocate a map for, to count on from, to show.
     """
     size, chunk_size = record.size, record.chunk_size
     replica_ids = {role.replica_id for role in record.roles}
@@ -379,7 +378,7 @@ def _impossible(record: Record) -> str | None:
 
 
 def _decode_role(body: bytes, index: int, version: int) -> Role:
-    """Raises `ValueError` for what cannot be."""
+    """Raises `ValueError` for an impossible role."""
     offset = _HEAD.size + index * _ROLE_SIZE
     layout = _ROLE_OF_VERSION_1 if version == 1 else _ROLE
     replica_id, state, length, generation, sequence, *rest = layout.unpack_from(body, offset)
@@ -404,7 +403,7 @@ def _unknown(version: int) -> str:
 
 
 def _decode_map(content: bytes, record: Record) -> tuple[DirtyMap, int]:
-    """The map, and how many of its pages could not be read."""
+    """The map, and how many map pages could not be read."""
     disk_map = DirtyMap(record.size, record.chunk_size)
     unreadable = 0
     for page in range(pages(disk_map)):
@@ -426,7 +425,7 @@ def _page_checksum(body: bytes, set_id: bytes, page: int) -> bytes:
 
 
 def page_runs(page_numbers: Iterable[int]) -> list[tuple[int, int]]:
-    """Page numbers as runs of adjacent ones: ``(first, last)``, inclusive."""
+    """Runs of adjacent page numbers: ``(first, last)``, inclusive."""
     runs: list[tuple[int, int]] = []
     for page in sorted(page_numbers):
         if runs and runs[-1][1] == page - 1:

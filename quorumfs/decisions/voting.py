@@ -2,7 +2,7 @@
 
 The model is QEMU's ``block/quorum.c``: answers are grouped into versions and the largest group
 wins if it reaches the threshold. Two decisions differ on purpose. The first-listed version wins
-a tie (there, the last one), and a tie is never grounds for a repair. And when not all answers
+a tie (in QEMU, the last), and a tie is never grounds for a repair. And when not all answers
 are equal the vote is held again per block, so that bad blocks at different places on different
 replicas still leave every block with a majority.
 """
@@ -19,8 +19,7 @@ BLOCK = 4096
 """Bytes compared at a time when whole answers disagree: the page, and the sector of most disks."""
 
 VOTERS_MIN = 3
-"""So many answers make a vote on what replicas that may differ are made equal to: of two that
-differ none is a majority."""
+"""Answers that `reconcile` needs for a vote: of two that differ, neither is a majority."""
 
 Version = TypeVar("Version", bound=Hashable)
 
@@ -57,7 +56,7 @@ class Outvoted:
 
 @dataclass(frozen=True, slots=True)
 class DataVerdict:
-    """What a vote over equally long answers decided."""
+    """The decision of a vote over equally long answers."""
 
     data: bytes | None
     """The winning bytes; None if some block had no version at the threshold."""
@@ -93,11 +92,11 @@ def vote_data(answers: Sequence[tuple[int, bytes]], offset: int, threshold: int)
 
 
 def reconcile(answers: Sequence[tuple[int, bytes]], offset: int, threshold: int) -> DataVerdict:
-    """What replicas that may differ are to be made equal to; as `vote_data`, and it always decides.
+    """The data to make replicas equal to; as `vote_data`, but always decided.
 
-    Per block what a strict majority of `VOTERS_MIN` or more answers holds, if it reaches
-    *threshold* (P9). Elsewhere what the first one holds: the same after every mount, if the order
-    of the answers is (P7).
+    Each block is the version of a strict majority of `VOTERS_MIN` or more answers, if that reaches
+    *threshold* (P9); else the block of the first answer, which is the same after every mount if
+    the order of the answers is (P7).
     """
     first = answers[0][1]
     if len(answers) < VOTERS_MIN or all(data == first for _, data in answers[1:]):
@@ -119,8 +118,7 @@ def reconcile(answers: Sequence[tuple[int, bytes]], offset: int, threshold: int)
 def undecided(answers: Sequence[tuple[int, bytes]], failed: int, offset: int) -> bool:
     """Whether the range is to be divided before `reconcile`: *failed* replicas could not be read.
 
-    Where one bad sector spoils its whole answer, the others may lack the majority that they would
-    have with it.
+    One bad sector spoils the whole answer of a replica, and so perhaps a majority elsewhere in it.
     """
     contents = {data for _, data in answers}
     voters = len(answers) + failed
@@ -129,9 +127,9 @@ def undecided(answers: Sequence[tuple[int, bytes]], failed: int, offset: int) ->
 
 
 def majority(ballots: Sequence[bytes], voters: int, threshold: int) -> bytes | None:
-    """What more than half of all *voters*, and at least *threshold*, hold by their *ballots*.
+    """The version that more than half of all *voters*, and at least *threshold*, cast as ballot.
 
-    None if there is no such version. Who could not be heard may hold anything, and counts.
+    None if there is no such version. A voter without a ballot may hold anything, and counts.
     """
     if not ballots:
         return None
@@ -140,7 +138,7 @@ def majority(ballots: Sequence[bytes], voters: int, threshold: int) -> bytes | N
 
 
 def vote_errno(errnos: Iterable[int]) -> int:
-    """The errno that most failed replicas gave; of equally many, the first-listed replica's."""
+    """The errno that most failed replicas gave; a tie goes to the first-listed replica."""
     return plurality(errnos).version
 
 

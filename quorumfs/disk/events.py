@@ -1,7 +1,7 @@
 """Events: what happened to the replicas, for the log.
 
 ``QUORUM_REPORT_BAD`` and ``QUORUM_FAILURE`` are QEMU's, with QEMU's meaning of their members
-(sectors of 512 bytes); the rest are ours. A disk in trouble makes thousands of events a second, so
+(sectors of 512 bytes); the rest are new. A disk in trouble makes thousands of events a second, so
 each kind is limited per replica to one a second. The last event held back is still told, with the
 number of events left out before it, so that no corruption is silent.
 """

@@ -1,7 +1,6 @@
-"""How fast a repair may go, and how much work is done at a time. Pure: no clock.
+"""How fast a repair may go, yielding to a guest, and how much is done at a time. Pure: no clock.
 
-A repair goes at full speed on an idle disk and yields to a guest. The amount at a time follows the
-speed of the slowest replica.
+The amount at a time follows the speed of the slowest replica.
 """
 
 from dataclasses import dataclass, field

@@ -98,8 +98,7 @@ class Rejoin:
             replica.detach(there=opened and not replica.dead)
             return False
         finally:
-            # The wait grows after a success, too: each time a replica rejoins and fails again
-            # soon costs a generation.
+            # The wait grows after a success, too: a replica that soon fails costs a generation.
             retry.at = trio.current_time() + retry.wait_s
             retry.wait_s = min(2 * retry.wait_s, RETRY_S[1])
         return True

@@ -42,8 +42,8 @@ async def cannot_be_read(
 ) -> bool:
     """Note a block as unreadable if all *replicas*, its holders, fail there; whether it is noted.
 
-    Nothing is noted if a replica can be read nowhere else, because the failure of a whole replica
-    may pass, or if the second read of the block does not fail as a bad medium does.
+    Not if a replica can be read nowhere else (that may pass), nor if a new read of the block does
+    not fail as a bad medium does.
     """
     for replica in replicas:
         if not await _reads_elsewhere(mirror, replica, offset):

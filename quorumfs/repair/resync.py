@@ -32,8 +32,7 @@ class Resync:
     async def resync(self, replica: Replica, found: Found, *, full: bool) -> None:
         """Make *replica*, which is open and was found as *found*, current.
 
-        *full*: the chunks that *replica* lacks are not known. Raises `OSError`; *replica* then
-        keeps the chunks that it was given.
+        *full*: the lacking chunks are unknown. Raises `OSError`; copied chunks are kept then.
         """
         assert replica.slot is not None
         sidecars = self._sidecars

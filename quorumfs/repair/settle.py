@@ -3,8 +3,7 @@
 Replicas may differ after a crash, or after a change that failed on some of them. All get, block by
 block, the data that a strict majority of three or more holds (P9), or else that of the pinned
 source. Settling runs in the background, and at once for a range that a guest reads (P7) or a flush
-covers. Where a member cannot take the data, and too few members are left to eject it, settling is
-tried again, ever more rarely.
+covers. While a member can neither take the data nor be ejected, retries get ever rarer.
 """
 
 import errno
@@ -234,8 +233,7 @@ class Settling:
     async def _surface_writeback_errors(self, chunks: range = range(0)) -> None:
         """Sync all members once after the last divergence, and after the last write to *chunks*.
 
-        A member may have lost a page and show an older one, and reports that only when it syncs.
-        The other members must not be given the older page.
+        A member may show an older page in place of a lost one until it syncs; that must not spread.
         """
         async with self._surfacing:
             written = bool(chunks) and self._ledger.unsynced(*self._span(chunks))
@@ -279,8 +277,7 @@ class Settling:
         all are equal: a sync that failed before a crash may have dropped pages that reads still
         show (R4). A hole on all replicas can hide no such loss, and is left out. Returns whether
         the members were equal before, and the members that did not take the data. A piece that
-        failed reads leave without an answer, or undecided, is divided until *deadline*, because
-        replicas may be bad at different places (R11).
+        failed reads leave undecided is divided until *deadline*: bad places may differ (R11).
         """
         nobody = set(self._ledger.members)
         outcomes = await self._mirror.ask(self._ledger.members, Kind.READ, 1, offset, length)

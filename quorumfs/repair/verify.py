@@ -1,8 +1,7 @@
 """Verifying: comparing images that were adopted as they were.
 
-A difference is repaired only by a strict majority of all members to believe, and else reported,
-because no replica is known to be right (P4). An unreadable replica may hold anything; its chunks
-are compared again later.
+A difference is repaired only by a strict majority, and else reported, because no replica is known
+to be right (P4). An unreadable replica may hold anything: its chunks are compared again later.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -30,7 +29,6 @@ class Findings:
     """Bytes that a comparison could not make equal."""
 
     differing: RangeSet = field(default_factory=RangeSet)
-    """Bytes that differ without a majority."""
     unread: RangeSet = field(default_factory=RangeSet)
     """Bytes where a replica could not be read, without a majority, or could not be written to."""
 
@@ -215,8 +213,7 @@ class Verification:
         if not wrong:
             return
         differ = len(set(versions)) > 1
-        # Where a write failed, a replica may have been given the content of another, so that a
-        # majority proves nothing.
+        # Where a write failed, some replicas may have got another's content: no real majority.
         if winner is not None and not self._ledger.agreement.torn.overlaps(offset, end):
             if await repair_write(
                 self._mirror, self._sidecars, wrong, offset, winner, list(ballots)

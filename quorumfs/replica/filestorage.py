@@ -63,8 +63,8 @@ class _Copying(Operation):
 class FileStorage:
     """A regular file, read and written by the replica's own threads.
 
-    `read_now` and `write_now` run in the calling thread, if the file is on a file system of this
-    host and has been prompt. Must be made inside `trio.run`.
+    `read_now` and `write_now` run in the calling thread, where `may_inline` allows them. Must be
+    made inside `trio.run`.
     """
 
     def __init__(

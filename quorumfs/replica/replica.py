@@ -82,7 +82,7 @@ class InFlight:
                 yield operation, f"no answer to a {operation.kind.value} in {patience_s:g} s"
 
     def pardon(self, seconds: float) -> None:
-        """Do not count *seconds* during which nobody here could have heard an answer."""
+        """Do not count *seconds* in which this process could not have heard an answer."""
         for operation, waiting in self.waiting.items():
             self.waiting[operation] = waiting._replace(since=waiting.since + seconds)
 
@@ -386,7 +386,7 @@ class Replica:
         self._has_outcome(operation, waiting)
 
     def pardon(self, seconds: float) -> None:
-        """Do not count *seconds* during which nobody here could have heard an answer."""
+        """Do not count *seconds* in which this process could not have heard an answer."""
         self._in_flight.pardon(seconds)
 
     async def close(self, patience_s: float | None = None) -> None:

@@ -267,8 +267,8 @@ ORDER = (
         "Resync of a chunk",
         "A chunk is copied under its lock, synced on the target, and only then not lacked any "
         "more; at the end the target's map and sync come before the record that makes it current. "
-        "Each step may be cut off and repeated. Holes stay holes. What the guest writes goes to the "
-        "target, too, but for writes to chunks of which the target lacks all.",
+        "Each step may be cut off and repeated. Holes stay holes. Guest writes go to the "
+        "target, too, but for those to chunks of which the target lacks all.",
         "A replica is called current that holds a mixture.",
         (
             "quorumfs.repair.resync.Resync",

@@ -626,6 +626,8 @@ async def writes_beside_a_verification(story: Story) -> None:
         await guest.until(lambda: not guest.mounted.sidecars.ledger.map.count(UNVERIFIED))
         if guest.mounted.repairs.differing:
             raise BrokenError(f"they are said to differ: {guest.mounted.repairs.differing}")
+        locks = guest.mounted.disk.mirror.locks
+        await guest.until(lambda: not any(locks.claimed()))  # it is unmounted when all has ended
     await story.ends_well()
 
 
@@ -655,6 +657,7 @@ async def one_is_away_for_long(story: Story) -> None:
         for at in EXTENTS:
             await guest.write(at)
             generations.add(sidecars.ledger.record.generation)
+        await guest.flush()
         await sidecars.close()
         generations.add(sidecars.ledger.record.generation)
         if len(generations) != 1 or before in generations:

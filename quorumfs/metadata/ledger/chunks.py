@@ -8,10 +8,10 @@ that is not current (`quorumfs.metadata.ledger.target`), and a state of all memb
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED, out_of_sync
+from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.metadata.ledger.agreement import Agreement, Event
-from quorumfs.metadata.ledger.content import Content
+from quorumfs.metadata.ledger.content import Content, bit
 from quorumfs.metadata.ledger.epochs import Epochs
 from quorumfs.metadata.ledger.recorded import Recorded
 from quorumfs.metadata.ledger.sources import Sources
@@ -268,9 +268,3 @@ class Chunks:
         for run in self.map.runs(INTENT, longest=len(self.map)):
             self.diverge(run)
             self.lacked_outside(run)  # a resync may have copied less
-
-
-def bit(replica: Replica) -> int:
-    """The ``out_of_sync`` bit of *replica*, which has a slot."""
-    assert replica.slot is not None
-    return out_of_sync(replica.slot)

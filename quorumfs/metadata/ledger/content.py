@@ -3,8 +3,8 @@
 ======= ====================================================== ==========================
 state   meaning                                                kept in
 ======= ====================================================== ==========================
-DURABLE a good sync covers the last change                     `quorumfs.metadata.ledger.epochs`
-CACHED  no good sync covers the last change yet                `quorumfs.metadata.ledger.epochs`
+DURABLE a good sync covers the last change                     `Epochs`
+CACHED  no good sync covers the last change yet                `Epochs`
 RISKED  a sync failed, and no other member holds more: the     memory alone
         data that the member shows is all that is left
 LACKING a sync failed, and another member holds more           the member's ``out_of_sync`` bit
@@ -102,7 +102,7 @@ class Content:
         if replica in self.truncated:
             lacking.add(chunks.start, chunks.stop)
         elif replica in self.lossy:
-            for run in self._map.runs_in(_bit(replica), chunks):
+            for run in self._map.runs_in(bit(replica), chunks):
                 lacking.add(run.start, run.stop)
             for start, stop in self._pending.get(replica, _NOTHING).inside(
                 chunks.start, chunks.stop
@@ -222,11 +222,11 @@ class Content:
         self.truncated.add(replica)
         self.lossy.discard(replica)
         self.losses += 1
-        self._recorded.add(_bit(replica), range(len(self._map)))
+        self._recorded.add(bit(replica), range(len(self._map)))
 
     def recall(self, replica: Replica) -> None:
         """Count every chunk with the ``out_of_sync`` bit of *replica* as LACKING."""
-        if self._map.count(_bit(replica)):
+        if self._map.count(bit(replica)):
             self.lossy.add(replica)
 
     def forget(self, replica: Replica) -> None:
@@ -245,18 +245,18 @@ class Content:
                     self._put(replica, part, CONTENT[state, event])
 
     def _put(self, replica: Replica, chunks: range, state: Held) -> None:
-        bit, risked = _bit(replica), self._risked.setdefault(replica, RangeSet())
+        lacking, risked = bit(replica), self._risked.setdefault(replica, RangeSet())
         (risked.add if state is Held.RISKED else risked.remove)(chunks.start, chunks.stop)
         if not risked:
             del self._risked[replica]
         if state is Held.LACKING:
-            self._recorded.add(bit, chunks)
+            self._recorded.add(lacking, chunks)
             self.lossy.add(replica)
             if replica in self._pending:
                 self._pending[replica].remove(chunks.start, chunks.stop)
             return
-        self._recorded.remove(bit, chunks)
-        if replica in self.lossy and not self._map.any(bit, range(len(self._map))):
+        self._recorded.remove(lacking, chunks)
+        if replica in self.lossy and not self._map.any(lacking, range(len(self._map))):
             self.lossy.remove(replica)
 
 
@@ -265,7 +265,7 @@ def whose(places: Mapping[Replica, RangeSet], start: int, stop: int) -> list[Rep
     return [replica for replica, theirs in places.items() if theirs.overlaps(start, stop)]
 
 
-def _bit(replica: Replica) -> int:
+def bit(replica: Replica) -> int:
     """The ``out_of_sync`` bit of *replica*, which has a slot."""
     assert replica.slot is not None
     return out_of_sync(replica.slot)

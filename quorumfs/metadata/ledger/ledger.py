@@ -21,8 +21,9 @@ from quorumfs.decisions.model import Found, Plan, Standing
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.record import Record
 from quorumfs.decisions.voting import voted_error
-from quorumfs.metadata.ledger.chunks import Chunks, bit
+from quorumfs.metadata.ledger.chunks import Chunks
 from quorumfs.metadata.ledger.commit import Records
+from quorumfs.metadata.ledger.content import bit
 from quorumfs.metadata.ledger.known import Outcome, ReadSegment
 from quorumfs.metadata.ledger.marks import Marks
 from quorumfs.metadata.ledger.recorded import Recorded

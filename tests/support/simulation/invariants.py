@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.ranges import RangeSet
-from quorumfs.metadata.ledger.chunks import bit
+from quorumfs.metadata.ledger.content import bit
 from quorumfs.metadata.ledger.ledger import Ledger
 
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.one_chunk import BrokenError, World, explore
+from support.one_chunk import CHUNK, BrokenError, World, explore
 from support.simulation.mutations import MUTATIONS
 
 from quorumfs.decisions.dirtymap import INTENT
 from quorumfs.metadata.ledger.chunks import Chunks
-from quorumfs.metadata.ledger.content import Content
+from quorumfs.metadata.ledger.content import Content, Held, bit
 from quorumfs.metadata.ledger.epochs import Epochs
 from quorumfs.metadata.ledger.marks import Marks
 from quorumfs.metadata.ledger.recorded import Recorded
@@ -85,3 +85,21 @@ def test_what_breaks_a_rule_is_found(
     MUTATIONS[name](monkeypatch)
     with pytest.raises(BrokenError):
         explore(World(*size))
+
+
+def test_what_is_recorded_while_others_are_awaited_is_taken_back() -> None:
+    """The last that holds a chunk fails a sync again, and seems to lack it until all others fail."""
+    world = World(2, 2, 1)
+    ledger = world.ledger
+    first, second = ledger.members
+    world.prepare()
+    ledger.note_written(CHUNK)
+    ledger.content.risk([first], CHUNK)
+    ledger.chunks.suspend(first)
+    ledger.chunks.note_pending()
+    assert ledger.map.any(bit(first), CHUNK)
+    ledger.chunks.suspend(second)
+    ledger.chunks.lose([first, second])
+    ledger.chunks.end_flush()
+    assert ledger.content.state(first, 0) is Held.RISKED
+    assert not ledger.map.any(bit(first), CHUNK)

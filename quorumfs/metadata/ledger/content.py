@@ -241,7 +241,9 @@ class Content:
             if replica in self.truncated:
                 continue
             for part, state in list(self._states(replica, chunks)):
-                if state is not CONTENT[state, event]:
+                # A bit that was recorded while others were awaited is decided on, too.
+                undecided = replica in self._pending and event is not Event.TAKEN
+                if undecided or state is not CONTENT[state, event]:
                     self._put(replica, part, CONTENT[state, event])
 
     def _put(self, replica: Replica, chunks: range, state: Held) -> None:

@@ -88,7 +88,7 @@ def test_what_breaks_a_rule_is_found(
 
 
 def test_what_is_recorded_while_others_are_awaited_is_taken_back() -> None:
-    """The last that holds a chunk fails a sync again, and seems to lack it until all others fail."""
+    """The last that holds a chunk fails a sync again, and seems to lack it until all fail."""
     world = World(2, 2, 1)
     ledger = world.ledger
     first, second = ledger.members

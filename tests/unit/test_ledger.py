@@ -7,6 +7,7 @@ from support.one_chunk import CHUNK, BrokenError, World, explore
 from support.simulation.mutations import MUTATIONS
 
 from quorumfs.decisions.dirtymap import INTENT
+from quorumfs.decisions.model import Standing
 from quorumfs.metadata.ledger.chunks import Chunks
 from quorumfs.metadata.ledger.content import Content, Held, bit
 from quorumfs.metadata.ledger.epochs import Epochs
@@ -103,3 +104,20 @@ def test_what_is_recorded_while_others_are_awaited_is_taken_back() -> None:
     ledger.chunks.end_flush()
     assert ledger.content.state(first, 0) is Held.RISKED
     assert not ledger.map.any(bit(first), CHUNK)
+
+
+def test_what_a_target_missed_while_it_joined_it_lacks_as_a_member() -> None:
+    world = World(3, 2, 1)
+    ledger, joining = world.ledger, world.ledger.replicas[2]
+    world.prepare()
+    joining.standing = Standing.RESYNCING
+    target = ledger.targets.resyncing = ledger.targets.of(joining)
+    target.joining = True
+    joining.standing = Standing.CURRENT
+    ledger.arrange()
+    ledger.targets.lacks(CHUNK)  # while its record is on the way
+    ledger.joined()
+    assert ledger.content.state(joining, 0) is Held.LACKING
+    assert ledger.agreement.divergent, "nobody would make it good"
+    ((_, believed),) = ledger.chunks.sources.of(CHUNK)
+    assert joining not in believed

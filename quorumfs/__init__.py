@@ -9,6 +9,8 @@ The rooms, top to bottom. Imports point downwards only (``tests/unit/test_layout
     not mounted.
 ``fuse``
     The FUSE edge: the kernel's requests for one directory and one file.
+``fastpath``
+    What C serves of the requests, and where Python takes over.
 ``control``
     What an operator sees of a mount, through its socket, status and log; it never waits for data.
 ``repair``

@@ -5,6 +5,7 @@ missed are on record before the guest hears of success.
 """
 
 import errno
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol, cast
 
@@ -14,7 +15,9 @@ from quorumfs.decisions.model import Standing
 from quorumfs.decisions.voting import BLOCK, voted_error
 from quorumfs.disk import holes
 from quorumfs.disk.mirror import Mirror
+from quorumfs.disk.rangelock import Claim
 from quorumfs.disk.reading import read_locked
+from quorumfs.disk.takeover import Taken
 from quorumfs.disk.watchdog import Watchdog
 from quorumfs.disk.zeroing import Zeroing
 from quorumfs.metadata.ledger.known import Outcome, succeeded
@@ -254,23 +257,37 @@ class Disk:
             claim.changes = ((offset, offset + length),)
             receivers = self.ledger.begin(offset, length)
             outcomes = await self.mirror.ask(receivers, kind, self.threshold, offset, length, data)
-            failed = [outcome for outcome in outcomes if outcome.error is not None]
-            self.mirror.report(failed)
-            try:
-                await metadata.finish(outcomes, offset, length)
-                if self.ledger.unreadable.overlaps(offset, offset + length):
-                    claim.changes = ()
-                    # If the bytes were readable before they are durable, a power cut in between
-                    # would show whatever lay there before (P1).
-                    await self.mirror.sync()
-                    await metadata.written_over(offset, length)
-            except OSError:
-                self.events.failure(offset, length)
-                raise
-            if failed:
-                self.mirror.announce_states()
+            await self._conclude(claim, outcomes, offset, length)
         finally:
             self._locks.release(claim)
+
+    async def finish(self, taken: Taken) -> None:
+        """Finish a write that was taken over from the fast path; raises `OSError` if it fails."""
+        try:
+            await self.mirror.complete(taken.fan_out, taken.outcomes)
+            await self._conclude(taken.claim, taken.outcomes, taken.offset, len(taken.data))
+        finally:
+            self._locks.release(taken.claim)
+
+    async def _conclude(
+        self, claim: Claim, outcomes: Sequence[Outcome], offset: int, length: int
+    ) -> None:
+        """Draw the conclusions of a change that has all its outcomes, under its *claim*."""
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        self.mirror.report(failed)
+        try:
+            await self.metadata.finish(outcomes, offset, length)
+            if self.ledger.unreadable.overlaps(offset, offset + length):
+                claim.changes = ()
+                # If the bytes were readable before they are durable, a power cut in between
+                # would show whatever lay there before (P1).
+                await self.mirror.sync()
+                await self.metadata.written_over(offset, length)
+        except OSError:
+            self.events.failure(offset, length)
+            raise
+        if failed:
+            self.mirror.announce_states()
 
     async def _make_losses_good(self, repairer: Repairer, offset: int, length: int) -> None:
         """Give these bytes back to every member that lost any; raises `OSError` if that fails.

@@ -71,11 +71,15 @@ class Mirror:
             operation = Operation(kind, offset, length, data)
             outcomes.append(Outcome(replica, operation))
             fan_out.submit(replica, operation)
+        await self.complete(fan_out, outcomes)
+        return outcomes
+
+    async def complete(self, fan_out: FanOut, outcomes: Iterable[Outcome]) -> None:
+        """Wait for all *outcomes* of *fan_out*."""
         await fan_out.complete()
         for replica, operation in outcomes:
             if isinstance(operation.error, TruncatedError):
                 await self.metadata.truncated(replica)
-        return outcomes
 
     async def sync(self) -> None:
         """Make all writes durable on at least the threshold of replicas; else raise `OSError`.

@@ -41,10 +41,11 @@ class Claim:
 class RangeLock:
     """Fair shared and exclusive locks on half-open byte ranges."""
 
-    __slots__ = ("_claims",)
+    __slots__ = ("claims",)
 
     def __init__(self) -> None:
-        self._claims: list[Claim] = []
+        self.claims: list[Claim] = []
+        """All claims, granted or waiting, in order of arrival."""
 
     async def acquire(self, start: int, end: int, *, exclusive: bool) -> Claim:
         """Wait until no earlier claim conflicts; the caller must release the claim returned.
@@ -54,8 +55,8 @@ class RangeLock:
         """
         assert start < end
         claim = Claim(start, end, exclusive)
-        claim.blockers = sum(1 for earlier in self._claims if earlier.conflicts(claim))
-        self._claims.append(claim)
+        claim.blockers = sum(1 for earlier in self.claims if earlier.conflicts(claim))
+        self.claims.append(claim)
         if claim.blockers:
             claim.task = trio.lowlevel.current_task()
 
@@ -66,11 +67,21 @@ class RangeLock:
             await trio.lowlevel.wait_task_rescheduled(abort)
         return claim
 
+    def adopt(self, start: int, end: int) -> Claim:
+        """Claim a range exclusively that is being changed already, while no claim conflicts.
+
+        The caller must release the claim returned.
+        """
+        claim = Claim(start, end, True)
+        assert not any(earlier.conflicts(claim) for earlier in self.claims)
+        self.claims.append(claim)
+        return claim
+
     def release(self, claim: Claim) -> None:
         """Give the range of *claim* back, or leave the queue."""
-        position = self._claims.index(claim)
-        del self._claims[position]
-        for later in self._claims[position:]:
+        position = self.claims.index(claim)
+        del self.claims[position]
+        for later in self.claims[position:]:
             if claim.conflicts(later):
                 later.blockers -= 1
                 if not later.blockers and later.task is not None:
@@ -81,18 +92,18 @@ class RangeLock:
 
         A caller that then does all its work before another task can run needs no claim.
         """
-        return not self._claims or not any(
+        return not self.claims or not any(
             claim.start < end and start < claim.end and (exclusive or claim.exclusive)
-            for claim in self._claims
+            for claim in self.claims
         )
 
     def claimed(self) -> list[tuple[int, int]]:
         """All ranges, ``(start, end)``, that are claimed exclusively, granted or waiting."""
-        return [(claim.start, claim.end) for claim in self._claims if claim.exclusive]
+        return [(claim.start, claim.end) for claim in self.claims if claim.exclusive]
 
     def changing(self) -> list[tuple[int, int]]:
         """All ranges, ``(start, end)``, that are being written to, not merely claimed."""
-        return [change for claim in self._claims for change in claim.changes]
+        return [change for claim in self.claims for change in claim.changes]
 
     @asynccontextmanager
     async def held(self, start: int, end: int, *, exclusive: bool) -> AsyncIterator[None]:

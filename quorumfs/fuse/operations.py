@@ -36,6 +36,8 @@ from pyfuse3 import (
 )
 
 from quorumfs.disk.disk import Disk
+from quorumfs.fastpath.native import HANDLES
+from quorumfs.fastpath.path import FastPath
 from quorumfs.fuse import shim
 from quorumfs.options import MountOptions
 from quorumfs.replica.space import Space
@@ -118,14 +120,16 @@ class DiskOperations(pyfuse3.Operations):
         options: MountOptions,
         mtime_ns: int,
         space: Space,
+        fast: FastPath | None = None,
     ) -> None:
         """*mtime_ns* is the time of the last change before this mount (ns since the epoch)."""
         super().__init__()
         self._space = space
+        self._fast = fast
         self._disk = disk
         self._options = options
         self._mtime_ns = mtime_ns
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(HANDLES)
         self._handles: dict[FileHandleT, _Handle] = {}
 
     # Names and attributes
@@ -220,13 +224,19 @@ class DiskOperations(pyfuse3.Operations):
         # the end of it, and a mapping would be gone.
         if flags & os.O_TRUNC and self._handles:
             raise FUSEError(errno.EBUSY)
-        fh = FileHandleT(next(self._numbers))
-        direct = bool(flags & os.O_DIRECT)
-        self._handles[fh] = _Handle(direct, bool(flags & os.O_DSYNC))
+        direct, durable = bool(flags & os.O_DIRECT), bool(flags & os.O_DSYNC)
+        fh = self._free_number(plain=not durable)
+        self._handles[fh] = _Handle(direct, durable)
         # Pages cached before this open are dropped: they must not hide a repair. With direct_io
         # (an opener that asked for O_DIRECT loses nothing but shared mappings) the shim adds
         # parallel writes; without it, the fsync that the kernel does send would be lost.
         return FileInfo(fh=fh, keep_cache=False, direct_io=direct and shim.parallel_direct_writes())
+
+    def _free_number(self, *, plain: bool) -> FileHandleT:
+        """A number for a new handle; one that the fast path serves for a *plain* handle."""
+        served = (FileHandleT(number) for number in range(HANDLES) if plain)
+        free = next((number for number in served if number not in self._handles), None)
+        return FileHandleT(next(self._numbers)) if free is None else free
 
     # pyfuse3 takes any buffer, and says bytes.
     async def read(self, fh: FileHandleT, off: int, size: int) -> Bytes:  # type: ignore[override]
@@ -298,7 +308,8 @@ class DiskOperations(pyfuse3.Operations):
     async def release(self, fh: FileHandleT) -> None:
         # The time of change moves when a writer closes, not at each write: the kernel drops the
         # file's cached pages whenever it sees another time.
-        if self._handles.pop(fh).wrote:
+        handle = self._handles.pop(fh)
+        if handle.wrote or (self._fast is not None and self._fast.forget(fh)):
             self._mtime_ns = time.time_ns()
             with contextlib.suppress(OSError):  # the kernel has forgotten the file
                 pyfuse3.invalidate_inode(FILE_INODE, attr_only=True)

@@ -12,6 +12,7 @@ import pyfuse3
 import trio
 
 from quorumfs.errors import UserError
+from quorumfs.fastpath.path import FastPath
 from quorumfs.fuse import shim
 from quorumfs.fuse.operations import FILE_INODE, DiskOperations
 from quorumfs.replica.replica import FanOut
@@ -83,14 +84,45 @@ class Readiness:
         return False
 
 
+class Turns:
+    """Gives the tasks of pyfuse3's session loop the next request, in place of pyfuse3's function.
+
+    That one asks trio to wait for every single request, which takes longer than to serve it.
+    """
+
+    def __init__(self, pending: Callable[[], bool], wait: Callable[[], Awaitable[bool]]) -> None:
+        """*pending*: whether there is a request; *wait*: pyfuse3's own function.
+
+        That is called when there is none: then pyfuse3 also counts the task as idle, and starts and ends tasks as it always does.
+        """
+        self._pending = pending
+        self._wait = wait
+        self._taken = 0
+        self._turn_began = perf_counter_ns()
+
+    async def wait(self) -> bool:
+        """Wait for a request, or what looks like one; False when the session has ended."""
+        self._taken += 1
+        in_turn = self._taken % TURN and perf_counter_ns() - self._turn_began < TURN_NS
+        if in_turn and self._pending():
+            return True
+        again = await self._wait()
+        self._turn_began = perf_counter_ns()
+        return again
+
+
 def mount(
-    operations: DiskOperations, mountpoint: str, options: set[str], max_background: int
+    operations: DiskOperations,
+    mountpoint: str,
+    options: set[str],
+    max_background: int,
+    fast: FastPath | None = None,
 ) -> None:
     """Mount *operations* with *options* of libfuse; requests wait until `serve`.
 
     Raises `UserError` with libfuse's reason.
     """
-    shim.configure(max_background)
+    shim.configure(max_background, fast)
     with _captured_stderr() as said:
         try:
             pyfuse3.init(operations, mountpoint, options)
@@ -99,10 +131,15 @@ def mount(
             raise UserError(f"cannot mount at {mountpoint}: {said() or error}") from None
 
 
-async def serve(operations: DiskOperations) -> None:
+async def serve(operations: DiskOperations, fast: FastPath | None = None) -> None:
     """Serve requests until unmounted or `stop`; all that were begun are finished."""
     fd = shim.session_fd()
-    if fd is not None:
+    if fd is not None and fast is not None:
+        os.set_blocking(fd, False)
+        names = vars(pyfuse3)
+        names["_wait_fuse_readable"] = Turns(fast.pending, names["_wait_fuse_readable"]).wait
+        fast.start(fd, FILE_INODE)
+    elif fd is not None:
         # A request goes away unread when whoever waits for it is killed: a read that blocked would
         # stop the loop until the next one comes. The shim tells pyfuse3 to look again.
         os.set_blocking(fd, False)

@@ -26,6 +26,7 @@
 #include <fuse_lowlevel.h>
 #include <linux/fuse.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #ifndef FOPEN_PARALLEL_DIRECT_WRITES
@@ -34,6 +35,10 @@
 
 /* Since then pyfuse3's call of fuse_session_new is compiled to one that names the version. */
 #define VERSIONED_SESSION_NEW (FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17))
+
+/* The largest request that the fast path has room for, and room for any message. */
+#define MESSAGE_MAX (1 << 20)
+#define MESSAGE_ROOM (MESSAGE_MAX + 8192)
 
 #define PUBLIC __attribute__((visibility("default")))
 
@@ -50,12 +55,31 @@ typedef void (*request_callback)(void *request, int kind, uint64_t handle, int64
 /* Writes from memory that is libfuse's again afterwards; 0: not done, it must go the long way. */
 typedef int (*write_callback)(uint64_t handle, void *data, int64_t offset, int64_t length);
 
+/* The next message of the kernel, as fuse_session_receive_buf; -EAGAIN: none yet. */
+typedef int (*receive_callback)(void *into, size_t room);
+
 static request_callback callback;
 static write_callback write_now;
 static unsigned max_background;
+static int bell = -1;
+static receive_callback receive;
 static struct fuse_lowlevel_ops theirs;
 static struct fuse_session *session;
 static int in_use;
+
+static int real_session_fd(struct fuse_session *se)
+{
+    int (*real)(struct fuse_session *);
+
+    *(void **)&real = dlsym(RTLD_NEXT, "fuse_session_fd");
+    return real(se);
+}
+
+/* What pyfuse3 waits for. */
+PUBLIC int fuse_session_fd(struct fuse_session *se)
+{
+    return receive ? bell : real_session_fd(se);
+}
 
 PUBLIC void quorumfs_shim_configure(request_callback on_request, unsigned background)
 {
@@ -68,6 +92,13 @@ PUBLIC void quorumfs_shim_set_writer(write_callback writer)
     write_now = writer;
 }
 
+/* Have messages come from `from`, while the descriptor `readable` is. */
+PUBLIC void quorumfs_shim_set_source(receive_callback from, int readable)
+{
+    receive = from;
+    bell = readable;
+}
+
 /* Whether pyfuse3's session was made through here, with structures that we know. */
 PUBLIC int quorumfs_shim_in_use(void)
 {
@@ -77,7 +108,7 @@ PUBLIC int quorumfs_shim_in_use(void)
 /* What the kernel's requests are read from; -1 if the session was not made through here. */
 PUBLIC int quorumfs_shim_session_fd(void)
 {
-    return session ? fuse_session_fd(session) : -1;
+    return session ? real_session_fd(session) : -1;
 }
 
 PUBLIC int quorumfs_shim_reply_error(void *request, int error)
@@ -128,6 +159,8 @@ static void shim_init(void *userdata, struct fuse_conn_info *connection)
         theirs.init(userdata, connection);
     /* Else each request takes two system calls, through a pipe, and pyfuse3 copies it anyway. */
     connection->want &= ~FUSE_CAP_SPLICE_READ;
+    if (connection->max_write > MESSAGE_MAX)
+        connection->max_write = MESSAGE_MAX;
     if (max_background)
         connection->max_background = max_background;
 }
@@ -186,6 +219,18 @@ PUBLIC int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *bu
     static int (*real)(struct fuse_session *, struct fuse_buf *);
     int length;
 
+    if (receive) {
+        if (!buffer->mem && !(buffer->mem = malloc(MESSAGE_ROOM)))
+            return -ENOMEM;
+        length = receive(buffer->mem, MESSAGE_ROOM);
+        if (!length)
+            fuse_session_exit(se);
+        if (length > 0) {
+            buffer->size = length;
+            buffer->flags = 0;
+        }
+        return length == -EAGAIN ? -EINTR : length;
+    }
     if (real == NULL)
         *(void **)&real = dlsym(RTLD_NEXT, "fuse_session_receive_buf");
     length = real(se, buffer);

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import trio
 
+from quorumfs.fastpath.path import FastPath
+
 log = logging.getLogger(__name__)
 
 DURABLE_WRITE = 1 << 63
@@ -150,9 +152,11 @@ class _Requests:
 _requests = _Requests(_library) if isinstance(_library, ctypes.CDLL) else None
 
 
-def configure(max_background: int) -> None:
-    """Prepare for `pyfuse3.init`, which must follow."""
+def configure(max_background: int, fast: FastPath | None) -> None:
+    """Prepare for `pyfuse3.init`, which must follow. With *fast* requests come from there."""
     if isinstance(_library, ctypes.CDLL) and _requests is not None:
+        if fast is not None:
+            _library.quorumfs_shim_set_source(ctypes.c_void_p(fast.receive), fast.bell)
         _library.quorumfs_shim_configure(_requests.callback, ctypes.c_uint(max_background))
 
 

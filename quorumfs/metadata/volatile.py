@@ -4,13 +4,13 @@ As with QEMU, every write goes to every replica for ever, and a replica is read 
 nothing. A new write to a missed range makes the replica hold the range again.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.ranges import RangeSet, least_coverage, segments
-from quorumfs.decisions.voting import voted_error
-from quorumfs.metadata.ledger.known import Outcome, ReadSegment, succeeded
+from quorumfs.decisions.voting import BLOCK, voted_error
+from quorumfs.metadata.ledger.known import Outcome, ReadSegment, Writable, succeeded
 from quorumfs.metadata.protocol import ReplicaReport, SetReport
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import CHANGES, Kind, Operation
@@ -136,6 +136,17 @@ class Volatile:
         if any(holdings.missed or holdings.unsure for holdings in self.holdings.values()):
             return ()
         return self.readers
+
+    def writable(self) -> Writable | None:
+        if not self.uniform_members:
+            return None
+        return Writable(self.receivers, BLOCK, None, 0, 0, ())
+
+    def wrote(self, chunks: Collection[int]) -> None:
+        for chunk in chunks:
+            start, end = chunk * BLOCK, min((chunk + 1) * BLOCK, self._size)
+            for holdings in self.holdings.values():
+                holdings.wrote(start, end)
 
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
         if not self.uniform_members:

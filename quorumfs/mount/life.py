@@ -28,6 +28,8 @@ from quorumfs.decisions.sectors import unreachable
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import EventLog
 from quorumfs.errors import UserError
+from quorumfs.fastpath.native import library
+from quorumfs.fastpath.path import FastPath
 from quorumfs.fuse import session, shim
 from quorumfs.fuse.operations import DiskOperations
 from quorumfs.mount import snapshot
@@ -95,11 +97,12 @@ async def _serve(
     disk, repairs = replica_set.make_disk(plan.options, events)
     mtime_ns = max(image.mtime_ns for image in replica_set.images)
     space = Space(disk.replicas)
-    operations = DiskOperations(disk, plan.options, mtime_ns, space)
+    fast = _fast_path(disk, plan.options)
+    operations = DiskOperations(disk, plan.options, mtime_ns, space, fast)
     try:
         _clear_stale_mount(plan.mountpoint)
         await _record_options(disk)
-        _mount(operations, plan)
+        _mount(operations, plan, fast)
     except BaseException:
         replica_set.give_up()
         raise
@@ -148,7 +151,9 @@ async def _serve(
             for note in notes():
                 log.warning("%s", note)
             nursery.start_soon(_say_when_serving, ready)
-            await session.serve(operations)
+            if fast is not None:
+                nursery.start_soon(fast.run)
+            await session.serve(operations, fast)
             if repairs is not None:
                 await repairs.stop()
             with trio.move_on_after(plan.options.replica_timeout_s):
@@ -165,6 +170,14 @@ async def _serve(
     if failure:
         claim.leave_word(failure)
         raise UserError(failure)
+
+
+def _fast_path(disk: Disk, options: MountOptions) -> FastPath | None:
+    """The fast path, where it can be had and is wanted."""
+    if library is None or not options.inline_io:
+        return None
+    writes = not options.read_only and not options.sync
+    return FastPath(disk, keep_zeros=options.detect_zeroes != "off", writes=writes)
 
 
 async def _record_options(disk: Disk) -> None:
@@ -245,12 +258,12 @@ def _clear_stale_mount(mountpoint: str) -> None:
         mounts.unmount(mountpoint, lazy=True)
 
 
-def _mount(operations: DiskOperations, plan: MountPlan) -> None:
+def _mount(operations: DiskOperations, plan: MountPlan, fast: FastPath | None) -> None:
     options = {"default_permissions", f"subtype={mounts.SUBTYPE}", f"fsname={_source(plan)}"}
     options |= plan.options.kernel_flags
     if plan.options.read_only:
         options.add("ro")
-    session.mount(operations, plan.mountpoint, options, plan.options.max_background)
+    session.mount(operations, plan.mountpoint, options, plan.options.max_background, fast)
 
 
 def _source(plan: MountPlan) -> str:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from resource import RUSAGE_THREAD, getrusage
 from time import perf_counter_ns, sleep
 
+from quorumfs.replica.fastfile import FastFile
 from quorumfs.replica.filesystems import Locality
 from quorumfs.replica.inline_gate import PROMPT_NS, TOO_LONG_NS, InlineGate
 from quorumfs.replica.pagecache import answers_from_cache, is_cached
@@ -92,6 +93,11 @@ class FileStorage:
         self._inline = inline and self.local
         self._in_memory = inline and locality is Locality.MEMORY
         self._cache_answers = self._inline and answers_from_cache(fd)
+        self._fast_file = (
+            FastFile(fd, self._in_memory, self._in_memory or self._cache_answers)
+            if self._inline
+            else None
+        )
         self._cache_probes = CACHE_PROBES
         """Reads left that first ask whether they are cached."""
         self._lost: OSError | None = None
@@ -142,6 +148,10 @@ class FileStorage:
     def returned(self) -> list[Operation]:
         """Operations that a thread has done, and that are not delivered yet."""
         return self._workers.returned
+
+    @property
+    def fast_file(self) -> FastFile | None:
+        return self._fast_file
 
     # Here and now
 

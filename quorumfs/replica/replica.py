@@ -3,12 +3,14 @@
 import errno
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import trio
 
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.record import SUFFIX
+from quorumfs.replica.fastfile import FastFile, Rest
 from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.health import Health
 from quorumfs.replica.storage import (
@@ -170,6 +172,9 @@ class Replica:
         self._sidecar = sidecar
         self._closing = Closing()
         self._in_flight = InFlight(timeout_s)
+        self._elsewhere = 0
+        """How many operations of threads that are not the replica's have not returned."""
+        self._rest = Rest()
 
     @property
     def state(self) -> Standing:
@@ -340,6 +345,43 @@ class Replica:
         self._in_flight.add(operation, fan_out, to_sidecar=to_sidecar)
         storage.submit(operation, self._returned)
 
+    # What is done elsewhere
+
+    @property
+    def fast_file(self) -> FastFile | None:
+        """The image, if a thread of the fast path may use it now."""
+        image = self._image
+        if image is None or self._in_flight.abandoned or self._elsewhere:
+            return None
+        return image.fast_file if self._rest.over(trio.current_time()) else None
+
+    def adopt(self, operation: Operation, fan_out: "FanOut") -> None:
+        """Take *operation* for one's own, which another thread has begun; then `returned`."""
+        self._elsewhere += 1
+        self._in_flight.add(operation, fan_out, to_sidecar=False)
+
+    def returned(self, operation: Operation, error: OSError | None) -> None:
+        """Take the outcome of an operation that was adopted."""
+        self._elsewhere -= 1
+        self._returned(operation, 0, error)
+
+    def resubmit(self, operation: Operation) -> None:
+        """Begin an operation anew that was adopted, and did nothing."""
+        self._elsewhere -= 1
+        waiting = self._in_flight.returned(operation)
+        if waiting is not None:
+            self.submit(operation, waiting.fan_out)
+
+    def rest(self) -> None:
+        """Leave the image to the replica's own threads for a while: a request is stuck in it."""
+        self._rest.begin(trio.current_time())
+
+    def hold(self) -> Callable[[OSError | None], None]:
+        """Keep the image open for a read elsewhere that hangs; the result ends that."""
+        operation = Operation(Kind.REREAD)
+        self.adopt(operation, FanOut(0))
+        return partial(self.returned, operation)
+
     def _returned(self, operation: Operation, value: Value, error: OSError | None) -> None:
         waiting = self._in_flight.returned(operation)
         if waiting is not None and operation.kind is not Kind.CLOSE:
@@ -446,6 +488,12 @@ class FanOut:
         if self._task is not None and (not self._pending or (self._impatient and self._failed)):
             task, self._task = self._task, None
             trio.lowlevel.reschedule(task)
+
+    def adopt(self, replica: Replica, operation: Operation) -> None:
+        """Wait for *operation* too, which another thread has begun on *replica*."""
+        self._pending += 1
+        operation.counts = replica.standing is not Standing.RESYNCING
+        replica.adopt(operation, self)
 
     async def complete_or_failed(self) -> bool:
         """Wait until all operations have outcomes, or one has failed; whether some have none."""

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from quorumfs.decisions.record import Identity
+from quorumfs.replica.fastfile import FastFile
 
 
 class Kind(Enum):
@@ -137,6 +138,10 @@ class Storage(Protocol):
 
     def submit(self, operation: Operation, done: Done) -> None:
         """Start *operation*; *done* is called in the trio thread, perhaps before this returns."""
+
+    @property
+    def fast_file(self) -> FastFile | None:
+        """The file, if a thread of the fast path may use it."""
 
     @property
     def may_inline(self) -> bool:

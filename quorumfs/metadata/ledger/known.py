@@ -1,6 +1,6 @@
 """The knowledge of which replica holds which data: the facts told, and the questions asked."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -41,6 +41,21 @@ class ReadSegment(NamedTuple):
     """Only data equal on all holders is right: holders may have differed, and a change failed."""
 
 
+class Writable(NamedTuple):
+    """The changes that may begin without a decision, and succeed on all receivers at once."""
+
+    receivers: Sequence[Replica]
+    chunk_size: int
+    """Bytes."""
+    states: bytearray | None
+    """A byte per chunk, always the same object; None: every chunk may be changed."""
+    mask: int
+    wanted: int
+    """A chunk may be changed iff ``state & mask == wanted``."""
+    kept_out: Sequence[tuple[int, int]]
+    """Ranges (start, end; bytes) that may not be changed."""
+
+
 class Known(Protocol):
     """The knowledge of a disk: asked and told without waiting."""
 
@@ -62,6 +77,15 @@ class Known(Protocol):
 
         Asked for every read: a read may go to any of these replicas without a closer look.
         """
+
+    def writable(self) -> Writable | None:
+        """What may be changed without a decision, until anything else is told to the ledger.
+
+        None: nothing. `wrote` notes the changes made.
+        """
+
+    def wrote(self, chunks: Collection[int]) -> None:
+        """Note changes of *chunks* (of `Writable.chunk_size`), done on all receivers."""
 
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
         """Begin a change that will have succeeded on all receivers before any other task runs.

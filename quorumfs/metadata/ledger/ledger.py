@@ -12,7 +12,7 @@ Many states are kept in memory alone: in the sidecars an ``INTENT`` mark stands 
 `quorumfs.metadata.sidecars` asks the ledger, writes and waits.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ from quorumfs.decisions.voting import voted_error
 from quorumfs.metadata.ledger.chunks import Chunks
 from quorumfs.metadata.ledger.commit import Records
 from quorumfs.metadata.ledger.content import bit
-from quorumfs.metadata.ledger.known import Outcome, ReadSegment
+from quorumfs.metadata.ledger.known import Outcome, ReadSegment, Writable
 from quorumfs.metadata.ledger.marks import Marks
 from quorumfs.metadata.ledger.recorded import Recorded
 from quorumfs.metadata.ledger.target import Target
@@ -155,6 +155,24 @@ class Ledger:
     @property
     def uniform_members(self) -> Sequence[Replica]:
         return () if self.agreement or self.content else self.membership.members
+
+    def writable(self) -> Writable | None:
+        membership = self.membership
+        if not membership.ready or self.target or self.agreement.torn or self.content:
+            return None
+        outside = membership.out_bits
+        return Writable(
+            membership.receivers,
+            self.map.chunk_size,
+            self.map.states,
+            membership.looked_at | outside,
+            INTENT | outside,  # what else a change would set, it finds set
+            [*self.agreement.unreadable, *self.recorded.lagging(membership.member_bits)],
+        )
+
+    def wrote(self, chunks: Collection[int]) -> None:
+        for chunk in chunks:
+            self.note_written(range(chunk, chunk + 1))
 
     def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
         # `prepared` and `begin` in one, spelled out because every write comes here.

@@ -76,6 +76,19 @@ class Recorded:
                     return False
         return True
 
+    def lagging(self, current: int) -> list[tuple[int, int]]:
+        """Ranges (start, end; bytes) outside which every marked chunk is one that `holds` accepts.
+
+        They are whole pages; *current* as for `holds`.
+        """
+        relevant = _only(INTENT | UNVERIFIED | current)
+        page_bytes = CHUNKS_PER_PAGE * self.map.chunk_size
+        return [
+            (page * page_bytes, (page + 1) * page_bytes)
+            for page, surely in self.behind.items()
+            if _both(known := self._facts(page).translate(relevant), surely) != known
+        ]
+
     def begin_write(self) -> Version:
         """The pages to write to all sidecars now; until `written` either version may be there."""
         states = self.map.states

@@ -1,0 +1,191 @@
+"""Opens the gate while trio sleeps, closes it when trio wakes, and takes over what is stuck.
+
+See ``gate.h`` for the theory.
+"""
+
+import ctypes
+import errno
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import trio
+
+from quorumfs.disk.disk import Disk
+from quorumfs.disk.mirror import Mirror
+from quorumfs.disk.takeover import Taken
+from quorumfs.fastpath.native import (
+    HANDLES,
+    TRY_AGAIN,
+    Gate,
+    Phase,
+    RequestKind,
+    Server,
+    library,
+)
+from quorumfs.fastpath.publish import Publisher
+
+log = logging.getLogger(__name__)
+
+
+def fold(gate: Gate, mirror: Mirror) -> None:
+    """Bring what C left behind into Python's own state, and reset it."""
+    if gate.journalled:
+        chunks = set(gate.journal[: gate.journalled])
+        gate.journalled = 0
+        mirror.ledger.wrote(chunks)
+    if not gate.requests:
+        return
+    mirror.requests += gate.requests
+    gate.requests = 0
+    for replica in mirror.replicas:
+        served = gate.counters[replica.index]
+        if served.reads or served.writes:
+            counters = replica.counters
+            counters.reads += served.reads
+            counters.bytes_read += served.bytes_read
+            counters.writes += served.writes
+            counters.bytes_written += served.bytes_written
+            served.reads = served.bytes_read = served.writes = served.bytes_written = 0
+
+
+class FastPath(trio.abc.Instrument):
+    """The fast path of one mount, from `start` until the end of the process."""
+
+    def __init__(self, disk: Disk, *, keep_zeros: bool, writes: bool) -> None:
+        """*keep_zeros* and *writes* as for `Publisher`."""
+        assert library is not None
+        self._library = library
+        self._disk = disk
+        self._mirror = disk.mirror
+        self._gate = Gate()
+        self._publisher = Publisher(self._gate, disk.mirror, keep_zeros=keep_zeros, writes=writes)
+        self._servers = library.loop_servers().contents
+        self._taken: dict[int, Callable[[OSError | None], None]] = {}
+        """What to call with the outcome of a system call that has not returned, by server."""
+        self._work: list[Callable[[], Awaitable[None]]] = []
+        """What is still to be done of requests that were taken over."""
+        self._work_waits = trio.Event()
+        self._stopped = False
+        self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        """Readable while Python has something to do."""
+        self.receive: int = ctypes.cast(library.loop_receive, ctypes.c_void_p).value or 0
+        """The address of ``loop_receive``."""
+
+    def start(self, fuse_fd: int, inode: int) -> None:
+        """Take the requests from *fuse_fd*; those of the file *inode* may be served by C.
+
+        Raises `OSError`.
+        """
+        error = self._library.loop_start(ctypes.byref(self._gate), fuse_fd, self.bell, inode)
+        if error:
+            raise OSError(error, os.strerror(error))
+        trio.lowlevel.add_instrument(self)
+
+    def pending(self) -> bool:
+        """Whether there is a request to receive, or the end of the session to hear of."""
+        return bool(self._library.loop_pending())
+
+    async def run(self) -> None:
+        """Do the rest of requests that were taken over, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._work_waits.wait()
+                self._work_waits = trio.Event()
+                work, self._work = self._work, []
+                for rest in work:
+                    nursery.start_soon(rest)
+
+    def forget(self, handle: int) -> bool:
+        """Note that *handle* was closed; whether C wrote through it."""
+        if handle >= HANDLES:
+            return False
+        wrote = bool(self._gate.wrote[handle])
+        self._gate.wrote[handle] = 0
+        return wrote
+
+    # When trio sleeps and wakes
+
+    def before_io_wait(self, timeout: float) -> None:
+        if timeout <= 0 or self._stopped:  # tasks are to run at once
+            return
+        try:
+            if self._publisher.publish():
+                self._library.loop_open()
+        except Exception:
+            self._stop()
+
+    def after_io_wait(self, timeout: float) -> None:
+        try:
+            anything = self._library.loop_close()
+            fold(self._gate, self._mirror)
+            if anything:
+                self._look_at_servers()
+        except Exception:
+            self._stop()
+
+    def _stop(self) -> None:
+        """Leave the gate closed for good: a request may cost its reply, and no other anything."""
+        self._library.loop_close()
+        self._stopped = True
+        log.exception("internal error in the fast path: all requests go the long way from now on")
+
+    # What is stuck
+
+    def _look_at_servers(self) -> None:
+        for number, server in enumerate(self._servers):
+            phase, place = server.phase & 0xFF, server.phase >> 8
+            if phase == Phase.TAKEN and number not in self._taken:
+                self._take_over(number, server, place, None)
+            elif phase == Phase.FAILED:
+                self._take_over(number, server, place, server.outcome)
+                self._library.loop_release(ctypes.byref(server))
+            elif phase == Phase.RETURNED:
+                self._taken.pop(number)(_error(server.outcome))
+                self._library.loop_release(ctypes.byref(server))
+
+    def _take_over(self, number: int, server: Server, place: int, outcome: int | None) -> None:
+        """Take over the request of a *server*, at work on the replica at *place*.
+
+        *outcome*: of the system call there; None: it has not returned.
+        """
+        request = server.request
+        if request.kind == RequestKind.READ:
+            replica = self._mirror.replicas[self._gate.reader[place].slot]
+            replica.rest()
+            self._taken[number] = replica.hold()
+            self._library.loop_requeue(ctypes.byref(server))
+            return
+        writers = [
+            self._mirror.replicas[self._gate.writer[index].slot]
+            for index in range(self._gate.writers)
+        ]
+        data = ctypes.string_at(request.data, request.length)
+        taken = Taken(self._mirror, request.offset, data, writers[:place], writers[place])
+        if outcome is None:
+            writers[place].rest()
+            self._taken[number] = taken.returned
+        else:
+            taken.returned(_error(outcome))
+        self._work.append(partial(self._finish_write, request.unique, taken))
+        self._work_waits.set()
+
+    async def _finish_write(self, unique: int, taken: Taken) -> None:
+        error = 0
+        try:
+            await self._disk.finish(taken)
+        except OSError as failure:
+            error = failure.errno or errno.EIO
+        except Exception:
+            log.exception("internal error in a write: it fails")
+            error = errno.EIO
+        reply = len(taken.data).to_bytes(8, "little")  # struct fuse_write_out
+        self._library.loop_reply(unique, error, reply, 0 if error else len(reply))
+
+
+def _error(outcome: int) -> OSError | None:
+    """The outcome of a system call as an error; EAGAIN for one to be tried again."""
+    if outcome == TRY_AGAIN:
+        return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return OSError(outcome, os.strerror(outcome)) if outcome else None

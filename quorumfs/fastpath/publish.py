@@ -1,0 +1,91 @@
+"""From what Python knows to the gate: the only place where C is told what it may serve."""
+
+import ctypes
+from collections.abc import Sequence
+
+from quorumfs.disk.mirror import Mirror
+from quorumfs.fastpath.native import RANGES, REPLICAS, Gate, GateReplica, KeepsOut, Range
+from quorumfs.metadata.ledger.known import Writable
+from quorumfs.replica.fastfile import FastFile
+from quorumfs.replica.replica import Replica
+
+Ranges = list[tuple[int, int, int]]
+"""Start, end (bytes), and which requests are kept out (`KeepsOut`)."""
+
+
+class Publisher:
+    """Fills in one gate from the state of one disk."""
+
+    def __init__(self, gate: Gate, mirror: Mirror, *, keep_zeros: bool, writes: bool) -> None:
+        """*keep_zeros*: aligned writes of zeros become another operation: the long way.
+
+        *writes*: whether any write may be served at all.
+        """
+        self._gate = gate
+        self._mirror = mirror
+        self._writes = writes
+        self._states: ctypes.Array[ctypes.c_char] | None = None
+        """Keeps the map from moving; made at the first write that C may serve."""
+        gate.size = mirror.size
+        gate.chunk_size = 1
+        gate.keep_zeros = keep_zeros
+
+    def publish(self) -> bool:
+        """Fill in the gate; whether C may serve anything."""
+        gate = self._gate
+        ranges = self._locked()
+        gate.readers = self._publish_readers()
+        gate.writers = self._publish_writers(ranges) if self._writes else 0
+        if len(ranges) > RANGES:
+            return False
+        gate.ranges = len(ranges)
+        for place, (start, end, keeps_out) in enumerate(ranges):
+            gate.range[place] = Range(start, end, keeps_out)
+        return bool(gate.readers or gate.writers)
+
+    def _locked(self) -> Ranges:
+        """What the range lock keeps from C: a shared claim keeps out writes alone."""
+        both = KeepsOut.READS | KeepsOut.WRITES
+        return [
+            (claim.start, claim.end, both if claim.exclusive else KeepsOut.WRITES)
+            for claim in self._mirror.locks.claims
+        ]
+
+    def _publish_readers(self) -> int:
+        """Publish the replicas that a read asks; returns how many, 0 for the long way."""
+        holders, pattern = self._mirror.ledger.uniform_members, self._mirror.pattern
+        asked = pattern.ask_now(len(holders), 0)
+        if not holders or asked < pattern.needed(len(holders) - asked):
+            return 0
+        return _publish(self._gate.reader, holders[:asked], to_read=True)
+
+    def _publish_writers(self, ranges: Ranges) -> int:
+        """Publish the replicas that a write goes to, and what it needs; as `_publish_readers`."""
+        writable = self._mirror.ledger.writable()
+        if writable is None:
+            return 0
+        self._publish_states(writable)
+        ranges += ((start, end, KeepsOut.WRITES) for start, end in writable.kept_out)
+        return _publish(self._gate.writer, writable.receivers, to_read=False)
+
+    def _publish_states(self, writable: Writable) -> None:
+        gate = self._gate
+        gate.chunk_size = writable.chunk_size
+        gate.mask, gate.wanted = writable.mask, writable.wanted
+        if writable.states is not None and self._states is None:
+            self._states = (ctypes.c_char * len(writable.states)).from_buffer(writable.states)
+            gate.states = ctypes.addressof(self._states)
+
+
+def _publish(
+    places: "ctypes.Array[GateReplica]", replicas: Sequence[Replica], *, to_read: bool
+) -> int:
+    """Fill in *places* with *replicas*; returns how many, 0 if C may not use one of them."""
+    if len(replicas) > REPLICAS:
+        return 0
+    for place, replica in zip(places, replicas, strict=False):
+        file: FastFile | None = replica.fast_file
+        if file is None or (to_read and not file.reads):
+            return 0
+        place.fd, place.slot, place.memory = file.fd, replica.index, file.memory
+    return len(replicas)

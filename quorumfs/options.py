@@ -38,7 +38,7 @@ class MountOptions:
     replica_timeout_s: float = 8.0
     sync: bool = False
     detect_zeroes: str = "off"
-    inline_io: bool = True
+    fast_path: bool = True
     max_background: int = 64
     uid: int = field(default_factory=os.geteuid)
     gid: int = field(default_factory=os.getegid)
@@ -243,12 +243,12 @@ OPTIONS: Mapping[str, Option] = {
             "make an aligned write of zeros a request for zeros, with unmap a hole (default: off)",
         ),
         Option(
-            "inline-io",
+            "fast-path",
             "on|off",
             _switch,
-            "inline_io",
-            "serve requests without a thread while the files, on this host's own file systems, "
-            "answer at once (default: on)",
+            "fast_path",
+            "have C serve the requests that need no decision, on this host's own file systems "
+            "(default: on)",
         ),
         Option(
             "max-background",

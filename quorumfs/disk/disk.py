@@ -21,7 +21,7 @@ from quorumfs.disk.takeover import Taken
 from quorumfs.disk.watchdog import Watchdog
 from quorumfs.disk.zeroing import Zeroing
 from quorumfs.metadata.ledger.known import Outcome, succeeded
-from quorumfs.replica.storage import DONE, NOTHING, PARTLY, Attempt, Buffer, Bytes, FileStatus, Kind
+from quorumfs.replica.storage import FileStatus, Kind
 
 ALLOCATION_MAX = 1 << 30
 """Bytes of space reserved at a time. Noting this many chunks takes some milliseconds, in which
@@ -29,9 +29,6 @@ nothing else runs."""
 
 UNNEEDED_CLOSE_S = 0.5
 """How long a close waits (seconds) for the files of a replica that is not current."""
-
-NOW_MAX = 1 << 20
-"""Bytes of a request that may be served without waiting: more would hold up others too long."""
 
 GIVEN_MAX = 1 << 20
 """Bytes given back at a time to a replica that lost them, before a guest changes them."""
@@ -98,11 +95,8 @@ class Disk:
         """Watch deadlines, held-back events, and the claim on the set, until cancelled."""
         await self._watchdog.run()
 
-    async def read(self, offset: int, length: int) -> Bytes:
+    async def read(self, offset: int, length: int) -> bytes:
         """Read *length* bytes at *offset*: fewer at the end of the disk, none behind it."""
-        data = self._read_now(offset, length)
-        if data is not None:
-            return data
         self.metadata.require_ours()
         length = min(length, self.size - offset)
         if length <= 0:
@@ -137,8 +131,6 @@ class Disk:
 
         Raises ENOSPC at or behind the end.
         """
-        if self.write_now(offset, data) is DONE:
-            return len(data)
         length = min(len(data), self.size - offset)
         if length <= 0:
             raise OSError(errno.ENOSPC, "the disk ends before")
@@ -150,66 +142,7 @@ class Disk:
             await self._change(Kind.WRITE, offset, length, data)
         return length
 
-    def _read_now(self, offset: int, length: int) -> Bytes | None:
-        """Read without waiting; None if that is not possible, and the long way is needed.
-
-        No other task runs meanwhile, so the read needs no lock as long as no claim conflicts.
-        """
-        holders = self.ledger.uniform_members
-        count = len(holders)
-        asked = self._pattern.ask_now(count, 0)
-        if (
-            not holders
-            or asked < self._pattern.needed(count - asked)
-            or not 0 < length <= min(NOW_MAX, self.size - offset)
-            or not self._locks.free(offset, offset + length, exclusive=False)
-        ):
-            return None
-        first, *others = holders[:asked]
-        for replica in holders[:asked]:
-            if not replica.may_inline:
-                return None
-        data = first.read_now(offset, length)
-        if data is None:
-            return None
-        for replica in others:
-            if replica.read_now(offset, length) != data:
-                return None
-        self.mirror.requests += 1
-        return data
-
-    def write_now(self, offset: int, data: Buffer) -> Attempt:
-        """Write without waiting; unless this returns `DONE`, the caller has to `write` *data*.
-
-        After `PARTLY` replicas may differ, which nothing records until that `write` has begun.
-        """
-        length = len(data)
-        if (
-            not 0 < length <= min(NOW_MAX, self.size - offset)
-            or not self._locks.free(offset, offset + length, exclusive=True)
-            or self._to_be_zeros(offset, data)
-        ):
-            return NOTHING
-        attempt = self._write_now(offset, data)
-        if attempt is DONE:
-            self.mirror.requests += 1
-        return attempt
-
-    def _write_now(self, offset: int, data: Buffer) -> Attempt:
-        """As `write_now`, where the caller knows that no other claim conflicts."""
-        receivers = self.ledger.begin_now(offset, len(data))
-        if not receivers:
-            return NOTHING
-        for replica in receivers:
-            if not replica.may_inline:
-                return NOTHING
-        for replica in receivers:
-            attempt = replica.write_now(offset, data)
-            if attempt is not DONE:
-                return attempt if replica is receivers[0] else PARTLY
-        return DONE
-
-    def _to_be_zeros(self, offset: int, data: Buffer) -> bool:
+    def _to_be_zeros(self, offset: int, data: bytes) -> bool:
         """Whether a write of *data* is to become an operation of the zero kind."""
         length = len(data)
         asked = self._zero_kind is not None and not (offset | length) % BLOCK
@@ -251,9 +184,6 @@ class Disk:
         try:
             if not self.ledger.prepared(offset, length):
                 await metadata.prepare(offset, length, ahead=True)
-                small_write = kind is Kind.WRITE and length <= NOW_MAX
-                if small_write and self._write_now(offset, data) is DONE:
-                    return  # often only the write-intent mark was missing
             claim.changes = ((offset, offset + length),)
             receivers = self.ledger.begin(offset, length)
             outcomes = await self.mirror.ask(receivers, kind, self.threshold, offset, length, data)

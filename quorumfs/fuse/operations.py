@@ -41,7 +41,6 @@ from quorumfs.fastpath.path import FastPath
 from quorumfs.fuse import shim
 from quorumfs.options import MountOptions
 from quorumfs.replica.space import Space
-from quorumfs.replica.storage import DONE, Bytes
 
 log = logging.getLogger(__name__)
 
@@ -238,8 +237,7 @@ class DiskOperations(pyfuse3.Operations):
         free = next((number for number in served if number not in self._handles), None)
         return FileHandleT(next(self._numbers)) if free is None else free
 
-    # pyfuse3 takes any buffer, and says bytes.
-    async def read(self, fh: FileHandleT, off: int, size: int) -> Bytes:  # type: ignore[override]
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         try:
             return await self._disk.read(off, size)
         except Exception as error:
@@ -262,14 +260,6 @@ class DiskOperations(pyfuse3.Operations):
         except Exception as error:
             raise _refusal(error, "write") from None
         return written
-
-    def write_now(self, fh: int, offset: int, data: memoryview) -> bool:
-        """Write what needs no flush, if that takes no time; whether it was written."""
-        handle = self._handles[FileHandleT(fh & _HANDLE)]
-        if handle.durable or fh & shim.DURABLE_WRITE or self._options.sync:
-            return False
-        handle.wrote = True
-        return self._disk.write_now(offset, data) is DONE
 
     async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
         """Zeros, holes and reserved space inside the disk (the modes are those of fallocate(2)).

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import select
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from time import perf_counter_ns
@@ -15,7 +14,6 @@ from quorumfs.errors import UserError
 from quorumfs.fastpath.path import FastPath
 from quorumfs.fuse import shim
 from quorumfs.fuse.operations import FILE_INODE, DiskOperations
-from quorumfs.replica.replica import FanOut
 
 REQUESTS_MAX = 1024
 """Requests handled at a time. The kernel limits asynchronous ones by itself, but every thread
@@ -39,51 +37,6 @@ IDLE_TASKS = 2
 """Tasks that wait for a request: one, and one that has had its turn."""
 
 
-class Readiness:
-    """Waits until the kernel has a request, in place of pyfuse3's own function.
-
-    That one asks trio to wait for every single request, which takes longer than to serve it. This
-    one looks for itself, and asks pyfuse3's only when there is none: then pyfuse3 also counts the
-    task as idle, and starts and ends tasks as it always does.
-    """
-
-    def __init__(self, fd: int, wait: Callable[[], Awaitable[bool]]) -> None:
-        """*fd* is the session's, *wait* pyfuse3's function: False when the session has ended.
-
-        It looks for nothing but requests only while no replica's answer is waited for.
-        """
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
-        self._wait = wait
-        self._taken = 0
-        self._turn_began = perf_counter_ns()
-        self._spin = False
-
-    async def wait(self) -> bool:
-        """Wait for a request that no other task has taken; False when the session has ended.
-
-        Nothing should run between the last look at the descriptor and the read that follows: a
-        second task would find nothing there, and come back in vain.
-        """
-        self._taken += 1
-        began = 0
-        if self._taken % TURN and (now := perf_counter_ns()) - self._turn_began < TURN_NS:
-            if self._poll.poll(0):
-                return True
-            began = now
-            spin = self._spin and not FanOut.waited_for
-            while spin and perf_counter_ns() - began < SPIN_NS:
-                if self._poll.poll(0):
-                    return True
-        while await self._wait():
-            if self._poll.poll(0):
-                self._turn_began = perf_counter_ns()
-                if began:
-                    self._spin = self._turn_began - began < WORTH_SPINNING_NS
-                return True
-        return False
-
-
 class Turns:
     """Gives the tasks of pyfuse3's session loop the next request, in place of pyfuse3's function.
 
@@ -93,7 +46,8 @@ class Turns:
     def __init__(self, pending: Callable[[], bool], wait: Callable[[], Awaitable[bool]]) -> None:
         """*pending*: whether there is a request; *wait*: pyfuse3's own function.
 
-        That is called when there is none: then pyfuse3 also counts the task as idle, and starts and ends tasks as it always does.
+        That is called when there is none. Then pyfuse3 also counts the task as idle, and starts and
+        ends tasks as it always does.
         """
         self._pending = pending
         self._wait = wait
@@ -136,29 +90,27 @@ async def serve(operations: DiskOperations, fast: FastPath | None = None) -> Non
     fd = shim.session_fd()
     if fd is not None and fast is not None:
         os.set_blocking(fd, False)
-        names = vars(pyfuse3)
-        names["_wait_fuse_readable"] = Turns(fast.pending, names["_wait_fuse_readable"]).wait
+        _take_turns(fast.pending, vars(pyfuse3))
         fast.start(fd, FILE_INODE)
     elif fd is not None:
         # A request goes away unread when whoever waits for it is killed: a read that blocked would
         # stop the loop until the next one comes. The shim tells pyfuse3 to look again.
         os.set_blocking(fd, False)
-        _look_for_requests(fd, vars(pyfuse3))
     async with trio.open_nursery() as requests:
-        handlers = shim.Handlers(operations.fallocate, operations.lseek, operations.write_now)
+        handlers = shim.Handlers(operations.fallocate, operations.lseek)
         shim.serve(handlers, requests)
         await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=REQUESTS_MAX)
 
 
-def _look_for_requests(fd: int, names: dict[str, Any]) -> None:
-    """Have pyfuse3 wait by `Readiness` for requests of the session *fd*; *names* are its module's.
+def _take_turns(pending: Callable[[], bool], names: dict[str, Any]) -> None:
+    """Have pyfuse3 wait for requests by `Turns`; *names* are its module's.
 
     Its session loop looks the function up there at each call. A version that has none of this name
     waits in its own way: slower, and no less right.
     """
     wait = names.get("_wait_fuse_readable")
     if callable(wait):
-        names["_wait_fuse_readable"] = Readiness(fd, wait).wait
+        names["_wait_fuse_readable"] = Turns(pending, wait).wait
 
 
 async def write_back() -> None:

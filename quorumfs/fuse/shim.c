@@ -12,7 +12,7 @@
  *   parallel direct writes    set in the reply to open, for files opened with direct_io
  *   max_background            set while the connection is negotiated
  *   requests read at once     the pipe that libfuse would use is turned off there too
- *   writes without a copy     offered to a callback first, in the memory where libfuse has them
+ *   another source            requests that the fast path has read, and leaves to pyfuse3
  *   the session's descriptor  kept when the session is made
  *   reads that do not block   EAGAIN, which pyfuse3 does not expect, becomes EINTR
  */
@@ -52,14 +52,10 @@ enum request_kind { REQUEST_FALLOCATE = 0, REQUEST_LSEEK = 1 };
 typedef void (*request_callback)(void *request, int kind, uint64_t handle, int64_t offset,
                                  int64_t length, int mode_or_whence);
 
-/* Writes from memory that is libfuse's again afterwards; 0: not done, it must go the long way. */
-typedef int (*write_callback)(uint64_t handle, void *data, int64_t offset, int64_t length);
-
 /* The next message of the kernel, as fuse_session_receive_buf; -EAGAIN: none yet. */
 typedef int (*receive_callback)(void *into, size_t room);
 
 static request_callback callback;
-static write_callback write_now;
 static unsigned max_background;
 static int bell = -1;
 static receive_callback receive;
@@ -78,18 +74,13 @@ static int real_session_fd(struct fuse_session *se)
 /* What pyfuse3 waits for. */
 PUBLIC int fuse_session_fd(struct fuse_session *se)
 {
-    return receive ? bell : real_session_fd(se);
+    return receive && in_use ? bell : real_session_fd(se);
 }
 
 PUBLIC void quorumfs_shim_configure(request_callback on_request, unsigned background)
 {
     callback = on_request;
     max_background = background;
-}
-
-PUBLIC void quorumfs_shim_set_writer(write_callback writer)
-{
-    write_now = writer;
 }
 
 /* Have messages come from `from`, while the descriptor `readable` is. */
@@ -139,18 +130,11 @@ static void shim_write_buf(fuse_req_t request, fuse_ino_t inode, struct fuse_buf
                            off_t offset, struct fuse_file_info *file)
 {
     struct fuse_file_info marked = *file;
-    size_t length = fuse_buf_size(data);
-
     if (file->flags & O_DSYNC)
         marked.fh |= DURABLE_WRITE;
     if (file->flags & O_DIRECT)
         marked.fh |= DIRECT_WRITE;
-    if (write_now && length && data->count == 1 && !data->off &&
-        !(data->buf[0].flags & FUSE_BUF_IS_FD) &&
-        write_now(marked.fh, data->buf[0].mem, offset, length))
-        fuse_reply_write(request, length);
-    else
-        theirs.write_buf(request, inode, data, offset, &marked);
+    theirs.write_buf(request, inode, data, offset, &marked);
 }
 
 static void shim_init(void *userdata, struct fuse_conn_info *connection)
@@ -219,7 +203,7 @@ PUBLIC int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *bu
     static int (*real)(struct fuse_session *, struct fuse_buf *);
     int length;
 
-    if (receive) {
+    if (receive && in_use) {
         if (!buffer->mem && !(buffer->mem = malloc(MESSAGE_ROOM)))
             return -ENOMEM;
         length = receive(buffer->mem, MESSAGE_ROOM);

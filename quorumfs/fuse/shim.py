@@ -46,15 +46,6 @@ _Callback = ctypes.CFUNCTYPE(
     ctypes.c_int,
 )
 
-_WriteCallback = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
-)
-
-_READ_ONLY = 0x100  # PyBUF_READ
-_memory = ctypes.pythonapi.PyMemoryView_FromMemory
-_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
-_memory.restype = ctypes.py_object
-
 
 def _load() -> ctypes.CDLL | str:
     """The library, or why there is none."""
@@ -90,9 +81,6 @@ class Handlers:
     """``(handle, mode, offset, length)``."""
     lseek: Callable[[int, int], Awaitable[int]]
     """``(offset, whence)``: the new offset; whence is SEEK_DATA or SEEK_HOLE."""
-    write_now: Callable[[int, int, memoryview], bool] = lambda *_: False
-    """``(handle, offset, data)``: whether it was written; else pyfuse3's handler gets it. The data
-    is gone when it returns."""
 
 
 class _Requests:
@@ -103,7 +91,6 @@ class _Requests:
         self.nursery: trio.Nursery | None = None
         # C holds them: they must live as long as this.
         self.callback = _Callback(self._receive)
-        self.write_callback = _WriteCallback(self._write)
         self._reply_error = library.quorumfs_shim_reply_error
         self._reply_error.argtypes = (ctypes.c_void_p, ctypes.c_int)
         self._reply_offset = library.quorumfs_shim_reply_offset
@@ -121,18 +108,6 @@ class _Requests:
         else:
             change = self.handlers.fallocate(handle, mode_or_whence, offset, length)
             self.nursery.start_soon(self._serve, request, change)
-
-    def _write(self, handle: int, address: int, offset: int, length: int) -> int:
-        """Called by libfuse for every write: not 0 if it was done; else pyfuse3 gets it.
-
-        After an exception C would take whatever is in memory for the answer.
-        """
-        assert self.handlers is not None
-        try:
-            return self.handlers.write_now(handle, offset, _memory(address, length, _READ_ONLY))
-        except Exception:
-            log.exception("internal error in a write: it goes the long way")
-            return 0
 
     async def _serve(self, request: int, work: Awaitable[int | None]) -> None:
         try:
@@ -164,7 +139,6 @@ def serve(handlers: Handlers, nursery: trio.Nursery) -> None:
     """Serve the requests that come through the shim by *handlers*, in tasks of *nursery*."""
     if isinstance(_library, ctypes.CDLL) and _requests is not None:
         _requests.handlers, _requests.nursery = handlers, nursery
-        _library.quorumfs_shim_set_writer(_requests.write_callback)
 
 
 def in_use() -> bool:

@@ -148,13 +148,6 @@ class Volatile:
             for holdings in self.holdings.values():
                 holdings.wrote(start, end)
 
-    def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
-        if not self.uniform_members:
-            return ()
-        for holdings in self.holdings.values():
-            holdings.wrote(offset, offset + length)
-        return self.receivers
-
     def prepared(self, offset: int, length: int, *, repair: bool = False) -> bool:
         return True
 

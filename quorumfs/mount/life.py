@@ -174,7 +174,7 @@ async def _serve(
 
 def _fast_path(disk: Disk, options: MountOptions) -> FastPath | None:
     """The fast path, where it can be had and is wanted."""
-    if library is None or not options.inline_io:
+    if library is None or not options.fast_path:
         return None
     writes = not options.read_only and not options.sync
     return FastPath(disk, keep_zeros=options.detect_zeroes != "off", writes=writes)

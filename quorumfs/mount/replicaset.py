@@ -43,7 +43,7 @@ from quorumfs.replica.claiming import (
     wait_until_noticed,
 )
 from quorumfs.replica.filestorage import FileStorage
-from quorumfs.replica.filesystems import Locality, locality
+from quorumfs.replica.filesystems import locality
 from quorumfs.replica.images import Image, Unanswered, open_again, open_images, open_set
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.sidecarfile import SidecarLockedError, create_sidecar, open_sidecar, sign
@@ -286,15 +286,15 @@ def _replica(index: int, one: Image | Found, options: MountOptions, plan: Plan |
     if isinstance(one, Found):
         return Replica(index, one.path, None, timeout_s)
     if plan is None:
-        return Replica(index, one.path, _image_storage(one, one.size, options), timeout_s)
+        return Replica(index, one.path, _image_storage(one, one.size), timeout_s)
     usable = plan.members[index].state not in (Standing.FOREIGN, Standing.MISSING)
     sidecar_size = file_size(plan.map)
     sidecar = None
     if one.sidecar_fd is not None:
-        sidecar = _sidecar_storage(one, sidecar_size, options)
+        sidecar = _sidecar_storage(one, sidecar_size)
         if usable:
             _lengthen(one.sidecar_fd, sidecar_size)
-    image = _image_storage(one, plan.record.size, options)
+    image = _image_storage(one, plan.record.size)
     replica = Replica(index, one.path, image, timeout_s, sidecar=sidecar)
     if sidecar is None or not usable:
         replica.detach()
@@ -352,8 +352,8 @@ class _Reopener:
         if image is None:
             raise UserError("its file system does not answer")
         try:
-            storage = _image_storage(image, self._sidecars.ledger.map.size, self._options)
-            sidecar = _sidecar_storage(image, self._sidecar_size, self._options)
+            storage = _image_storage(image, self._sidecars.ledger.map.size)
+            sidecar = _sidecar_storage(image, self._sidecar_size)
         except BaseException:
             self._close(image)
             raise
@@ -440,14 +440,13 @@ def _lengthen(sidecar_fd: int, size: int) -> None:
             os.ftruncate(sidecar_fd, size)
 
 
-def _image_storage(image: Image, size: int, options: MountOptions) -> FileStorage:
+def _image_storage(image: Image, size: int) -> FileStorage:
     name = os.path.basename(image.path)
-    return FileStorage(image.fd, size, name, locality=image.locality, inline=options.inline_io)
+    return FileStorage(image.fd, size, name, locality=image.locality)
 
 
-def _sidecar_storage(image: Image, size: int, options: MountOptions) -> FileStorage:
+def _sidecar_storage(image: Image, size: int) -> FileStorage:
     assert image.sidecar_fd is not None
     name = f"{os.path.basename(image.path)} sidecar"
     where = image.sidecar_locality
-    inline = options.inline_io and where is Locality.MEMORY  # a device may hang while all rest
-    return FileStorage(image.sidecar_fd, size, name, locality=where, inline=inline)
+    return FileStorage(image.sidecar_fd, size, name, locality=where)

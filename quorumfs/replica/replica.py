@@ -15,10 +15,6 @@ from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.health import Health
 from quorumfs.replica.storage import (
     CHANGES,
-    DONE,
-    Attempt,
-    Buffer,
-    Bytes,
     Kind,
     Operation,
     Storage,
@@ -293,32 +289,6 @@ class Replica:
         self._closing.ended(returned, error)  # after EAGAIN, `abandon_overdue` begins it again
         if not self.in_flight:
             self.let_go()
-
-    @property
-    def may_inline(self) -> bool:
-        """Whether `read_now` and `write_now` may be called."""
-        image = self._image
-        return image is not None and not self._in_flight.abandoned and image.may_inline
-
-    def read_now(self, offset: int, length: int) -> Bytes | None:
-        """Read at once; None if that was not possible, and the read must be submitted."""
-        assert self._image is not None
-        data = self._image.read_now(offset, length)
-        if data is not None:
-            counters = self.counters
-            counters.reads += 1
-            counters.bytes_read += length
-        return data
-
-    def write_now(self, offset: int, data: Buffer) -> Attempt:
-        """Write at once; unless done, the write must be submitted."""
-        assert self._image is not None
-        attempt = self._image.write_now(offset, data)
-        if attempt is DONE:
-            counters = self.counters
-            counters.writes += 1
-            counters.bytes_written += len(data)
-        return attempt
 
     def copying(self, source: "Replica", offset: int, length: int) -> Operation | None:
         """An operation that copies a range from the image of *source*, if that is possible."""

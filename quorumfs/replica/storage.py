@@ -94,29 +94,7 @@ class Usage(NamedTuple):
     """Bytes that the file system has left."""
 
 
-class Attempt(Enum):
-    """The outcome of a `write_now`."""
-
-    DONE = "done"
-    """All bytes were written."""
-    NOTHING = "nothing done"
-    """No byte was written, because the write would have taken time."""
-    PARTLY = "partly done"
-    """The write failed, and some bytes may have been written."""
-
-
-DONE, NOTHING, PARTLY = Attempt
-"""For the path of every write: looking a member up in its enum takes 20 times as long (Python
-3.11)."""
-
-
-Bytes = bytes | bytearray
-"""Data that was read."""
-
-Buffer = bytes | memoryview
-"""Data to write."""
-
-Value = Bytes | int | FileStatus
+Value = bytes | int | FileStatus
 """Of a read: exactly the bytes asked for. Of a stat and a seal: a `FileStatus`. Of a seek: the
 offset, or the size of the disk if there is none. Of a reach: where it ends. Of a copy: the bytes
 copied, from the offset on, fewer where the other image could not be read. Else 0."""
@@ -142,16 +120,6 @@ class Storage(Protocol):
     @property
     def fast_file(self) -> FastFile | None:
         """The file, if a thread of the fast path may use it."""
-
-    @property
-    def may_inline(self) -> bool:
-        """Whether `read_now` and `write_now` may be called."""
-
-    def read_now(self, offset: int, length: int) -> Bytes | None:
-        """Read at once; None if that would take time, or failed: the read must be submitted."""
-
-    def write_now(self, offset: int, data: Buffer) -> Attempt:
-        """Write at once; unless done, the write must be submitted, and then gets the error."""
 
     def copying(self, source: "Storage", offset: int, length: int) -> Operation | None:
         """An operation for `submit` that copies a range of *source* to this file.

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
-from time import perf_counter_ns
 
 import trio
 
@@ -21,11 +20,6 @@ WORKERS_MAX = 16
 """Threads per replica: as many as a guest commonly keeps requests in flight. Each replica has its
 own threads, so that a hung replica does not starve the rest."""
 
-_HOLDING = frozenset(
-    {Kind.SEEK_DATA, Kind.SEEK_HOLE, Kind.REACH, Kind.DISCARD, Kind.ZERO, Kind.ALLOCATE}
-)
-"""Kinds that lock the file against writes while the file system looks where data is."""
-
 
 class Workers:
     """Threads that call *perform* for operations. Must be made inside `trio.run`."""
@@ -33,10 +27,6 @@ class Workers:
     def __init__(self, name: str, perform: Callable[[Operation], Value]) -> None:
         """*name* is for the names of threads; *perform* raises `OSError` if an operation fails."""
         self.in_flight = 0
-        self.holding = 0
-        """Operations in flight that hold a lock of the file, for which a `write_now` would wait."""
-        self.progress_at = 0
-        """When an operation was last begun or delivered, by `perf_counter_ns`."""
         self._name = name
         self._perform = perform
         self._token = trio.lowlevel.current_trio_token()
@@ -65,10 +55,7 @@ class Workers:
                     return
             else:
                 self._threads.append(thread)
-        if not self.in_flight:
-            self.progress_at = perf_counter_ns()
         self.in_flight += 1
-        self.holding += operation.kind in _HOLDING
         self._queue.put((operation, done))
         if operation.kind is Kind.CLOSE:
             for _ in self._threads:
@@ -97,6 +84,4 @@ class Workers:
         while self._finished:
             operation, done, value, error = self._finished.popleft()
             self.in_flight -= 1
-            self.holding -= operation.kind in _HOLDING
-            self.progress_at = perf_counter_ns()
             done(operation, value, error)

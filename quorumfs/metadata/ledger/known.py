@@ -87,12 +87,6 @@ class Known(Protocol):
     def wrote(self, chunks: Collection[int]) -> None:
         """Note changes of *chunks* (of `Writable.chunk_size`), done on all receivers."""
 
-    def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
-        """Begin a change that will have succeeded on all receivers before any other task runs.
-
-        Returns the receivers; empty if the change must go the long way.
-        """
-
     def prepared(self, offset: int, length: int, *, repair: bool = False) -> bool:
         """Whether a change of these bytes may begin at once; *repair* as for `Metadata.prepare`."""
 

@@ -174,27 +174,6 @@ class Ledger:
         for chunk in chunks:
             self.note_written(range(chunk, chunk + 1))
 
-    def begin_now(self, offset: int, length: int) -> Sequence[Replica]:
-        # `prepared` and `begin` in one, spelled out because every write comes here.
-        size = self.map.chunk_size
-        first, last = offset // size, (offset + length - 1) // size
-        if not self.membership.ready:
-            return ()
-        looked_at = self.membership.looked_at
-        for state in self.map.states[first : last + 1]:
-            if state & looked_at != INTENT:
-                return ()
-        chunks = range(first, last + 1)
-        if self.recorded.behind and not self.recorded.holds(chunks, self.membership.member_bits):
-            return ()
-        unreadable = self.agreement.unreadable
-        if unreadable and unreadable.overlaps(offset, offset + length):
-            return ()
-        touched, per_extent = self.marks.intents.touched, self.marks.extent_chunks
-        touched[first // per_extent] = touched[last // per_extent] = 1  # no extent lies between
-        self.epochs.latest.add(chunks)
-        return self._receivers_of(chunks)
-
     def prepared(self, offset: int, length: int, *, repair: bool = False) -> bool:
         ready = self.in_use and self.membership.recorded and (repair or not self.unentered)
         chunks = self.map.chunks(offset, length)

@@ -394,18 +394,14 @@ async def _copy(paths: Sequence[str], say: Callable[[int, int], None]) -> None:
         nursery.start_soon(repairs.run)
         with trio.CancelScope() as copying:
             await nursery.start(_cancel_at_signal, copying)
-            while failure is None and any(
-                r.standing is not Standing.CURRENT for r in disk.replicas
-            ):
+            while failure is None and any(not r.standing.is_member for r in disk.replicas):
                 with trio.move_on_after(PROGRESS_S):
                     await repairs.changed.wait()
                 if repairs.progress is not None:
                     say(repairs.progress.done_bytes, repairs.progress.total_bytes)
                 failure = next((f"{r.path}: {r.reason}" for r in disk.replicas if _failed(r)), None)
         await repairs.stop()
-        interrupted = failure is None and any(
-            r.standing is not Standing.CURRENT for r in disk.replicas
-        )
+        interrupted = failure is None and any(not r.standing.is_member for r in disk.replicas)
         if interrupted:
             failure = "interrupted"
         try:

@@ -431,11 +431,8 @@ async def _cancel_at_signal(
 
 
 def _failed(replica: Replica) -> bool:
-    """Whether a copy to *replica* ended with an error."""
-    return (
-        replica.standing in (Standing.STALE, Standing.MISSING, Standing.FOREIGN)
-        and not replica.attached
-    )
+    """Whether a copy to *replica* ended with an error: its files were closed again."""
+    return not replica.standing.is_written and not replica.attached
 
 
 def _write(path: str, sidecar: Sidecar) -> None:

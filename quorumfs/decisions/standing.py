@@ -2,11 +2,12 @@
 
 A new standing is added in these steps:
 
-1. Its row: each column says what it decides, and what is not named is False. No other place lists
-   standings by what they have in common; `tests/unit/test_standing.py` looks for such lists, and
-   fails first, for what is promised of every row.
-2. What one does about it: `quorumfs.control.status.ADVICE`, which has a line for each standing.
-3. Its transitions. A standing is assigned here alone:
+1. Its row. The properties of `Standing` say what each column decides; a column that a row does not
+   name is False. No condition elsewhere names two standings. `tests/unit/test_standing.py` fails
+   first: it holds what is promised of every row, and a promise that the new row breaks on purpose
+   (such as that only a person's decision keeps a replica from being tried again) is to be changed.
+2. What to do about it: a line in `quorumfs.control.status.ADVICE`, which `test_standing.py` misses.
+3. Its transitions. Standings are assigned in these places alone:
 
    * `quorumfs.decisions.assembly`: at the mount (`_judge`, `absent_member`), and when the files of
      a replica are opened again (`judge_returned`). What the next mount is to know of the standing
@@ -16,11 +17,11 @@ A new standing is added in these steps:
    * `quorumfs.metadata.joining.Joining`: RESYNCING in `start_resync`, CURRENT in `join`;
    * `quorumfs.repair.rejoin.Rejoin.rejoin`: as judged, or FOREIGN where another mount has it;
    * `quorumfs.metadata.volatile.Holdings`: STALE and CURRENT, without sidecars;
-   * `quorumfs.replica.replica.Replica`: CURRENT before any of them; its `state` is MISSING while it
-     does not answer, and its standing stays.
+   * `quorumfs.replica.replica.Replica`: CURRENT, before any other. Its `state` is MISSING while it
+     does not answer, and its standing stays as it is.
 
-4. What is true of one standing alone asks for that standing: who is current by what was found
-   (assembly), whether a join succeeded, why one is missing (status).
+4. What is true of one standing alone: conditions that name it. They are in assembly, which decides
+   what is CURRENT, in `Joining.join`, and in the status, which tells why one is MISSING.
 """
 
 from enum import Enum

@@ -494,8 +494,8 @@ ADVICE = MappingProxyType(
         Standing.FOREIGN: "leave it out",
     }
 )
-"""What to do about a replica that is not current; where nothing more is known of it. Where the
-operator must decide, the way to make it a copy of another follows. See `_way_out` for the rest."""
+"""What to do about a replica that is not current, where nothing more is known of it. If a person
+must decide, the command that makes it a copy of another follows."""
 
 
 def _advice(status: Status, replica: ReplicaStatus) -> str:

@@ -84,8 +84,9 @@ class Standing(Enum):
 
     @property
     def is_ours(self) -> bool:
-        """The files are for this mount to use: it keeps them open, and, unless it is read-only, has
-        its claim in the sidecar. All other files are left as they are, and closed."""
+        """The files are for this mount to use: once judged so they stay open, until the replica is
+        ejected or fails; and, unless the mount is read-only, its claim is in the sidecar. Files of
+        any other replica are left as they are, and closed."""
         return self.row.ours
 
     @property
@@ -102,10 +103,12 @@ class Standing(Enum):
 
     @property
     def is_retried(self) -> bool:
-        """The files of the replica are opened anew, ever more rarely, and judged again."""
+        """The files of the replica are opened anew, ever more rarely, and judged again. `Rejoin`
+        does so with a FOREIGN replica, too, that another mount had open."""
         return self.row.retried
 
     @property
     def needs_operator(self) -> bool:
-        """Only a person can decide what becomes of the replica; the reason stays until then."""
+        """A person must decide what becomes of the replica. The status says so, and the reason is
+        not replaced by the error of a later attempt."""
         return self.row.needs_operator

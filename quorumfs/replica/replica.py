@@ -152,7 +152,7 @@ class Replica:
         self.path = path
         self.slot = slot
         self.standing = Standing.CURRENT
-        """What the set takes the replica for, whether or not it answers."""
+        """What the set takes the replica for, whether or not it answers: what is done with it."""
         self.reason: str | None = None
         """Why the replica is not current."""
         self.health = Health()
@@ -174,8 +174,9 @@ class Replica:
 
     @property
     def state(self) -> Standing:
-        """The standing, or `MISSING` while the replica does not answer, or is away."""
-        if self.standing is Standing.FOREIGN:
+        """What is to be expected of the replica now, and what an operator is told: the standing, or
+        `MISSING` while a replica that is ours does not answer, or is away."""
+        if not self.standing.is_ours:
             return self.standing
         return Standing.MISSING if self._in_flight.abandoned or self._away else self.standing
 
@@ -445,7 +446,7 @@ class FanOut:
     def submit(self, replica: Replica, operation: Operation, *, to_sidecar: bool = False) -> None:
         """Start *operation* on *replica*."""
         self._pending += 1
-        operation.counts = replica.standing is not Standing.RESYNCING
+        operation.counts = not replica.standing.is_target
         replica.submit(operation, self, to_sidecar=to_sidecar)
 
     def answered(self, operation: Operation) -> None:

@@ -109,6 +109,9 @@ static char *buffer_at(uint32_t number)
 
 /* Phases */
 
+/* The outcome of a write that was cut short; for Python it is `TRY_AGAIN`. */
+enum { PARTLY = -2 };
+
 static uint32_t at(enum phase phase, uint32_t place)
 {
     return phase | place << 8;
@@ -132,16 +135,18 @@ static int go_on(struct server *me, uint32_t before, uint32_t next)
     return atomic_compare_exchange_strong(&me->phase, &before, next);
 }
 
-/* Leave the outcome to Python, and wait until it was read. */
-static void leave_to_python(struct server *me, uint32_t phase, int outcome)
+/* Leave the outcome at the present place to Python, and wait until it was read. */
+static void leave_to_python(struct server *me, enum phase phase, int outcome)
 {
-    me->outcome = outcome;
-    atomic_store(&me->phase, phase);
+    uint32_t word = at(phase, atomic_load(&me->phase) >> 8);
+
+    me->outcome = outcome == PARTLY ? TRY_AGAIN : outcome;
+    atomic_store(&me->phase, word);
     if (atomic_load(&closing))
         futex_wake(&me->phase);
     ring();
-    while ((phase = atomic_load(&me->phase)) != at(IDLE, 0))
-        futex_wait(&me->phase, phase, 0);
+    while (atomic_load(&me->phase) == word)
+        futex_wait(&me->phase, word, 0);
 }
 
 /* Whether the gate is open, and stays so until the phase changes; waits a moment for that. */
@@ -194,6 +199,13 @@ PUBLIC int loop_reply(uint64_t unique, int error, const void *data, size_t lengt
 
 /* Reads and writes */
 
+/* What the gate says of the replicas: a copy, because the gate is Python's once it is closed. */
+struct asked {
+    uint32_t count;
+    uint64_t size; /* of the disk */
+    struct gate_replica replica[GATE_REPLICAS];
+};
+
 static int read_from(const struct gate_replica *replica, char *into, const struct request *request)
 {
     struct iovec part = {into, request->length};
@@ -203,35 +215,37 @@ static int read_from(const struct gate_replica *replica, char *into, const struc
     return preadv2(replica->fd, &part, 1, request->offset, flags) == (ssize_t)request->length;
 }
 
-static int write_to(const struct gate_replica *replica, const struct request *request)
+static int write_to(struct server *me, uint32_t place, const struct asked *asked)
 {
+    const struct request *request = &me->request;
+    int fd = asked->replica[place].fd;
     /* A write to a truncated image would hide that it lost its end (R10). */
-    off_t end = lseek(replica->fd, 0, SEEK_END);
+    off_t end = lseek(fd, 0, SEEK_END);
     ssize_t written;
 
     if (end < 0)
         return errno;
-    if ((uint64_t)end < gate->size)
+    if ((uint64_t)end < asked->size || atomic_load(&me->phase) != at(BUSY, place))
         return TRY_AGAIN;
-    written = pwrite(replica->fd, request->data, request->length, request->offset);
+    written = pwrite(fd, request->data, request->length, request->offset);
     if (written < 0)
         return errno == EAGAIN || errno == EINTR ? TRY_AGAIN : errno;
-    return written == (ssize_t)request->length ? 0 : TRY_AGAIN;
+    return written == (ssize_t)request->length ? 0 : PARTLY;
 }
 
 enum { LONG_WAY, SERVED };
 
-static int serve_read(struct server *me)
+static int serve_read(struct server *me, const struct asked *asked)
 {
     const struct request *request = &me->request;
     int agree = 1;
     uint32_t place = 0;
 
-    for (; agree && place < gate->readers; place++) {
+    for (; agree && place < asked->count; place++) {
         if (place && !go_on(me, at(BUSY, place - 1), at(BUSY, place)))
             goto taken;
         char *into = place ? me->other : me->answer;
-        agree = read_from(&gate->reader[place], into, request) &&
+        agree = read_from(&asked->replica[place], into, request) &&
                 (!place || !memcmp(me->answer, me->other, request->length));
     }
     if (!go_on(me, at(BUSY, place - 1), at(BRIEF, 0)))
@@ -244,21 +258,21 @@ static int serve_read(struct server *me)
     reply(request->unique, 0, me->answer, request->length);
     return SERVED;
 taken:
-    leave_to_python(me, at(RETURNED, 0), 0);
+    leave_to_python(me, RETURNED, 0);
     return SERVED;
 }
 
-static int serve_write(struct server *me)
+static int serve_write(struct server *me, const struct asked *asked)
 {
     const struct request *request = &me->request;
     struct fuse_write_out written = {.size = request->length};
     uint32_t place = 0;
     int outcome = 0;
 
-    for (; place < gate->writers; place++) {
+    for (; place < asked->count; place++) {
         if (place && !go_on(me, at(BUSY, place - 1), at(BUSY, place)))
             goto taken;
-        if ((outcome = write_to(&gate->writer[place], request)))
+        if ((outcome = write_to(me, place, asked)))
             break;
     }
     if (outcome == TRY_AGAIN && !place) { /* nothing happened that the long way would not do */
@@ -268,10 +282,10 @@ static int serve_write(struct server *me)
         return LONG_WAY;
     }
     if (outcome) {
-        if (!go_on(me, at(BUSY, place), at(BRIEF, 0)))
+        if (!go_on(me, at(BUSY, place), at(BRIEF, place)))
             goto taken;
         atomic_store(&open_word, 0); /* replicas differ, which Python does not know yet */
-        leave_to_python(me, at(FAILED, place), outcome);
+        leave_to_python(me, FAILED, outcome);
         return SERVED;
     }
     if (!go_on(me, at(BUSY, place - 1), at(BRIEF, 0)))
@@ -281,12 +295,23 @@ static int serve_write(struct server *me)
     reply(request->unique, 0, &written, sizeof(written));
     return SERVED;
 taken:
-    leave_to_python(me, at(RETURNED, 0), outcome);
+    leave_to_python(me, RETURNED, outcome);
     return SERVED;
+}
+
+/* What a request of this kind is carried out with. */
+static void copy_asked(enum request_kind kind, struct asked *asked)
+{
+    asked->count = kind == REQUEST_READ ? gate->readers : gate->writers;
+    asked->size = gate->size;
+    memcpy(asked->replica, kind == REQUEST_READ ? gate->reader : gate->writer,
+           asked->count * sizeof(*asked->replica));
 }
 
 static int serve(struct server *me)
 {
+    struct asked asked;
+
     if (request_parse(buffer_at(me->message), me->length, file_inode, &me->request) ==
         REQUEST_OTHER)
         return LONG_WAY;
@@ -296,8 +321,9 @@ static int serve(struct server *me)
         set_phase(me, IDLE);
         return LONG_WAY;
     }
+    copy_asked(me->request.kind, &asked);
     begin(me);
-    return me->request.kind == REQUEST_READ ? serve_read(me) : serve_write(me);
+    return me->request.kind == REQUEST_READ ? serve_read(me, &asked) : serve_write(me, &asked);
 }
 
 /* The queue */
@@ -346,6 +372,17 @@ PUBLIC int loop_pending(void)
     return atomic_load(&queue_length) || atomic_load(&ended);
 }
 
+/* Whether a server waits until Python has read its outcome. */
+static int any_outcome(void)
+{
+    for (uint32_t number = 0; number < running; number++) {
+        enum phase phase = phase_of(atomic_load(&servers[number].phase));
+        if (phase == RETURNED || phase == FAILED)
+            return 1;
+    }
+    return 0;
+}
+
 PUBLIC int loop_receive(void *into, size_t room)
 {
     uint64_t rings;
@@ -365,6 +402,8 @@ PUBLIC int loop_receive(void *into, size_t room)
         length = ended == 1 ? 0 : ended; /* the bell stays rung, for every task that waits */
     } else if (read(bell, &rings, sizeof(rings)) < 0) {
         assert(errno == EAGAIN);
+    } else if (any_outcome()) {
+        ring(); /* that was not for the queue alone */
     }
     pthread_mutex_unlock(&queue_lock);
     return length;
@@ -487,13 +526,18 @@ static int begin_server(uint32_t number)
 {
     struct server *server = &servers[number];
     char *answers = map_memory(2 * (size_t)REQUEST_MAX);
+    int error;
 
     if (answers == MAP_FAILED)
         return errno;
     server->answer = answers;
     server->other = answers + REQUEST_MAX;
     server->message = spare[--spares];
-    return begin_thread(run_server, server);
+    if ((error = begin_thread(run_server, server))) {
+        spares++;
+        munmap(answers, 2 * (size_t)REQUEST_MAX);
+    }
+    return error;
 }
 
 PUBLIC int loop_start(struct gate *its_gate, int fd, int its_bell, uint64_t inode)
@@ -528,21 +572,26 @@ PUBLIC size_t loop_sizes(void)
 
 PUBLIC void loop_open(void)
 {
-    uint32_t stuck = atomic_load(&leader), next = stuck;
-
-    if (phase_of(atomic_load(&servers[stuck].phase)) == TAKEN) {
-        for (next = 0; next < running; next++)
-            if (atomic_load(&servers[next].phase) == at(IDLE, 0))
-                break;
-        if (next < SERVERS && (next < running || !begin_server(running))) {
-            running += next == running;
-            atomic_store(&leader, next);
-            futex_wake(&leader);
-        }
-    }
     atomic_store(&open_word, 1);
     if (atomic_load(&wait_for_open))
         futex_wake(&open_word);
+}
+
+/* Have another server read the messages if the leader is stuck. */
+static void replace_leader(void)
+{
+    uint32_t next;
+
+    if (phase_of(atomic_load(&servers[atomic_load(&leader)].phase)) != TAKEN)
+        return;
+    for (next = 0; next < running; next++)
+        if (atomic_load(&servers[next].phase) == at(IDLE, 0))
+            break;
+    if (next == SERVERS || (next == running && begin_server(next)))
+        return; /* the next time, or when one has returned */
+    running += next == running;
+    atomic_store(&leader, next);
+    futex_wake(&leader);
 }
 
 /* The phase of a server when its request has ended, or was taken over. */
@@ -578,6 +627,7 @@ PUBLIC int loop_close(void)
         any |= after == RETURNED || after == FAILED || (after == TAKEN && before != TAKEN);
     }
     atomic_store(&closing, 0);
+    replace_leader();
     return any;
 }
 

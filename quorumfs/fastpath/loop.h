@@ -27,7 +27,8 @@ enum phase {
     BRIEF,     /* some instructions on memory, while which Python waits: to decide, to note */
     BUSY,      /* a request is carried out */
     TAKEN,     /* Python took the request over; one system call has not returned */
-    RETURNED,  /* that call has returned, with `outcome`; Python releases the server */
+    RETURNED,  /* that call has returned, with `outcome`, perhaps before Python saw it TAKEN;
+                  Python releases the server */
     FAILED,    /* a write failed with `outcome`; Python takes it over, and releases the server */
 };
 
@@ -49,10 +50,13 @@ struct server {
 /* Take messages from `fuse_fd` from now on, and ring the `bell`. Returns 0 or an errno. */
 int loop_start(struct gate *gate, int fuse_fd, int bell, uint64_t inode);
 
-/* Let C serve; the gate was filled in. If the leader is stuck, another server becomes the leader. */
+/* Let C serve; the gate was filled in. */
 void loop_open(void);
 
-/* Let C serve no more. Returns whether any server is TAKEN anew, RETURNED or FAILED. */
+/*
+ * Let C serve no more. Returns whether any server is TAKEN anew, RETURNED or FAILED. If the leader
+ * is TAKEN another server becomes the leader: messages are read whether or not the gate is opened.
+ */
 int loop_close(void);
 
 /* All servers, SERVERS of them. */

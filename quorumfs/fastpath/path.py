@@ -135,13 +135,16 @@ class FastPath(trio.abc.Instrument):
 
     def _look_at_servers(self) -> None:
         for number, server in enumerate(self._servers):
-            phase, place = server.phase & 0xFF, server.phase >> 8
-            if phase == Phase.TAKEN and number not in self._taken:
-                self._take_over(number, server, place, None)
-            elif phase == Phase.FAILED:
+            word = server.phase
+            phase, place = word & 0xFF, word >> 8
+            if phase == Phase.FAILED:
                 self._take_over(number, server, place, server.outcome)
                 self._library.loop_release(ctypes.byref(server))
-            elif phase == Phase.RETURNED:
+                continue
+            # The call may have returned since the server was taken, and before anybody looked.
+            if phase in (Phase.TAKEN, Phase.RETURNED) and number not in self._taken:
+                self._take_over(number, server, place, None)
+            if phase == Phase.RETURNED:
                 self._taken.pop(number)(_error(server.outcome))
                 self._library.loop_release(ctypes.byref(server))
 

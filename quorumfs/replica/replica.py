@@ -12,7 +12,7 @@ from quorumfs.decisions.model import Standing
 from quorumfs.decisions.record import SUFFIX
 from quorumfs.replica.fastfile import FastFile, Rest
 from quorumfs.replica.filestorage import FileStorage
-from quorumfs.replica.health import Health
+from quorumfs.replica.health import Counters, Health
 from quorumfs.replica.storage import (
     CHANGES,
     Kind,
@@ -42,6 +42,8 @@ class InFlight:
         self.waiting: dict[Operation, _Waiting] = {}
         self.abandoned: set[Operation] = set()
         """Operations that were given up, and may still happen."""
+        self.elsewhere: set[Operation] = set()
+        """Operations of threads that are not the replica's, given up or not."""
         self.timeout_s = timeout_s
         """How long an operation may take (seconds)."""
 
@@ -54,6 +56,7 @@ class InFlight:
 
     def returned(self, operation: Operation) -> _Waiting | None:
         """Note that *operation* has returned; the fan-out that waits, None if given up before."""
+        self.elsewhere.discard(operation)
         waiting = self.waiting.pop(operation, None)
         if waiting is None:
             self.abandoned.discard(operation)
@@ -156,7 +159,6 @@ class Replica:
         self.reason: str | None = None
         """Why the replica is not current."""
         self.health = Health()
-        self.counters = self.health.counters
         self.settled: Callable[[Operation], None] = lambda _: None
         """Called with each operation on the image once it has an outcome, or is given up."""
         self.fenced = False
@@ -168,8 +170,6 @@ class Replica:
         self._sidecar = sidecar
         self._closing = Closing()
         self._in_flight = InFlight(timeout_s)
-        self._elsewhere = 0
-        """How many operations of threads that are not the replica's have not returned."""
         self._rest = Rest()
 
     @property
@@ -209,6 +209,11 @@ class Replica:
         )
         since, kind = min(waiting, key=lambda one: one[0], default=(0.0, None))
         return None if kind is None else (kind, since)
+
+    @property
+    def counters(self) -> Counters:
+        """Of the image, since the mount."""
+        return self.health.counters
 
     @property
     def dead(self) -> bool:
@@ -322,23 +327,21 @@ class Replica:
     def fast_file(self) -> FastFile | None:
         """The image, if a thread of the fast path may use it now."""
         image = self._image
-        if image is None or self._in_flight.abandoned or self._elsewhere:
+        if image is None or self._in_flight.abandoned or self._in_flight.elsewhere:
             return None
         return image.fast_file if self._rest.over(trio.current_time()) else None
 
     def adopt(self, operation: Operation, fan_out: "FanOut") -> None:
         """Take *operation* for one's own, which another thread has begun; then `returned`."""
-        self._elsewhere += 1
         self._in_flight.add(operation, fan_out, to_sidecar=False)
+        self._in_flight.elsewhere.add(operation)
 
     def returned(self, operation: Operation, error: OSError | None) -> None:
         """Take the outcome of an operation that was adopted."""
-        self._elsewhere -= 1
         self._returned(operation, 0, error)
 
     def resubmit(self, operation: Operation) -> None:
         """Begin an operation anew that was adopted, and did nothing."""
-        self._elsewhere -= 1
         waiting = self._in_flight.returned(operation)
         if waiting is not None:
             self.submit(operation, waiting.fan_out)

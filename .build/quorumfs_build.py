@@ -1,6 +1,6 @@
-"""The build backend: setuptools, and the libfuse shim if it can be built.
+"""The build backend: setuptools, and what is written in C if it can be built.
 
-Without a compiler or libfuse's headers, or with QUORUMFS_NO_SHIM set, the package is installed
+Without a compiler, or libfuse's headers for the shim, or with QUORUMFS_NO_SHIM set, the package is installed
 without it and says at run time what is missing.
 """
 
@@ -14,7 +14,7 @@ from setuptools.command.sdist import sdist
 
 
 class BuildShim(build_ext):
-    """Builds the extension that pyproject.toml lists, for the libfuse that is here."""
+    """Builds the extensions that pyproject.toml lists, the shim for the libfuse that is here."""
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -22,9 +22,13 @@ class BuildShim(build_ext):
             self.extensions = []
 
     def build_extension(self, ext: Extension) -> None:
-        ext.extra_compile_args = ["-fvisibility=hidden", *pkg_config("--cflags")]
-        # Our own reference to libfuse is what the search for the real functions starts from.
-        ext.extra_link_args = ["-Wl,--no-as-needed", *pkg_config("--libs")]
+        # Python's own flags turn assertions off.
+        ext.extra_compile_args = ["-fvisibility=hidden", "-UNDEBUG", "-pthread"]
+        ext.extra_link_args = ["-pthread"]
+        if ext.name.endswith("_shim"):
+            ext.extra_compile_args += pkg_config("--cflags")
+            # Our own reference to libfuse is what the search for the real functions starts from.
+            ext.extra_link_args += ["-Wl,--no-as-needed", *pkg_config("--libs")]
         super().build_extension(ext)
 
 

@@ -1,7 +1,7 @@
 """Whether the loop that serves the guest goes on, as seen from another thread.
 
-With `inline-io=on` that loop may wait in a system call, for as long as a local file system hangs.
-The kernel knows in which one: that costs the requests nothing.
+That loop makes no system call on a replica's file that could wait for a device. Should it stand
+still all the same, the kernel knows in which call: that costs the requests nothing.
 """
 
 import os

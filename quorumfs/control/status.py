@@ -573,10 +573,7 @@ def _way_out(status: Status, replica: ReplicaStatus) -> str:
                 return "a read-only mount brings nothing up to date: mount without -o ro"
             return "it is given that again by itself; if it stays so, look at its disk"
         case Trouble.HANGING.value:
-            return (
-                "thaw it (fsfreeze -u) or look at its disk; mounted with -o inline-io=off, the "
-                "others would go on without it"
-            )
+            return "thaw it (fsfreeze -u), or look at its disk"
         case Trouble.SLOW.value:
             return _LOOK
         case Trouble.ASTRAY.value | None:  # older daemons told only of these

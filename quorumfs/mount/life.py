@@ -27,7 +27,7 @@ from quorumfs.decisions.sectors import unreachable
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import EventLog
 from quorumfs.errors import UserError
-from quorumfs.fastpath.native import library
+from quorumfs.fastpath import native
 from quorumfs.fastpath.path import FastPath
 from quorumfs.fuse import session, shim
 from quorumfs.fuse.operations import DiskOperations
@@ -115,8 +115,10 @@ async def _serve(
             nursery.start_soon(path_watch.run)
             nursery.start_soon(space.run)
 
+            slow = _why_slow(plan.options)
+
             def notes() -> tuple[str, ...]:
-                return tuple(filter(None, (shim.missing(), unreachable(disk.size))))
+                return tuple(filter(None, (shim.missing(), slow, unreachable(disk.size))))
 
             def take(now: float, standstill: Standstill | None) -> Status:
                 return snapshot.take(
@@ -173,10 +175,17 @@ async def _serve(
 
 def _fast_path(disk: Disk, options: MountOptions) -> FastPath | None:
     """The fast path, where it can be had and is wanted."""
-    if library is None or not options.fast_path:
+    if native.library is None or not options.fast_path:
         return None
     writes = not options.read_only and not options.sync
     return FastPath(disk, keep_zeros=options.detect_zeroes != "off", writes=writes)
+
+
+def _why_slow(options: MountOptions) -> str | None:
+    """Why there is no fast path, for the operator; None where there is one, or none is wanted."""
+    if native.missing is None or not options.fast_path:
+        return None
+    return f"no fast path ({native.missing}): small requests take several times as long"
 
 
 async def _record_options(disk: Disk) -> None:

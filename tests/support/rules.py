@@ -114,7 +114,7 @@ PROMISES = (
         ),
         (
             "test_differences.py::test_a_hung_replica_costs_one_timeout_once",
-            "test_standstill.py::test_status_names_who_hangs_while_the_loop_waits_for_it",
+            "test_frozen_store.py::test_a_frozen_store_costs_the_guest_one_timeout_and_status_none",
         ),
     ),
     Rule(

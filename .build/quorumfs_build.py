@@ -1,7 +1,7 @@
 """The build backend: setuptools, and what is written in C if it can be built.
 
-Without a compiler, or libfuse's headers for the shim, or with QUORUMFS_NO_SHIM set, the package is installed
-without it and says at run time what is missing.
+Without a compiler, or libfuse's headers for the shim, or with QUORUMFS_NO_SHIM set, the package is
+installed without it and says at run time what is missing.
 """
 
 import os

@@ -67,7 +67,8 @@ class FastPath(trio.abc.Instrument):
         self._work: list[Callable[[], Awaitable[None]]] = []
         """What is still to be done of requests that were taken over."""
         self._work_waits = trio.Event()
-        self._stopped = False
+        self._may_open = True
+        self._ended = False
         self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Readable while Python has something to do."""
         self.receive: int = ctypes.cast(library.loop_receive, ctypes.c_void_p).value or 0
@@ -87,15 +88,20 @@ class FastPath(trio.abc.Instrument):
         """Whether there is a request to receive, or the end of the session to hear of."""
         return bool(self._library.loop_pending())
 
-    async def run(self) -> None:
-        """Do the rest of requests that were taken over, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            while True:
-                await self._work_waits.wait()
-                self._work_waits = trio.Event()
-                work, self._work = self._work, []
-                for rest in work:
-                    nursery.start_soon(rest)
+    async def run(self, nursery: trio.Nursery) -> None:
+        """Have the rest of requests that were taken over done in *nursery*, until `stop`."""
+        while not self._ended or self._work:
+            await self._work_waits.wait()
+            self._work_waits = trio.Event()
+            work, self._work = self._work, []
+            for rest in work:
+                nursery.start_soon(rest)
+
+    def stop(self) -> None:
+        """Leave the gate closed from now on: the disk is about to be closed, or cannot go on."""
+        self._may_open = False
+        self._ended = True
+        self._work_waits.set()
 
     def forget(self, handle: int) -> bool:
         """Note that *handle* was closed; whether C wrote through it."""
@@ -108,13 +114,13 @@ class FastPath(trio.abc.Instrument):
     # When trio sleeps and wakes
 
     def before_io_wait(self, timeout: float) -> None:
-        if timeout <= 0 or self._stopped:  # tasks are to run at once
+        if timeout <= 0 or not self._may_open:  # tasks are to run at once
             return
         try:
             if self._publisher.publish():
                 self._library.loop_open()
         except Exception:
-            self._stop()
+            self._give_up()
 
     def after_io_wait(self, timeout: float) -> None:
         try:
@@ -123,12 +129,12 @@ class FastPath(trio.abc.Instrument):
             if anything:
                 self._look_at_servers()
         except Exception:
-            self._stop()
+            self._give_up()
 
-    def _stop(self) -> None:
-        """Leave the gate closed for good: a request may cost its reply, and no other anything."""
+    def _give_up(self) -> None:
+        """Go on without the fast path after an error of our own."""
         self._library.loop_close()
-        self._stopped = True
+        self._may_open = False
         log.exception("internal error in the fast path: all requests go the long way from now on")
 
     # What is stuck
@@ -164,6 +170,7 @@ class FastPath(trio.abc.Instrument):
             self._mirror.replicas[self._gate.writer[index].slot]
             for index in range(self._gate.writers)
         ]
+        self._gate.wrote[request.handle] = 1
         data = ctypes.string_at(request.data, request.length)
         taken = Taken(self._mirror, request.offset, data, writers[:place], writers[place])
         if outcome is None:

@@ -99,7 +99,11 @@ async def serve(operations: DiskOperations, fast: FastPath | None = None) -> Non
     async with trio.open_nursery() as requests:
         handlers = shim.Handlers(operations.fallocate, operations.lseek)
         shim.serve(handlers, requests)
+        if fast is not None:
+            requests.start_soon(fast.run, requests)
         await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=REQUESTS_MAX)
+        if fast is not None:
+            fast.stop()
 
 
 def _take_turns(pending: Callable[[], bool], names: dict[str, Any]) -> None:

@@ -152,8 +152,6 @@ async def _serve(
             for note in notes():
                 log.warning("%s", note)
             nursery.start_soon(_say_when_serving, ready)
-            if fast is not None:
-                nursery.start_soon(fast.run)
             await session.serve(operations, fast)
             if repairs is not None:
                 await repairs.stop()

@@ -345,6 +345,8 @@ class Replica:
         waiting = self._in_flight.returned(operation)
         if waiting is not None:
             self.submit(operation, waiting.fan_out)
+        if self._image is None:
+            self._close_detached()
 
     def rest(self) -> None:
         """Leave the image to the replica's own threads for a while: a request is stuck in it."""

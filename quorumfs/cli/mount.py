@@ -11,7 +11,6 @@ import click
 from quorumfs.cli.output import complain
 from quorumfs.control import client
 from quorumfs.control.status import DiskState, Status, describe
-from quorumfs.decisions.model import Standing
 from quorumfs.decisions.sectors import unreachable
 from quorumfs.errors import ExitCode, UserError
 from quorumfs.mount.daemon import run_detached
@@ -100,7 +99,7 @@ def _tell(mountpoint: str, runtime_dir: Path | None, patience_s: float) -> None:
         if why := unreachable(status.size):
             complain(f"quorumfs: warning: {why}")
         lines = []
-        if any(replica.state != Standing.CURRENT.value for replica in status.replicas):
+        if not all(replica.current for replica in status.replicas):
             lines = describe(status)
         if status.state is not DiskState.NO_QUORUM:
             _warn(lines)

@@ -439,7 +439,7 @@ def _parts(answer: Answer, *, wide: bool) -> "Iterable[RenderableType]":
             for cell, (name, _, always) in zip(replica_row(replica), COLUMNS, strict=True)
             if wide or always
         }
-        if replica.state != "current" or replica.trouble:
+        if not replica.current or replica.trouble:
             row["state"].stylize(colour)
         if replica.errors.total:
             row["errors"].stylize("red")

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from quorumfs.control import schema
@@ -187,7 +188,7 @@ class ReplicaStatus:
     replica_id: Id | None = field(metadata=schema.key("id"))
     """None without metadata."""
     state: Word
-    """A value of `quorumfs.decisions.model.Standing`."""
+    """A value of `quorumfs.decisions.standing.Standing`, or of a later version of it."""
     reason: str | None = None
     """Why it is not current, or what is wrong with it although it is."""
     reads: int = 0
@@ -213,9 +214,32 @@ class ReplicaStatus:
     """None: it has answered everything that was handed to a thread, or that was given up."""
 
     @property
+    def standing(self) -> Standing | None:
+        """Its `state`; None: a word that this version does not know."""
+        return _STANDINGS.get(self.state)
+
+    @property
+    def current(self) -> bool:
+        """Whether it is a member, and answers."""
+        return self.standing is not None and self.standing.is_member
+
+    @property
+    def coming(self) -> bool:
+        """Whether it becomes current by itself."""
+        return self.standing is not None and self.standing.is_coming
+
+    @property
+    def needs_operator(self) -> bool:
+        """Whether a person must decide what becomes of it."""
+        return self.standing is not None and self.standing.needs_operator
+
+    @property
     def usable(self) -> bool:
         """Whether requests that need it succeed, as far as known."""
-        return self.state == Standing.CURRENT.value and self.trouble not in DISABLING
+        return self.current and self.trouble not in DISABLING
+
+
+_STANDINGS = {standing.value: standing for standing in Standing}
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,7 +373,7 @@ def overall_state(
     """
     if fenced or sum(replica.usable for replica in replicas) < vote_threshold:
         return DiskState.NO_QUORUM
-    if undecided_bytes or any(replica.state == Standing.FOREIGN.value for replica in replicas):
+    if undecided_bytes or any(replica.needs_operator for replica in replicas):
         return DiskState.NEEDS_OPERATOR
     if unsettled or unreadable or stands_still or not all(map(_in_order, replicas)):
         return DiskState.DEGRADED
@@ -357,15 +381,7 @@ def overall_state(
 
 
 def _in_order(replica: ReplicaStatus) -> bool:
-    return (
-        replica.state == Standing.CURRENT.value
-        and replica.trouble is None
-        and not replica.out_of_sync_bytes
-    )
-
-
-_COMING = (Standing.STALE.value, Standing.SUSPECT.value, Standing.RESYNCING.value)
-"""Who becomes current by itself."""
+    return replica.current and replica.trouble is None and not replica.out_of_sync_bytes
 
 
 def describe(status: Status) -> list[str]:
@@ -425,7 +441,7 @@ def _unreadable(status: Status) -> str:
 
 def _no_quorum(status: Status) -> str:
     usable = sum(replica.usable for replica in status.replicas)
-    coming = [replica.path for replica in status.replicas if replica.state in _COMING]
+    coming = [replica.path for replica in status.replicas if replica.coming]
     until = "enough are"
     if coming and usable + len(coming) >= status.vote_threshold and not status.read_only:
         until = f"the resync of {' and '.join(coming)} ends"
@@ -463,27 +479,44 @@ _LOOK = "look at its disk, or the network to it, if that lasts"
 
 def _advised(replica: ReplicaStatus) -> bool:
     """Whether there is something to say of a replica."""
-    return replica.state != Standing.CURRENT.value or replica.reason is not None
+    return not replica.current or replica.reason is not None
+
+
+_AGAIN = "then it is brought up to date by itself"
+
+ADVICE = MappingProxyType(
+    {
+        Standing.STALE: "it is brought up to date by itself as soon as that is possible",
+        Standing.RESYNCING: "it is being given what it lacks; nothing to do",
+        Standing.SUSPECT: "it is compared in full and repaired by itself; nothing to do",
+        Standing.MISSING: "bring it back, and name it in quorumfs mount if it was left out; "
+        + _AGAIN,
+        Standing.FOREIGN: "leave it out",
+    }
+)
+"""What to do about a replica that is not current, where nothing more is known of it. If a person
+must decide, the command that makes it a copy of another follows."""
 
 
 def _advice(status: Status, replica: ReplicaStatus) -> str:
     """What became of one replica that is not in order, and what to do about it."""
     error = replica.last_error
-    if replica.state == Standing.CURRENT.value or _hanging(replica):
+    if replica.current or _hanging(replica):
         when = ""
         if error is not None and replica.trouble in (Trouble.FULL.value, Trouble.FAILING.value):
             when = f" ({human_time(error.seconds_ago)} ago)"
         return f"{replica.path}: {replica.reason}{when}; {_way_out(status, replica)}"
+    advice = "see the log" if replica.standing is None else ADVICE[replica.standing]
     happened = f"{replica.path} is {replica.state}"
     reasons = [replica.reason] if replica.reason else []
     if error is not None:
         reasons.append(f"{error.what} {human_time(error.seconds_ago)} ago: {error.text}")
     if reasons:
         happened += f" ({'; '.join(reasons)})"
-    if replica.state == Standing.FOREIGN.value:
-        current = (r.path for r in status.replicas if r.state == Standing.CURRENT.value)
+    if replica.needs_operator:
+        current = (one.path for one in status.replicas if one.current)
         keep = next(map(shlex.quote, current), "REPLICA")
-        return f"{happened} and is not touched: leave it out, or {_resolve(status, keep)}"
+        return f"{happened} and is not touched: {advice}, or {_resolve(status, keep)}"
     if status.metadata == "none":
         return (
             f"{happened}: it is not used where it lacks something, which nobody remembers after "
@@ -492,13 +525,12 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
         )
     if status.read_only:
         return f"{happened}: a read-only mount brings nothing up to date: mount without -o ro"
-    again = "then it is brought up to date by itself"
     if "truncated" in (replica.reason or ""):
         lengthen = f"truncate -s {status.size} {_quoted(replica.path)}"
-        return f"{happened}: put its length back: {lengthen}; {again}"
-    if replica.state == Standing.STALE.value and error is not None and error.errno in _NO_SPACE:
-        return f"{happened}: make space there; {again}"
-    if replica.state == Standing.MISSING.value and replica.reason == HANGS:
+        return f"{happened}: put its length back: {lengthen}; {_AGAIN}"
+    if replica.standing is Standing.STALE and error is not None and error.errno in _NO_SPACE:
+        return f"{happened}: make space there; {_AGAIN}"
+    if replica.standing is Standing.MISSING and replica.reason == HANGS:
         busy = ""
         if replica.store is not None:
             busy = (
@@ -506,15 +538,8 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
                 "what is in flight keeps it busy"
             )
         look = "look at its disk, or the network to it"
-        return f"{happened}: {look}; when it answers, {again[5:]}{busy}"
-    advice = {
-        Standing.MISSING.value: "bring it back, and name it in quorumfs mount if it was left out; "
-        + again,
-        Standing.STALE.value: "it is brought up to date by itself as soon as that is possible",
-        Standing.SUSPECT.value: "it is compared in full and repaired by itself; nothing to do",
-        Standing.RESYNCING.value: "it is being given what it lacks; nothing to do",
-    }
-    return f"{happened}: {advice.get(replica.state, 'see the log')}"
+        return f"{happened}: {look}; when it answers, {_AGAIN[5:]}{busy}"
+    return f"{happened}: {advice}"
 
 
 def _way_out(status: Status, replica: ReplicaStatus) -> str:

@@ -650,8 +650,8 @@ class _Assembly:
             and (role.state is RoleState.CURRENT or (moved and slot in absent))
         ]
         current = sum(member.state is Standing.CURRENT for member in members.values())
-        stale = sum(m.state in (Standing.STALE, Standing.SUSPECT) for m in members.values())
-        usable = current + stale
+        coming = sum(member.state.is_coming for member in members.values())
+        usable = current + coming
         if usable < self._threshold:
             names = _names([record.roles[slot] for slot in absent])
             raise AssemblyRefusedError(

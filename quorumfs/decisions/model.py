@@ -1,27 +1,14 @@
-"""The words of a set: the standing of a replica, what was found, and how the set is used."""
+"""The words of a set: what was found, how the set is used, and the standing of each replica
+(`quorumfs.decisions.standing`).
+"""
 
 from dataclasses import dataclass
-from enum import Enum
 
 from quorumfs.decisions.dirtymap import DirtyMap
 from quorumfs.decisions.record import Identity, PastMount, Record, Sidecar
+from quorumfs.decisions.standing import Standing
 
-
-class Standing(Enum):
-    """The standing of a replica in the set at this moment."""
-
-    CURRENT = "current"
-    """Holds every acknowledged write."""
-    STALE = "stale"
-    """Known to be behind; not read."""
-    RESYNCING = "resyncing"
-    """Stale, and the target of a resync."""
-    SUSPECT = "suspect"
-    """The image changed behind its sidecar, or is unproven: stale until compared in full."""
-    MISSING = "missing"
-    """Does not answer, or is not there."""
-    FOREIGN = "foreign"
-    """Not of this set, or without proof of that; never touched."""
+__all__ = ["Found", "Member", "Plan", "Standing"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from typing import Protocol, cast
 
 import trio
 
-from quorumfs.decisions.model import Standing
 from quorumfs.decisions.voting import BLOCK, voted_error
 from quorumfs.disk import holes
 from quorumfs.disk.mirror import Mirror
@@ -252,9 +251,7 @@ class Disk:
 
     async def allocated_blocks(self) -> int:
         """512-byte blocks allocated on one replica's file system, as ``du`` would say of it."""
-        in_use = sorted(
-            self.ledger.readers, key=lambda replica: replica.state is not Standing.CURRENT
-        )
+        in_use = sorted(self.ledger.readers, key=lambda replica: not replica.state.is_member)
         failed: list[Outcome] = []
         for replica in in_use:
             (outcome,) = await self.mirror.ask([replica], Kind.STAT, needed=0)
@@ -287,6 +284,6 @@ class Disk:
             await self.metadata.release()
             async with trio.open_nursery() as nursery:
                 for replica in self.replicas:
-                    counts = replica.standing is Standing.CURRENT
+                    counts = replica.standing.is_member
                     nursery.start_soon(replica.close, None if counts else UNNEEDED_CLOSE_S)
             self.events.close()

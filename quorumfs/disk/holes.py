@@ -2,7 +2,6 @@
 
 from typing import cast
 
-from quorumfs.decisions.model import Standing
 from quorumfs.disk.mirror import Mirror
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
@@ -53,5 +52,5 @@ async def _seek(
             if_unknown if outcome.error else cast("int", outcome.operation.value),
         )
         for outcome in outcomes
-        if outcome.replica.state is not Standing.MISSING
+        if outcome.replica.state.answers
     ]

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import trio
 
-from quorumfs.decisions.model import Standing
 from quorumfs.decisions.patterns import Fifo, Quorum, ReadPattern, Reconcile
 from quorumfs.decisions.voting import VOTERS_MIN, middle_block
 from quorumfs.disk.mirror import Mirror
@@ -95,7 +94,7 @@ async def _read_part(
             if len(answering) < VOTERS_MIN:  # else no single replica answered for all of it
                 mirror.ledger.pin_source(answering[0], offset, length)
             return Reading(verdict.data, repairable=False)
-        repairable = any(replica.state is not Standing.MISSING for replica in wrong)
+        repairable = any(replica.state.answers for replica in wrong)
         return Reading(verdict.data, repairable)
 
     if lost and not failed:  # other holders are to be asked now

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import trio
 
 from quorumfs.decisions.claim import CHECK_S, Claim, Tenure, decode_claim, encode_claim
-from quorumfs.decisions.model import Standing
 from quorumfs.decisions.sidecar import CLAIM_OFFSET, PAGE
 from quorumfs.metadata.ledger.ledger import Ledger
 from quorumfs.metadata.writer import SidecarWriter
@@ -94,8 +93,7 @@ class Claims:
         mine = self.tenure.mine
         if mine is None:
             return
-        away = (Standing.FOREIGN, Standing.MISSING)
-        signed = [r for r in self._replicas if r.attached and r.standing not in away]
+        signed = [r for r in self._replicas if r.attached and r.standing.is_ours]
         await self.look(signed)
         if self.fenced is None:
             await self._writer.put(signed, (CLAIM_OFFSET, encode_claim(mine.release())))

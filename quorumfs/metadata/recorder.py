@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import trio
 
-from quorumfs.decisions.model import Found, Standing
+from quorumfs.decisions.model import Found
 from quorumfs.decisions.sidecar import (
     MAP_OFFSET,
     PAGE,
@@ -200,7 +200,7 @@ class Recorder:
                         pass  # until the join has ended
                 self.drop_target(replica, reason)
         async with self.lock:
-            gone = [one for one in dict.fromkeys(failed) if one.standing is Standing.CURRENT]
+            gone = [one for one in dict.fromkeys(failed) if one.standing.is_member]
             if not gone and (ledger.membership.recorded or not ledger.in_use):
                 return
             if not ledger.enough_without(gone):

@@ -24,7 +24,7 @@ from functools import partial
 import trio
 
 from quorumfs.decisions.claim import Claim, Tenure
-from quorumfs.decisions.model import Found, Plan, Standing
+from quorumfs.decisions.model import Found, Plan
 from quorumfs.decisions.record import random_identity
 from quorumfs.decisions.voting import voted_error
 from quorumfs.metadata.claims import Claims
@@ -135,7 +135,7 @@ class Sidecars:
         if not failed and ledger.membership.recorded and len(ledger.members) >= ledger.threshold:
             agreement.mend(offset, end)
             return
-        current = [o for o in outcomes if o.replica.standing is Standing.CURRENT]
+        current = [o for o in outcomes if o.replica.standing.is_member]
         if sum(o.error is None for o in current) < ledger.threshold:
             # No replica is blamed, but replicas with and without the write now differ.
             ledger.chunks.diverge(chunks)
@@ -174,7 +174,7 @@ class Sidecars:
         ledger, recorder = self.ledger, self.recorder
         if replica.slot is None or replica in ledger.content.truncated:
             return
-        if replica.standing is Standing.CURRENT:  # ejected as soon as enough members remain
+        if replica.standing.is_member:  # ejected as soon as enough members remain
             ledger.content.truncate(replica)
             if self._read_only:
                 return

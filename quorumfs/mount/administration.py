@@ -394,18 +394,14 @@ async def _copy(paths: Sequence[str], say: Callable[[int, int], None]) -> None:
         nursery.start_soon(repairs.run)
         with trio.CancelScope() as copying:
             await nursery.start(_cancel_at_signal, copying)
-            while failure is None and any(
-                r.standing is not Standing.CURRENT for r in disk.replicas
-            ):
+            while failure is None and any(not r.standing.is_member for r in disk.replicas):
                 with trio.move_on_after(PROGRESS_S):
                     await repairs.changed.wait()
                 if repairs.progress is not None:
                     say(repairs.progress.done_bytes, repairs.progress.total_bytes)
                 failure = next((f"{r.path}: {r.reason}" for r in disk.replicas if _failed(r)), None)
         await repairs.stop()
-        interrupted = failure is None and any(
-            r.standing is not Standing.CURRENT for r in disk.replicas
-        )
+        interrupted = failure is None and any(not r.standing.is_member for r in disk.replicas)
         if interrupted:
             failure = "interrupted"
         try:
@@ -435,11 +431,8 @@ async def _cancel_at_signal(
 
 
 def _failed(replica: Replica) -> bool:
-    """Whether a copy to *replica* ended with an error."""
-    return (
-        replica.standing in (Standing.STALE, Standing.MISSING, Standing.FOREIGN)
-        and not replica.attached
-    )
+    """Whether a copy to *replica* ended with an error: its files were closed again."""
+    return not replica.standing.is_written and not replica.attached
 
 
 def _write(path: str, sidecar: Sidecar) -> None:

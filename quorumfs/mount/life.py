@@ -23,7 +23,6 @@ from quorumfs.control.logs import status_event
 from quorumfs.control.pulse import Pulse, Standstill
 from quorumfs.control.reporter import Reporter
 from quorumfs.control.status import Status
-from quorumfs.decisions.model import Standing
 from quorumfs.decisions.sectors import unreachable
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import EventLog
@@ -200,7 +199,7 @@ async def _record_options(disk: Disk) -> None:
 async def _close(disk: Disk) -> str | None:
     """Sync and close the replicas; returns what went wrong, for the one who unmounts."""
     for replica in disk.replicas:
-        if replica.state is not Standing.CURRENT:
+        if not replica.state.is_member:
             log.warning("%s is %s: do not use it as it is", replica.path, replica.state.value)
     try:
         await disk.close()

@@ -13,7 +13,7 @@ import trio
 
 from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, judge_returned
 from quorumfs.decisions.claim import Claim, FoundClaim, Tenure, in_the_way
-from quorumfs.decisions.model import Found, Plan, Standing
+from quorumfs.decisions.model import Found, Plan
 from quorumfs.decisions.patterns import Blkverify, Fifo, Quorum, ReadPattern
 from quorumfs.decisions.record import Sidecar, path_for
 from quorumfs.decisions.sidecar import file_size
@@ -104,7 +104,7 @@ class ReplicaSet:
         return [
             image
             for image, member in zip(self.opened, self.plan.members, strict=True)
-            if isinstance(image, Image) and member.state not in (Standing.FOREIGN, Standing.MISSING)
+            if isinstance(image, Image) and member.state.is_ours
         ]
 
     def tell_log(self) -> None:
@@ -115,9 +115,9 @@ class ReplicaSet:
         for note in self.plan.notes:
             log.warning("%s", note)
         for member in self.plan.members:
-            if member.state is not Standing.CURRENT:
+            if not member.state.is_member:
                 log.warning("%s is %s: %s", member.path, member.state.value, member.reason)
-        current = sum(member.state is Standing.CURRENT for member in self.plan.members)
+        current = sum(member.state.is_member for member in self.plan.members)
         if current < self.plan.threshold:
             log.warning(
                 "only %d replicas are current, and vote-threshold=%d needs as many: requests fail "
@@ -165,9 +165,7 @@ class ReplicaSet:
         present = {
             replica: one.found
             for replica, one in zip(replicas, self.opened, strict=True)
-            if isinstance(one, Image)
-            and replica.standing is not Standing.CURRENT
-            and replica.attached
+            if isinstance(one, Image) and not replica.standing.is_member and replica.attached
         }
         late = {one.path: one.opening for one in self.opened if isinstance(one, Unanswered)}
         repairs = Repairs(
@@ -287,7 +285,7 @@ def _replica(index: int, one: Image | Found, options: MountOptions, plan: Plan |
         return Replica(index, one.path, None, timeout_s)
     if plan is None:
         return Replica(index, one.path, _image_storage(one, one.size), timeout_s)
-    usable = plan.members[index].state not in (Standing.FOREIGN, Standing.MISSING)
+    usable = plan.members[index].state.is_ours
     sidecar_size = file_size(plan.map)
     sidecar = None
     if one.sidecar_fd is not None:
@@ -368,10 +366,7 @@ class _Reopener:
                 raise UserError(image.problem or f"there is no {path_for(image.real_path)}")
             if replica.slot is not None:
                 member = judge_returned(self._sidecars.ledger.record, replica.slot, image.found)
-                if member.state not in (
-                    Standing.FOREIGN,
-                    Standing.MISSING,
-                ):  # else not ours to write
+                if member.state.is_ours:
                     self._refuse_claimed(image)
                     _lengthen(image.sidecar_fd, self._sidecar_size)
                     self._sign(image)

@@ -158,7 +158,7 @@ def _replica(
         trouble, reason = Trouble.HANGING, hanging
     elif replica.hung:
         reason = HANGS
-    elif replica.state is Standing.CURRENT:
+    elif replica.state.is_member:
         if options.read_only:  # what was found out by reading, and nothing that it cannot do then
             failures = [failure for failure in failures if failure.sort is Sort.READ]
         trouble, reason = _trouble(replica, report, failures, now)

@@ -14,7 +14,6 @@ from typing import cast
 import trio
 
 from quorumfs.decisions.dirtymap import CHUNK_MIN, UNVERIFIED
-from quorumfs.decisions.model import Standing
 from quorumfs.decisions.patterns import Fifo
 from quorumfs.decisions.ranges import segments
 from quorumfs.decisions.voting import blocks, middle_block, vote_data
@@ -188,7 +187,7 @@ class Copying:
             start, length = left.popleft()
             asked = await self._mirror.ask(sources, Kind.READ, len(sources), start, length)
             outcomes = [outcome for outcome in asked if outcome.error is None]
-            failed = [o for o in asked if o.error and o.replica.state is not Standing.MISSING]
+            failed = [o for o in asked if o.error and o.replica.state.answers]
             if failed and outcomes and (middle := middle_block(start, length)):
                 left.extendleft([(middle, start + length - middle), (start, middle - start)])
                 continue

@@ -68,8 +68,7 @@ class Rejoin:
 
     async def rejoin(self, replica: Replica) -> bool:
         """Make *replica* current if it is not, and can be opened; whether that succeeded."""
-        out = replica.standing in (Standing.STALE, Standing.SUSPECT, Standing.MISSING)
-        out = out or replica in self._claimed
+        out = replica.standing.is_retried or replica in self._claimed
         if out and replica.attached and replica not in self._present:
             replica.detach(there=True)
         if not out or replica.slot is None or replica.in_flight:
@@ -86,14 +85,14 @@ class Rejoin:
             opened = True
             self._claimed.discard(replica)
             replica.standing, replica.reason = member.state, member.reason or replica.reason
-            if member.state in (Standing.FOREIGN, Standing.MISSING):
+            if not member.state.is_coming:
                 raise UserError(member.reason or "it cannot be used")
             await self._resync.resync(replica, found, full=member.compare)
         except (OSError, UserError) as error:
             if isinstance(error, ForeignError):
                 self._claimed.add(replica)
                 replica.standing, replica.reason = Standing.FOREIGN, str(error)
-            if replica.standing is not Standing.FOREIGN:
+            if not replica.standing.needs_operator:
                 replica.reason = _in_words(error) or replica.reason
             replica.detach(there=opened and not replica.dead)
             return False
@@ -108,7 +107,7 @@ class Rejoin:
 
         Such a member is still current because too few others are left to eject it.
         """
-        gone = replica.standing is Standing.CURRENT and (replica.dead or not replica.attached)
+        gone = replica.standing.is_member and (replica.dead or not replica.attached)
         retry = self._retries.setdefault(replica, _Retry())
         if gone and replica.attached:
             replica.detach()
@@ -118,7 +117,7 @@ class Rejoin:
         try:
             returned = await self._reopen(replica)
             replica.attach(returned.image, returned.sidecar)
-            if replica.standing is not Standing.CURRENT:
+            if not replica.standing.is_member:
                 raise UserError("it was ejected meanwhile")
             await self._sidecars.joining.reopen_member(replica, returned.found)
         except (OSError, UserError) as error:

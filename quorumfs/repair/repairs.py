@@ -15,7 +15,7 @@ from contextlib import suppress
 import trio
 
 from quorumfs.decisions.dirtymap import UNVERIFIED
-from quorumfs.decisions.model import Found, Standing
+from quorumfs.decisions.model import Found
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.sidecars import Sidecars
@@ -164,7 +164,7 @@ class Repairs:
                 return
             patience_s = AGAIN_S
             for replica in self._mirror.replicas:
-                if replica.standing is not Standing.CURRENT or self._ledger.is_target(replica):
+                if not replica.standing.is_member or self._ledger.is_target(replica):
                     replica.give_up()
 
     async def _repair(self) -> bool:

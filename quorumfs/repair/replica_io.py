@@ -4,7 +4,6 @@ import errno
 from collections.abc import Sequence
 from typing import cast
 
-from quorumfs.decisions.model import Standing
 from quorumfs.decisions.voting import BLOCK
 from quorumfs.disk import holes
 from quorumfs.disk.mirror import Mirror
@@ -26,7 +25,7 @@ async def seek(mirror: Mirror, replica: Replica | None, kind: Kind, offset: int)
 async def next_data(mirror: Mirror, sidecars: Sidecars, offset: int) -> int:
     """Where some member next has data; *offset* itself if a member does not answer."""
     found = await holes.next_data(mirror, offset)
-    silent = any(replica.state is Standing.MISSING for replica in sidecars.ledger.members)
+    silent = any(not replica.state.answers for replica in sidecars.ledger.members)
     return offset if silent else found
 
 
@@ -91,7 +90,7 @@ async def repair_write(
     if not set(sources).issubset(holders_of(sidecars.ledger, offset, len(data))):
         return set(replicas)
     # The sidecar of a replica that was ejected just now may not say that its image is in use.
-    current = [replica for replica in replicas if replica.standing is Standing.CURRENT]
+    current = [replica for replica in replicas if replica.standing.is_member]
     targets = sidecars.ledger.target_for_repair(offset, len(data))
     given = [*current, *targets]
     with sidecars.ledger.giving(given, offset, len(data)):
@@ -111,4 +110,4 @@ async def repair_write(
             sidecars.ledger.targets.lacks(sidecars.ledger.map.chunks(offset, len(data)))
             sidecars.recorder.drop_target(replica, "a write to it failed")
     refused = {outcome.replica for outcome in outcomes if outcome.error is not None}
-    return {replica for replica in refused if replica.standing is Standing.CURRENT}
+    return {replica for replica in refused if replica.standing.is_member}

@@ -13,7 +13,6 @@ from contextlib import suppress
 
 import trio
 
-from quorumfs.decisions.model import Standing
 from quorumfs.decisions.patterns import Quorum
 from quorumfs.decisions.voting import majority, middle_block
 from quorumfs.disk.mirror import Mirror
@@ -123,7 +122,7 @@ async def _rewrite(
     *,
     read_back: bool = False,
 ) -> None:
-    if replica.state is Standing.MISSING:
+    if not replica.state.answers:
         return
     metadata, length = mirror.metadata, len(data)
     if not mirror.ledger.prepared(offset, length, repair=True):

@@ -12,7 +12,6 @@ from contextlib import aclosing, suppress
 
 import trio
 
-from quorumfs.decisions.model import Standing
 from quorumfs.decisions.ranges import RangeSet, segments
 from quorumfs.decisions.voting import middle_block, reconcile, undecided
 from quorumfs.disk.holes import next_hole
@@ -81,9 +80,7 @@ class Settling:
     def _who(self) -> tuple[frozenset[Replica], frozenset[Replica]]:
         """The current replicas, and the current replicas that answer."""
         members = frozenset(self._ledger.members)
-        there = (
-            r for r in members if r.attached and not r.dead and r.state is not Standing.MISSING
-        )
+        there = (r for r in members if r.attached and not r.dead and r.state.answers)
         return members, frozenset(there)
 
     async def _settle_what_differs(self) -> None:
@@ -286,7 +283,7 @@ class Settling:
         voters = [replica for replica in sources if replica in read and replica in believed]
         answers = [(replica.index, read[replica]) for replica in voters]
         failed = [outcome.replica for outcome in outcomes if outcome.error is not None]
-        answering = sum(replica.state is not Standing.MISSING for replica in failed)
+        answering = sum(replica.state.answers for replica in failed)
         if not answers or undecided(answers, answering, offset):
             middle = middle_block(offset, length)
             if answering and not middle:  # no source can be read at this block

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import trio
 
 from quorumfs.decisions.dirtymap import UNVERIFIED
-from quorumfs.decisions.model import Standing
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.voting import blocks, majority, middle_block
 from quorumfs.metadata.ledger.known import Outcome
@@ -74,7 +73,7 @@ class Verification:
         if not members <= self._compared:  # with one member more there may be a majority
             self._differing, self._unread = RangeSet(), RangeSet()
         self._compared = members
-        answering = frozenset(r for r in members if r.state is not Standing.MISSING)
+        answering = frozenset(r for r in members if r.state.answers)
         if not answering <= self._answering:  # a member is back
             self._again_at = 0.0
         self._answering = answering
@@ -182,7 +181,7 @@ class Verification:
         asked = await mirror.ask(members, Kind.READ, mirror.threshold, offset, length)
         failed = [outcome for outcome in asked if outcome.error is not None]
         answers = [o for o in asked if o.error is None and o.replica in voters]
-        answering = any(outcome.replica.state is not Standing.MISSING for outcome in failed)
+        answering = any(outcome.replica.state.answers for outcome in failed)
         middle = middle_block(offset, length)
         if answering and middle and trio.current_time() < deadline:
             for start, end in (offset, middle), (middle, offset + length):
@@ -221,7 +220,7 @@ class Verification:
                 found.unread.add(offset, end)
                 return
             for replica in wrong:
-                if replica.standing is Standing.CURRENT:
+                if replica.standing.is_member:
                     self._mirror.events.repaired(replica.path, offset, length)
             return
         if differ:
@@ -237,7 +236,7 @@ class Verification:
             events.differs(offset, length)
         if not self._unread.overlaps(chunks.start, chunks.stop):
             for replica, operation in failed:
-                if replica.state is not Standing.MISSING:
+                if replica.state.answers:
                     events.bad(Kind.READ, replica.path, offset, length, operation.error)
 
 

@@ -35,7 +35,7 @@ class Rest:
     def begin(self, now: float) -> None:
         """Note that a request was stuck in the file."""
         first, longest = REST_S
-        calm = now - self._until > FORGIVEN_AFTER * self._length
+        calm = now - self._until >= FORGIVEN_AFTER * self._length
         self._length = first if calm else min(2 * self._length, longest)
         self._until = now + self._length
 

@@ -158,6 +158,8 @@ class FileStorage:
     def _perform_now(self, operation: Operation, done: Done) -> None:
         try:
             value = self._perform(operation)
+        except BlockingIOError:
+            self._workers.hand_over(operation, done)  # a thread can wait
         except OSError as error:
             done(operation, 0, error)
         else:

@@ -12,7 +12,7 @@ from quorumfs.decisions.model import Standing
 from quorumfs.decisions.record import SUFFIX
 from quorumfs.replica.fastfile import FastFile, Rest
 from quorumfs.replica.filestorage import FileStorage
-from quorumfs.replica.health import Health
+from quorumfs.replica.health import Counters, Health
 from quorumfs.replica.storage import (
     CHANGES,
     Kind,
@@ -42,6 +42,8 @@ class InFlight:
         self.waiting: dict[Operation, _Waiting] = {}
         self.abandoned: set[Operation] = set()
         """Operations that were given up, and may still happen."""
+        self.elsewhere: set[Operation] = set()
+        """Operations of threads that are not the replica's, given up or not."""
         self.timeout_s = timeout_s
         """How long an operation may take (seconds)."""
 
@@ -54,6 +56,7 @@ class InFlight:
 
     def returned(self, operation: Operation) -> _Waiting | None:
         """Note that *operation* has returned; the fan-out that waits, None if given up before."""
+        self.elsewhere.discard(operation)
         waiting = self.waiting.pop(operation, None)
         if waiting is None:
             self.abandoned.discard(operation)
@@ -152,11 +155,10 @@ class Replica:
         self.path = path
         self.slot = slot
         self.standing = Standing.CURRENT
-        """What the set takes the replica for, whether or not it answers."""
+        """What the set takes the replica for, whether or not it answers: what is done with it."""
         self.reason: str | None = None
         """Why the replica is not current."""
         self.health = Health()
-        self.counters = self.health.counters
         self.settled: Callable[[Operation], None] = lambda _: None
         """Called with each operation on the image once it has an outcome, or is given up."""
         self.fenced = False
@@ -168,14 +170,13 @@ class Replica:
         self._sidecar = sidecar
         self._closing = Closing()
         self._in_flight = InFlight(timeout_s)
-        self._elsewhere = 0
-        """How many operations of threads that are not the replica's have not returned."""
         self._rest = Rest()
 
     @property
     def state(self) -> Standing:
-        """The standing, or `MISSING` while the replica does not answer, or is away."""
-        if self.standing is Standing.FOREIGN:
+        """What is to be expected of the replica now, and what an operator is told: the standing, or
+        `MISSING` while a replica that is ours does not answer, or is away."""
+        if not self.standing.is_ours:
             return self.standing
         return Standing.MISSING if self._in_flight.abandoned or self._away else self.standing
 
@@ -208,6 +209,11 @@ class Replica:
         )
         since, kind = min(waiting, key=lambda one: one[0], default=(0.0, None))
         return None if kind is None else (kind, since)
+
+    @property
+    def counters(self) -> Counters:
+        """Of the image, since the mount."""
+        return self.health.counters
 
     @property
     def dead(self) -> bool:
@@ -321,23 +327,21 @@ class Replica:
     def fast_file(self) -> FastFile | None:
         """The image, if a thread of the fast path may use it now."""
         image = self._image
-        if image is None or self._in_flight.abandoned or self._elsewhere:
+        if image is None or self._in_flight.abandoned or self._in_flight.elsewhere:
             return None
         return image.fast_file if self._rest.over(trio.current_time()) else None
 
     def adopt(self, operation: Operation, fan_out: "FanOut") -> None:
         """Take *operation* for one's own, which another thread has begun; then `returned`."""
-        self._elsewhere += 1
         self._in_flight.add(operation, fan_out, to_sidecar=False)
+        self._in_flight.elsewhere.add(operation)
 
     def returned(self, operation: Operation, error: OSError | None) -> None:
         """Take the outcome of an operation that was adopted."""
-        self._elsewhere -= 1
         self._returned(operation, 0, error)
 
     def resubmit(self, operation: Operation) -> None:
         """Begin an operation anew that was adopted, and did nothing."""
-        self._elsewhere -= 1
         waiting = self._in_flight.returned(operation)
         if waiting is not None:
             self.submit(operation, waiting.fan_out)
@@ -445,7 +449,7 @@ class FanOut:
     def submit(self, replica: Replica, operation: Operation, *, to_sidecar: bool = False) -> None:
         """Start *operation* on *replica*."""
         self._pending += 1
-        operation.counts = replica.standing is not Standing.RESYNCING
+        operation.counts = not replica.standing.is_target
         replica.submit(operation, self, to_sidecar=to_sidecar)
 
     def answered(self, operation: Operation) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import trio
 
-from quorumfs.decisions.model import Standing
 from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Usage
@@ -36,7 +35,7 @@ class Space:
         known = [
             self._known[replica]
             for replica in self._replicas
-            if replica.state is Standing.CURRENT and replica in self._known
+            if replica.state.is_member and replica in self._known
         ]
         sharing = Counter(usage.device for usage in known)
         return min((usage.free // sharing[usage.device] for usage in known), default=None)
@@ -62,5 +61,5 @@ class Space:
         )
         if told is not None:
             self._known[replica] = told
-            if replica is next((r for r in self._replicas if r.state is Standing.CURRENT), None):
+            if replica is next((r for r in self._replicas if r.state.is_member), None):
                 self.allocated = told.blocks

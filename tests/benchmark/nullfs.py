@@ -69,7 +69,7 @@ class NullOperations(pyfuse3.Operations):
 
 def main() -> None:
     """Mount and serve."""
-    shim.configure(max_background=64)
+    shim.configure(max_background=64, fast=None)
     pyfuse3.init(NullOperations(int(sys.argv[2])), sys.argv[1], {"fsname=nullfs"})
     print("mounted", flush=True)
     try:

@@ -724,7 +724,7 @@ async def serve(
     os.umask(0)  # the kernel has applied the caller's
     faults = Faults()
     if parallel:
-        shim.configure(PENDING_REQUESTS_MAX)
+        shim.configure(PENDING_REQUESTS_MAX, None)
     options = {"allow_other", "fsname=faultfs", "subtype=faultfs"}
     pyfuse3.init(Passthrough(backing, faults, closing=closing), mountpoint, options)
     try:

@@ -110,7 +110,7 @@ PROMISES = (
         (
             "quorumfs.replica.replica.Replica.abandon_overdue",
             "quorumfs.control.reporter.Reporter",
-            "quorumfs.replica.inline_gate.InlineGate",
+            "quorumfs.fastpath.path.FastPath",
         ),
         (
             "test_differences.py::test_a_hung_replica_costs_one_timeout_once",
@@ -177,7 +177,7 @@ ORDER = (
         "After a crash nobody knows where replicas differ, and reads turn back for ever.",
         (
             "quorumfs.metadata.sidecars.Sidecars.prepare",
-            "quorumfs.metadata.ledger.ledger.Ledger.begin_now",
+            "quorumfs.metadata.ledger.ledger.Ledger.writable",
             "quorumfs.metadata.ledger.recorded.Recorded.holds",
             "quorumfs.metadata.ledger.intents.Intents",
         ),

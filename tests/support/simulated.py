@@ -17,8 +17,9 @@ from quorumfs.disk.events import Event, EventLog
 from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.volatile import Volatile
 from quorumfs.repair.rewrite import Rewriting
+from quorumfs.replica.fastfile import FastFile
 from quorumfs.replica.replica import Replica
-from quorumfs.replica.storage import Attempt, Buffer, Done, Kind, Operation, TruncatedError, Value
+from quorumfs.replica.storage import Done, Kind, Operation, TruncatedError, Value
 
 BLOCK = 4096
 
@@ -50,21 +51,12 @@ class SimulatedStorage:
     log: list[Operation] = field(default_factory=list)
     data_blocks: set[int] | None = None
     truncated: bool = False
+    fast_file: FastFile | None = None
     in_flight: int = 0
     in_flight_max: int = 0
 
     def __post_init__(self) -> None:
         self.content = self.content or bytearray(self.size)
-
-    @property
-    def may_inline(self) -> bool:
-        return False
-
-    def read_now(self, offset: int, length: int) -> None:
-        raise NotImplementedError
-
-    def write_now(self, offset: int, data: Buffer) -> Attempt:
-        raise NotImplementedError
 
     def submit(self, operation: Operation, done: Done) -> None:
         self.log.append(operation)

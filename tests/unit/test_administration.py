@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 from support.killing import CALLS, WRITES, Steps, counted, counted_write
 from support.sets import tmpfs
 
 from quorumfs.decisions.record import path_for
+from quorumfs.decisions.standing import Standing
 from quorumfs.errors import UserError
-from quorumfs.mount.administration import create_empty, create_from, keep
+from quorumfs.mount.administration import _failed, create_empty, create_from, keep
 from quorumfs.replica.imagelock import lock_image
+from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Storage
 
 SIZE = 1 << 20
 
@@ -244,3 +248,15 @@ def test_a_sidecar_is_for_whom_its_image_is_for(
             os.chmod(path, mode)
         keep(a, paths)
         assert (os.stat(path_for(b)).st_gid, mode_of(path_for(b))) == (os.getegid(), expected)
+
+
+@pytest.mark.parametrize("standing", Standing)
+def test_a_copy_has_failed_once_the_files_of_what_is_not_written_are_closed(
+    standing: Standing,
+) -> None:
+    """A suspect replica among them: a resync of it that never began would be awaited for ever."""
+    for image in (None, cast("Storage", object())):
+        replica = Replica(1, "/b.img", image, 8.0)
+        replica.standing = standing
+        failed = image is None and standing not in (Standing.CURRENT, Standing.RESYNCING)
+        assert _failed(replica) is failed

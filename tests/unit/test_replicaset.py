@@ -32,6 +32,7 @@ from quorumfs.replica.filesystems import Locality, locality
 from quorumfs.replica.images import Image, open_again, open_set
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.sidecarfile import holder, sign
+from quorumfs.replica.storage import Kind, Operation
 
 SIZE = 1 << 20
 OPTIONS = parse_options([], 2)
@@ -58,8 +59,13 @@ def test_a_sidecar_is_waited_for_only_where_there_is_no_device(
         image = open_again(path)
         assert image.sidecar_fd is not None
         assert image.sidecar_locality is locality(image.sidecar_fd)
-        sidecar = _sidecar_storage(replace(image, sidecar_locality=where), 0, OPTIONS)
-        assert sidecar.may_inline is (where is Locality.MEMORY)
+        sidecar = _sidecar_storage(replace(image, sidecar_locality=where), 0)
+        told: list[Operation] = []
+        sidecar.submit(Operation(Kind.WRITE, 0, 4, b"new!"), lambda one, *_: told.append(one))
+        assert bool(told) is (where is Locality.MEMORY)
+        with trio.fail_after(HANGS_S):
+            while not told:
+                await trio.lowlevel.checkpoint()
         await close(sidecar)
         os.close(image.fd)
 

@@ -23,7 +23,7 @@ from quorumfs.replica import filestorage as module
 from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.filesystems import Locality, locality
 from quorumfs.replica.replica import Replica
-from quorumfs.replica.storage import Attempt, Kind, Operation, TruncatedError, Value
+from quorumfs.replica.storage import Kind, Operation, TruncatedError, Value
 
 KIB = 1 << 10
 SIZE = 1200 * KIB
@@ -55,12 +55,10 @@ def open_files() -> list[Path]:
 
 
 @asynccontextmanager
-async def opened(
-    path: Path, *, local: bool = True, inline: bool = False
-) -> AsyncGenerator[FileStorage, None]:
+async def opened(path: Path, *, local: bool = True) -> AsyncGenerator[FileStorage, None]:
     where = Locality.HERE if local else Locality.ELSEWHERE
     fd = os.open(path, os.O_RDWR)
-    storage = FileStorage(fd, SIZE, path.name, locality=where, inline=inline)
+    storage = FileStorage(fd, SIZE, path.name, locality=where)
     yield storage
     await close(storage)
 
@@ -148,9 +146,9 @@ async def test_a_source_is_closed_when_nobody_copies_from_it_any_more(
     def is_open() -> bool:
         return str(source) in {str(link.readlink()) for link in open_files()}
 
-    monkeypatch.setattr(os, "preadv", read_slowly)
     async with opened(target) as storage, trio.open_nursery() as nursery:
         one = FileStorage(os.open(source, os.O_RDWR), SIZE, "source", locality=Locality.HERE)
+        monkeypatch.setattr(os, "preadv", read_slowly)
         operation = storage.copying(one, 0, SIZE)
         assert operation is not None
         nursery.start_soon(outcome, storage, operation)
@@ -237,18 +235,6 @@ async def test_a_failed_flush_is_not_tried_again(
         with pytest.raises(BlockingIOError):
             await outcome(storage, Operation(kind))
     assert puts_off.calls == 1
-
-
-async def test_a_write_put_off_here_and_now_is_left_to_a_thread(
-    target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The daemon's loop does not wait, and the thread does not take it for failed."""
-    async with opened(target, inline=True) as storage:
-        puts_off = PutOff(monkeypatch, "pwrite", 2)
-        assert storage.write_now(KIB, NEW) is Attempt.NOTHING
-        assert puts_off.calls == 1
-        await outcome(storage, Operation(Kind.WRITE, KIB, KIB, NEW))
-        assert await outcome(storage, Operation(Kind.READ, KIB, KIB)) == NEW
 
 
 def pages_in_cache(path: Path) -> int:

@@ -57,10 +57,8 @@ class Membership:
         cls, replicas: Sequence[Replica], records: Records, *, in_use: bool, joining: bool
     ) -> "Membership":
         """The membership by the standings of *replicas* and by *records*."""
-        members = tuple(one for one in replicas if one.standing is Standing.CURRENT)
-        receivers = tuple(
-            one for one in replicas if one.standing in (Standing.CURRENT, Standing.RESYNCING)
-        )
+        members = tuple(one for one in replicas if one.standing.is_member)
+        receivers = tuple(one for one in replicas if one.standing.is_written)
         recorded = records.names_only(members)
         may_change = in_use and recorded and records.entered
         member_bits = sum(map(bit, members))
@@ -116,11 +114,11 @@ class Ledger:
                 member.state,
                 member.reason,
             )
-            if replica.slot is not None and replica.standing is not Standing.CURRENT:
+            if replica.slot is not None and not replica.standing.is_member:
                 self.targets.of(replica)
             if one.image and one.image.size < self.record.size and replica.slot is not None:
                 self.recorded.add(bit(replica), range(len(self.map)))
-            if one.image and one.sidecar and replica.standing is Standing.CURRENT:
+            if one.image and one.sidecar and replica.standing.is_member:
                 for start, end in one.sidecar.unreadable:
                     self.agreement.unreadable.add(start, end)
                 self.recorded.found(one.sidecar.map)
@@ -208,7 +206,7 @@ class Ledger:
         return bool(divergent) and divergent.overlaps(chunks.start, chunks.stop)
 
     def missed(self, replica: Replica) -> RangeSet:
-        away = any(member.state is Standing.MISSING for member in self.members)
+        away = any(not member.state.answers for member in self.members)
         doubtful = RangeSet()
         if self.membership.recorded and not away:
             return doubtful
@@ -320,7 +318,7 @@ class Ledger:
         if self.joining and self.is_target(replica):
             # The kernel may report an error to this sync only, and not to the sync of the join.
             self.targets.of(replica).lacks_unsynced()
-        if replica.standing is Standing.CURRENT:
+        if replica.standing.is_member:
             self.chunks.suspend(replica)
 
     def unfit(self, outcomes: Sequence[Outcome]) -> list[Replica]:
@@ -332,7 +330,7 @@ class Ledger:
         good = [
             replica
             for replica, _ in outcomes
-            if replica.standing is Standing.CURRENT and replica not in lossy.union(failed)
+            if replica.standing.is_member and replica not in lossy.union(failed)
         ]
         if len(good) < self.threshold:
             raise voted_error(o.error for o in outcomes if o.error is not None)

@@ -10,7 +10,7 @@ from functools import partial
 import trio
 
 from quorumfs.decisions.claim import Claim, Tenure
-from quorumfs.decisions.model import Plan, Standing
+from quorumfs.decisions.model import Plan
 from quorumfs.decisions.patterns import Fifo, Quorum
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import Event, EventLog
@@ -57,7 +57,7 @@ class Mounting:
         replicas = []
         for number, (index, member) in enumerate(zip(order, plan.members, strict=True)):
             path = world.replicas[index].path
-            if member.state in (Standing.FOREIGN, Standing.MISSING):
+            if not member.state.is_ours:
                 replicas.append(Replica(number, path, None, TIMEOUT_S))
                 continue
             image = life.image(index, plan.record.size)
@@ -78,7 +78,7 @@ class Mounting:
         present = {
             replica: one
             for replica, one in zip(replicas, found, strict=True)
-            if replica.standing is not Standing.CURRENT and replica.attached
+            if not replica.standing.is_member and replica.attached
         }
 
         async def reopen(replica: Replica) -> Returned:
@@ -119,7 +119,7 @@ class Mounting:
         host = f"host {life.number}"
         mine = Claim(life.number, host, host, host, 1, 1, host, "just now")
         for index, member in zip(order, plan.members, strict=True):
-            if member.state not in (Standing.FOREIGN, Standing.MISSING):
+            if member.state.is_ours:
                 world.sign(index, mine)
         return Tenure(mine, over)
 

@@ -13,14 +13,12 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import count
-from typing import cast
 
 import trio
 
+from quorumfs.replica.fastfile import FastFile
 from quorumfs.replica.storage import (
     CHANGES,
-    Attempt,
-    Buffer,
     Done,
     FileStatus,
     Kind,
@@ -213,10 +211,6 @@ class _InFlight:
     """It has an entry in the agenda; else it waits to be released."""
 
 
-def _nobody(operation: Operation, value: Value, error: OSError | None) -> None:
-    """Nobody is called back for what is done at once."""
-
-
 class SimulatedStorage:
     """A handle on *file* in one life of the daemon; see `quorumfs.replica.storage.Storage`."""
 
@@ -276,32 +270,8 @@ class SimulatedStorage:
     # What the daemon calls
 
     @property
-    def may_inline(self) -> bool:
-        assert not self._closing, "asked after close"
-        drawn = self._dice.random() < self.faults.weather.prompt
-        return drawn and not self.stalled and not self.broken
-
-    def read_now(self, offset: int, length: int) -> bytes | None:
-        return cast("bytes | None", self._now(Operation(Kind.READ, offset, length)))
-
-    def write_now(self, offset: int, data: Buffer) -> Attempt:
-        written = self._now(Operation(Kind.WRITE, offset, len(data), bytes(data))) is not None
-        return Attempt.DONE if written else Attempt.PARTLY
-
-    def _now(self, operation: Operation) -> Value | None:
-        """Do it, if nothing is to become of it that takes time."""
-        self._step()
-        self.log.append(operation)
-        fault = self.faults.fault(self._dice, operation)
-        if fault.hang or fault.at_once:
-            return None
-        try:
-            value = self._do(_InFlight(operation, _nobody, fault, 0, None), fault.what_happens)
-        except OSError as error:
-            self._tell(operation, error.errno or errno.EIO)
-            return None
-        self._tell(operation, fault.error)
-        return None if fault.error else value
+    def fast_file(self) -> FastFile | None:
+        return None
 
     def copying(self, source: Storage, offset: int, length: int) -> Operation | None:
         if not (isinstance(source, SimulatedStorage) and source.local and self.local):

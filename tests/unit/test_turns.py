@@ -1,8 +1,9 @@
-"""Looking for requests before asking trio."""
+"""Taking requests that are there before asking trio."""
 
 import os
+import select
 from collections.abc import Iterator
-from types import SimpleNamespace
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,8 +11,7 @@ import trio
 import trio.testing
 
 from quorumfs.fuse import session as module
-from quorumfs.fuse.session import TURN, Readiness
-from quorumfs.replica.replica import FanOut
+from quorumfs.fuse.session import TURN, Turns
 
 
 class Session:
@@ -41,6 +41,9 @@ class Session:
         finally:
             self.waiting -= 1
 
+    def pending(self) -> bool:
+        return bool(select.select([self.reader], [], [], 0)[0])
+
     def send(self, requests: int = 1) -> None:
         os.write(self.writer, bytes(requests))
 
@@ -67,78 +70,51 @@ def test_a_series_of_requests_asks_trio_only_when_a_turn_lasts_too_long(
     monkeypatch.setattr(module, "TURN_NS", turn_ns)
 
     async def run() -> None:
-        readiness = Readiness(session.reader, session.wait)
+        turns = Turns(session.pending, session.wait)
         session.send(TURN - 1)
         for _ in range(TURN - 1):
-            assert await readiness.wait()
+            assert await turns.wait()
             session.receive()
         assert session.asked == asked
 
     trio.run(run)
 
 
-def test_who_waits_for_a_replica_does_not_wait_for_the_next_request(
-    session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its answer comes through trio, which is not asked while requests are looked for."""
-    monkeypatch.setattr(module, "TURN_NS", NEVER_NS)
-    monkeypatch.setattr(module, "SPIN_NS", NEVER_NS)
-    monkeypatch.setattr(module, "WORTH_SPINNING_NS", NEVER_NS)
-
-    async def run() -> None:
-        readiness = Readiness(session.reader, session.wait)
-        with trio.move_on_after(0):
-            await readiness.wait()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(readiness.wait)
-            await trio.testing.wait_all_tasks_blocked()
-            session.send()  # soon after the last: the next one is worth to be looked for
-        session.receive()
-        monkeypatch.setattr(FanOut, "waited_for", 1)
-        looks = iter([False] * 100)
-        monkeypatch.setattr(readiness, "_poll", SimpleNamespace(poll=lambda _: next(looks, True)))
-        asked = session.asked
-        with trio.move_on_after(0):
-            await readiness.wait()
-        assert session.asked == asked + 1
-
-    trio.run(run)
-
-
 def test_others_have_a_turn_during_an_endless_series(session: Session) -> None:
     async def run() -> None:
-        readiness = Readiness(session.reader, session.wait)
-        turns = 0
+        turns = Turns(session.pending, session.wait)
+        others = 0
 
         async def other() -> None:
-            nonlocal turns
+            nonlocal others
             while True:
-                turns += 1
+                others += 1
                 await trio.lowlevel.checkpoint()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(other)
             for _ in range(10 * TURN):
                 session.send()
-                assert await readiness.wait()
+                assert await turns.wait()
                 session.receive()
             nursery.cancel_scope.cancel()
-        assert turns >= 9
+        assert others >= 9
 
     trio.run(run)
 
 
-def test_no_task_is_told_of_a_request_that_another_one_took(session: Session) -> None:
-    """Its read would block the loop."""
+def test_every_task_that_waits_hears_of_requests_until_all_are_taken(session: Session) -> None:
+    """One may be told of a request that another one took: then there is none, and it looks on."""
 
     async def run() -> None:
-        readiness = Readiness(session.reader, session.wait)
+        turns = Turns(session.pending, session.wait)
         served = [0, 0, 0]
 
         async def worker(number: int) -> None:
-            while await readiness.wait():
-                session.receive()
-                served[number] += 1
+            while await turns.wait():
+                with suppress(BlockingIOError):
+                    session.receive()
+                    served[number] += 1
                 if number == 2:
                     await trio.lowlevel.checkpoint()
 
@@ -156,11 +132,11 @@ def test_no_task_is_told_of_a_request_that_another_one_took(session: Session) ->
 
 def test_an_idle_task_is_seen_by_pyfuse3_and_ends_with_the_session(session: Session) -> None:
     async def run() -> None:
-        readiness = Readiness(session.reader, session.wait)
+        turns = Turns(session.pending, session.wait)
         ended = []
 
         async def worker() -> None:
-            ended.append(await readiness.wait())
+            ended.append(await turns.wait())
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(worker)
@@ -177,9 +153,9 @@ def test_an_idle_task_is_seen_by_pyfuse3_and_ends_with_the_session(session: Sess
 def test_another_pyfuse3_waits_in_its_own_way(session: Session) -> None:
     """The name is not one that it promises to have."""
     ours: dict[str, Any] = {"_wait_fuse_readable": session.wait}
-    module._look_for_requests(session.reader, ours)
+    module._take_turns(session.pending, ours)
     assert ours["_wait_fuse_readable"] != session.wait
     for other in ({}, {"_wait_fuse_readable": None}, {"_wait_readable": session.wait}):
         names: dict[str, Any] = dict(other)
-        module._look_for_requests(session.reader, names)
+        module._take_turns(session.pending, names)
         assert names == other

@@ -50,7 +50,7 @@
 #define IN_FLIGHT_MAX 40
 #define HANDLES 4
 #define POISON 0xA5
-#define FOR_EVER_S 60 /* the slowest sanitizer on the slowest machine needs less */
+#define FOR_EVER_S 60 /* a round of the slowest sanitizer on the slowest machine takes less */
 
 enum kind { OTHER, READ, WRITE };
 
@@ -817,6 +817,7 @@ static void compare(void)
         memset(folded_chunks, 0, sizeof(folded_chunks));
         memset(served_chunks, 0, sizeof(served_chunks));
         to_compare = 0;
+        alarm(FOR_EVER_S);
         pthread_cond_signal(&compared);
     }
     pthread_mutex_unlock(&lock);

@@ -224,6 +224,11 @@ def truncate(ledger: Ledger) -> None:
         ledger.content.truncate(member)
 
 
+def fail_to_sync(ledger: Ledger) -> None:
+    for member in ledger.members[:1]:
+        ledger.chunks.suspend(member)
+
+
 def fence(ledger: Ledger) -> None:
     ledger.fence()
 
@@ -289,6 +294,7 @@ def steps(draw: st.DrawFn, slots: int) -> list[Step]:
         partial(diverge, chunks),
         partial(lose, near),
         truncate,
+        fail_to_sync,
         fence,
     ]
     step = draw(st.sampled_from(often * 4 + seldom))
@@ -481,11 +487,15 @@ SPARE = replace(HEALTHY, threshold=1)
 FIRST = range(1)
 
 
+TORN: list[Step] = [partial(add, UNVERIFIED, FIRST), partial(tear, FIRST)]
+
+
 @pytest.mark.parametrize(
     ("known", "happened", "admitted"),
     [
         (STALE, [*MARKED, partial(add, out_of_sync(1), range(CHUNKS)), record], "rw"),
         (STALE, MARKED, "r"),  # of the one that is not there nothing is known to be lacking
+        (replace(STALE, threshold=2), MARKED, ""),
         (HEALTHY, MARKED[:1], "r"),
         (HEALTHY, [*MARKED, partial(add, UNVERIFIED, FIRST), record], "r"),
         (HEALTHY, [*MARKED, partial(add, out_of_sync(1), FIRST), record], "r"),
@@ -494,6 +504,8 @@ FIRST = range(1)
         (SPARE, [*MARKED, partial(lose, FIRST)], ""),
         (SPARE, [*MARKED, truncate], ""),
         (HEALTHY, [*MARKED, fence], ""),
+        (SPARE, [*MARKED, partial(change, FIRST), fail_to_sync], ""),
+        (HEALTHY, [*MARKED, *TORN, partial(remove, UNVERIFIED, FIRST), record], ""),
         (replace(HEALTHY, in_use=False), MARKED, "r"),
         (replace(HEALTHY, entered=False), MARKED, "r"),
         (replace(HEALTHY, files=["fast", "slow"]), MARKED, ""),

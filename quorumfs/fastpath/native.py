@@ -126,7 +126,7 @@ class Server(ctypes.Structure):
     )
 
 
-def _load() -> ctypes.CDLL | str:
+def _load() -> tuple[ctypes.CDLL, ctypes.PyDLL] | str:
     """The library, or why there is none."""
     if os.environ.get("QUORUMFS_NO_SHIM"):
         return "QUORUMFS_NO_SHIM is set"
@@ -148,7 +148,7 @@ def _load() -> ctypes.CDLL | str:
     )
     library.loop_servers.restype = ctypes.POINTER(Server * SERVERS)
     library.loop_release.argtypes = library.loop_requeue.argtypes = (ctypes.POINTER(Server),)
-    library.loop_open.argtypes = library.loop_close.argtypes = library.loop_pending.argtypes = ()
+    library.loop_close.argtypes = ()
     library.loop_reply.argtypes = (
         ctypes.c_uint64,
         ctypes.c_int,
@@ -163,13 +163,16 @@ def _load() -> ctypes.CDLL | str:
     )
     library.gate_admits.argtypes = (ctypes.POINTER(Gate), ctypes.POINTER(Request))
     library.gate_note.argtypes = (ctypes.POINTER(Gate), ctypes.POINTER(Request))
-    return library
+    return library, ctypes.PyDLL(found.origin)
 
 
 _loaded = _load()
 
-library = _loaded if isinstance(_loaded, ctypes.CDLL) else None
+library = None if isinstance(_loaded, str) else _loaded[0]
 """The library; None where it cannot be had."""
 
-missing = None if isinstance(_loaded, ctypes.CDLL) else _loaded
+brief = None if isinstance(_loaded, str) else _loaded[1]
+"""The same library, for calls so short that to give the interpreter away takes longer."""
+
+missing = _loaded if isinstance(_loaded, str) else None
 """Why the library cannot be had; None where it can."""

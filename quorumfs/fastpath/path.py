@@ -22,6 +22,7 @@ from quorumfs.fastpath.native import (
     Phase,
     RequestKind,
     Server,
+    brief,
     library,
 )
 from quorumfs.fastpath.publish import Publisher
@@ -56,7 +57,9 @@ class FastPath(trio.abc.Instrument):
     def __init__(self, disk: Disk, *, keep_zeros: bool, writes: bool) -> None:
         """*keep_zeros* and *writes* as for `Publisher`."""
         assert library is not None
+        assert brief is not None
         self._library = library
+        self._brief = brief
         self._disk = disk
         self._mirror = disk.mirror
         self._gate = Gate()
@@ -86,7 +89,7 @@ class FastPath(trio.abc.Instrument):
 
     def pending(self) -> bool:
         """Whether there is a request to receive, or the end of the session to hear of."""
-        return bool(self._library.loop_pending())
+        return bool(self._brief.loop_pending())
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Have the rest of requests that were taken over done in *nursery*, until `stop`."""
@@ -117,8 +120,9 @@ class FastPath(trio.abc.Instrument):
         if timeout <= 0 or not self._may_open:  # tasks are to run at once
             return
         try:
-            if self._publisher.publish():
-                self._library.loop_open()
+            # If there is a message trio wakes at once.
+            if not self._brief.loop_pending() and self._publisher.publish():
+                self._brief.loop_open()
         except Exception:
             self._give_up()
 

@@ -20,12 +20,14 @@ from quorumfs.fastpath.native import (
     TRY_AGAIN,
     Gate,
     Phase,
+    Request,
     RequestKind,
     Server,
     brief,
     library,
 )
 from quorumfs.fastpath.publish import Publisher
+from quorumfs.replica.replica import Replica
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,38 @@ def fold(gate: Gate, mirror: Mirror) -> None:
             counters.writes += served.writes
             counters.bytes_written += served.bytes_written
             served.reads = served.bytes_read = served.writes = served.bytes_written = 0
+
+
+def take_read(gate: Gate, mirror: Mirror, place: int) -> Callable[[OSError | None], None]:
+    """Note that a read of the replica at *place* is stuck; call the result when it returns."""
+    replica: Replica = mirror.replicas[gate.reader[place].slot]
+    replica.rest()
+    return replica.hold()
+
+
+def take_write(
+    gate: Gate, mirror: Mirror, request: Request, place: int, outcome: int | None
+) -> Taken:
+    """Take over a write that was at work on the replica at *place*, with this *outcome* there.
+
+    None: it has not returned; tell `Taken.returned` when it does.
+    """
+    writers = [mirror.replicas[gate.writer[index].slot] for index in range(gate.writers)]
+    gate.wrote[request.handle] = 1
+    data = ctypes.string_at(request.data, request.length)
+    taken = Taken(mirror, request.offset, data, writers[:place], writers[place])
+    if outcome is None:
+        writers[place].rest()
+    else:
+        taken.returned(as_error(outcome))
+    return taken
+
+
+def as_error(outcome: int) -> OSError | None:
+    """The outcome of a system call as an error; EAGAIN for one to be tried again."""
+    if outcome == TRY_AGAIN:
+        return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+    return OSError(outcome, os.strerror(outcome)) if outcome else None
 
 
 class FastPath(trio.abc.Instrument):
@@ -155,7 +189,7 @@ class FastPath(trio.abc.Instrument):
             if phase in (Phase.TAKEN, Phase.RETURNED) and number not in self._taken:
                 self._take_over(number, server, place, None)
             if phase == Phase.RETURNED:
-                self._taken.pop(number)(_error(server.outcome))
+                self._taken.pop(number)(as_error(server.outcome))
                 self._library.loop_release(ctypes.byref(server))
 
     def _take_over(self, number: int, server: Server, place: int, outcome: int | None) -> None:
@@ -165,23 +199,12 @@ class FastPath(trio.abc.Instrument):
         """
         request = server.request
         if request.kind == RequestKind.READ:
-            replica = self._mirror.replicas[self._gate.reader[place].slot]
-            replica.rest()
-            self._taken[number] = replica.hold()
+            self._taken[number] = take_read(self._gate, self._mirror, place)
             self._library.loop_requeue(ctypes.byref(server))
             return
-        writers = [
-            self._mirror.replicas[self._gate.writer[index].slot]
-            for index in range(self._gate.writers)
-        ]
-        self._gate.wrote[request.handle] = 1
-        data = ctypes.string_at(request.data, request.length)
-        taken = Taken(self._mirror, request.offset, data, writers[:place], writers[place])
+        taken = take_write(self._gate, self._mirror, request, place, outcome)
         if outcome is None:
-            writers[place].rest()
             self._taken[number] = taken.returned
-        else:
-            taken.returned(_error(outcome))
         self._work.append(partial(self._finish_write, request.unique, taken))
         self._work_waits.set()
 
@@ -196,10 +219,3 @@ class FastPath(trio.abc.Instrument):
             error = errno.EIO
         reply = len(taken.data).to_bytes(8, "little")  # struct fuse_write_out
         self._library.loop_reply(unique, error, reply, 0 if error else len(reply))
-
-
-def _error(outcome: int) -> OSError | None:
-    """The outcome of a system call as an error; EAGAIN for one to be tried again."""
-    if outcome == TRY_AGAIN:
-        return BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-    return OSError(outcome, os.strerror(outcome)) if outcome else None

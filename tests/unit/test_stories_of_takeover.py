@@ -6,7 +6,7 @@ import pytest
 import trio
 from support.claims import claim
 from support.simulation.setup import SCALES, Setup
-from support.simulation.storage import Fault, Weather
+from support.simulation.storage import Fault
 from support.simulation.story import (
     EQUALS,
     EXTENTS,
@@ -26,8 +26,6 @@ SETUPS = [replace(setup, claims=True) for setup in (PAIR, TRIO, EQUALS)]
 
 async def taken_over_while_idle(story: Story) -> None:
     """It notices also when nobody asks it anything; what it cached is not shown any more."""
-    for replica in story.world.replicas:  # all goes the short way, as long as there is one
-        replica.image_faults.weather = Weather(prompt=1.0)
     async with story.mounted() as old:
         for at in EXTENTS:
             await old.write(at)
@@ -106,6 +104,7 @@ async def takeover_found_by_a_commit(story: Story) -> None:
     [
         *((taken_over_while_at_work, setup) for setup in SETUPS),
         (taken_over_while_idle, SETUPS[0]),
+        (taken_over_while_idle, replace(SETUPS[0], fast=1.0)),
         (one_sidecar_cannot_be_read_back, SETUPS[1]),
         (a_replica_in_use_elsewhere_comes_back, SETUPS[0]),
         (taken_over_amid_a_resync, SETUPS[0]),

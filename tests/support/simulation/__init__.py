@@ -6,6 +6,7 @@ The world, below any daemon:
 `storage`         `quorumfs.replica.storage.Storage` on such a file, with delays and faults, for one
                   life
 `world`           the replicas that outlive the daemon; kill, power cut, detach, put back
+`fastpath`        the fast path: C's decisions, carried out on simulated storages
 `harness`         runs trio so that the same seed gives the same trace
 
 What uses the disk, and what happens to it:

@@ -10,7 +10,7 @@ import random
 import struct
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import trio
@@ -53,9 +53,8 @@ _DROPPING = (Effect.NONE, Effect.NONE, Effect.PART)
 
 
 def drawn_weather(dice: random.Random) -> Weather:
-    """Any weather; half of the time a good one, and half of the time files that answer at once."""
-    weather = dice.choice((*[CALM] * 8, STORM, STORM, *_FAILING))
-    return replace(weather, prompt=dice.choice((0.0, 0.0, 0.7, 1.0)))
+    """Any weather; half of the time a good one."""
+    return dice.choice((*[CALM] * 8, STORM, STORM, *_FAILING))
 
 
 @dataclass(slots=True)
@@ -596,13 +595,15 @@ class Fate:
         return len(self._mounted.members) > max(1, self._mounted.sidecars.ledger.least)
 
     def _is_spare_beside_whole(self, index: int) -> bool:
-        """Whether enough others are left, none of them with a file system that was gone.
+        """Whether enough others are left, none of them with a file system that was gone, or hangs.
 
         Nobody may have noticed; then a flush fails on all, and nobody knows who has it still.
         """
         others = [other for other in self._mounted.members if other != index]
         storages = [self.life.storages(other) for other in others]
-        return self._is_spare and not any(all(s.broken for s in of_one) for of_one in storages)
+        gone = any(all(s.broken for s in of_one) for of_one in storages)
+        at_work = any(s.in_flight for of_one in storages for s in of_one)  # it may take for ever
+        return self._is_spare and not gone and not at_work
 
     def _dispensable(self) -> int | None:
         """A current replica without which the others are enough.

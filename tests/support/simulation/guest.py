@@ -70,6 +70,14 @@ class Guest:
 
     async def run(self) -> None:
         """Until told to stop, the end of the life, or a broken promise."""
+        task, outside = trio.lowlevel.current_task(), self.life.outside
+        outside.add(task)
+        try:
+            await self._run()
+        finally:
+            outside.discard(task)
+
+    async def _run(self) -> None:
         crowd, dice = self._crowd, self._dice
         while True:
             await trio.sleep(dice.expovariate(1 / crowd.think_s) if dice.random() < 0.9 else 0)

@@ -20,6 +20,7 @@ from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.rejoin import ForeignError, Returned
 from quorumfs.repair.repairs import Repairs
 from quorumfs.replica.replica import Replica
+from support.simulation.fastpath import FastDisk
 from support.simulation.fate import TIMEOUT_S, Mounted
 from support.simulation.guest import REQUEST_MAX_S
 from support.simulation.invariants import broken_invariants
@@ -99,6 +100,8 @@ class Mounting:
         outvoted = setup.rewrite_corrupted
         repairs = Repairs(mirror, sidecars, reopen, present=present, limit=limit, outvoted=outvoted)
         disk = Disk(mirror, repairs, zero_kind=setup.zero_kind)
+        if setup.fast:
+            disk = FastDisk(mirror, repairs, life, setup.fast, setup.zero_kind)
         mounted = Mounted(order, plan, disk, sidecars, repairs)
         life.nursery.start_soon(disk.run)
         try:

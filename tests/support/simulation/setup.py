@@ -95,6 +95,8 @@ class Setup:
     """No store has lasting inode numbers: its images are known while it is mounted."""
     claims: bool = False
     """Each mount says that it has the set, and looks whether it still has."""
+    fast: float = 0.0
+    """How many of the requests come while the daemon sleeps, and go by the fast path."""
 
     @classmethod
     def drawn(cls, dice: random.Random) -> "Setup":
@@ -115,6 +117,7 @@ class Setup:
             local=dice.random() < 0.7,
             passing=dice.random() < 0.2,
             claims=dice.random() < 0.5,
+            fast=dice.choice((0.0, 0.0, 0.7, 1.0)),
         )
 
 

@@ -10,7 +10,7 @@ import os
 import random
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import count
 
@@ -94,6 +94,9 @@ class Fault:
         return self.effect or (Effect.NONE if self.error else Effect.ALL)
 
 
+STUCK_S = 0.01
+"""A thread of the fast path that is longer at a system call (seconds) is stuck in it."""
+
 SYNCS = frozenset({Kind.SYNC, Kind.SEAL})
 """What makes changes durable."""
 
@@ -105,8 +108,6 @@ _TRANSFERS = CHANGES | _READS | {Kind.ALLOCATE}
 class Weather:
     """How often what goes wrong; probabilities per operation."""
 
-    prompt: float = 0.0
-    """Here and now, where that is asked for."""
     delay_s: tuple[float, float] = (0.0, 0.01)
     slow: float = 0.0
     slow_s: tuple[float, float] = (0.05, 2.0)
@@ -223,6 +224,7 @@ class SimulatedStorage:
         faults: Faults | None = None,
         size: int | None = None,
         local: bool = True,
+        fast_file: FastFile | None = None,
         step: Callable[[], None] = lambda: None,
         asked: Callable[[Operation], None] = lambda _: None,
         truncated: Callable[[], None] = lambda: None,
@@ -242,6 +244,8 @@ class SimulatedStorage:
         self.broken = 0
         """The errno that everything fails with from now on; 0: it works."""
         self.local = local
+        self.fast_file = fast_file
+        """What a thread of the fast path makes of it."""
         self._agenda = agenda
         self._dice = dice
         self._size = file.size if size is None else size
@@ -268,10 +272,6 @@ class SimulatedStorage:
         return sum(operation.kind is kind for operation in self.log)
 
     # What the daemon calls
-
-    @property
-    def fast_file(self) -> FastFile | None:
-        return None
 
     def copying(self, source: Storage, offset: int, length: int) -> Operation | None:
         if not (isinstance(source, SimulatedStorage) and source.local and self.local):
@@ -316,6 +316,46 @@ class SimulatedStorage:
         if self.broken or self.stalled or end <= start:
             return b""
         return self.file.cache.read(start, end)
+
+    # What a thread of the fast path calls
+
+    def call(self, operation: Operation, late: Done) -> tuple[Value, OSError | None] | None:
+        """Do it at once, and return the outcome; None if it takes time: *late* is told of it.
+
+        As system calls on a file: one that is too short is not written to.
+        """
+        assert not self._closing, "asked after close"
+        self._asked(operation)
+        self._step()
+        self.log.append(operation)
+        fault = self.faults.fault(self._dice, operation)
+        put_off = self._dice.random() < 0.1
+        one = _InFlight(operation, late, fault, 0, None)
+        if self.broken:
+            return self._failed(operation, self.broken)
+        if fault.at_once or self._truncated(one):
+            return self._failed(operation, errno.EAGAIN)
+        if fault.hang or self.stalled or fault.delay_s > STUCK_S:
+            if put_off and not fault.error:
+                one.fault = replace(fault, error=errno.EAGAIN)
+            self._in_flight[one] = None
+            one.delayed = not (fault.hang or self.stalled)
+            self._note(f"{self._name(operation)} is stuck")
+            if one.delayed:
+                self._agenda.at(trio.current_time() + fault.delay_s, lambda: self._finish(one))
+            return None
+        try:
+            value = self._do(one, fault.what_happens)
+        except OSError as error:
+            return self._failed(operation, error.errno or errno.EIO)
+        if fault.error:
+            return self._failed(operation, fault.error)
+        self._tell(operation, 0)
+        return value, None
+
+    def _failed(self, operation: Operation, error: int) -> tuple[Value, OSError | None]:
+        self._tell(operation, error)
+        return 0, OSError(error, "simulated")
 
     # What the test calls
 

@@ -25,6 +25,7 @@ from quorumfs.decisions.claim import Claim, decode_claim, encode_claim
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import Identity, Sidecar
 from quorumfs.decisions.sidecar import CLAIM_OFFSET, PAGE, FormatError, decode, encode
+from quorumfs.replica.fastfile import FastFile
 from quorumfs.replica.storage import Operation
 from support.simulation.media import Backup, Content, SimulatedFile
 from support.simulation.oracle import BrokenError
@@ -100,6 +101,8 @@ class Life:
         self.broken_invariants: Callable[[], Iterable[str]] = tuple
         """The invariants of the daemon that do not hold: there must be none at any step. They are
         looked at every few steps: at each it would take half as long as all the rest."""
+        self.outside: set[trio.lowlevel.Task] = set()
+        """Tasks of guests that wait for nothing of the daemon: what they do does not wake it."""
         self._crash_step = 0
         self._crash_power = False
         self._storages: list[tuple[SimulatedReplica, SimulatedStorage]] = []
@@ -116,6 +119,10 @@ class Life:
         """Open the sidecar of a replica; raises `OSError` if there is none."""
         replica = self.world.replicas[index]
         return self._open(replica, replica.sidecar, replica.sidecar_faults, None)
+
+    def storage(self, fd: int) -> SimulatedStorage:
+        """The handle that the fast path knows by this number."""
+        return self._storages[fd][1]
 
     def storages(self, index: int) -> list[SimulatedStorage]:
         """All handles on the files of a replica that were opened in this life."""
@@ -176,6 +183,7 @@ class Life:
             faults=faults,
             size=size,
             local=replica.local,
+            fast_file=FastFile(len(self._storages), memory=True, reads=True),
             step=self.step,
             asked=lambda operation: self.watch and self.watch(replica, file, operation),
             truncated=lambda: self.seen_short.add(replica.path),

@@ -101,9 +101,11 @@ async def serve(operations: DiskOperations, fast: FastPath | None = None) -> Non
         shim.serve(handlers, requests)
         if fast is not None:
             requests.start_soon(fast.run, requests)
-        await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=REQUESTS_MAX)
-        if fast is not None:
-            fast.stop()
+        try:
+            await pyfuse3.main(min_tasks=IDLE_TASKS, max_tasks=REQUESTS_MAX)
+        finally:
+            if fast is not None:
+                fast.stop()
 
 
 def _take_turns(pending: Callable[[], bool], names: dict[str, Any]) -> None:

@@ -31,12 +31,13 @@ from quorumfs.decisions.model import Standing
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.record import Phase, Record
 from quorumfs.disk.rangelock import Claim, RangeLock
+from quorumfs.fastpath.publish import Publisher
 from quorumfs.metadata.claims import Claims
 from quorumfs.metadata.joining import Joining
 from quorumfs.metadata.ledger import content as content_module
 from quorumfs.metadata.ledger.chunks import Chunks
 from quorumfs.metadata.ledger.commit import Records
-from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.known import Outcome, Writable
 from quorumfs.metadata.ledger.ledger import Ledger
 from quorumfs.metadata.ledger.target import Target
 from quorumfs.metadata.recorder import Recorder
@@ -49,7 +50,7 @@ from quorumfs.repair.copying import Copying
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.verify import Verification
 from quorumfs.replica import replica as replica_module
-from quorumfs.replica.replica import FanOut, Replica
+from quorumfs.replica.replica import FanOut, InFlight, Replica
 from quorumfs.replica.storage import Kind, Operation
 from support.simulation.media import Content
 from support.simulation.storage import DaemonKilledError, SimulatedStorage
@@ -699,10 +700,62 @@ def short_copy_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Copying, "_take_over", credulous)
 
 
+def gate_looks_at_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R1: the fast path writes to chunks whatever is known of them."""
+    writable = Ledger.writable
+
+    def anywhere(self: Ledger) -> Writable | None:
+        found = writable(self)
+        return None if found is None else found._replace(mask=0, wanted=0)
+
+    monkeypatch.setattr(Ledger, "writable", anywhere)
+
+
+def gate_ignores_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R6: the fast path serves requests beside others of the same place."""
+    monkeypatch.setattr(Publisher, "_locked", lambda _: [])
+
+
+def journal_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: nobody hears of what the fast path wrote, and a failed sync loses nothing of it."""
+    monkeypatch.setattr(Ledger, "wrote", _always(None))
+    log_is_believed(monkeypatch)  # a second line, which hides the first
+
+
+def taken_without_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R6: a write that is taken over from the fast path locks nothing."""
+    release = RangeLock.release
+
+    def unlocked(self: RangeLock, start: int, end: int) -> Claim:
+        return Claim(start, end, True)
+
+    def if_locked(self: RangeLock, claim: Claim) -> None:
+        if claim in self.claims:
+            release(self, claim)
+
+    monkeypatch.setattr(RangeLock, "adopt", unlocked)
+    monkeypatch.setattr(RangeLock, "release", if_locked)
+
+
+def taken_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R7: a write of the fast path that was given up is taken for one that never was."""
+    abandon = InFlight.abandon
+
+    def forget(self: InFlight, operation: Operation) -> Any:
+        waiting = abandon(self, operation)
+        if operation in self.elsewhere:
+            self.elsewhere.discard(operation)
+            self.abandoned.discard(operation)
+        return waiting
+
+    monkeypatch.setattr(InFlight, "abandon", forget)
+
+
 MUTATIONS: dict[str, Patch] = {
     "R1 no intent": no_intent,
     "R1 intent in memory": intent_in_memory,
     "R1 intent not synced": map_unsynced,
+    "R1 gate looks at no bits": gate_looks_at_no_bits,
     "R2 one is enough": one_is_enough,
     "R2 failed is settled": failed_is_settled,
     "R2 all are blamed": all_are_blamed,
@@ -720,15 +773,19 @@ MUTATIONS: dict[str, Patch] = {
     "R4 repaired in memory": repaired_in_memory,
     "R4 written beside a loss": written_beside_a_loss,
     "R4 given for nothing": given_for_nothing,
+    "R4 journal forgotten": journal_is_forgotten,
     "R5 cleared at once": cleared_at_once,
     "R5 no flush": cleared_without_flush,
     "R5 one is out": cleared_while_one_is_out,
     "R6 nothing conflicts": nothing_conflicts,
     "R6 votes": reads_conflict_with_nothing,
     "R6 repairs": repairs_do_not_lock,
+    "R6 gate ignores locks": gate_ignores_locks,
+    "R6 taken without a lock": taken_without_a_lock,
     "R7 forgotten": given_up_is_forgotten,
     "R7 opened while open": opened_under_its_own_close,
     "R7 closed together": sidecar_closed_after_the_image,
+    "R7 taken is forgotten": taken_is_forgotten,
     "R8 not synced": target_is_not_synced,
     "R8 joins unsynced": joins_unsynced,
     "R8 no writes": target_gets_no_writes,

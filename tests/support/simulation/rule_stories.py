@@ -11,6 +11,7 @@ all of them must end well with the rule, and one must end badly without it.
 import errno
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import cycle
 
 import trio
@@ -676,10 +677,58 @@ async def lost_before_the_first_write(story: Story) -> None:
 ALL_OF_THREE = replace(TRIO, threshold=3)
 
 
+async def written_again_and_lost(story: Story) -> None:
+    """All was durable, and is written again at once; then one loses it."""
+    async with story.holding(0).durable().mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC)
+        await guest.flush()
+        await guest.converged()
+        story.evict(0)
+        await guest.read(0)
+    await story.ends_well()
+
+
+async def written_beside_slow_zeros(story: Story) -> None:
+    async with story.holding(0).mounted() as guest:
+        story.fail_once(0, Kind.ZERO, Fault(delay_s=1.0))
+        guest.begin(partial(guest._zeros, 0, BLOCK, discard=False))
+        await trio.sleep(0.5)
+        await guest.write(0)
+        await trio.sleep(2.0)
+    await story.ends_well()
+
+
+async def written_beside_one_that_is_stuck(story: Story) -> None:
+    async with story.holding(0).mounted() as guest:
+        story.fail_once(0, Kind.WRITE, Fault(delay_s=1.0))
+        guest.begin(guest.write, 0)
+        await trio.sleep(0.5)
+        await guest.write(0)
+        await trio.sleep(2.0)
+    await story.ends_well()
+
+
+async def a_stuck_write_returns_late(story: Story) -> None:
+    """Its replica was long given up by then, and others hold something newer."""
+    async with story.holding(0).mounted() as guest:
+        story.fail_once(0, Kind.WRITE, Fault(hang=True))
+        await guest.write(0)
+        await guest.write(0)
+        await trio.sleep(5 * TIMEOUT_S)
+        story.world.release(0)
+        await guest.converged()
+        await guest.read(0)
+    await story.ends_well()
+
+
+FAST = replace(PAIR, fast=1.0)
+
 TOLD = (
     Told("R1 no intent", killed_amid_writes, seeds=4),
     Told("R1 intent in memory", killed_amid_writes, seeds=4),
     Told("R1 intent not synced", power_cut_after_writes, seeds=8),
+    Told("R1 gate looks at no bits", power_cut_after_writes, FAST, 8),
     Told("R2 one is enough", too_few_take_a_write, TRIO),
     Told("R2 failed is settled", too_few_take_a_write_and_all_stay, TRIO, 3),
     Told("R2 all are blamed", all_are_full, TRIO),
@@ -700,6 +749,7 @@ TOLD = (
     Told("R4 written beside a loss", each_loses_what_the_other_one_holds, EQUALS),
     Told("R4 written beside a loss", each_loses_what_the_other_one_holds, ALL_OF_THREE),
     Told("R4 given for nothing", each_sync_fails_of_those_that_others_are_repaired_from, EQUALS),
+    Told("R4 journal forgotten", written_again_and_lost, FAST),
     Told("R5 cleared at once", power_cut_after_writes, seeds=6),
     Told("R5 no flush", power_cut_long_after_writes, seeds=6),
     Told(
@@ -711,9 +761,12 @@ TOLD = (
     Told("R6 nothing conflicts", guests_write_the_same_place, seeds=3),
     Told("R6 votes", a_vote_beside_a_write, EQUALS),
     Told("R6 repairs", writes_beside_a_resync, seeds=3),
+    Told("R6 gate ignores locks", written_beside_slow_zeros, replace(FAST, zero_kind=Kind.ZERO)),
+    Told("R6 taken without a lock", written_beside_one_that_is_stuck, FAST),
     Told("R7 forgotten", a_write_lands_after_its_replica_was_given_up, seeds=3),
     Told("R7 opened while open", a_close_fails),
     Told("R7 closed together", a_close_fails),
+    Told("R7 taken is forgotten", a_stuck_write_returns_late, FAST),
     Told("R8 not synced", power_cut_amid_a_resync, seeds=6),
     Told("R8 joins unsynced", power_cut_after_a_resync, seeds=8),
     Told("R8 no writes", writes_beside_a_resync, seeds=3),

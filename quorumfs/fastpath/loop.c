@@ -262,6 +262,15 @@ taken:
     return SERVED;
 }
 
+/* Say in the message of a durable write that only its flush is left to do. */
+static void mark_written(struct server *me)
+{
+    struct fuse_write_in *write =
+        (void *)(buffer_at(me->message) + sizeof(struct fuse_in_header));
+
+    write->fh |= WRITTEN;
+}
+
 static int serve_write(struct server *me, const struct asked *asked)
 {
     const struct request *request = &me->request;
@@ -292,6 +301,10 @@ static int serve_write(struct server *me, const struct asked *asked)
         goto taken;
     gate_note(gate, request);
     set_phase(me, IDLE);
+    if (request->durable) {
+        mark_written(me);
+        return LONG_WAY;
+    }
     reply(request->unique, 0, &written, sizeof(written));
     return SERVED;
 taken:

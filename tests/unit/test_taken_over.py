@@ -45,6 +45,8 @@ class Loop:
         self.servers = (Server * SERVERS)()
         self.loop_receive = library.loop_receive
         self.opened = 0
+        self.pending = 0
+        """How many messages wait."""
         self.requeued: list[int] = []
         self.released: list[int] = []
         self.replies: list[tuple[int, int, bytes]] = []
@@ -53,6 +55,9 @@ class Loop:
 
     def loop_servers(self) -> SimpleNamespace:
         return SimpleNamespace(contents=self.servers)
+
+    def loop_pending(self) -> int:
+        return self.pending
 
     def loop_open(self) -> None:
         self.opened += 1
@@ -83,6 +88,7 @@ class Path:
     def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         self.loop = Loop()
         monkeypatch.setattr(module, "library", self.loop)
+        monkeypatch.setattr(module, "brief", self.loop)
         for number, file in enumerate(bench.files):
             file.fast_file = FastFile(number, memory=True, reads=True)
         self.disk = bench.disk
@@ -102,7 +108,15 @@ class Path:
         self.loop.anything = anything
         self.fast.after_io_wait(1.0)
 
-    def writes(self, phase: Phase, place: int, outcome: int = 0, *, number: int = 0) -> None:
+    def writes(
+        self,
+        phase: Phase,
+        place: int,
+        outcome: int = 0,
+        *,
+        number: int = 0,
+        durable: bool = False,
+    ) -> None:
         """A server has written to the replicas before *place*, and there it is in *phase*."""
         assert self.sleeps()
         for file in self.files[:place]:
@@ -110,7 +124,7 @@ class Path:
         text = ctypes.create_string_buffer(NEW, BLOCK)
         self._texts.append(text)
         data = ctypes.addressof(text)
-        request = Request(RequestKind.WRITE, BLOCK, UNIQUE, 0, 0, data)
+        request = Request(RequestKind.WRITE, BLOCK, UNIQUE, 0, 0, data, durable)
         self._set(number, phase, place, outcome, request)
 
     def reads(self, place: int, *, number: int = 0) -> None:
@@ -144,7 +158,7 @@ def begun(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, threshold: int
     """A fast path before three replicas, at work."""
     bench = make_bench(nursery, 3, pattern=Fifo(), threshold=threshold, timeout_s=TIMEOUT_S)
     path = Path(bench, monkeypatch)
-    nursery.start_soon(path.fast.run)
+    nursery.start_soon(path.fast.run, nursery)
     return path
 
 
@@ -350,6 +364,24 @@ async def test_the_gate_stays_closed_while_tasks_are_to_run(path: Path) -> None:
     path.fast.before_io_wait(0.0)
     assert not path.loop.opened
     assert path.sleeps()
+
+
+async def test_the_gate_stays_closed_while_a_message_waits(path: Path) -> None:
+    path.loop.pending = 1  # trio wakes at once
+    assert not path.sleeps()
+    path.loop.pending = 0
+    assert path.sleeps()
+
+
+async def test_a_durable_write_that_is_taken_over_is_flushed_before_its_reply(
+    path: Path, autojump_clock: MockClock
+) -> None:
+    path.writes(Phase.TAKEN, 1, durable=True)
+    path.returns()
+    await trio.testing.wait_all_tasks_blocked()
+    await trio.sleep(1.0)
+    assert path.loop.replies == [WRITTEN]
+    assert [replica.counters.flushes for replica in path.disk.replicas] == [1, 1, 1]
 
 
 async def test_what_c_counted_is_counted_once(path: Path) -> None:

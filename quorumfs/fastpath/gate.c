@@ -43,16 +43,15 @@ PUBLIC enum request_kind request_parse(const void *message, size_t length, uint6
                                     .offset = read.offset};
     } else if (head.opcode == FUSE_WRITE && length >= sizeof(write)) {
         memcpy(&write, rest, sizeof(write));
-        if (write.write_flags & ~WRITE_FLAGS || !write.size || write.size > REQUEST_MAX ||
-            write.size != length - sizeof(write))
+        if (write.write_flags & ~WRITE_FLAGS || write.flags & O_DSYNC || !write.size ||
+            write.size > REQUEST_MAX || write.size != length - sizeof(write))
             return REQUEST_OTHER;
         *request = (struct request){.kind = REQUEST_WRITE,
                                     .length = write.size,
                                     .unique = head.unique,
                                     .handle = write.fh,
                                     .offset = write.offset,
-                                    .data = rest + sizeof(write),
-                                    .durable = (write.flags & O_DSYNC) != 0};
+                                    .data = rest + sizeof(write)};
     }
     return request->kind;
 }

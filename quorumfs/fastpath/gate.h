@@ -93,15 +93,7 @@ struct request {
     uint64_t handle;
     uint64_t offset;
     const void *data; /* of a write, inside the message */
-    uint32_t durable; /* whether the write must be durable when it returns */
-    uint32_t unused;
 };
-
-/*
- * Set in the handle of a durable write that is handed to Python: C has carried the write out and
- * left behind what it leaves behind. What remains is the flush, and the reply.
- */
-#define WRITTEN (UINT64_C(1) << 61)
 
 /*
  * The request in a message of the kernel, of `length` bytes. REQUEST_OTHER: anything but a plain

@@ -262,15 +262,6 @@ taken:
     return SERVED;
 }
 
-/* Say in the message of a durable write that only its flush is left to do. */
-static void mark_written(struct server *me)
-{
-    struct fuse_write_in *write =
-        (void *)(buffer_at(me->message) + sizeof(struct fuse_in_header));
-
-    write->fh |= WRITTEN;
-}
-
 static int serve_write(struct server *me, const struct asked *asked)
 {
     const struct request *request = &me->request;
@@ -301,10 +292,6 @@ static int serve_write(struct server *me, const struct asked *asked)
         goto taken;
     gate_note(gate, request);
     set_phase(me, IDLE);
-    if (request->durable) {
-        mark_written(me);
-        return LONG_WAY;
-    }
     reply(request->unique, 0, &written, sizeof(written));
     return SERVED;
 taken:
@@ -359,8 +346,8 @@ static void hand_over(struct server *me)
     while (queue_length >= QUEUE_MAX)
         pthread_cond_wait(&queue_has_room, &queue_lock);
     me->message = enqueue(me->message, me->length);
+    ring(); /* under the lock: whoever takes the message finds it rung, and silences it */
     pthread_mutex_unlock(&queue_lock);
-    ring();
 }
 
 static void end(int how)
@@ -412,12 +399,11 @@ PUBLIC int loop_receive(void *into, size_t room)
         spare[spares++] = buffer;
         pthread_cond_signal(&queue_has_room);
     } else if (ended) {
-        length = ended == 1 ? 0 : ended; /* the bell stays rung, for every task that waits */
-    } else if (read(bell, &rings, sizeof(rings)) < 0) {
-        assert(errno == EAGAIN);
-    } else if (any_outcome()) {
-        ring(); /* that was not for the queue alone */
+        length = ended == 1 ? 0 : ended;
     }
+    /* After the end the bell stays rung, for every task that waits. */
+    if (!queue_length && !ended && read(bell, &rings, sizeof(rings)) > 0 && any_outcome())
+        ring(); /* that was not for the queue alone */
     pthread_mutex_unlock(&queue_lock);
     return length;
 }
@@ -479,8 +465,10 @@ static void *run_server(void *argument)
             return NULL;
         }
         me->length = length;
-        if (serve(me) == LONG_WAY)
+        if (serve(me) == LONG_WAY) {
             hand_over(me);
+            spin = 0; /* Python takes longer than that, and needs the processor */
+        }
     }
 }
 

@@ -36,9 +36,6 @@ class Phase(IntEnum):
     FAILED = 5
 
 
-WRITTEN = 1 << 61
-"""In the handle of a durable write: C has carried it out, and its flush is left to do."""
-
 TRY_AGAIN = -1
 """The outcome of a system call that may be tried again, whole."""
 
@@ -111,8 +108,6 @@ class Request(ctypes.Structure):
         ("handle", ctypes.c_uint64),
         ("offset", ctypes.c_uint64),
         ("data", ctypes.c_void_p),
-        ("durable", ctypes.c_uint32),
-        ("unused", ctypes.c_uint32),
     )
 
 

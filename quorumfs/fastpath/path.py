@@ -205,16 +205,13 @@ class FastPath(trio.abc.Instrument):
         taken = take_write(self._gate, self._mirror, request, place, outcome)
         if outcome is None:
             self._taken[number] = taken.returned
-        durable = bool(request.durable)
-        self._work.append(partial(self._finish_write, request.unique, taken, durable=durable))
+        self._work.append(partial(self._finish_write, request.unique, taken))
         self._work_waits.set()
 
-    async def _finish_write(self, unique: int, taken: Taken, *, durable: bool) -> None:
+    async def _finish_write(self, unique: int, taken: Taken) -> None:
         error = 0
         try:
             await self._disk.finish(taken)
-            if durable:
-                await self._disk.flush()
         except OSError as failure:
             error = failure.errno or errno.EIO
         except Exception:

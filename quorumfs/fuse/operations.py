@@ -36,7 +36,7 @@ from pyfuse3 import (
 )
 
 from quorumfs.disk.disk import Disk
-from quorumfs.fastpath.native import HANDLES, WRITTEN
+from quorumfs.fastpath.native import HANDLES
 from quorumfs.fastpath.path import FastPath
 from quorumfs.fuse import shim
 from quorumfs.options import MountOptions
@@ -48,7 +48,7 @@ FILE_NAME = b"disk.img"
 FILE_INODE = InodeT(pyfuse3.ROOT_INODE + 1)
 BLOCK_SIZE = 4096
 
-_HANDLE = ~(shim.DURABLE_WRITE | shim.DIRECT_WRITE | WRITTEN)
+_HANDLE = ~(shim.DURABLE_WRITE | shim.DIRECT_WRITE)
 """What of a write's file handle is the number that `open` gave."""
 
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 1, 2, 16  # linux/falloc.h
@@ -224,16 +224,16 @@ class DiskOperations(pyfuse3.Operations):
         if flags & os.O_TRUNC and self._handles:
             raise FUSEError(errno.EBUSY)
         direct, durable = bool(flags & os.O_DIRECT), bool(flags & os.O_DSYNC)
-        fh = self._free_number()
+        fh = self._free_number(plain=not durable)
         self._handles[fh] = _Handle(direct, durable)
         # Pages cached before this open are dropped: they must not hide a repair. With direct_io
         # (an opener that asked for O_DIRECT loses nothing but shared mappings) the shim adds
         # parallel writes; without it, the fsync that the kernel does send would be lost.
         return FileInfo(fh=fh, keep_cache=False, direct_io=direct and shim.parallel_direct_writes())
 
-    def _free_number(self) -> FileHandleT:
-        """A number for a new handle: one that the fast path serves, unless all those are taken."""
-        served = (FileHandleT(number) for number in range(HANDLES))
+    def _free_number(self, *, plain: bool) -> FileHandleT:
+        """A number for a new handle; one that the fast path serves for a *plain* handle."""
+        served = (FileHandleT(number) for number in range(HANDLES) if plain)
         free = next((number for number in served if number not in self._handles), None)
         return FileHandleT(next(self._numbers)) if free is None else free
 
@@ -251,7 +251,7 @@ class DiskOperations(pyfuse3.Operations):
             if direct and off + len(buf) > self._disk.size:
                 # The kernel makes EIO of a direct write that is short.
                 raise OSError(errno.ENOSPC, "the disk ends before")
-            written = len(buf) if fh & WRITTEN else await self._disk.write(off, buf)
+            written = await self._disk.write(off, buf)
             # The kernel itself sends an fsync after a buffered write that must be durable. After a
             # direct one it often does not, and never to a handle answered with direct_io.
             durable = handle.durable or fh & shim.DURABLE_WRITE

@@ -426,7 +426,7 @@ static int send_op(const struct op *op)
     } else {
         head.opcode = FUSE_WRITE;
         if (!below(16))
-            write.write_flags = FUSE_WRITE_KILL_SUIDGID; /* goes the long way */
+            write.flags = O_DSYNC; /* goes the long way */
         memcpy(message + length, &write, sizeof(write));
         memcpy(message + length + sizeof(write), op->data, op->length);
         length += sizeof(write) + op->length;

@@ -108,15 +108,7 @@ class Path:
         self.loop.anything = anything
         self.fast.after_io_wait(1.0)
 
-    def writes(
-        self,
-        phase: Phase,
-        place: int,
-        outcome: int = 0,
-        *,
-        number: int = 0,
-        durable: bool = False,
-    ) -> None:
+    def writes(self, phase: Phase, place: int, outcome: int = 0, *, number: int = 0) -> None:
         """A server has written to the replicas before *place*, and there it is in *phase*."""
         assert self.sleeps()
         for file in self.files[:place]:
@@ -124,7 +116,7 @@ class Path:
         text = ctypes.create_string_buffer(NEW, BLOCK)
         self._texts.append(text)
         data = ctypes.addressof(text)
-        request = Request(RequestKind.WRITE, BLOCK, UNIQUE, 0, 0, data, durable)
+        request = Request(RequestKind.WRITE, BLOCK, UNIQUE, 0, 0, data)
         self._set(number, phase, place, outcome, request)
 
     def reads(self, place: int, *, number: int = 0) -> None:
@@ -371,17 +363,6 @@ async def test_the_gate_stays_closed_while_a_message_waits(path: Path) -> None:
     assert not path.sleeps()
     path.loop.pending = 0
     assert path.sleeps()
-
-
-async def test_a_durable_write_that_is_taken_over_is_flushed_before_its_reply(
-    path: Path, autojump_clock: MockClock
-) -> None:
-    path.writes(Phase.TAKEN, 1, durable=True)
-    path.returns()
-    await trio.testing.wait_all_tasks_blocked()
-    await trio.sleep(1.0)
-    assert path.loop.replies == [WRITTEN]
-    assert [replica.counters.flushes for replica in path.disk.replicas] == [1, 1, 1]
 
 
 async def test_what_c_counted_is_counted_once(path: Path) -> None:

@@ -278,6 +278,7 @@ class Fate:
                             self._one_is_truncated,
                             self._a_write_hangs,
                             self._a_write_hangs,
+                            self._a_write_is_stuck,
                             self._one_is_left_behind,
                             self._one_is_left_behind,
                             self._one_is_left_behind,
@@ -477,6 +478,18 @@ class Fate:
         await self._wait(lambda: self._mounted.even, 100.0)
         await self._do(self._guest.read, 0, self._mounted.disk.size)
         self._crowd.paused = False
+
+    async def _a_write_is_stuck(self) -> None:
+        """For less than a timeout, while others write to the same place."""
+        dice, place = self._dice, self._somewhere()
+        await self._do(self._guest.write, *place)
+        faults = dice.choice(self._world.replicas).image_faults
+        faults.plan(Kind.WRITE, Fault(dice.uniform(0.05, 5.0)))
+        for _ in range(dice.randrange(2, 5)):
+            self.life.nursery.start_soon(self._do, self._guest.write, *place)
+            await trio.sleep(dice.uniform(0.0, 1.0))
+        await self._wait(lambda: not self._under_way, 60.0)
+        await self._do(self._guest.read, *place)
 
     async def _one_is_left_behind(self) -> None:
         """And comes back, slowly; the daemon dies at some moment of that."""

@@ -56,7 +56,6 @@ def fold(gate: Gate, mirror: Mirror) -> None:
 def take_read(gate: Gate, mirror: Mirror, place: int) -> Callable[[OSError | None], None]:
     """Note that a read of the replica at *place* is stuck; call the result when it returns."""
     replica: Replica = mirror.replicas[gate.reader[place].slot]
-    replica.rest()
     return replica.hold()
 
 
@@ -71,9 +70,7 @@ def take_write(
     gate.wrote[request.handle] = 1
     data = ctypes.string_at(request.data, request.length)
     taken = Taken(mirror, request.offset, data, writers[:place], writers[place])
-    if outcome is None:
-        writers[place].rest()
-    else:
+    if outcome is not None:
         taken.returned(as_error(outcome))
     return taken
 

@@ -28,6 +28,11 @@ SYNC_PATIENCE = 4
 before to reach the medium."""
 
 
+STUCK_S = 0.02
+"""An operation of the fast path that was taken over is stuck if it takes longer (seconds). Others
+waited for a processor."""
+
+
 class _Waiting(NamedTuple):
     fan_out: "FanOut"
     since: float
@@ -67,6 +72,11 @@ class InFlight:
         waiting = self.waiting.pop(operation)
         self.abandoned.add(operation)
         return waiting
+
+    def waited(self, operation: Operation, now: float) -> float:
+        """How long (seconds) *operation* has been waited for at *now*, or was until given up."""
+        waiting = self.waiting.get(operation)
+        return self.timeout_s if waiting is None else now - waiting.since
 
     def overdue(self, now: float) -> Iterator[tuple[Operation, str]]:
         """The operations that have waited too long at *now* (trio's clock, seconds), with reasons.
@@ -337,7 +347,13 @@ class Replica:
         self._in_flight.elsewhere.add(operation)
 
     def returned(self, operation: Operation, error: OSError | None) -> None:
-        """Take the outcome of an operation that was adopted."""
+        """Take the outcome of an operation that was adopted.
+
+        If it was stuck, the image is left to the replica's own threads for a while.
+        """
+        now = trio.current_time()
+        if self._in_flight.waited(operation, now) > STUCK_S:
+            self._rest.begin(now)
         self._returned(operation, 0, error)
 
     def resubmit(self, operation: Operation) -> None:
@@ -347,10 +363,6 @@ class Replica:
             self.submit(operation, waiting.fan_out)
         if self._image is None:
             self._close_detached()
-
-    def rest(self) -> None:
-        """Leave the image to the replica's own threads for a while: a request is stuck in it."""
-        self._rest.begin(trio.current_time())
 
     def hold(self) -> Callable[[OSError | None], None]:
         """Keep the image open for a read elsewhere that hangs; the result ends that."""

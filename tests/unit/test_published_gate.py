@@ -122,7 +122,7 @@ def make_replicas(known: Known) -> list[Replica]:
         storage = Prompt(fast) if file != "gone" else None
         replicas.append(Replica(slot, f"r{slot}", storage, 1.0))
         if file == "rests":
-            replicas[-1].rest()
+            replicas[-1]._rest.begin(trio.current_time())
     return replicas
 
 

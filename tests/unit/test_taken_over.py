@@ -27,6 +27,7 @@ from quorumfs.fastpath.native import (
 )
 from quorumfs.fastpath.path import FastPath
 from quorumfs.replica.fastfile import REST_S, FastFile
+from quorumfs.replica.replica import STUCK_S
 from quorumfs.replica.storage import Kind
 
 BLOCK = 4096
@@ -289,7 +290,6 @@ async def test_a_read_that_is_stuck_goes_the_long_way(
     path.returns()
     assert path.loop.released == [0]
     assert replica.in_flight == 0
-    assert path.sleeps()
     assert not path.loop.replies
     assert replica.counters.reads == 0
 
@@ -298,10 +298,18 @@ async def test_a_file_in_which_a_request_was_stuck_rests(
     path: Path, autojump_clock: MockClock
 ) -> None:
     path.reads(0)
+    await trio.sleep(1.01 * STUCK_S)
     path.returns()
     assert path.disk.replicas[0].fast_file is None
     assert not path.sleeps()
     await trio.sleep(1.01 * REST_S[0])
+    assert path.sleeps()
+
+
+async def test_a_file_whose_request_waited_for_a_processor_does_not_rest(path: Path) -> None:
+    path.reads(0)
+    assert not path.sleeps()
+    path.returns()
     assert path.sleeps()
 
 

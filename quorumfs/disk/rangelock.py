@@ -87,16 +87,6 @@ class RangeLock:
                 if not later.blockers and later.task is not None:
                     trio.lowlevel.reschedule(later.task)
 
-    def free(self, start: int, end: int, *, exclusive: bool) -> bool:
-        """Whether a claim would be granted at once.
-
-        A caller that then does all its work before another task can run needs no claim.
-        """
-        return not self.claims or not any(
-            claim.start < end and start < claim.end and (exclusive or claim.exclusive)
-            for claim in self.claims
-        )
-
     def claimed(self) -> list[tuple[int, int]]:
         """All ranges, ``(start, end)``, that are claimed exclusively, granted or waiting."""
         return [(claim.start, claim.end) for claim in self.claims if claim.exclusive]

@@ -25,14 +25,6 @@ TURN = 64
 TURN_NS = 5_000_000
 """How long (nanoseconds) a turn may last: requests of 1 MiB take longer than those of 4 KiB."""
 
-SPIN_NS = 300_000
-"""How long (nanoseconds) to wait for the next request without asking trio: to be woken by trio
-takes longer than a guest takes to send the next of a series, buffered writes of 128 KiB too."""
-
-WORTH_SPINNING_NS = 400_000
-"""Only if the last request came this soon (nanoseconds), with the time that it takes to be woken:
-an idle disk must cost nothing, and a slow guest little."""
-
 IDLE_TASKS = 2
 """Tasks that wait for a request: one, and one that has had its turn."""
 

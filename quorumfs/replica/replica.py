@@ -4,7 +4,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import trio
 
@@ -445,9 +445,6 @@ class FanOut:
 
     __slots__ = ("_failed", "_impatient", "_needed", "_pending", "_task")
 
-    waited_for: ClassVar[int] = 0
-    """How many fan-outs, in the whole process, a task waits for."""
-
     def __init__(self, needed: int) -> None:
         """*needed*: how many successes make the request succeed without the rest."""
         self._needed = needed
@@ -499,11 +496,7 @@ class FanOut:
         """
         if self._pending:
             self._task = trio.lowlevel.current_task()
-            FanOut.waited_for += 1
-            try:
-                await trio.lowlevel.wait_task_rescheduled(self._abort)
-            finally:
-                FanOut.waited_for -= 1
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self._task = None

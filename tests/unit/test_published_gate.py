@@ -383,7 +383,8 @@ def check_admitted(gate: Gate, mirror: Mirror, request: Asked, data: bytes) -> N
 
 def reason_to_refuse(mirror: Mirror, ledger: Ledger, request: Asked) -> bool:
     """Whether a request may be refused: else the fast path would be slow for nothing."""
-    free = mirror.locks.free(request.offset, request.end, exclusive=not request.reads)
+    wanted = Claim(request.offset, request.end, not request.reads)
+    free = not any(claim.conflicts(wanted) for claim in mirror.locks.claims)
     if not free or len(mirror.locks.claims) > RANGES:
         return True
     if request.reads:

@@ -383,6 +383,14 @@ static int any_outcome(void)
     return 0;
 }
 
+PUBLIC void loop_trim(void)
+{
+    pthread_mutex_lock(&queue_lock);
+    for (uint32_t i = 0; i < spares; i++)
+        madvise(buffer_at(spare[i]), MESSAGE_ROOM, MADV_DONTNEED);
+    pthread_mutex_unlock(&queue_lock);
+}
+
 PUBLIC int loop_receive(void *into, size_t room)
 {
     uint64_t rings;

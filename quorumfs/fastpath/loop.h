@@ -18,7 +18,7 @@
 
 enum {
     SERVERS = GATE_REPLICAS + 1, /* each replica may hold one, and one more is the leader */
-    QUEUE_MAX = 16,              /* messages that wait for Python; then the leader waits */
+    QUEUE_MAX = 8,              /* messages that wait for Python; then the leader waits */
 };
 
 /* The low byte of a server's phase; above it stands the place of the replica at work. */
@@ -73,6 +73,9 @@ void loop_requeue(struct server *server);
 
 /* Whether loop_receive() would give a message, or the end of the session. */
 int loop_pending(void);
+
+/* Give back the memory of messages that were served. */
+void loop_trim(void);
 
 /*
  * Copy the next message of the queue to `into`, of `room` bytes. Returns its length; 0 when the

@@ -118,6 +118,10 @@ class FastPath(trio.abc.Instrument):
             raise OSError(error, os.strerror(error))
         trio.lowlevel.add_instrument(self)
 
+    def return_memory(self) -> None:
+        """Give the memory of earlier requests back to the system."""
+        self._library.loop_trim()
+
     def pending(self) -> bool:
         """Whether there is a request to receive, or the end of the session to hear of."""
         return bool(self._brief.loop_pending())

@@ -169,6 +169,6 @@ def missing() -> str | None:
         return "no parallel direct writes: they need Linux 6.9"
     reason = _library if isinstance(_library, str) else "pyfuse3 was built for another libfuse"
     return (
-        f"no libfuse shim ({reason}): no discard, no SEEK_HOLE, no parallel direct writes, no "
-        "max-background, and single writes with RWF_DSYNC are not durable"
+        f"no libfuse shim ({reason}): no fast path, no discard, no SEEK_HOLE, no parallel direct "
+        "writes, no max-background, and single writes with RWF_DSYNC are not durable"
     )

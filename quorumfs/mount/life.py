@@ -109,7 +109,7 @@ async def _serve(
         async with trio.open_nursery() as nursery:
             await nursery.start(_stop_on_signal, plan.mountpoint)
             nursery.start_soon(disk.run)
-            nursery.start_soon(_return_memory, disk)
+            nursery.start_soon(_return_memory, disk, fast)
 
             path_watch = PathWatch(disk.replicas)
             nursery.start_soon(path_watch.run)
@@ -181,8 +181,8 @@ def _fast_path(disk: Disk, options: MountOptions) -> FastPath | None:
 
 def _why_slow(options: MountOptions) -> str | None:
     """Why there is no fast path, for the operator; None where there is one, or none is wanted."""
-    if native.missing is None or not options.fast_path:
-        return None
+    if native.missing is None or not options.fast_path or not shim.in_use():
+        return None  # what is missing without the shim is told already
     return f"no fast path ({native.missing}): small requests take several times as long"
 
 
@@ -282,7 +282,7 @@ def _source(plan: MountPlan) -> str:
     return source if plain and len(source) <= 1024 else mounts.SUBTYPE
 
 
-async def _return_memory(disk: Disk) -> None:
+async def _return_memory(disk: Disk, fast: FastPath | None) -> None:
     """Give the buffers of a burst of requests back to the system when it is over.
 
     The C library keeps freed blocks of up to a few MiB: tens of MiB after parallel requests of
@@ -294,6 +294,8 @@ async def _return_memory(disk: Disk) -> None:
         await trio.sleep(IDLE_S)
         if disk.mirror.requests == seen != returned:
             malloc_trim(0)
+            if fast is not None:
+                fast.return_memory()
             returned = seen
         seen = disk.mirror.requests
 

@@ -90,7 +90,15 @@ def test_what_is_missing(make_images: MakeImages, tmp_path: Path) -> None:
             os.close(fd)
         warnings = [each["message"] for each in disk.log() if each["level"] == "warning"]
     assert len(warnings) == 1
-    for what in ("QUORUMFS_NO_SHIM", "discard", "SEEK_HOLE", "parallel", "max-back", "RWF_DSYNC"):
+    for what in (
+        "QUORUMFS_NO_SHIM",
+        "fast path",
+        "discard",
+        "SEEK_HOLE",
+        "parallel",
+        "max-back",
+        "RWF_DSYNC",
+    ):
         assert what in warnings[0]
 
 

@@ -150,3 +150,16 @@ class Histories(RuleBasedStateMachine):
 REPLICAS = [cast("Replica", name) for name in "abc"]
 
 TestHistories = Histories.TestCase
+
+
+@given(st.lists(st.lists(st.integers(0, 40), max_size=6), max_size=6))
+def test_a_set_is_the_same_whether_added_to_at_once_or_one_by_one(
+    batches: list[list[int]],
+) -> None:
+    at_once, one_by_one = ChunkSet(), ChunkSet()
+    for batch in batches:
+        at_once.update(batch)
+        for chunk in batch:
+            one_by_one.add(range(chunk, chunk + 1))
+    assert list(at_once.runs()) == list(one_by_one.runs())
+    assert {chunk for run in at_once.runs() for chunk in run} == set().union(*batches)

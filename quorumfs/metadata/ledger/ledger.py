@@ -169,8 +169,8 @@ class Ledger:
         )
 
     def wrote(self, chunks: Collection[int]) -> None:
-        for chunk in chunks:
-            self.note_written(range(chunk, chunk + 1))
+        self.marks.touch_all(chunks)
+        self.epochs.latest.update(chunks)
 
     def prepared(self, offset: int, length: int, *, repair: bool = False) -> bool:
         ready = self.in_use and self.membership.recorded and (repair or not self.unentered)

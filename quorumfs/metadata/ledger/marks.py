@@ -29,6 +29,11 @@ class Marks:
         first, last = chunks.start // self.extent_chunks, chunks[-1] // self.extent_chunks
         self.intents.touch(range(first, last + 1))
 
+    def touch_all(self, chunks: Iterable[int]) -> None:
+        """Note changes of *chunks*, in any order."""
+        for extent in {chunk // self.extent_chunks for chunk in chunks}:
+            self.intents.touch(range(extent, extent + 1))
+
     def want(self, offset: int, length: int, *, ahead: bool) -> None:
         """Mark a range (bytes) about to change; *ahead*: also extents likely to be written next."""
         extents = self._map.extents(offset, length)

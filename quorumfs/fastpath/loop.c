@@ -31,8 +31,11 @@
 /* Only if the last message came this soon: a slow guest must cost little, and an idle one nothing. */
 #define WORTH_SPINNING_NS (100 * US)
 
-/* How long a request waits for the gate: Python as a rule is awake for less. */
-#define CLOSED_NS (200 * US)
+/*
+ * How long a request waits for the gate. Much longer than Python needs for a request: else the ones
+ * that go the long way keep Python awake, and the gate closed, and so send the next the long way.
+ */
+#define CLOSED_NS (2 * MS)
 
 /* How long Python waits for a request under way: as long as 1 MiB takes to a few replicas. */
 #define UNDER_WAY_NS (2 * MS)

@@ -58,6 +58,7 @@ static int fuse_fd = -1, bell = -1;
 static uint64_t file_inode;
 
 static _Atomic uint32_t open_word;     /* 1 while the gate is open */
+static _Atomic uint32_t offers;        /* kinds of requests (bits) served when it was last open */
 static _Atomic uint32_t wait_for_open; /* servers that wait for that */
 static _Atomic uint32_t closing;       /* Python waits for a phase to change */
 static _Atomic uint32_t leader;        /* the number of the server that reads messages */
@@ -152,7 +153,10 @@ static void leave_to_python(struct server *me, enum phase phase, int outcome)
         futex_wait(&me->phase, word, 0);
 }
 
-/* Whether the gate is open, and stays so until the phase changes; waits a moment for that. */
+/*
+ * Whether the gate is open, and stays so until the phase changes. Waits a moment for that, unless
+ * nothing of the kind was served when it was last open: in a resync, or on far stores.
+ */
 static int enter(struct server *me)
 {
     int64_t until = 0, now;
@@ -162,6 +166,8 @@ static int enter(struct server *me)
         if (atomic_load(&open_word))
             return 1;
         set_phase(me, IDLE);
+        if (!(atomic_load(&offers) & 1u << me->request.kind))
+            return 0;
         now = now_ns();
         if (!until)
             until = now + CLOSED_NS;
@@ -584,6 +590,8 @@ PUBLIC size_t loop_sizes(void)
 
 PUBLIC void loop_open(void)
 {
+    atomic_store(&offers, (gate->readers ? 1u << REQUEST_READ : 0) |
+                              (gate->writers ? 1u << REQUEST_WRITE : 0));
     atomic_store(&open_word, 1);
     if (atomic_load(&wait_for_open))
         futex_wake(&open_word);

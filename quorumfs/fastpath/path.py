@@ -101,7 +101,7 @@ class FastPath(trio.abc.Instrument):
         self._work: list[Callable[[], Awaitable[None]]] = []
         """What is still to be done of requests that were taken over."""
         self._work_waits = trio.Event()
-        self._may_open = True
+        self._may_serve = True
         self._ended = False
         self.bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """Readable while Python has something to do."""
@@ -136,8 +136,8 @@ class FastPath(trio.abc.Instrument):
                 nursery.start_soon(rest)
 
     def stop(self) -> None:
-        """Leave the gate closed from now on: the disk is about to be closed, or cannot go on."""
-        self._may_open = False
+        """Have C serve nothing from now on: the disk is about to be closed, or cannot go on."""
+        self._may_serve = False
         self._ended = True
         self._work_waits.set()
 
@@ -152,14 +152,17 @@ class FastPath(trio.abc.Instrument):
     # When trio sleeps and wakes
 
     def before_io_wait(self, timeout: float) -> None:
-        if timeout <= 0 or not self._may_open:  # tasks are to run at once
+        # Where tasks are to run, or there is a message, trio goes on at once.
+        if timeout <= 0 or self._brief.loop_pending():
             return
-        try:
-            # If there is a message trio wakes at once.
-            if not self._brief.loop_pending() and self._publisher.publish():
-                self._brief.loop_open()
-        except Exception:
-            self._give_up()
+        self._publisher.publish_nothing()
+        if self._may_serve:
+            try:
+                self._publisher.publish()
+            except Exception:
+                self._give_up()
+        # Even if C serves nothing: else a request would wait for the gate.
+        self._brief.loop_open()
 
     def after_io_wait(self, timeout: float) -> None:
         try:
@@ -173,7 +176,8 @@ class FastPath(trio.abc.Instrument):
     def _give_up(self) -> None:
         """Go on without the fast path after an error of our own."""
         self._library.loop_close()
-        self._may_open = False
+        self._publisher.publish_nothing()
+        self._may_serve = False
         log.exception("internal error in the fast path: all requests go the long way from now on")
 
     # What is stuck

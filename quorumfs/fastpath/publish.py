@@ -30,13 +30,18 @@ class Publisher:
         gate.chunk_size = 1
         gate.keep_zeros = keep_zeros
 
+    def publish_nothing(self) -> None:
+        """Have C serve nothing."""
+        self._gate.readers = self._gate.writers = 0
+
     def publish(self) -> bool:
-        """Fill in the gate; whether C may serve anything."""
+        """Fill in the gate; whether C serves anything."""
         gate = self._gate
         ranges = self._locked()
         gate.readers = self._publish_readers()
         gate.writers = self._publish_writers(ranges) if self._writes else 0
         if len(ranges) > RANGES:
+            self.publish_nothing()
             return False
         gate.ranges = len(ranges)
         for place, (start, end, keeps_out) in enumerate(ranges):

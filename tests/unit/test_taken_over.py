@@ -102,7 +102,8 @@ class Path:
         """Python goes to sleep; whether C may serve."""
         before = self.loop.opened
         self.fast.before_io_wait(1.0)
-        return self.loop.opened > before
+        opened = self.loop.opened > before
+        return opened and bool(self.gate.readers or self.gate.writers)
 
     def wakes(self, *, anything: bool = False) -> None:
         """Python wakes; *anything*: C has something for it."""
@@ -339,7 +340,7 @@ async def test_two_servers_may_be_stuck(path: Path, autojump_clock: MockClock) -
 
 
 @pytest.mark.parametrize("name", ["publish", "fold"])
-async def test_after_an_internal_error_the_gate_stays_closed(
+async def test_after_an_internal_error_nothing_is_served(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     def broken(*_: object) -> bool:
@@ -357,7 +358,15 @@ async def test_after_an_internal_error_the_gate_stays_closed(
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     path.wakes()
     assert not path.sleeps()
-    assert path.loop.opened == (name == "fold")
+
+
+async def test_the_gate_opens_where_nothing_is_served_lest_requests_wait_for_it(
+    path: Path,
+) -> None:
+    for file in path.files:
+        file.fast_file = None
+    assert not path.sleeps()
+    assert path.loop.opened == 1
 
 
 async def test_the_gate_stays_closed_while_tasks_are_to_run(path: Path) -> None:

@@ -7,6 +7,8 @@ The rooms, top to bottom. Imports point downwards only (``tests/unit/test_layout
 ``mount``
     The life of one mount, from paths to a disk that is served, and what is done to a set that is
     not mounted.
+``live``
+    What an administrator does to a set while a guest uses it.
 ``fuse``
     The FUSE edge: the kernel's requests for one directory and one file.
 ``fastpath``

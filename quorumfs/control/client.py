@@ -36,6 +36,9 @@ ANSWERS_MAX = 8 << 20
 AT_ONCE = 512
 """Connections at a time; fewer where there are not twice as many descriptors."""
 
+LOOK_S = (0.01, 0.5)
+"""The first and the longest wait (seconds) between two looks at an action."""
+
 RETRY_S = 0.05
 
 TEXT_MAX = 4096
@@ -174,6 +177,30 @@ def ask(
     if isinstance(answer, ControlError):
         raise answer
     return answer
+
+
+def act(
+    mountpoint: str,
+    verb: str,
+    *,
+    doing: Callable[[str], None] = lambda _: None,
+    runtime_dir: Path | None = None,
+    **arguments: object,
+) -> dict[str, Any]:
+    """Have the daemon of *mountpoint* carry out *verb*, and wait for the end; what that gives.
+
+    *doing* is told, in words, what the daemon waits for. The action goes on in the daemon if this
+    is interrupted. Raises `ControlError`: one of the classes above, or itself after a refusal.
+    """
+    begun = ask(mountpoint, verb, timeout_s=TIMEOUT_S, runtime_dir=runtime_dir, **arguments)
+    pause_s = LOOK_S[0]
+    while True:
+        answer = ask(mountpoint, "action", runtime_dir=runtime_dir, action=begun.get("action"))
+        if answer.get("done") is True:
+            return answer
+        doing(str(answer.get("doing", "")))
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, LOOK_S[1])
 
 
 def _ask_all(

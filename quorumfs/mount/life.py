@@ -31,6 +31,8 @@ from quorumfs.fastpath import native
 from quorumfs.fastpath.path import FastPath
 from quorumfs.fuse import session, shim
 from quorumfs.fuse.operations import DiskOperations
+from quorumfs.live.actions import Actions
+from quorumfs.live.verbs import verbs
 from quorumfs.mount import snapshot
 from quorumfs.mount.limits import require_for_service
 from quorumfs.mount.path_watch import PathWatch
@@ -135,7 +137,9 @@ async def _serve(
             pulse = Pulse()
             nursery.start_soon(pulse.run)
             reporter = Reporter(take, pulse)
-            commands = {"status": reporter.status}
+            actions = Actions(verbs(disk, repairs))
+            await nursery.start(actions.run)
+            commands = {"status": reporter.status, **actions.commands()}
             serve = partial(server.serve, refresh=reporter.refresh, tick=reporter.watch)
             await nursery.start(serve, claim.path("sock"), commands)
             await nursery.start(_tell_on_signal, lambda: take(trio.current_time(), None))

@@ -7,6 +7,7 @@ import click
 from quorumfs import __version__
 from quorumfs.cli.create import create
 from quorumfs.cli.examine import examine
+from quorumfs.cli.membership import offline, online
 from quorumfs.cli.mount import mount
 from quorumfs.cli.output import (
     OutputError,
@@ -31,6 +32,8 @@ quorumfs.add_command(create)
 quorumfs.add_command(mount)
 quorumfs.add_command(umount)
 quorumfs.add_command(status)
+quorumfs.add_command(offline)
+quorumfs.add_command(online)
 quorumfs.add_command(examine)
 quorumfs.add_command(resolve)
 

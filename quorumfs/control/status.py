@@ -491,6 +491,7 @@ ADVICE = MappingProxyType(
         Standing.SUSPECT: "it is compared in full and repaired by itself; nothing to do",
         Standing.MISSING: "bring it back, and name it in quorumfs mount if it was left out; "
         + _AGAIN,
+        Standing.OFFLINE: "take it in again when that is wanted: quorumfs online",
         Standing.FOREIGN: "leave it out",
     }
 )

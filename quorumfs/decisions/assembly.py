@@ -37,6 +37,7 @@ import os
 import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from quorumfs.decisions.dirtymap import (
     CHUNKS_MAX,
@@ -179,6 +180,8 @@ def judge_returned(record: Record, slot: int, found: Found) -> Member:
         return Member(
             path, slot, Standing.MISSING if found.image is None else Standing.FOREIGN, reason
         )
+    if record.roles[slot].state is RoleState.OFFLINE:
+        return Member(path, slot, Standing.OFFLINE, OFFLINE)
     if sidecar.record.disk != record.disk or record.slot_of(sidecar.replica_id) != slot:
         return Member(path, slot, Standing.FOREIGN, "another replica is in its place")
     if found.image.size < record.size:
@@ -436,17 +439,19 @@ class _Survey:
         if one.sidecar:
             return self.record.slot_of(one.sidecar.replica_id)
         taken = {self.record.slot_of(sidecar.replica_id) for sidecar in self.present.values()}
-        roles = enumerate(self.record.roles)
-        return next((s for s, role in roles if s not in taken and role.path == one.path), None)
+        free = (slot for slot in self.record.slots if slot not in taken)
+        return next((s for s in free if self.record.roles[s].path == one.path), None)
 
     def absent_member(self, one: Found) -> Member:
         """The member at a path with nothing usable, with its slot if the record tells."""
         taken = {self.record.slot_of(sidecar.replica_id) for sidecar in self.present.values()}
-        slots = [slot for slot in range(len(self.record.roles)) if slot not in taken]
+        slots = [slot for slot in self.record.slots if slot not in taken]
         others = [f for f in self.found if f.path not in self.present]
         slot = self.slot_of(one)
         if slot is None and not one.sidecar and len(others) == 1 and len(slots) == 1:
             (slot,) = slots
+        if slot is not None and self.record.roles[slot].state is RoleState.OFFLINE:
+            return Member(one.path, slot, Standing.OFFLINE, OFFLINE)
         state = Standing.FOREIGN if one.image and not one.sidecar else Standing.MISSING
         return Member(one.path, slot, state, self.problems.get(one.path))
 
@@ -494,11 +499,11 @@ class _Assembly:
         self._degraded = degraded
         self._read_only = read_only
         self._threshold = self._record.threshold if threshold is None else threshold
-        if self._threshold > len(self._record.roles):
+        if self._threshold > len(self._record.slots):
             raise AssemblyRefusedError(
                 "threshold",
                 f"option vote-threshold: got {self._threshold}, allowed: 1 to "
-                f"{len(self._record.roles)}, the number of replicas in the set",
+                f"{len(self._record.slots)}, the number of replicas in the set",
                 ExitCode.USAGE,
             )
 
@@ -528,9 +533,7 @@ class _Assembly:
         current = {member.slot for member in members.values() if member.state is Standing.CURRENT}
         if moved:  # nor is it known what was changed
             survey.notes.append("all images were moved or changed together: comparing them")
-            away = [
-                out_of_sync(slot) for slot in range(len(self._record.roles)) if slot not in current
-            ]
+            away = [out_of_sync(slot) for slot in self._record.slots if slot not in current]
             unsure = sum(away) | (UNVERIFIED if len(current) > 1 else 0)
             disk_map.add(unsure, range(len(disk_map)))
         record = self._record
@@ -592,8 +595,10 @@ class _Assembly:
         sidecar, record = self._survey.present[path], self._record
         slot = record.slot_of(sidecar.replica_id)
         if slot is None:
-            return Member(path, None, Standing.FOREIGN, "it was removed from the set")
+            return Member(path, None, Standing.FOREIGN, _stranger(record, sidecar))
         role = record.roles[slot]
+        if role.state is RoleState.OFFLINE:
+            return Member(path, slot, Standing.OFFLINE, OFFLINE)
         covered = _covered(record, slot, sidecar)
         resyncing = sidecar.own_state is RoleState.RESYNCING
         if role.state is RoleState.CURRENT and covered and not resyncing:
@@ -641,13 +646,13 @@ class _Assembly:
         """
         record = self._record
         present = {member.slot for member in members.values()}
-        absent = [slot for slot in range(len(record.roles)) if slot not in present]
+        absent = [slot for slot in record.slots if slot not in present]
         replaced = {m.slot for m in members.values() if m.state is Standing.STALE and m.compare}
         unaware = [
             slot
-            for slot, role in enumerate(record.roles)
+            for slot in record.slots
             if (slot not in present or slot in replaced)
-            and (role.state is RoleState.CURRENT or (moved and slot in absent))
+            and (record.roles[slot].state is RoleState.CURRENT or (moved and slot in absent))
         ]
         current = sum(member.state is Standing.CURRENT for member in members.values())
         coming = sum(member.state.is_coming for member in members.values())
@@ -656,7 +661,7 @@ class _Assembly:
             names = _names([record.roles[slot] for slot in absent])
             raise AssemblyRefusedError(
                 "no quorum",
-                f"{usable} of {len(record.roles)} replicas can be used, vote-threshold="
+                f"{usable} of {len(record.slots)} replicas can be used, vote-threshold="
                 f"{self._threshold} needs as many: missing {names}. "
                 f"{self._survey.accounts(absent, members)}. {_giving_up(unaware)}"
                 f"mount with -o degraded,vote-threshold={usable}",
@@ -664,7 +669,7 @@ class _Assembly:
         quorum = max(self._threshold, record.threshold)
         if not unaware:
             return "absent ones are on record as stale" if absent else "", quorum
-        enough = knowing > len(record.roles) - record.threshold and usable >= quorum
+        enough = knowing > len(record.slots) - record.threshold and usable >= quorum
         if enough and not self._lost_by_all(members):
             return "enough are present: nothing acknowledged can be elsewhere", quorum
         if self._degraded:
@@ -725,9 +730,11 @@ class _Assembly:
         everything = range(len(joined))
         for own in self._maps_of_current(members):
             joined.join(own)
-        for slot in range(len(record.roles), REPLICAS_MAX):
-            joined.remove(out_of_sync(slot), everything)
-        for slot, role in enumerate(record.roles):
+        for slot in range(REPLICAS_MAX):
+            if slot not in record.slots:
+                joined.remove(out_of_sync(slot), everything)
+        for slot in record.slots:
+            role = record.roles[slot]
             state = next((m.state for m in members.values() if m.slot == slot), Standing.MISSING)
             if state is Standing.CURRENT:  # if any map says that it lacks a chunk, it may differ
                 joined.add_where(out_of_sync(slot), INTENT)
@@ -739,7 +746,7 @@ class _Assembly:
             sidecar = self._survey.present[path]
             if member.compare:
                 joined.add(out_of_sync(member.slot), everything)
-            elif sidecar.own_state is not RoleState.RESYNCING:
+            elif sidecar.own_state not in (RoleState.RESYNCING, RoleState.OFFLINE):
                 own = sidecar.map.copy()
                 own.states[:] = own.states.translate(_intent_as(out_of_sync(member.slot)))
                 joined.join(own)
@@ -748,7 +755,7 @@ class _Assembly:
     def _maps_of_current(self, members: dict[str, Member]) -> Iterator[DirtyMap]:
         """The maps of the current members; an unreadable page marks no losses of members."""
         slots = {m.slot for m in members.values() if m.state is Standing.CURRENT}
-        others = [slot for slot in range(len(self._record.roles)) if slot not in slots]
+        others = [slot for slot in self._record.slots if slot not in slots]
         for path, member in members.items():
             if member.state is Standing.CURRENT:
                 yield self._survey.present[path].map.read_as(sum(map(out_of_sync, others)))
@@ -763,6 +770,24 @@ class _Assembly:
         return any(state & lost == lost for state in set(joined.states))
 
 
+def _stranger(record: Record, sidecar: Sidecar) -> str:
+    """Why the replica of *sidecar*, of the same set, has no place in *record*, and what to do."""
+    add = "to make it a replica again, run: quorumfs add --overwrite"
+    if (slot := record.place_of(sidecar.replica_id)) is None:
+        return f"it is no replica of the set any more, or never became one; {add}"
+    return f"it was removed from the set on {_date(record.roles[slot].mount)}; {add}"
+
+
+def _date(seconds: int) -> str:
+    """A time (seconds since 1970) for people; any number can be in a sidecar."""
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d at %H:%M UTC")
+    except (ValueError, OverflowError, OSError):
+        return "an unknown date"
+
+
+OFFLINE = "the administrator took it out: quorumfs online takes it in again"
+"""Why a replica is offline."""
 _CHANGED = "the image was changed behind its sidecar"
 _UNPROVEN = "its store was mounted anew, and nothing shows that it holds the same image"
 

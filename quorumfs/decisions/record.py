@@ -22,6 +22,11 @@ class RoleState(IntEnum):
     STALE = 2
     RESYNCING = 3
     """The target of a resync: a mixture of old and new, whose own map does not count."""
+    OFFLINE = 4
+    """Taken out by the administrator, and left alone until taken in again."""
+    REMOVED = 5
+    """Removed from the set by the administrator: the slot is free once no other sidecar names its
+    replica as part of the set."""
 
 
 class Phase(IntEnum):
@@ -56,7 +61,8 @@ class Role:
     sequence: int = 0
     """The sequence of that record; a replica with an earlier one was rolled back since."""
     mount: int = 0
-    """The latest mount in that record; 0 if there is none."""
+    """The latest mount in that record; 0 if there is none. Of a removed replica: when it was
+    removed, in seconds since 1970."""
 
     @property
     def last_mount(self) -> int:
@@ -108,8 +114,19 @@ class Record:
         """The number of chunks of the disk."""
         return -(-self.size // self.chunk_size)
 
+    @property
+    def slots(self) -> list[int]:
+        """The slots of the replicas in the set."""
+        roles = enumerate(self.roles)
+        return [slot for slot, role in roles if role.state is not RoleState.REMOVED]
+
     def slot_of(self, replica_id: bytes) -> int | None:
-        """The slot of a replica; None if the replica is not in the set."""
+        """The slot of a replica; None if the replica is not, or no more, in the set."""
+        slot = self.place_of(replica_id)
+        return None if slot is None or slot not in self.slots else slot
+
+    def place_of(self, replica_id: bytes) -> int | None:
+        """As `slot_of`, also of a removed replica."""
         for slot, role in enumerate(self.roles):
             if role.replica_id == replica_id:
                 return slot
@@ -216,7 +233,7 @@ class Sidecar:
     @property
     def slot(self) -> int:
         """This replica's own slot."""
-        slot = self.record.slot_of(self.replica_id)
+        slot = self.record.place_of(self.replica_id)
         assert slot is not None  # checked when it was read
         return slot
 

@@ -1,7 +1,7 @@
 """The sidecar: the format of ``<replica>.quorumfs``, beside the replica's image.
 
-Format, version 2
-=================
+Format, versions 2 and 3
+========================
 
 Pages of 4096 bytes; all numbers little endian::
 
@@ -14,7 +14,7 @@ A **slot** holds the *record*, which all members share, and the facts of this re
 
     offset  type    content
     0       8s      "QUORUMFS"
-    8       u32     format version: 2
+    8       u32     format version: 2, or 3
     12      u8      phase: 1 prepared, 2 committed
     13      u8      1 if the set was closed in order
     14      u8      vote threshold
@@ -28,8 +28,9 @@ A **slot** holds the *record*, which all members share, and the facts of this re
     80      32 u64  ancestors, latest first; 0 ends the list
     336     2 u64   the image as it was left: inode, size (bytes); 0 unknown
     352     2 i64   its mtime, ctime (ns); 0 unknown
-    368     6 of 512 bytes: replica id 16s; state u8; path length u16; generation u64;
-                    sequence u64; mount u64; path
+    368     6 of 512 bytes: replica id 16s; state u8 (1 current, 2 stale, 3 resyncing, 4 offline,
+                    5 removed); path length u16; generation u64; sequence u64; mount u64, of a
+                    removed replica the time (seconds since 1970); path
     3440    19 of 13 bytes: mount u64; sequence u32; changed u8; latest first; 0 ends the list
     3687    …       zeros
     4080    16s     xxh3-128 of bytes 0 to 4079
@@ -44,6 +45,9 @@ their count, a u64 start and a u64 end of each, and the xxh3-128 of that, follow
 
 Version 1 had no mounts, neither in the list nor in the roles. It is read, and written as version 2,
 because a program that knows only version 1 would not record its own mounts.
+
+Version 2 had no offline and no removed replicas. A record without any is written as version 2, so
+that only a set that makes use of them is closed to programs that know no version 3.
 
 Committing a record
 ===================
@@ -84,8 +88,7 @@ from quorumfs.decisions.record import (
 )
 
 MAGIC = b"QUORUMFS"
-VERSION = 2
-VERSIONS = (1, VERSION)
+VERSIONS = (1, 2, 3)
 """Versions that can be read."""
 PAGE = 4096
 CHUNKS_PER_PAGE = PAGE - 16
@@ -108,6 +111,7 @@ _HEAD = struct.Struct("<8sIBBBBQ16s16sQQQ32Q2Q2q")
 _ROLE = struct.Struct(f"<16sBHQQQ{PATH_MAX}s")
 _ROLE_OF_VERSION_1 = struct.Struct("<16sBHQQ477s")
 _ROLE_SIZE = 512
+_STATES_OF_VERSION_2 = (RoleState.CURRENT, RoleState.STALE, RoleState.RESYNCING)
 _MOUNT = struct.Struct("<QIB")
 _MOUNTS_OFFSET = _HEAD.size + REPLICAS_MAX * _ROLE_SIZE
 _SEQUENCE_MAX = (1 << 32) - 1
@@ -144,7 +148,7 @@ def encode_slot(record: Record, replica_id: bytes, identity: Identity, phase: Ph
     ancestors += [0] * (ANCESTORS_MAX - len(ancestors))
     head = _HEAD.pack(
         MAGIC,
-        VERSION,
+        2 if all(role.state in _STATES_OF_VERSION_2 for role in record.roles) else 3,
         phase,
         record.clean,
         record.threshold,
@@ -339,7 +343,7 @@ def _decode_slot(content: bytes, number: int) -> _Slot:
         bool(clean),
         () if version == 1 else tuple(_decode_mounts(body)),
     )
-    if record.slot_of(replica_id) is None:
+    if record.place_of(replica_id) is None:
         raise FormatError("it cannot be true: its own replica is not in the set")
     if clean > 1:
         raise FormatError(f"it cannot be true: closed in order {clean}")
@@ -364,8 +368,8 @@ def _impossible(record: Record) -> str | None:
         return f"chunks of {chunk_size} bytes"
     if record.chunks > CHUNKS_MAX:
         return f"a disk of {size} bytes in chunks of {chunk_size}"
-    if not 1 <= record.threshold <= len(record.roles):
-        return f"a vote threshold of {record.threshold} with {len(record.roles)} replicas"
+    if not 1 <= record.threshold <= len(record.slots):
+        return f"a vote threshold of {record.threshold} with {len(record.slots)} replicas"
     if len(replica_ids) < len(record.roles):
         return "one replica has two places"
     if not record.generation or record.generation in record.ancestors:
@@ -385,6 +389,8 @@ def _decode_role(body: bytes, index: int, version: int) -> Role:
     *mount, path = rest
     if length > len(path):
         raise ValueError(f"a path of {length} bytes")
+    if version < VERSIONS[-1] and state > RoleState.RESYNCING:
+        raise ValueError(f"a replica in state {state} in format version {version}")
     return Role(
         replica_id, RoleState(state), generation, os.fsdecode(path[:length]), sequence, *mount
     )

@@ -12,8 +12,9 @@ A new standing is added in these steps:
    * `quorumfs.decisions.assembly`: at the mount (`_judge`, `absent_member`), and when the files of
      a replica are opened again (`judge_returned`). What the next mount is to know of the standing
      must be in the record (`quorumfs.decisions.record.RoleState`);
-   * `quorumfs.metadata.ledger.ledger.Ledger`: the plan's standings, at first; STALE in `eject` and
-     `give_up_target`;
+   * `quorumfs.metadata.ledger.ledger.Ledger`: the plan's standings, at first; STALE or OFFLINE in
+     `eject` and `give_up_target`;
+   * `quorumfs.metadata.leaving.Leaving`: OFFLINE in `take_out`, STALE in `take_in`;
    * `quorumfs.metadata.joining.Joining`: RESYNCING in `start_resync`, CURRENT in `join`;
    * `quorumfs.repair.rejoin.Rejoin.rejoin`: as judged, or FOREIGN where another mount has it;
    * `quorumfs.metadata.volatile.Holdings`: STALE and CURRENT, without sidecars;
@@ -56,6 +57,8 @@ class Standing(Enum):
     """The image changed behind its sidecar, or is unproven: stale until compared in full."""
     MISSING = "missing", Row(retried=True)
     """Does not answer, or is not there."""
+    OFFLINE = "offline", Row()
+    """Taken out by the administrator: left alone until taken in again, whoever else uses it."""
     FOREIGN = "foreign", Row(needs_operator=True)
     """Not of this set, or without proof of that; never touched."""
 

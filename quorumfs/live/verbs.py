@@ -1,10 +1,28 @@
 """The verbs: what can be asked of a running mount, by name."""
 
+from typing import Any
+
 from quorumfs.disk.disk import Disk
-from quorumfs.live.actions import Verb
+from quorumfs.errors import UserError
+from quorumfs.live.actions import Action, Request, Verb
+from quorumfs.live.membership import Membership
+from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.repairs import Repairs
 
 
 def verbs(disk: Disk, repairs: Repairs | None) -> dict[str, Verb]:
     """All verbs of a mount of *disk*; *repairs* is None where nothing is repaired."""
-    return {}
+    if repairs is None or not isinstance(disk.metadata, Sidecars):
+        return dict.fromkeys(_OF_SIDECARS, _refuse)
+    membership = Membership(disk, disk.metadata, repairs)
+    return {"offline": membership.offline, "online": membership.online}
+
+
+_OF_SIDECARS = ("offline", "online")
+
+
+async def _refuse(_: Request, action: Action) -> dict[str, Any]:
+    raise UserError(
+        f"{action.verb} needs a set with sidecars that is mounted for writing: not with "
+        "metadata=none, nor with -o ro"
+    )

@@ -96,4 +96,12 @@ class Claims:
         signed = [r for r in self._replicas if r.attached and r.standing.is_ours]
         await self.look(signed)
         if self.fenced is None:
-            await self._writer.put(signed, (CLAIM_OFFSET, encode_claim(mine.release())))
+            await self._unsign(signed, mine)
+
+    async def release_one(self, replica: Replica) -> None:
+        """As `release`, of *replica* alone, which is still open."""
+        if self.tenure.mine is not None:
+            await self._unsign([replica], self.tenure.mine)
+
+    async def _unsign(self, replicas: Sequence[Replica], mine: Claim) -> None:
+        await self._writer.put(replicas, (CLAIM_OFFSET, encode_claim(mine.release())))

@@ -7,6 +7,7 @@ whose file system went away and came back is *reopened*.
 import errno
 from collections.abc import Iterable
 
+from quorumfs.decisions.assembly import OFFLINE
 from quorumfs.decisions.dirtymap import INTENT
 from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.record import RoleState
@@ -14,6 +15,10 @@ from quorumfs.metadata.ledger.target import Target
 from quorumfs.metadata.recorder import Recorder
 from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation
+
+_UNCERTAIN_MARKS = (RoleState.CURRENT, RoleState.STALE)
+"""The states by a replica's own sidecar in which its ``INTENT`` marks may stand for writes that the
+members did not take. One that went offline was equal to the members, and synced."""
 
 
 class Joining:
@@ -38,10 +43,12 @@ class Joining:
         target.doubt_log()
         if full:
             target.lacks(range(len(ledger.map)))
-        elif own.own_state is not RoleState.RESYNCING and not target.ejected:
+        elif own.own_state in _UNCERTAIN_MARKS and not target.ejected:
             for run in own.map.runs(INTENT, longest=len(ledger.map)):
                 target.lacks(run)
         async with recorder.lock:
+            if replica.standing is Standing.OFFLINE:
+                raise OSError(errno.EBUSY, OFFLINE)
             await recorder.write_map_locked()
             # From its first copied byte on, the image is a mixture and must not be mounted.
             await recorder.commit_locked(clean=False, resyncing=replica)

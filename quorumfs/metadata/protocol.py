@@ -32,6 +32,8 @@ class AbsentReplica(NamedTuple):
     """The last known path."""
     replica_id: bytes
     lacking_bytes: int
+    offline: bool = False
+    """The administrator took the replica out."""
 
 
 class SetReport(NamedTuple):

@@ -29,6 +29,7 @@ from quorumfs.decisions.record import random_identity
 from quorumfs.decisions.voting import voted_error
 from quorumfs.metadata.claims import Claims
 from quorumfs.metadata.joining import Joining
+from quorumfs.metadata.leaving import Leaving
 from quorumfs.metadata.ledger.commit import Records
 from quorumfs.metadata.ledger.known import Outcome
 from quorumfs.metadata.ledger.ledger import Ledger
@@ -76,6 +77,7 @@ class Sidecars:
         self.claims = Claims(replicas, self.ledger, writer, tenure)
         self.recorder = Recorder(self.ledger, self.claims, writer)
         self.joining = Joining(self.recorder)
+        self.leaving = Leaving(self.recorder)
         self._read_only = read_only
         for replica, one in zip(replicas, found, strict=True):
             replica.settled = partial(self.ledger.sync_ended, replica)

@@ -79,7 +79,7 @@ def take(
         ReplicaStatus(
             absent.path,
             absent.replica_id.hex(),
-            Standing.MISSING.value,
+            (Standing.OFFLINE if absent.offline else Standing.MISSING).value,
             "it was not given to mount",
             out_of_sync_bytes=absent.lacking_bytes,
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import trio
 
-from quorumfs.decisions.assembly import judge_returned
+from quorumfs.decisions.assembly import OFFLINE, judge_returned
 from quorumfs.decisions.model import Found, Member, Standing
 from quorumfs.errors import UserError
 from quorumfs.metadata.sidecars import Sidecars
@@ -66,6 +66,10 @@ class Rejoin:
         self._claimed: set[Replica] = set()
         """Replicas that another mount had open at the last attempt."""
 
+    def try_at_once(self, replica: Replica) -> None:
+        """Have the next attempt with *replica* come at once, and the one after it soon."""
+        self._retries.pop(replica, None)
+
     async def rejoin(self, replica: Replica) -> bool:
         """Make *replica* current if it is not, and can be opened; whether that succeeded."""
         out = replica.standing.is_retried or replica in self._claimed
@@ -84,6 +88,8 @@ class Rejoin:
             member, found = await self._look_at(replica)
             opened = True
             self._claimed.discard(replica)
+            if replica.standing is Standing.OFFLINE:  # since a moment ago
+                raise UserError(OFFLINE)
             replica.standing, replica.reason = member.state, member.reason or replica.reason
             if not member.state.is_coming:
                 raise UserError(member.reason or "it cannot be used")

@@ -88,6 +88,11 @@ class Repairs:
     def limit(self, limit: int | None) -> None:
         self._work.limit = limit
 
+    def try_at_once(self, replica: Replica) -> None:
+        """Have *replica*, which is not current, rejoin now rather than after its back-off."""
+        self._rejoin.try_at_once(replica)
+        self._sidecars.notify()
+
     @property
     def changed(self) -> trio.Event:
         """Set when there may be something to repair, then replaced: take it anew for each wait."""

@@ -191,6 +191,11 @@ class Replica:
         return Standing.MISSING if self._in_flight.abandoned or self._away else self.standing
 
     @property
+    def timeout_s(self) -> float:
+        """How long an operation may take (seconds)."""
+        return self._in_flight.timeout_s
+
+    @property
     def hung(self) -> bool:
         """Whether an operation that was given up may still happen."""
         return bool(self._in_flight.abandoned)

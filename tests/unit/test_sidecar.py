@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.claims import claim
 
@@ -69,6 +69,7 @@ from quorumfs.replica.sidecarfile import (
 )
 
 GOLDEN = Path(__file__).parents[1] / "data" / "sidecar-v2.quorumfs"
+GOLDEN_3 = Path(__file__).parents[1] / "data" / "sidecar-v3.quorumfs"
 OLDER = Path(__file__).parents[1] / "data" / "sidecar-v1.quorumfs"
 CHUNK = 64 << 10
 SECTOR = 512
@@ -89,11 +90,13 @@ def make_record(draw: st.DrawFn) -> Record:
     )
     members = st.lists(roles, min_size=1, max_size=6, unique_by=lambda role: role.replica_id)
     drawn = tuple(draw(members))
+    left = sum(role.state is not RoleState.REMOVED for role in drawn)
+    assume(left)
     return Record(
         set_id=draw(ids),
         size=draw(st.integers(1, 9000 * CHUNK)),
         chunk_size=CHUNK,
-        threshold=draw(st.integers(1, len(drawn))),
+        threshold=draw(st.integers(1, left)),
         generation=generation,
         roles=drawn,
         ancestors=tuple(ancestors),
@@ -160,6 +163,14 @@ def example() -> Sidecar:
     return Sidecar(b"A" * 16, record, disk_map, Identity(1 << 40, 5000 * CHUNK, -1, 2), None, 1)
 
 
+def example_of_version_3() -> Sidecar:
+    """As `example`, with a replica offline, and one removed on 2026-11-28."""
+    one = example()
+    record = one.record.with_role(1, state=RoleState.OFFLINE)
+    record = record.with_role(2, state=RoleState.REMOVED, mount=1_795_824_000)
+    return replace(one, record=record)
+
+
 def golden_content() -> bytes:
     """What is in the golden file: `example` with a record prepared in its spare slot."""
     one = example()
@@ -198,6 +209,24 @@ def test_format_version_2_never_changes() -> None:
     assert read.prepared is not None
     assert (read.prepared.generation, read.prepared.sequence) == (9, 42)
     assert same(replace(read, prepared=None), expected)
+
+
+def test_format_version_3_never_changes() -> None:
+    """It differs from version 2 where a replica is offline or removed, and is written there."""
+    golden, expected = GOLDEN_3.read_bytes(), example_of_version_3()
+    assert encode(expected) == golden
+    assert same(decode(golden), expected)
+    assert golden[8:12] == (3).to_bytes(4, "little")
+    assert expected.record.slots == [0, 1]
+    assert expected.record.slot_of(b"C" * 16) is None
+
+
+@pytest.mark.parametrize("state", [RoleState.OFFLINE, RoleState.REMOVED])
+def test_version_2_has_no_replica_that_is(state: RoleState) -> None:
+    """No program ever wrote that: another one would take such a replica for any other."""
+    place = 368 + 512 + 16  # of the state in slot 1
+    with pytest.raises(FormatError, match=f"a replica in state {state} in format version 2"):
+        decode(lying((place, bytes([state]))))
 
 
 def test_what_cannot_be_read_is_remembered_up_to_what_fits_in_its_page() -> None:
@@ -246,15 +275,15 @@ def test_what_a_later_version_wrote_is_refused() -> None:
         later = content
         for slot in slots:
             body = bytearray(content[:PAGE])
-            body[8:12] = (3).to_bytes(4, "little")
+            body[8:12] = (4).to_bytes(4, "little")
             body[-16:] = xxhash.xxh3_128_digest(body[:-16])
             later = put(later, SLOT_OFFSETS[slot], bytes(body))
-        with pytest.raises(UnknownVersionError, match="format version 3, known here: 1, 2"):
+        with pytest.raises(UnknownVersionError, match="format version 4, known here: 1, 2, 3"):
             decode(later)
     other_checksum = content
     for offset in SLOT_OFFSETS:
-        other_checksum = put(other_checksum, offset + 8, (4).to_bytes(4, "little"))
-    with pytest.raises(UnknownVersionError, match="format version 4"):
+        other_checksum = put(other_checksum, offset + 8, (5).to_bytes(4, "little"))
+    with pytest.raises(UnknownVersionError, match="format version 5"):
         decode(other_checksum)
 
 
@@ -562,7 +591,9 @@ def test_a_role_remembers_with_which_record_it_changed(record: Record, data: st.
             )
         else:
             assert new == old
-        assert record.slot_of(old.replica_id) == slot
+        removed = old.state is RoleState.REMOVED
+        assert record.slot_of(old.replica_id) == (None if removed else slot)
+        assert record.place_of(old.replica_id) == slot
     assert record.slot_of(b"nobody") is None
 
 

@@ -32,9 +32,6 @@ OF_EACH: dict[str, Callable[[Row], bool]] = {
     "what a person must decide is not touched until then": lambda row: (
         not row.needs_operator or not any(row._replace(needs_operator=False))
     ),
-    "what is not written is tried again, unless a person must decide": lambda row: (
-        row.retried == (not row.written and not row.needs_operator)
-    ),
 }
 """Promises of every row, those to come among them."""
 
@@ -48,6 +45,14 @@ OF_ALL: dict[str, Callable[[Rows], bool]] = {
     "a suspect replica is stale": lambda rows: rows[Standing.SUSPECT] == rows[Standing.STALE],
     "a missing replica comes back without anybody's decision": lambda rows: (
         rows[Standing.MISSING].retried
+    ),
+    "what is not written is tried again, unless a person decides": lambda rows: all(
+        row.retried == (not row.written and not row.needs_operator)
+        for one, row in rows.items()
+        if one is not Standing.OFFLINE
+    ),
+    "an offline replica is left alone, and nobody is asked to decide": lambda rows: (
+        not any(rows[Standing.OFFLINE])
     ),
     "a foreign replica is not touched": lambda rows: (
         not any(rows[Standing.FOREIGN]._replace(needs_operator=False))
@@ -98,7 +103,7 @@ def test_what_is_ours_is_missing_while_it_is_away(standing: Standing) -> None:
     away = Replica(1, "/b.img", None, 8.0)
     there.standing = away.standing = standing
     assert there.state is standing
-    expected = standing if standing.needs_operator else Standing.MISSING
+    expected = Standing.MISSING if standing.is_ours else standing
     assert away.state is expected
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from quorumfs.decisions.model import Plan
-from quorumfs.decisions.record import Phase, Record, RoleState
+from quorumfs.decisions.record import Phase, Record, Role, RoleState
 from quorumfs.decisions.voting import voted_error
 from quorumfs.replica.replica import Replica
 
@@ -44,6 +44,22 @@ class GiveUp(NamedTuple):
 Effect = Write | Eject | GiveUp
 
 
+class Order(NamedTuple):
+    """What an administrator has made of a replica, for the records to say."""
+
+    state: RoleState
+    role: Role | None = None
+    """Of a replica that is new in the set: its role."""
+    at: int = 0
+    """When it was removed, in seconds since 1970."""
+
+    def applied(self, role: Role) -> Role:
+        """*role* as ordered."""
+        if self.state is RoleState.REMOVED:
+            return replace(role, state=self.state, mount=self.at)
+        return replace(role, state=self.state)
+
+
 class Records:
     """The record of a set, and later records that may exist on some replicas."""
 
@@ -57,6 +73,8 @@ class Records:
         """The next record is to say: this mount may change the disk."""
         self.threshold = threshold
         """The number of replicas that must take a write before its acknowledgement."""
+        self.orders: dict[int, Order] = {}
+        """By slot: orders that no valid record follows yet."""
         self._identity = identity
         self._sequence = max(plan.sequence_seen, plan.record.sequence)
         self._certain = True
@@ -82,6 +100,12 @@ class Records:
         latest = self.record.lineage[0]
         return latest.identity == self._identity and latest.changed
 
+    def is_offline(self, slot: int) -> bool:
+        """Whether the replica with *slot* is offline by the administrator's last order."""
+        if order := self.orders.get(slot):
+            return order.state is RoleState.OFFLINE
+        return self.record.roles[slot].state is RoleState.OFFLINE
+
     def names_only(self, members: Sequence[Replica]) -> bool:
         """Whether only *members* can be taken for current by a reader of any sidecar."""
         return self._certain and not self._passed and not self._left(members)
@@ -103,6 +127,8 @@ class Records:
                 record = record.with_role(slot, state=RoleState.STALE)
             record = record.minted(self._passed)
             left = []
+        if not left:
+            record = self._as_ordered(record)
         self._sequence += 1
         threshold = self.threshold if enough else record.threshold  # too few may not change that
         record = replace(record, sequence=self._sequence, clean=clean, threshold=threshold)
@@ -119,6 +145,16 @@ class Records:
         for slot, path in current.items():
             record = record.with_role(slot, path=path)
         return record
+
+    def _as_ordered(self, record: Record) -> Record:
+        """*record* with all orders followed. No replica that they name is current."""
+        roles = list(record.roles)
+        for slot, order in self.orders.items():
+            if order.role is not None:
+                roles[slot : slot + 1] = [order.role]
+            else:
+                roles[slot] = order.applied(roles[slot])
+        return replace(record, roles=tuple(roles))
 
     def commit(
         self,
@@ -175,6 +211,11 @@ class Records:
     def _go_by(self, record: Record, members: Sequence[Replica]) -> None:
         """Take over *record*, valid on all *members*."""
         self.record = record
+        roles = enumerate(record.roles)
+        states = {slot: role.state for slot, role in roles}
+        self.orders = {
+            slot: order for slot, order in self.orders.items() if states.get(slot) != order.state
+        }
         self._tried.clear()
         self._certain = True
         # An ejected replica may have committed a generation that failed on other replicas.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from quorumfs.decisions.assembly import OFFLINE
 from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED, out_of_sync
 from quorumfs.decisions.model import Found, Plan, Standing
 from quorumfs.decisions.ranges import RangeSet
@@ -372,8 +373,7 @@ class Ledger:
     def eject(self, gone: Iterable[Replica], reason: str) -> None:
         """Make the members *gone* stale, in memory."""
         for replica in gone:
-            replica.standing = Standing.STALE
-            replica.reason = reason
+            self._put_out(replica, reason)
             target = self.targets.of(replica)
             target.eject()
             target.lacks_unsynced()
@@ -393,11 +393,15 @@ class Ledger:
         target.lacks_unsynced()
         replica = target.replica
         self.content.forget(replica)
-        replica.standing = Standing.STALE
-        replica.reason = reason
+        self._put_out(replica, reason)
         self.arrange()
         self.notify()
         return replica
+
+    def _put_out(self, replica: Replica, reason: str) -> None:
+        replica.standing, replica.reason = Standing.STALE, reason
+        if replica.slot is not None and self.records.is_offline(replica.slot):
+            replica.standing, replica.reason = Standing.OFFLINE, OFFLINE
 
     def joined(self) -> None:
         """Make the target, recorded as current, a member in memory, too.
@@ -422,4 +426,4 @@ class Ledger:
 def _bits_but(replicas: Sequence[Replica], record: Record) -> int:
     """``out_of_sync`` bits of all slots but those of *replicas*."""
     slots = {replica.slot for replica in replicas}
-    return sum(out_of_sync(slot) for slot in range(len(record.roles)) if slot not in slots)
+    return sum(out_of_sync(slot) for slot in record.slots if slot not in slots)

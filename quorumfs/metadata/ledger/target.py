@@ -99,6 +99,10 @@ class Target:
         for run in known.runs(INTENT, longest=len(known)):
             self._log.add(run.start, run.stop)
 
+    def left_in_order(self) -> None:
+        """Note that the replica's sidecar tells its image from any older one."""
+        self._log = RangeSet()
+
     def doubt_log(self) -> None:
         """Make LACKING, and `unproven`, the last writes before the ejection (R15)."""
         lacking, log = RangeSet(), self._log

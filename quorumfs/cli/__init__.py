@@ -7,7 +7,7 @@ import click
 from quorumfs import __version__
 from quorumfs.cli.create import create
 from quorumfs.cli.examine import examine
-from quorumfs.cli.membership import offline, online
+from quorumfs.cli.membership import add, offline, online, remove, replace
 from quorumfs.cli.mount import mount
 from quorumfs.cli.output import (
     OutputError,
@@ -34,6 +34,9 @@ quorumfs.add_command(umount)
 quorumfs.add_command(status)
 quorumfs.add_command(offline)
 quorumfs.add_command(online)
+quorumfs.add_command(add)
+quorumfs.add_command(remove)
+quorumfs.add_command(replace)
 quorumfs.add_command(examine)
 quorumfs.add_command(resolve)
 

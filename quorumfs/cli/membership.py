@@ -1,4 +1,4 @@
-"""``quorumfs offline`` and ``online``."""
+"""``quorumfs offline``, ``online``, ``add``, ``remove`` and ``replace``."""
 
 import os
 from pathlib import Path
@@ -29,6 +29,75 @@ def offline(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: s
 def online(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: str) -> None:
     """Take REPLICA of the set at MOUNTPOINT in again: it gets what was written meanwhile."""
     act(mountpoint, "online", as_json=as_json, runtime_dir=runtime_dir, replica=named(replica))
+
+
+@click.command()
+@options_of_action
+@click.option("--at", type=click.IntRange(1), help="Its place in the order of reads, from 1 on.")
+@click.option("--overwrite", is_flag=True, help="Give up what IMAGE holds.")
+@click.option("--wait", is_flag=True, help="Wait until it holds everything.")
+@click.argument("mountpoint")
+@click.argument("image")
+def add(
+    as_json: bool,
+    runtime_dir: Path | None,
+    at: int | None,
+    overwrite: bool,
+    wait: bool,
+    mountpoint: str,
+    image: str,
+) -> None:
+    """Make IMAGE a replica of the set at MOUNTPOINT, while the disk stays in use.
+
+    IMAGE is made if it is absent. It counts once it holds everything, by a resync.
+    """
+    act(
+        mountpoint,
+        "add",
+        as_json=as_json,
+        runtime_dir=runtime_dir,
+        image=os.path.abspath(image),
+        at=at,
+        overwrite=overwrite,
+        wait=wait,
+    )
+
+
+@click.command()
+@options_of_action
+@click.argument("mountpoint")
+@click.argument("replica")
+def remove(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: str) -> None:
+    """Remove REPLICA from the set at MOUNTPOINT for good, while the disk stays in use.
+
+    Its image keeps the disk as it was. Refused where too few replicas would be left.
+    """
+    act(mountpoint, "remove", as_json=as_json, runtime_dir=runtime_dir, replica=named(replica))
+
+
+@click.command()
+@options_of_action
+@click.option("--overwrite", is_flag=True, help="Give up what NEW holds.")
+@click.argument("mountpoint")
+@click.argument("old")
+@click.argument("new")
+def replace(
+    as_json: bool, runtime_dir: Path | None, overwrite: bool, mountpoint: str, old: str, new: str
+) -> None:
+    """Have NEW take the place of OLD in the set at MOUNTPOINT, while the disk stays in use.
+
+    NEW is made if it is absent, and gets everything by a resync. OLD serves until then, if it can,
+    and is then removed. If this is interrupted, the same command goes on.
+    """
+    act(
+        mountpoint,
+        "replace",
+        as_json=as_json,
+        runtime_dir=runtime_dir,
+        replica=named(old),
+        image=os.path.abspath(new),
+        overwrite=overwrite,
+    )
 
 
 def named(replica: str) -> str:

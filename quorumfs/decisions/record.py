@@ -138,6 +138,12 @@ class Record:
         roles[slot] = replace(roles[slot], **changes)  # type: ignore[arg-type]
         return replace(self, roles=tuple(roles))
 
+    def with_new_role(self, slot: int, role: Role) -> "Record":
+        """The same record with *role* in *slot*, which is free, or the next one."""
+        roles = list(self.roles)
+        roles[slot : slot + 1] = [role]
+        return replace(self, roles=tuple(roles))
+
     def with_state(self, slots: Iterable[int], state: RoleState) -> "Record":
         """The same record with the replicas in *slots*, which hold it, in another state.
 

@@ -20,6 +20,7 @@ from quorumfs.disk.takeover import Taken
 from quorumfs.disk.watchdog import Watchdog
 from quorumfs.disk.zeroing import Zeroing
 from quorumfs.metadata.ledger.known import Outcome, succeeded
+from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import FileStatus, Kind
 
 ALLOCATION_MAX = 1 << 30
@@ -77,7 +78,6 @@ class Disk:
         *zero_kind*: the operation that an aligned write of zeros becomes; None: a write.
         """
         self.mirror = mirror
-        self.replicas = mirror.replicas
         self.size = mirror.size
         self.metadata = mirror.metadata
         self.ledger = mirror.ledger
@@ -89,6 +89,11 @@ class Disk:
         self._zero_kind = zero_kind
         self._zeroing = Zeroing(mirror)
         self._watchdog = Watchdog(mirror)
+
+    @property
+    def replicas(self) -> Sequence[Replica]:
+        """In the order of the read pattern; some may come and go."""
+        return self.mirror.replicas
 
     async def run(self) -> None:
         """Watch deadlines, held-back events, and the claim on the set, until cancelled."""

@@ -17,14 +17,13 @@ from quorumfs.replica.storage import Kind, Operation, TruncatedError
 
 
 class Mirror:
-    """*size* bytes kept on every one of *replicas*.
+    """*size* bytes kept on every replica that *metadata* knows.
 
     Offsets and lengths are bytes.
     """
 
     def __init__(
         self,
-        replicas: Sequence[Replica],
         size: int,
         metadata: Metadata,
         *,
@@ -34,7 +33,6 @@ class Mirror:
         events: EventLog,
     ) -> None:
         """*search_s*: how long (seconds) one read may look for readable parts of its range."""
-        self.replicas = tuple(replicas)
         self.size = size
         self.metadata = metadata
         self.ledger = metadata.ledger
@@ -50,6 +48,11 @@ class Mirror:
         """Requests of the guest so far; repairs see by them whether the guest is at work."""
         self._flush = GroupFlush()
         self._announced = {replica: replica.state for replica in self.replicas}
+
+    @property
+    def replicas(self) -> Sequence[Replica]:
+        """In the order of the read pattern. Whoever holds a range lock finds each at its index."""
+        return self.ledger.replicas
 
     async def ask(
         self,
@@ -115,7 +118,8 @@ class Mirror:
 
     def announce_states(self) -> None:
         """Tell the log of every replica whose state changed since the last time."""
-        for replica, announced in self._announced.items():
+        for replica in self.replicas:
+            announced = self._announced.setdefault(replica, replica.state)
             if replica.state is not announced:
                 self._announced[replica] = replica.state
                 self.events.state_changed(replica.path, announced, replica.state)

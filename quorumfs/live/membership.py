@@ -1,17 +1,24 @@
-"""Which replicas a set has: taken out and in again while a guest uses the disk."""
+"""Which replicas a set has: taken out and in again, added, removed and replaced, while a guest uses
+the disk.
+"""
 
 import errno
 import os
-from collections.abc import AsyncIterator
+import shlex
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import trio
 
+from quorumfs.decisions.dirtymap import REPLICAS_MAX
+from quorumfs.decisions.record import RoleState
 from quorumfs.decisions.standing import Standing
 from quorumfs.disk.disk import Disk
 from quorumfs.errors import UsageError, UserError
 from quorumfs.live.actions import Action, Request
+from quorumfs.live.newcomer import make_files
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.repairs import Repairs
 from quorumfs.replica.replica import Replica
@@ -24,10 +31,17 @@ LOOK_S = 0.5
 
 
 class Membership:
-    """The verbs that change which replicas of *disk* are in use."""
+    """The verbs that change which replicas *disk* has; each can be repeated."""
 
-    def __init__(self, disk: Disk, sidecars: Sidecars, repairs: Repairs) -> None:
+    def __init__(
+        self, disk: Disk, sidecars: Sidecars, repairs: Repairs, mountpoint: str, timeout_s: float
+    ) -> None:
+        """*timeout_s*: the replica timeout (seconds) of new replicas."""
         self._disk = disk
+        self._mountpoint = mountpoint
+        self._timeout_s = timeout_s
+        self._changing = trio.Lock()
+        """Held while the replicas of the set change."""
         self._mirror = disk.mirror
         self._sidecars = sidecars
         self._ledger = sidecars.ledger
@@ -35,45 +49,153 @@ class Membership:
 
     async def offline(self, request: Request, action: Action) -> dict[str, Any]:
         """Take a replica out: its image is then a copy of the disk at one moment, and free."""
-        replica = self._named(request.text("replica"))
-        if replica.standing is not Standing.OFFLINE:
-            async with self._at_rest(replica, action):
-                self._require_spare(replica)
-                try:
-                    problem = await self._sidecars.leaving.take_out(replica)
-                except OSError as error:
-                    if error.errno == errno.EBUSY:
-                        self._require_spare(replica)
-                    raise
-            self._mirror.announce_states()
-            if problem is not None:
-                raise UserError(
-                    f"{replica.path} is offline, and its sidecar could not be written "
-                    f"({problem.strerror}): do not change its image"
-                )
-        if not await self._closed(replica, action):
-            raise UserError(
-                f"{replica.path} is offline, and its file system does not answer: its files are "
-                "not closed yet"
-            )
-        return self._told(replica, f"{replica.path} is offline: its files are closed, and free")
+        async with self._changing:
+            replica = self._named(request.text("replica"))
+            if replica.standing is not Standing.OFFLINE:
+                await self._leave(replica, action, self._sidecars.enrolment.take_out)
+            await self._await_close(replica, action)
+            return self._told(replica, f"{replica.path} is offline: its files are closed, and free")
 
     async def online(self, request: Request, _: Action) -> dict[str, Any]:
         """Take a replica in again: it gets what was written meanwhile."""
-        replica = self._named(request.text("replica"))
-        if replica.standing is Standing.OFFLINE:
-            await self._sidecars.leaving.take_in(replica)
-            self._mirror.announce_states()
-        elif replica.standing.is_written:
-            return self._told(replica, f"{replica.path} is {replica.state.value} already")
-        self._repairs.try_at_once(replica)
-        assert replica.slot is not None
-        lacking = self._ledger.map.lacking_bytes(replica.slot)
-        return self._told(
-            replica,
-            f"{replica.path} is taken in again: it lacks {lacking} bytes, and gets them now",
-            out_of_sync_bytes=lacking,
-        )
+        async with self._changing:
+            replica = self._named(request.text("replica"))
+            if replica.standing.is_written:
+                return self._told(replica, f"{replica.path} is {replica.state.value} already")
+            if replica.standing is Standing.OFFLINE:
+                await self._sidecars.enrolment.take_in(replica)
+                self._mirror.announce_states()
+            self._repairs.try_at_once(replica)
+            assert replica.slot is not None
+            lacking = self._ledger.map.lacking_bytes(replica.slot)
+            message = f"{replica.path} is taken in again: it lacks {lacking} bytes, and gets them"
+            return self._told(replica, message, out_of_sync_bytes=lacking)
+
+    async def add(self, request: Request, action: Action) -> dict[str, Any]:
+        """Make an image a replica, which gets everything by a resync."""
+        replica = await self._enrol(request, "image", request.number("at"), action)
+        if request.flag("wait"):
+            await self._await_current(replica, action)
+            return self._told(replica, f"{replica.path} is a replica, and holds everything")
+        return self._told(replica, f"{replica.path} is a replica now: it gets all data by a resync")
+
+    async def remove(self, request: Request, action: Action) -> dict[str, Any]:
+        """Remove a replica from the set for good."""
+        return await self._remove(request.text("replica"), action)
+
+    async def replace(self, request: Request, action: Action) -> dict[str, Any]:
+        """Make an image a replica in the place of another one, which serves until then."""
+        name = request.text("replica")
+        old = self._find(name)
+        at = None if old is None else old.index + 1
+        if old is None and self._absent(name) is None and not self._was_removed(name):
+            raise self._unknown(name)
+        new = await self._enrol(request, "image", at, action)
+        await self._await_current(new, action)
+        removed = await self._remove(name, action)
+        return self._told(new, f"{new.path} holds everything. {removed['message']}")
+
+    async def _enrol(self, request: Request, name: str, at: int | None, action: Action) -> Replica:
+        """The new replica, at the place *at* (from 1); the one there, if this was done before."""
+        path = request.text(name)
+        if not os.path.isabs(path):
+            raise UsageError(f"{path} is no absolute path")
+        async with self._changing:
+            replicas = self._disk.replicas
+            for replica in replicas:
+                if replica.path == path and replica.slot is not None:
+                    return replica
+            if at is not None and not 1 <= at <= len(replicas) + 1:
+                raise UsageError(f"--at: got {at}, allowed: 1 to {len(replicas) + 1}")
+            enrolment, record = self._sidecars.enrolment, self._ledger.record
+            if (place := enrolment.new_role(path)) is None:
+                raise UserError(
+                    f"a set has at most {REPLICAS_MAX} replicas: remove one first; the place of a "
+                    "removed one is free once all others are current"
+                )
+            action.doing = f"making {path}"
+            make = partial(
+                make_files,
+                path,
+                enrolment.first_sidecar(*place),
+                record,
+                self._mountpoint,
+                overwrite=request.flag("overwrite"),
+            )
+            await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+            index = len(replicas) if at is None else at - 1
+            replica = Replica(index, path, None, self._timeout_s)
+            async with self._mirror.locks.held(0, self._disk.size, exclusive=True):
+                await enrolment.admit(replica, *place)
+            self._repairs.try_at_once(replica)
+            return replica
+
+    async def _await_current(self, replica: Replica, action: Action) -> None:
+        """Wait until *replica* has become current. Raises `UserError` if that is given up."""
+        while not replica.standing.is_member:
+            if replica not in self._disk.replicas or replica.standing is Standing.OFFLINE:
+                raise UserError(f"{replica.path} was taken out meanwhile")
+            if replica.standing.needs_operator:
+                raise UserError(f"{replica.path} cannot be used: {replica.reason}")
+            progress = self._repairs.progress
+            if progress is not None and progress.replica == replica.path and progress.total_bytes:
+                percent = 100 * progress.done_bytes // progress.total_bytes
+                action.doing = f"copying to {replica.path}: {percent} %"
+            else:
+                action.doing = f"waiting to copy to {replica.path}: {replica.reason or 'queued'}"
+            with trio.move_on_after(LOOK_S):
+                await self._sidecars.changed.wait()
+
+    async def _remove(self, name: str, action: Action) -> dict[str, Any]:
+        async with self._changing:
+            replica, enrolment = self._find(name), self._sidecars.enrolment
+            if replica is None and self._was_removed(name):
+                return {"message": f"{name} was removed before", "replica": name}
+            if replica is None and (slot := self._absent(name)) is not None:
+                self._require_count()
+                path = self._ledger.record.roles[slot].path
+                await enrolment.remove_absent(slot)
+                return {"message": self._removed(path), "replica": path}
+            replica = self._named(name)
+            self._require_count()
+            await self._leave(replica, action, enrolment.remove)
+            await self._await_close(replica, action)
+            return {"message": self._removed(replica.path), "replica": replica.path}
+
+    def _removed(self, path: str) -> str:
+        left = shlex.join(replica.path for replica in self._disk.replicas)
+        return f"{path} was removed from the set; name these at the next mount: {left}"
+
+    def _require_count(self) -> None:
+        """Raise `UserError` if the vote threshold needs each replica that there is."""
+        left, threshold = len(self._ledger.record.slots) - 1, self._ledger.threshold
+        if left < threshold:
+            raise UserError(
+                f"the set would have {left} replicas, and vote-threshold={threshold} needs as "
+                "many: add another one first, or lower vote-threshold"
+            )
+
+    async def _leave(
+        self,
+        replica: Replica,
+        action: Action,
+        leave: Callable[[Replica], Awaitable[OSError | None]],
+    ) -> None:
+        """Have *replica* leave as a whole. Raises `UserError`."""
+        async with self._at_rest(replica, action):
+            self._require_spare(replica)
+            try:
+                problem = await leave(replica)
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    self._require_spare(replica)
+                raise
+        self._mirror.announce_states()
+        if problem is not None:
+            raise UserError(
+                f"{replica.path} is out, and its sidecar could not be written "
+                f"({problem.strerror}): do not change its image"
+            )
 
     def _told(self, replica: Replica, message: str, **more: object) -> dict[str, Any]:
         return {
@@ -85,6 +207,12 @@ class Membership:
 
     def _named(self, name: str) -> Replica:
         """The replica with this path, file name or id. Raises `UserError`."""
+        if (replica := self._find(name)) is None:
+            raise self._unknown(name)
+        return replica
+
+    def _find(self, name: str) -> Replica | None:
+        """As `_named`; None if there is none."""
         replicas = [replica for replica in self._disk.replicas if replica.slot is not None]
         roles = self._ledger.record.roles
         for matches in (
@@ -92,13 +220,30 @@ class Membership:
             [one for one in replicas if os.path.basename(one.path) == name],
             [one for one in replicas if roles[one.slot or 0].replica_id.hex() == name],
         ):
-            if len(matches) == 1:
-                return matches[0]
-            if matches:
+            if len(matches) > 1:
                 paths = ", ".join(one.path for one in matches)
                 raise UsageError(f"{name} may be each of {paths}: give the whole path")
-        paths = ", ".join(one.path for one in replicas)
-        raise UsageError(f"{name} is no replica of this mount: its replicas are {paths}")
+            if matches:
+                return matches[0]
+        return None
+
+    def _absent(self, name: str) -> int | None:
+        """The slot of a replica with this path or id that the mount was not given."""
+        record, given = self._ledger.record, {one.slot for one in self._disk.replicas}
+        for slot in record.slots:
+            role = record.roles[slot]
+            if slot not in given and name in (role.path, role.replica_id.hex()):
+                return slot
+        return None
+
+    def _was_removed(self, name: str) -> bool:
+        """Whether a replica with this path or id was removed."""
+        removed = [r for r in self._ledger.record.roles if r.state is RoleState.REMOVED]
+        return any(name in (role.path, role.replica_id.hex()) for role in removed)
+
+    def _unknown(self, name: str) -> UsageError:
+        paths = ", ".join(replica.path for replica in self._disk.replicas)
+        return UsageError(f"{name} is no replica of this mount: its replicas are {paths}")
 
     def _require_spare(self, replica: Replica) -> None:
         """Raise `UserError` if the set cannot do without *replica*."""
@@ -144,10 +289,14 @@ class Membership:
             with trio.move_on_after(LOOK_S):
                 await self._sidecars.changed.wait()
 
-    async def _closed(self, replica: Replica, action: Action) -> bool:
-        """Wait until the files of *replica* are closed; whether they are."""
+    async def _await_close(self, replica: Replica, action: Action) -> None:
+        """Wait until the files of *replica*, which is out, are closed. Raises `UserError`."""
         action.doing = f"closing {replica.path}"
         with trio.move_on_after(replica.timeout_s):
             while replica.in_flight:
                 await self._sidecars.changed.wait()
-        return not replica.in_flight
+        if replica.in_flight:
+            raise UserError(
+                f"{replica.path} is out, and its file system does not answer: its files are not "
+                "closed yet"
+            )

@@ -7,18 +7,28 @@ from quorumfs.errors import UserError
 from quorumfs.live.actions import Action, Request, Verb
 from quorumfs.live.membership import Membership
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.options import MountOptions
 from quorumfs.repair.repairs import Repairs
 
 
-def verbs(disk: Disk, repairs: Repairs | None) -> dict[str, Verb]:
+def verbs(
+    disk: Disk, repairs: Repairs | None, mountpoint: str, options: MountOptions
+) -> dict[str, Verb]:
     """All verbs of a mount of *disk*; *repairs* is None where nothing is repaired."""
     if repairs is None or not isinstance(disk.metadata, Sidecars):
         return dict.fromkeys(_OF_SIDECARS, _refuse)
-    membership = Membership(disk, disk.metadata, repairs)
-    return {"offline": membership.offline, "online": membership.online}
+    timeout_s = options.replica_timeout_s
+    membership = Membership(disk, disk.metadata, repairs, mountpoint, timeout_s)
+    return {
+        "offline": membership.offline,
+        "online": membership.online,
+        "add": membership.add,
+        "remove": membership.remove,
+        "replace": membership.replace,
+    }
 
 
-_OF_SIDECARS = ("offline", "online")
+_OF_SIDECARS = ("offline", "online", "add", "remove", "replace")
 
 
 async def _refuse(_: Request, action: Action) -> dict[str, Any]:

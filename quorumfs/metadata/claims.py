@@ -6,12 +6,11 @@ A mount that finds the claim of a different mount is *fenced*: it never touches 
 import errno
 from collections.abc import Callable, Sequence
 
-import trio
-
 from quorumfs.decisions.claim import CHECK_S, Claim, Tenure, decode_claim, encode_claim
 from quorumfs.decisions.sidecar import CLAIM_OFFSET, PAGE
 from quorumfs.metadata.ledger.ledger import Ledger
 from quorumfs.metadata.writer import SidecarWriter
+from quorumfs.replica.looking import look_after
 from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation
 
@@ -21,7 +20,6 @@ class Claims:
 
     def __init__(
         self,
-        replicas: Sequence[Replica],
         ledger: Ledger,
         writer: SidecarWriter,
         tenure: Tenure | None,
@@ -32,7 +30,6 @@ class Claims:
         """The mount that took the set over; None: the set is ours. A fenced mount does no I/O."""
         self.when_fenced: Callable[[Claim], None] = lambda _: None
         self._watched = tenure is not None
-        self._replicas = tuple(replicas)
         self._ledger = ledger
         self._writer = writer
 
@@ -42,17 +39,12 @@ class Claims:
         The checks go on while the set is idle: a read of the page cache, without waking a disk, on
         local file systems; a small request to the server on shared file systems.
         """
-        if not self._watched:
-            return
-        async with trio.open_nursery() as nursery:  # a hung replica must not hide other claims
-            for replica in self._replicas:
-                nursery.start_soon(self._watch, replica)
+        if self._watched:  # a hung replica must not hide other claims
+            await look_after(lambda: self._ledger.replicas, self._look_at, CHECK_S)
 
-    async def _watch(self, replica: Replica) -> None:
-        while self.fenced is None:
-            await trio.sleep(CHECK_S)
-            if replica in self._ledger.membership.receivers and replica.attached:
-                await self.look([replica])
+    async def _look_at(self, replica: Replica) -> None:
+        if replica in self._ledger.membership.receivers and replica.attached:
+            await self.look([replica])
 
     async def look(self, replicas: Sequence[Replica]) -> None:
         """Read the claims in the sidecars of *replicas* back, ignoring read errors."""
@@ -78,7 +70,7 @@ class Claims:
             # On a network file system, pages cached on this host would be written back later, over
             # newer data. The new mount still waits for late writes (`NOTICE_S`): sync now.
             replica.submit(Operation(Kind.SYNC), FanOut(0))
-        for replica in self._replicas:
+        for replica in self._ledger.replicas:
             replica.fence()
         self._ledger.fence()
         self.when_fenced(claim)
@@ -93,7 +85,7 @@ class Claims:
         mine = self.tenure.mine
         if mine is None:
             return
-        signed = [r for r in self._replicas if r.attached and r.standing.is_ours]
+        signed = [r for r in self._ledger.replicas if r.attached and r.standing.is_ours]
         await self.look(signed)
         if self.fenced is None:
             await self._unsign(signed, mine)

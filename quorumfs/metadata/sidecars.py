@@ -28,8 +28,8 @@ from quorumfs.decisions.model import Found, Plan
 from quorumfs.decisions.record import random_identity
 from quorumfs.decisions.voting import voted_error
 from quorumfs.metadata.claims import Claims
+from quorumfs.metadata.enrolment import Enrolment
 from quorumfs.metadata.joining import Joining
-from quorumfs.metadata.leaving import Leaving
 from quorumfs.metadata.ledger.commit import Records
 from quorumfs.metadata.ledger.known import Outcome
 from quorumfs.metadata.ledger.ledger import Ledger
@@ -74,16 +74,20 @@ class Sidecars:
         )
         """Everything known about the set."""
         writer = SidecarWriter(threshold)
-        self.claims = Claims(replicas, self.ledger, writer, tenure)
+        self.claims = Claims(self.ledger, writer, tenure)
         self.recorder = Recorder(self.ledger, self.claims, writer)
         self.joining = Joining(self.recorder)
-        self.leaving = Leaving(self.recorder)
+        self.enrolment = Enrolment(self.recorder, self._serve)
         self._read_only = read_only
         for replica, one in zip(replicas, found, strict=True):
-            replica.settled = partial(self.ledger.sync_ended, replica)
-            replica.let_go = self.notify
+            self._serve(replica)
             if one.image and one.sidecar:
                 self.recorder.know(replica, one)
+
+    def _serve(self, replica: Replica) -> None:
+        """Have *replica*, new in the set, tell what becomes of its operations."""
+        replica.settled = partial(self.ledger.sync_ended, replica)
+        replica.let_go = self.notify
 
     def notify(self) -> None:
         """Wake the repairs: work may be due."""

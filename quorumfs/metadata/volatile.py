@@ -121,7 +121,8 @@ class Volatile:
     """`quorumfs.metadata.protocol.Metadata` in memory."""
 
     def __init__(self, replicas: Sequence[Replica], size: int, threshold: int) -> None:
-        self.receivers = self.flush_receivers = self.readers = tuple(replicas)
+        self.replicas = tuple(replicas)
+        self.receivers = self.flush_receivers = self.readers = self.replicas
         self.holdings = {replica: Holdings(replica) for replica in replicas}
         self._size = size
         self._threshold = threshold

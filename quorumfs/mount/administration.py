@@ -1,12 +1,10 @@
 """What an administrator does to a set that is not mounted: create it, decide what to keep."""
 
-import errno
 import os
 import shlex
 import signal
-import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 
 import trio
@@ -21,7 +19,7 @@ from quorumfs.decisions.assembly import (
 from quorumfs.decisions.claim import Tenure
 from quorumfs.decisions.dirtymap import DirtyMap
 from quorumfs.decisions.model import Found, Standing
-from quorumfs.decisions.record import Identity, Record, RoleState, Sidecar, path_for
+from quorumfs.decisions.record import Record, RoleState, Sidecar, path_for
 from quorumfs.decisions.resolution import Resolution, resolve
 from quorumfs.decisions.sectors import unreachable, whole
 from quorumfs.disk.events import EventLog
@@ -40,14 +38,10 @@ from quorumfs.replica.claiming import (
     require_free,
     wait_until_noticed,
 )
-from quorumfs.replica.filesystems import close
-from quorumfs.replica.imagelock import ImageLockedError, lock_image
-from quorumfs.replica.images import Image, close_all, lasting_identity, open_set
+from quorumfs.replica.images import Image, close_all, open_set
+from quorumfs.replica.newimages import PRIVATE, make_image, remove
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.sidecarfile import replace_sidecar
-
-PRIVATE = 0o600
-"""The mode of new images: they hold what a guest keeps from everybody."""
 
 PROGRESS_S = 0.5
 """How often a copy says how far it is."""
@@ -75,14 +69,14 @@ def create_empty(
         images = []
         for path in names:
             try:
-                images.append((path, _make_image(path, size, mode, undo)))
+                images.append((path, make_image(path, size, mode, undo)))
             except OSError as error:
                 raise UserError(f"cannot create {path}: {error.strerror}") from None
         _refuse_same(names)
         record = new_record(names, size, threshold or len(images) // 2 + 1)
         disk_map = DirtyMap(size, record.chunk_size)
         for (path, image), role in zip(images, record.roles, strict=True):
-            undo.callback(_remove, path_for(path))
+            undo.callback(remove, path_for(path))
             _write(path, Sidecar(role.replica_id, record, disk_map, image))
         undo.pop_all()
 
@@ -129,65 +123,6 @@ def _opened(names: Sequence[str]) -> Iterator[list[Image]]:
         for image in images:
             stack.callback(image.close)
         yield images
-
-
-def _make_image(path: str, size: int, mode: int, undo: ExitStack) -> Identity:
-    """Make a sparse image, or take one that was never written to; *undo* takes it back.
-
-    Raises `FileExistsError` if something is there that may hold anything, and other `OSError`.
-    """
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE)
-        undo.callback(_remove, path)
-    except FileExistsError:
-        fd = _open_blank(path, size)
-        undo.callback(_cut, path, os.fstat(fd).st_size)
-    try:
-        if os.fstat(fd).st_size == 0:  # else it has its mode
-            _set_mode(fd, mode)
-            os.ftruncate(fd, size)
-        os.fsync(fd)
-        return lasting_identity(fd)
-    finally:
-        close(fd, path)
-
-
-def _open_blank(path: str, size: int) -> int:
-    """Open a file that is empty, or a hole of *size* bytes, and not in use: nothing is lost if it
-    is taken for a new image. Raises `FileExistsError` for any other.
-    """
-    taken = FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-    status = os.lstat(path)
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or status.st_size not in (0, size):
-        raise taken
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        lock_image(fd, read_only=False)
-        blank = status.st_size == 0 or _is_hole(fd)
-    except (ImageLockedError, OSError):
-        blank = False
-    if not blank:
-        close(fd, path)
-        raise taken
-    return fd
-
-
-def _is_hole(fd: int) -> bool:
-    """Whether there is no data in a file, as far as its file system can tell."""
-    try:
-        os.lseek(fd, 0, os.SEEK_DATA)
-    except OSError as error:
-        return error.errno == errno.ENXIO
-    return False
-
-
-def _set_mode(fd: int, mode: int) -> None:
-    """Give a new file its *mode*, whatever the umask. Raises `OSError` if that cannot be."""
-    try:
-        os.fchmod(fd, mode)
-    except OSError:
-        if mode != PRIVATE:  # else the file system has no modes, and nobody asked for one
-            raise
 
 
 def _already_there(path: str) -> str:
@@ -317,7 +252,7 @@ def _create_if_absent(path: str, size: int, mode: int, undo: ExitStack) -> None:
     Raises `OSError`, and `UserError` if it must not be overwritten.
     """
     try:
-        _make_image(path, size, mode, undo)
+        make_image(path, size, mode, undo)
     except FileExistsError:
         if os.path.exists(path) and os.stat(path).st_nlink > 1:
             raise UserError(
@@ -356,7 +291,7 @@ def keep(
             with ExitStack() as undo:
                 for path, sidecar in resolution.sidecars.items():
                     if not os.path.lexists(path_for(path)):
-                        undo.callback(_remove, path_for(path))
+                        undo.callback(remove, path_for(path))
                     _write(path, sidecar)
                 undo.pop_all()
         return resolution
@@ -440,13 +375,3 @@ def _write(path: str, sidecar: Sidecar) -> None:
         replace_sidecar(path, sidecar)
     except OSError as error:
         raise UserError(f"cannot write {path_for(path)}: {error.strerror}") from None
-
-
-def _remove(path: str) -> None:
-    with suppress(OSError):
-        os.unlink(path)
-
-
-def _cut(path: str, size: int) -> None:
-    with suppress(OSError):
-        os.truncate(path, size)

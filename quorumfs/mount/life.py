@@ -97,7 +97,7 @@ async def _serve(
     events = EventLog(plan.mountpoint, logs.tell)
     disk, repairs = replica_set.make_disk(plan.options, events)
     mtime_ns = max(image.mtime_ns for image in replica_set.images)
-    space = Space(disk.replicas)
+    space = Space(lambda: disk.replicas)
     fast = _fast_path(disk, plan.options)
     operations = DiskOperations(disk, plan.options, mtime_ns, space, fast)
     try:
@@ -113,7 +113,7 @@ async def _serve(
             nursery.start_soon(disk.run)
             nursery.start_soon(_return_memory, disk, fast)
 
-            path_watch = PathWatch(disk.replicas)
+            path_watch = PathWatch(lambda: disk.replicas)
             nursery.start_soon(path_watch.run)
             nursery.start_soon(space.run)
 
@@ -137,7 +137,7 @@ async def _serve(
             pulse = Pulse()
             nursery.start_soon(pulse.run)
             reporter = Reporter(take, pulse)
-            actions = Actions(verbs(disk, repairs))
+            actions = Actions(verbs(disk, repairs, plan.mountpoint, plan.options))
             await nursery.start(actions.run)
             commands = {"status": reporter.status, **actions.commands()}
             serve = partial(server.serve, refresh=reporter.refresh, tick=reporter.watch)

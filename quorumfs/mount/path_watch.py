@@ -5,11 +5,12 @@ next mount will not find it; so it has to be said while it is there.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
 from quorumfs.replica.filestorage import FileStorage
+from quorumfs.replica.looking import look_after
 from quorumfs.replica.replica import Replica
 
 log = logging.getLogger(__name__)
@@ -19,29 +20,22 @@ LOOK_S = 5.0
 
 
 class PathWatch:
-    """Looks after the paths of *replicas*."""
+    """Looks after the paths of *replicas*, which may come and go."""
 
-    def __init__(self, replicas: Sequence[Replica]) -> None:
+    def __init__(self, replicas: Callable[[], Sequence[Replica]]) -> None:
         self._replicas = replicas
         self.astray: dict[Replica, str] = {}
         """Those whose path leads elsewhere, as far as known, and where."""
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
-        async with trio.open_nursery() as nursery:
-            for replica in self._replicas:
-                nursery.start_soon(self._watch, replica)
+        await look_after(self._replicas, self._look_at, LOOK_S)
 
     async def look(self) -> None:
         """Look at all paths once. A file system that hangs makes this wait: set a deadline."""
         async with trio.open_nursery() as nursery:
-            for replica in self._replicas:
+            for replica in self._replicas():
                 nursery.start_soon(self._look_at, replica)
-
-    async def _watch(self, replica: Replica) -> None:
-        while True:
-            await trio.sleep(LOOK_S)
-            await self._look_at(replica)
 
     async def _look_at(self, replica: Replica) -> None:
         image = replica.image

@@ -150,7 +150,6 @@ class ReplicaSet:
             )
             sidecars.claims.when_fenced = events.fenced
         mirror = Mirror(
-            replicas,
             size,
             metadata,
             threshold=threshold,

@@ -138,7 +138,7 @@ def open_set(
     files = _Files(absolute)
 
     def open_one(path: str) -> Image:
-        if mountpoint is not None and _inside(path, mountpoint):
+        if mountpoint is not None and inside(path, mountpoint):
             raise UserError(f"{path} is inside the mount point {mountpoint}")
         image = _open_whole(path, files.take, read_only=read_only, sidecars=sidecars)
         try:
@@ -219,7 +219,7 @@ def _open_whole(
         return image
 
 
-def _inside(path: str, mountpoint: str) -> bool:
+def inside(path: str, mountpoint: str) -> bool:
     """Whether the mount would hide the file at *path*, or *path* itself, a symbolic link."""
     link = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     below = mountpoint.rstrip("/") + "/"

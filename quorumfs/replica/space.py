@@ -4,11 +4,12 @@ Threads ask now and then, so that a store that does not answer does not hold up 
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
 from quorumfs.replica.filestorage import FileStorage
+from quorumfs.replica.looking import look_after
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Usage
 
@@ -17,9 +18,9 @@ LOOK_S = 5.0
 
 
 class Space:
-    """Looks after the free space of the stores of *replicas*."""
+    """Looks after the free space of the stores of *replicas*, which may come and go."""
 
-    def __init__(self, replicas: Sequence[Replica]) -> None:
+    def __init__(self, replicas: Callable[[], Sequence[Replica]]) -> None:
         self._replicas = replicas
         self._known: dict[Replica, Usage] = {}
         """The last answer of each store."""
@@ -34,7 +35,7 @@ class Space:
         """
         known = [
             self._known[replica]
-            for replica in self._replicas
+            for replica in self._replicas()
             if replica.state.is_member and replica in self._known
         ]
         sharing = Counter(usage.device for usage in known)
@@ -43,13 +44,9 @@ class Space:
     async def run(self) -> None:
         """Ask each store every `LOOK_S`, until cancelled."""
         async with trio.open_nursery() as nursery:
-            for replica in self._replicas:
-                nursery.start_soon(self._watch, replica)
-
-    async def _watch(self, replica: Replica) -> None:
-        while True:
-            await self._ask(replica)
-            await trio.sleep(LOOK_S)
+            for replica in self._replicas():
+                nursery.start_soon(self._ask, replica)
+            nursery.start_soon(look_after, self._replicas, self._ask, LOOK_S)
 
     async def _ask(self, replica: Replica) -> None:
         image = replica.image
@@ -61,5 +58,5 @@ class Space:
         )
         if told is not None:
             self._known[replica] = told
-            if replica is next((r for r in self._replicas if r.state.is_member), None):
+            if replica is next((r for r in self._replicas() if r.state.is_member), None):
                 self.allocated = told.blocks

@@ -161,7 +161,6 @@ def make_bench(
     told: list[Event] = []
     replicas = [Replica(i, f"r{i}", file, timeout_s) for i, file in enumerate(files)]
     mirror = Mirror(
-        replicas,
         size,
         Volatile(replicas, size, threshold),
         threshold=threshold,

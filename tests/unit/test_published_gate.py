@@ -129,7 +129,6 @@ def make_replicas(known: Known) -> list[Replica]:
 def make_mirror(known: Known, metadata: Sidecars | Volatile, replicas: list[Replica]) -> Mirror:
     pattern: ReadPattern = Fifo() if known.fifo else Quorum(known.threshold)
     mirror = Mirror(
-        replicas,
         SIZE,
         metadata,
         threshold=known.threshold,

@@ -35,7 +35,7 @@ class _Replica:
 
 
 def looked(replicas: list[Any]) -> Space:
-    space = Space(replicas)
+    space = Space(lambda: replicas)
 
     async def run() -> None:
         with trio.move_on_after(2.5 * LOOK_S):

@@ -303,7 +303,8 @@ def test_a_look_at_a_path_that_hangs_can_be_given_up(
 
     async def main() -> None:
         async with opened(path) as storage:
-            path_watch = PathWatch([Replica(0, str(path), storage, 1)])
+            replica = Replica(0, str(path), storage, 1)
+            path_watch = PathWatch(lambda: [replica])
             try:
                 with trio.move_on_after(0.1) as patience:
                     await path_watch.look()

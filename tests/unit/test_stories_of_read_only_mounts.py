@@ -53,7 +53,6 @@ async def mounted_read_only(story: Story, order: Sequence[int]) -> AsyncGenerato
         threshold = plan.record.threshold
         sidecars = Sidecars(replicas, plan, found, threshold=threshold, read_only=True)
         mirror = Mirror(
-            replicas,
             plan.record.size,
             sidecars,
             threshold=threshold,

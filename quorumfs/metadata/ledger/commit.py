@@ -148,13 +148,10 @@ class Records:
 
     def _as_ordered(self, record: Record) -> Record:
         """*record* with all orders followed. No replica that they name is current."""
-        roles = list(record.roles)
         for slot, order in self.orders.items():
-            if order.role is not None:
-                roles[slot : slot + 1] = [order.role]
-            else:
-                roles[slot] = order.applied(roles[slot])
-        return replace(record, roles=tuple(roles))
+            role = order.role or order.applied(record.roles[slot])
+            record = record.with_new_role(slot, role)
+        return record
 
     def commit(
         self,
@@ -211,8 +208,7 @@ class Records:
     def _go_by(self, record: Record, members: Sequence[Replica]) -> None:
         """Take over *record*, valid on all *members*."""
         self.record = record
-        roles = enumerate(record.roles)
-        states = {slot: role.state for slot, role in roles}
+        states = dict(enumerate(role.state for role in record.roles))
         self.orders = {
             slot: order for slot, order in self.orders.items() if states.get(slot) != order.state
         }

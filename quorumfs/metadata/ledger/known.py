@@ -60,6 +60,10 @@ class Known(Protocol):
     """The knowledge of a disk: asked and told without waiting."""
 
     @property
+    def replicas(self) -> Sequence[Replica]:
+        """All replicas of the mount, in the order of the read pattern; each at its `index`."""
+
+    @property
     def receivers(self) -> Sequence[Replica]:
         """The replicas that changes go to."""
 

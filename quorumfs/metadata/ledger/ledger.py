@@ -104,7 +104,7 @@ class Ledger:
         self.in_use = False
         """The record in the sidecars names the set as in use by this mount."""
         self.membership = Membership((), (), 0, 0, 0, recorded=False, ready=False)
-        self.replicas = tuple(replicas)
+        self.replicas: Sequence[Replica] = tuple(replicas)
         self._fenced = False
         """A different mount has the set: there are no members here."""
         self.notify = notify

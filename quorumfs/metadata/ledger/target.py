@@ -225,6 +225,10 @@ class Targets:
             self._targets[replica] = Target(replica, self._recorded, self._epochs)
         return self._targets[replica]
 
+    def forget(self, replica: Replica) -> None:
+        """Note that *replica*, which is not the target, has left the set."""
+        self._targets.pop(replica, None)
+
     def lacks(self, chunks: range) -> None:
         """Make *chunks* LACKING on the target of the resync, if there is a target."""
         if self.resyncing is not None:

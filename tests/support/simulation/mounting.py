@@ -68,7 +68,6 @@ class Mounting:
         sidecars = Sidecars(replicas, plan, found, threshold=threshold, tenure=tenure)
         life.broken_invariants = partial(broken_invariants, sidecars.ledger)
         mirror = Mirror(
-            replicas,
             plan.record.size,
             sidecars,
             threshold=threshold,

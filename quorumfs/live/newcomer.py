@@ -1,0 +1,123 @@
+"""The files of a replica to come: made, or taken over, before the set knows of it."""
+
+import os
+import shlex
+import stat
+from contextlib import ExitStack
+
+from quorumfs.decisions.record import Record, RoleState, Sidecar, path_for
+from quorumfs.decisions.sidecar import FormatError
+from quorumfs.errors import UserError
+from quorumfs.replica.claiming import refuse_claimed
+from quorumfs.replica.filesystems import close
+from quorumfs.replica.imagelock import ImageLockedError, lock_image
+from quorumfs.replica.images import inside
+from quorumfs.replica.newimages import PRIVATE, make_image
+from quorumfs.replica.sidecarfile import (
+    SidecarLockedError,
+    create_sidecar,
+    open_sidecar,
+    read_sidecar,
+    replace_sidecar,
+)
+
+
+def make_files(
+    path: str, sidecar: Sidecar, record: Record, mountpoint: str, *, overwrite: bool
+) -> None:
+    """Have an image at *path* that is to be a replica of the set with *record*, and its *sidecar*.
+
+    What is absent is made. What is empty, a hole, or was made by the same command that then was
+    killed, is taken; with *overwrite* any image of the right size is. In a thread: it may hang.
+    Raises `UserError`.
+    """
+    if inside(path, mountpoint):
+        raise UserError(f"{path} is inside the mount point {mountpoint}")
+    refuse_claimed(path)
+    with ExitStack() as undo:
+        try:
+            if (found := _sidecar_at(path)) is not None:
+                _refuse_member(path, found, record, overwrite=overwrite)
+            if found is None and not overwrite:
+                _make_blank(path, record.size, undo)
+            else:
+                _require_usable(path, record.size, undo)
+            if os.path.lexists(path_for(path)):
+                replace_sidecar(path, sidecar)
+            else:
+                create_sidecar(path, sidecar)
+        except OSError as error:
+            place = error.filename or path
+            raise UserError(f"cannot make the replica {place}: {error.strerror}") from None
+        undo.pop_all()
+
+
+def _sidecar_at(path: str) -> Sidecar | str | None:
+    """The sidecar of the image at *path*, or why it cannot be read; None if there is none."""
+    try:
+        fd = open_sidecar(path, read_only=False)
+    except SidecarLockedError as error:
+        raise UserError(f"{path} is in use by {error}") from None
+    if fd is None:
+        return None
+    try:
+        return read_sidecar(fd)
+    except FormatError as error:
+        return str(error)
+    finally:
+        close(fd, path_for(path))
+
+
+def _refuse_member(path: str, found: Sidecar | str, record: Record, *, overwrite: bool) -> None:
+    """Refuse an image with a sidecar unless it was begun here, or may be overwritten."""
+    again = "to give up what it holds, use --overwrite"
+    if isinstance(found, str):
+        if not overwrite:
+            raise UserError(f"{path} has a sidecar that cannot be read ({found}): {again}")
+        return
+    ours = found.record.set_id == record.set_id
+    if ours and record.slot_of(found.replica_id) is not None:
+        raise UserError(
+            f"{path} is a replica of this set already, and was not given to this mount: name it "
+            "in quorumfs mount"
+        )
+    begun = ours and found.own_state is RoleState.RESYNCING
+    if begun and record.place_of(found.replica_id) is None:
+        return
+    if not overwrite:
+        what = "was a replica of this set" if ours else f"is of set {found.record.set_id.hex()}"
+        raise UserError(f"{path} {what}: {again}")
+
+
+def _make_blank(path: str, size: int, undo: ExitStack) -> None:
+    try:
+        make_image(path, size, PRIVATE, undo)
+    except FileExistsError:
+        raise UserError(
+            f"{path} is there, and is neither empty nor a hole of {size} bytes: to give up what it "
+            "holds, use --overwrite"
+        ) from None
+
+
+def _require_usable(path: str, size: int, undo: ExitStack) -> None:
+    """Have an image at *path* that may be overwritten, and is nobody else's."""
+    if not os.path.lexists(path):
+        make_image(path, size, PRIVATE, undo)
+        return
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is no regular file")
+    if status.st_size == 0:
+        os.truncate(path, size)
+    elif status.st_size != size:
+        raise UserError(
+            f"{path} has {status.st_size} bytes, the disk has {size}: make it as long first: "
+            f"truncate -s {size} {shlex.quote(path)}"
+        )
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        lock_image(fd, read_only=False)
+    except ImageLockedError:
+        raise UserError(f"{path} is in use by another program") from None
+    finally:
+        close(fd, path)

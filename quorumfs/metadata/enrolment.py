@@ -1,0 +1,181 @@
+"""Which replicas a set has, by an administrator's order, and what the sidecars say at each step.
+
+**Out**: the order is committed on the members first; from then on no mount takes the replica for
+current. Then the replica's own sidecar gets the same record, with the identity of the image as it
+is left, so that a change of the image behind its sidecar is noticed when the replica comes back.
+After a crash between both the replica lacks what the members tracked since the record that its role
+names, as after any ejection.
+
+**New**: the image and its sidecar are made first, and say that the replica is a mixture, to be
+resynced; no mount takes it for more. Then the members commit a record that names the replica, as
+stale, with a map by which it lacks every chunk. After a crash between both the set does not know
+the replica, and the same command takes the image again.
+
+Each step can be repeated.
+"""
+
+import errno
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+from quorumfs.decisions.assembly import OFFLINE
+from quorumfs.decisions.dirtymap import REPLICAS_MAX, DirtyMap, out_of_sync
+from quorumfs.decisions.model import Standing
+from quorumfs.decisions.record import Phase, Role, RoleState, Sidecar
+from quorumfs.metadata.ledger.commit import Order
+from quorumfs.metadata.recorder import Recorder
+from quorumfs.metadata.writer import identities_of
+from quorumfs.replica.replica import Replica
+
+REMOVED = "the administrator removed it from the set"
+
+
+class Enrolment:
+    """Takes replicas into a set, and out of it."""
+
+    def __init__(self, recorder: Recorder, serve: Callable[[Replica], None]) -> None:
+        """*serve* is called with each new replica."""
+        self._recorder = recorder
+        self._ledger = recorder.ledger
+        self._serve = serve
+
+    # Out
+
+    async def take_out(self, replica: Replica) -> OSError | None:
+        """Make *replica* offline, on record; returns why its own sidecar does not say so, if so.
+
+        The caller holds a lock on the whole disk, and has synced a replica that is current. Raises
+        `OSError`: with EBUSY nothing was done, because too few members would be left.
+        """
+        return await self._leave(replica, Order(RoleState.OFFLINE))
+
+    async def remove(self, replica: Replica) -> OSError | None:
+        """As `take_out`, for good: *replica* is no part of the set any more."""
+        assert replica.slot is not None
+        problem = await self._leave(replica, Order(RoleState.REMOVED, at=int(time.time())))
+        self._ledger.targets.forget(replica)
+        replica.reason = REMOVED
+        self._line_up([one for one in self._ledger.replicas if one is not replica])
+        return problem
+
+    async def remove_absent(self, slot: int) -> None:
+        """Remove a replica that this mount was not given. Raises `OSError`."""
+        async with self._recorder.lock:
+            self._ledger.records.orders[slot] = Order(RoleState.REMOVED, at=int(time.time()))
+            await self._recorder.commit_locked(clean=False)
+        self._ledger.arrange()
+
+    async def _leave(self, replica: Replica, order: Order) -> OSError | None:
+        ledger, recorder = self._ledger, self._recorder
+        assert replica.slot is not None
+        async with self._locked_beside_join(replica):
+            whole = replica.standing.is_member
+            if whole and not ledger.enough_without([replica]):
+                raise OSError(errno.EBUSY, "too few replicas would be left")
+            ledger.records.orders[replica.slot] = order
+            if whole:
+                ledger.eject([replica], OFFLINE)
+            elif ledger.is_target(replica):
+                ledger.give_up_target(OFFLINE)
+            replica.standing, replica.reason = Standing.OFFLINE, OFFLINE
+            try:
+                await recorder.write_map_locked()
+                await recorder.commit_locked(clean=False)
+                if not whole:
+                    return None
+                if (problem := await self._tell(replica)) is None:
+                    ledger.targets.of(replica).left_in_order()
+                return problem
+            finally:
+                replica.detach(there=True)
+
+    @asynccontextmanager
+    async def _locked_beside_join(self, replica: Replica) -> AsyncIterator[None]:
+        """Hold the lock of the sidecars while *replica* is not joining."""
+        ledger = self._ledger
+        while True:
+            async with self._recorder.lock:
+                if not (ledger.is_target(replica) and ledger.joining):
+                    yield
+                    return
+            # A join waits for the lock from its start on, and so has it next.
+
+    async def _tell(self, replica: Replica) -> OSError | None:
+        """Give the sidecar of *replica*, to which no write comes any more, the present record."""
+        recorder = self._recorder
+        identities = await identities_of([replica])
+        for phase in (Phase.PREPARED, Phase.COMMITTED):
+            failed = await recorder.writer.write_slots(
+                [replica], self._ledger.record, phase, identities
+            )
+            if failed:
+                return failed[replica]
+        await recorder.claims.release_one(replica)
+        return None
+
+    # In
+
+    async def take_in(self, replica: Replica) -> None:
+        """Let *replica*, which is offline, rejoin, on record. Raises `OSError`."""
+        ledger, recorder = self._ledger, self._recorder
+        assert replica.slot is not None
+        async with recorder.lock:
+            ledger.records.orders[replica.slot] = Order(RoleState.STALE)
+            await recorder.commit_locked(clean=False)
+        replica.standing, replica.reason = Standing.STALE, None
+        ledger.notify()
+
+    def new_role(self, path: str) -> tuple[int, Role] | None:
+        """A slot and a role for a new replica; None if the set has as many as it can have.
+
+        The slot of a removed replica is used again when the sidecar of every other replica says
+        that it is removed: when all are current.
+        """
+        record = self._ledger.record
+        unused = [slot for slot in range(REPLICAS_MAX) if slot >= len(record.roles)]
+        if not unused and self._ledger.all_current():
+            roles = enumerate(record.roles)
+            removed = [(role.mount, slot) for slot, role in roles if slot not in record.slots]
+            unused = [slot for _, slot in sorted(removed)]
+        if not unused:
+            return None
+        latest = record.mounts[0].identity if record.mounts else 0
+        state, at = RoleState.STALE, record.sequence
+        return unused[0], Role(os.urandom(16), state, record.generation, path, at, latest)
+
+    def first_sidecar(self, slot: int, role: Role) -> Sidecar:
+        """The sidecar to make beside the image of a new replica, before `admit`."""
+        record = self._ledger.record
+        own = replace(role, state=RoleState.RESYNCING)
+        given = DirtyMap(record.size, record.chunk_size)
+        given.add(out_of_sync(slot), range(len(given)))
+        return Sidecar(role.replica_id, record.with_new_role(slot, own), given)
+
+    async def admit(self, replica: Replica, slot: int, role: Role) -> None:
+        """Make *replica*, whose files are made, a part of the set, at the place of its `index`.
+
+        The caller holds a lock on the whole disk. Raises `OSError`.
+        """
+        ledger, recorder = self._ledger, self._recorder
+        async with recorder.lock:
+            ledger.recorded.add(out_of_sync(slot), range(len(ledger.map)))
+            await recorder.write_map_locked()
+            ledger.records.orders[slot] = Order(role.state, role)
+            await recorder.commit_locked(clean=False)
+            replica.slot, replica.standing = slot, Standing.STALE
+            self._serve(replica)
+            ledger.targets.of(replica)
+            others = list(ledger.replicas)
+            others.insert(replica.index, replica)
+            self._line_up(others)
+        ledger.notify()
+
+    def _line_up(self, replicas: list[Replica]) -> None:
+        """Have these replicas, in this order. No vote is under way, nor is the fast path open."""
+        for index, replica in enumerate(replicas):
+            replica.index = index
+        self._ledger.replicas = tuple(replicas)
+        self._ledger.arrange()

@@ -6,7 +6,7 @@ import errno
 import os
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -107,7 +107,13 @@ class Membership:
                     return replica
             if at is not None and not 1 <= at <= len(replicas) + 1:
                 raise UsageError(f"--at: got {at}, allowed: 1 to {len(replicas) + 1}")
+            index = len(replicas) if at is None else at - 1
+            new = Replica(index, path, None, self._timeout_s)
             enrolment, record = self._sidecars.enrolment, self._ledger.record
+            if (slot := self._absent(path)) is not None:  # this was begun before the last mount
+                async with self._whole_disk():
+                    await enrolment.attach(new, slot)
+                return new
             if (place := enrolment.new_role(path)) is None:
                 raise UserError(
                     f"a set has at most {REPLICAS_MAX} replicas: remove one first; the place of a "
@@ -123,12 +129,10 @@ class Membership:
                 overwrite=request.flag("overwrite"),
             )
             await trio.to_thread.run_sync(make, abandon_on_cancel=True)
-            index = len(replicas) if at is None else at - 1
-            replica = Replica(index, path, None, self._timeout_s)
-            async with self._mirror.locks.held(0, self._disk.size, exclusive=True):
-                await enrolment.admit(replica, *place)
-            self._repairs.try_at_once(replica)
-            return replica
+            async with self._whole_disk():
+                await enrolment.admit(new, *place)
+            self._repairs.try_at_once(new)
+            return new
 
     async def _await_current(self, replica: Replica, action: Action) -> None:
         """Wait until *replica* has become current. Raises `UserError` if that is given up."""
@@ -262,6 +266,10 @@ class Membership:
             "have been given it"
         )
 
+    def _whole_disk(self) -> AbstractAsyncContextManager[None]:
+        """A lock on all of the disk: no request is under way, nor any vote."""
+        return self._mirror.locks.held(0, self._disk.size, exclusive=True)
+
     @asynccontextmanager
     async def _at_rest(self, replica: Replica, action: Action) -> AsyncIterator[None]:
         """Hold all requests of the guest, with everything it wrote durable on *replica*, if that is
@@ -275,7 +283,7 @@ class Membership:
             if replica.standing.is_member:
                 action.doing = f"making {replica.path} durable"
                 await self._disk.flush()  # so that little is left to do while the guest waits
-            async with self._mirror.locks.held(0, self._disk.size, exclusive=True):
+            async with self._whole_disk():
                 if replica.standing.is_member and self._ledger.uniform_members:
                     await self._mirror.sync()
                 if not replica.standing.is_member or self._ledger.uniform_members:

@@ -165,13 +165,23 @@ class Enrolment:
             await recorder.write_map_locked()
             ledger.records.orders[slot] = Order(role.state, role)
             await recorder.commit_locked(clean=False)
-            replica.slot, replica.standing = slot, Standing.STALE
-            self._serve(replica)
-            ledger.targets.of(replica)
-            others = list(ledger.replicas)
-            others.insert(replica.index, replica)
-            self._line_up(others)
-        ledger.notify()
+            self._join_the_others(replica, slot, Standing.STALE)
+
+    async def attach(self, replica: Replica, slot: int) -> None:
+        """Have *replica*, with *slot* in the set and missing in this mount, rejoin, at the place of
+        its `index`. The caller holds a lock on the whole disk.
+        """
+        async with self._recorder.lock:
+            self._join_the_others(replica, slot, Standing.MISSING)
+
+    def _join_the_others(self, replica: Replica, slot: int, standing: Standing) -> None:
+        replica.slot, replica.standing = slot, standing
+        self._serve(replica)
+        self._ledger.targets.of(replica)
+        others = list(self._ledger.replicas)
+        others.insert(replica.index, replica)
+        self._line_up(others)
+        self._ledger.notify()
 
     def _line_up(self, replicas: list[Replica]) -> None:
         """Have these replicas, in this order. No vote is under way, nor is the fast path open."""

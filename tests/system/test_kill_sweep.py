@@ -232,3 +232,131 @@ def test_adoption(memory: Path) -> None:
         quorumfs("umount", run.mountpoint, check=False)
 
     assert sweep(memory, live, Run.check) > 16
+
+
+# Verbs: killed in the middle, the set mounts, and the verb, given again, ends well
+
+
+def leaves(run: Run, verb: str) -> None:
+    """The last of two replicas leaves, with everything that was flushed."""
+    run.make()
+    run.mount()
+    run.write(0, OLD)
+    run.arm()
+    done = quorumfs(verb, run.mountpoint, run.replicas[1], check=False)
+    run.disarm()
+    if done.returncode:
+        raise KilledError
+    run.write(CHUNK, NEW)
+
+
+def test_a_replica_goes_offline(memory: Path) -> None:
+    """It is current or offline then, and never current by mistake."""
+
+    def check(run: Run) -> None:
+        with run, opened(run.file) as fd:
+            quorumfs("offline", run.mountpoint, run.replicas[1])
+            assert run.states() == ["current", "offline"]
+            for offset, data in run.flushed.items():
+                assert os.pread(fd, BLOCK, offset) == data
+            quorumfs("online", run.mountpoint, run.replicas[1])
+            run.wait_healthy()
+        assert same(run.replicas)
+
+    assert sweep(memory, lambda run: leaves(run, "offline"), check) > 6
+
+
+def test_a_replica_comes_online(memory: Path) -> None:
+    def live(run: Run) -> None:
+        run.make()
+        run.mount()
+        run.write(0, OLD)
+        quorumfs("offline", run.mountpoint, run.replicas[1])
+        run.write(CHUNK, NEW)
+        run.arm()
+        if quorumfs("online", run.mountpoint, run.replicas[1], check=False).returncode:
+            raise KilledError
+        run.converge()
+        run.disarm()
+
+    def check(run: Run) -> None:
+        with run:
+            quorumfs("online", run.mountpoint, run.replicas[1])
+            run.wait_healthy()
+        assert same(run.replicas)
+
+    assert sweep(memory, live, check) > 6
+
+
+def test_a_replica_is_removed(memory: Path) -> None:
+    """The other one is the set, then or after the same again; nobody mounts what was removed."""
+
+    def check(run: Run) -> None:
+        quorumfs("mount", "-o", ONE, *run.replicas, run.mountpoint)
+        quorumfs("remove", run.mountpoint, run.replicas[1])
+        quorumfs("umount", run.mountpoint)
+        run.replicas = run.replicas[:1]
+        run.check()
+
+    assert sweep(memory, lambda run: leaves(run, "remove"), check) > 6
+
+
+def test_a_replica_is_added(memory: Path) -> None:
+    """The two others are always mounted; what was begun goes on, or is begun anew."""
+
+    def live(run: Run) -> None:
+        run.make()
+        run.mount()
+        run.write(0, OLD)
+        run.arm()
+        new = run.directory / "c.img"
+        if quorumfs("add", "--wait", run.mountpoint, new, check=False).returncode:
+            raise KilledError
+        run.disarm()
+        run.write(CHUNK, NEW)
+
+    def check(run: Run) -> None:
+        added = run.directory / "c.img"
+        done = quorumfs("mount", "-o", ONE, *run.replicas, run.mountpoint, check=False)
+        if done.returncode:  # it became current, and is missed
+            assert f"{added} may have later writes" in done.stderr
+            run.replicas = [*run.replicas, added]
+        else:
+            quorumfs("umount", run.mountpoint)
+        with run:
+            quorumfs("add", "--wait", run.mountpoint, added)
+            run.wait_healthy()
+        run.replicas = [*run.replicas[:2], added]
+        run.check()
+
+    assert sweep(memory, live, check, every=3) > 20
+
+
+def test_a_replica_is_replaced(memory: Path) -> None:
+    """Never fewer than two hold everything; the same command, given again, ends well."""
+
+    def live(run: Run) -> None:
+        run.make()
+        run.mount()
+        run.write(0, OLD)
+        run.arm()
+        new = run.directory / "c.img"
+        done = quorumfs("replace", run.mountpoint, run.replicas[1], new, check=False)
+        if done.returncode:
+            raise KilledError
+        run.disarm()
+        run.write(CHUNK, NEW)
+
+    def check(run: Run) -> None:
+        old, new = run.replicas[1], run.directory / "c.img"
+        for replicas in (run.replicas, [*run.replicas, new], [run.replicas[0], new]):
+            done = quorumfs("mount", "-o", ONE, *replicas, run.mountpoint, check=False)
+            if not done.returncode:
+                break
+        assert quorumfs("status", run.mountpoint, check=False).returncode in (0, 1, 3)
+        quorumfs("replace", run.mountpoint, old, new)
+        quorumfs("umount", run.mountpoint)
+        run.replicas = [run.replicas[0], new]
+        run.check()
+
+    assert sweep(memory, live, check, every=4) > 20

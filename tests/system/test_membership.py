@@ -1,0 +1,404 @@
+"""Replicas taken out and in, added, removed and replaced, while a guest uses the disk."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import pytest
+from support.faultfs import FaultFS
+from support.mounting import quorumfs
+from support.sets import (
+    BLOCK,
+    CHUNK,
+    EXTENT,
+    MIB,
+    SetMount,
+    create,
+    named,
+    opened,
+    refused,
+    same,
+    seen,
+    sidecar,
+)
+
+SIZE = 32 * MIB
+FIFO = "read-pattern=fifo"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    return create(named(tmp_path, 2), SIZE, "--vote-threshold=1")
+
+
+def verb(disk: SetMount, name: str, *arguments: str | Path) -> dict[str, object]:
+    """What a verb answers that succeeds."""
+    done = quorumfs(name, "--json", disk.mountpoint, *arguments)
+    answer: dict[str, object] = json.loads(done.stdout)
+    return answer
+
+
+def refusal(disk: SetMount, name: str, *arguments: str | Path, exit_code: int = 1) -> str:
+    """Why a verb is refused, in one line."""
+    done = quorumfs(name, disk.mountpoint, *arguments, check=False)
+    assert done.returncode == exit_code, done
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def write(disk: SetMount, data: bytes, chunk: int = 0) -> None:
+    """A block that is durable."""
+    with opened(disk.file) as fd:
+        os.pwrite(fd, data * BLOCK, chunk * CHUNK)
+        os.fsync(fd)
+
+
+def paths_of(disk: SetMount) -> list[str]:
+    """The replicas of the mount, in its order."""
+    return [part["path"] for part in disk.status()["replicas"]]
+
+
+class Writer:
+    """Writes whole blocks of one number each, ever higher, in order, until told to stop."""
+
+    def __init__(self, disk: SetMount) -> None:
+        self._file = disk.file
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.written = 0
+        """The last number that was acknowledged everywhere."""
+        self.error: OSError | None = None
+
+    def _run(self) -> None:
+        try:
+            with opened(self._file, os.O_RDWR) as fd:
+                while not self._stop.is_set():
+                    number = self.written + 1
+                    for place in range(4):
+                        os.pwrite(fd, number.to_bytes(8, "little") * (BLOCK // 8), place * 8 * MIB)
+                    self.written = number
+        except OSError as error:
+            self.error = error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        assert self.error is None
+
+    @staticmethod
+    def numbers(image: Path) -> list[int]:
+        """What an image holds of it, in the order in which it is written."""
+        with opened(image, os.O_RDONLY) as fd:
+            return [
+                int.from_bytes(os.pread(fd, 8, place * 8 * MIB), "little") for place in range(4)
+            ]
+
+
+# Offline, online
+
+
+def test_an_offline_replica_is_a_copy_of_one_moment(tmp_path: Path, images: list[Path]) -> None:
+    """Under load: of writes in order it holds the first, and none after one that it lacks."""
+    with SetMount(images, tmp_path, FIFO) as disk, Writer(disk) as writer:
+        while writer.written < 20:
+            time.sleep(0.001)
+        before = writer.written
+        assert verb(disk, "offline", "b.img")["state"] == "offline"
+        after = writer.written + 1
+        numbers = Writer.numbers(images[1])
+        assert numbers == sorted(numbers, reverse=True)
+        assert numbers[0] - numbers[-1] <= 1
+        assert before <= numbers[-1] <= after
+        content = seen(images[1:])
+        goal = writer.written + 20
+        while writer.written < goal:
+            time.sleep(0.001)
+        assert seen(images[1:]) == content
+        verb(disk, "online", images[1])
+        disk.wait_healthy()
+    assert same(images)
+
+
+def test_its_image_is_for_any_program_and_opens_in_qemu(tmp_path: Path, images: list[Path]) -> None:
+    """Which takes locks, and found them taken before."""
+    look = ["qemu-io", "-f", "raw", "-c", "read -P 0x61 0 4k", str(images[1])]
+    with SetMount(images, tmp_path, FIFO) as disk:
+        write(disk, b"a")
+        busy = subprocess.run(look, capture_output=True, text=True, check=False)
+        assert "lock" in busy.stderr
+        verb(disk, "offline", images[1])
+        free = subprocess.run(look, capture_output=True, text=True, check=True)
+        assert "verification failed" not in free.stdout
+
+
+def test_it_stays_offline_at_later_mounts(tmp_path: Path, images: list[Path]) -> None:
+    """Whoever else reads it then is not disturbed; and only what was written since is copied."""
+    with SetMount(images, tmp_path, FIFO) as disk:
+        write(disk, b"a", chunk=EXTENT // CHUNK)
+        verb(disk, "offline", images[1])
+        write(disk, b"b")
+    content = seen([images[1], sidecar(images[1])])
+    with SetMount(images, tmp_path, FIFO) as disk:
+        assert disk.states() == ["current", "offline"]
+        status = quorumfs("status", disk.mountpoint, check=False)
+        assert status.returncode == 1
+        assert f"{images[1]} is offline" in status.stdout
+        assert "quorumfs online" in status.stdout
+        write(disk, b"c", chunk=1)
+        assert seen([images[1], sidecar(images[1])]) == content
+        assert verb(disk, "online", images[1])["out_of_sync_bytes"] == 2 * CHUNK
+        disk.wait_healthy()
+        assert disk.replica(images[1])["copied_bytes"] == 2 * BLOCK
+    assert same(images)
+
+
+def test_a_mount_does_without_an_offline_replica_that_is_in_use_elsewhere(
+    tmp_path: Path, images: list[Path]
+) -> None:
+    with SetMount(images, tmp_path, FIFO) as disk:
+        write(disk, b"a")
+        verb(disk, "offline", images[1])
+    images[1].rename(tmp_path / "away.img")
+    with SetMount(images, tmp_path, FIFO) as disk:
+        assert disk.states() == ["current", "offline"]
+        write(disk, b"b")
+
+
+def test_what_was_changed_while_it_was_offline_is_noticed(
+    tmp_path: Path, images: list[Path]
+) -> None:
+    """A repair of its file system, say: then it is compared in full, and made equal."""
+    with SetMount(images, tmp_path, FIFO) as disk:
+        write(disk, b"a")
+        verb(disk, "offline", images[1])
+        with opened(images[1], os.O_RDWR) as fd:
+            os.pwrite(fd, b"x" * BLOCK, 20 * MIB)
+        verb(disk, "online", images[1])
+        disk.wait_healthy()
+    assert same(images)
+
+
+def test_the_last_replica_stays(tmp_path: Path, images: list[Path]) -> None:
+    """And says how many are needed."""
+    with SetMount(images, tmp_path, FIFO) as disk:
+        verb(disk, "offline", images[1])
+        text = refusal(disk, "offline", images[0])
+        assert f"{images[0]} stays in use" in text
+        assert "vote-threshold=1" in text
+        assert "stays in use" in refusal(disk, "remove", images[0])
+        write(disk, b"a")
+
+
+def test_two_that_must_agree_stay(tmp_path: Path) -> None:
+    images = create(named(tmp_path, 2), SIZE)
+    with SetMount(images, tmp_path) as disk:
+        assert "vote-threshold=2" in refusal(disk, "offline", images[0])
+        assert "vote-threshold=2" in refusal(disk, "remove", images[0])
+        assert disk.states() == ["current", "current"]
+
+
+def test_who_is_unknown_is_told_who_there_is(tmp_path: Path, images: list[Path]) -> None:
+    with SetMount(images, tmp_path, FIFO) as disk:
+        for name in ("offline", "online", "remove"):
+            text = refusal(disk, name, "nobody.img", exit_code=4)
+            assert all(str(path) in text for path in images)
+
+
+def test_verbs_need_sidecars_and_a_mount_for_writing(tmp_path: Path, images: list[Path]) -> None:
+    with SetMount(images, tmp_path, f"{FIFO},ro") as disk:
+        for name in ("offline", "online", "remove"):
+            assert "mounted for writing" in refusal(disk, name, images[1])
+        assert "mounted for writing" in refusal(disk, "add", tmp_path / "c.img")
+    assert not (tmp_path / "c.img").exists()
+
+
+@contextmanager
+def one_elsewhere(tmp_path: Path, images: list[Path]) -> Iterator[tuple[SetMount, FaultFS]]:
+    """A mount whose second replica is on a store that can fail."""
+    (tmp_path / "store").mkdir()
+    with FaultFS(tmp_path / "store") as store:
+        there = create([images[0], store.path("z.img")], SIZE, "--vote-threshold=1")
+        with SetMount(there, tmp_path, f"{FIFO},replica-timeout=1s") as disk:
+            yield disk, store
+
+
+def test_a_replica_that_hangs_can_be_removed(tmp_path: Path) -> None:
+    """The guest waits once, the disk goes on, and it is said that its files are not closed yet."""
+    with one_elsewhere(tmp_path, named(tmp_path, 1)) as (disk, store):
+        write(disk, b"a")
+        store.stop()
+        write(disk, b"b")
+        text = refusal(disk, "remove", disk.replicas[1])
+        assert "its files are not closed yet" in text
+        assert paths_of(disk) == [str(disk.replicas[0])]
+        assert disk.status()["state"] == "healthy"
+        store.cont()
+        write(disk, b"c")
+
+
+# Add, remove, replace
+
+
+def test_two_become_three_and_the_first_is_removed(tmp_path: Path, images: list[Path]) -> None:
+    """Under load; the order of reads follows at once."""
+    third = tmp_path / "c.img"
+    with SetMount(images, tmp_path, FIFO) as disk:
+        with Writer(disk):
+            assert verb(disk, "add", "--at=1", "--wait", third)["state"] == "current"
+            assert paths_of(disk) == [str(third), *map(str, images)]
+            text = verb(disk, "remove", images[0])["message"]
+            assert f"{third} {images[1]}" in str(text)
+        assert paths_of(disk) == [str(third), str(images[1])]
+        read = disk.replica(third)["reads"]
+        with opened(disk.file, os.O_RDONLY | os.O_DIRECT) as fd:
+            os.pread(fd, BLOCK, 31 * MIB)
+        assert disk.replica(third)["reads"] == read + 1
+        assert disk.status()["state"] == "healthy"
+    assert same([third, images[1]])
+    with SetMount([third, images[1]], tmp_path, FIFO) as disk:
+        assert disk.status()["state"] == "healthy"
+
+
+def test_a_disk_dies_and_a_new_one_takes_its_place(tmp_path: Path) -> None:
+    """The day that a mirror is bought for: the guest runs throughout."""
+    (first,), new = named(tmp_path, 1), tmp_path / "new.img"
+    with one_elsewhere(tmp_path, [first]) as (disk, store):
+        with Writer(disk):
+            store.inject("z.img", "any", errno=errno.EIO)
+            store.inject("z.img.quorumfs", "any", errno=errno.EIO)
+            disk.wait_for_state(disk.replicas[1], "stale", "missing")
+            text = verb(disk, "replace", disk.replicas[1], new)["message"]
+            assert f"{new} holds everything" in str(text)
+        assert disk.status()["state"] == "healthy"
+        assert paths_of(disk) == [str(first), str(new)]
+    assert same([first, new])
+
+
+def test_a_good_one_is_replaced_and_serves_until_then(tmp_path: Path, images: list[Path]) -> None:
+    new = tmp_path / "new.img"
+    with SetMount(images, tmp_path, f"{FIFO},resync-rate=10M") as disk:
+        with opened(disk.file, os.O_RDWR) as fd:
+            os.pwrite(fd, os.urandom(24 * MIB), 0)
+        replacing = threading.Thread(target=verb, args=(disk, "replace", images[0], new))
+        replacing.start()
+        disk.wait_for_state(new, "resyncing")
+        assert disk.replica(images[0])["state"] == "current"
+        assert paths_of(disk) == [str(new), *map(str, images)]
+        replacing.join()
+        assert paths_of(disk) == [str(new), str(images[1])]
+        again = verb(disk, "replace", images[0], new)["message"]
+        assert "was removed before" in str(again)
+    assert same([new, images[1]])
+
+
+def test_who_was_removed_is_said_when_and_comes_back_when_asked(
+    tmp_path: Path, images: list[Path]
+) -> None:
+    """It is mounted neither alone nor with the others; with consent its content is given up."""
+    with SetMount(images, tmp_path, FIFO) as disk:
+        write(disk, b"a")
+        verb(disk, "remove", images[1])
+        write(disk, b"b")
+        assert "was removed before" in str(verb(disk, "remove", images[1])["message"])
+    assert "it was removed from the set on 20" in refused(images[1:], tmp_path, 1, FIFO)
+    with SetMount(images, tmp_path, FIFO) as disk:
+        assert disk.states() == ["current", "foreign"]
+        assert "removed from the set on 20" in disk.replica(images[1])["reason"]
+    with SetMount(images[:1], tmp_path, FIFO) as disk:
+        assert disk.status()["state"] == "healthy"
+        text = refusal(disk, "add", images[1])
+        assert "was a replica of this set" in text
+        assert "--overwrite" in text
+        assert verb(disk, "add", "--overwrite", "--wait", images[1])["state"] == "current"
+    assert same(images)
+
+
+def test_a_missing_replica_can_be_removed(tmp_path: Path) -> None:
+    """One that the mount was not given, by the path where it was."""
+    images = create(named(tmp_path, 3), SIZE)
+    with SetMount(images, tmp_path) as disk:
+        write(disk, b"a")
+    with SetMount(images[:2], tmp_path) as disk:
+        assert disk.status()["state"] == "degraded"
+        verb(disk, "remove", images[2])
+        assert disk.wait_healthy()["vote_threshold"] == 2
+        text = refusal(disk, "remove", images[1])
+        assert "vote-threshold=2" in text
+
+
+def test_an_image_with_data_is_not_overwritten_unasked(tmp_path: Path, images: list[Path]) -> None:
+    other = tmp_path / "other.img"
+    other.write_bytes(b"x" * SIZE)
+    short = tmp_path / "short.img"
+    short.write_bytes(b"x" * BLOCK)
+    with SetMount(images, tmp_path, FIFO) as disk:
+        write(disk, b"a")
+        assert "use --overwrite" in refusal(disk, "add", other)
+        assert other.read_bytes() == b"x" * SIZE
+        assert not sidecar(other).exists()
+        assert f"truncate -s {SIZE}" in refusal(disk, "add", "--overwrite", short)
+        assert "inside the mount point" in refusal(disk, "add", "--overwrite", disk.file)
+        (tmp_path / "link.img").symlink_to(images[1])
+        assert refusal(disk, "add", "--overwrite", tmp_path / "link.img")
+        assert paths_of(disk) == list(map(str, images))
+        verb(disk, "add", "--overwrite", "--wait", other)
+    assert same([*images, other])
+
+
+def test_of_another_set(tmp_path: Path, images: list[Path]) -> None:
+    """It is somebody's, until the operator gives it up."""
+    (tmp_path / "theirs").mkdir()
+    theirs = create(named(tmp_path / "theirs", 2), SIZE)
+    with SetMount(images, tmp_path, FIFO) as disk:
+        text = refusal(disk, "add", theirs[0])
+        assert "is of set" in text
+        assert "--overwrite" in text
+
+
+def test_a_set_has_six_places_and_gives_them_again(tmp_path: Path) -> None:
+    """Once all that are left know that the place is free."""
+    images = create(named(tmp_path, 6), 4 * MIB, "--vote-threshold=1")
+    more = tmp_path / "more.img"
+    with SetMount(images, tmp_path, FIFO) as disk:
+        write(disk, b"a")
+        assert "at most 6 replicas" in refusal(disk, "add", more)
+        verb(disk, "remove", images[5])
+        verb(disk, "offline", images[4])
+        assert "once all others are current" in refusal(disk, "add", more)
+        verb(disk, "online", images[4])
+        disk.wait_healthy()
+        verb(disk, "add", "--wait", more)
+    with SetMount([*images[:5], more], tmp_path, FIFO) as disk:
+        assert disk.status()["state"] == "healthy"
+    assert same([*images[:5], more])
+    assert "it was removed from the set on" in refused(images[5:], tmp_path, 1, FIFO)
+
+
+def test_a_backup_without_a_pause_is_a_recipe(tmp_path: Path, images: list[Path]) -> None:
+    """As README says: offline, copy, online; only what changed is copied back."""
+    backup = tmp_path / "backup.img"
+    with SetMount(images, tmp_path, FIFO) as disk:
+        with opened(disk.file, os.O_RDWR) as fd:
+            os.pwrite(fd, os.urandom(24 * MIB), 0)
+        content = hashlib.sha256(disk.file.read_bytes()).digest()
+        verb(disk, "offline", images[1])
+        shutil.copyfile(images[1], backup)
+        write(disk, b"n", chunk=3)
+        verb(disk, "online", images[1])
+        disk.wait_healthy()
+        assert disk.replica(images[1])["copied_bytes"] <= CHUNK
+    assert hashlib.sha256(backup.read_bytes()).digest() == content
+    assert same(images)

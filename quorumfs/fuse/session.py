@@ -1,7 +1,10 @@
 """The FUSE session of this process (pyfuse3 knows one): mount, serve, stop, let go."""
 
 import contextlib
+import errno
+import logging
 import os
+import re
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from time import perf_counter_ns
@@ -27,6 +30,11 @@ TURN_NS = 5_000_000
 
 IDLE_TASKS = 2
 """Tasks that wait for a request: one, and one that has had its turn."""
+
+_GIVEN_UP = re.compile(
+    rf"\w+\(\): fuse_reply_\S+ failed with {re.escape(os.strerror(errno.ENOENT))}"
+)
+"""How pyfuse3 tells that a reply was for a request that the kernel no longer knows."""
 
 
 class Turns:
@@ -57,6 +65,17 @@ class Turns:
         return again
 
 
+def is_trouble(record: logging.LogRecord) -> bool:
+    """Whether a *record* of pyfuse3's logger says that something is wrong; a filter of it.
+
+    A reply fails with ENOENT if the kernel has given its request up, and nobody waits for it: who
+    did was killed, or the last user of a detached mount has closed its file, which ends the
+    connection while the close is being answered. What was asked for was done. libfuse itself says
+    nothing of such replies.
+    """
+    return _GIVEN_UP.fullmatch(record.getMessage()) is None
+
+
 def mount(
     operations: DiskOperations,
     mountpoint: str,
@@ -68,6 +87,7 @@ def mount(
 
     Raises `UserError` with libfuse's reason.
     """
+    logging.getLogger(pyfuse3.__name__).addFilter(is_trouble)
     shim.configure(max_background, fast)
     with _captured_stderr() as said:
         try:

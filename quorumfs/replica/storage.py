@@ -14,10 +14,13 @@ from quorumfs.replica.fastfile import FastFile
 
 
 class Kind(Enum):
-    """The kind of an operation; read, write and flush are QEMU's words in events."""
+    """The kind of an operation; read, write and flush are QEMU's words in events.
+
+    Each is one word, because the status tells programs which one a replica has not answered.
+    """
 
     READ = "read"
-    REREAD = "read back"
+    REREAD = "read-back"
     """Read past this host's cache, where the file system is not this host's own: another host may
     have written."""
     WRITE = "write"
@@ -27,7 +30,7 @@ class Kind(Enum):
     """Make zeros, and give the space back."""
     ZERO = "zero"
     """Make zeros, and keep the space where the file system can."""
-    REACH = "look for data"
+    REACH = "look-for-data"
     """Find how far from the offset, at most the length, zeros are best made at one go."""
     ALLOCATE = "allocate"
     """Reserve space for holes, where the file system can; no byte changes."""
@@ -38,9 +41,9 @@ class Kind(Enum):
     EVICT = "evict"
     """Have reads of synced ranges show the medium from now on; a file system whose cache is the
     medium ignores this."""
-    SEEK_DATA = "seek data"
+    SEEK_DATA = "seek-data"
     """Find the next byte at or after the offset that is not in a hole."""
-    SEEK_HOLE = "seek hole"
+    SEEK_HOLE = "seek-hole"
     """Find the next byte at or after the offset that is in a hole, or the end."""
     CLOSE = "close"
     """Close the file, and so drop the locks, even if this gives an error: the last operation,

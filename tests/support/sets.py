@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from quorumfs.cli.examine import decide, decision_json, look_at, replica_json
 from quorumfs.control import client
+from quorumfs.control.status import Status
 from quorumfs.decisions.record import path_for
 from support.command import PATIENCE_S, is_alive, one_line, wait_until
 from support.mounting import Mounted, quorumfs
@@ -49,8 +50,13 @@ class SetMount(Mounted):
     """A mount of a set with sidecars."""
 
     def status(self) -> dict[str, Any]:
-        """What ``status --json`` shows, without the time that a command takes."""
-        return client.ask(str(self.mountpoint), "status")
+        """What ``status --json`` shows, without the time that a command takes.
+
+        Whatever the moment, a command must be able to understand it.
+        """
+        content = client.ask(str(self.mountpoint), "status")
+        Status.from_json(content)
+        return content
 
     def replica(self, path: Path) -> dict[str, Any]:
         """One replica's part of the status."""

@@ -80,7 +80,7 @@ def test_a_lower_threshold_is_in_force_from_the_first_request_on(
 def told(disk: SetMount, exit_code: int) -> str:
     """What the command prints of *disk*, which gives this exit code."""
     done = quorumfs("status", disk.mountpoint, check=False)
-    assert done.returncode == exit_code, done.stdout
+    assert done.returncode == exit_code, done.stdout + done.stderr
     return done.stdout
 
 

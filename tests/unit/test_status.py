@@ -46,6 +46,7 @@ from quorumfs.control.status import (
 )
 from quorumfs.decisions.model import Standing
 from quorumfs.errors import ExitCode
+from quorumfs.replica.storage import Kind
 
 cli = importlib.import_module("quorumfs.cli.status")  # the name in the package is the command
 
@@ -446,6 +447,13 @@ def test_each_field_is_checked_and_named(place: tuple[Any, ...], value: object) 
     with pytest.raises(StatusFormatError) as caught:
         Status.from_json(content)
     assert str(place[0]) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_whatever_a_replica_has_not_answered_is_understood(kind: Kind) -> None:
+    """A status taken while a repair looks for data is a status, too."""
+    status = with_replica(replace(B, waiting=Waiting(kind.value, 0)))
+    assert Status.from_json(status.to_json()) == status
 
 
 def test_a_status_with_more_than_is_known_is_understood() -> None:

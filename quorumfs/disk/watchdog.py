@@ -38,7 +38,7 @@ class Watchdog:
             before = now
             for replica in self._mirror.replicas:
                 if late > TICK_S:
-                    replica.pardon(late)  # this process was stopped or starved, not the replica
+                    replica.pardon(late, now)  # this process was starved, not the replica
                 replica.abandon_overdue(now)
             self._mirror.announce_states()
             self._mirror.events.tick(now)

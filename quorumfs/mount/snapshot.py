@@ -229,7 +229,7 @@ def _waiting(replica: Replica, now: float) -> Waiting | None:
     if (waiting := replica.waiting) is None:
         return None
     kind, since = waiting
-    return Waiting(kind.value, int(now - since))
+    return Waiting(kind.value, _seconds(since, now))
 
 
 def _unresolved(replica: Replica, now: float, *, unequal: bool) -> list[Failure]:
@@ -252,8 +252,13 @@ def _told(failure: Failure, now: float) -> LastError:
         failure.sort.value,
         errno.errorcode.get(failure.errno, str(failure.errno)),
         failure.text,
-        int(now - failure.at),
+        _seconds(failure.at, now),
     )
+
+
+def _seconds(since: float, now: float) -> int:
+    """Whole seconds from *since* until *now*, after which the loop may have gone on."""
+    return max(0, int(now - since))
 
 
 def _resync(repairs: Repairs | None, now: float) -> ResyncStatus | None:

@@ -92,10 +92,12 @@ class InFlight:
             if now - since >= patience_s or (self.abandoned and fan_out.enough):
                 yield operation, f"no answer to a {operation.kind.value} in {patience_s:g} s"
 
-    def pardon(self, seconds: float) -> None:
-        """Do not count *seconds* in which this process could not have heard an answer."""
+    def pardon(self, seconds: float, now: float) -> None:
+        """Do not count *seconds* before *now* in which this process could not hear an answer."""
         for operation, waiting in self.waiting.items():
-            self.waiting[operation] = waiting._replace(since=waiting.since + seconds)
+            # One that began after that has been waited for since then, and not since later.
+            since = min(waiting.since + seconds, now)
+            self.waiting[operation] = waiting._replace(since=since)
 
 
 class Closing:
@@ -420,9 +422,9 @@ class Replica:
         operation.error = OSError(errno.ETIMEDOUT, reason)
         self._has_outcome(operation, waiting)
 
-    def pardon(self, seconds: float) -> None:
-        """Do not count *seconds* in which this process could not have heard an answer."""
-        self._in_flight.pardon(seconds)
+    def pardon(self, seconds: float, now: float) -> None:
+        """Do not count *seconds* before *now* in which this process could not hear an answer."""
+        self._in_flight.pardon(seconds, now)
 
     async def close(self, patience_s: float | None = None) -> None:
         """Close the files; the caller has seen every operation answered or abandoned.

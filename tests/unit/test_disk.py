@@ -338,6 +338,24 @@ async def test_a_hung_replica_costs_one_timeout_once(
     assert await bench.disk.read(0, BLOCK) == Y
 
 
+async def test_what_was_asked_after_a_standstill_did_not_begin_in_the_future(
+    nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    """The watchdog sees a standstill late, and pardons what began since. What began before it is
+    given the time of the standstill in addition."""
+    bench = make_bench(nursery, 2, pattern=Fifo())
+    replica = bench.disk.replicas[0]
+    bench.files[0].choose = takes(3600, Kind.WRITE, Kind.READ)
+    nursery.start_soon(bench.disk.write, 0, X)
+    await trio.testing.wait_all_tasks_blocked()
+    began = trio.current_time()
+    replica.pardon(5, began)
+    assert replica.waiting == (Kind.WRITE, began)
+    replica.pardon(5, began + 6)
+    assert replica.waiting == (Kind.WRITE, began + 5)
+    nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize(("pattern", "expected_s"), [(Fifo(), 8), (Quorum(1), 8), (Quorum(2), 16)])
 async def test_a_replica_that_nobody_stands_in_for_gets_twice_the_time(
     nursery: trio.Nursery, autojump_clock: MockClock, pattern: ReadPattern, expected_s: float

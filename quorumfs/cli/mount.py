@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -88,27 +87,33 @@ def _tell(mountpoint: str, runtime_dir: Path | None, patience_s: float) -> None:
     """Say on stderr what is not as it should be with a mount that was made.
 
     Raises `UserError` if it cannot be used, because too few replicas are current and those that
-    are brought up to date do not get there within *patience_s* seconds.
+    are brought up to date do not get there within *patience_s* seconds. Where nobody can tell, that
+    is said.
     """
     deadline = time.monotonic() + patience_s
-    with suppress(client.ControlError):
+    try:
         status = client.status(mountpoint, runtime_dir=runtime_dir)
         while _comes_soon(status) and time.monotonic() < deadline:
             time.sleep(0.05)
             status = client.status(mountpoint, runtime_dir=runtime_dir)
-        if why := unreachable(status.size):
-            complain(f"quorumfs: warning: {why}")
-        lines = []
-        if not all(replica.current for replica in status.replicas):
-            lines = describe(status)
-        if status.state is not DiskState.NO_QUORUM:
-            _warn(lines)
-            return
-        first, *others = lines or describe(status)
-        _warn(others)
-        error = UserError(f"mounted, and stays so, but {first}")
-        error.exit_code = ExitCode.UNUSABLE
-        raise error
+    except client.NotMountedError:  # somebody has unmounted it meanwhile
+        return
+    except client.ControlError as error:
+        _warn([f"mounted, but nothing tells whether it is in order: {error}"])
+        return
+    if why := unreachable(status.size):
+        _warn([why])
+    lines = []
+    if not all(replica.current for replica in status.replicas):
+        lines = describe(status)
+    if status.state is not DiskState.NO_QUORUM:
+        _warn(lines)
+        return
+    first, *others = lines or describe(status)
+    _warn(others)
+    unusable = UserError(f"mounted, and stays so, but {first}")
+    unusable.exit_code = ExitCode.UNUSABLE
+    raise unusable
 
 
 def _comes_soon(status: Status) -> bool:

@@ -550,7 +550,7 @@ def timeouts_by_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     def by_wall_clock(self: Replica, _: float) -> None:
         abandon_overdue(self, time.time())
 
-    clock = SimpleNamespace(current_time=time.time, lowlevel=trio.lowlevel)
+    clock = SimpleNamespace(**{**vars(trio), "current_time": time.time})
     monkeypatch.setattr(replica_module, "trio", clock)
     monkeypatch.setattr(Replica, "abandon_overdue", by_wall_clock)
 

@@ -49,9 +49,10 @@ which the one with the higher number counts. Integers, in this order, with the m
 `quorumfs.decisions.scrub.ScrubRecord` gives them: version u64; number u64; u8 (1 running, 2 paused,
 4 repairing); position u64; five counts u64; seconds, ended, took u64; stopped u8; five counts u64;
 a u32 count and as many ranges of u64 start, u64 end. Then the xxh3-128 of that, followed by the set
-id and the offset of the page (u64). Without a good half there was no scrub. Nothing else depends on that page, and a program that
-knows nothing of it takes the map for the end of the file. The page does not lie beside the claim:
-a late write of a host that has lost the set must not reach the claim of the next one.
+id and the offset of the page (u64). Without a good half there was no scrub. Nothing else depends on
+that page, and a program that knows nothing of it takes the map for the end of the file. The page
+does not lie beside the claim: a late write of a host that has lost the set must not reach the claim
+of the next one.
 
 Version 1 had no mounts, neither in the list nor in the roles. It is read, and written as version 2,
 because a program that knows only version 1 would not record its own mounts.

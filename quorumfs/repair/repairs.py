@@ -112,9 +112,12 @@ class Repairs:
         return self._verification.differing
 
     @property
-    def chunk_size(self) -> int:
-        """Bytes of a chunk."""
-        return self._map.chunk_size
+    def undecided(self) -> RangeSet:
+        """Bytes in which replicas differ, and nothing tells which one is right."""
+        undecided = self.scrub.inspection.undecided.union(RangeSet())
+        for start, end in self.differing:
+            undecided.add(*self._map.bounds_of(range(start, end)))
+        return undecided
 
     # The `Repairer` of a guest's requests
 

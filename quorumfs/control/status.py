@@ -492,7 +492,8 @@ def describe(status: Status) -> list[str]:
     if status.undecided_bytes:
         lines.append(
             f"the replicas differ in {human_bytes(status.undecided_bytes)}, and nothing tells "
-            f"which one is right: choose whose data to keep: {_resolve(status, 'REPLICA')}"
+            "which one is right: choose whose data to keep there: quorumfs resolve --keep REPLICA "
+            f"{_quoted(status.mountpoint)}"
         )
     if left := _left_by_scrub(status):
         lines.append(

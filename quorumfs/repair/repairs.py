@@ -1,9 +1,10 @@
 """The repairs of a disk: make the replicas equal again, without being asked.
 
-There are four kinds of work, done in this order, under the disk's locks and beside the guest:
+There are five kinds of work, done in this order, under the disk's locks and beside the guest:
 
 * *settle* divergent chunks, after a crash or a failed change (`quorumfs.repair.settle`);
 * *resync* ejected replicas (`quorumfs.repair.rejoin`, `quorumfs.repair.resync`);
+* *resolve* what an administrator has decided (`quorumfs.repair.resolving`);
 * *verify* images that were adopted as they were (`quorumfs.repair.verify`);
 * *scrub*: read all there is, if an administrator asked for it (`quorumfs.repair.scrub`).
 
@@ -21,6 +22,7 @@ from quorumfs.decisions.ranges import RangeSet
 from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.rejoin import RETRY_S, Rejoin, Reopen
+from quorumfs.repair.resolving import Resolving
 from quorumfs.repair.resync import Resync
 from quorumfs.repair.rewrite import read_and_rewrite
 from quorumfs.repair.scrub import Scrub
@@ -76,6 +78,9 @@ class Repairs:
         self._rejoin = Rejoin(sidecars, Resync(work), reopen, present)
         self.scrub = Scrub(
             mirror, sidecars, limit=limit, every_s=scrub_every_s, repair_unasked=outvoted
+        )
+        self.resolving = Resolving(
+            Work(mirror, sidecars, limit), self.scrub, self._verification, lambda: self.undecided
         )
         self._told: set[str] = set()
         """Reasons why repairs stopped that the log has had since a repair last did something."""
@@ -148,6 +153,7 @@ class Repairs:
                 if not worked and not self._work.stopping:
                     with trio.move_on_after(RETRY_S[0]):
                         await changed.wait()
+        self.resolving.close()
         await self.scrub.close()
         self._stopped.set()
 
@@ -173,6 +179,7 @@ class Repairs:
     async def stop(self) -> None:
         """Stop repairing, and wait until the repair at work has ended."""
         self._work.stop()
+        self.resolving.stop_work()
         self.scrub.stop_work()
         self._sidecars.notify()
         patience_s = STOP_S
@@ -210,6 +217,8 @@ class Repairs:
             if error is not None:
                 raise error
             return False
+        if await self.resolving.step():
+            return True
         unverified = len(self._ledger.members) > 1 and self._map.count(UNVERIFIED)
         if unverified and await self._verification.verify():
             return True

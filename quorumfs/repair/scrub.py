@@ -206,6 +206,11 @@ class Scrub:
         return (self.done_bytes - one.began_at) / one.at_work_s
 
     @property
+    def undecided_bytes(self) -> int:
+        """Bytes in which replicas were found to differ, and nothing tells who is right."""
+        return sum(end - start for start, end in self.inspection.undecided)
+
+    @property
     def unrepaired(self) -> int:
         """Blocks known to be wrong on some replica, found by the last scrub or so far."""
         counts = self.last.counts if self.current is None else self.current.findings.counts

@@ -142,6 +142,38 @@ def test_two_that_differ_need_the_operator_also_after_a_mount(tmp_path: Path) ->
         assert status["last_scrub"]["places"] == []
 
 
+def test_an_administrator_decides_beside_the_guest(tmp_path: Path) -> None:
+    """Of two places first one, then all there are; a place that is not listed is left alone."""
+    places = [8 * MIB + BLOCK, 12 * MIB]
+    with filled(tmp_path, 2) as disk:
+        disk.expected_errors = ["MISMATCH_FOUND"]
+        images = list(disk.replicas)
+        with opened(disk.file) as fd:
+            before = os.pread(fd, SIZE, 0)
+        rot(images[1], places[0])
+        rot(images[0], places[1])
+        assert found(scrub(disk, exit_code=1))["undecided"] == 2
+        advice = quorumfs("status", disk.mountpoint, check=False)
+        assert advice.returncode == 3
+        assert f"quorumfs resolve --keep REPLICA {disk.mountpoint}" in advice.stdout
+        for wrong in (["--range=64M:4K"], ["--range=x"], ["--dry-run"]):
+            done = quorumfs("resolve", "--keep", "a.img", disk.mountpoint, *wrong, check=False)
+            assert done.returncode == 4, done.stderr
+        done = quorumfs(
+            "resolve", "--keep", images[0], disk.mountpoint, f"--range={places[0]}:4K", "--json"
+        )
+        told = json.loads(done.stdout)
+        assert (told["decided"], told["left"], told["written"]) == (BLOCK, 0, BLOCK)
+        assert disk.status()["undecided"] == [{"offset": places[1], "length": BLOCK}]
+        assert "4096 bytes" in quorumfs("resolve", "--keep", "b.img", disk.mountpoint).stdout
+        assert "nothing" in quorumfs("resolve", "--keep", "b.img", disk.mountpoint).stdout
+        disk.wait_healthy()
+        with opened(disk.file) as fd:
+            assert os.pread(fd, SIZE, 0) == before
+            os.fsync(fd)
+        assert same(images)
+
+
 def test_a_sector_that_one_cannot_be_read_at_is_rewritten(tmp_path: Path) -> None:
     """That is why people scrub: nobody has read it since it went bad."""
     with FaultFS(tmp_path) as store:

@@ -649,8 +649,7 @@ def test_a_differing_adoption_says_how_to_decide() -> None:
     (line,) = describe(status)
     assert line == (
         "the replicas differ in 128.0 KiB, and nothing tells which one is right: choose whose "
-        "data to keep: quorumfs umount /mnt/vdisk && quorumfs resolve --keep REPLICA "
-        "/nas1/a.img /nas2/b.img"
+        "data to keep there: quorumfs resolve --keep REPLICA /mnt/vdisk"
     )
 
 

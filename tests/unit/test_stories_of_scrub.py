@@ -18,6 +18,7 @@ from support.simulation.story import (
     EXTENTS,
     PAIR,
     QUAD,
+    RAW,
     TRIO,
     WRONG,
     Guest,
@@ -28,6 +29,7 @@ from support.simulation.story import (
 
 from quorumfs.decisions.scrub import Counts
 from quorumfs.repair.inspection import Find
+from quorumfs.repair.resolving import Choice
 from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 
@@ -183,6 +185,78 @@ async def read_on_one_only_for_a_moment(story: Story) -> None:
     await story.ends_well()
 
 
+async def decided(guest: Guest, kept: int, start: int = 0, end: int = DISK) -> Choice:
+    """An administrator's choice, once it was carried out."""
+    choice = Choice(guest.replica(kept), start, end)
+    guest.mounted.repairs.resolving.choose(choice)
+    await guest.until(choice.done.is_set, every_s=0.1)
+    return choice
+
+
+async def an_administrator_decides(story: Story) -> None:
+    """One place, then the other one, while a guest writes; nothing else is overwritten."""
+    async with story.mounted() as guest:
+        await guest.write(0, EXTENT)
+        await guest.flush()
+        right = [held(story, 0, at) for at in (BLOCK, CHUNK)]
+        for index, at in (0, BLOCK), (1, CHUNK):
+            story.world.replicas[index].image.rot(at, WRONG)
+        scrub = guest.mounted.repairs.scrub
+        await scrubbed(guest)
+        require(guest.mounted.repairs.undecided.overlaps(BLOCK, 2 * BLOCK), True)
+        story.world.replicas[1].image.rot(8 * BLOCK, WRONG)  # nobody was asked about that
+        choice = await decided(guest, 1, 0, CHUNK)
+        require((choice.error, choice.written), (None, BLOCK))
+        require([held(story, index, BLOCK) for index in (0, 1)], [right[0]] * 2)
+        require(held(story, 1, CHUNK), WRONG)
+        require(held(story, 1, 8 * BLOCK), WRONG)
+        require(scrub.last.counts.unrepaired, 1)
+        guest.begin(guest.write, CHUNK + BLOCK)
+        choice = await decided(guest, 0)
+        require((choice.error, choice.written), (None, BLOCK))
+        require([held(story, index, CHUNK) for index in (0, 1)], [right[1]] * 2)
+        require(list(scrub.inspection.undecided), [])
+        require(scrub.unrepaired, 0)
+        await guest.write(8 * BLOCK)
+    async with story.mounted() as guest:
+        require(list(guest.mounted.repairs.scrub.inspection.undecided), [])
+        require(await scrubbed(guest), Counts())
+    await story.ends_well()
+
+
+async def the_one_to_keep_cannot_be_read(story: Story) -> None:
+    """It says so, and nothing is overwritten."""
+    async with story.mounted() as guest:
+        await guest.write(0, EXTENT)
+        await guest.flush()
+        right = held(story, 1, BLOCK)
+        story.world.replicas[0].image.rot(BLOCK, WRONG)
+        await scrubbed(guest)
+        story.fail(1, {Kind.READ})
+        choice = await decided(guest, 1)
+        require(choice.error is not None and "cannot be read" in str(choice.error), True)
+        require(held(story, 0, BLOCK), WRONG)
+        require(guest.mounted.repairs.undecided.overlaps(BLOCK, 2 * BLOCK), True)
+        story.mend(1)
+        require((await decided(guest, 1)).error, None)
+        require(held(story, 0, BLOCK), right)
+    await story.ends_well()
+
+
+async def adopted_images_are_decided_on(story: Story) -> None:
+    """What differed since nobody knows when is decided, and then the images are verified."""
+    story.world.replicas[1].image.rot(EXTENTS[5] + BLOCK, WRONG)
+    right = held(story, 0, EXTENTS[5] + BLOCK)
+    async with story.mounted() as guest:
+        await guest.found_to_differ()
+        choice = await decided(guest, 0)
+        require((choice.error, choice.written), (None, BLOCK))
+        await guest.converged()
+        require(list(guest.mounted.repairs.undecided), [])
+        require(held(story, 1, EXTENTS[5] + BLOCK), right)
+    await story.ends_well()
+
+
 async def goes_on_after(story: Story, *, kill: bool) -> None:
     """The next mount goes on where this one was, and what was found is not forgotten."""
     async with story.mounted() as guest:
@@ -272,6 +346,9 @@ STORIES: dict[Script, Sequence[Setup]] = {
     one_has_a_bad_sector: [*FOR_THREE, *FOR_TWO],
     a_bad_sector_beside_rot: [TRIO],
     read_on_one_only_for_a_moment: [EQUALS],
+    an_administrator_decides: [PAIR, EQUALS],
+    the_one_to_keep_cannot_be_read: [EQUALS],
+    adopted_images_are_decided_on: [RAW, replace(RAW, threshold=2, fifo=False)],
     goes_on_after_a_crash: [TRIO],
     goes_on_after_an_unmount: [TRIO],
     one_is_ejected_meanwhile: [TRIO, replace(PAIR, threshold=1)],

@@ -32,6 +32,8 @@ class MountOptions:
     """Bytes; None: by the size of the disk."""
     resync_rate: int | None = None
     """Bytes a second; None: no limit."""
+    scrub_every_s: float | None = None
+    """How long after a scrub the next one begins by itself; None: none does."""
     rewrite_corrupted: bool = False
     blkverify: bool = False
     read_only: bool = False
@@ -92,6 +94,16 @@ def _duration(text: str) -> float:
     if not 0.1 <= seconds <= 3600:
         raise RefusedError("a time from 100ms to 60m, like 8s")
     return seconds
+
+
+def _interval(text: str) -> float | None:
+    if text == "off":
+        return None
+    match = re.fullmatch(r"([0-9]{1,5})([dhm])", text)
+    seconds = int(match[1]) * {"d": 86400, "h": 3600, "m": 60}[match[2]] if match else 0
+    if not 60 <= seconds <= 3650 * 86400:
+        raise RefusedError("a time from 1m to 3650d with d, h or m, like 30d, or off")
+    return float(seconds)
 
 
 def parse_size(text: str) -> int:
@@ -227,6 +239,14 @@ OPTIONS: Mapping[str, Option] = {
             "yields to the guest in any case)",
         ),
         Option(
+            "scrub-every",
+            "TIME",
+            _interval,
+            "scrub_every_s",
+            "begin a scrub when the last one ended so long ago, like 30d (default: off); with "
+            "rewrite-corrupted it repairs",
+        ),
+        Option(
             "replica-timeout",
             "TIME",
             _duration,
@@ -360,6 +380,11 @@ def _check_together(options: MountOptions, replicas: int) -> None:
                 f"option {name}: got it from an ordinary user, allowed: root alone; a user's mount "
                 f"is no{name}"
             )
+    if options.scrub_every_s is not None and (options.read_only or options.metadata == "none"):
+        raise UsageError(
+            "option scrub-every: got it with ro or metadata=none, allowed: a set with sidecars "
+            "that is mounted for writing, which remembers when it was scrubbed"
+        )
     if {"allow_other", "allow_root"} <= options.kernel_flags:
         raise UsageError("option allow_root: got allow_other too, allowed: one of them")
 

@@ -16,6 +16,7 @@ from quorumfs.cli.output import (
     watched_stdout,
 )
 from quorumfs.cli.resolve import resolve
+from quorumfs.cli.scrub import scrub
 from quorumfs.cli.status import status
 from quorumfs.cli.umount import umount
 from quorumfs.errors import ExitCode, UserError
@@ -39,6 +40,7 @@ quorumfs.add_command(remove)
 quorumfs.add_command(replace)
 quorumfs.add_command(examine)
 quorumfs.add_command(resolve)
+quorumfs.add_command(scrub)
 
 
 def main() -> None:

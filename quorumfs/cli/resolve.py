@@ -1,9 +1,13 @@
 """``quorumfs resolve``."""
 
 import json
+from pathlib import Path
 
 import click
 
+from quorumfs.cli.acting import act
+from quorumfs.cli.membership import named
+from quorumfs.errors import UsageError
 from quorumfs.mount.daemon import in_child_process
 
 
@@ -13,16 +17,55 @@ from quorumfs.mount.daemon import in_child_process
 @click.option(
     "--takeover", is_flag=True, help="Also where another host, which is down, has them open."
 )
+@click.option(
+    "--range",
+    "range_",
+    metavar="OFFSET:LENGTH",
+    help="Of a mounted set: decide only there; bytes, or with K, M, G, T.",
+)
+@click.option(
+    "--runtime-dir",
+    type=click.Path(path_type=Path, resolve_path=True),
+    help="Of a mounted set: where mount was told to keep what commands need.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.argument("replicas", nargs=-1, required=True, metavar="REPLICA...")
+@click.argument("replicas", nargs=-1, required=True, metavar="MOUNTPOINT | REPLICA...")
 def resolve(
-    keep: str, dry_run: bool, takeover: bool, as_json: bool, replicas: tuple[str, ...]
+    keep: str,
+    dry_run: bool,
+    takeover: bool,
+    range_: str | None,
+    runtime_dir: Path | None,
+    as_json: bool,
+    replicas: tuple[str, ...],
 ) -> None:
-    """Decide after a split brain, or where adopted images differ: all become copies of --keep.
+    """Decide whose data is right, where nothing else tells.
 
-    REPLICA... are all replicas, the one to keep among them; none may be mounted. Only sidecars are
-    written: the next mount copies what differs. An image without a sidecar becomes a member.
+    With the MOUNTPOINT of a set in use: where its replicas differ and none has a majority (see
+    status), all get what --keep holds.
+
+    With REPLICA..., after a split brain, or where adopted images differ: all become copies of
+    --keep, which is among them; none may be mounted. Only sidecars are written: the next mount
+    copies what differs. An image without a sidecar becomes a member.
     """
+    if len(replicas) == 1 and _is_mountpoint(replicas[0]):
+        if dry_run or takeover:
+            raise UsageError("--dry-run, --takeover: got a mount point too, allowed: replicas")
+        offset, length = (None, None) if range_ is None else _range(range_)
+        act(
+            replicas[0],
+            "resolve",
+            as_json=as_json,
+            runtime_dir=runtime_dir,
+            keep=named(keep),
+            offset=offset,
+            length=length,
+        )
+        return
+    if range_ is not None:
+        raise UsageError(
+            f"--range: got replicas too, allowed: a mount point; {replicas[0]} is none"
+        )
     from quorumfs.mount import administration  # noqa: PLC0415 (see mount)
 
     resolution = in_child_process(
@@ -45,3 +88,27 @@ def resolve(
     for one in resolution.overwritten:
         will = "would be" if dry_run else "will be, at the next mount,"
         click.echo(f"{one.path} {will} overwritten in up to {one.differs_at_most} bytes: {one.why}")
+
+
+def _is_mountpoint(path: str) -> bool:
+    """Whether *path* is where a set is mounted."""
+    from quorumfs.control import client  # noqa: PLC0415 (not needed for --help)
+
+    try:
+        client.find(path)
+    except client.NotMountedError:
+        return False
+    return True
+
+
+def _range(text: str) -> tuple[int, int]:
+    """The offset and the length (bytes) in *text*. Raises `UsageError`."""
+    from quorumfs import options  # noqa: PLC0415
+
+    offset, _, length = text.partition(":")
+    try:
+        return 0 if offset == "0" else options.parse_size(offset), options.parse_size(length)
+    except options.RefusedError:
+        raise UsageError(
+            f"--range: got {text!r}, allowed: OFFSET:LENGTH in bytes, or with K, M, G or T"
+        ) from None

@@ -16,8 +16,10 @@ from quorumfs.control import schema
 from quorumfs.control.status import (
     SCHEMA,
     DiskState,
+    LastScrub,
     ReplicaStatus,
     ResyncStatus,
+    ScrubStatus,
     Status,
     describe,
     human_bytes,
@@ -336,6 +338,51 @@ def resync_line(resync: ResyncStatus) -> str:
     )
 
 
+def scrub_line(scrub: ScrubStatus) -> str:
+    """How far a scrub is, and what it has found."""
+    percent = 100 * scrub.done_bytes // scrub.total_bytes if scrub.total_bytes else 100
+    left = "unknown time" if scrub.eta_s is None else human_time(scrub.eta_s)
+    pace = f"{human_bytes(scrub.rate_bytes_per_s)}/s, {left} left"
+    if scrub.paused:
+        pace = "paused"
+    elif scrub.waits:
+        pace = f"it waits: {printable(scrub.waits)}"
+    return (
+        f"scrub: {percent} %, {human_bytes(scrub.done_bytes)} of "
+        f"{human_bytes(scrub.total_bytes)}, {pace}; {found_by(scrub)}"
+    )
+
+
+def last_scrub_line(last: LastScrub) -> str:
+    """What the last scrub found."""
+    end = "was stopped" if last.stopped else "ended"
+    ended = f"{end} {printable(last.ended)} after {human_time(last.seconds)}"
+    return f"last scrub {ended}: {found_by(last)}"
+
+
+def found_by(scrub: ScrubStatus | LastScrub) -> str:
+    """What a scrub found, in blocks."""
+    counts = {
+        "mismatches": scrub.mismatches,
+        "unreadable": scrub.unreadable,
+        "repaired": scrub.repaired,
+        "undecided": scrub.undecided,
+        "left as they were": scrub.unrepaired,
+    }
+    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return told or "0 mismatches"
+
+
+def scrub_lines(status: Status) -> list[str]:
+    """All there is to say of scrubs."""
+    lines = [] if status.scrub is None else [scrub_line(status.scrub)]
+    if status.last_scrub is not None:
+        lines.append(last_scrub_line(status.last_scrub))
+    if status.next_scrub is not None:
+        lines.append(f"next scrub: {printable(status.next_scrub)}")
+    return lines
+
+
 # For pipes and files: stable, no colours, no wrapping
 
 
@@ -353,6 +400,7 @@ def plain(answer: Answer) -> str:
     lines += [f"  note: {printable(note)}" for note in status.notes]
     if status.resync is not None:
         lines.append(f"  {resync_line(status.resync)}")
+    lines += [f"  {line}" for line in scrub_lines(status)]
     lines += [f"  {line}" for line in table(map(replica_row, status.replicas))]
     lines += [f"  errors of {line}" for line in map(errors_line, status.replicas) if line]
     return "\n".join(lines) + "\n"
@@ -424,6 +472,11 @@ def _parts(answer: Answer, *, wide: bool) -> "Iterable[RenderableType]":
         yield indented(resync_line(resync))
         bar = ProgressBar(total=resync.total_bytes or 1, completed=resync.done_bytes, width=40)
         yield Padding(bar, (0, 0, 0, 2))
+    for line in scrub_lines(status):
+        yield indented(line)
+        if (scrub := status.scrub) is not None and line == scrub_line(scrub):
+            bar = ProgressBar(total=scrub.total_bytes or 1, completed=scrub.done_bytes, width=40)
+            yield Padding(bar, (0, 0, 0, 2))
     replicas = Table(box=None, padding=(0, 1), header_style="dim")
     for name, side, always in COLUMNS:
         if wide or always:

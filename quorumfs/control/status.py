@@ -280,6 +280,75 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubPlace:
+    """A place at which a scrub found something."""
+
+    offset: int
+    """Bytes."""
+    length: int
+    """Bytes."""
+    replica: str | None
+    """The path of the one that is wrong there; None: nobody knows which one is."""
+    blame: Word
+    """``majority``, ``undecided`` or ``unreadable``."""
+    repaired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubStatus:
+    """A scrub that is under way; `added_up` makes its progress add up."""
+
+    number: int
+    """Counts the scrubs of the set."""
+    done_bytes: int
+    """Of the disk; holes are passed over at once."""
+    total_bytes: int
+    rate_bytes_per_s: int
+    eta_s: int | None
+    """None: nobody knows."""
+    mismatches: int
+    """Blocks of 4096 bytes that the replicas hold differently; so far, as all these."""
+    repaired: int
+    """Blocks that were made good."""
+    unreadable: int
+    """Blocks that some replica could not be read at."""
+    undecided: int
+    """Blocks that differ, and nothing tells which replica is right."""
+    unrepaired: int
+    """Blocks that were left as they were found."""
+    paused: bool = False
+    repair: bool = False
+    """It repairs what is certain."""
+    waits: str | None = None
+    """Why it does not go on although it is not paused."""
+    limit_bytes_per_s: int | None = None
+    places: tuple[ScrubPlace, ...] = ()
+    """The first ones that it found since the mount."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastScrub:
+    """The last scrub that ended."""
+
+    number: int
+    """Counts the scrubs of the set."""
+    ended: str
+    """By the clock of its host, in UTC."""
+    seconds: int
+    """How long it was at work."""
+    stopped: bool
+    """Before it had seen everything."""
+    mismatches: int
+    """Blocks of 4096 bytes, as for `ScrubStatus`."""
+    repaired: int
+    unreadable: int
+    undecided: int
+    unrepaired: int
+    places: tuple[ScrubPlace, ...] = ()
+    """The first ones that it found; none if it ended before the mount."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """One mount at one moment."""
 
@@ -297,13 +366,19 @@ class Status:
     replicas: tuple[ReplicaStatus, ...]
     """In the order of the command line."""
     resync: ResyncStatus | None = None
-    scrub: Mapping[str, Any] | None = None
-    """None: there is none."""
+    scrub: ScrubStatus | None = None
+    """None: none is under way."""
     metadata: Word = "sidecar"
     """What the set remembers when it is not mounted: ``sidecar`` or ``none``."""
     read_only: bool = False
     undecided_bytes: int = 0
     """Where replicas differ, and no rule tells which one is right."""
+    undecided: tuple[Place, ...] = ()
+    """The first of these places."""
+    last_scrub: LastScrub | None = None
+    """None: none has ended yet."""
+    next_scrub: str | None = None
+    """When the next one begins by itself, by the clock of its host, in UTC; None: it does not."""
     unreadable: tuple[Place, ...] = ()
     """Where no replica can be read: a read gets an error there until somebody writes there."""
     notes: tuple[str, ...] = ()
@@ -342,16 +417,25 @@ def progress(
     total_bytes: int,
     rate_bytes_per_s: float,
 ) -> ResyncStatus:
-    """A `ResyncStatus` never more than complete, with the time it may take at this rate.
+    """A `ResyncStatus` with sums as `added_up`.
 
     The total may grow and shrink under way, for guests write meanwhile.
+    """
+    return ResyncStatus(replica, *added_up(done_bytes, total_bytes, rate_bytes_per_s), kind)
+
+
+def added_up(
+    done_bytes: int, total_bytes: int, rate_bytes_per_s: float
+) -> tuple[int, int, int, int | None]:
+    """What is done, of how much, how fast, and how long (seconds) the rest takes at this rate.
+
+    Never more than all is done.
     """
     total_bytes = max(total_bytes, 0)
     done_bytes = min(max(done_bytes, 0), total_bytes)
     rate = max(int(rate_bytes_per_s), 0)
     left = total_bytes - done_bytes
-    eta_s = -(-left // rate) if rate else None if left else 0
-    return ResyncStatus(replica, done_bytes, total_bytes, rate, eta_s, kind)
+    return done_bytes, total_bytes, rate, -(-left // rate) if rate else None if left else 0
 
 
 def overall_state(
@@ -408,7 +492,13 @@ def describe(status: Status) -> list[str]:
     if status.undecided_bytes:
         lines.append(
             f"the replicas differ in {human_bytes(status.undecided_bytes)}, and nothing tells "
-            f"which one is right: choose whose data to keep: {_resolve(status, 'REPLICA')}"
+            "which one is right: choose whose data to keep there: quorumfs resolve --keep REPLICA "
+            f"{_quoted(status.mountpoint)}"
+        )
+    if left := _left_by_scrub(status):
+        lines.append(
+            f"a scrub found a replica to be wrong in {left} blocks, which were left as they were: "
+            f"quorumfs scrub --repair {_quoted(status.mountpoint)}"
         )
     if status.resync is None:
         if len(lines) == 0:
@@ -425,6 +515,12 @@ def describe(status: Status) -> list[str]:
             + ("" if any(map(_advised, status.replicas)) else "; nothing to do")
         )
     return lines
+
+
+def _left_by_scrub(status: Status) -> int:
+    """Blocks that a scrub found wrong and left, but for those that a person must decide."""
+    scrubs = [one for one in (status.scrub, status.last_scrub) if one is not None]
+    return max((one.unrepaired - one.undecided for one in scrubs), default=0)
 
 
 def _unreadable(status: Status) -> str:

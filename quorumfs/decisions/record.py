@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from quorumfs.decisions.dirtymap import DirtyMap
+from quorumfs.decisions.scrub import NO_SCRUB, ScrubRecord
 
 SUFFIX = ".quorumfs"
 ANCESTORS_MAX = 32
@@ -235,6 +236,8 @@ class Sidecar:
     """Bytes ``[start, end)`` that could be read on none of their holders."""
     unreadable_number: int = 0
     """The version number of `unreadable`."""
+    scrub: ScrubRecord = NO_SCRUB
+    """What is remembered of scrubs."""
 
     @property
     def slot(self) -> int:

@@ -9,6 +9,7 @@ Pages of 4096 bytes; all numbers little endian::
     page 2        the claim of the mount that has the set in use: `quorumfs.decisions.claim`
     page 3        ranges of bytes that no replica can be read at, with a checksum; zeros: none
     page 4, 5 …   the dirty map: 4080 chunks and a checksum each
+    then          the scrubs: `quorumfs.decisions.scrub`; a file may end before
 
 A **slot** holds the *record*, which all members share, and the facts of this replica alone::
 
@@ -42,6 +43,16 @@ number, so that a page that landed at the wrong place is noticed. An unreadable 
 The **unreadable** ranges are in both halves of their page, the latest version and the version
 before, so that one is left if the other is torn: a u64 with the number of the version, a u32 with
 their count, a u64 start and a u64 end of each, and the xxh3-128 of that, followed by the set id.
+
+The **scrubs** are in both halves of their page, as the unreadable ranges are: two versions, of
+which the one with the higher number counts. Integers, in this order, with the meaning that
+`quorumfs.decisions.scrub.ScrubRecord` gives them: version u64; number u64; u8 (1 running, 2 paused,
+4 repairing); position u64; five counts u64; seconds, ended, took u64; stopped u8; five counts u64;
+a u32 count and as many ranges of u64 start, u64 end. Then the xxh3-128 of that, followed by the set
+id and the offset of the page (u64). Without a good half there was no scrub. Nothing else depends on
+that page, and a program that knows nothing of it takes the map for the end of the file. The page
+does not lie beside the claim: a late write of a host that has lost the set must not reach the claim
+of the next one.
 
 Version 1 had no mounts, neither in the list nor in the roles. It is read, and written as version 2,
 because a program that knows only version 1 would not record its own mounts.
@@ -86,6 +97,7 @@ from quorumfs.decisions.record import (
     RoleState,
     Sidecar,
 )
+from quorumfs.decisions.scrub import NO_SCRUB, decode_scrub, encode_scrub
 
 MAGIC = b"QUORUMFS"
 VERSIONS = (1, 2, 3)
@@ -127,7 +139,7 @@ class UnknownVersionError(FormatError):
 
 
 def file_size(disk_map: DirtyMap) -> int:
-    """Bytes of the sidecar for a map of this shape."""
+    """Bytes that the sidecar for a map of this shape has at least: up to the end of the map."""
     return MAP_OFFSET + pages(disk_map) * PAGE
 
 
@@ -199,6 +211,11 @@ def encode(sidecar: Sidecar) -> bytes:
         number = sidecar.unreadable_number
         offset, listed = encode_unreadable(sidecar.unreadable, sidecar.record.set_id, number)
         content[offset : offset + len(listed)] = listed
+    if sidecar.scrub != NO_SCRUB:
+        place = len(content)
+        content += bytes(PAGE)
+        offset, version = encode_scrub(sidecar.scrub, sidecar.record.set_id, place)
+        content[offset : offset + len(version)] = version
     return bytes(content)
 
 
@@ -241,14 +258,16 @@ def _decode_unreadable(
 def decode(content: bytes) -> Sidecar:
     """Decode a whole sidecar file, whatever damage it has, and whatever program wrote it.
 
-    Bytes behind the map are ignored. Raises `FormatError` if neither slot can be read or the slots
-    contradict each other, `UnknownVersionError` if a slot is of an unknown version.
+    Bytes behind the last page are ignored. Raises `FormatError` if neither slot can be read or the
+    slots contradict each other, `UnknownVersionError` if a slot is of an unknown version.
     """
     committed, prepared, damage = _decode_slots(content)
     disk_map, unreadable = _decode_map(content, committed.record)
     if unreadable:
         damage.append(f"{unreadable} of {pages(disk_map)} map pages")
     number, ranges = _decode_unreadable(content, committed.record, damage)
+    place, set_id = file_size(disk_map), committed.record.set_id
+    scrub = decode_scrub(content[place : place + PAGE], set_id, place, disk_map.size)
     return Sidecar(
         committed.replica_id,
         committed.record,
@@ -259,16 +278,17 @@ def decode(content: bytes) -> Sidecar:
         tuple(damage),
         ranges,
         number,
+        scrub,
     )
 
 
-def map_bytes(head: bytes) -> int:
-    """The bytes of the map in a sidecar whose first `MAP_OFFSET` bytes are *head*.
+def bytes_behind(head: bytes) -> int:
+    """The bytes of the map and the scrubs in a sidecar whose first `MAP_OFFSET` bytes are *head*.
 
     Raises as `decode`.
     """
     record = _decode_slots(head)[0].record
-    return -(-record.chunks // CHUNKS_PER_PAGE) * PAGE
+    return (-(-record.chunks // CHUNKS_PER_PAGE) + 1) * PAGE
 
 
 def _decode_slots(content: bytes) -> tuple["_Slot", Record | None, list[str]]:

@@ -10,13 +10,14 @@ import logging
 import math
 import os
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any
 
 import trio
 
 from quorumfs.decisions.claim import Claim
+from quorumfs.decisions.scrub import Counts
 from quorumfs.replica.storage import Kind
 
 log = logging.getLogger(__name__)
@@ -149,6 +150,42 @@ class EventLog:
         members = {"reference": self._reference, "offset": offset, "length": length}
         text = f"the replicas differ at {offset}, {length} bytes, and none has a majority"
         self._offer(("differs",), Event("MISMATCH_FOUND", members, text, logging.ERROR))
+
+    def mismatch(self, offset: int, length: int, replica: str | None) -> None:
+        """A scrub found a difference: *replica* is outvoted; None: none has a majority."""
+        blame = "undecided" if replica is None else "majority"
+        members = {
+            "reference": self._reference,
+            "offset": offset,
+            "length": length,
+            "replica": replica,
+            "blame": blame,
+        }
+        text = f"the replicas differ at {offset}, {length} bytes, and none has a majority"
+        level = logging.ERROR
+        if replica is not None:
+            text = f"{replica} differs from the majority at {offset}, {length} bytes"
+            level = logging.WARNING
+        self._offer(("mismatch", replica), Event("MISMATCH_FOUND", members, text, level))
+
+    def scrub_started(self, length: int, *, repair: bool) -> None:
+        """A scrub of a disk of *length* bytes began."""
+        members = {"reference": self._reference, "bytes": length, "repair": repair}
+        text = f"scrub started: {length} bytes" + (", to repair what is certain" if repair else "")
+        self._tell(Event("SCRUB_STARTED", members, text, logging.INFO))
+
+    def scrub_finished(self, counts: Counts, seconds: int, *, stopped: bool) -> None:
+        """A scrub ended after *seconds* of work, at the end of the disk unless it was *stopped*."""
+        members = {"reference": self._reference, **asdict(counts)}
+        members |= {"seconds": seconds, "stopped": stopped}
+        text = (
+            f"scrub {'stopped' if stopped else 'finished'} after {seconds} s: blocks with a "
+            f"mismatch {counts.mismatches}, unreadable {counts.unreadable}, repaired "
+            f"{counts.repaired}, undecided {counts.undecided}, left as they were "
+            f"{counts.unrepaired}"
+        )
+        level = logging.WARNING if counts.unrepaired else logging.INFO
+        self._tell(Event("SCRUB_FINISHED", members, text, level))
 
     def unreadable(self, offset: int, length: int) -> None:
         """These bytes can be read on none of their holders."""

@@ -50,7 +50,7 @@ class Membership:
     async def offline(self, request: Request, action: Action) -> dict[str, Any]:
         """Take a replica out: its image is then a copy of the disk at one moment, and free."""
         async with self._changing:
-            replica = self._named(request.text("replica"))
+            replica = self.named(request.text("replica"))
             if replica.standing is not Standing.OFFLINE:
                 await self._leave(replica, action, self._sidecars.enrolment.take_out)
             await self._await_close(replica, action)
@@ -59,7 +59,7 @@ class Membership:
     async def online(self, request: Request, _: Action) -> dict[str, Any]:
         """Take a replica in again: it gets what was written meanwhile."""
         async with self._changing:
-            replica = self._named(request.text("replica"))
+            replica = self.named(request.text("replica"))
             if replica.standing.is_written:
                 return self._told(replica, f"{replica.path} is {replica.state.value} already")
             if replica.standing is Standing.OFFLINE:
@@ -160,7 +160,7 @@ class Membership:
                 path = self._ledger.record.roles[slot].path
                 await enrolment.remove_absent(slot)
                 return {"message": self._removed(path), "replica": path}
-            replica = self._named(name)
+            replica = self.named(name)
             self._require_count()
             await self._leave(replica, action, enrolment.remove)
             await self._await_close(replica, action)
@@ -209,14 +209,14 @@ class Membership:
             **more,
         }
 
-    def _named(self, name: str) -> Replica:
+    def named(self, name: str) -> Replica:
         """The replica with this path, file name or id. Raises `UserError`."""
         if (replica := self._find(name)) is None:
             raise self._unknown(name)
         return replica
 
     def _find(self, name: str) -> Replica | None:
-        """As `_named`; None if there is none."""
+        """As `named`; None if there is none."""
         replicas = [replica for replica in self._disk.replicas if replica.slot is not None]
         roles = self._ledger.record.roles
         for matches in (

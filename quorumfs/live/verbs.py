@@ -6,6 +6,8 @@ from quorumfs.disk.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.live.actions import Action, Request, Verb
 from quorumfs.live.membership import Membership
+from quorumfs.live.resolving import Deciding
+from quorumfs.live.scrubbing import Scrubbing
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.options import MountOptions
 from quorumfs.repair.repairs import Repairs
@@ -25,10 +27,12 @@ def verbs(
         "add": membership.add,
         "remove": membership.remove,
         "replace": membership.replace,
+        "scrub": Scrubbing(repairs).scrub,
+        "resolve": Deciding(disk, repairs, membership.named).resolve,
     }
 
 
-_OF_SIDECARS = ("offline", "online", "add", "remove", "replace")
+_OF_SIDECARS = ("offline", "online", "add", "remove", "replace", "scrub", "resolve")
 
 
 async def _refuse(_: Request, action: Action) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from contextlib import suppress
 import trio
 
 from quorumfs.decisions.model import Found
+from quorumfs.decisions.scrub import ScrubRecord, encode_scrub
 from quorumfs.decisions.sidecar import (
     MAP_OFFSET,
     PAGE,
@@ -18,6 +19,7 @@ from quorumfs.decisions.sidecar import (
     UNREADABLE_OFFSET,
     encode_pages,
     encode_unreadable,
+    file_size,
     page_runs,
     pages,
 )
@@ -123,6 +125,19 @@ class Recorder:
     def _unreadable_piece(self) -> tuple[int, bytes]:
         ledger, number = self.ledger, self._unreadable_number
         return encode_unreadable(ledger.agreement.unreadable, ledger.record.set_id, number)
+
+    async def write_scrub(self, record: ScrubRecord) -> None:
+        """Have the members remember what *record* says of scrubs.
+
+        A member that cannot is not ejected for that: nothing of the data depends on it. Raises
+        `OSError` if a different mount has the set.
+        """
+        async with self.lock:
+            await self.claims.look(self.ledger.members)
+            self.claims.require_ours()
+            place = file_size(self.ledger.map)
+            piece = encode_scrub(record, self.ledger.record.set_id, place)
+            await self.writer.put(self.ledger.members, piece)
 
     async def _write_to_all_locked(self, piece: tuple[int, bytes]) -> None:
         """Write *piece* to the sidecar of each member, ejecting members that fail."""

@@ -26,6 +26,7 @@ import trio
 from quorumfs.decisions.claim import Claim, Tenure
 from quorumfs.decisions.model import Found, Plan
 from quorumfs.decisions.record import random_identity
+from quorumfs.decisions.scrub import NO_SCRUB
 from quorumfs.decisions.voting import voted_error
 from quorumfs.metadata.claims import Claims
 from quorumfs.metadata.enrolment import Enrolment
@@ -78,6 +79,16 @@ class Sidecars:
         self.recorder = Recorder(self.ledger, self.claims, writer)
         self.joining = Joining(self.recorder)
         self.enrolment = Enrolment(self.recorder, self._serve)
+        self.scrub = max(
+            (
+                one.sidecar.scrub
+                for replica, one in zip(replicas, found, strict=True)
+                if one.sidecar and replica.standing.is_member
+            ),
+            key=lambda scrub: scrub.version,
+            default=NO_SCRUB,
+        )
+        """What the members remembered of scrubs when the set was mounted."""
         self._read_only = read_only
         for replica, one in zip(replicas, found, strict=True):
             self._serve(replica)

@@ -174,6 +174,7 @@ class ReplicaSet:
             present=present,
             limit=options.resync_rate,
             outvoted=options.rewrite_corrupted,
+            scrub_every_s=options.scrub_every_s,
         )
         return Disk(mirror, repairs, zero_kind=zero_kind), repairs
 

@@ -3,6 +3,8 @@
 import errno
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from types import MappingProxyType
 
 import trio
@@ -14,13 +16,17 @@ from quorumfs.control.status import (
     ErrorCounts,
     Fenced,
     LastError,
+    LastScrub,
     Place,
     ReplicaStatus,
     ResyncKind,
     ResyncStatus,
+    ScrubPlace,
+    ScrubStatus,
     Status,
     Trouble,
     Waiting,
+    added_up,
     human_time,
     no_answer,
     overall_state,
@@ -30,12 +36,17 @@ from quorumfs.decisions.model import Standing
 from quorumfs.disk.disk import Disk
 from quorumfs.metadata.protocol import ReplicaReport
 from quorumfs.options import MountOptions
+from quorumfs.repair.inspection import Find
 from quorumfs.repair.repairs import Repairs
+from quorumfs.repair.scrub import Scrub
 from quorumfs.replica.health import Failure, Sort
 from quorumfs.replica.replica import Replica
 
 SLOW_S = 5.0
 """What a replica does not answer for longer than this is worth saying."""
+
+PLACES_MAX = 256
+"""Undecided places that are listed."""
 
 TRIED_AGAIN_S = 5.0
 """A write that failed, and that repairs cannot do either, fails again well within this time."""
@@ -85,10 +96,9 @@ def take(
         )
         for absent in whole.absent
     ]
-    undecided = 0
-    if repairs is not None:
-        chunks = sum(end - start for start, end in repairs.differing)
-        undecided = chunks * repairs.chunk_size
+    undecided = [] if repairs is None else [Place(s, e - s) for s, e in repairs.undecided]
+    undecided_bytes = sum(place.length for place in undecided)
+    scrub = None if repairs is None else repairs.scrub
     unreadable = tuple(Place(start, end - start) for start, end in disk.metadata.ledger.unreadable)
     by = disk.metadata.fenced
     return Status(
@@ -100,8 +110,10 @@ def take(
         state=overall_state(
             replicas,
             vote_threshold=disk.threshold,
-            unsettled=whole.unequal or whole.unverified,
-            undecided_bytes=undecided,
+            unsettled=whole.unequal
+            or whole.unverified
+            or (scrub is not None and scrub.unrepaired > 0),
+            undecided_bytes=undecided_bytes,
             unreadable=bool(unreadable),
             fenced=by is not None,
             stands_still=standstill is not None,
@@ -112,7 +124,11 @@ def take(
         resync=_resync(repairs, now),
         metadata=whole.metadata,
         read_only=options.read_only,
-        undecided_bytes=undecided,
+        undecided_bytes=undecided_bytes,
+        undecided=tuple(undecided[:PLACES_MAX]),
+        scrub=None if scrub is None else _scrub(scrub),
+        last_scrub=None if scrub is None else _last_scrub(scrub),
+        next_scrub=None if scrub is None else _next_scrub(scrub),
         unreadable=unreadable,
         notes=notes,
         fenced=None if by is None else Fenced(by.host, by.pid, by.since),
@@ -259,6 +275,51 @@ def _told(failure: Failure, now: float) -> LastError:
 def _seconds(since: float, now: float) -> int:
     """Whole seconds from *since* until *now*, after which the loop may have gone on."""
     return max(0, int(now - since))
+
+
+def _scrub(scrub: Scrub) -> ScrubStatus | None:
+    one = scrub.current
+    if one is None:
+        return None
+    sums = added_up(scrub.done_bytes, scrub.total_bytes, scrub.rate_bytes_per_s)
+    return ScrubStatus(
+        scrub.number,
+        *sums,
+        **asdict(one.findings.counts),
+        paused=one.paused,
+        repair=one.repair,
+        waits=scrub.hindrance,
+        limit_bytes_per_s=scrub.limit,
+        places=_places(one.findings.finds),
+    )
+
+
+def _last_scrub(scrub: Scrub) -> LastScrub | None:
+    last = scrub.last
+    if not last.at:
+        return None
+    return LastScrub(
+        number=last.number,
+        ended=_in_utc(last.at),
+        seconds=last.took,
+        stopped=last.stopped,
+        **asdict(last.counts),
+        places=_places(last.finds),
+    )
+
+
+def _next_scrub(scrub: Scrub) -> str | None:
+    at = scrub.next_at
+    return None if at is None or scrub.current is not None else _in_utc(at)
+
+
+def _places(finds: Sequence[Find]) -> tuple[ScrubPlace, ...]:
+    return tuple(ScrubPlace(**asdict(find)) for find in finds)
+
+
+def _in_utc(seconds: float) -> str:
+    """A time since 1970, for people and programs."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _resync(repairs: Repairs | None, now: float) -> ResyncStatus | None:

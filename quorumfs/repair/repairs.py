@@ -1,10 +1,12 @@
 """The repairs of a disk: make the replicas equal again, without being asked.
 
-There are three kinds of work, done in this order, under the disk's locks and beside the guest:
+There are five kinds of work, done in this order, under the disk's locks and beside the guest:
 
 * *settle* divergent chunks, after a crash or a failed change (`quorumfs.repair.settle`);
 * *resync* ejected replicas (`quorumfs.repair.rejoin`, `quorumfs.repair.resync`);
-* *verify* images that were adopted as they were (`quorumfs.repair.verify`).
+* *resolve* what an administrator has decided (`quorumfs.repair.resolving`);
+* *verify* images that were adopted as they were (`quorumfs.repair.verify`);
+* *scrub*: read all there is, if an administrator asked for it (`quorumfs.repair.scrub`).
 
 Any of this work can stop at any point, with the process or with a replica, and be done again.
 """
@@ -20,8 +22,10 @@ from quorumfs.decisions.ranges import RangeSet
 from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.rejoin import RETRY_S, Rejoin, Reopen
+from quorumfs.repair.resolving import Resolving
 from quorumfs.repair.resync import Resync
 from quorumfs.repair.rewrite import read_and_rewrite
+from quorumfs.repair.scrub import Scrub
 from quorumfs.repair.settle import Settling
 from quorumfs.repair.verify import Verification
 from quorumfs.repair.work import Progress, Work
@@ -55,11 +59,14 @@ class Repairs:
         present: dict[Replica, Found],
         limit: int | None = None,
         outvoted: bool = False,
+        scrub_every_s: float | None = None,
     ) -> None:
         """*present*: what was found of each replica that is open and not current.
 
         *limit*: bytes a second, at most.
-        *outvoted*: a read also rewrites a member that a strict majority outvotes.
+        *outvoted*: a read also rewrites a member that a strict majority outvotes, and so does a
+        scrub that begins by itself.
+        *scrub_every_s*: how long (seconds) after a scrub the next one begins by itself.
         """
         self._mirror = mirror
         self._sidecars = sidecars
@@ -69,6 +76,12 @@ class Repairs:
         self._settling = Settling(work)
         self._verification = Verification(work)
         self._rejoin = Rejoin(sidecars, Resync(work), reopen, present)
+        self.scrub = Scrub(
+            mirror, sidecars, limit=limit, every_s=scrub_every_s, repair_unasked=outvoted
+        )
+        self.resolving = Resolving(
+            Work(mirror, sidecars, limit), self.scrub, self._verification, lambda: self.undecided
+        )
         self._told: set[str] = set()
         """Reasons why repairs stopped that the log has had since a repair last did something."""
         self._stopped = trio.Event()
@@ -104,9 +117,12 @@ class Repairs:
         return self._verification.differing
 
     @property
-    def chunk_size(self) -> int:
-        """Bytes of a chunk."""
-        return self._map.chunk_size
+    def undecided(self) -> RangeSet:
+        """Bytes in which replicas differ, and nothing tells which one is right."""
+        undecided = self.scrub.inspection.undecided.union(RangeSet())
+        for start, end in self.differing:
+            undecided.add(*self._map.bounds_of(range(start, end)))
+        return undecided
 
     # The `Repairer` of a guest's requests
 
@@ -137,6 +153,8 @@ class Repairs:
                 if not worked and not self._work.stopping:
                     with trio.move_on_after(RETRY_S[0]):
                         await changed.wait()
+        self.resolving.close()
+        await self.scrub.close()
         self._stopped.set()
 
     async def _try_to_repair(self) -> bool:
@@ -161,6 +179,8 @@ class Repairs:
     async def stop(self) -> None:
         """Stop repairing, and wait until the repair at work has ended."""
         self._work.stop()
+        self.resolving.stop_work()
+        self.scrub.stop_work()
         self._sidecars.notify()
         patience_s = STOP_S
         while not self._stopped.is_set():
@@ -197,9 +217,12 @@ class Repairs:
             if error is not None:
                 raise error
             return False
-        if len(self._ledger.members) > 1 and self._map.count(UNVERIFIED):
-            return await self._verification.verify()
-        return False
+        if await self.resolving.step():
+            return True
+        unverified = len(self._ledger.members) > 1 and self._map.count(UNVERIFIED)
+        if unverified and await self._verification.verify():
+            return True
+        return await self.scrub.step()
 
     async def _clear_marks(self) -> None:
         """Clear write-intent marks of extents that are idle (R5), until stopped."""

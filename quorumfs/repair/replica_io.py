@@ -45,10 +45,7 @@ async def cannot_be_read(
     not fail as a bad medium does.
     """
     for replica in replicas:
-        if not await _reads_elsewhere(mirror, replica, offset):
-            return False
-        (outcome,) = await mirror.ask([replica], Kind.READ, 0, offset, length)
-        if outcome.error is None or outcome.error.errno not in _MEDIUM:
+        if not await is_bad_place(mirror, replica, offset, length):
             return False
     # Meanwhile a holder may have been ejected, or another replica may have become a holder.
     chunks = sidecars.ledger.map.chunks(offset, length)
@@ -58,6 +55,14 @@ async def cannot_be_read(
     await sidecars.note_unreadable(offset, length)
     mirror.events.unreadable(offset, length)
     return True
+
+
+async def is_bad_place(mirror: Mirror, replica: Replica, offset: int, length: int) -> bool:
+    """Whether a new read of a range fails as a bad medium does, while *replica* can be read."""
+    if not await _reads_elsewhere(mirror, replica, offset):
+        return False
+    (outcome,) = await mirror.ask([replica], Kind.READ, 0, offset, length)
+    return outcome.error is not None and outcome.error.errno in _MEDIUM
 
 
 async def _reads_elsewhere(mirror: Mirror, replica: Replica, offset: int) -> bool:

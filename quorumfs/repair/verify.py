@@ -105,6 +105,11 @@ class Verification:
             left_out.remove(start, end)
         return left_out
 
+    def compare_again(self, chunks: range) -> None:
+        """Compare *chunks*, as far as they are UNVERIFIED, as soon as possible: they changed."""
+        for kept in (self._differing, self._unread, self._written):
+            kept.remove(chunks.start, chunks.stop)
+
     async def verify_range(self, offset: int, length: int) -> None:
         """Compare the extents of a range before a change, except chunks compared in vain."""
         extents = self._map.extents(offset, length)

@@ -221,7 +221,7 @@ class FileStorage:
             case Kind.SYNC:
                 os.fdatasync(file.fd)
             case Kind.EVICT:
-                os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(file.fd, offset, length, os.POSIX_FADV_DONTNEED)
             case Kind.STAT:
                 return file.status()
             case Kind.SEAL:

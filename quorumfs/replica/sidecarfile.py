@@ -10,7 +10,7 @@ from glob import escape, glob
 
 from quorumfs.decisions.claim import Claim, decode_claim, encode_claim
 from quorumfs.decisions.record import SUFFIX, Sidecar, path_for
-from quorumfs.decisions.sidecar import CLAIM_OFFSET, MAP_OFFSET, PAGE, decode, encode, map_bytes
+from quorumfs.decisions.sidecar import CLAIM_OFFSET, MAP_OFFSET, PAGE, bytes_behind, decode, encode
 from quorumfs.replica.filesystems import Locality, close, locality
 from quorumfs.replica.ofdlock import try_lock
 
@@ -98,7 +98,7 @@ def read_sidecar(fd: int) -> Sidecar:
     Raises `quorumfs.decisions.sidecar.FormatError`, and `OSError` if the file cannot be read.
     """
     head = _read(fd, 0, MAP_OFFSET)
-    return decode(head + _read(fd, MAP_OFFSET, map_bytes(head)))
+    return decode(head + _read(fd, MAP_OFFSET, bytes_behind(head)))
 
 
 def _read(fd: int, offset: int, length: int) -> bytes:

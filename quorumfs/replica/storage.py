@@ -39,8 +39,8 @@ class Kind(Enum):
     SEAL = "seal"
     """Make everything durable, the file's times too, and then stat."""
     EVICT = "evict"
-    """Have reads of synced ranges show the medium from now on; a file system whose cache is the
-    medium ignores this."""
+    """Have reads of what is synced in a range show the medium from now on, or of all of the file
+    if there is no length; a file system whose cache is the medium ignores this."""
     SEEK_DATA = "seek-data"
     """Find the next byte at or after the offset that is not in a hole."""
     SEEK_HOLE = "seek-hole"

@@ -98,8 +98,15 @@ PROMISES = (
         "A repair writes only what reached the threshold and is the strict winner, or what a "
         "durable record says that others lack.",
         "QEMU has the last child win a tie, and rewrite-corrupted then overwrites the good copy.",
-        ("quorumfs.decisions.voting.vote_data", "quorumfs.repair.rewrite.read_and_rewrite"),
-        ("test_differences.py::test_a_tie_rewrites_nothing",),
+        (
+            "quorumfs.decisions.voting.vote_data",
+            "quorumfs.repair.rewrite.read_and_rewrite",
+            "quorumfs.repair.inspection.judge",
+        ),
+        (
+            "test_differences.py::test_a_tie_rewrites_nothing",
+            "test_scrub.py::test_two_that_differ_need_the_operator_also_after_a_mount",
+        ),
     ),
     Rule(
         "P5",
@@ -152,8 +159,16 @@ PROMISES = (
         "Comparing replicas under the full load of a guest finds no difference where there is "
         "none.",
         "The operator learns to ignore the counter that would have told of a rotting disk.",
-        ("quorumfs.repair.verify.Verification", "quorumfs.disk.rangelock.RangeLock"),
-        ("test_differences.py::test_a_read_during_a_slow_write_is_before_or_after_it",),
+        (
+            "quorumfs.repair.verify.Verification",
+            "quorumfs.repair.inspection.Inspection",
+            "quorumfs.disk.rangelock.RangeLock",
+        ),
+        (
+            "test_differences.py::test_a_read_during_a_slow_write_is_before_or_after_it",
+            "test_scrub.py::test_no_false_alarm_under_full_write_load",
+        ),
+        ("test_stories_of_scrub.py::test_it_ends_well",),
     ),
     Rule(
         "P9",

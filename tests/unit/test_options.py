@@ -138,3 +138,22 @@ def test_what_only_root_gets_is_refused_to_others(
     assert parse_options([f"{name},no{name}"], 2).kernel_flags == {f"no{name}"}
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert parse_options([name], 2).kernel_flags == {name}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30d", 30 * 86400), ("12h", 43200), ("1m", 60), ("off", None)]
+)
+def test_intervals(text: str, seconds: float | None) -> None:
+    assert parse_options([f"scrub-every={text}"], 2).scrub_every_s == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "0d", "1s", "4000d", "d", "1.5d"])
+def test_any_other_interval_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"option scrub-every: got .*, allowed: a time"):
+        parse_options([f"scrub-every={text}"], 2)
+
+
+@pytest.mark.parametrize("other", ["ro", "metadata=none"])
+def test_nobody_remembers_a_scrub_without_sidecars(other: str) -> None:
+    with pytest.raises(UsageError, match="option scrub-every: got it with ro or metadata=none"):
+        parse_options([f"scrub-every=30d,{other}"], 2)

@@ -29,10 +29,13 @@ from quorumfs.control.status import (
     ErrorCounts,
     Fenced,
     LastError,
+    LastScrub,
     Place,
     ReplicaStatus,
     ResyncKind,
     ResyncStatus,
+    ScrubPlace,
+    ScrubStatus,
     Status,
     StatusFormatError,
     Trouble,
@@ -268,6 +271,9 @@ def test_json_is_the_design_s() -> None:
             "metadata": "sidecar",
             "read_only": False,
             "undecided_bytes": 0,
+            "undecided": [],
+            "last_scrub": None,
+            "next_scrub": None,
             "unreadable": [],
             "notes": ["no libfuse shim"],
             "fenced": None,
@@ -299,6 +305,9 @@ replica_statuses = st.builds(
     store=st.none() | texts,
     waiting=st.none() | st.builds(Waiting, words, counts),
 )
+scrub_places = st.lists(
+    st.builds(ScrubPlace, counts, counts, st.none() | texts, words, st.booleans()), max_size=3
+).map(tuple)
 statuses = st.builds(
     Status,
     mountpoint=texts,
@@ -320,7 +329,22 @@ statuses = st.builds(
         st.none() | counts,
         st.sampled_from(ResyncKind),
     ),
-    scrub=st.none() | st.just({"mismatches": 0}),
+    scrub=st.none()
+    | st.builds(
+        ScrubStatus,
+        *[counts] * 4,
+        st.none() | counts,
+        *[counts] * 5,
+        st.booleans(),
+        st.booleans(),
+        st.none() | texts,
+        st.none() | counts,
+        scrub_places,
+    ),
+    last_scrub=st.none()
+    | st.builds(LastScrub, counts, texts, counts, st.booleans(), *[counts] * 5, scrub_places),
+    next_scrub=st.none() | texts,
+    undecided=st.lists(st.builds(Place, counts, counts), max_size=3).map(tuple),
     metadata=st.sampled_from(["sidecar", "none"]),
     read_only=st.booleans(),
     undecided_bytes=counts,
@@ -434,6 +458,7 @@ def test_the_published_schema_is_one_and_fits() -> None:
         (("resync", "done_bytes"), 1e300),
         (("resync", "kind"), {}),
         (("scrub",), {"mismatches": [1]}),
+        (("last_scrub",), {"number": 1}),
         (("notes",), "text"),
         (("notes", 0), 7),
     ],
@@ -624,8 +649,7 @@ def test_a_differing_adoption_says_how_to_decide() -> None:
     (line,) = describe(status)
     assert line == (
         "the replicas differ in 128.0 KiB, and nothing tells which one is right: choose whose "
-        "data to keep: quorumfs umount /mnt/vdisk && quorumfs resolve --keep REPLICA "
-        "/nas1/a.img /nas2/b.img"
+        "data to keep there: quorumfs resolve --keep REPLICA /mnt/vdisk"
     )
 
 
@@ -997,3 +1021,55 @@ def test_watch_redraws_a_terminal_in_place(monkeypatch: pytest.MonkeyPatch) -> N
     assert "\x1b[1A" in drawn  # up again, to draw over what is there
     assert without_colours(drawn).count("degraded") == 2
     assert "/mnt/vdisk: healthy" in without_colours(drawn)
+
+
+# Scrubs
+
+SCRUB = ScrubStatus(3, 5 << 30, 20 << 30, 100 << 20, 154, 2, 1, 0, 1, 1)
+LAST = LastScrub(2, "2026-11-28T22:00:00Z", 3700, False, 4, 1, 1, 1, 3)
+
+
+def test_a_scrub_is_shown_with_what_it_found() -> None:
+    found = "2 mismatches, 1 repaired, 1 undecided, 1 left as they were"
+    pace = "25 %, 5.0 GiB of 20.0 GiB"
+    assert cli.scrub_line(SCRUB) == f"scrub: {pace}, 100.0 MiB/s, 2 min 34 s left; {found}"
+    assert cli.scrub_line(replace(SCRUB, paused=True)) == f"scrub: {pace}, paused; {found}"
+    waits = replace(SCRUB, waits="fewer than two replicas are current")
+    assert "it waits: fewer than two" in cli.scrub_line(waits)
+    assert "unknown time left" in cli.scrub_line(replace(SCRUB, eta_s=None))
+    clean = replace(SCRUB, mismatches=0, repaired=0, undecided=0, unrepaired=0)
+    assert cli.scrub_line(clean).endswith("; 0 mismatches")
+
+
+def test_the_last_scrub_and_the_next_are_shown() -> None:
+    lines = cli.scrub_lines(replace(HEALTHY, last_scrub=LAST, next_scrub="2026-12-28T22:00:00Z"))
+    assert lines == [
+        "last scrub ended 2026-11-28T22:00:00Z after 1 h 01 min: 4 mismatches, 1 unreadable, "
+        "1 repaired, 1 undecided, 3 left as they were",
+        "next scrub: 2026-12-28T22:00:00Z",
+    ]
+    assert cli.scrub_lines(HEALTHY) == []
+    (stopped,) = cli.scrub_lines(replace(HEALTHY, last_scrub=replace(LAST, stopped=True)))
+    assert stopped.startswith("last scrub was stopped")
+    text = cli.plain(cli.Answer(MOUNTPOINT, replace(HEALTHY, scrub=SCRUB, last_scrub=LAST)))
+    assert "  scrub: 25 %" in text
+    assert "  last scrub ended" in text
+
+
+def test_what_a_scrub_left_is_advised_on() -> None:
+    """Not what a person must decide: that is told as such."""
+    left = replace(HEALTHY, state=DiskState.DEGRADED, last_scrub=LAST)
+    assert describe(left) == [
+        "a scrub found a replica to be wrong in 2 blocks, which were left as they were: "
+        f"quorumfs scrub --repair {MOUNTPOINT}"
+    ]
+
+
+def test_a_scrub_has_a_bar_on_a_terminal() -> None:
+    console = Console(file=io.StringIO(), width=130, force_terminal=True, color_system=None)
+    view = cli.View([cli.Answer(MOUNTPOINT, replace(HEALTHY, scrub=SCRUB))])
+    console.print(cli.picture(view, 130))
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    at = next(number for number, line in enumerate(lines) if "scrub: 25 %" in line)
+    assert "━" in lines[at + 1]

@@ -6,6 +6,7 @@ import trio
 
 from quorumfs.decisions.dirtymap import ALL_OUT_OF_SYNC, INTENT, DirtyMap
 from quorumfs.decisions.record import RoleState
+from quorumfs.decisions.scrub import Counts
 from quorumfs.decisions.sidecar import decode
 from quorumfs.replica.storage import CHANGES
 from support.simulation.errorlog import ErrorLog
@@ -59,6 +60,7 @@ class FinalChecks:
             fate = self._workload.fate(life, mounted, crowd)
             await self._workload.run(mounted, crowd, fate, trio.sleep_forever, 5.0)
             await self.converge(mounted, fate)
+            await self._end_scrubs(mounted)
             await self._mounting.unmount(mounted, must_succeed=True)
         state.harmed.clear()
         state.unmounted()
@@ -85,6 +87,21 @@ class FinalChecks:
             await trio.sleep(1.0)
             await fate.write_if_short()
         self._world.note(f"healthy {trio.current_time() - began:.0f} s after the faults")
+
+    async def _end_scrubs(self, mounted: Mounted) -> None:
+        """A scrub that is under way ends, and one of what is healthy finds nothing."""
+        scrub = mounted.repairs.scrub
+        scrub.limit = None
+        scrub.pause(paused=False)
+        for _ in range(2):
+            scrub.begin(repair=False)
+            began = trio.current_time()
+            while scrub.current is not None:
+                if trio.current_time() - began > CONVERGE_MAX_S:
+                    raise BrokenError(f"no end of a scrub in {CONVERGE_MAX_S:g} s: {mounted}")
+                await trio.sleep(0.1)
+        if scrub.last.counts != Counts() or scrub.inspection.undecided:
+            raise BrokenError(f"a scrub of a healthy set found {scrub.last}")
 
     def _drawn_order(self) -> list[int]:
         order = list(self._state.everyone)

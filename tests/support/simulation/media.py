@@ -341,14 +341,16 @@ class SimulatedFile:
         self._durable_changed_ns = self._changed_ns
         self._forget_cache()
 
-    def evict(self) -> None:
-        """Memory is short: clean pages are read again from the medium."""
+    def evict(self, start: int = 0, end: int | None = None) -> None:
+        """Memory is short: clean pages, or those of a range, are read again from the medium."""
+        evicted = range(start // BLOCK, -(-(self.size if end is None else end) // BLOCK))
         dirty = {
             sector // _PER_BLOCK
             for one in self.unsynced
             for sector in range(one.start // SECTOR, -(-one.end // SECTOR))
         }
-        for number in sorted({sector // _PER_BLOCK for sector in self._dropped} - dirty):
+        lost = {sector // _PER_BLOCK for sector in self._dropped}
+        for number in sorted(lost.intersection(evicted) - dirty):
             low, high = number * BLOCK, min((number + 1) * BLOCK, self.size)
             if self.durable.is_data(number):
                 self.cache.write(low, self.durable.read(low, high))

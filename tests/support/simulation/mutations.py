@@ -43,11 +43,14 @@ from quorumfs.metadata.ledger.target import Target
 from quorumfs.metadata.recorder import Recorder
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.metadata.writer import SidecarWriter
+from quorumfs.repair import inspection
 from quorumfs.repair import repairs as repairs_module
 from quorumfs.repair import settle as settle_module
 from quorumfs.repair import work as work_module
 from quorumfs.repair.copying import Copying
+from quorumfs.repair.inspection import Inspection, Judgement
 from quorumfs.repair.repairs import Repairs
+from quorumfs.repair.scrub import Scrub
 from quorumfs.repair.verify import Verification
 from quorumfs.replica import replica as replica_module
 from quorumfs.replica.replica import FanOut, InFlight, Replica
@@ -640,28 +643,56 @@ def ties_are_repaired(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def verified_unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
     """P8: images are compared beside the guest's writes."""
-    held, verify = RangeLock.held, Verification._verify_unit
-    verifying = ContextVar("verifying", default=False)
+    _without_locks(monkeypatch, Verification, "_verify_unit")
 
-    async def noted(self: Verification, chunks: range) -> None:
-        token = verifying.set(True)
+
+def scrubbed_unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P8: a scrub compares replicas beside the guest's writes."""
+    _without_locks(monkeypatch, Scrub, "_go_on")
+
+
+def _without_locks(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> None:
+    """The method *name* of *kind*, and all it calls and starts, claims no range."""
+    held, method = RangeLock.held, getattr(kind, name)
+    unlocked = ContextVar("unlocked", default=False)
+
+    async def noted(*arguments: Any) -> None:
+        token = unlocked.set(True)
         try:
-            await verify(self, chunks)
+            await method(*arguments)
         finally:
-            verifying.reset(token)
+            unlocked.reset(token)
 
     @asynccontextmanager
-    async def unless_verifying(
+    async def unless_noted(
         self: RangeLock, start: int, end: int, *, exclusive: bool
     ) -> AsyncGenerator[None, None]:
-        if verifying.get():
+        if unlocked.get():
             yield
             return
         async with held(self, start, end, exclusive=exclusive):
             yield
 
-    monkeypatch.setattr(Verification, "_verify_unit", noted)
-    monkeypatch.setattr(RangeLock, "held", unless_verifying)
+    monkeypatch.setattr(kind, name, noted)
+    monkeypatch.setattr(RangeLock, "held", unless_noted)
+
+
+def scrubbed_while_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P8: a scrub compares what other repairs have still to make equal."""
+    monkeypatch.setattr(Inspection, "comparable", lambda _, *place: iter([place]))
+
+
+def scrub_believes_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P4: a scrub repairs from the version that was read first, however many hold it."""
+
+    def judged(
+        ballots: Mapping[Replica, bytes], unread: Sequence[Replica], _: int
+    ) -> tuple[Judgement, bytes | None]:
+        first = next(iter(ballots.values()), None)
+        wrong = tuple(replica for replica, ballot in ballots.items() if ballot != first)
+        return Judgement(wrong, tuple(unread)), first
+
+    monkeypatch.setattr(inspection, "judge", judged)
 
 
 def holes_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -810,9 +841,12 @@ MUTATIONS: dict[str, Patch] = {
     "P2 one sync is enough": one_sync_is_enough,
     "P2 record in memory": flush_ejects_in_memory,
     "P4 ties are repaired": ties_are_repaired,
+    "P4 scrub believes the first": scrub_believes_the_first,
     "P5 every request waits": given_up_is_forgotten,
     "P6 guessed": absent_ones_are_ignored,
     "P7 shown before settled": shown_before_settled,
     "P8 verified unlocked": verified_unlocked,
+    "P8 scrubbed unlocked": scrubbed_unlocked,
+    "P8 scrubbed while settled": scrubbed_while_settled,
 }
 """By the rule or promise, and what becomes of it."""

@@ -22,6 +22,7 @@ from quorumfs.decisions.model import Standing
 from quorumfs.decisions.sidecar import MAP_OFFSET, decode
 from quorumfs.disk.watchdog import TICK_S
 from quorumfs.repair import repairs as repairs_module
+from quorumfs.repair.inspection import Findings
 from quorumfs.replica.storage import CHANGES, Kind, Operation
 from support.simulation.copies import copies_used_alike, mounted_alone_and_only_read
 from support.simulation.fate import TIMEOUT_S
@@ -32,6 +33,7 @@ from support.simulation.setup import Setup
 from support.simulation.storage import Effect, Fault, Weather
 from support.simulation.story import (
     BLOCK,
+    CHUNK,
     DISK,
     EQUALS,
     EXTENT,
@@ -632,6 +634,62 @@ async def writes_beside_a_verification(story: Story) -> None:
     await story.ends_well()
 
 
+async def writes_beside_a_scrub(story: Story) -> None:
+    """To the same places again and again, so that a second look finds another write there."""
+    async with story.mounted() as guest:
+        for at in EXTENTS:
+            await guest.write(at, EXTENT)
+        for one in story.world.replicas:
+            one.image_faults.weather = Weather(delay_s=(0.0, 0.5))
+        scrub = guest.mounted.repairs.scrub
+        scrub.begin(repair=False)
+
+        async def write_on(at: int) -> None:
+            while scrub.current is not None:
+                await guest.write(at)
+
+        for at in EXTENTS:
+            guest.begin(write_on, at)
+        await guest.until(lambda: scrub.current is None)
+        if scrub.last.counts.mismatches:
+            raise BrokenError(f"a scrub is said to have found {scrub.last.finds}")
+        locks = guest.mounted.disk.mirror.locks
+        await guest.until(lambda: not any(locks.claimed()))
+    await story.ends_well()
+
+
+async def a_write_fails_on_some_before_they_are_compared(story: Story) -> None:
+    """Another repair makes them equal; meanwhile they are said to differ by nobody."""
+    async with story.holding(0, size=EXTENT).durable().mounted() as guest:
+        for index in (1, 2):
+            story.fail(index, CHANGES)
+        with suppress(OSError):
+            await guest.write(0)
+        inspection, findings = guest.mounted.repairs.scrub.inspection, Findings()
+        await inspection.look_closer(0, CHUNK, findings, repair=False)
+        if findings.counts.mismatches:
+            raise BrokenError(f"what is still to be settled is told: {findings.finds}")
+        for index in (1, 2):
+            story.mend(index)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def a_scrub_of_two_that_differ(story: Story) -> None:
+    """Nothing tells which one is right, and what only one of them holds must not be lost."""
+    async with story.holding(0).durable().mounted() as guest:
+        first, second = (one.image for one in story.world.replicas)
+        good = second.cache.read(0, BLOCK)
+        first.rot(0, WRONG)
+        scrub = guest.mounted.repairs.scrub
+        scrub.begin(repair=True)
+        await guest.until(lambda: scrub.current is None)
+        if second.cache.read(0, BLOCK) != good:
+            raise BrokenError("a tie destroyed the good data")
+        if list(scrub.inspection.undecided) != [(0, BLOCK)]:
+            raise BrokenError("what differs is not listed")
+
+
 async def resync_of_a_sparse_disk(story: Story) -> None:
     async with story.mounted() as guest:
         await guest.write(0)
@@ -791,8 +849,11 @@ TOLD = (
     Told("P2 one sync is enough", only_one_can_sync, TRIO),
     Told("P2 record in memory", power_cut_after_one_failed_to_sync),
     Told("P4 ties are repaired", a_tie_of_two_and_two, QUAD),
+    Told("P4 scrub believes the first", a_scrub_of_two_that_differ, EQUALS),
     Told("P5 every request waits", one_hangs),
     Told("P6 guessed", only_the_ejected_one_is_there),
     Told("P7 shown before settled", source_lost_after_a_crash, seeds=4),
     Told("P8 verified unlocked", writes_beside_a_verification, RAW, 4),
+    Told("P8 scrubbed unlocked", writes_beside_a_scrub, TRIO, 4),
+    Told("P8 scrubbed while settled", a_write_fails_on_some_before_they_are_compared, TRIO),
 )

@@ -148,6 +148,7 @@ class History:
             except RefusedError as error:
                 return error.mounted, workload.fate(life, error.mounted, crowd)
             fate = workload.fate(life, mounted, crowd)
+            life.nursery.start_soon(self._scrub, mounted, world.dice_for(f"scrub {life.number}"))
             crash = dice.choice(
                 ("step", "step", "commit", "time", "unmount", "unmount", None, None, None, None)
             )
@@ -170,6 +171,7 @@ class History:
                 await workload.run(mounted, crowd, fate, fate.strike, duration_s)
             if mounted.repairs.differing and not self.state.forked:
                 raise BrokenError(f"adopted images are said to differ: {mounted.repairs.differing}")
+            self._require_no_false_alarm(mounted, fate)
             if crash is None and dice.random() < 0.5 and self.opinion.can_recover(mounted):
                 world.calm()
                 await trio.sleep(LATE_MAX_S)
@@ -185,6 +187,30 @@ class History:
                 life.crash_at(life.steps + int(10 ** dice.uniform(0, 1.7)), power=power)
             await self.mounting.unmount(mounted)
         return mounted, fate
+
+    async def _scrub(self, mounted: Mounted, dice: random.Random) -> None:
+        """An administrator has the set scrubbed, in some lives, and changes their mind."""
+        scrub = mounted.repairs.scrub
+        while dice.random() < 0.5:
+            await trio.sleep(10 ** dice.uniform(-1, 2))
+            match dice.randrange(5):
+                case 0:
+                    scrub.pause(paused=dice.random() < 0.5)
+                case 1:
+                    scrub.end(stopped=True)
+                case 2:
+                    scrub.limit = None if dice.random() < 0.5 else 1 << dice.randrange(14, 24)
+                case _:
+                    scrub.begin(repair=dice.random() < 0.5)
+
+    def _require_no_false_alarm(self, mounted: Mounted, fate: Fate) -> None:
+        """Raise if a scrub found a mismatch where nothing can have rotted (P8)."""
+        state, scrub = self.state, mounted.repairs.scrub
+        harmed = state.forked or state.harmed or fate.harmed or fate.lost_cache
+        current = () if scrub.current is None else scrub.current.findings.finds
+        wrong = [find for find in (*scrub.last.finds, *current) if find.blame != "unreadable"]
+        if wrong and not harmed:
+            raise BrokenError(f"a scrub is said to have found {wrong[0]}")
 
 
 @dataclass(frozen=True, slots=True)

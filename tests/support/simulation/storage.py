@@ -471,7 +471,7 @@ class SimulatedStorage:
                     file.change(Kind.WRITE, start, end, data, pieces)
                 return len(data)
             case Kind.EVICT:
-                file.evict()
+                file.evict(start, end if operation.length else None)
             case Kind.SEEK_DATA | Kind.SEEK_HOLE:
                 found = file.cache.seek(start, data=operation.kind is Kind.SEEK_DATA)
                 return min(found, self._size)

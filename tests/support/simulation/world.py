@@ -287,7 +287,8 @@ class World:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), replica.path)
         content = encode(sidecar)
         name = f"{replica.image.name}.quorumfs"
-        replica.sidecar = SimulatedFile(name, len(content), self._inodes, content)
+        size = len(content) + PAGE  # for what is remembered of scrubs: a file becomes longer then
+        replica.sidecar = SimulatedFile(name, size, self._inodes, content)
         self.note(f"{name} created")
 
     # What happens to it

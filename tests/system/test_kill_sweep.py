@@ -329,7 +329,7 @@ def test_a_replica_is_added(memory: Path) -> None:
         run.replicas = [*run.replicas[:2], added]
         run.check()
 
-    assert sweep(memory, live, check, every=3) > 20
+    assert sweep(memory, live, check, every=6) > 20
 
 
 def test_a_replica_is_replaced(memory: Path) -> None:
@@ -359,4 +359,4 @@ def test_a_replica_is_replaced(memory: Path) -> None:
         run.replicas = [run.replicas[0], new]
         run.check()
 
-    assert sweep(memory, live, check, every=4) > 20
+    assert sweep(memory, live, check, every=8) > 20

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 KEPT = 64
 """How many ended actions can still be asked about."""
 
+_ENDED = "the mount ended meanwhile"
+
 Verb = Callable[["Request", "Action"], Awaitable[dict[str, Any]]]
 """Does the work of one action, in the loop; what it returns is the answer. It may raise
 `UserError`, which is told in words, and `OSError`."""
@@ -83,14 +85,23 @@ class Actions:
         self._verbs = verbs
         self._token = trio.lowlevel.current_trio_token()
         self._nursery: trio.Nursery | None = None
+        self._stopping = trio.Event()
+        self._ended = trio.Event()
         self._numbers = itertools.count(1)
         self._actions: OrderedDict[int, Action] = OrderedDict()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Let actions begin, until cancelled; that ends them."""
+        """Let actions begin, until `stop`."""
         async with trio.open_nursery() as self._nursery:
             task_status.started()
-            await trio.sleep_forever()
+            await self._stopping.wait()
+            self._nursery.cancel_scope.cancel()
+        self._ended.set()
+
+    async def stop(self) -> None:
+        """End all actions, each where it can be taken up again, and let none begin."""
+        self._stopping.set()
+        await self._ended.wait()
 
     def commands(self) -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
         """What the control socket is to answer."""
@@ -120,11 +131,14 @@ class Actions:
 
     def _start(self, action: Action, request: Request) -> None:
         assert self._nursery is not None
-        self._nursery.start_soon(self._carry_out, action, request)
+        if self._stopping.is_set():
+            action.outcome = UserError(_ENDED)
+        else:
+            self._nursery.start_soon(self._carry_out, action, request)
 
     async def _carry_out(self, action: Action, request: Request) -> None:
         """One action, from its begin to its end; no failure reaches beyond it."""
-        outcome: dict[str, Any] | UserError = UserError("the mount ended meanwhile")
+        outcome: dict[str, Any] | UserError = UserError(_ENDED)
         try:
             outcome = await self._verbs[action.verb](request, action)
             log.info("%s: %s", action.verb, outcome.get("message", "done"))

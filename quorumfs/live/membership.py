@@ -62,6 +62,8 @@ class Membership:
             replica = self.named(request.text("replica"))
             if replica.standing.is_written:
                 return self._told(replica, f"{replica.path} is {replica.state.value} already")
+            if replica.standing.needs_operator:
+                raise UserError(f"{replica.path} cannot be taken in: {replica.reason}")
             if replica.standing is Standing.OFFLINE:
                 await self._sidecars.enrolment.take_in(replica)
                 self._mirror.announce_states()

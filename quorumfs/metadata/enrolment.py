@@ -21,6 +21,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import trio
+
 from quorumfs.decisions.assembly import OFFLINE
 from quorumfs.decisions.dirtymap import REPLICAS_MAX, DirtyMap, out_of_sync
 from quorumfs.decisions.model import Standing
@@ -64,9 +66,16 @@ class Enrolment:
     async def remove_absent(self, slot: int) -> None:
         """Remove a replica that this mount was not given. Raises `OSError`."""
         async with self._recorder.lock:
-            self._ledger.records.orders[slot] = Order(RoleState.REMOVED, at=int(time.time()))
-            await self._recorder.commit_locked(clean=False)
+            await self._record_locked(slot, Order(RoleState.REMOVED, at=int(time.time())))
         self._ledger.arrange()
+
+    async def _record_locked(self, slot: int, order: Order) -> None:
+        """Have *order* on record. After an `OSError` the next record follows it, if possible."""
+        self._ledger.records.orders[slot] = order
+        with trio.CancelScope(shield=True):  # so that an unmount finds it done, or not begun
+            await self._recorder.commit_locked(clean=False)
+        if self._ledger.records.orders.get(slot) is order:
+            raise OSError(errno.EIO, "too few replicas are current to have it on record")
 
     async def _leave(self, replica: Replica, order: Order) -> OSError | None:
         ledger, recorder = self._ledger, self._recorder
@@ -75,7 +84,7 @@ class Enrolment:
             whole = replica.standing.is_member
             if whole and not ledger.enough_without([replica]):
                 raise OSError(errno.EBUSY, "too few replicas would be left")
-            ledger.records.orders[replica.slot] = order
+            ledger.records.orders[replica.slot] = order  # decides what becomes of it
             if whole:
                 ledger.eject([replica], OFFLINE)
             elif ledger.is_target(replica):
@@ -83,7 +92,7 @@ class Enrolment:
             replica.standing, replica.reason = Standing.OFFLINE, OFFLINE
             try:
                 await recorder.write_map_locked()
-                await recorder.commit_locked(clean=False)
+                await self._record_locked(replica.slot, order)
                 if not whole:
                     return None
                 if (problem := await self._tell(replica)) is None:
@@ -123,8 +132,7 @@ class Enrolment:
         ledger, recorder = self._ledger, self._recorder
         assert replica.slot is not None
         async with recorder.lock:
-            ledger.records.orders[replica.slot] = Order(RoleState.STALE)
-            await recorder.commit_locked(clean=False)
+            await self._record_locked(replica.slot, Order(RoleState.STALE))
         replica.standing, replica.reason = Standing.STALE, None
         ledger.notify()
 
@@ -163,8 +171,7 @@ class Enrolment:
         async with recorder.lock:
             ledger.recorded.add(out_of_sync(slot), range(len(ledger.map)))
             await recorder.write_map_locked()
-            ledger.records.orders[slot] = Order(role.state, role)
-            await recorder.commit_locked(clean=False)
+            await self._record_locked(slot, Order(role.state, role))
             self._join_the_others(replica, slot, Standing.STALE)
 
     async def attach(self, replica: Replica, slot: int) -> None:

@@ -157,6 +157,7 @@ async def _serve(
                 log.warning("%s", note)
             nursery.start_soon(_say_when_serving, ready)
             await session.serve(operations, fast)
+            await actions.stop()
             if repairs is not None:
                 await repairs.stop()
             with trio.move_on_after(plan.options.replica_timeout_s):

@@ -9,7 +9,8 @@ import pytest
 from conftest import MakeImages
 from support import vm
 from support.faultfs import FaultFS
-from support.mounting import Mounted
+from support.mounting import Mounted, quorumfs
+from support.sets import SetMount, create
 
 MIB = 1 << 20
 DISK_SIZE = 128 * MIB
@@ -76,3 +77,30 @@ def test_a_replica_fails_under_a_guest(
             missed = subprocess.run(["cmp", "-s", *map(faulty.backing, names)], check=False)
             assert missed.returncode == 1
         assert_holds_the_guests_files(faulty.backing(healthy))
+
+
+def test_a_replica_is_replaced_under_a_guest(tmp_path: Path, workdir: Path) -> None:
+    """The guest notices nothing. What is offline meanwhile is a copy as after a power cut: its
+    journal is replayed, and its file system is whole.
+    """
+    replicas, new = create([tmp_path / "a.img", tmp_path / "b.img"], DISK_SIZE), tmp_path / "c.img"
+    copy = tmp_path / "copy.img"
+    with SetMount(replicas, tmp_path, "read-pattern=fifo") as disk, ThreadPoolExecutor(1) as pool:
+        quorumfs("add", "--wait", disk.mountpoint, tmp_path / "backup.img")
+        guest = pool.submit(vm.boot, disk.file, vm.EXT4_SCRIPT, workdir)
+        try:
+            disk.wait(lambda status: status["replicas"][0]["bytes_written"] > 4 * MIB, "a start")
+            quorumfs("replace", disk.mountpoint, replicas[0], new)
+            quorumfs("offline", disk.mountpoint, "backup.img")
+            subprocess.run(["cp", tmp_path / "backup.img", copy], check=True)
+            quorumfs("online", disk.mountpoint, "backup.img")
+        finally:
+            result = guest.result()
+        assert result.exit_status == 0, result.console
+        disk.wait_healthy()
+    subprocess.run(["cmp", new, replicas[1]], check=True)
+    subprocess.run(["cmp", new, tmp_path / "backup.img"], check=True)
+    assert_holds_the_guests_files(new)
+    for arguments, allowed in (("-fp", (0, 1)), ("-fn", (0,))):
+        check = subprocess.run(["/usr/sbin/e2fsck", arguments, copy], check=False)
+        assert check.returncode in allowed

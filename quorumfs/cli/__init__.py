@@ -7,6 +7,7 @@ import click
 from quorumfs import __version__
 from quorumfs.cli.create import create
 from quorumfs.cli.examine import examine
+from quorumfs.cli.grow import grow
 from quorumfs.cli.membership import add, offline, online, remove, replace
 from quorumfs.cli.mount import mount
 from quorumfs.cli.output import (
@@ -38,6 +39,7 @@ quorumfs.add_command(online)
 quorumfs.add_command(add)
 quorumfs.add_command(remove)
 quorumfs.add_command(replace)
+quorumfs.add_command(grow)
 quorumfs.add_command(examine)
 quorumfs.add_command(resolve)
 quorumfs.add_command(scrub)

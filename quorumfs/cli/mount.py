@@ -10,6 +10,7 @@ import click
 from quorumfs.cli.output import complain
 from quorumfs.control import client
 from quorumfs.control.status import DiskState, Status, describe
+from quorumfs.decisions.growth import LONGER
 from quorumfs.decisions.sectors import unreachable
 from quorumfs.errors import ExitCode, UserError
 from quorumfs.mount.daemon import run_detached
@@ -103,6 +104,7 @@ def _tell(mountpoint: str, runtime_dir: Path | None, patience_s: float) -> None:
         return
     if why := unreachable(status.size):
         _warn([why])
+    _warn([note for note in status.notes if LONGER in note])
     lines = []
     if not all(replica.current for replica in status.replicas):
         lines = describe(status)

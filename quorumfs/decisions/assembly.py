@@ -48,9 +48,11 @@ from quorumfs.decisions.dirtymap import (
     chunk_size_for,
     out_of_sync,
 )
+from quorumfs.decisions.growth import longer
 from quorumfs.decisions.lineage import adds, parting
 from quorumfs.decisions.model import Found, Member, Plan, Standing
 from quorumfs.decisions.record import (
+    Identity,
     Record,
     Role,
     RoleState,
@@ -156,7 +158,7 @@ def image_changed(found: Found) -> bool:
     known = found.sidecar.identity
     if known.mtime_ns or known.ctime_ns:
         return known != found.image
-    return bool(known.inode) and found.instance is None and known != found.in_use
+    return bool(known.inode) and found.instance is None and not _is_as_in_use(found)
 
 
 def image_unproven(found: Found) -> bool:
@@ -169,7 +171,18 @@ def image_unproven(found: Found) -> bool:
     known = found.sidecar.identity
     if found.instance is None or known.mtime_ns or known.ctime_ns:
         return False
-    return not found.instance or known != found.in_use
+    return not found.instance or not _is_as_in_use(found)
+
+
+def _is_as_in_use(found: Found) -> bool:
+    """Whether the image is the one that was in use, as far as its identity tells.
+
+    It may be longer: a daemon that died had begun to grow the disk. What is behind the end of the
+    disk says nothing of what is before.
+    """
+    assert found.sidecar is not None
+    known, now = found.sidecar.identity, found.in_use
+    return now is not None and known == replace(now, size=min(now.size, known.size))
 
 
 def judge_returned(record: Record, slot: int, found: Found) -> Member:
@@ -184,9 +197,8 @@ def judge_returned(record: Record, slot: int, found: Found) -> Member:
         return Member(path, slot, Standing.OFFLINE, OFFLINE)
     if sidecar.record.disk != record.disk or record.slot_of(sidecar.replica_id) != slot:
         return Member(path, slot, Standing.FOREIGN, "another replica is in its place")
-    if found.image.size < record.size:
-        reason = f"the image was truncated to {found.image.size} bytes, the disk has {record.size}"
-        return Member(path, slot, Standing.MISSING, reason)
+    if found.is_short(record.size):  # else, if the disk grew without it, it is to be lengthened
+        return Member(path, slot, Standing.MISSING, _truncated(found.image, sidecar.record.size))
     mixture = sidecar.own_state is RoleState.RESYNCING
     if adds(sidecar.record, record, record.roles[slot].last_mount) and not mixture:
         return Member(path, slot, Standing.FOREIGN, "split brain: it was used without the others")
@@ -195,6 +207,10 @@ def judge_returned(record: Record, slot: int, found: Found) -> Member:
     if image_unproven(found):
         return Member(path, slot, Standing.SUSPECT, _UNPROVEN, compare=True)
     return Member(path, slot, Standing.STALE, compare=not _covered(record, slot, sidecar))
+
+
+def _truncated(image: Identity, size: int) -> str:
+    return f"the image was truncated to {image.size} bytes, the disk has {size}"
 
 
 def _covered(record: Record, slot: int, sidecar: Sidecar) -> bool:
@@ -320,7 +336,7 @@ def _refuse_strangers(found: Sequence[Found]) -> None:
         if one.sidecar.record.disk != first.sidecar.record.disk:
             raise AssemblyRefusedError(
                 "foreign",
-                f"{first.path} says that the disk is {_shape(first.sidecar)}, {one.path} says "
+                f"{first.path} says that the disk has {_shape(first.sidecar)}, {one.path} says "
                 f"{_shape(one.sidecar)}: one of their sidecars is not what quorumfs wrote",
             )
         other = seen.setdefault(one.sidecar.replica_id, one)
@@ -359,18 +375,51 @@ class _Survey:
             elif one.sidecar:
                 self.present[one.path] = self._lifted(one.sidecar)
                 self.notes += [f"{path_for(one.path)}: {text}" for text in one.sidecar.damage]
+        self._refuse_unusable()
+        self.record = self._latest()
+        """The latest record."""
+        self._fit_to_record()
+        self._refuse_unusable()
+
+    def _refuse_unusable(self) -> None:
         if not self.present:
             raise AssemblyRefusedError(
                 "unusable",
                 "; ".join(
                     _account(one, self.problems[one.path])
-                    for one in found
+                    for one in self.found
                     if one.path in self.problems
                 ),
                 ExitCode.UNUSABLE,
             )
-        self.record = self._latest()
-        """The latest record."""
+
+    def _fit_to_record(self) -> None:
+        """Give all maps the size of the latest record, which the disk may have grown to.
+
+        Chunks added are clean: what a replica lacks there, the members of the record know. Members
+        had their images lengthened before that record was begun, so a shorter one was truncated.
+        """
+        size = self.record.size
+        for one in self.found:
+            sidecar = self.present.get(one.path)
+            if sidecar is None:
+                continue
+            assert one.image is not None
+            if note := longer(one.path, one.image.size, size):
+                self.notes.append(note)
+            if sidecar.map.size == size:
+                continue
+            slot = self.record.slot_of(sidecar.replica_id)
+            if (
+                one.image.size < size
+                and slot is not None
+                and self.record.roles[slot].state is RoleState.CURRENT
+                and _covered(self.record, slot, sidecar)
+            ):
+                self.problems[one.path] = _truncated(one.image, size)
+                del self.present[one.path]
+            else:
+                self.present[one.path] = replace(sidecar, map=sidecar.map.resized(size))
 
     def _problem(self, one: Found) -> str | None:
         """Why the replica at a path cannot be a member now; None if it can."""
@@ -380,9 +429,7 @@ class _Survey:
         assert one.sidecar
         size = one.sidecar.record.size
         if one.image.size < size:
-            return f"the image was truncated to {one.image.size} bytes, the disk has {size}"
-        if one.image.size > size:
-            self.notes.append(f"{one.path} is longer than the disk: its end is not used")
+            return _truncated(one.image, size)
         return None
 
     def _lifted(self, sidecar: Sidecar) -> Sidecar:
@@ -823,8 +870,7 @@ def _went_apart(sidecar: Sidecar, record: Record) -> bool:
 
 
 def _shape(sidecar: Sidecar) -> str:
-    record = sidecar.record
-    return f"{record.size} bytes in chunks of {record.chunk_size}"
+    return f"chunks of {sidecar.record.chunk_size} bytes"
 
 
 def _intent_as(bit: int) -> bytes:

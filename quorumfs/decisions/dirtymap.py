@@ -72,6 +72,21 @@ class DirtyMap:
         """An independent map with the same facts."""
         return DirtyMap(self.size, self.chunk_size, bytearray(self.states))
 
+    def resized(self, size: int, bits: int = 0) -> "DirtyMap":
+        """A copy for a disk of *size* bytes; added chunks have *bits*."""
+        count = -(-size // self.chunk_size)
+        states = self.states[:count].ljust(count, bytes([bits]))
+        return DirtyMap(size, self.chunk_size, states)
+
+    def grow(self, size: int, bits: int) -> None:
+        """Be the map of a disk of *size* bytes, at least the present one; added chunks have *bits*.
+
+        `states` becomes another object: a view of the old one may keep that from getting longer.
+        """
+        assert size >= self.size
+        self.states = self.resized(size, bits).states
+        self.size = size
+
     def read_as(self, behind: int) -> "DirtyMap":
         """A copy in which only replicas *behind* (bits) lack unreadable chunks (`UNKNOWN`).
 

@@ -34,6 +34,11 @@ class Found:
         inode = self.image.inode if self.instance is None else self.instance
         return Identity(inode, self.image.size)
 
+    def is_short(self, disk_size: int) -> bool:
+        """Whether the image lost its end: a disk of *disk_size* bytes may have grown without it."""
+        size = self.sidecar.record.size if self.sidecar else disk_size
+        return self.image is not None and self.image.size < size
+
 
 @dataclass(frozen=True, slots=True)
 class Member:

@@ -106,9 +106,9 @@ class Record:
         return (self.generation, *self.ancestors)
 
     @property
-    def disk(self) -> tuple[bytes, int, int]:
-        """The set id, size and chunk size, common to all records of one set."""
-        return self.set_id, self.size, self.chunk_size
+    def disk(self) -> tuple[bytes, int]:
+        """The set id and chunk size, common to all records of one set; the size may grow."""
+        return self.set_id, self.chunk_size
 
     @property
     def chunks(self) -> int:

@@ -244,7 +244,8 @@ class _Resolving:
         tracked = role.generation in history and not older and self._tracked(slot, sidecar.record)
         known = (same or tracked) and not changed
         if known and sidecar.own_state is not RoleState.RESYNCING:
-            written = sidecar.map.copy()
+            # Where the disk grew without it, the map that is kept says what it lacks.
+            written = sidecar.map.resized(parent.size)
             written.states[:] = written.states.translate(_all_as(out_of_sync(slot)))
             self._map.join(written)
             why = "what either side wrote since they parted"

@@ -68,6 +68,10 @@ that the last commit prepared. When that is durable on all members, they get the
 *committed*, in the other slot. So each member always has one good slot, and both slots agree when
 nothing is going on. A record that is only *prepared* tells that nothing was acknowledged under it,
 and which members may hold it.
+
+The disk grows by a commit, too: then the two slots of a sidecar differ in size for a while. The
+pages of the larger map, and the longer image, are durable before any slot names the larger size.
+So each slot is good with the map pages that its own size calls for; bytes behind them are ignored.
 """
 
 import os
@@ -316,7 +320,7 @@ def _decode_slots(content: bytes) -> tuple["_Slot", Record | None, list[str]]:
         # That is also how another one that says prepared, and is older, came to be valid.
         if others:
             committed, prepared = others[0], latest.record
-    if len({(s.replica_id, s.record.disk) for s in slots}) > 1:
+    if len({(s.replica_id, s.record.disk) for s in slots}) > 1:  # sizes differ while a disk grows
         raise FormatError("its two slots are of different replicas")
     return committed, prepared, damage
 

@@ -78,7 +78,6 @@ class Disk:
         *zero_kind*: the operation that an aligned write of zeros becomes; None: a write.
         """
         self.mirror = mirror
-        self.size = mirror.size
         self.metadata = mirror.metadata
         self.ledger = mirror.ledger
         self.threshold = mirror.threshold
@@ -95,6 +94,11 @@ class Disk:
         """In the order of the read pattern; some may come and go."""
         return self.mirror.replicas
 
+    @property
+    def size(self) -> int:
+        """Bytes of the disk."""
+        return self.mirror.size
+
     async def run(self) -> None:
         """Watch deadlines, held-back events, and the claim on the set, until cancelled."""
         await self._watchdog.run()
@@ -102,7 +106,7 @@ class Disk:
     async def read(self, offset: int, length: int) -> bytes:
         """Read *length* bytes at *offset*: fewer at the end of the disk, none behind it."""
         self.metadata.require_ours()
-        length = min(length, self.size - offset)
+        length = min(length, self.mirror.size - offset)
         if length <= 0:
             return b""
         data = await self._read(offset, length)
@@ -135,7 +139,7 @@ class Disk:
 
         Raises ENOSPC at or behind the end.
         """
-        length = min(len(data), self.size - offset)
+        length = min(len(data), self.mirror.size - offset)
         if length <= 0:
             raise OSError(errno.ENOSPC, "the disk ends before")
         if length < len(data):
@@ -155,7 +159,7 @@ class Disk:
     async def make_zeros(self, offset: int, length: int, *, discard: bool) -> None:
         """Make zeros of a range, as far as the disk goes; with *discard*, give the space back."""
         kind = Kind.DISCARD if discard else Kind.ZERO
-        end = min(offset + length, self.size)
+        end = min(offset + length, self.mirror.size)
         while offset < end:
             stop = await self._zeroing.next_step(offset, end)
             await self._change(kind, offset, stop - offset)
@@ -163,7 +167,7 @@ class Disk:
 
     async def allocate(self, offset: int, length: int) -> None:
         """Reserve space for a range, as far as the disk goes and file systems can."""
-        end = min(offset + length, self.size)
+        end = min(offset + length, self.mirror.size)
         for start in range(offset, end, ALLOCATION_MAX):
             piece = min(ALLOCATION_MAX, end - start)
             if not self.ledger.prepared(start, piece):  # the image's times change

@@ -34,6 +34,9 @@ class Mirror:
     ) -> None:
         """*search_s*: how long (seconds) one read may look for readable parts of its range."""
         self.size = size
+        """Bytes that requests may touch. The disk may grow."""
+        self.announced_size = size
+        """Bytes that the kernel is told of; more than `size` for a moment when the disk grows."""
         self.metadata = metadata
         self.ledger = metadata.ledger
         """The knowledge about the replicas, asked without waiting."""

@@ -24,9 +24,10 @@ class Publisher:
         self._gate = gate
         self._mirror = mirror
         self._writes = writes
-        self._states: ctypes.Array[ctypes.c_char] | None = None
-        """Keeps the map from moving; made at the first write that C may serve."""
-        gate.size = mirror.size
+        self._states: bytearray | None = None
+        """The map that C sees."""
+        self._view: ctypes.Array[ctypes.c_char] | None = None
+        """Keeps that map from moving; made at the first write that C may serve."""
         gate.chunk_size = 1
         gate.keep_zeros = keep_zeros
 
@@ -37,6 +38,7 @@ class Publisher:
     def publish(self) -> bool:
         """Fill in the gate; whether C serves anything."""
         gate = self._gate
+        gate.size = self._mirror.size
         ranges = self._locked()
         gate.readers = self._publish_readers()
         gate.writers = self._publish_writers(ranges) if self._writes else 0
@@ -77,9 +79,10 @@ class Publisher:
         gate = self._gate
         gate.chunk_size = writable.chunk_size
         gate.mask, gate.wanted = writable.mask, writable.wanted
-        if writable.states is not None and self._states is None:
-            self._states = (ctypes.c_char * len(writable.states)).from_buffer(writable.states)
-            gate.states = ctypes.addressof(self._states)
+        if writable.states is not None and self._states is not writable.states:
+            self._states = writable.states
+            self._view = (ctypes.c_char * len(writable.states)).from_buffer(writable.states)
+            gate.states = ctypes.addressof(self._view)
 
 
 def _publish(

@@ -55,7 +55,8 @@ FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE = 1, 2, 16  # li
 
 CACHE_S = 300.0
 """How long the kernel may keep names and attributes: nobody but the kernel's own requests
-changes them, and it forgets attributes by itself after each of its writes."""
+changes them, and it forgets attributes by itself after each of its writes. When the disk grows, the
+kernel is told."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -156,7 +157,7 @@ class DiskOperations(pyfuse3.Operations):
     ) -> EntryAttributes:
         if fields.update_mode or fields.update_uid or fields.update_gid:
             raise FUSEError(errno.EPERM)
-        if fields.update_size and attr.st_size != self._disk.size:
+        if fields.update_size and attr.st_size != self._disk.mirror.announced_size:
             raise FUSEError(errno.EPERM)
         if fields.update_mtime:
             self._mtime_ns = attr.st_mtime_ns
@@ -176,7 +177,7 @@ class DiskOperations(pyfuse3.Operations):
         if inode == FILE_INODE:
             entry.st_mode = ModeT(stat.S_IFREG | self._options.mode)
             entry.st_nlink = 1
-            entry.st_size = self._disk.size
+            entry.st_size = self._disk.mirror.announced_size
             entry.st_blocks = await self._allocated_blocks()
         else:
             entry.st_mode = ModeT(stat.S_IFDIR | 0o755)
@@ -204,7 +205,7 @@ class DiskOperations(pyfuse3.Operations):
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         answer = StatvfsData()
         answer.f_bsize = answer.f_frsize = BLOCK_SIZE
-        answer.f_blocks = -(-self._disk.size // BLOCK_SIZE)
+        answer.f_blocks = -(-self._disk.mirror.announced_size // BLOCK_SIZE)
         # What is known: who asks how full file systems are asks all of them, and is not to wait for
         # a replica that hangs.
         used = -(-self._space.allocated * 512 // BLOCK_SIZE)
@@ -271,7 +272,7 @@ class DiskOperations(pyfuse3.Operations):
             raise OSError(errno.EOPNOTSUPP, "not a change that a disk can make")
         inside = offset + length <= self._disk.size
         if not inside and not mode & FALLOC_FL_KEEP_SIZE:
-            raise OSError(errno.ENOSPC, "the size of the disk is fixed")
+            raise OSError(errno.ENOSPC, "the disk ends before")
         if offset >= self._disk.size:
             return
         handle = self._handles[FileHandleT(fh)]

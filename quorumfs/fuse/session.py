@@ -137,6 +137,25 @@ async def write_back() -> None:
         await trio.to_thread.run_sync(pyfuse3.invalidate_inode, FILE_INODE)
 
 
+async def announce_size(size: int) -> None:
+    """Tell the kernel that the file has *size* bytes, whole sectors: more than before.
+
+    It is not enough that the kernel forgets the old size: a loop device goes by the size that the
+    kernel knows, and asks for none (before Linux 6.16), and the kernel believes no answer to a
+    question that it asked before a write had ended. But it takes a byte for its cache, behind the
+    end that it knows, and moves the end. The byte is not shown: the rest of its page is still to be
+    read. No request may touch the byte yet, for the page could be a newer one.
+    """
+
+    def tell() -> None:
+        with contextlib.suppress(OSError):  # the kernel does not know the file: it will ask
+            pyfuse3.notify_store(FILE_INODE, size - 1, b"\0")
+            pyfuse3.invalidate_inode(FILE_INODE, attr_only=True)
+
+    # The kernel may wait for an answer of ours to get the page.
+    await trio.to_thread.run_sync(tell, abandon_on_cancel=True)
+
+
 def stop() -> None:
     """Let `serve` end, though still mounted."""
     pyfuse3.terminate()

@@ -5,6 +5,7 @@ from typing import Any
 from quorumfs.disk.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.live.actions import Action, Request, Verb
+from quorumfs.live.grow import Announce, Growth
 from quorumfs.live.membership import Membership
 from quorumfs.live.resolving import Deciding
 from quorumfs.live.scrubbing import Scrubbing
@@ -14,25 +15,34 @@ from quorumfs.repair.repairs import Repairs
 
 
 def verbs(
-    disk: Disk, repairs: Repairs | None, mountpoint: str, options: MountOptions
+    disk: Disk,
+    repairs: Repairs | None,
+    mountpoint: str,
+    options: MountOptions,
+    announce: Announce,
 ) -> dict[str, Verb]:
-    """All verbs of a mount of *disk*; *repairs* is None where nothing is repaired."""
+    """All verbs of a mount of *disk*; *repairs* is None where nothing is repaired.
+
+    *announce* tells the kernel of a larger size.
+    """
     if repairs is None or not isinstance(disk.metadata, Sidecars):
         return dict.fromkeys(_OF_SIDECARS, _refuse)
     timeout_s = options.replica_timeout_s
     membership = Membership(disk, disk.metadata, repairs, mountpoint, timeout_s)
+    growth = Growth(disk, disk.metadata, announce)
     return {
         "offline": membership.offline,
         "online": membership.online,
         "add": membership.add,
         "remove": membership.remove,
         "replace": membership.replace,
+        "grow": growth.grow,
         "scrub": Scrubbing(repairs).scrub,
         "resolve": Deciding(disk, repairs, membership.named).resolve,
     }
 
 
-_OF_SIDECARS = ("offline", "online", "add", "remove", "replace", "scrub", "resolve")
+_OF_SIDECARS = ("offline", "online", "add", "remove", "replace", "grow", "scrub", "resolve")
 
 
 async def _refuse(_: Request, action: Action) -> dict[str, Any]:

@@ -44,11 +44,12 @@ class Joining:
         if full:
             target.lacks(range(len(ledger.map)))
         elif own.own_state in _UNCERTAIN_MARKS and not target.ejected:
-            for run in own.map.runs(INTENT, longest=len(ledger.map)):
+            for run in own.map.resized(ledger.map.size).runs(INTENT, longest=len(ledger.map)):
                 target.lacks(run)
         async with recorder.lock:
             if replica.standing is Standing.OFFLINE:
                 raise OSError(errno.EBUSY, OFFLINE)
+            await self._lengthen(replica, found)
             await recorder.write_map_locked()
             # From its first copied byte on, the image is a mixture and must not be mounted.
             await recorder.commit_locked(clean=False, resyncing=replica)
@@ -58,6 +59,20 @@ class Joining:
         ledger.targets.resyncing = target
         ledger.arrange()
         return target
+
+    async def _lengthen(self, replica: Replica, found: Found) -> None:
+        """Make the image of *replica* as long as the disk, which grew without it.
+
+        Else no record may name the larger size in its sidecar. Raises `OSError`.
+        """
+        size = self._ledger.map.size
+        if found.image is None or found.image.size >= size:
+            return
+        added = size - found.image.size
+        for operation in (Operation(Kind.RESIZE, found.image.size, added), Operation(Kind.SYNC)):
+            if (error := await _outcome(replica, operation)) is not None:
+                raise error
+        self._recorder.writer.resized(replica, size)
 
     async def sync_target(self, target: Target, changing: Iterable[tuple[int, int]]) -> int:
         """Sync *target*; returns how many copied chunks became durable.
@@ -149,7 +164,11 @@ class Joining:
 
 async def _sync(replica: Replica) -> OSError | None:
     """Sync the image of *replica*; returns the error, None on success."""
-    operation = Operation(Kind.SYNC)
+    return await _outcome(replica, Operation(Kind.SYNC))
+
+
+async def _outcome(replica: Replica, operation: Operation) -> OSError | None:
+    """Have *operation* done on the image of *replica*; returns the error, None on success."""
     fan_out = FanOut(0)
     fan_out.submit(replica, operation)
     await fan_out.complete()

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import trio
 
+from quorumfs.decisions.dirtymap import DirtyMap
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.scrub import ScrubRecord, encode_scrub
 from quorumfs.decisions.sidecar import (
@@ -81,17 +82,20 @@ class Recorder:
             if self.ledger.recorded.behind:
                 await self.write_map_locked()
 
-    async def write_map_locked(self) -> None:
-        """As `write_map`. Raises `OSError` if fewer members than the threshold can be written."""
+    async def write_map_locked(self, grown: DirtyMap | None = None) -> None:
+        """As `write_map`. Raises `OSError` if fewer members than the threshold can be written.
+
+        *grown*: the map as it is, with added chunks, which are written, too.
+        """
         assert self.lock.locked()
         ledger = self.ledger
-        version = ledger.recorded.begin_write()
+        end = pages(ledger.map)
+        version = ledger.recorded.begin_write(None if grown is None else end - 1)
+        added = range(end, end if grown is None else pages(grown))
+        states = ledger.map if grown is None else grown
         pieces = [
-            (
-                MAP_OFFSET + first * PAGE,
-                encode_pages(ledger.map, ledger.record.set_id, first, last),
-            )
-            for first, last in page_runs(version)
+            (MAP_OFFSET + first * PAGE, encode_pages(states, ledger.record.set_id, first, last))
+            for first, last in page_runs([*version, *added])
         ]
         for piece in pieces:
             await self._write_to_all_locked(piece)

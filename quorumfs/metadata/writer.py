@@ -33,6 +33,10 @@ class SidecarWriter:
         self._as_found.add(replica)
         self._spare_slot[replica] = spare_slot
 
+    def resized(self, replica: Replica, size: int) -> None:
+        """Note that the image of *replica* has *size* bytes now."""
+        self.in_use[replica] = replace(self.in_use[replica], size=size)
+
     async def write_slots(
         self,
         replicas: Sequence[Replica],

@@ -120,7 +120,8 @@ async def _serve(
             slow = _why_slow(plan.options)
 
             def notes() -> tuple[str, ...]:
-                return tuple(filter(None, (shim.missing(), slow, unreachable(disk.size))))
+                longer = replica_set.longer_than(disk.size)
+                return tuple(filter(None, (shim.missing(), slow, unreachable(disk.size), *longer)))
 
             def take(now: float, standstill: Standstill | None) -> Status:
                 return snapshot.take(
@@ -137,7 +138,8 @@ async def _serve(
             pulse = Pulse()
             nursery.start_soon(pulse.run)
             reporter = Reporter(take, pulse)
-            actions = Actions(verbs(disk, repairs, plan.mountpoint, plan.options))
+            announce = session.announce_size
+            actions = Actions(verbs(disk, repairs, plan.mountpoint, plan.options, announce))
             await nursery.start(actions.run)
             commands = {"status": reporter.status, **actions.commands()}
             serve = partial(server.serve, refresh=reporter.refresh, tick=reporter.watch)

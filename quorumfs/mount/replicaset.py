@@ -13,6 +13,7 @@ import trio
 
 from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, judge_returned
 from quorumfs.decisions.claim import Claim, FoundClaim, Tenure, in_the_way
+from quorumfs.decisions.growth import longer
 from quorumfs.decisions.model import Found, Plan
 from quorumfs.decisions.patterns import Blkverify, Fifo, Quorum, ReadPattern
 from quorumfs.decisions.record import Sidecar, path_for
@@ -125,6 +126,11 @@ class ReplicaSet:
                 current,
                 self.plan.threshold,
             )
+
+    def longer_than(self, size: int) -> list[str]:
+        """What is to be said of images that were longer than a disk of *size* bytes when opened."""
+        notes = (longer(image.path, image.size, size) for image in self.images)
+        return [note for note in notes if note is not None]
 
     def make_disk(self, options: MountOptions, events: EventLog) -> tuple[Disk, Repairs | None]:
         """The disk, and with sidecars what repairs it. Must be called inside `trio.run`."""
@@ -321,7 +327,6 @@ class _Reopener:
         """*late*: by path, an attempt of the mount that was given up, and may hold locks yet."""
         self._late = late
         self._sidecars = sidecars
-        self._sidecar_size = file_size(sidecars.ledger.map)
         self._options = options
         self._opening: set[str] = set()
 
@@ -331,10 +336,12 @@ class _Reopener:
         if replica.path in self._opening or (late is not None and late.pending):
             raise UserError("its file system does not answer")
         handover = _Handover()
+        # The disk may grow meanwhile: with the join, the sidecar does, too.
+        sidecar_size = file_size(self._sidecars.ledger.map)
 
         def open_files() -> None:
             try:
-                handover.give(self._open(replica))
+                handover.give(self._open(replica, sidecar_size))
             finally:
                 self._opening.discard(replica.path)
 
@@ -351,13 +358,13 @@ class _Reopener:
             raise UserError("its file system does not answer")
         try:
             storage = _image_storage(image, self._sidecars.ledger.map.size)
-            sidecar = _sidecar_storage(image, self._sidecar_size)
+            sidecar = _sidecar_storage(image, sidecar_size)
         except BaseException:
             self._close(image)
             raise
         return Returned(image.found, storage, sidecar)
 
-    def _open(self, replica: Replica) -> Image:
+    def _open(self, replica: Replica, sidecar_size: int) -> Image:
         """In a thread: whatever touches the files may hang."""
         image = open_again(replica.path)
         with ExitStack() as stack:
@@ -368,7 +375,7 @@ class _Reopener:
                 member = judge_returned(self._sidecars.ledger.record, replica.slot, image.found)
                 if member.state.is_ours:
                     self._refuse_claimed(image)
-                    _lengthen(image.sidecar_fd, self._sidecar_size)
+                    _lengthen(image.sidecar_fd, sidecar_size)
                     self._sign(image)
             stack.pop_all()
         return image

@@ -141,7 +141,7 @@ class Rejoin:
             returned = await self._reopen(replica)
             replica.attach(returned.image, returned.sidecar)
             found = returned.found
-        if found.image is not None and found.image.size < self._ledger.map.size:
+        if found.is_short(self._ledger.map.size):
             await self._sidecars.truncated(replica)
         return judge_returned(self._ledger.record, replica.slot, found), found
 

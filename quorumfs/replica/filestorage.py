@@ -103,6 +103,9 @@ class FileStorage:
             return None
         return Usage(file.st_dev, file.st_blocks, whole.f_bavail * whole.f_frsize)
 
+    def resized(self, size: int) -> None:
+        self._file.size = size
+
     @property
     def descriptor(self) -> int:
         """The open file descriptor."""
@@ -218,6 +221,8 @@ class FileStorage:
                 return file.seek_data(offset)
             case Kind.SEEK_HOLE:
                 return file.seek_hole(offset)
+            case Kind.RESIZE:
+                file.resize(offset, length)
             case Kind.SYNC:
                 os.fdatasync(file.fd)
             case Kind.EVICT:

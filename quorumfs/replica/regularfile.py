@@ -53,6 +53,28 @@ class RegularFile:
                 raise OSError(errno.EIO, "a write made no progress")
             written += more
 
+    def resize(self, offset: int, length: int) -> None:
+        """Make the file end *length* bytes behind *offset*, with zeros from *offset* on.
+
+        A file that ends before *offset* was truncated. Nothing before *offset* changes.
+        """
+        size = os.fstat(self.fd).st_size
+        if size < offset:
+            raise TruncatedError(size)
+        if size > offset and self._has_data(offset):
+            os.ftruncate(self.fd, offset)
+            size = offset
+        if size != offset + length:
+            os.ftruncate(self.fd, offset + length)
+
+    def _has_data(self, offset: int) -> bool:
+        """Whether there may be data at or after *offset*."""
+        try:
+            os.lseek(self.fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            return error.errno != errno.ENXIO
+        return True
+
     def copy_from(self, source: int, offset: int, length: int) -> int:
         """Write a range of the descriptor *source* to the file; returns the bytes copied.
 

@@ -313,6 +313,11 @@ class Replica:
         if not self.in_flight:
             self.let_go()
 
+    def resized(self, size: int) -> None:
+        """Note that the disk has *size* bytes from now on."""
+        if self._image is not None:
+            self._image.resized(size)
+
     def copying(self, source: "Replica", offset: int, length: int) -> Operation | None:
         """An operation that copies a range from the image of *source*, if that is possible."""
         if self._image is None or source.image is None or source.hung:

@@ -34,6 +34,8 @@ class Kind(Enum):
     """Find how far from the offset, at most the length, zeros are best made at one go."""
     ALLOCATE = "allocate"
     """Reserve space for holes, where the file system can; no byte changes."""
+    RESIZE = "grow"
+    """Make the file end the length behind the offset, with zeros from the offset on."""
     SYNC = "flush"
     STAT = "stat"
     SEAL = "seal"
@@ -119,6 +121,9 @@ class Storage(Protocol):
 
     def submit(self, operation: Operation, done: Done) -> None:
         """Start *operation*; *done* is called in the trio thread, perhaps before this returns."""
+
+    def resized(self, size: int) -> None:
+        """Note that the disk has *size* bytes from now on, and the file at least as many."""
 
     @property
     def fast_file(self) -> FastFile | None:

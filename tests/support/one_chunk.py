@@ -132,7 +132,7 @@ class World:
         for one, role in zip(self.copies, record.roles, strict=True):
             state = Standing.CURRENT if role.state is RoleState.CURRENT else Standing.STALE
             members.append(Member(one.path, one.slot, state))
-            own = cast("Any", SimpleNamespace(map=known.copy(), unreadable=()))
+            own = cast("Any", SimpleNamespace(record=record, map=known.copy(), unreadable=()))
             found.append(Found(one.path, Identity(one.slot + 1, SIZE, 1, 1), own))
         plan = Plan("simulated", record, self.threshold, known, tuple(members))
         return Ledger(

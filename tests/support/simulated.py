@@ -67,6 +67,9 @@ class SimulatedStorage:
     def copying(self, _: object, offset: int, length: int) -> None:
         """It copies from nobody."""
 
+    def resized(self, _: int) -> None:
+        """The disk keeps its size."""
+
     def count(self, kind: Kind) -> int:
         """How many operations of *kind* were asked for."""
         return sum(operation.kind is kind for operation in self.log)

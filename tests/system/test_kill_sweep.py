@@ -196,6 +196,34 @@ def test_a_replica_is_caught_up(memory: Path) -> None:
     assert sweep(memory, live, Run.check, every=3) > 20
 
 
+def test_a_disk_grows(memory: Path) -> None:
+    """What was told, or flushed behind the old end, is there; and the command is given again."""
+    larger = 2 * SIZE
+    told: set[int] = set()
+
+    def live(run: Run) -> None:
+        run.make()
+        run.mount()
+        run.write(0, OLD)
+        run.arm()
+        if quorumfs("grow", run.mountpoint, str(larger), check=False).returncode:
+            raise KilledError
+        told.add(run.step)
+        run.write(larger - BLOCK, NEW)
+        run.disarm()
+
+    def check(run: Run) -> None:
+        with run:
+            size = run.file.stat().st_size
+            assert size == larger if run.step in told else size in (SIZE, larger)
+            quorumfs("grow", run.mountpoint, str(larger))
+            assert run.file.stat().st_size == larger
+        run.check()
+        assert {path.stat().st_size for path in run.replicas} == {larger}
+
+    assert sweep(memory, live, check) > 12
+
+
 def test_create(memory: Path) -> None:
     """What is there of a set is mounted, or refused by name; and made again when it is removed."""
 

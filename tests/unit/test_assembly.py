@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import pytest
 
@@ -555,9 +556,12 @@ def test_in_use_the_times_of_an_image_move_but_it_stays_the_same_file() -> None:
     used = found(replace(record, clean=False), A)
     assert not image_changed(replace(used, image=Identity(1, SIZE, 5, 5)))
     assert image_changed(replace(used, image=Identity(7, SIZE, 5, 5)))
-    assert image_changed(replace(used, image=Identity(1, SIZE + 1, 5, 5)))
+    assert image_changed(replace(used, image=Identity(1, SIZE - 1, 5, 5)))
+    grown = replace(used, image=Identity(1, SIZE + 1, 5, 5))  # by a daemon that died meanwhile
+    assert not image_changed(grown)
     closed = found(record, A)
     assert closed.sidecar
+    assert image_changed(replace(closed, image=Identity(1, SIZE + 1, 1, 1)))
     other = replace(closed.sidecar, identity=Identity(1, SIZE, 0, 1))
     assert image_changed(replace(closed, sidecar=other))
     nothing_known = replace(closed.sidecar, identity=Identity())
@@ -669,12 +673,83 @@ def test_a_truncated_image_is_not_used() -> None:
 
 
 def test_the_end_of_a_longer_image_is_not_used() -> None:
-    """Scenario 39; it changed, though."""
+    """Scenario 39; where the set was closed, it changed, though."""
+    record = first_record(2, 1)
+    for clean, state in ((True, "suspect"), (False, "current")):
+        one = replace(record, clean=clean)
+        longer = found(one, B, image=Identity(2, SIZE + 512, 1, 1))
+        plan = assemble([found(one, A), longer])
+        assert states(plan) == ["current", state]
+        (note,) = plan.notes
+        assert "/b.img is longer than the disk: its end is not used" in note
+        assert note.endswith(f"quorumfs grow MOUNTPOINT {SIZE + 512}")
+
+
+# The disk grows
+
+
+LARGER = SIZE + 3 * CHUNK
+
+
+def grown(record: Record, slot: int, marks: dict[int, int] | None = None, **others: Any) -> Found:
+    """As `found`, with an image as long as the larger disk."""
+    return found(record, slot, marks, image=Identity(slot + 1, LARGER, 5, 5), **others)
+
+
+def test_a_disk_that_began_to_grow_keeps_its_size_until_one_has_committed_the_larger() -> None:
     record = replace(first_record(2, 1), clean=False)
-    longer = found(record, B, image=Identity(2, SIZE + 1, 1, 1))
-    plan = assemble([found(record, A), longer])
-    assert states(plan) == ["current", "suspect"]
-    assert plan.notes == ("/b.img is longer than the disk: its end is not used",)
+    larger = next_record(record, size=LARGER)
+    plan = assemble([grown(record, A, prepared=larger), grown(record, B)])
+    assert (plan.record.size, len(plan.map), states(plan)) == (SIZE, CHUNKS, ["current"] * 2)
+    plan = assemble([grown(record, A, {0: INTENT}, prepared=larger), grown(larger, B)])
+    assert (plan.record.size, states(plan)) == (LARGER, ["current"] * 2)
+    assert marks(plan) == [INTENT, *[0] * 6]
+
+
+def test_one_that_was_away_when_the_disk_grew_lacks_what_the_others_say() -> None:
+    record = first_record(2, 1)
+    larger = next_record(without(record, B), size=LARGER)
+    lacked = {1: out_of_sync(B), **dict.fromkeys(range(CHUNKS, CHUNKS + 3), out_of_sync(B))}
+    here = grown(larger, A, lacked)
+    plan = assemble([here, found(record, B, {2: INTENT})])
+    assert states(plan) == ["current", "stale"]
+    assert not plan.members[B].compare
+    assert [chunk for chunk, state in enumerate(marks(plan)) if state] == [1, 2, 4, 5, 6]
+    old = found(replace(record, clean=False), B)
+    assert judge_returned(larger, B, old) == Member("/b.img", B, Standing.STALE)
+    assert [chunk for chunk, state in enumerate(marks(assemble([here, old]))) if state] == [*lacked]
+
+
+def test_an_image_shorter_than_its_own_record_is_truncated_however_long_the_disk_is() -> None:
+    """R10."""
+    record = replace(first_record(2, 1), clean=False)
+    cut = found(record, B, image=Identity(2, SIZE - 1, 1, 1))
+    larger = next_record(without(record, B), size=LARGER)
+    member = assemble([grown(larger, A), cut]).members[B]
+    assert member.reason == f"the image was truncated to {SIZE - 1} bytes, the disk has {SIZE}"
+    assert judge_returned(larger, B, cut) == member
+
+
+def test_a_member_that_is_not_as_long_as_the_record_was_truncated() -> None:
+    """Its image had been made longer before that record was prepared."""
+    record = replace(first_record(3, 2), clean=False)
+    larger = next_record(record, size=LARGER)
+    cut = found(record, B, prepared=larger, image=Identity(2, LARGER - 1, 1, 1))
+    plan = assemble([grown(larger, A), cut, grown(larger, C)])
+    assert states(plan) == ["current", "missing", "current"]
+    assert plan.members[B].reason == (
+        f"the image was truncated to {LARGER - 1} bytes, the disk has {LARGER}"
+    )
+
+
+def test_one_that_is_made_a_copy_of_a_larger_disk_lacks_what_the_kept_one_says() -> None:
+    record = replace(first_record(2, 1), clean=False)
+    larger = next_record(without(record, B), size=LARGER)
+    lacked = dict.fromkeys(range(CHUNKS, CHUNKS + 3), out_of_sync(B))
+    kept, other = grown(larger, A, lacked), found(record, B)
+    resolution = resolve([kept, other], "/a.img")
+    assert list(resolution.sidecars["/a.img"].map.states) == [0] * CHUNKS + [out_of_sync(B)] * 3
+    assert resolve([kept, other], "/b.img").sidecars["/b.img"].record.size == SIZE
 
 
 # Split brain

@@ -17,14 +17,26 @@ import pytest
 
 from quorumfs.decisions import record as record_module
 from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, new_record
-from quorumfs.decisions.dirtymap import CHUNK_MIN, DirtyMap
+from quorumfs.decisions.dirtymap import CHUNK_MIN, INTENT, DirtyMap
 from quorumfs.decisions.model import Found, Plan, Standing
 from quorumfs.decisions.record import Identity, Phase, Sidecar
-from quorumfs.decisions.sidecar import PAGE, SLOT_OFFSETS, decode, encode, encode_slot
+from quorumfs.decisions.sidecar import (
+    CHUNKS_PER_PAGE,
+    MAP_OFFSET,
+    PAGE,
+    SLOT_OFFSETS,
+    decode,
+    encode,
+    encode_pages,
+    encode_slot,
+    pages,
+)
 from quorumfs.metadata.ledger.commit import Eject, GiveUp, Records, Write
 from quorumfs.replica.replica import Replica
 
 SIZE = CHUNK_MIN
+LARGER = (CHUNKS_PER_PAGE + 1) * CHUNK_MIN
+"""With a second page of the map."""
 FAILED = OSError(5, "simulated")
 
 
@@ -43,6 +55,8 @@ class Holder:
     slot: int
     content: bytearray
     spare_slot: int = 1
+    size: int = SIZE
+    """Bytes of its image."""
     path: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,7 +64,7 @@ class Holder:
 
     @property
     def image(self) -> Identity:
-        return Identity(self.slot + 1, SIZE, 1, 1)
+        return Identity(self.slot + 1, self.size, 1, 1)
 
     @property
     def found(self) -> Found:
@@ -61,7 +75,7 @@ class Holder:
         number = self.spare_slot if write.phase is Phase.PREPARED else 1 - self.spare_slot
         own = write.record.roles[self.slot].replica_id
         clean = write.record.clean
-        identity = self.image if clean else Identity(self.image.inode, SIZE)
+        identity = self.image if clean else Identity(self.image.inode, self.size)
         slot = encode_slot(write.record, own, identity, write.phase)
         start = SLOT_OFFSETS[number]
         length = PAGE // 8 if half else PAGE  # a sector
@@ -202,8 +216,19 @@ def current(plan: Plan) -> set[int | None]:
     return {member.slot for member in plan.members if member.state is Standing.CURRENT}
 
 
-KINDS = ["open", "close", "leave behind", "resync", "join"]
-CASES = [(2, 2, "open"), (2, 2, "close")]  # of two that are both needed none can be ejected
+def make_longer(the_set: Set) -> None:
+    """What comes before a commit with the larger size: images, and pages of the map."""
+    for one in the_set.all:
+        one.size = LARGER
+        found = decode(bytes(one.content))
+        grown = found.map.resized(LARGER)
+        one.content[MAP_OFFSET:] = encode_pages(grown, found.record.set_id, 0, pages(grown) - 1)
+    the_set.records.size = LARGER
+
+
+KINDS = ["open", "close", "leave behind", "resync", "join", "grow"]
+# Of two that are both needed none can be ejected.
+CASES = [(2, 2, "open"), (2, 2, "close"), (2, 2, "grow")]
 CASES += [(2, 1, kind) for kind in KINDS]
 CASES += [(3, *rest) for rest in product((1, 2), KINDS) if "close" not in rest]
 
@@ -230,6 +255,8 @@ def one_way(choices: Choices, the_set: Set, kind: str, seen: set[object], *, hal
         the_set.commit(others, well, resyncing=last)
     left: list[Holder] | None = None
     refused = False
+    if kind == "grow":
+        make_longer(the_set)
     try:
         left = the_set.commit(
             others if kind in ("leave behind", "resync") else the_set.all,
@@ -239,11 +266,13 @@ def one_way(choices: Choices, the_set: Set, kind: str, seen: set[object], *, hal
             joining=last if kind == "join" else None,
         )
     except CancelledError:
+        the_set.records.size = the_set.records.record.size
         goes_on_in_doubt(the_set)
     except DiedError:
         pass
     except OSError:
         refused = True
+    the_set.records.size = the_set.records.record.size
     end = refused, left and len(left), *(bytes(one.content) for one in the_set.all)
     if end in seen:
         return
@@ -254,8 +283,11 @@ def one_way(choices: Choices, the_set: Set, kind: str, seen: set[object], *, hal
         except AssemblyRefusedError:
             assert len(there) < len(the_set.all), "all are there, and a human is needed"
             continue
+        assert plan.record.size in ((SIZE, LARGER) if kind == "grow" else (SIZE,))
+        assert not plan.map.count(INTENT), "nothing was written, and all pages can be read"
         if left is not None:  # what depends on it has been acknowledged
             assert current(plan) <= {one.slot for one in left}
+            assert kind != "grow" or plan.record.size == LARGER
         if kind == "resync":
             assert last.slot not in current(plan)
     if left is not None:

@@ -36,6 +36,18 @@ def marked(known: DirtyMap) -> list[int]:
     return [extent for run in known.runs(INTENT, longest=len(known)) for extent in run]
 
 
+def test_extents_that_come_later_are_marked_like_others() -> None:
+    known = a_map(2)
+    intents = Intents(known)
+    mark(known, intents, range(1, 2))
+    known.grow(4 * EXTENT, 0)
+    intents.grow()
+    assert list(intents.in_use()) == [range(1, 2)]
+    mark(known, intents, range(3, 4))
+    assert marked(known) == [1, 3]
+    assert list(intents.in_use()) == [range(1, 2), range(3, 4)]
+
+
 @pytest.fixture(autouse=True)
 def few_misses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MISSES_MAX", 4)

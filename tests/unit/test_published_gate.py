@@ -54,6 +54,9 @@ class Prompt:
     fast_file: FastFile | None
     asked: list[Kind] = field(default_factory=list)
 
+    def resized(self, _: int) -> None:
+        """It has any size."""
+
     def submit(self, operation: Operation, done: Done) -> None:
         self.asked.append(operation.kind)
         value: Value = bytes(operation.length) if operation.kind is Kind.READ else 0

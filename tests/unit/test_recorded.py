@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from quorumfs.decisions.dirtymap import CHUNK_MIN, INTENT, UNVERIFIED, DirtyMap, out_of_sync
-from quorumfs.decisions.sidecar import CHUNKS_PER_PAGE
+from quorumfs.decisions.sidecar import CHUNKS_PER_PAGE, pages
 from quorumfs.metadata.ledger.recorded import Recorded, Version
 
 CHUNKS = 2 * CHUNKS_PER_PAGE + 3
@@ -66,6 +66,22 @@ class Sidecars(RuleBasedStateMachine):
     @rule()
     def a_write_begins(self) -> None:
         self.version = self.recorded.begin_write()
+
+    @precondition(lambda self: self.version is None)
+    @rule(bits=st.sampled_from([0, out_of_sync(0), out_of_sync(1)]), chunks=st.integers(1, 5000))
+    def the_disk_grows(self, bits: int, chunks: int) -> None:
+        """What has changed and is not in the sidecars stays so."""
+        known = self.recorded.map
+        size = known.size + chunks * CHUNK_MIN
+        behind = [c for c in EDGES if not self.recorded.holds(range(c, c + 1), CURRENT)]
+        self.version = self.recorded.begin_write(pages(known) - 1)
+        assert pages(known) - 1 in self.version
+        self.version = None  # and it failed
+        self.recorded.grow(size, bits)
+        for sidecar in self.sidecars:
+            sidecar.grow(size, bits)
+        for chunk in behind:
+            assert not self.recorded.holds(range(chunk, chunk + 1), CURRENT)
 
     @precondition(lambda self: self.version is not None)
     @rule(data=st.data())

@@ -347,8 +347,32 @@ def test_a_slot_that_cannot_be_is_no_slot(changes: list[tuple[int, bytes]]) -> N
     assert decode(lying(*changes, slots=[1])).damage
 
 
+@pytest.mark.parametrize("phase", [Phase.PREPARED, Phase.COMMITTED])
+def test_a_disk_grows_from_one_slot_to_the_other(phase: Phase) -> None:
+    """Each slot is good with the pages that its size calls for, and others are ignored."""
+    before = example()
+    record = before.record
+    larger = replace(record, size=record.size + CHUNKS_PER_PAGE * CHUNK, sequence=99)
+    grown = before.map.resized(larger.size, out_of_sync(1))
+    last = pages(before.map) - 1
+    added = encode_pages(grown, record.set_id, last, pages(grown) - 1)
+    content = put(encode(before), MAP_OFFSET + last * PAGE, added)
+    assert decode(content).map.states == before.map.states
+    content = put(content, SLOT_OFFSETS[1], slot_page(before, larger, phase))
+    found = decode(content)
+    assert not found.damage
+    if phase is Phase.PREPARED:
+        assert (found.record, found.prepared) == (record, larger)
+        assert found.map.states == before.map.states
+    else:
+        assert (found.record, found.prepared) == (larger, None)
+        assert found.map.states == grown.states
+    torn = put(content, SLOT_OFFSETS[0], bytes(PAGE))  # the other one was being written to
+    assert decode(torn).map.states == grown.states
+
+
 def test_slots_of_two_replicas_are_no_sidecar() -> None:
-    for changes in ([(24, b"x")], [(40, b"B" * 16)], [(56, number(CHUNK))]):
+    for changes in ([(24, b"x")], [(40, b"B" * 16)], [(64, number(2 * CHUNK))]):
         with pytest.raises(FormatError, match="different replicas"):
             decode(lying(*changes, slots=[1]))
 

@@ -75,6 +75,9 @@ class Records:
         """The number of replicas that must take a write before its acknowledgement."""
         self.orders: dict[int, Order] = {}
         """By slot: orders that no valid record follows yet."""
+        self.size = plan.record.size
+        """Bytes of the disk by the next record: all members must have images as long, and map
+        pages for as many."""
         self._identity = identity
         self._sequence = max(plan.sequence_seen, plan.record.sequence)
         self._certain = True
@@ -131,7 +134,9 @@ class Records:
             record = self._as_ordered(record)
         self._sequence += 1
         threshold = self.threshold if enough else record.threshold  # too few may not change that
-        record = replace(record, sequence=self._sequence, clean=clean, threshold=threshold)
+        record = replace(
+            record, sequence=self._sequence, clean=clean, threshold=threshold, size=self.size
+        )
         acknowledging = not left and len(members) >= self.threshold
         record = record.entered(
             self._identity,

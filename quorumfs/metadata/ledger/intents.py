@@ -69,6 +69,11 @@ class Intents:
         """Note a write to *extents*."""
         self.touched[extents.start : extents.stop] = b"\1" * len(extents)
 
+    def grow(self) -> None:
+        """Note that the map has become longer."""
+        count = len(self._known.extents(0, self._known.size))
+        self.touched += bytes(count - len(self.touched))
+
     def in_use(self) -> Iterator[range]:
         """The runs of extents with a write since `look_anew`, or about to get a write."""
         start = self.touched.find(1)

@@ -48,7 +48,7 @@ class Writable(NamedTuple):
     chunk_size: int
     """Bytes."""
     states: bytearray | None
-    """A byte per chunk, always the same object; None: every chunk may be changed."""
+    """A byte per chunk, the same object until the disk grows; None: every chunk may be changed."""
     mask: int
     wanted: int
     """A chunk may be changed iff ``state & mask == wanted``."""

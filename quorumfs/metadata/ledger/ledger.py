@@ -117,7 +117,7 @@ class Ledger:
             )
             if replica.slot is not None and not replica.standing.is_member:
                 self.targets.of(replica)
-            if one.image and one.image.size < self.record.size and replica.slot is not None:
+            if one.is_short(self.record.size) and replica.slot is not None:
                 self.recorded.add(bit(replica), range(len(self.map)))
             if one.image and one.sidecar and replica.standing.is_member:
                 for start, end in one.sidecar.unreadable:
@@ -421,6 +421,19 @@ class Ledger:
         self._fenced = True
         self.arrange()
         self.notify()
+
+
+def grow(ledger: Ledger, bits: int) -> None:
+    """Take over the size of the record, which all members hold: the disk has grown.
+
+    *bits*: the states of the added chunks in all sidecars.
+    """
+    size = ledger.record.size
+    ledger.recorded.grow(size, bits)
+    ledger.marks.intents.grow()
+    for replica in ledger.replicas:
+        replica.resized(size)
+    ledger.notify()
 
 
 def _bits_but(replicas: Sequence[Replica], record: Record) -> int:

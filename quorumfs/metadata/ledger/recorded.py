@@ -89,9 +89,14 @@ class Recorded:
             if _both(known := self._facts(page).translate(relevant), surely) != known
         ]
 
-    def begin_write(self) -> Version:
-        """The pages to write to all sidecars now; until `written` either version may be there."""
+    def begin_write(self, also: int | None = None) -> Version:
+        """The pages to write to all sidecars now; until `written` either version may be there.
+
+        *also*: a page to write even if all sidecars hold it.
+        """
         states = self.map.states
+        if also is not None and also not in self.behind:
+            self.behind[also] = self._facts(also)
         version = {page: bytes(states[_chunks_of(page)]) for page in sorted(self.behind)}
         for page, content in version.items():
             self.behind[page] = _both(self.behind[page], content.translate(_FACTS))
@@ -104,6 +109,13 @@ class Recorded:
                 del self.behind[page]
             else:
                 self.behind[page] = content.translate(_FACTS)
+
+    def grow(self, size: int, bits: int) -> None:
+        """Take the map for that of a disk of *size* bytes; added chunks have *bits*, recorded."""
+        last = page_of(len(self.map) - 1)
+        self.map.grow(size, bits)
+        if (surely := self.behind.get(last)) is not None:
+            self.behind[last] = surely + self._facts(last)[len(surely) :]
 
     def _facts(self, page: int) -> bytes:
         return bytes(self.map.states[_chunks_of(page)].translate(_FACTS))

@@ -148,6 +148,8 @@ class Unsynced:
     """What the cache held of all its sectors when it had been made."""
     punched: Piece | None = None
     """What became a hole with it."""
+    size: int | None = None
+    """What the size became with it, all zeros from the start on; None: it is no change of size."""
 
     @property
     def end(self) -> int:
@@ -239,6 +241,14 @@ class SimulatedFile:
         for content in (self.cache, self.durable):
             content.allocate(start, end)
 
+    def resize(self, start: int, end: int) -> None:
+        """Make the file end at *end*, with zeros from *start* on."""
+        if self.cache.seek(start, data=True) < self.size:
+            self.cache.resize(start)
+        self.cache.resize(end)
+        self.unsynced.append(Unsynced(next(self._numbers), start, b"", size=end))
+        self._changed_ns = next(self._ticks)
+
     def begin_sync(self) -> int:
         """Returns what `end_sync` and `fail_sync` need: later writes are none of its business."""
         return next(self._numbers)
@@ -255,11 +265,12 @@ class SimulatedFile:
         With *dice* some of them reached the medium, whole or in part.
         """
         taken = self._take(began)
+        kept = [one for one in taken if one.punched is not None or one.size is not None]
         for one in taken:
-            if one.punched is None:
+            if one not in kept:
                 self._land(one, [] if dice is None else self._fate(one, dice, survival=0.5))
-        # A hole is no page: the journal keeps it for the next commit.
-        self.unsynced[:0] = [one for one in taken if one.punched is not None]
+        # A hole, or a size, is no page: the journal keeps it for the next commit.
+        self.unsynced[:0] = kept
 
     def end_seal(self, began: int) -> None:
         """As `end_sync`, and the times with it."""
@@ -269,6 +280,8 @@ class SimulatedFile:
     def _change(self, kind: Kind, start: int, end: int, data: bytes) -> None:
         assert kind in CHANGES
         punched = None
+        if end > self.size:
+            self.cache.resize(end)
         if kind is Kind.WRITE:
             self.cache.write(start, data)
         elif kind is Kind.DISCARD:
@@ -306,6 +319,13 @@ class SimulatedFile:
 
     def _land(self, one: Unsynced, written: list[Piece] | None = None) -> None:
         """Put a change on the medium, or only those parts of it; the rest is dropped."""
+        if one.size is not None:
+            if written is None:
+                self.durable.resize(min(one.start, self.durable.size))
+                self.durable.resize(one.size)
+            return
+        if one.end > self.durable.size:
+            self.durable.resize(one.end)
         if written is None:
             self.durable.write(one.start, one.data)
             if one.punched:
@@ -373,6 +393,7 @@ class SimulatedFile:
                 one,
                 data=one.data[: size - one.start],
                 punched=one.punched and (min(one.punched[0], size), min(one.punched[1], size)),
+                size=None if one.size is None else size,
             )
             for one in self.unsynced
             if one.start < size

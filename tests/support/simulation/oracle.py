@@ -257,6 +257,18 @@ class Oracle:
         version.ended = self._tick()
         del self._under_way[version]
 
+    def grow(self, size: int) -> None:
+        """The disk has *size* bytes from now on, at least as many as before: zeros there."""
+        assert size >= self.size
+        assert not size % SECTOR
+        sectors = range(self.size // SECTOR, size // SECTOR)
+        if sectors:
+            now = self._tick()
+            zeros = Version(len(self._versions), 0, True, sectors, now, now, acknowledged=True)
+            self._versions.append(zeros)
+            self._sectors += [_Sector(zeros) for _ in sectors]
+            self.size = size
+
     @property
     def writing(self) -> bool:
         """Whether a write is under way: it may be lost in part, and acknowledged all the same."""

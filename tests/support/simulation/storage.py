@@ -278,6 +278,9 @@ class SimulatedStorage:
             return None
         return _Copying(source, offset, length)
 
+    def resized(self, size: int) -> None:
+        self._size = size
+
     def submit(self, operation: Operation, done: Done) -> None:
         assert not self._closing, "submitted after close"
         if operation.kind is Kind.CLOSE and self._in_flight:
@@ -450,6 +453,8 @@ class SimulatedStorage:
             self._tell_truncated()
             raise TruncatedError(file.size)
         match operation.kind:
+            case Kind.RESIZE if effect is not Effect.NONE:
+                file.resize(start, end)
             case kind if kind in _READS:
                 return self._read(operation) if one.early is None else one.early
             case Kind.ALLOCATE:
@@ -489,6 +494,8 @@ class SimulatedStorage:
     def _truncated(self, one: _InFlight) -> bool:
         if one.operation.kind in _READS:
             return one.operation.offset + one.operation.length > self.file.size
+        if one.operation.kind is Kind.RESIZE:
+            return self.file.size < one.operation.offset
         return self.file.size < self._size
 
     def _name(self, operation: Operation) -> str:

@@ -6,12 +6,15 @@ from contextlib import asynccontextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import trio
 
 from quorumfs.decisions.assembly import AssemblyRefusedError
 from quorumfs.decisions.claim import NOTICE_S
 from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.live.actions import Action, Request
+from quorumfs.live.grow import Growth
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import CHANGES, Kind
 from support.simulation.fate import Mounted
@@ -128,6 +131,13 @@ class Story(History):
                     continue
                 raise
             raise BrokenError(f"two histories are mounted as one, by the rule: {plan.rule}")
+
+    def sized(self, size: int) -> None:
+        """The disk has *size* bytes from now on; raises if it had more before."""
+        if size < self.oracle.size:
+            raise BrokenError(f"a disk of {self.oracle.size} bytes has {size}")
+        self.world.size = size
+        self.oracle.grow(size)
 
     def fail(self, index: int, kinds: Iterable[Kind], fault: Fault = EIO) -> None:
         """From now on these operations on the image of a replica have *fault*."""
@@ -259,6 +269,7 @@ class Guest(AnyGuest):
         number = story.workload.next_number()
         super().__init__(story.oracle, life, mounted.disk, number)
         self.mounted = mounted
+        self._story = story
         self.superseded = False
         """Another mount has the set, and this one may not know yet: what it hears may be lost."""
         self.replaced = False
@@ -271,6 +282,19 @@ class Guest(AnyGuest):
     async def read(self, at: int, size: int = BLOCK) -> None:
         """Raises `OSError`."""
         await super().read(at, size)
+
+    async def grow(self, size: int) -> dict[str, Any]:
+        """Have the disk grow to *size* bytes, as an administrator does. Raises `UserError`."""
+
+        async def announce(announced: int) -> None:
+            if self._disk.size >= announced:
+                raise BrokenError("a request may touch what the kernel does not know of")
+            await trio.sleep(0.01)
+
+        growth = Growth(self._disk, self.mounted.sidecars, announce)
+        answer = await growth.grow(Request({"size": size}), Action(1, "grow"))
+        self._story.sized(self._disk.size)
+        return answer
 
     async def go_on(self) -> None:
         """Use a mount that is taken over from, until its end."""

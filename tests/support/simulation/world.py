@@ -254,8 +254,12 @@ class World:
     def _found(self, replica: SimulatedReplica) -> Found:
         if not replica.reachable:
             return Found(replica.path, None, None, "No such file or directory")
-        if self.life is not None and replica.image.size < self.size:
+        found = self._with_sidecar(replica)
+        if self.life is not None and found.is_short(self.size):
             self.life.seen_short.add(replica.path)
+        return found
+
+    def _with_sidecar(self, replica: SimulatedReplica) -> Found:
         if replica.sidecar is None:
             return Found(replica.path, replica.identity)
         try:

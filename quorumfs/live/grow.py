@@ -24,20 +24,23 @@ Announce = Callable[[int], Awaitable[None]]
 class Growth:
     """The verb. Any part of it may be cut off, and the verb given again."""
 
-    def __init__(self, disk: Disk, sidecars: Sidecars, announce: Announce) -> None:
+    def __init__(
+        self, disk: Disk, sidecars: Sidecars, changing: trio.Lock, announce: Announce
+    ) -> None:
+        """*changing* is held while the size, or the replicas, of the set change."""
         self._disk = disk
         self._mirror = disk.mirror
         self._sidecars = sidecars
         self._ledger = sidecars.ledger
         self._announce = announce
-        self._lock = trio.Lock()
+        self._changing = changing
 
     async def grow(self, request: Request, action: Action) -> dict[str, Any]:
         """``{"command": "grow", "size": BYTES, "more": whether SIZE is to be added}``."""
         size, more = request.number("size"), request.flag("more")
         if not size:
             raise UsageError("'size' is to be a number of bytes, at least 1")
-        async with self._lock:
+        async with self._changing:
             before = self._disk.size
             size = wanted_size(self._ledger.record, size, more=more)
             members = self._ledger.members

@@ -34,14 +34,22 @@ class Membership:
     """The verbs that change which replicas *disk* has; each can be repeated."""
 
     def __init__(
-        self, disk: Disk, sidecars: Sidecars, repairs: Repairs, mountpoint: str, timeout_s: float
+        self,
+        disk: Disk,
+        sidecars: Sidecars,
+        repairs: Repairs,
+        changing: trio.Lock,
+        mountpoint: str,
+        timeout_s: float,
     ) -> None:
-        """*timeout_s*: the replica timeout (seconds) of new replicas."""
+        """*changing* is held while the replicas, or the size, of the set change.
+
+        *timeout_s*: the replica timeout (seconds) of new replicas.
+        """
         self._disk = disk
         self._mountpoint = mountpoint
         self._timeout_s = timeout_s
-        self._changing = trio.Lock()
-        """Held while the replicas of the set change."""
+        self._changing = changing
         self._mirror = disk.mirror
         self._sidecars = sidecars
         self._ledger = sidecars.ledger

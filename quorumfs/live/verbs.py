@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import trio
+
 from quorumfs.disk.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.live.actions import Action, Request, Verb
@@ -28,8 +30,9 @@ def verbs(
     if repairs is None or not isinstance(disk.metadata, Sidecars):
         return dict.fromkeys(_OF_SIDECARS, _refuse)
     timeout_s = options.replica_timeout_s
-    membership = Membership(disk, disk.metadata, repairs, mountpoint, timeout_s)
-    growth = Growth(disk, disk.metadata, announce)
+    changing = trio.Lock()
+    membership = Membership(disk, disk.metadata, repairs, changing, mountpoint, timeout_s)
+    growth = Growth(disk, disk.metadata, changing, announce)
     return {
         "offline": membership.offline,
         "online": membership.online,

@@ -291,7 +291,7 @@ class Guest(AnyGuest):
                 raise BrokenError("a request may touch what the kernel does not know of")
             await trio.sleep(0.01)
 
-        growth = Growth(self._disk, self.mounted.sidecars, announce)
+        growth = Growth(self._disk, self.mounted.sidecars, trio.Lock(), announce)
         answer = await growth.grow(Request({"size": size}), Action(1, "grow"))
         self._story.sized(self._disk.size)
         return answer

@@ -6,6 +6,7 @@ import click
 
 from quorumfs import __version__
 from quorumfs.cli.create import create
+from quorumfs.cli.events import events
 from quorumfs.cli.examine import examine
 from quorumfs.cli.grow import grow
 from quorumfs.cli.membership import add, offline, online, remove, replace
@@ -34,6 +35,7 @@ quorumfs.add_command(create)
 quorumfs.add_command(mount)
 quorumfs.add_command(umount)
 quorumfs.add_command(status)
+quorumfs.add_command(events)
 quorumfs.add_command(offline)
 quorumfs.add_command(online)
 quorumfs.add_command(add)

@@ -20,7 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from quorumfs.control import mounts, runtime
+from quorumfs.control import mounts, runtime, schema
+from quorumfs.control.recent import Recent
 from quorumfs.control.status import OtherSchemaError, Status, StatusFormatError
 from quorumfs.errors import ExitCode, UserError
 
@@ -157,6 +158,30 @@ def statuses(
         return status
 
     return _ask_all(asked, {"command": "status"}, understand, timeout_s, runtime_dir)
+
+
+def events(
+    mount: mounts.Mount,
+    after: int | None,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    runtime_dir: Path | None = None,
+) -> Recent:
+    """What happened at *mount* since the event with the number *after*; None: only the number of
+    the last one. Raises `ControlError`.
+    """
+
+    def understand(question: "_Question", content: dict[str, Any]) -> Recent:
+        try:
+            return schema.load(Recent, content)
+        except schema.FormatError as error:
+            raise question.invalid(str(error)) from None
+
+    request: dict[str, object] = {"command": "events", "after": after}
+    (answer,) = _ask_all([mount], request, understand, timeout_s, runtime_dir)
+    if isinstance(answer, ControlError):
+        raise answer
+    return answer
 
 
 def ask(

@@ -32,7 +32,11 @@ RUNTIME_LOG_MAX = 1 << 20
 STOP_S = 2.0
 """How long the end of a mount waits for the log to take what is left."""
 
+READABLE = "%(asctime)s %(levelname)s: %(message)s"
+"""A line of the log, for a reader."""
+
 events_log = logging.getLogger("quorumfs.events")
+"""Where the events go."""
 
 
 def tell(event: Event) -> None:
@@ -137,7 +141,7 @@ class _RuntimeLog(logging.handlers.RotatingFileHandler):
 
 def start(destination: logging.Handler, *, as_json: bool) -> logging.handlers.QueueListener:
     """Send every record to *destination* from a thread of its own; stop it to flush the rest."""
-    readable = "%(asctime)s %(levelname)s: %(message)s"
+    readable = READABLE
     if isinstance(destination, logging.handlers.SysLogHandler):
         readable = "%(levelname)s: %(message)s"  # syslog has its own idea of the time
     destination.setFormatter(JsonFormatter() if as_json else ReadableFormatter(readable))

@@ -19,6 +19,7 @@ from pathlib import Path
 import trio
 
 from quorumfs.control import logs, mounts, runtime, server
+from quorumfs.control.journal import Journal
 from quorumfs.control.logs import status_event
 from quorumfs.control.pulse import Pulse, Standstill
 from quorumfs.control.reporter import Reporter
@@ -86,13 +87,20 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
         # before there are more threads, which must never be the ones to take them.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         stack.callback(logs.start(destination, as_json=plan.log_json).stop)
+        journal = Journal(os.getpid())
+        logs.events_log.addHandler(journal)
+        stack.callback(logs.events_log.removeHandler, journal)
         if not plan.options.read_only:
             replica_set.take_into_use(plan.options)
-        trio.run(_serve, plan, claim, replica_set, ready)
+        trio.run(_serve, plan, claim, replica_set, journal, ready)
 
 
 async def _serve(
-    plan: MountPlan, claim: runtime.Claim, replica_set: ReplicaSet, ready: Callable[[], None]
+    plan: MountPlan,
+    claim: runtime.Claim,
+    replica_set: ReplicaSet,
+    journal: Journal,
+    ready: Callable[[], None],
 ) -> None:
     events = EventLog(plan.mountpoint, logs.tell)
     disk, repairs = replica_set.make_disk(plan.options, events)
@@ -141,7 +149,11 @@ async def _serve(
             announce = session.announce_size
             actions = Actions(verbs(disk, repairs, plan.mountpoint, plan.options, announce))
             await nursery.start(actions.run)
-            commands = {"status": reporter.status, **actions.commands()}
+            commands = {
+                "status": reporter.status,
+                "events": journal.since,
+                **actions.commands(),
+            }
             serve = partial(server.serve, refresh=reporter.refresh, tick=reporter.watch)
             await nursery.start(serve, claim.path("sock"), commands)
             await nursery.start(_tell_on_signal, lambda: take(trio.current_time(), None))

@@ -1,0 +1,131 @@
+"""A mount watched and steered by its administrator: events, wait, clear, resync, set."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.command import wait_until
+from support.mounting import QUORUMFS, quorumfs
+from support.sets import MIB, SetMount, create, named, opened
+
+SIZE = 32 * MIB
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    return create(named(tmp_path, 2), SIZE, "--vote-threshold=1")
+
+
+@contextmanager
+def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """A command that goes on; killed at the end if it still does."""
+    command = [*QUORUMFS, *map(str, arguments)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def lines_of(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    """What it prints, line by line, as it comes."""
+    assert process.stdout is not None
+    return map(json.loads, process.stdout)
+
+
+def refusal(*arguments: str | Path, exit_code: int = 1) -> str:
+    """Why a command is refused, in one line."""
+    done = quorumfs(*arguments, check=False)
+    assert done.returncode == exit_code, done
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def write(disk: SetMount, data: bytes = b"x", offset: int = 0, length: int = MIB) -> None:
+    """Data that is durable."""
+    with opened(disk.file) as fd:
+        os.pwrite(fd, data * length, offset)
+        os.fsync(fd)
+
+
+# Events
+
+
+def test_events_are_shown_as_they_happen_until_the_mount_ends(
+    tmp_path: Path, images: list[Path]
+) -> None:
+    with (
+        SetMount(images, tmp_path) as disk,
+        running("events", "--json", disk.mountpoint) as watching,
+    ):
+        events = lines_of(watching)
+        first = next(events)
+        assert (first["event"], first["state"], first["schema"]) == ("STATUS", "healthy", 1)
+        quorumfs("offline", disk.mountpoint, "b.img")
+        event = next(events)
+        wait_until(lambda: event in disk.log(), "the event in the log")
+        assert (event["event"], event["new"]) == ("REPLICA_STATE_CHANGED", "offline")
+        quorumfs("umount", disk.mountpoint)
+        assert not [event for event in events if event["event"] != "REPLICA_STATE_CHANGED"]
+        assert watching.wait() == 0
+
+
+def test_events_of_a_daemon_that_dies_end_with_its_code(tmp_path: Path, images: list[Path]) -> None:
+    with (
+        SetMount(images, tmp_path) as disk,
+        running("events", disk.mountpoint) as watching,
+    ):
+        assert watching.stdout is not None
+        assert "healthy" in watching.stdout.readline()
+        os.kill(disk.pid, signal.SIGKILL)
+        assert watching.wait() == 2
+        assert watching.stderr is not None
+        assert "is gone, and the mount dead" in watching.stderr.read()
+        subprocess.run(["umount", "-l", disk.mountpoint], check=True)
+
+
+def test_events_end_at_ctrl_c(tmp_path: Path, images: list[Path]) -> None:
+    with (
+        SetMount(images, tmp_path) as disk,
+        running("events", disk.mountpoint) as watching,
+    ):
+        assert watching.stdout is not None
+        watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait() == 0
+
+
+def test_events_are_shown_while_the_daemon_is_stopped_and_goes_on(
+    tmp_path: Path, images: list[Path]
+) -> None:
+    with (
+        SetMount(images, tmp_path) as disk,
+        running("events", "--json", disk.mountpoint) as watching,
+    ):
+        events = lines_of(watching)
+        next(events)
+        os.kill(disk.pid, signal.SIGSTOP)
+        assert watching.stderr is not None
+        assert "does not answer" in watching.stderr.readline()
+        os.kill(disk.pid, signal.SIGCONT)
+        os.kill(disk.pid, signal.SIGUSR1)
+        assert next(events)["event"] == "STATUS"
+
+
+def test_what_is_now_is_shown_alone(tmp_path: Path, images: list[Path]) -> None:
+    with SetMount(images, tmp_path) as disk:
+        shown = json.loads(quorumfs("events", "--now", "--json", disk.mountpoint).stdout)
+        assert shown["event"] == "STATUS"
+        assert quorumfs("events", "--now", disk.mountpoint).stdout.startswith(
+            f"{disk.mountpoint}: healthy\n"
+        )
+    refusal("events", tmp_path / "mnt", exit_code=4)

@@ -21,6 +21,7 @@ from quorumfs.cli.resolve import resolve
 from quorumfs.cli.scrub import scrub
 from quorumfs.cli.status import status
 from quorumfs.cli.umount import umount
+from quorumfs.cli.waiting import wait
 from quorumfs.errors import ExitCode, UserError
 from quorumfs.mount.limits import reset
 
@@ -36,6 +37,7 @@ quorumfs.add_command(mount)
 quorumfs.add_command(umount)
 quorumfs.add_command(status)
 quorumfs.add_command(events)
+quorumfs.add_command(wait)
 quorumfs.add_command(offline)
 quorumfs.add_command(online)
 quorumfs.add_command(add)

@@ -90,7 +90,7 @@ def _follow(
     """Print each event after *begin*, until the mount ends. Raises `UserError` if that is not in
     order.
     """
-    from quorumfs.control import client  # noqa: PLC0415
+    from quorumfs.control import client, mounts  # noqa: PLC0415
 
     last = begin.last
     gone_at: float | None = None
@@ -104,7 +104,7 @@ def _follow(
             silent = True
             continue
         except client.ControlError:
-            if not _is_mounted(mount):
+            if not mounts.is_ours(mount.mountpoint):
                 return
             gone_at = gone_at or time.monotonic()
             if time.monotonic() - gone_at > END_S:
@@ -121,13 +121,6 @@ def _follow(
         if recent.last == last:
             time.sleep(LOOK_S)
         last = recent.last
-
-
-def _is_mounted(mount: "mounts.Mount") -> bool:
-    from quorumfs.control import mounts  # noqa: PLC0415
-
-    now = mounts.mount_at(mount.mountpoint)
-    return now is not None and now.fs_type == mounts.FS_TYPE
 
 
 def show(recent: "Recent", say: "Callable[[str], None]", *, as_json: bool) -> None:

@@ -51,6 +51,12 @@ def mount_at(mountpoint: str) -> Mount | None:
     return found[-1] if found else None
 
 
+def is_ours(mountpoint: str) -> bool:
+    """Whether there is a quorumfs mount at *mountpoint* (as for `mount_at`), dead or alive."""
+    mount = mount_at(mountpoint)
+    return mount is not None and mount.fs_type == FS_TYPE
+
+
 def of_quorumfs() -> list[Mount]:
     """All quorumfs mounts that can be reached, dead ones included, in the order mounted."""
     topmost = {place: mount for _, place, mount in _table()}

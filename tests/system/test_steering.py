@@ -2,9 +2,10 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,30 @@ def running(*arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+@contextmanager
+def on_terminal(
+    *arguments: str | Path,
+) -> Iterator[tuple[subprocess.Popen[bytes], Callable[[str], str]]]:
+    """A command whose errors go to a terminal, and what waits until that shows a text."""
+    terminal, end = pty.openpty()
+    command = [*QUORUMFS, *map(str, arguments)]
+    shown = ""
+
+    def shows(text: str) -> str:
+        nonlocal shown
+        while text not in shown:
+            shown += os.read(terminal, 4096).decode()
+        return shown
+
+    with subprocess.Popen(command, stderr=end, start_new_session=True) as process:
+        os.close(end)
+        try:
+            yield process, shows
+        finally:
+            process.kill()
+            os.close(terminal)
 
 
 def lines_of(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
@@ -129,3 +154,53 @@ def test_what_is_now_is_shown_alone(tmp_path: Path, images: list[Path]) -> None:
             f"{disk.mountpoint}: healthy\n"
         )
     refusal("events", tmp_path / "mnt", exit_code=4)
+
+
+# Wait
+
+
+def test_wait_ends_when_it_is_so(tmp_path: Path, images: list[Path]) -> None:
+    with SetMount(images, tmp_path, "resync-rate=4M") as disk:
+        quorumfs("wait", "--for", "clean", disk.mountpoint)
+        quorumfs("offline", disk.mountpoint, "b.img")
+        write(disk, length=4 * MIB)
+        quorumfs("online", disk.mountpoint, "b.img")
+        with running("wait", "--for", "current:b.img", "--json", disk.mountpoint) as waiting:
+            assert waiting.wait() == 0
+            assert next(lines_of(waiting))["replicas"][1]["state"] == "current"
+        done = quorumfs("wait", "--for", "healthy", disk.mountpoint)
+        assert done.stdout == f"{disk.mountpoint}: healthy\n"
+
+
+def test_wait_says_what_is_instead_when_the_time_is_over(
+    tmp_path: Path, images: list[Path]
+) -> None:
+    with SetMount(images, tmp_path) as disk:
+        told = refusal("wait", "--for", "degraded", "--timeout", "0.2", disk.mountpoint)
+        assert told.strip() == (f"quorumfs: degraded is not reached: {disk.mountpoint} is healthy")
+
+
+def test_wait_gives_up_where_waiting_is_of_no_use(tmp_path: Path, images: list[Path]) -> None:
+    with SetMount(images, tmp_path) as disk:
+        quorumfs("offline", disk.mountpoint, "b.img")
+        told = refusal("wait", "--for", "healthy", disk.mountpoint, exit_code=3)
+        assert f"{images[1]} is offline" in told
+        assert "quorumfs online" in told
+        for wanted, code in ("well", 4), ("current:c.img", 4):
+            refusal("wait", "--for", wanted, disk.mountpoint, exit_code=code)
+        with on_terminal("wait", "--for", "no-quorum", disk.mountpoint) as (waiting, shows):
+            shows(": degraded")
+            quorumfs("umount", disk.mountpoint)
+            assert waiting.wait() == 4
+            shows("unmounted meanwhile")
+
+
+def test_wait_ends_with_the_daemon(tmp_path: Path, images: list[Path]) -> None:
+    with (
+        SetMount(images, tmp_path) as disk,
+        on_terminal("wait", "--for", "degraded", disk.mountpoint) as (waiting, shows),
+    ):
+        shows(": healthy")
+        os.kill(disk.pid, signal.SIGKILL)
+        assert waiting.wait() == 2
+        subprocess.run(["umount", "-l", disk.mountpoint], check=True)

@@ -5,6 +5,7 @@ import sys
 import click
 
 from quorumfs import __version__
+from quorumfs.cli.clear import clear
 from quorumfs.cli.create import create
 from quorumfs.cli.events import events
 from quorumfs.cli.examine import examine
@@ -44,6 +45,7 @@ quorumfs.add_command(add)
 quorumfs.add_command(remove)
 quorumfs.add_command(replace)
 quorumfs.add_command(grow)
+quorumfs.add_command(clear)
 quorumfs.add_command(examine)
 quorumfs.add_command(resolve)
 quorumfs.add_command(scrub)

@@ -30,6 +30,7 @@ MEMBERS: Mapping[str, Members] = MappingProxyType(
         "DATA_UNREADABLE": {"reference": str, **_SECTORS},
         "RESYNC_STARTED": {"replica": str, "bytes": int},
         "RESYNC_FINISHED": {"replica": str, "bytes": int, "error": str | None},
+        "ERRORS_CLEARED": {"replica": str, "errors": int},
         LEFT_OUT: {"count": int},
     }
 )

@@ -216,6 +216,12 @@ class EventLog:
         text = f"{replica} rewritten at {offset}, {length} bytes"
         self._offer(("repaired", replica), Event("MISMATCH_REPAIRED", members, text))
 
+    def errors_cleared(self, replica: str, errors: int) -> None:
+        """The administrator had the *errors* of *replica* forgotten."""
+        members = {"replica": replica, "errors": errors}
+        text = f"{errors} errors of {replica} were cleared by the administrator"
+        self._tell(Event("ERRORS_CLEARED", members, text, logging.INFO))
+
     def _offer(self, key: Hashable, event: Event) -> None:
         told = self._limiter.offer(key, event, trio.current_time())
         if told is not None:

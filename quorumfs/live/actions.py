@@ -50,6 +50,13 @@ class Request:
             raise UsageError(f"{name!r} is to be a text")
         return value
 
+    def texts(self, name: str) -> list[str]:
+        """The list *name*; empty if it is left out. Raises `UsageError`."""
+        values = self._content.get(name, [])
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise UsageError(f"{name!r} is to be a list of texts")
+        return values
+
     def number(self, name: str) -> int | None:
         """The argument *name*, at least 0; None if it is left out. Raises `UsageError`."""
         value = self._content.get(name)

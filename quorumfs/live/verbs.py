@@ -11,6 +11,7 @@ from quorumfs.live.grow import Announce, Growth
 from quorumfs.live.membership import Membership
 from quorumfs.live.resolving import Deciding
 from quorumfs.live.scrubbing import Scrubbing
+from quorumfs.live.steering import Steering
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.options import MountOptions
 from quorumfs.repair.repairs import Repairs
@@ -27,13 +28,17 @@ def verbs(
 
     *announce* tells the kernel of a larger size.
     """
+    steering = Steering(disk, repairs)
+    always: dict[str, Verb] = {
+        "clear": steering.clear,
+    }
     if repairs is None or not isinstance(disk.metadata, Sidecars):
-        return dict.fromkeys(_OF_SIDECARS, _refuse)
+        return always | dict.fromkeys(_OF_SIDECARS, _refuse)
     timeout_s = options.replica_timeout_s
     changing = trio.Lock()
     membership = Membership(disk, disk.metadata, repairs, changing, mountpoint, timeout_s)
     growth = Growth(disk, disk.metadata, changing, announce)
-    return {
+    return always | {
         "offline": membership.offline,
         "online": membership.online,
         "add": membership.add,

@@ -66,6 +66,12 @@ class Rejoin:
         self._claimed: set[Replica] = set()
         """Replicas that another mount had open at the last attempt."""
 
+    def may_come_back(self, replica: Replica) -> bool:
+        """Whether *replica* is out, or its file system gone, and it is tried again and again."""
+        if replica.standing.is_member:
+            return replica.dead or not replica.attached
+        return replica.standing.is_retried or replica in self._claimed
+
     def try_at_once(self, replica: Replica) -> None:
         """Have the next attempt with *replica* come at once, and the one after it soon."""
         self._retries.pop(replica, None)

@@ -101,6 +101,10 @@ class Repairs:
     def limit(self, limit: int | None) -> None:
         self._work.limit = limit
 
+    def may_come_back(self, replica: Replica) -> bool:
+        """Whether *replica*, which does not do its part, is tried again and again."""
+        return self._rejoin.may_come_back(replica)
+
     def try_at_once(self, replica: Replica) -> None:
         """Have *replica*, which is not current, rejoin now rather than after its back-off."""
         self._rejoin.try_at_once(replica)

@@ -63,6 +63,14 @@ class Counters:
             return self.writes - self.write_errors
         return self.flushes - self.flush_errors if sort is Sort.FLUSH else 0
 
+    def forget_errors(self) -> int:
+        """Count errors from 0 again; returns how many were counted."""
+        counted = self.read_errors + self.write_errors + self.flush_errors
+        counted += self.mismatches + self.timeouts
+        self.read_errors = self.write_errors = self.flush_errors = 0
+        self.mismatches = self.timeouts = 0
+        return counted
+
     def count(self, operation: Operation) -> None:
         """Count *operation*, which has its outcome."""
         failed = operation.error is not None
@@ -100,6 +108,18 @@ class Health:
     def failures(self) -> list[Failure]:
         """The last failure of each sort."""
         return list(self._failures.values())
+
+    def forget_errors(self) -> int:
+        """Count errors from 0 again, and forget the failures; returns how many were counted.
+
+        A failure of the sidecar is kept until a sync of the record succeeds, for nothing else tells
+        that the record may be old.
+        """
+        counted = self.counters.forget_errors()
+        self._failures = {
+            sort: failure for sort, failure in self._failures.items() if sort is Sort.SIDECAR
+        }
+        return counted
 
     def overcome(self, failure: Failure) -> bool:
         """Whether an operation of the same sort has succeeded since *failure*."""

@@ -1,17 +1,19 @@
 """A mount watched and steered by its administrator: events, wait, clear, resync, set."""
 
+import errno
 import json
 import os
 import pty
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.command import wait_until
+from support.faultfs import FaultFS
 from support.mounting import QUORUMFS, quorumfs
 from support.sets import MIB, SetMount, create, named, opened
 
@@ -204,3 +206,60 @@ def test_wait_ends_with_the_daemon(tmp_path: Path, images: list[Path]) -> None:
         os.kill(disk.pid, signal.SIGKILL)
         assert waiting.wait() == 2
         subprocess.run(["umount", "-l", disk.mountpoint], check=True)
+
+
+# Clear
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Iterator[FaultFS]:
+    """Where b.img is to be."""
+    (tmp_path / "store").mkdir()
+    with FaultFS(tmp_path / "store") as store:
+        yield store
+
+
+def test_clear_forgets_errors_and_tries_an_ejected_replica_at_once(
+    tmp_path: Path, faulty: FaultFS
+) -> None:
+    """Also a second time: where there is nothing to forget nothing is forgotten."""
+    images = create([tmp_path / "a.img", faulty.path("b.img")], SIZE, "--vote-threshold=1")
+    with SetMount(images, tmp_path) as disk:
+        faulty.inject("b.img", "write", errno=errno.EIO, count=1)
+        write(disk)
+        part = disk.replica(images[1])
+        assert (part["errors"]["write"], part["state"] == "current") == (1, False)
+        done = json.loads(quorumfs("clear", "--json", disk.mountpoint).stdout)
+        assert done["cleared"] == {str(images[0]): 0, str(images[1]): 1}
+        assert disk.replica(images[1])["errors"]["write"] == 0
+        (event,) = disk.wait_for_events("ERRORS_CLEARED", lambda events: len(events) == 2)[1:]
+        assert (event["replica"], event["errors"]) == (str(images[1]), 1)
+        disk.wait_healthy()
+        done = json.loads(quorumfs("clear", "--json", disk.mountpoint, "b.img").stdout)
+        assert (done["cleared"], done["tried"]) == ({str(images[1]): 0}, [])
+        assert "cleared 0 errors" in quorumfs("clear", disk.mountpoint).stdout
+        told = refusal("clear", disk.mountpoint, "c.img", exit_code=4)
+        assert f"its replicas are {images[0]}, {images[1]}" in told
+
+
+def test_clear_hides_no_trouble_that_stands(tmp_path: Path) -> None:
+    """Such as a truncated image, of a replica that the threshold needs."""
+    images = create(named(tmp_path, 2), SIZE, "--vote-threshold=2")
+    with SetMount(images, tmp_path) as disk:
+        disk.expected_errors = ["the last flush failed"]
+        os.truncate(images[0], MIB)
+        with suppress(OSError):
+            write(disk, offset=2 * MIB)
+        for _ in range(2):
+            assert disk.replica(images[0])["trouble"] == "truncated"
+            assert disk.status()["state"] == "no-quorum"
+            quorumfs("clear", disk.mountpoint)
+        assert not disk.replica(images[0])["errors"]["write"]
+        os.truncate(images[0], SIZE)
+        quorumfs("umount", disk.mountpoint, check=False)
+
+
+def test_clear_serves_a_mount_without_metadata(tmp_path: Path, images: list[Path]) -> None:
+    with SetMount(images, tmp_path, "ro") as disk:
+        done = json.loads(quorumfs("clear", "--json", disk.mountpoint).stdout)
+        assert done["tried"] == []

@@ -164,6 +164,7 @@ CALLS: dict[str, Callable[[EventLog], None]] = {
     "unreadable": lambda log: log.unreadable(0, 512),
     "resync_started": lambda log: log.resync_started("/a", 512),
     "resync_finished": lambda log: log.resync_finished("/a", 512, None),
+    "errors_cleared": lambda log: log.errors_cleared("/a", 3),
     "repaired": lambda log: log.repaired("/a", 0, 512),
 }
 """By method of `EventLog`: a call of it."""

@@ -42,3 +42,32 @@ def test_why_a_current_replica_cannot_be_opened_is_said_in_words(
         return replica
 
     assert trio.run(reopen_member).reason == reason
+
+
+def test_a_replica_that_is_to_be_tried_at_once_waits_for_nothing() -> None:
+    """However rarely it was tried last."""
+    tried = 0
+
+    async def reopen(_: Replica) -> Returned:
+        nonlocal tried
+        tried += 1
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    async def attempts() -> None:
+        replica = Replica(0, "/b.img", None, 8.0, slot=0)
+        replica.standing = Standing.STALE
+        ledger = SimpleNamespace(members=[object()])
+        rejoin = Rejoin(
+            cast("Sidecars", SimpleNamespace(ledger=ledger)), cast("Resync", None), reopen, {}
+        )
+        assert rejoin.may_come_back(replica)
+        for _ in range(3):
+            assert not await rejoin.rejoin(replica)
+        assert tried == 1
+        rejoin.try_at_once(replica)
+        assert not await rejoin.rejoin(replica)
+        assert tried == 2
+        replica.standing = Standing.OFFLINE
+        assert not rejoin.may_come_back(replica)
+
+    trio.run(attempts)

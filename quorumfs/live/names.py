@@ -1,0 +1,28 @@
+"""What an administrator calls the replicas of a mount: by path, by file name, or by id."""
+
+import os
+
+from quorumfs.disk.disk import Disk
+from quorumfs.errors import UsageError
+from quorumfs.replica.replica import Replica
+
+
+def named(disk: Disk, name: str) -> Replica:
+    """The replica of *disk* that is called *name*. Raises `UsageError`."""
+
+    def has_id(replica: Replica) -> bool:
+        replica_id = disk.metadata.report(replica).replica_id
+        return replica_id is not None and replica_id.hex() == name
+
+    for matches in (
+        [one for one in disk.replicas if one.path == name],
+        [one for one in disk.replicas if os.path.basename(one.path) == name],
+        [one for one in disk.replicas if has_id(one)],
+    ):
+        if len(matches) > 1:
+            paths = ", ".join(one.path for one in matches)
+            raise UsageError(f"{name} may be each of {paths}: give the whole path")
+        if matches:
+            return matches[0]
+    paths = ", ".join(replica.path for replica in disk.replicas)
+    raise UsageError(f"{name} is no replica of this mount: its replicas are {paths}")

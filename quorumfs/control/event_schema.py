@@ -4,11 +4,13 @@ Members may be added to an event, and events to this table; none is ever renamed
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
 from quorumfs.control import schema
 from quorumfs.control.status import SCHEMA, Status
+from quorumfs.decisions.scrub import Counts
 
 LEFT_OUT = "LEFT_OUT"
 """What ``quorumfs events`` says where the daemon has forgotten events that were not fetched."""
@@ -25,9 +27,16 @@ MEMBERS: Mapping[str, Members] = MappingProxyType(
         "BLKVERIFY_DIFFERENCE": {"reference": str, "offset": int},
         "REPLICA_STATE_CHANGED": {"replica": str, "old": str, "new": str},
         "FENCED": {"reference": str, "host": str, "pid": int, "since": str},
-        "MISMATCH_FOUND": {"reference": str, **_RANGE},
+        "MISMATCH_FOUND": {"reference": str, **_RANGE, "replica": str | None, "blame": str},
         "MISMATCH_REPAIRED": {"replica": str, **_RANGE},
         "DATA_UNREADABLE": {"reference": str, **_SECTORS},
+        "SCRUB_STARTED": {"reference": str, "bytes": int, "repair": bool},
+        "SCRUB_FINISHED": {
+            "reference": str,
+            **dict.fromkeys((field.name for field in fields(Counts)), int),
+            "seconds": int,
+            "stopped": bool,
+        },
         "RESYNC_STARTED": {"replica": str, "bytes": int},
         "RESYNC_FINISHED": {"replica": str, "bytes": int, "error": str | None},
         "ERRORS_CLEARED": {"replica": str, "errors": int},
@@ -36,8 +45,13 @@ MEMBERS: Mapping[str, Members] = MappingProxyType(
 )
 """By name: what an event has beside its name and time."""
 
-OPTIONAL = frozenset({"error"})
-"""Members of `QUORUM_REPORT_BAD` that are not always there."""
+OPTIONAL: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "QUORUM_REPORT_BAD": frozenset({"error"}),
+        "MISMATCH_FOUND": frozenset({"replica", "blame"}),  # of a scrub
+    }
+)
+"""By name: members that are not always there."""
 
 
 def json_schema() -> dict[str, Any]:
@@ -53,7 +67,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _event(name: str, members: Members) -> dict[str, Any]:
-    optional = OPTIONAL if name == "QUORUM_REPORT_BAD" else frozenset()
+    optional = OPTIONAL.get(name, frozenset())
     properties = {member: schema.json_schema(hint) for member, hint in members.items()}
     properties["dropped"] = schema.json_schema(int)
     required = ["event", "time", *(member for member in members if member not in optional)]

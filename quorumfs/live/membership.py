@@ -18,6 +18,7 @@ from quorumfs.decisions.standing import Standing
 from quorumfs.disk.disk import Disk
 from quorumfs.errors import UsageError, UserError
 from quorumfs.live.actions import Action, Request
+from quorumfs.live.names import find, named
 from quorumfs.live.newcomer import make_files
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.repairs import Repairs
@@ -28,6 +29,12 @@ EQUAL_S = 60.0
 
 LOOK_S = 0.5
 """How often (seconds) to look whether they do."""
+
+
+def _not_cut_off() -> trio.CancelScope:
+    """A scope in which the end of the mount waits: for requests to the disk, which is closed only
+    when each has ended, and for records, which no other may overtake."""
+    return trio.CancelScope(shield=True)
 
 
 class Membership:
@@ -58,7 +65,7 @@ class Membership:
     async def offline(self, request: Request, action: Action) -> dict[str, Any]:
         """Take a replica out: its image is then a copy of the disk at one moment, and free."""
         async with self._changing:
-            replica = self.named(request.text("replica"))
+            replica = self._named(request.text("replica"))
             if replica.standing is not Standing.OFFLINE:
                 await self._leave(replica, action, self._sidecars.enrolment.take_out)
             await self._await_close(replica, action)
@@ -67,13 +74,14 @@ class Membership:
     async def online(self, request: Request, _: Action) -> dict[str, Any]:
         """Take a replica in again: it gets what was written meanwhile."""
         async with self._changing:
-            replica = self.named(request.text("replica"))
+            replica = self._named(request.text("replica"))
             if replica.standing.is_written:
                 return self._told(replica, f"{replica.path} is {replica.state.value} already")
             if replica.standing.needs_operator:
                 raise UserError(f"{replica.path} cannot be taken in: {replica.reason}")
             if replica.standing is Standing.OFFLINE:
-                await self._sidecars.enrolment.take_in(replica)
+                with _not_cut_off():
+                    await self._sidecars.enrolment.take_in(replica)
                 self._mirror.announce_states()
             self._repairs.try_at_once(replica)
             assert replica.slot is not None
@@ -96,10 +104,10 @@ class Membership:
     async def replace(self, request: Request, action: Action) -> dict[str, Any]:
         """Make an image a replica in the place of another one, which serves until then."""
         name = request.text("replica")
-        old = self._find(name)
+        old = find(self._disk, name)
         at = None if old is None else old.index + 1
         if old is None and self._absent(name) is None and not self._was_removed(name):
-            raise self._unknown(name)
+            named(self._disk, name)  # which says who there is
         new = await self._enrol(request, "image", at, action)
         await self._await_current(new, action)
         removed = await self._remove(name, action)
@@ -121,8 +129,9 @@ class Membership:
             new = Replica(index, path, None, self._timeout_s)
             enrolment, record = self._sidecars.enrolment, self._ledger.record
             if (slot := self._absent(path)) is not None:  # this was begun before the last mount
-                async with self._whole_disk():
-                    await enrolment.attach(new, slot)
+                with _not_cut_off():
+                    async with self._whole_disk():
+                        await enrolment.attach(new, slot)
                 return new
             if (place := enrolment.new_role(path)) is None:
                 raise UserError(
@@ -139,8 +148,9 @@ class Membership:
                 overwrite=request.flag("overwrite"),
             )
             await trio.to_thread.run_sync(make, abandon_on_cancel=True)
-            async with self._whole_disk():
-                await enrolment.admit(new, *place)
+            with _not_cut_off():
+                async with self._whole_disk():
+                    await enrolment.admit(new, *place)
             self._repairs.try_at_once(new)
             return new
 
@@ -162,15 +172,16 @@ class Membership:
 
     async def _remove(self, name: str, action: Action) -> dict[str, Any]:
         async with self._changing:
-            replica, enrolment = self._find(name), self._sidecars.enrolment
+            replica, enrolment = find(self._disk, name), self._sidecars.enrolment
             if replica is None and self._was_removed(name):
                 return {"message": f"{name} was removed before", "replica": name}
             if replica is None and (slot := self._absent(name)) is not None:
                 self._require_count()
                 path = self._ledger.record.roles[slot].path
-                await enrolment.remove_absent(slot)
+                with _not_cut_off():
+                    await enrolment.remove_absent(slot)
                 return {"message": self._removed(path), "replica": path}
-            replica = self.named(name)
+            replica = self._named(name)
             self._require_count()
             await self._leave(replica, action, enrolment.remove)
             await self._await_close(replica, action)
@@ -219,27 +230,12 @@ class Membership:
             **more,
         }
 
-    def named(self, name: str) -> Replica:
-        """The replica with this path, file name or id. Raises `UserError`."""
-        if (replica := self._find(name)) is None:
-            raise self._unknown(name)
+    def _named(self, name: str) -> Replica:
+        """The replica of the set that is called *name*. Raises `UserError`."""
+        replica = named(self._disk, name)
+        if replica.slot is None:
+            raise UserError(f"{replica.path} is no part of the set: {replica.reason}")
         return replica
-
-    def _find(self, name: str) -> Replica | None:
-        """As `named`; None if there is none."""
-        replicas = [replica for replica in self._disk.replicas if replica.slot is not None]
-        roles = self._ledger.record.roles
-        for matches in (
-            [one for one in replicas if one.path == name],
-            [one for one in replicas if os.path.basename(one.path) == name],
-            [one for one in replicas if roles[one.slot or 0].replica_id.hex() == name],
-        ):
-            if len(matches) > 1:
-                paths = ", ".join(one.path for one in matches)
-                raise UsageError(f"{name} may be each of {paths}: give the whole path")
-            if matches:
-                return matches[0]
-        return None
 
     def _absent(self, name: str) -> int | None:
         """The slot of a replica with this path or id that the mount was not given."""
@@ -254,10 +250,6 @@ class Membership:
         """Whether a replica with this path or id was removed."""
         removed = [r for r in self._ledger.record.roles if r.state is RoleState.REMOVED]
         return any(name in (role.path, role.replica_id.hex()) for role in removed)
-
-    def _unknown(self, name: str) -> UsageError:
-        paths = ", ".join(replica.path for replica in self._disk.replicas)
-        return UsageError(f"{name} is no replica of this mount: its replicas are {paths}")
 
     def _require_spare(self, replica: Replica) -> None:
         """Raise `UserError` if the set cannot do without *replica*."""
@@ -290,15 +282,20 @@ class Membership:
         self._require_spare(replica)
         deadline = trio.current_time() + EQUAL_S
         while True:
-            if replica.standing.is_member:
-                action.doing = f"making {replica.path} durable"
-                await self._disk.flush()  # so that little is left to do while the guest waits
-            async with self._whole_disk():
-                if replica.standing.is_member and self._ledger.uniform_members:
+            with _not_cut_off():
+                if replica.standing.is_member:
+                    action.doing = f"making {replica.path} durable"
+                    # So that little is left to do while the guest waits. This is no flush of the
+                    # guest, which has yet to hear of what was lost (R13).
+                    if self._ledger.unflushable():
+                        await self._repairs.settle_all()
                     await self._mirror.sync()
-                if not replica.standing.is_member or self._ledger.uniform_members:
-                    yield
-                    return
+                async with self._whole_disk():
+                    if replica.standing.is_member and self._ledger.uniform_members:
+                        await self._mirror.sync()
+                    if not replica.standing.is_member or self._ledger.uniform_members:
+                        yield
+                        return
             if trio.current_time() >= deadline:
                 raise UserError(
                     f"{replica.path} stays in use: the replicas are not equal, see: quorumfs status"

@@ -9,6 +9,14 @@ from quorumfs.replica.replica import Replica
 
 def named(disk: Disk, name: str) -> Replica:
     """The replica of *disk* that is called *name*. Raises `UsageError`."""
+    if (replica := find(disk, name)) is not None:
+        return replica
+    paths = ", ".join(replica.path for replica in disk.replicas)
+    raise UsageError(f"{name} is no replica of this mount: its replicas are {paths}")
+
+
+def find(disk: Disk, name: str) -> Replica | None:
+    """As `named`; None if there is none. Raises `UsageError` if several are called so."""
 
     def has_id(replica: Replica) -> bool:
         replica_id = disk.metadata.report(replica).replica_id
@@ -24,5 +32,4 @@ def named(disk: Disk, name: str) -> Replica:
             raise UsageError(f"{name} may be each of {paths}: give the whole path")
         if matches:
             return matches[0]
-    paths = ", ".join(replica.path for replica in disk.replicas)
-    raise UsageError(f"{name} is no replica of this mount: its replicas are {paths}")
+    return None

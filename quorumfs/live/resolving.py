@@ -16,7 +16,7 @@ class Deciding:
 
     def __init__(self, disk: Disk, repairs: Repairs, named: Callable[[str], Replica]) -> None:
         """*named* finds a replica by what the user calls it; it may raise `UserError`."""
-        self._size = disk.size
+        self._disk = disk
         self._repairs = repairs
         self._named = named
 
@@ -26,9 +26,9 @@ class Deciding:
         if not kept.standing.is_member:
             raise UserError(f"{kept.path} is {kept.state.value}: only a current one can be kept")
         offset, length = request.number("offset") or 0, request.number("length")
-        end = self._size if length is None else offset + length
-        if not offset < end <= self._size:
-            raise UsageError(f"--range: got {offset}:{end - offset}, the disk has {self._size}")
+        end = self._disk.size if length is None else offset + length
+        if not offset < end <= self._disk.size:
+            raise UsageError(f"--range: got {offset}:{end - offset}, the disk has {self._disk.size}")
         before = self._undecided(offset, end)
         if not before:
             return {"message": "nothing is undecided there", "decided": 0, "left": 0, "written": 0}

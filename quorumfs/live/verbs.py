@@ -1,5 +1,6 @@
 """The verbs: what can be asked of a running mount, by name."""
 
+from functools import partial
 from typing import Any
 
 import trio
@@ -9,6 +10,7 @@ from quorumfs.errors import UserError
 from quorumfs.live.actions import Action, Request, Verb
 from quorumfs.live.grow import Announce, Growth
 from quorumfs.live.membership import Membership
+from quorumfs.live.names import named
 from quorumfs.live.resolving import Deciding
 from quorumfs.live.scrubbing import Scrubbing
 from quorumfs.live.steering import Steering
@@ -46,7 +48,7 @@ def verbs(
         "replace": membership.replace,
         "grow": growth.grow,
         "scrub": Scrubbing(repairs).scrub,
-        "resolve": Deciding(disk, repairs, membership.named).resolve,
+        "resolve": Deciding(disk, repairs, partial(named, disk)).resolve,
     }
 
 

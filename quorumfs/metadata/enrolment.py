@@ -21,8 +21,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
-import trio
-
 from quorumfs.decisions.assembly import OFFLINE
 from quorumfs.decisions.dirtymap import REPLICAS_MAX, DirtyMap, out_of_sync
 from quorumfs.decisions.model import Standing
@@ -72,8 +70,7 @@ class Enrolment:
     async def _record_locked(self, slot: int, order: Order) -> None:
         """Have *order* on record. After an `OSError` the next record follows it, if possible."""
         self._ledger.records.orders[slot] = order
-        with trio.CancelScope(shield=True):  # so that an unmount finds it done, or not begun
-            await self._recorder.commit_locked(clean=False)
+        await self._recorder.commit_locked(clean=False)
         if self._ledger.records.orders.get(slot) is order:
             raise OSError(errno.EIO, "too few replicas are current to have it on record")
 
@@ -84,6 +81,8 @@ class Enrolment:
             whole = replica.standing.is_member
             if whole and not ledger.enough_without([replica]):
                 raise OSError(errno.EBUSY, "too few replicas would be left")
+            if not ledger.may_record:
+                raise OSError(errno.EBUSY, "too few replicas are current to have it on record")
             ledger.records.orders[replica.slot] = order  # decides what becomes of it
             if whole:
                 ledger.eject([replica], OFFLINE)
@@ -129,10 +128,16 @@ class Enrolment:
 
     async def take_in(self, replica: Replica) -> None:
         """Let *replica*, which is offline, rejoin, on record. Raises `OSError`."""
-        ledger, recorder = self._ledger, self._recorder
-        assert replica.slot is not None
-        async with recorder.lock:
-            await self._record_locked(replica.slot, Order(RoleState.STALE))
+        ledger, slot = self._ledger, replica.slot
+        assert slot is not None
+        async with self._recorder.lock:
+            if ledger.records.is_removed(slot):  # what it lacks is not tracked from there on
+                raise OSError(errno.EBUSY, "it is being removed from the set")
+            try:
+                await self._record_locked(slot, Order(RoleState.STALE))
+            except OSError:  # what is said to have failed is not to happen later
+                ledger.records.orders[slot] = Order(RoleState.OFFLINE)
+                raise
         replica.standing, replica.reason = Standing.STALE, None
         ledger.notify()
 
@@ -156,7 +161,10 @@ class Enrolment:
 
     def first_sidecar(self, slot: int, role: Role) -> Sidecar:
         """The sidecar to make beside the image of a new replica, before `admit`."""
+        # Of a lower number than the members' record: it must never be taken for the set's latest,
+        # in which the replica has a place while no other map says that it lacks everything.
         record = self._ledger.record
+        record = replace(record, sequence=record.sequence - 1)
         own = replace(role, state=RoleState.RESYNCING)
         given = DirtyMap(record.size, record.chunk_size)
         given.add(out_of_sync(slot), range(len(given)))

@@ -105,9 +105,15 @@ class Records:
 
     def is_offline(self, slot: int) -> bool:
         """Whether the replica with *slot* is offline by the administrator's last order."""
-        if order := self.orders.get(slot):
-            return order.state is RoleState.OFFLINE
-        return self.record.roles[slot].state is RoleState.OFFLINE
+        return self._last_state(slot) is RoleState.OFFLINE
+
+    def is_removed(self, slot: int) -> bool:
+        """Whether the replica with *slot* is removed by the administrator's last order."""
+        return self._last_state(slot) is RoleState.REMOVED
+
+    def _last_state(self, slot: int) -> RoleState:
+        order = self.orders.get(slot)
+        return self.record.roles[slot].state if order is None else order.state
 
     def names_only(self, members: Sequence[Replica]) -> bool:
         """Whether only *members* can be taken for current by a reader of any sidecar."""

@@ -62,15 +62,15 @@ def scrub(
         return ExitCode.OK
     from quorumfs.control import client  # noqa: PLC0415 (not needed for --help)
 
-    begun = client.act(
-        mountpoint, "scrub", runtime_dir=runtime_dir, order=order, repair=repair, limit=rate
-    )
-    if not as_json:
-        complain(printable(str(begun.get("message", ""))))
-    number = begun.get("number")
-    if type(number) is not int:
-        raise UserError(f"{mountpoint}: its daemon does not say which scrub this is")
     try:
+        begun = client.act(
+            mountpoint, "scrub", runtime_dir=runtime_dir, order=order, repair=repair, limit=rate
+        )
+        if not as_json:
+            complain(printable(str(begun.get("message", ""))))
+        number = begun.get("number")
+        if type(number) is not int:
+            raise UserError(f"{mountpoint}: its daemon does not say which scrub this is")
         last = _await(mountpoint, runtime_dir, number, quiet=as_json)
     except KeyboardInterrupt:
         complain(f"quorumfs: the scrub goes on in the daemon; see: quorumfs status {mountpoint}")

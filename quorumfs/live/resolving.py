@@ -26,9 +26,10 @@ class Deciding:
         if not kept.standing.is_member:
             raise UserError(f"{kept.path} is {kept.state.value}: only a current one can be kept")
         offset, length = request.number("offset") or 0, request.number("length")
-        end = self._disk.size if length is None else offset + length
-        if not offset < end <= self._disk.size:
-            raise UsageError(f"--range: got {offset}:{end - offset}, the disk has {self._disk.size}")
+        size = self._disk.size
+        end = size if length is None else offset + length
+        if not offset < end <= size:
+            raise UsageError(f"--range: got {offset}:{end - offset}, the disk has {size}")
         before = self._undecided(offset, end)
         if not before:
             return {"message": "nothing is undecided there", "decided": 0, "left": 0, "written": 0}

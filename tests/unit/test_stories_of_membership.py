@@ -1,0 +1,86 @@
+"""Stories of replicas that are taken out and in, and of one that is about to be added."""
+
+from dataclasses import replace
+
+import pytest
+from support.simulation.oracle import BrokenError
+from support.simulation.story import EXTENTS, PAIR, Guest, Script, Story, told
+
+from quorumfs.decisions.assembly import assemble
+from quorumfs.decisions.model import Found, Standing
+from quorumfs.decisions.record import RoleState
+from quorumfs.metadata.ledger.commit import Order
+
+
+def require(fact: object, what: str) -> None:
+    if not fact:
+        raise BrokenError(what)
+
+
+async def taken_out(guest: Guest, index: int) -> None:
+    """As `quorumfs.live.membership` does it, with nothing under way."""
+    await guest.mounted.disk.mirror.sync()
+    await guest.mounted.sidecars.enrolment.take_out(guest.mounted.disk.replicas[index])
+
+
+async def begun_to_be_added(story: Story) -> None:
+    """Its sidecar is there, and the set does not know of it: wherever it is named, it is nobody,
+    and the map of the others says nothing of it."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        await guest.write_surely(EXTENTS[0])
+        enrolment = guest.mounted.sidecars.enrolment
+        place = enrolment.new_role("/new.img")
+        assert place is not None
+        newcomer = enrolment.first_sidecar(*place)
+        others = story.world.found()  # as the next mount would, if the daemon died now
+        new = Found("/new.img", others[0].image, newcomer)
+        plan = assemble([new, *others])
+        states = [member.state for member in plan.members]
+        require(states == [Standing.FOREIGN, Standing.CURRENT, Standing.CURRENT], str(states))
+        require(len(plan.record.roles) == len(others), "the record names who lacks everything")
+
+
+async def out_and_in_again(story: Story) -> None:
+    """What was written meanwhile, and nothing else, is what it lacks."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        await guest.write_surely(EXTENTS[0])
+        await taken_out(guest, 1)
+        replica, ledger = guest.mounted.disk.replicas[1], guest.mounted.sidecars.ledger
+        require(replica.standing is Standing.OFFLINE, "it is not offline")
+        require(ledger.record.roles[1].state is RoleState.OFFLINE, "that is not on record")
+        require(not ledger.enough_without([guest.mounted.disk.replicas[0]]), "the last one may go")
+        await guest.write_surely(EXTENTS[1])
+        lacking = ledger.map.lacking_bytes(1)
+        require(lacking == ledger.map.chunk_size, f"it lacks {lacking} bytes")
+        await guest.mounted.sidecars.enrolment.take_in(replica)
+        require(ledger.record.roles[1].state is not RoleState.OFFLINE, "that is not on record")
+
+
+async def removal_that_failed_is_not_taken_back(story: Story) -> None:
+    """From the record of a removal on nothing says what the replica lacks."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        await guest.write_surely(EXTENTS[0])
+        await taken_out(guest, 1)
+        sidecars, replica = guest.mounted.sidecars, guest.mounted.disk.replicas[1]
+        sidecars.ledger.records.orders[1] = Order(RoleState.REMOVED, at=1)
+        try:
+            await sidecars.enrolment.take_in(replica)
+        except OSError as error:
+            require("being removed" in (error.strerror or ""), str(error))
+        else:
+            raise BrokenError("a replica that is being removed was taken in")
+        del sidecars.ledger.records.orders[1]
+        await sidecars.enrolment.take_in(replica)
+
+
+STORIES: list[Script] = [
+    begun_to_be_added,
+    out_and_in_again,
+    removal_that_failed_is_not_taken_back,
+]
+
+
+@pytest.mark.parametrize("script", STORIES, ids=lambda script: script.__name__)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_story_ends_well(script: Script, seed: int) -> None:
+    assert told(script, replace(PAIR, threshold=1), seed) is None

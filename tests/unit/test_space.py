@@ -74,7 +74,7 @@ def test_only_what_is_current_counts() -> None:
 def test_df_asks_no_replica(left: int | None, available: int) -> None:
     """It would wait for one that hangs. And no inode can be used up."""
     space: Any = SimpleNamespace(left=left, allocated=MIB // 512)
-    disk: Any = SimpleNamespace(size=4 * MIB)
+    disk: Any = SimpleNamespace(mirror=SimpleNamespace(announced_size=4 * MIB))
     operations = DiskOperations(disk, parse_options([], 2), 0, space)
     context: Any = None
     answer = trio.run(operations.statfs, context)

@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 
-from quorumfs.decisions.dirtymap import REPLICAS_MAX
+from quorumfs.decisions.dirtymap import REPLICAS_MAX, UNVERIFIED
 from quorumfs.decisions.record import RoleState
 from quorumfs.decisions.standing import Standing
 from quorumfs.disk.disk import Disk
@@ -103,15 +103,25 @@ class Membership:
 
     async def replace(self, request: Request, action: Action) -> dict[str, Any]:
         """Make an image a replica in the place of another one, which serves until then."""
-        name = request.text("replica")
+        name, path = request.text("replica"), request.text("image")
+        gone = self._absent(name) is not None or self._was_removed(name)
         old = find(self._disk, name)
-        at = None if old is None else old.index + 1
-        if old is None and self._absent(name) is None and not self._was_removed(name):
-            named(self._disk, name)  # which says who there is
-        new = await self._enrol(request, "image", at, action)
+        if old is not None or not gone:
+            old = self._named(name)
+            self._require_no_member(path, old)
+        new = await self._enrol(request, "image", None if old is None else old.index + 1, action)
         await self._await_current(new, action)
         removed = await self._remove(name, action)
         return self._told(new, f"{new.path} holds everything. {removed['message']}")
+
+    def _require_no_member(self, path: str, old: Replica) -> None:
+        """Raise `UserError` if *path* is current: nothing would take the place of *old*."""
+        new = find(self._disk, path)
+        if new is not None and (new is old or new.standing.is_member):
+            raise UserError(
+                f"{path} is a replica already, and {new.standing.value}: it cannot take the place "
+                f"of {old.path} as well; to go on without {old.path}, run: quorumfs remove"
+            )
 
     async def _enrol(self, request: Request, name: str, at: int | None, action: Action) -> Replica:
         """The new replica, at the place *at* (from 1); the one there, if this was done before."""
@@ -147,7 +157,10 @@ class Membership:
                 self._mountpoint,
                 overwrite=request.flag("overwrite"),
             )
-            await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+            with trio.move_on_after(2 * self._timeout_s) as patience:  # it holds up other verbs
+                await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+            if patience.cancelled_caught:
+                raise UserError(f"cannot make {path}: its file system does not answer")
             with _not_cut_off():
                 async with self._whole_disk():
                     await enrolment.admit(new, *place)
@@ -173,14 +186,14 @@ class Membership:
     async def _remove(self, name: str, action: Action) -> dict[str, Any]:
         async with self._changing:
             replica, enrolment = find(self._disk, name), self._sidecars.enrolment
-            if replica is None and self._was_removed(name):
-                return {"message": f"{name} was removed before", "replica": name}
             if replica is None and (slot := self._absent(name)) is not None:
                 self._require_count()
                 path = self._ledger.record.roles[slot].path
                 with _not_cut_off():
                     await enrolment.remove_absent(slot)
                 return {"message": self._removed(path), "replica": path}
+            if replica is None and self._was_removed(name):
+                return {"message": f"{name} was removed before", "replica": name}
             replica = self._named(name)
             self._require_count()
             await self._leave(replica, action, enrolment.remove)
@@ -268,6 +281,12 @@ class Membership:
             "have been given it"
         )
 
+    @property
+    def _equal(self) -> bool:
+        """Whether all members hold the same, as far as that is known. What was adopted and never
+        compared may differ: each would be a different disk."""
+        return bool(self._ledger.uniform_members) and not self._ledger.map.count(UNVERIFIED)
+
     def _whole_disk(self) -> AbstractAsyncContextManager[None]:
         """A lock on all of the disk: no request is under way, nor any vote."""
         return self._mirror.locks.held(0, self._disk.size, exclusive=True)
@@ -291,9 +310,9 @@ class Membership:
                         await self._repairs.settle_all()
                     await self._mirror.sync()
                 async with self._whole_disk():
-                    if replica.standing.is_member and self._ledger.uniform_members:
+                    if replica.standing.is_member and self._equal:
                         await self._mirror.sync()
-                    if not replica.standing.is_member or self._ledger.uniform_members:
+                    if not replica.standing.is_member or self._equal:
                         yield
                         return
             if trio.current_time() >= deadline:

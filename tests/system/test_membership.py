@@ -15,7 +15,7 @@ from typing import Self
 
 import pytest
 from support.faultfs import FaultFS
-from support.mounting import quorumfs
+from support.mounting import QUORUMFS, quorumfs
 from support.sets import (
     BLOCK,
     CHUNK,
@@ -302,6 +302,35 @@ def test_a_good_one_is_replaced_and_serves_until_then(tmp_path: Path, images: li
         again = verb(disk, "replace", images[0], new)["message"]
         assert "was removed before" in str(again)
     assert same([new, images[1]])
+
+
+def test_who_is_current_already_takes_nobodys_place(tmp_path: Path, images: list[Path]) -> None:
+    """Else the set would have one copy less, which nobody asked for."""
+    with SetMount(images, tmp_path, FIFO) as disk:
+        write(disk, b"a")
+        for new in images:
+            text = refusal(disk, "replace", images[0], new)
+            assert f"{new} is a replica already" in text
+            assert "quorumfs remove" in text
+        assert disk.states() == ["current", "current"]
+        assert paths_of(disk) == list(map(str, images))
+
+
+def test_adopted_images_that_differ_are_no_copies(tmp_path: Path) -> None:
+    """Nobody has said which one is right: neither is taken out as what the disk is."""
+    images = named(tmp_path, 2)
+    for number, path in enumerate(images):
+        path.write_bytes(bytes([number]) * SIZE)
+    with SetMount(images, tmp_path, f"{FIFO},vote-threshold=1") as disk:
+        disk.wait(lambda status: status["state"] == "needs-operator", "a decision to be asked for")
+        action = subprocess.Popen(
+            [*QUORUMFS, "offline", disk.mountpoint, images[0]], stderr=subprocess.DEVNULL
+        )
+        with pytest.raises(subprocess.TimeoutExpired):
+            action.wait(3)
+        action.kill()
+        action.wait()
+        assert disk.states() == ["current", "current"]
 
 
 def test_who_was_removed_is_said_when_and_comes_back_when_asked(

@@ -3,13 +3,17 @@
 from dataclasses import replace
 
 import pytest
+import trio
 from support.simulation.oracle import BrokenError
 from support.simulation.story import EXTENTS, PAIR, Guest, Script, Story, told
 
 from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.record import RoleState
+from quorumfs.live.actions import Action, Request
+from quorumfs.live.membership import Membership
 from quorumfs.metadata.ledger.commit import Order
+from quorumfs.replica.replica import Replica
 
 
 def require(fact: object, what: str) -> None:
@@ -73,7 +77,40 @@ async def removal_that_failed_is_not_taken_back(story: Story) -> None:
         await sidecars.enrolment.take_in(replica)
 
 
+async def taken_out_under_writes(story: Story) -> None:
+    """No write is under way to the one that leaves when it does: its image is of one moment."""
+
+    async def write(guest: Guest, at: int) -> None:
+        while True:
+            await guest.write_surely(at)
+
+    async with story.holding(*EXTENTS).mounted() as guest:
+        mounted, leaving = guest.mounted, guest.mounted.disk.replicas[1]
+        enrolment = mounted.sidecars.enrolment
+        take_out = enrolment.take_out
+
+        async def watched(replica: Replica) -> OSError | None:
+            require(not list(replica.changing), "a write to it is under way")
+            return await take_out(replica)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(enrolment, "take_out", watched)
+            membership = Membership(
+                mounted.disk, mounted.sidecars, mounted.repairs, trio.Lock(), "/mnt", 8.0
+            )
+            async with trio.open_nursery() as nursery:
+                for at in EXTENTS:
+                    nursery.start_soon(write, guest, at)
+                await trio.sleep(0.1)
+                request, action = Request({"replica": leaving.path}), Action(1, "offline")
+                await membership.offline(request, action)
+                require(leaving.standing is Standing.OFFLINE, "it is not offline")
+                nursery.cancel_scope.cancel()
+        await enrolment.take_in(leaving)
+
+
 STORIES: list[Script] = [
+    taken_out_under_writes,
     begun_to_be_added,
     out_and_in_again,
     removal_that_failed_is_not_taken_back,

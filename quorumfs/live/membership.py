@@ -105,7 +105,7 @@ class Membership:
         """Make an image a replica in the place of another one, which serves until then."""
         name, path = request.text("replica"), request.text("image")
         gone = self._absent(name) is not None or self._was_removed(name)
-        old = find(self._disk, name)
+        old = self._find(name)
         if old is not None or not gone:
             old = self._named(name)
             self._require_no_member(path, old)
@@ -185,7 +185,7 @@ class Membership:
 
     async def _remove(self, name: str, action: Action) -> dict[str, Any]:
         async with self._changing:
-            replica, enrolment = find(self._disk, name), self._sidecars.enrolment
+            replica, enrolment = self._find(name), self._sidecars.enrolment
             if replica is None and (slot := self._absent(name)) is not None:
                 self._require_count()
                 path = self._ledger.record.roles[slot].path
@@ -249,6 +249,11 @@ class Membership:
         if replica.slot is None:
             raise UserError(f"{replica.path} is no part of the set: {replica.reason}")
         return replica
+
+    def _find(self, name: str) -> Replica | None:
+        """As `_named`; None if there is none, or it is no part of the set any more."""
+        replica = find(self._disk, name)
+        return None if replica is None or replica.slot is None else replica
 
     def _absent(self, name: str) -> int | None:
         """The slot of a replica with this path or id that the mount was not given."""

@@ -1,6 +1,7 @@
 """What every test may use, and what every test must leave behind: nothing."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from support.command import empty_mountpoint, mounted_below, require_root
 
 settings.register_profile("patient", deadline=None)  # a busy machine is no failure
 settings.load_profile("patient")
+
+# A shell has its jobs in the background ignore Ctrl-C, and so would every command that is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["support.tiers"]
 

@@ -50,7 +50,7 @@ def on_terminal(
 
     def shows(text: str) -> str:
         nonlocal shown
-        while text not in shown:
+        while text not in " ".join(shown.split()):  # long lines are wrapped
             shown += os.read(terminal, 4096).decode()
         return shown
 

@@ -36,4 +36,5 @@ say "Tests"
 # tier come first (tests/support/tiers.py): if one fails a rule is broken, and no other test is run.
 # Modules are compiled once, and not by each of some thousand commands.
 unset PYTHONDONTWRITEBYTECODE
-exec python -m pytest --tiers -n 2 --dist loadfile --no-loadscope-reorder "$@"
+exec python -m pytest --tiers -n 2 --max-worker-restart 2 --dist loadfile --no-loadscope-reorder \
+    "$@"

@@ -177,9 +177,13 @@ class Quorumfs:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """QEMU's quorum driver, exported over FUSE; its replicas are opened buffered, like ours."""
+    """QEMU's quorum driver, exported over FUSE; its replicas are opened buffered, like ours.
+
+    QEMU 7.2 exports ignore O_DSYNC; with *writethrough* each write is durable, asked for or not.
+    """
 
     name: str = "peer"
+    writethrough: bool = False
     is_floor: bool = False
 
     def version(self) -> str:
@@ -199,6 +203,7 @@ class Peer:
             threshold=family.threshold,
             read_pattern=family.read_pattern,
             events=False,
+            writethrough=self.writethrough,
         )
         with _exported(export, images) as disk:
             yield disk
@@ -265,6 +270,7 @@ STANDARD: dict[str, Contender] = {
     contender.name: contender
     for contender in (
         Peer(),
+        Peer("durable", writethrough=True),
         Quorumfs("ours"),
         Quorumfs("none", metadata="none"),
         RawPeer(),

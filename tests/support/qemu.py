@@ -28,7 +28,16 @@ JSON = dict[str, Any]
 class Export:
     """A qemu-storage-daemon which shows its node `top` at `path`; a context manager."""
 
-    def __init__(self, path: Path, objects: Sequence[JSON], nodes: Sequence[JSON]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        objects: Sequence[JSON],
+        nodes: Sequence[JSON],
+        *,
+        writethrough: bool = False,
+    ) -> None:
+        """With *writethrough* every write is durable when it is answered."""
+        self._writethrough = writethrough
         self.path = path.parent.resolve() / path.name
         self._arguments = [f"--object={json.dumps(each)}" for each in objects]
         self._arguments += [f"--blockdev={json.dumps(each)}" for each in nodes]
@@ -40,7 +49,7 @@ class Export:
             self._stderr = stack.enter_context(tempfile.TemporaryFile())
             ours, theirs = socket.socketpair()
             export: JSON = {"type": "fuse", "id": "export", "node-name": "top", "writable": True}
-            export["mountpoint"] = str(self.path)
+            export |= {"mountpoint": str(self.path), "writethrough": self._writethrough}
             with theirs:
                 self._process = subprocess.Popen(
                     [
@@ -142,6 +151,7 @@ class QuorumExport(Export):
         blkverify: bool = False,
         events: bool = True,
         direct: bool = False,
+        writethrough: bool = False,
     ) -> None:
         nodes: list[JSON] = [
             {
@@ -164,7 +174,7 @@ class QuorumExport(Export):
             "rewrite-corrupted": rewrite_corrupted,
             "blkverify": blkverify,
         }
-        super().__init__(path, [], [*nodes, quorum])
+        super().__init__(path, [], [*nodes, quorum], writethrough=writethrough)
         self._recording = events
 
     def events(self) -> list[JSON]:

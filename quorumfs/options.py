@@ -37,6 +37,8 @@ class MountOptions:
     rewrite_corrupted: bool = False
     blkverify: bool = False
     read_only: bool = False
+    write_mostly: tuple[str, ...] = ()
+    """Names of replicas that are read only where no other can answer: paths, or file names."""
     replica_timeout_s: float = 8.0
     sync: bool = False
     detect_zeroes: str = "off"
@@ -52,6 +54,13 @@ class MountOptions:
 
 class RefusedError(Exception):
     """A parser's way to say what is allowed."""
+
+
+def _replicas(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(":"))
+    if not all(names):
+        raise RefusedError("replicas by path or file name, with a colon between them")
+    return names
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:
@@ -171,11 +180,11 @@ OPTIONS: Mapping[str, Option] = {
     for option in [
         Option(
             "read-pattern",
-            "quorum|fifo",
-            _choice("quorum", "fifo"),
+            "quorum|fifo|latency",
+            _choice("quorum", "fifo", "latency"),
             "read_pattern",
             "quorum: read all replicas and vote (default); fifo: read the first that answers, "
-            "in the order given",
+            "in the order given; latency: read the one that lately answered fastest",
         ),
         Option(
             "vote-threshold",
@@ -198,6 +207,14 @@ OPTIONS: Mapping[str, Option] = {
             _switch,
             "blkverify",
             "two replicas, threshold 2: any difference is an error, and is logged",
+        ),
+        Option(
+            "write-mostly",
+            "REPLICA[:REPLICA]",
+            _replicas,
+            "write_mostly",
+            "read these, by path or file name, only where no other replica can answer: for far "
+            "ones",
         ),
         Option(
             "metadata",
@@ -337,8 +354,13 @@ def _check_together(options: MountOptions, replicas: int) -> None:
     if options.blkverify:
         if options.read_pattern != "quorum":
             raise UsageError(
-                "option blkverify: got read-pattern=fifo, allowed: read-pattern=quorum, "
-                "because it compares what all replicas answer"
+                f"option blkverify: got read-pattern={options.read_pattern}, allowed: "
+                "read-pattern=quorum, because it compares what all replicas answer"
+            )
+        if options.write_mostly:
+            raise UsageError(
+                "option blkverify: got write-mostly too, allowed: one of them, because it compares "
+                "what all replicas answer"
             )
         if replicas != 2 or options.vote_threshold != 2:
             raise UsageError(

@@ -181,6 +181,24 @@ _OPERATIONS = {
 
 
 @dataclass(frozen=True, slots=True)
+class LatencyStatus:
+    """How long (microseconds) requests of one sort took lately; of the longest, in minutes."""
+
+    p50_us: int
+    p99_us: int
+    max_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Of requests of at most 256 KiB that the fast path did not serve; None: there were none."""
+
+    read: LatencyStatus | None = None
+    write: LatencyStatus | None = None
+    flush: LatencyStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """One replica; the counters begin at the mount."""
 
@@ -212,6 +230,9 @@ class ReplicaStatus:
     nobody unmounts it."""
     waiting: Waiting | None = None
     """None: it has answered everything that was handed to a thread, or that was given up."""
+    write_mostly: bool = False
+    """It is read only where no other replica can answer."""
+    latency: Latencies = field(default_factory=Latencies)
 
     @property
     def standing(self) -> Standing | None:

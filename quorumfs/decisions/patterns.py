@@ -70,6 +70,11 @@ class Fifo:
 
 
 @dataclass(frozen=True, slots=True)
+class Fastest(Fifo):
+    """As `Fifo`, in the order of how soon replicas have answered reads lately."""
+
+
+@dataclass(frozen=True, slots=True)
 class Quorum:
     """All replicas at once; the version that most replicas hold, if at least *threshold* do."""
 

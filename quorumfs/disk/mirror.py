@@ -10,6 +10,7 @@ from quorumfs.decisions.voting import Outvoted
 from quorumfs.disk.events import EventLog
 from quorumfs.disk.flushing import GroupFlush
 from quorumfs.disk.rangelock import RangeLock
+from quorumfs.disk.readorder import ReadOrder
 from quorumfs.metadata.ledger.known import Outcome
 from quorumfs.metadata.protocol import Metadata
 from quorumfs.replica.replica import FanOut, Replica
@@ -44,6 +45,7 @@ class Mirror:
         """How many replicas must take a change, or sync, for a change or a flush to succeed."""
         self.pattern = pattern
         """How a guest's reads are answered."""
+        self.read_order = ReadOrder()
         self.search_s = search_s
         self.events = events
         self.locks = RangeLock()
@@ -83,6 +85,10 @@ class Mirror:
     async def complete(self, fan_out: FanOut, outcomes: Iterable[Outcome]) -> None:
         """Wait for all *outcomes* of *fan_out*."""
         await fan_out.complete()
+        await self.note_truncated(outcomes)
+
+    async def note_truncated(self, outcomes: Iterable[Outcome]) -> None:
+        """Have the metadata know of images that turned out to be truncated."""
         for replica, operation in outcomes:
             if isinstance(operation.error, TruncatedError):
                 await self.metadata.truncated(replica)

@@ -2,13 +2,15 @@
 
 import errno
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import trio
 
-from quorumfs.decisions.patterns import Fifo, Quorum, ReadPattern, Reconcile
+from quorumfs.decisions.patterns import Fifo, Quorum, ReadPattern, ReadVerdict, Reconcile
 from quorumfs.decisions.voting import VOTERS_MIN, middle_block
 from quorumfs.disk.mirror import Mirror
+from quorumfs.disk.readorder import Order
 from quorumfs.metadata.ledger.known import Outcome, ReadSegment, holders_of
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
@@ -44,20 +46,32 @@ def sole_source(mirror: Mirror, offset: int, length: int) -> Replica | None:
     if others or segment.pinned or segment.torn or not segment.holders:
         return None
     alone = isinstance(mirror.pattern, Fifo) or len(segment.holders) == 1
-    return segment.holders[0] if alone else None
+    return mirror.read_order.of(segment.holders, mirror.pattern).first[0] if alone else None
 
 
-async def _read_part(
-    mirror: Mirror, segment: ReadSegment, pattern: ReadPattern, deadline: float
-) -> Reading:
-    """Read a range from the holders of all of it; divide the range until *deadline*."""
-    offset, length, holders, pinned, lacking, torn = segment
-    if torn:
-        pattern = Quorum(max(1, len(holders)))
-    elif pinned:
-        pattern = Reconcile(mirror.threshold)
-    outcomes: list[Outcome] = []
-    waiting = holders
+def _judged(pattern: ReadPattern, offset: int, outcomes: Sequence[Outcome]) -> ReadVerdict:
+    return pattern.judge(
+        offset,
+        [(outcome.replica.index, outcome.data) for outcome in outcomes if not outcome.error],
+        [outcome.error.errno or errno.EIO for outcome in outcomes if outcome.error],
+    )
+
+
+async def _ask(
+    mirror: Mirror,
+    pattern: ReadPattern,
+    waiting: Sequence[Replica],
+    outcomes: list[Outcome],
+    offset: int,
+    length: int,
+    *,
+    others: bool = False,
+) -> tuple[list[Outcome], bool]:
+    """Ask the *waiting* replicas, wave by wave, after those with *outcomes*.
+
+    *others*: whether there are others to ask if these give no answer. Returns all outcomes, and
+    whether any of these replicas lost the range meanwhile.
+    """
     lost = False
     while True:
         # A replica that lost the range while others were asked, or was ejected, is no holder now.
@@ -69,17 +83,39 @@ async def _read_part(
         outcomes = kept
         succeeded = sum(outcome.error is None for outcome in outcomes)
         if not (count := pattern.ask_now(len(waiting), succeeded)):
-            break
+            return outcomes, lost
         wave, waiting = waiting[:count], waiting[count:]
-        needed = pattern.needed(len(waiting))
-        outcomes += await mirror.ask(wave, Kind.READ, needed, offset, length)
+        needed = 0 if others else pattern.needed(len(waiting))
+        if isinstance(pattern, Fifo) and waiting:
+            asked = await mirror.read_order.race(wave[0], waiting[0], needed, offset, length)
+            await mirror.note_truncated(asked)
+            tried = {outcome.replica for outcome in asked}
+            waiting = [replica for replica in waiting if replica not in tried]
+        else:
+            asked = await mirror.ask(wave, Kind.READ, needed, offset, length)
+        outcomes += asked
+
+
+async def _read_part(
+    mirror: Mirror, segment: ReadSegment, pattern: ReadPattern, deadline: float
+) -> Reading:
+    """Read a range from the holders of all of it; divide the range until *deadline*."""
+    offset, length, holders, pinned, lacking, torn = segment
+    agreed = not (torn or pinned)
+    if torn:
+        pattern = Quorum(max(1, len(holders)))
+    elif pinned:
+        pattern = Reconcile(mirror.threshold)
+    order = mirror.read_order.of(holders, pattern) if agreed else Order(holders, [])
+    others = bool(order.reserve)
+    outcomes, lost = await _ask(mirror, pattern, order.first, [], offset, length, others=others)
+    verdict = _judged(pattern, offset, outcomes)
+    if verdict.data is None and order.reserve:
+        outcomes, more = await _ask(mirror, pattern, order.reserve, outcomes, offset, length)
+        verdict = _judged(pattern, offset, outcomes)
+        lost = lost or more
 
     failed = [outcome for outcome in outcomes if outcome.error is not None]
-    verdict = pattern.judge(
-        offset,
-        [(outcome.replica.index, outcome.data) for outcome in outcomes if not outcome.error],
-        [(outcome.error and outcome.error.errno) or errno.EIO for outcome in failed],
-    )
     mirror.report(failed)
     mirror.report_outvoted(verdict.outvoted, offset)
     if verdict.difference is not None:

@@ -61,10 +61,13 @@ class Publisher:
     def _publish_readers(self) -> int:
         """Publish the replicas that a read asks; returns how many, 0 for the long way."""
         holders, pattern = self._mirror.ledger.uniform_members, self._mirror.pattern
-        asked = pattern.ask_now(len(holders), 0)
-        if not holders or asked < pattern.needed(len(holders) - asked):
+        if not holders:
             return 0
-        return _publish(self._gate.reader, holders[:asked], to_read=True)
+        first = self._mirror.read_order.of(holders, pattern).first
+        asked = pattern.ask_now(len(first), 0)
+        if asked < pattern.needed(len(first) - asked):
+            return 0
+        return _publish(self._gate.reader, first[:asked], to_read=True)
 
     def _publish_writers(self, ranges: Ranges) -> int:
         """Publish the replicas that a write goes to, and what it needs; as `_publish_readers`."""

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,13 +15,13 @@ from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, judge_re
 from quorumfs.decisions.claim import Claim, FoundClaim, Tenure, in_the_way
 from quorumfs.decisions.growth import longer
 from quorumfs.decisions.model import Found, Plan
-from quorumfs.decisions.patterns import Blkverify, Fifo, Quorum, ReadPattern
+from quorumfs.decisions.patterns import Blkverify, Fastest, Fifo, Quorum, ReadPattern
 from quorumfs.decisions.record import Sidecar, path_for
 from quorumfs.decisions.sidecar import file_size
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import EventLog
 from quorumfs.disk.mirror import Mirror
-from quorumfs.errors import UserError
+from quorumfs.errors import UsageError, UserError
 from quorumfs.metadata.protocol import Metadata
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.metadata.volatile import Volatile
@@ -163,6 +163,10 @@ class ReplicaSet:
             search_s=options.replica_timeout_s,
             events=events,
         )
+        mostly = _write_mostly([replica.path for replica in replicas], options.write_mostly)
+        mirror.read_order.write_mostly = frozenset(
+            replica for replica in replicas if replica.path in mostly
+        )
         zero_kind = {"off": None, "on": Kind.ZERO, "unmap": Kind.DISCARD}[options.detect_zeroes]
         if sidecars is None or options.read_only:
             rewriting = Rewriting(mirror) if options.rewrite_corrupted else None
@@ -192,6 +196,7 @@ def open_replica_set(
 
     Raises `UserError`.
     """
+    _write_mostly(paths, options.write_mostly)
     # Twice, as for any request that cannot do without: none of the others is known yet.
     patience_s = 2 * options.replica_timeout_s
     if options.metadata == "none":
@@ -308,7 +313,24 @@ def _replica(index: int, one: Image | Found, options: MountOptions, plan: Plan |
 def _pattern(options: MountOptions, threshold: int) -> ReadPattern:
     if options.blkverify:
         return Blkverify(threshold)
-    return Fifo() if options.read_pattern == "fifo" else Quorum(threshold)
+    if options.read_pattern == "quorum":
+        return Quorum(threshold)
+    return Fifo() if options.read_pattern == "fifo" else Fastest()
+
+
+def _write_mostly(paths: Sequence[str], names: Iterable[str]) -> set[str]:
+    """The *paths* that *names* mean: paths, or file names. Raises `UsageError`."""
+    meant = set()
+    for name in names:
+        found = [path for path in paths if path == name]
+        found = found or [path for path in paths if os.path.basename(path) == name]
+        if len(found) != 1:
+            what = "may be several replicas" if found else "is no replica of this mount"
+            raise UsageError(f"option write-mostly: {name} {what}; there are: {', '.join(paths)}")
+        meant.add(found[0])
+    if meant and meant.issuperset(paths):
+        raise UsageError("option write-mostly: got every replica, allowed: all but one at most")
+    return meant
 
 
 class _Reopener:

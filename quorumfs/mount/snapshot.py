@@ -17,6 +17,8 @@ from quorumfs.control.status import (
     Fenced,
     LastError,
     LastScrub,
+    Latencies,
+    LatencyStatus,
     Place,
     ReplicaStatus,
     ResyncKind,
@@ -32,6 +34,7 @@ from quorumfs.control.status import (
     overall_state,
     progress,
 )
+from quorumfs.decisions.latency import Latency
 from quorumfs.decisions.model import Standing
 from quorumfs.disk.disk import Disk
 from quorumfs.metadata.protocol import ReplicaReport
@@ -83,6 +86,7 @@ def take(
             hanging.get(replica),
             options,
             now,
+            write_mostly=replica in disk.mirror.read_order.write_mostly,
         )
         for replica in disk.replicas
     ]
@@ -164,6 +168,8 @@ def _replica(
     hanging: str | None,
     options: MountOptions,
     now: float,
+    *,
+    write_mostly: bool,
 ) -> ReplicaStatus:
     """The status of one replica; *failures* are those that nothing has made good yet."""
     counters = replica.counters
@@ -206,7 +212,18 @@ def _replica(
         _told(failures[0], now) if failures else None,
         store=mounts.store_of(replica.path) if replica.hung else None,
         waiting=waiting,
+        write_mostly=write_mostly,
+        latency=Latencies(
+            **{sort.value: _latency(one) for sort, one in replica.health.latency.items()}
+        ),
     )
+
+
+def _latency(noted: Latency) -> LatencyStatus | None:
+    percentiles = noted.percentiles()
+    if percentiles is None:
+        return None
+    return LatencyStatus(*(round(seconds * 1e6) for seconds in percentiles))
 
 
 def _trouble(

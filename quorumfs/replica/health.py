@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from quorumfs.decisions.latency import Latency
 from quorumfs.replica.storage import CHANGES, Kind, Operation, TruncatedError
 
 _GONE = frozenset({errno.ENOTCONN, errno.ESTALE, errno.ENODEV})
@@ -22,6 +23,10 @@ class Sort(Enum):
 
 
 _SORTS = {Kind.READ: Sort.READ, Kind.SYNC: Sort.FLUSH} | dict.fromkeys(CHANGES, Sort.WRITE)
+
+
+TIMED_MAX = 256 << 10
+"""Bytes of the largest request whose latency is noted: larger ones take long for their size."""
 
 
 class Failure(NamedTuple):
@@ -102,6 +107,8 @@ class Health:
         """The file system was gone at its last answer."""
         self.truncated_to: int | None = None
         """The length (bytes) of the image when last found to be too short."""
+        self.latency = {sort: Latency() for sort in (Sort.READ, Sort.WRITE, Sort.FLUSH)}
+        """Of the image, by sort; what the fast path serves is not among it."""
         self._failures: dict[Sort, Failure] = {}
 
     @property
@@ -134,6 +141,15 @@ class Health:
     def answered(self, error: OSError | None) -> None:
         """Note that the file system has answered, with *error* or without."""
         self.dead = error is not None and error.errno in _GONE
+
+    def took(self, operation: Operation, seconds: float, now: float) -> None:
+        """Note that *operation* had its outcome, or was given up, after *seconds*.
+
+        *now*: by trio's clock (seconds).
+        """
+        sort = _SORTS.get(operation.kind)
+        if sort is not None and operation.length <= TIMED_MAX:
+            self.latency[sort].note(seconds, now)
 
     def failed(self, operation: Operation, error: OSError, now: float, *, to_sidecar: bool) -> None:
         """Note that *operation*, which was counted, failed *now* (trio's clock, seconds)."""

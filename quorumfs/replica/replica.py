@@ -397,11 +397,12 @@ class Replica:
 
     def _has_outcome(self, operation: Operation, waiting: _Waiting) -> None:
         """Report *operation*, which succeeded, failed, or was given up, to *waiting*."""
+        now = trio.current_time()
         if not waiting.to_sidecar:
             self.counters.count(operation)
+            self.health.took(operation, now - waiting.since, now)
             self.settled(operation)
         if operation.error is not None:
-            now = trio.current_time()
             self.health.failed(operation, operation.error, now, to_sidecar=waiting.to_sidecar)
         waiting.fan_out.answered(operation)
 
@@ -455,13 +456,14 @@ class FanOut:
     is in, and no scheduler turn when every replica answered at once.
     """
 
-    __slots__ = ("_failed", "_impatient", "_needed", "_pending", "_task")
+    __slots__ = ("_eager", "_failed", "_impatient", "_needed", "_pending", "_succeeded", "_task")
 
     def __init__(self, needed: int) -> None:
         """*needed*: how many successes make the request succeed without the rest."""
         self._needed = needed
         self._pending = 0
         self._failed = self._impatient = False
+        self._succeeded = self._eager = False
         self._task: trio.lowlevel.Task | None = None
 
     @property
@@ -480,9 +482,14 @@ class FanOut:
         self._pending -= 1
         if operation.error is not None:
             self._failed = True
-        elif operation.counts:
-            self._needed -= 1
-        if self._task is not None and (not self._pending or (self._impatient and self._failed)):
+        else:
+            self._succeeded = True
+            self._needed -= operation.counts
+        if self._task is not None and (
+            not self._pending
+            or (self._impatient and self._failed)
+            or (self._eager and self._succeeded)
+        ):
             task, self._task = self._task, None
             trio.lowlevel.reschedule(task)
 
@@ -499,6 +506,23 @@ class FanOut:
             await self.complete()
         self._impatient = False
         return self._pending > 0
+
+    async def complete_within(self, seconds: float) -> bool:
+        """Wait *seconds* at most; whether all operations have outcomes."""
+        if self._pending:
+            with trio.move_on_after(seconds):
+                await self.complete()
+        return not self._pending
+
+    async def succeeded_or_complete(self) -> None:
+        """Wait until one operation has succeeded, or all have outcomes.
+
+        The others happen all the same; their outcomes are for their replicas alone.
+        """
+        self._eager = True
+        if not self._succeeded:
+            await self.complete()
+        self._eager = False
 
     async def complete(self) -> None:
         """Wait until every operation has an outcome.

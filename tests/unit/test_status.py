@@ -233,6 +233,8 @@ def test_json_is_the_design_s() -> None:
                     "last_error": None,
                     "store": None,
                     "waiting": None,
+                    "write_mostly": False,
+                    "latency": {"read": None, "write": None, "flush": None},
                 },
                 {
                     "path": "/nas2/b.img",
@@ -257,6 +259,8 @@ def test_json_is_the_design_s() -> None:
                     },
                     "store": None,
                     "waiting": {"operation": "write", "seconds": 3},
+                    "write_mostly": False,
+                    "latency": {"read": None, "write": None, "flush": None},
                 },
             ],
             "resync": {

@@ -145,7 +145,7 @@ async def test_equals_are_read_in_the_order_given(
     bench = make_bench(nursery, 2, pattern=Fastest())
     usually(bench, (0.0031, 0.0028))
     await timed(bench, 3 * KNOWN)
-    assert reads(bench) == [3 * KNOWN, 0]
+    assert reads(bench) == [3 * KNOWN - 1, 1]  # to see how fast it is
 
 
 def mostly_written(bench: Bench, *indexes: int) -> None:

@@ -1,0 +1,107 @@
+"""Stores that are far, or crawl: what a guest pays for them, and what is told."""
+
+import errno
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from conftest import MakeImages
+from support.command import refused
+from support.faultfs import FaultFS
+from support.faultydisk import DirectFile
+from support.mounting import make_set
+from support.sets import SetMount
+
+BLOCK = 4096
+CONTENT = b"".join(b"%015d\n" % number for number in range(64 * BLOCK // 16))
+FAR_S = 0.3
+
+
+class FarDisk(NamedTuple):
+    """A mounted set of replicas a.img, b.img, … on a file system that can be slow."""
+
+    fs: FaultFS
+    mounted: SetMount
+    file: DirectFile
+
+
+@contextmanager
+def far_disk(directory: Path, replicas: int, options: str) -> Iterator[FarDisk]:
+    with FaultFS(directory) as fs:
+        names = [f"{letter}.img" for letter in "abc"[:replicas]]
+        for name in names:
+            fs.backing(name).write_bytes(CONTENT)
+        paths = [fs.path(name) for name in names]
+        make_set(paths)
+        with SetMount(paths, directory, options) as mounted, DirectFile(mounted.file) as file:
+            try:
+                yield FarDisk(fs, mounted, file)
+            finally:
+                fs.clear()
+
+
+def read_all(disk: FarDisk) -> float:
+    """Read the disk block by block; how long (seconds) the slowest read took."""
+    longest = 0.0
+    for offset in range(0, len(CONTENT), BLOCK):
+        began = time.monotonic()
+        assert disk.file.read(offset, BLOCK) == CONTENT[offset : offset + BLOCK]
+        longest = max(longest, time.monotonic() - began)
+    return longest
+
+
+@pytest.mark.parametrize("pattern", ["quorum,vote-threshold=2", "fifo,vote-threshold=1"])
+def test_a_far_replica_that_is_write_mostly_is_not_read(tmp_path: Path, pattern: str) -> None:
+    options = f"read-pattern={pattern},write-mostly=a.img"
+    with far_disk(tmp_path, 3, options) as disk:
+        disk.fs.inject("a.img", "read", delay=FAR_S)
+        assert read_all(disk) < FAR_S
+        far, *near = disk.mounted.status()["replicas"]
+        assert (far["reads"], far["write_mostly"], near[0]["write_mostly"]) == (0, True, False)
+        disk.fs.inject("b.img", "read", errno=errno.EIO)
+        if "fifo" in pattern:
+            disk.fs.inject("c.img", "read", errno=errno.EIO)
+        assert disk.file.read(0, BLOCK) == CONTENT[:BLOCK]
+        assert disk.mounted.status()["replicas"][0]["reads"] > 0
+
+
+def test_a_read_of_a_store_that_suddenly_crawls_is_answered_by_the_next(tmp_path: Path) -> None:
+    options = "read-pattern=fifo,vote-threshold=1"
+    with far_disk(tmp_path, 2, options) as disk:
+        for _ in range(4):
+            read_all(disk)
+        disk.fs.inject("a.img", "read", delay=5.0)
+        assert read_all(disk) < 2.0
+        crawling = disk.mounted.status()["replicas"][0]
+        assert crawling["state"] == "current"
+        assert crawling["latency"]["read"]["p50_us"] < 1_000_000
+
+
+def test_the_fastest_is_read(tmp_path: Path) -> None:
+    options = "read-pattern=latency,vote-threshold=1"
+    with far_disk(tmp_path, 2, options) as disk:
+        disk.fs.inject("a.img", "read", delay=0.03)
+        for _ in range(4):
+            read_all(disk)
+        slow, fast = (one["reads"] for one in disk.mounted.status()["replicas"])
+        assert slow < 20 < fast
+        shown = disk.mounted.status()["replicas"][0]["latency"]
+        assert 30_000 <= shown["read"]["p50_us"] <= shown["read"]["max_us"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("write-mostly=x.img", "x.img is no replica of this mount"),
+        ("write-mostly=a.img:b.img", "all but one at most"),
+        ("write-mostly=", "with a colon between them"),
+        ("write-mostly=a.img,blkverify,vote-threshold=2", "what all replicas answer"),
+    ],
+)
+def test_a_mark_that_makes_no_sense_is_refused(
+    make_images: MakeImages, mountpoint: Path, options: str, told: str
+) -> None:
+    assert told in refused(["-o", options, *make_images(2)], mountpoint, exit_code=4)

@@ -30,10 +30,12 @@ from quorumfs.live.actions import Action, Request, Verb
 from quorumfs.live.membership import Membership
 from quorumfs.live.scrubbing import Scrubbing
 from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Kind
 from support.simulation.fate import TIMEOUT_S, Mounted
 from support.simulation.guest import REQUEST_MAX_S
 from support.simulation.oracle import BrokenError
 from support.simulation.state import SetState
+from support.simulation.storage import Effect, Fault
 from support.simulation.world import Life, World
 
 Leave = Callable[[Replica], Awaitable[OSError | None]]
@@ -111,11 +113,26 @@ class Administrator:
         dice = self._dice
         out = sorted(self._mounted.taken_out)
         index = dice.choice(out if out and dice.random() < 0.4 else self._mounted.order)
+        self._make_trouble(index)
         with suppress(RefusedOrderError):
             if dice.random() < (0.2 if index in out else 0.7):
                 await self.offline(index)
             else:
                 await self.online(index)
+
+    def _make_trouble(self, index: int) -> None:
+        """Some orders meet a replica that loses its pages, or the daemon dies amid them."""
+        dice, mounted = self._dice, self._mounted
+        spare = mounted.even and len(mounted.members) > mounted.sidecars.ledger.least
+        draw = dice.random()
+        if draw < 0.1 and spare and index in mounted.members:
+            kind = dice.choice((Kind.SYNC, Kind.SEAL))
+            faults = self._world.replicas[index].image_faults
+            faults.plan(
+                kind, Fault(error=errno.EIO, effect=dice.choice((Effect.NONE, Effect.PART)))
+            )
+        elif draw > 0.93:
+            self._life.crash_at(self._life.steps + dice.randrange(1, 80), power=dice.random() < 0.5)
 
     # The orders
 
@@ -142,9 +159,9 @@ class Administrator:
             await self._order(self._membership.online, "online", {"replica": path})
 
     async def take_all_in(self) -> None:
-        """Take in all that were taken out, as far as that is possible now."""
-        for index, replica in zip(self._mounted.order, self._mounted.disk.replicas, strict=True):
-            if replica.standing is Standing.OFFLINE:
+        """Take in all that were taken out. Raises `RefusedOrderError`."""
+        async with self._until_killed():
+            for index in sorted(self._mounted.taken_out):
                 await self.online(index)
 
     async def _order(self, verb: Verb, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -199,13 +216,14 @@ class Administrator:
         self._state.copies.pop(index, None)
         image = self._world.replicas[index].image
         whole, kept = replica.standing.is_member, image.cache.copy()
+        dropped = image.dropped  # in an earlier life: nobody can know of it any more
         if whole and not self._state.forked and index not in self._state.harmed:
             self._state.oracle.check_copy(kept, replica.path)
         problem = await take_out(replica)
         if whole and len(ledger.members) < ledger.least:
             raise BrokenError(f"{replica.path} left, and too few are current: {self._mounted}")
         self._require_recorded(replica, RoleState.OFFLINE)
-        if whole:
+        if whole and not dropped:
             self._state.copies[index] = kept
         return problem
 
@@ -225,10 +243,10 @@ class Administrator:
         kept = self._state.copies.get(index)
         if kept is None or index in self._state.harmed:
             return
-        if one.image.unsynced:
-            raise BrokenError(f"{one.path} was taken out, and is not durable")
         if one.image.cache.differing_blocks(kept):
             raise BrokenError(f"{one.path} was taken out, and has changed since")
+        if one.image.durable.differing_blocks(kept):
+            raise BrokenError(f"{one.path} was taken out, and is not durable")
 
     @asynccontextmanager
     async def _until_killed(self) -> AsyncIterator[None]:

@@ -80,12 +80,14 @@ PROMISES = (
         "Replicas converge",
         "When faults have stopped, all replicas become identical, byte by byte, without anybody "
         "asking, and only what may differ is copied: after a crash the marked extents, after an "
-        "absence what was written meanwhile. What was copied is not copied again.",
+        "absence what was written meanwhile. What was copied is not copied again. A replica that "
+        "an administrator takes out is left, durably, as the disk was at one moment.",
         "Every short outage costs a copy of the whole disk, and a slow one never ends.",
         (
             "quorumfs.repair.repairs.Repairs",
             "quorumfs.metadata.joining.Joining.save_progress",
             "quorumfs.repair.work.Work",
+            "quorumfs.live.membership.Membership.offline",
         ),
         (
             "test_resync.py::test_one_missed_write_costs_one_chunk",
@@ -217,11 +219,13 @@ ORDER = (
         "Ejected before acknowledged",
         "If a write succeeded and a replica failed it, the new record of who is current is durable "
         "on all the others, at least vote-threshold of them, before the guest hears of success. A "
-        "change of who is current mints one generation; a write does not.",
+        "change of who is current mints one generation; a write does not. What an administrator "
+        "makes of a replica is as durable before the answer.",
         "The daemon dies, and the next mount believes the replica that missed the write.",
         (
             "quorumfs.metadata.recorder.Recorder.eject",
             "quorumfs.metadata.ledger.commit.Records.commit",
+            "quorumfs.metadata.enrolment.Enrolment",
         ),
         (
             "test_crash.py::test_a_kill_while_one_is_ejected",
@@ -313,11 +317,13 @@ ORDER = (
         "R10",
         "Short is an error",
         "An image that is shorter than the disk has failed there, also if it gets its length back; "
-        "what is missing of it is never shown as zeros. A copy that ended early is no copy.",
+        "what is missing of it is never shown as zeros. A copy that ended early is no copy. When "
+        "the disk grows the images of all members are longer, durably, before the record says so.",
         "A truncated file reads as a disk that was wiped in part.",
         (
             "quorumfs.replica.filestorage.FileStorage",
             "quorumfs.metadata.sidecars.Sidecars.truncated",
+            "quorumfs.live.grow.Growth",
         ),
         ("test_differences.py::test_a_truncated_replica_is_never_zeros",),
     ),

@@ -62,7 +62,7 @@ async def mounted_read_only(story: Story, order: Sequence[int]) -> AsyncGenerato
         )
         disk = Disk(mirror)
         life.nursery.start_soon(disk.run)
-        mounted = Mounted(paths, plan, disk, sidecars, None)  # type: ignore[arg-type]
+        mounted = Mounted(story.world.index_of, plan, disk, sidecars, None)  # type: ignore[arg-type]
         yield Guest(story, life, mounted)
         written = [
             operation

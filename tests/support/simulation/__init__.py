@@ -24,6 +24,7 @@ Histories, which a seed draws:
 `operator`        who mounts what is there, consents to a loss, and resolves
 `mounting`        one mount of the real runtime on simulated storages, and its end
 `workload`        the guests of a life, and fate beside them
+`administrator`   who changes the set while guests use it, and has it scrubbed
 `downtime`        what happens to the replicas between two lives
 `errorlog`        the daemon's log: part of the trace, and free of errors
 `final_checks`    after the faults: all becomes good, and stays so

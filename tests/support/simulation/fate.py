@@ -61,22 +61,29 @@ def drawn_weather(dice: random.Random) -> Weather:
 class Mounted:
     """What one mount is made of."""
 
-    order: list[int]
+    index_of: Callable[[str], int]
+    """The index in the world of the replica at a path."""
     plan: Plan
     disk: Disk
     sidecars: Sidecars
     repairs: Repairs
 
     @property
+    def order(self) -> list[int]:
+        """The indices of the replicas of this mount, in the order of the read pattern."""
+        return [self.index_of(replica.path) for replica in self.disk.replicas]
+
+    @property
     def converged(self) -> bool:
         """Whether every replica of the set is here, current, and the same as the others."""
-        return len(self.order) == len(self.sidecars.ledger.record.roles) and self.even
+        return self._all_here and self._used == [*self.disk.replicas] and self.even
 
     @property
     def even(self) -> bool:
-        """Whether every replica that is here is current, and the same as the others."""
+        """Whether every replica that is here, and not taken out, is current, and the same as the
+        others."""
         return (
-            all(r.state is Standing.CURRENT and not r.dead for r in self.disk.replicas)
+            all(r.state is Standing.CURRENT and not r.dead for r in self._used)
             and self.sidecars.ledger.target is None
             and not self.sidecars.ledger.agreement.divergent
             and not self.sidecars.ledger.map.count(UNVERIFIED)
@@ -90,15 +97,31 @@ class Mounted:
 
     @property
     def _lacking(self) -> bool:
-        """Whether anybody who is here lacks something."""
-        if len(self.order) == len(self.sidecars.ledger.record.roles):
+        """Whether anybody who is here, and not taken out, lacks something."""
+        if self._all_here and self._used == [*self.disk.replicas]:
             return self.sidecars.ledger.map.count(ALL_OUT_OF_SYNC) > 0
-        slots = [replica.slot for replica in self.disk.replicas if replica.slot is not None]
+        slots = [replica.slot for replica in self._used if replica.slot is not None]
         return any(self.sidecars.ledger.map.lacking_bytes(slot) for slot in slots)
 
+    @property
+    def taken_out(self) -> set[int]:
+        """The indices of the replicas that an administrator has taken out."""
+        return {i for i in self.order if self.replica(i) not in self._used}
+
+    @property
+    def _all_here(self) -> bool:
+        """Whether no replica of the set is missing in this mount."""
+        return len(self.disk.replicas) == len(self.sidecars.ledger.record.slots)
+
+    @property
+    def _used(self) -> list[Replica]:
+        """The replicas that no administrator has taken out."""
+        return [one for one in self.disk.replicas if one.standing is not Standing.OFFLINE]
+
     def replica(self, index: int) -> Replica | None:
-        """The replica that the world knows by *index*; None if it was not mounted."""
-        return self.disk.replicas[self.order.index(index)] if index in self.order else None
+        """The replica that the world knows by *index*; None if this mount does not have it."""
+        order = self.order
+        return self.disk.replicas[order.index(index)] if index in order else None
 
     @property
     def members(self) -> list[int]:
@@ -392,16 +415,17 @@ class Fate:
 
     async def _all_lose_their_pages(self) -> None:
         """And whoever has them sync first hears of it: a flush of a guest must, too (R13)."""
-        dice, guest, indices = self._dice, self._guest, range(len(self._world.replicas))
+        dice, guest = self._dice, self._guest
         if self.harmed or any(one.image.dropped for one in self._world.replicas):
             return
         for _ in range(dice.randrange(1, 4)):
             await self._do(guest.write, *self._somewhere())
         if self.life.syncing or guest.oracle.writing or not self._mounted.even:
             return
+        indices = self._mounted.members
         for index in indices:
             self._world.lose_pages(index)
-        guest.oracle.lost(self._world.contents())
+        guest.oracle.lost(self._world.contents(indices))
         if dice.random() < 0.3:
             index = dice.choice(indices)
             self._world.replicas[index].image_faults.plan(Kind.WRITE, Fault(error=errno.EIO))
@@ -554,7 +578,7 @@ class Fate:
         for _ in range(3):
             await self._do(self._guest.write, *self._somewhere())
         await trio.sleep(self._dice.uniform(0.5, 20.0))
-        blamed = set(members) - set(self._mounted.members)
+        blamed = set(members) - set(self._mounted.members) - self._mounted.taken_out
         if blamed:
             raise BrokenError(f"all were full, and replicas {blamed} are blamed: {self._mounted}")
         for one in self._world.replicas:

@@ -1,6 +1,7 @@
 """The end of a history: faults stop, and everything must become good and stay so."""
 
 import random
+from contextlib import suppress
 
 import trio
 
@@ -9,11 +10,13 @@ from quorumfs.decisions.record import RoleState
 from quorumfs.decisions.scrub import Counts
 from quorumfs.decisions.sidecar import decode
 from quorumfs.replica.storage import CHANGES
+from support.simulation.administrator import Administrator, RefusedOrderError
 from support.simulation.errorlog import ErrorLog
 from support.simulation.fate import Fate, Mounted
 from support.simulation.mounting import Mounting
 from support.simulation.operator import Operator
 from support.simulation.oracle import BrokenError
+from support.simulation.second_opinion import SecondOpinion
 from support.simulation.state import SetState
 from support.simulation.workload import Workload
 
@@ -33,6 +36,7 @@ class FinalChecks:
     def __init__(
         self,
         state: SetState,
+        opinion: SecondOpinion,
         operator: Operator,
         mounting: Mounting,
         workload: Workload,
@@ -41,6 +45,7 @@ class FinalChecks:
     ) -> None:
         self._state = state
         self._world = state.world
+        self._opinion = opinion
         self._operator = operator
         self._mounting = mounting
         self._workload = workload
@@ -53,13 +58,15 @@ class FinalChecks:
         world.calm()
         order = self._drawn_order()
         plan = self._operator.assemble_in_the_end(order)
+        self._opinion.require_ordered(order, plan)
         async with world.boot() as life:
             mounted = await self._mounting.mount(life, order, plan)
             crowd = self._workload.crowd()
             crowd.nothing_fails = self._workload.nothing_fails(mounted)
             fate = self._workload.fate(life, mounted, crowd)
             await self._workload.run(mounted, crowd, fate, trio.sleep_forever, 5.0)
-            await self.converge(mounted, fate)
+            administrator = Administrator(life, mounted, state, dice)
+            await self.converge(mounted, fate, administrator)
             await self._end_scrubs(mounted)
             await self._mounting.unmount(mounted, must_succeed=True)
         state.harmed.clear()
@@ -73,8 +80,11 @@ class FinalChecks:
         self._check_healthy()
         self._errors.require_none()
 
-    async def converge(self, mounted: Mounted, fate: Fate) -> None:
-        """Wait until everything is good; there is a limit for how long that may take."""
+    async def converge(self, mounted: Mounted, fate: Fate, administrator: Administrator) -> None:
+        """Wait until everything is good; there is a limit for how long that may take.
+
+        What an administrator took out is taken in again.
+        """
         began = trio.current_time()
         limit = mounted.repairs.limit
         at_most_s = CONVERGE_MAX_S
@@ -84,6 +94,8 @@ class FinalChecks:
         while not (fate.extend_noticed() and mounted.converged):
             if trio.current_time() - began > at_most_s:
                 raise BrokenError(f"not healthy {at_most_s:g} s after the faults: {mounted}")
+            with suppress(RefusedOrderError):  # perhaps too few are current to have it on record
+                await administrator.take_all_in()
             await trio.sleep(1.0)
             await fate.write_if_short()
         self._world.note(f"healthy {trio.current_time() - began:.0f} s after the faults")

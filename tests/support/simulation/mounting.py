@@ -82,7 +82,7 @@ class Mounting:
         }
 
         async def reopen(replica: Replica) -> Returned:
-            index = order[replica.index]
+            index = world.index_of(replica.path)
             await trio.sleep(0.01)
             (one,) = world.found([index])
             if one.image is None or one.sidecar is None:
@@ -101,7 +101,7 @@ class Mounting:
         disk = Disk(mirror, repairs, zero_kind=setup.zero_kind)
         if setup.fast:
             disk = FastDisk(mirror, repairs, life, setup.fast, setup.zero_kind)
-        mounted = Mounted(order, plan, disk, sidecars, repairs)
+        mounted = Mounted(world.index_of, plan, disk, sidecars, repairs)
         life.nursery.start_soon(disk.run)
         try:
             await sidecars.record_options()

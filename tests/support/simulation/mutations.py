@@ -8,6 +8,7 @@ import errno
 import time
 from collections.abc import (
     AsyncGenerator,
+    Awaitable,
     Callable,
     Hashable,
     Iterable,
@@ -18,6 +19,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,13 +32,18 @@ from quorumfs.decisions.dirtymap import INTENT
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.record import Phase, Record
+from quorumfs.disk.disk import Disk
+from quorumfs.disk.mirror import Mirror
 from quorumfs.disk.rangelock import Claim, RangeLock
 from quorumfs.fastpath.publish import Publisher
+from quorumfs.live.grow import Growth
+from quorumfs.live.membership import Membership
 from quorumfs.metadata.claims import Claims
+from quorumfs.metadata.enrolment import Enrolment
 from quorumfs.metadata.joining import Joining
 from quorumfs.metadata.ledger import content as content_module
 from quorumfs.metadata.ledger.chunks import Chunks
-from quorumfs.metadata.ledger.commit import Records
+from quorumfs.metadata.ledger.commit import Order, Records
 from quorumfs.metadata.ledger.known import Outcome, Writable
 from quorumfs.metadata.ledger.ledger import Ledger
 from quorumfs.metadata.ledger.target import Target
@@ -782,6 +789,89 @@ def taken_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(InFlight, "abandon", forget)
 
 
+class _Instead:
+    """A mirror that syncs in another way."""
+
+    def __init__(self, mirror: Mirror, sync: Callable[[], Awaitable[None]]) -> None:
+        self._mirror = mirror
+        self.sync = sync
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._mirror, name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in ("_mirror", "sync"):
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._mirror, name, value)
+
+
+def _syncing_by(
+    monkeypatch: pytest.MonkeyPatch,
+    verbs: type[Membership] | type[Growth],
+    sync: Callable[[Disk], Awaitable[None]],
+) -> None:
+    """The *verbs* have the replicas of a disk sync by calling *sync* with it."""
+    init = verbs.__init__
+
+    def patched(self: Any, disk: Disk, *arguments: Any) -> None:
+        init(self, disk, *arguments)
+        self._mirror = _Instead(disk.mirror, partial(sync, disk))
+
+    monkeypatch.setattr(verbs, "__init__", patched)
+
+
+async def _never(_: Disk) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+def leaves_unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P3: a replica leaves, and what the guest wrote to it may not be durable."""
+    _syncing_by(monkeypatch, Membership, _never)
+
+
+def leaves_unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P3: a replica leaves amid the guest's writes."""
+
+    @asynccontextmanager
+    async def unlocked(_: Membership) -> AsyncGenerator[None, None]:
+        await trio.lowlevel.checkpoint()
+        yield
+
+    monkeypatch.setattr(Membership, "_whole_disk", unlocked)
+
+
+def told_to_the_administrator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R13: an order that hears of a loss counts as the flush that tells of it."""
+    _syncing_by(monkeypatch, Membership, Disk.flush)
+
+
+def ordered_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3: what an administrator orders counts before it is on record."""
+
+    async def note(self: Enrolment, slot: int, order: Order) -> None:
+        self._ledger.records.orders[slot] = order
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(Enrolment, "_record_locked", note)
+
+
+def recorded_before_it_is_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R10: the record says that the disk has grown, and no image has yet."""
+
+    async def later(self: Growth, replicas: Sequence[Replica], size: int) -> list[Replica]:
+        assert size > self._disk.size
+        await trio.lowlevel.checkpoint()
+        return list(replicas)
+
+    monkeypatch.setattr(Growth, "_lengthen", later)
+
+
+def longer_and_not_durable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R10: the record says that the disk has grown, and a power cut may make images shorter."""
+    _syncing_by(monkeypatch, Growth, _never)
+
+
 MUTATIONS: dict[str, Patch] = {
     "R1 no intent": no_intent,
     "R1 intent in memory": intent_in_memory,
@@ -795,6 +885,7 @@ MUTATIONS: dict[str, Patch] = {
     "R3 not synced": slots_unsynced,
     "R3 always minted": always_minted,
     "R3 options in memory": options_in_memory,
+    "R3 ordered in memory": ordered_in_memory,
     "R4 failure ignored": failed_flush_is_ignored,
     "R4 compares": resync_compares,
     "R4 nothing lost": failed_flush_lost_nothing,
@@ -828,7 +919,11 @@ MUTATIONS: dict[str, Patch] = {
     "R14 no identity": mounts_have_no_identity,
     "R14 opened is changed": opening_is_changing,
     "P3 saved rarely": saved_rarely,
+    "P3 leaves unsynced": leaves_unsynced,
+    "P3 leaves unlocked": leaves_unlocked,
     "R10 forgotten": truncated_lacks_nothing,
+    "R10 recorded before it is longer": recorded_before_it_is_longer,
+    "R10 longer, and not durable": longer_and_not_durable,
     "R12 latest by mtime": latest_by_mtime,
     "R12 wall clock": timeouts_by_wall_clock,
     "P9 source decides": source_decides,
@@ -836,6 +931,7 @@ MUTATIONS: dict[str, Patch] = {
     "R15 log believed": log_is_believed,
     "R15 all proven": any_image_is_proven,
     "R13 not told": loss_is_not_told,
+    "R13 told to the administrator": told_to_the_administrator,
     "R14 not read back": not_read_back,
     "R14 goes on": fenced_goes_on,
     "P2 one sync is enough": one_sync_is_enough,

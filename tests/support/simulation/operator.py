@@ -139,6 +139,7 @@ class Operator:
             state.half_resolved = False
             state.to_keep = set()
         world.note(f"resolved: keep {resolution.kept}, {cut_off=}")
+        state.forget_orders()
         for path, sidecar in writes:
             world.create_sidecar(by_path[path], sidecar)
         state.last = None
@@ -178,6 +179,7 @@ class Operator:
         ]
         resolution = resolve(found, self._dice.choice(disks or [one.path for one in found]))
         world.note(f"resolved: keep {resolution.kept}")
+        self._state.forget_orders()
         by_path = {one.path: index for index, one in enumerate(world.replicas)}
         kept = [world.replicas[by_path[path]].image for path in resolution.kept]
         oracle.forget_reads()

@@ -464,6 +464,16 @@ class Oracle:
                 start, end = first * SECTOR, (first + len(rest) + 1) * SECTOR
                 self.read(self.begin_read(start, end - start), images[0].read(start, end))
 
+    def check_copy(self, image: Content, name: str) -> None:
+        """*image* is the disk at this moment: raises `ViolationError` unless each sector holds what
+        a guest may see of it now."""
+        for index, sector in enumerate(self._sectors):
+            content = image.read(index * SECTOR, (index + 1) * SECTOR)
+            seen = any(self._content(version, index) == content for version in sector.possible)
+            if not seen and index not in self._unreadable:
+                violation = self._violation(sector, index, content)
+                raise ViolationError(violation.wrong, f"{name} as a copy: {violation}")
+
     def describe(self, content: bytes) -> str:
         """What a sector's content is, for a reader."""
         if content == _ZERO_SECTOR:

@@ -24,6 +24,7 @@ from quorumfs.disk.watchdog import TICK_S
 from quorumfs.repair import repairs as repairs_module
 from quorumfs.repair.inspection import Findings
 from quorumfs.replica.storage import CHANGES, Kind, Operation
+from support.simulation.administrator import RefusedOrderError
 from support.simulation.copies import copies_used_alike, mounted_alone_and_only_read
 from support.simulation.fate import TIMEOUT_S
 from support.simulation.guest import REQUEST_MAX_S
@@ -781,6 +782,73 @@ async def a_stuck_write_returns_late(story: Story) -> None:
     await story.ends_well()
 
 
+async def the_last_sync_of_one_that_leaves_fails(story: Story) -> None:
+    """The one that notes its times: what the guest wrote was durable before it left."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        administrator = guest.administrator()
+        story.fail_once(1, Kind.SEAL)
+        await administrator.offline(1)
+        await administrator.online(1)
+        await guest.converged()
+    await story.ends_well()
+
+
+async def written_to_while_one_leaves(story: Story) -> None:
+    """It is the disk as it was at one moment: no write is under way to it then."""
+
+    async def write_on(at: int) -> None:
+        for _ in range(40):
+            await guest.write_surely(at)
+
+    async with story.holding(*EXTENTS).mounted() as guest:
+        story.slow_down(1, 0.05)
+        async with trio.open_nursery() as nursery:
+            for at in EXTENTS:
+                nursery.start_soon(write_on, at)
+            await trio.sleep(0.5)
+            await guest.administrator().offline(1)
+    await story.ends_well()
+
+
+async def killed_after_one_was_taken_out(story: Story) -> None:
+    async with story.holding(*EXTENTS).mounted() as guest:
+        await guest.administrator().offline(1)
+        await guest.write(0)
+        story.world.kill()
+    async with story.mounted() as guest:
+        await guest.write(EXTENT)
+    await story.ends_well()
+
+
+async def all_lose_what_an_order_hears_of(story: Story) -> None:
+    """The administrator is not the one who is to be told."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        indices = range(story.setup.replicas)
+        for index in indices:
+            story.world.lose_pages(index)
+        story.oracle.lost(story.world.contents())
+        with suppress(RefusedOrderError):
+            await guest.administrator().offline(1)
+        with suppress(OSError):
+            await guest.flush()
+        await guest.surely(guest.flush())
+    await story.ends_well()
+
+
+async def power_cut_after_the_disk_grew(story: Story) -> None:
+    async with story.holding(0).durable().mounted() as guest:
+        await guest.grow(DISK + EXTENT)
+        story.world.power_cut()
+    try:
+        async with story.mounted() as guest:
+            story.sized(guest.mounted.disk.size)
+            await guest.read_surely(DISK)
+            await guest.write_surely(DISK)
+    except AssemblyRefusedError as error:
+        raise BrokenError(f"a disk that grew cannot be mounted: {error}") from error
+    await story.ends_well()
+
+
 FAST = replace(PAIR, fast=1.0)
 
 TOLD = (
@@ -796,6 +864,7 @@ TOLD = (
     Told("R3 not synced", power_cut_after_one_missed_a_write, seeds=8),
     Told("R3 always minted", one_is_away_for_long),
     Told("R3 options in memory", lost_before_the_first_write, EQUALS),
+    Told("R3 ordered in memory", killed_after_one_was_taken_out),
     Told("R4 failure ignored", pages_dropped_by_a_failed_flush),
     Told("R4 compares", pages_dropped_long_after_a_failed_flush),
     Told("R4 nothing lost", pages_dropped_long_after_a_failed_flush),
@@ -837,7 +906,11 @@ TOLD = (
     Told("R14 no identity", copies_used_alike),
     Told("R14 opened is changed", mounted_alone_and_only_read),
     Told("P3 saved rarely", killed_amid_a_slow_resync),
+    Told("P3 leaves unsynced", the_last_sync_of_one_that_leaves_fails),
+    Told("P3 leaves unlocked", written_to_while_one_leaves, seeds=2),
     Told("R10 forgotten", truncated_underneath),
+    Told("R10 recorded before it is longer", power_cut_after_the_disk_grew),
+    Told("R10 longer, and not durable", power_cut_after_the_disk_grew, seeds=8),
     Told("R12 latest by mtime", touched_when_it_was_ejected),
     Told("R12 wall clock", one_hangs_for_good),
     Told("P9 source decides", the_first_rots_before_a_crash, TRIO),
@@ -845,6 +918,7 @@ TOLD = (
     Told("R15 log believed", rolled_back_by_seconds),
     Told("R15 all proven", an_empty_image_after_a_kill, replace(PAIR, passing=True)),
     Told("R13 not told", all_lose_what_a_repair_hears_of),
+    Told("R13 told to the administrator", all_lose_what_an_order_hears_of),
     Told("R14 not read back", taken_over_while_at_work, replace(PAIR, claims=True)),
     Told("R14 goes on", taken_over_while_at_work, replace(PAIR, claims=True)),
     Told("P2 one sync is enough", only_one_can_sync, TRIO),

@@ -17,6 +17,7 @@ from enum import Enum
 import trio
 
 from quorumfs.decisions.model import Plan
+from support.simulation.administrator import Administrator
 from support.simulation.downtime import Downtime
 from support.simulation.errorlog import ErrorLog
 from support.simulation.fate import Fate, Mounted, crash_in_a_commit, drawn_weather
@@ -67,7 +68,13 @@ class History:
         self.workload = Workload(self.state, self.opinion, self._dice)
         self._downtime = Downtime(self.state, self.opinion, self.operator, self._dice)
         self.final_checks = FinalChecks(
-            self.state, self.operator, self.mounting, self.workload, self.errors, self._dice
+            self.state,
+            self.opinion,
+            self.operator,
+            self.mounting,
+            self.workload,
+            self.errors,
+            self._dice,
         )
 
     @property
@@ -103,6 +110,7 @@ class History:
         if consented or (state.forked and len(state.reachable(order)) < self.setup.replicas):
             state.accept_loss(order, plan)
         state.forked |= consented
+        opinion.require_ordered(order, plan)
         state.last = None
         state.to_keep = set()
         mounted, fate = await self._serve(order, plan, kind)
@@ -148,7 +156,9 @@ class History:
             except RefusedError as error:
                 return error.mounted, workload.fate(life, error.mounted, crowd)
             fate = workload.fate(life, mounted, crowd)
-            life.nursery.start_soon(self._scrub, mounted, world.dice_for(f"scrub {life.number}"))
+            orders = world.dice_for(f"orders {life.number}")
+            administrator = Administrator(life, mounted, self.state, orders)
+            life.nursery.start_soon(administrator.work)
             crash = dice.choice(
                 ("step", "step", "commit", "time", "unmount", "unmount", None, None, None, None)
             )
@@ -175,8 +185,9 @@ class History:
             if crash is None and dice.random() < 0.5 and self.opinion.can_recover(mounted):
                 world.calm()
                 await trio.sleep(LATE_MAX_S)
+                await administrator.stop()
                 await workload.run(mounted, crowd, fate, trio.sleep_forever, 5.0)
-                await self.final_checks.converge(mounted, fate)
+                await self.final_checks.converge(mounted, fate, administrator)
                 await self.mounting.unmount(mounted, must_succeed=True)
                 return mounted, fate
             if crash == "time":
@@ -185,23 +196,9 @@ class History:
             if crash == "unmount":
                 life.watch = None
                 life.crash_at(life.steps + int(10 ** dice.uniform(0, 1.7)), power=power)
+            await administrator.stop()
             await self.mounting.unmount(mounted)
         return mounted, fate
-
-    async def _scrub(self, mounted: Mounted, dice: random.Random) -> None:
-        """An administrator has the set scrubbed, in some lives, and changes their mind."""
-        scrub = mounted.repairs.scrub
-        while dice.random() < 0.5:
-            await trio.sleep(10 ** dice.uniform(-1, 2))
-            match dice.randrange(5):
-                case 0:
-                    scrub.pause(paused=dice.random() < 0.5)
-                case 1:
-                    scrub.end(stopped=True)
-                case 2:
-                    scrub.limit = None if dice.random() < 0.5 else 1 << dice.randrange(14, 24)
-                case _:
-                    scrub.begin(repair=dice.random() < 0.5)
 
     def _require_no_false_alarm(self, mounted: Mounted, fate: Fate) -> None:
         """Raise if a scrub found a mismatch where nothing can have rotted (P8)."""

@@ -10,7 +10,7 @@ from operator import or_
 
 from quorumfs.decisions.assembly import AssemblyRefusedError
 from quorumfs.decisions.dirtymap import out_of_sync
-from quorumfs.decisions.model import Standing
+from quorumfs.decisions.model import Plan, Standing
 from quorumfs.decisions.record import RoleState
 from support.simulation.fate import Mounted
 from support.simulation.oracle import BrokenError
@@ -64,7 +64,11 @@ class SecondOpinion:
 
     def may_harm(self, index: int) -> bool:
         """Whether all that a replica holds is elsewhere, and nothing else is wrong."""
-        if self._setup.careless or self._state.harmed - {index}:
+        if (
+            self._setup.careless
+            or self._state.harmed - {index}
+            or any(self._state.ordering.values())
+        ):
             return False
         others = self.sound - {index}
         return bool(others) and not any(
@@ -119,23 +123,24 @@ class SecondOpinion:
         here, count = state.reachable(order) - state.harmed, self._setup.replicas
         strangers = set(range(count)) - state.known().keys()
         here -= strangers
+        usable = here - state.taken_out()
         needed = max(state.thresholds | {threshold or 0})
         sure = len(here) == count
         if not state.few:
-            sure |= len(here) > count - min(state.thresholds) and len(here) >= needed
+            sure |= len(here) > count - min(state.thresholds) and len(usable) >= needed
         if state.last is not None and not state.forked:
             record, _ = state.last
             by_slot = {record.slot_of(s.replica_id): index for index, s in state.known().items()}
             roles = enumerate(record.roles)
             current = {by_slot.get(s) for s, r in roles if r.state is RoleState.CURRENT}
-            sure |= current <= here and len(here) >= needed
+            sure |= current <= here and len(usable) >= needed
         match error.rule:
             case "split brain":
                 justified = state.forked or state.half_resolved or bool(state.harmed)
             case "stranger" | "unreadable":
                 justified = bool(strangers & set(order))
             case "no quorum":
-                justified = len(here) < needed
+                justified = len(usable) < needed
             case "too few to lower":
                 lower = threshold is not None and threshold < max(state.thresholds)
                 justified = lower and not degraded
@@ -152,6 +157,17 @@ class SecondOpinion:
                 justified = False
         if not justified:
             raise BrokenError(f"mount of {order} refused without need: {error.rule}: {error}")
+
+    def require_ordered(self, order: Sequence[int], plan: Plan) -> None:
+        """Raise if a mount takes a replica for anything but what an administrator made of it."""
+        for index, member in zip(order, plan.members, strict=True):
+            wanted = self._state.ordered.get(index)
+            if wanted is None or member.slot is None or self._state.forked:
+                continue
+            if (wanted is RoleState.OFFLINE) is not (member.state is Standing.OFFLINE):
+                raise BrokenError(
+                    f"{member.path} was made {wanted.name}, and is {member.state.value}"
+                )
 
     def _lost_by_all(self, here: set[int]) -> bool:
         """Whether it is on record that none of these could flush some chunk, and all stayed."""

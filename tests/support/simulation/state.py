@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from quorumfs.decisions.model import Plan, Standing
-from quorumfs.decisions.record import Record, Sidecar
+from quorumfs.decisions.record import Record, RoleState, Sidecar
 from quorumfs.decisions.sidecar import FormatError, decode
 from support.simulation.fate import Mounted
+from support.simulation.media import Content
 from support.simulation.oracle import Oracle
 from support.simulation.setup import Origin, Setup
 from support.simulation.world import ReplicaBackup, World
@@ -49,6 +50,15 @@ class SetState:
     """Who was kept the last time, until all have seen it."""
     resolved: bool = False
     """Somebody was kept, once."""
+    ordered: dict[int, RoleState] = field(default_factory=dict)
+    """What the administrator's last order made of a replica: OFFLINE, or STALE when it was taken in
+    again. Nothing of a replica of which that is not certain."""
+    copies: dict[int, Content] = field(default_factory=dict)
+    """Replicas that left as a whole: what they held then."""
+    orders: Counter[int] = field(default_factory=Counter)
+    """Orders so far, of each replica."""
+    ordering: Counter[int] = field(default_factory=Counter)
+    """Orders under way, of each replica."""
 
     def __post_init__(self) -> None:
         self.thresholds = {self.setup.threshold}
@@ -82,6 +92,24 @@ class SetState:
                     known[index] = decode(one.sidecar.whole)
         return known
 
+    def taken_out(self) -> set[int]:
+        """Those that an administrator took out, by any sidecar."""
+        known = self.known()
+        records = [r for one in known.values() for r in (one.record, one.prepared) if r is not None]
+        return {
+            index
+            for index, one in known.items()
+            for record in records
+            if (slot := record.slot_of(one.replica_id)) is not None
+            and record.roles[slot].state is RoleState.OFFLINE
+        }
+
+    def forget_orders(self) -> None:
+        """It is not certain any more what was ordered: the set was made anew, or goes on without
+        those who know."""
+        self.ordered.clear()
+        self.copies.clear()
+
     def note_thresholds(self, mounted: Mounted) -> None:
         """What the next mount may find on record: no lower one that too few hold."""
         known = self.known()
@@ -105,6 +133,7 @@ class SetState:
             i for i, m in zip(order, plan.members, strict=True) if m.state is Standing.CURRENT
         ]
         self.oracle.forget_reads()
+        self.forget_orders()
         for index in members:
             image = self.world.replicas[index].image
             self.oracle.allow([image.cache, image.durable])
@@ -122,6 +151,7 @@ class SetState:
         else:
             self.oracle.killed()
         self.cuts_seen = self.world.power_cuts
+        self.ordering.clear()
 
     def unmounted(self) -> None:
         """Tell the oracle of an unmount in order."""

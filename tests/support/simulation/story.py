@@ -17,6 +17,7 @@ from quorumfs.live.actions import Action, Request
 from quorumfs.live.grow import Growth
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import CHANGES, Kind
+from support.simulation.administrator import Administrator
 from support.simulation.fate import Mounted
 from support.simulation.final_checks import CONVERGE_MAX_S
 from support.simulation.guest import Guest as AnyGuest
@@ -82,6 +83,7 @@ class Story(History):
         except AssemblyRefusedError as error:
             self.opinion.require_reason(error, paths, degraded=False, threshold=threshold)
             raise
+        self.opinion.require_ordered(paths, plan)
         self.state.last = None
         async with self.world.boot() as life:
             mounted = await self.mounting.mount(life, paths, plan)
@@ -282,6 +284,10 @@ class Guest(AnyGuest):
     async def read(self, at: int, size: int = BLOCK) -> None:
         """Raises `OSError`."""
         await super().read(at, size)
+
+    def administrator(self) -> Administrator:
+        """Whoever gives orders to this mount, and checks what is promised of them."""
+        return Administrator(self.life, self.mounted, self._story.state, self._dice)
 
     async def grow(self, size: int) -> dict[str, Any]:
         """Have the disk grow to *size* bytes, as an administrator does. Raises `UserError`."""

@@ -103,6 +103,8 @@ class Life:
         looked at every few steps: at each it would take half as long as all the rest."""
         self.outside: set[trio.lowlevel.Task] = set()
         """Tasks of guests that wait for nothing of the daemon: what they do does not wake it."""
+        self.shields: list[trio.CancelScope] = []
+        """Scopes in which the daemon does not let itself be stopped; a kill asks nobody."""
         self._crash_step = 0
         self._crash_power = False
         self._storages: list[tuple[SimulatedReplica, SimulatedStorage]] = []
@@ -163,6 +165,8 @@ class Life:
         self.dead = True
         for _, storage in self._storages:
             storage.end_life(why)
+        for scope in self.shields:
+            scope.shield = False
         self.nursery.cancel_scope.cancel()
 
     def _open(
@@ -210,6 +214,10 @@ class World:
             SimulatedReplica(f"/{letter}.img", SimulatedFile(f"{letter}.img", size, self._inodes))
             for letter in "abcdef"[:count]
         ]
+
+    def index_of(self, path: str) -> int:
+        """The index of the replica with its image at *path*."""
+        return [one.path for one in self.replicas].index(path)
 
     def dice_for(self, purpose: str) -> random.Random:
         """A source of chance of its own, so that one purpose does not disturb another."""

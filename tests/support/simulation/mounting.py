@@ -11,7 +11,6 @@ import trio
 
 from quorumfs.decisions.claim import Claim, Tenure
 from quorumfs.decisions.model import Plan
-from quorumfs.decisions.patterns import Fifo, Quorum
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import Event, EventLog
 from quorumfs.disk.mirror import Mirror
@@ -71,10 +70,11 @@ class Mounting:
             plan.record.size,
             sidecars,
             threshold=threshold,
-            pattern=Fifo() if setup.fifo else Quorum(threshold),
+            pattern=setup.pattern(threshold),
             search_s=TIMEOUT_S,
             events=EventLog("disk", self.heard),
         )
+        mirror.read_order.write_mostly = frozenset(replicas[: setup.mostly])
         present = {
             replica: one
             for replica, one in zip(replicas, found, strict=True)

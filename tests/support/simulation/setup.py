@@ -14,6 +14,7 @@ from quorumfs.decisions import dirtymap
 from quorumfs.decisions import sidecar as sidecar_module
 from quorumfs.decisions.assembly import new_record
 from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap, out_of_sync
+from quorumfs.decisions.patterns import Fastest, Fifo, Quorum, ReadPattern
 from quorumfs.decisions.record import RoleState, Sidecar
 from quorumfs.disk import zeroing
 from quorumfs.metadata.ledger import epochs as epochs_module
@@ -97,6 +98,16 @@ class Setup:
     """Each mount says that it has the set, and looks whether it still has."""
     fast: float = 0.0
     """How many of the requests come while the daemon sleeps, and go by the fast path."""
+    fastest: bool = False
+    """Of patterns that read one replica: the one that lately answered fastest."""
+    mostly: bool = False
+    """The first replica of a mount is marked write-mostly."""
+
+    def pattern(self, threshold: int) -> ReadPattern:
+        """How reads are answered."""
+        if not self.fifo:
+            return Quorum(threshold)
+        return Fastest() if self.fastest else Fifo()
 
     @classmethod
     def drawn(cls, dice: random.Random) -> "Setup":
@@ -118,6 +129,8 @@ class Setup:
             passing=dice.random() < 0.2,
             claims=dice.random() < 0.5,
             fast=dice.choice((0.0, 0.0, 0.7, 1.0)),
+            fastest=dice.random() < 0.4,
+            mostly=dice.random() < 0.3,
         )
 
 

@@ -26,6 +26,7 @@ MEMBERS: Mapping[str, Members] = MappingProxyType(
         "QUORUM_FAILURE": {"reference": str, **_SECTORS},
         "BLKVERIFY_DIFFERENCE": {"reference": str, "offset": int},
         "REPLICA_STATE_CHANGED": {"replica": str, "old": str, "new": str},
+        "REPLICA_SLOW": {"replica": str, "operation": str, "p50_us": int, "times": int},
         "FENCED": {"reference": str, "host": str, "pid": int, "since": str},
         "MISMATCH_FOUND": {"reference": str, **_RANGE, "replica": str | None, "blame": str},
         "MISMATCH_REPAIRED": {"replica": str, **_RANGE},

@@ -199,6 +199,17 @@ class Latencies:
 
 
 @dataclass(frozen=True, slots=True)
+class Slowness:
+    """A sort of requests for which a replica takes much longer than the fastest other one."""
+
+    operation: Word
+    """``read``, ``write`` or ``flush``."""
+    p50_us: int
+    times: int
+    """So many times as long."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaStatus:
     """One replica; the counters begin at the mount."""
 
@@ -233,6 +244,8 @@ class ReplicaStatus:
     write_mostly: bool = False
     """It is read only where no other replica can answer."""
     latency: Latencies = field(default_factory=Latencies)
+    slow: tuple[Slowness, ...] = ()
+    """For what it takes much longer than the fastest other replica."""
 
     @property
     def standing(self) -> Standing | None:
@@ -490,9 +503,10 @@ def _in_order(replica: ReplicaStatus) -> bool:
 
 
 def describe(status: Status) -> list[str]:
-    """What happened and what to do next, a sentence or two a line; nothing for a healthy disk."""
+    """What happened and what to do next, a sentence or two a line; of a healthy disk only which
+    replicas are slow."""
     if status.state is DiskState.HEALTHY:
-        return []
+        return _slow(status)
     if status.fenced is not None:
         return [
             f"fenced: the set was taken over by {status.fenced}: nothing is read or written here "
@@ -535,6 +549,23 @@ def describe(status: Status) -> list[str]:
             "the set was not closed in order, or a request failed: what may differ is made equal"
             + ("" if any(map(_advised, status.replicas)) else "; nothing to do")
         )
+    return lines + _slow(status)
+
+
+def _slow(status: Status) -> list[str]:
+    """Which replicas take much longer than others, and what that costs."""
+    lines = []
+    for replica in status.replicas:
+        for one in replica.slow if replica.current else ():
+            costs = (
+                f"a vote waits for it: mount with write-mostly={shlex.quote(replica.path)}"
+                if one.operation == "read"
+                else f"every {one.operation} waits for it: look at its disk, or the network to it"
+            )
+            lines.append(
+                f"{replica.path}: half of its {one.operation}s take {one.p50_us / 1000:.3g} ms and "
+                f"more, {one.times} times as long as those of the fastest other replica; {costs}"
+            )
     return lines
 
 

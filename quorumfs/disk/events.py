@@ -18,6 +18,7 @@ import trio
 
 from quorumfs.decisions.claim import Claim
 from quorumfs.decisions.scrub import Counts
+from quorumfs.decisions.slowness import Slow
 from quorumfs.replica.storage import Kind
 
 log = logging.getLogger(__name__)
@@ -138,6 +139,17 @@ class EventLog:
         members = {"replica": replica, "old": old.value, "new": new.value}
         text = f"{replica} is {new.value}, was {old.value}"
         self._tell(Event("REPLICA_STATE_CHANGED", members, text))
+
+    def slow(self, replica: str, operation: str, slow: Slow) -> None:
+        """Operations of a sort take *replica* much longer than the fastest other one."""
+        times = round(slow.times)
+        median_us = round(slow.median_s * 1e6)
+        members = {"replica": replica, "operation": operation, "p50_us": median_us, "times": times}
+        text = (
+            f"{replica} is slow: half of its {operation}s take {slow.median_s * 1000:.3g} ms and "
+            f"more, {times} times as long as those of the fastest other replica"
+        )
+        self._tell(Event("REPLICA_SLOW", members, text))
 
     def fenced(self, by: Claim) -> None:
         """Another mount has taken over the set, and this mount is over."""

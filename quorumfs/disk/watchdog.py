@@ -2,10 +2,19 @@
 
 import trio
 
+from quorumfs.decisions.slowness import slow_ones
 from quorumfs.disk.mirror import Mirror
+from quorumfs.replica.health import Sort
 
 TICK_S = 0.5
 """Seconds between looks at deadlines and held-back events: a timeout is noticed so much later."""
+
+
+COMPARED_EVERY_S = 10.0
+"""Seconds between comparisons of how long replicas take."""
+
+COMPARED_FROM = 50
+"""Requests of one sort that a replica must have answered lately to be compared."""
 
 
 class Watchdog:
@@ -15,6 +24,7 @@ class Watchdog:
         self._mirror = mirror
         self._inherited = list(mirror.ledger.unreadable)
         """Ranges that earlier mounts found unreadable (start, end; bytes), until they are told."""
+        self._compared_at = 0.0
 
     async def run(self) -> None:
         """Watch until cancelled.
@@ -41,4 +51,21 @@ class Watchdog:
                     replica.pardon(late, now)  # this process was starved, not the replica
                 replica.abandon_overdue(now)
             self._mirror.announce_states()
+            if now - self._compared_at >= COMPARED_EVERY_S:
+                self._compared_at = now
+                for sort in (Sort.READ, Sort.WRITE, Sort.FLUSH):
+                    self._compare(sort)
             self._mirror.events.tick(now)
+
+    def _compare(self, sort: Sort) -> None:
+        """Note which members take much longer than others for operations of this *sort*."""
+        medians = {}
+        for replica in self._mirror.ledger.readers:
+            latency = replica.health.latency[sort]
+            unread = sort is Sort.READ and replica in self._mirror.read_order.write_mostly
+            if latency.count >= COMPARED_FROM and not unread:
+                medians[replica] = latency.percentile(0.5)
+        before = self._mirror.slow.get(sort, {})
+        slow = self._mirror.slow[sort] = slow_ones(medians, before)
+        for replica in slow.keys() - before.keys():
+            self._mirror.events.slow(replica.path, sort.value, slow[replica])

@@ -25,6 +25,7 @@ from quorumfs.control.status import (
     ResyncStatus,
     ScrubPlace,
     ScrubStatus,
+    Slowness,
     Status,
     Trouble,
     Waiting,
@@ -37,6 +38,7 @@ from quorumfs.control.status import (
 from quorumfs.decisions.latency import Latency
 from quorumfs.decisions.model import Standing
 from quorumfs.disk.disk import Disk
+from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.protocol import ReplicaReport
 from quorumfs.options import MountOptions
 from quorumfs.repair.inspection import Find
@@ -86,7 +88,7 @@ def take(
             hanging.get(replica),
             options,
             now,
-            write_mostly=replica in disk.mirror.read_order.write_mostly,
+            disk.mirror,
         )
         for replica in disk.replicas
     ]
@@ -168,8 +170,7 @@ def _replica(
     hanging: str | None,
     options: MountOptions,
     now: float,
-    *,
-    write_mostly: bool,
+    mirror: Mirror,
 ) -> ReplicaStatus:
     """The status of one replica; *failures* are those that nothing has made good yet."""
     counters = replica.counters
@@ -212,9 +213,14 @@ def _replica(
         _told(failures[0], now) if failures else None,
         store=mounts.store_of(replica.path) if replica.hung else None,
         waiting=waiting,
-        write_mostly=write_mostly,
+        write_mostly=replica in mirror.read_order.write_mostly,
         latency=Latencies(
             **{sort.value: _latency(one) for sort, one in replica.health.latency.items()}
+        ),
+        slow=tuple(
+            Slowness(sort.value, round(slow[replica].median_s * 1e6), round(slow[replica].times))
+            for sort, slow in list(mirror.slow.items())
+            if replica in slow
         ),
     )
 

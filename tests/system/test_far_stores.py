@@ -12,7 +12,7 @@ from conftest import MakeImages
 from support.command import refused
 from support.faultfs import FaultFS
 from support.faultydisk import DirectFile
-from support.mounting import make_set
+from support.mounting import make_set, quorumfs
 from support.sets import SetMount
 
 BLOCK = 4096
@@ -78,6 +78,23 @@ def test_a_read_of_a_store_that_suddenly_crawls_is_answered_by_the_next(tmp_path
         crawling = disk.mounted.status()["replicas"][0]
         assert crawling["state"] == "current"
         assert crawling["latency"]["read"]["p50_us"] < 1_000_000
+
+
+def test_a_slow_store_is_told(tmp_path: Path) -> None:
+    """The disk is healthy, and who asks learns what every request waits for."""
+    with far_disk(tmp_path, 3, "vote-threshold=2") as disk:
+        disk.fs.inject("c.img", "read", delay=0.05)
+        read_all(disk)
+        disk.mounted.wait(lambda status: status["replicas"][2]["slow"], "the comparison")
+        status = disk.mounted.status()
+        (slow,) = status["replicas"][2]["slow"]
+        assert status["state"] == "healthy"
+        assert (slow["operation"], slow["p50_us"] >= 50_000) == ("read", True)
+        shown = quorumfs("status", disk.mounted.mountpoint).stdout
+        assert "write-mostly=" in shown
+        assert [event["replica"] for event in disk.mounted.log() if "p50_us" in event] == [
+            str(disk.fs.path("c.img"))
+        ]
 
 
 def test_the_fastest_is_read(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import trio
 from support.simulated import Bench, Fault, fails, make_bench, takes
 from trio.testing import MockClock
 
+from quorumfs.decisions.latency import HALF_LIFE_S
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.patterns import Fastest, Fifo, Quorum
 from quorumfs.disk.readorder import (
@@ -17,7 +18,8 @@ from quorumfs.disk.readorder import (
     KNOWN,
     PASSED_OVER_S,
 )
-from quorumfs.disk.watchdog import TICK_S
+from quorumfs.disk.watchdog import COMPARED_EVERY_S, COMPARED_FROM, TICK_S
+from quorumfs.replica.health import Sort
 from quorumfs.replica.storage import Kind, Operation
 
 BLOCK = 4096
@@ -191,6 +193,45 @@ async def test_a_vote_that_needs_them_asks_them_at_once(
     usually(bench, (USUAL_S,) * 3)
     assert await timed(bench) == pytest.approx(USUAL_S)
     assert reads(bench) == [1, 1, 1]
+
+
+def told_slow(bench: Bench) -> list[tuple[str, str]]:
+    events = (event for event in bench.told if event.name == "REPLICA_SLOW")
+    return [(event.members["replica"], event.members["operation"]) for event in events]
+
+
+async def test_a_replica_that_is_much_slower_than_others_is_told_once(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    bench = make_bench(nursery, 3, pattern=Quorum(2))
+    usually(bench, (USUAL_S, USUAL_S, 50 * USUAL_S))
+
+    async def use() -> None:
+        for _ in range(COMPARED_FROM):
+            await bench.disk.write(0, bytes(BLOCK))
+        await trio.sleep(COMPARED_EVERY_S + TICK_S)
+
+    await use()
+    await use()
+    assert told_slow(bench) == [("r2", "write")]
+    await timed(bench, COMPARED_FROM)
+    await trio.sleep(COMPARED_EVERY_S + TICK_S)
+    assert told_slow(bench) == [("r2", "write"), ("r2", "read")]
+    usually(bench, (USUAL_S,) * 3)
+    await trio.sleep(5 * HALF_LIFE_S)
+    await use()
+    assert bench.disk.mirror.slow[Sort.WRITE] == {}
+
+
+async def test_a_far_replica_that_is_not_read_is_not_slow_at_reading(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    bench = make_bench(nursery, 3, pattern=Quorum(2))
+    usually(bench, (USUAL_S, USUAL_S, 50 * USUAL_S))
+    await timed(bench, COMPARED_FROM)
+    mostly_written(bench, 2)
+    await trio.sleep(COMPARED_EVERY_S + TICK_S)
+    assert told_slow(bench) == []
 
 
 async def test_a_hung_replica_with_a_reserve_costs_one_timeout(

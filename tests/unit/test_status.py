@@ -235,6 +235,7 @@ def test_json_is_the_design_s() -> None:
                     "waiting": None,
                     "write_mostly": False,
                     "latency": {"read": None, "write": None, "flush": None},
+                    "slow": [],
                 },
                 {
                     "path": "/nas2/b.img",
@@ -261,6 +262,7 @@ def test_json_is_the_design_s() -> None:
                     "waiting": {"operation": "write", "seconds": 3},
                     "write_mostly": False,
                     "latency": {"read": None, "write": None, "flush": None},
+                    "slow": [],
                 },
             ],
             "resync": {

@@ -8,9 +8,11 @@ console, and powers off. Everything is emulated (no KVM), so a boot takes second
 
 import gzip
 import hashlib
+import json
 import os
 import re
 import shutil
+import socket
 import stat
 import subprocess
 import tempfile
@@ -31,7 +33,7 @@ GUEST_ROOT: Final = Path(__file__).parents[2] / ".guest"
 KILL_WAIT_S: Final = 10.0
 """How long a killed QEMU may take to vanish; longer means it hangs in a system call."""
 
-_GUEST_TOOLS: Final = ("mkfs.ext4", "e2fsck", "fstrim", "blkdiscard")
+_GUEST_TOOLS: Final = ("mkfs.ext4", "e2fsck", "resize2fs", "fstrim", "blkdiscard")
 _GUEST_MODULES: Final = ("virtio_pci", "virtio_blk", "crc32c_generic", "crc32c_intel", "ext4")
 _MKE2FS_CONF: Final = Path("/etc/mke2fs.conf")
 _EXIT_LINE: Final = re.compile(r"^quorumfs-vm: exit (\d+)$", re.MULTILINE)
@@ -91,6 +93,30 @@ N = 1..300 (the lines N..N+200) on the disk, so that the host can look for them.
 """
 
 
+GROWTH_SCRIPT: Final = """\
+before=$(cat /sys/block/vda/size)
+mkfs.ext4 -q /dev/vda
+mkdir /mnt
+mount -t ext4 /dev/vda /mnt
+seq 300000 | tee /mnt/before > /mnt/amid
+until [ "$(cat /sys/block/vda/size)" -gt "$before" ]; do
+    seq 100000 > /mnt/amid
+    sync
+done
+resize2fs /dev/vda
+yes "$(seq 20000)" | head -c $((before * 512)) > /mnt/big
+sync
+(cd /mnt && md5sum before amid big > /sums)
+umount /mnt
+e2fsck -fn /dev/vda
+mount -t ext4 /dev/vda /mnt
+(cd /mnt && md5sum -c /sums)
+umount /mnt
+"""
+"""Guest script: make ext4, write until the disk is larger, and then a file as large as the disk was
+before. Needs a disk of 64 MiB that becomes at least twice as large."""
+
+
 class VmError(Exception):
     """The guest could not be built or started, or ended without reporting an exit status.
 
@@ -134,6 +160,7 @@ def boot(
     detect_zeroes: DetectZeroes = "off",
     file_options: Mapping[str, str] | None = None,
     device_options: Mapping[str, str] | None = None,
+    control: Path | None = None,
     timeout_s: float = 120.0,
 ) -> VmResult:
     """Boot a guest with `disk` as its /dev/vda, run `script` in it and wait for the power-off.
@@ -144,7 +171,8 @@ def boot(
 
     `cache` has the meaning of QEMU's -drive cache=. `file_options` are added to the file block
     node (e.g. {"locking": "off"}) and `device_options` to virtio-blk-pci (e.g. {"werror":
-    "report"}); both override what is set here. `timeout_s` is in seconds, from QEMU's start.
+    "report"}); both override what is set here. `control` is where the socket for `resize` goes.
+    `timeout_s` is in seconds, from QEMU's start.
 
     Raises ValueError for aio="native" without O_DIRECT, VmTimeoutError if the guest takes longer
     than `timeout_s`, and VmError if a tool is missing, QEMU fails, or the guest dies before the
@@ -200,7 +228,26 @@ def boot(
         command += ["-append", "console=ttyS0 panic=-1 quiet"]
         command += ["-blockdev", _options(file_node), "-blockdev", _options(raw_node)]
         command += ["-device", _options(device)]
+        if control is not None:
+            command += ["-qmp", f"unix:{control},server=on,wait=off"]
         return _run(command, Path(run_dir, "console"), timeout_s)
+
+
+def resize(control: Path, size: int) -> None:
+    """Have the guest of `boot` see a disk of `size` bytes; VmError if QEMU refuses."""
+    resized = {"execute": "block_resize", "arguments": {"node-name": "d0", "size": size}}
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(KILL_WAIT_S)
+        connection.connect(str(control))
+        with connection.makefile("rw") as lines:
+            lines.readline()  # the greeting
+            for command in ({"execute": "qmp_capabilities"}, resized):
+                lines.write(json.dumps(command) + "\n")
+                lines.flush()
+                while not (answer := json.loads(lines.readline())).keys() & {"return", "error"}:
+                    pass  # an event
+                if "error" in answer:
+                    raise VmError(f"QEMU: {answer['error']['desc']}")
 
 
 def _run(command: list[str], console_file: Path, timeout_s: float) -> VmResult:

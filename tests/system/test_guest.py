@@ -104,3 +104,21 @@ def test_a_replica_is_replaced_under_a_guest(tmp_path: Path, workdir: Path) -> N
     for arguments, allowed in (("-fp", (0, 1)), ("-fn", (0,))):
         check = subprocess.run(["/usr/sbin/e2fsck", arguments, copy], check=False)
         assert check.returncode in allowed
+
+
+def test_a_disk_grows_under_a_guest(tmp_path: Path, workdir: Path) -> None:
+    """The guest enlarges its file system while it is in use, and fills what was added."""
+    replicas = create([tmp_path / "a.img", tmp_path / "b.img"], 64 * MIB)
+    control = tmp_path / "qmp"
+    with SetMount(replicas, tmp_path, "read-pattern=fifo") as disk, ThreadPoolExecutor(1) as pool:
+        guest = pool.submit(vm.boot, disk.file, vm.GROWTH_SCRIPT, workdir, control=control)
+        try:
+            disk.wait(lambda status: status["replicas"][0]["bytes_written"] > 2 * MIB, "a start")
+            quorumfs("grow", disk.mountpoint, str(DISK_SIZE + 64 * MIB))
+            vm.resize(control, DISK_SIZE + 64 * MIB)
+        finally:
+            result = guest.result()
+        assert result.exit_status == 0, result.console
+        disk.wait_healthy()
+    subprocess.run(["cmp", *replicas], check=True)
+    subprocess.run(["/usr/sbin/e2fsck", "-fn", replicas[0]], check=True)

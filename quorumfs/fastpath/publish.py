@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Sequence
 
+from quorumfs.decisions.dirtymap import plane_bits
 from quorumfs.disk.mirror import Mirror
 from quorumfs.fastpath.native import RANGES, REPLICAS, Gate, GateReplica, KeepsOut, Range
 from quorumfs.metadata.ledger.known import Writable
@@ -24,10 +25,10 @@ class Publisher:
         self._gate = gate
         self._mirror = mirror
         self._writes = writes
-        self._states: bytearray | None = None
+        self._planes: Sequence[bytearray] = ()
         """The map that C sees."""
-        self._view: ctypes.Array[ctypes.c_char] | None = None
-        """Keeps that map from moving; made at the first write that C may serve."""
+        self._views: list[ctypes.Array[ctypes.c_char]] = []
+        """Keep that map from moving; made at the first write that C may serve."""
         gate.chunk_size = 1
         gate.keep_zeros = keep_zeros
 
@@ -71,18 +72,23 @@ class Publisher:
         writable = self._mirror.ledger.writable()
         if writable is None:
             return 0
-        self._publish_states(writable)
+        self._publish_map(writable)
         ranges += ((start, end, KeepsOut.WRITES) for start, end in writable.kept_out)
         return _publish(self._gate.writer, writable.receivers, to_read=False)
 
-    def _publish_states(self, writable: Writable) -> None:
+    def _publish_map(self, writable: Writable) -> None:
         gate = self._gate
         gate.chunk_size = writable.chunk_size
-        gate.mask, gate.wanted = writable.mask, writable.wanted
-        if writable.states is not None and self._states is not writable.states:
-            self._states = writable.states
-            self._view = (ctypes.c_char * len(writable.states)).from_buffer(writable.states)
-            gate.states = ctypes.addressof(self._view)
+        gate.planes = len(writable.planes)
+        if self._planes is not writable.planes:
+            self._planes = writable.planes
+            self._views = [(ctypes.c_char * len(one)).from_buffer(one) for one in writable.planes]
+            for place, view in zip(gate.plane, self._views, strict=False):
+                place.states = ctypes.addressof(view)
+        for number in range(gate.planes):
+            place = gate.plane[number]
+            place.mask = plane_bits(writable.mask, number)
+            place.wanted = plane_bits(writable.wanted, number)
 
 
 def _publish(
@@ -93,7 +99,7 @@ def _publish(
         return 0
     for place, replica in zip(places, replicas, strict=False):
         file: FastFile | None = replica.fast_file
-        if file is None or (to_read and not file.reads):
+        if file is None or (to_read and not file.reads) or replica.index >= REPLICAS:
             return 0
         place.fd, place.slot, place.memory = file.fd, replica.index, file.memory
     return len(replicas)

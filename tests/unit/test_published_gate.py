@@ -331,7 +331,7 @@ def left(mirror: Mirror, ledger: Ledger) -> object:
     epochs, target, agreement = ledger.epochs, ledger.target, ledger.agreement
     receivers = ledger.membership.receivers
     return (
-        bytes(ledger.map.states),
+        bytes(ledger.map.planes[0]),
         dict(ledger.recorded.behind),
         bytes(ledger.marks.intents.touched),
         (epochs.now, list(epochs.latest.runs())),
@@ -418,7 +418,7 @@ def marked_is_recorded(ledger: Ledger, chunks: range) -> bool:
     return not ledger.recorded.behind or all(
         ledger.recorded.holds(range(chunk, chunk + 1), ledger.membership.member_bits)
         for chunk in chunks
-        if ledger.map.states[chunk] & INTENT and not ledger.map.states[chunk] & UNVERIFIED
+        if ledger.map.planes[0][chunk] & INTENT and not ledger.map.planes[0][chunk] & UNVERIFIED
     )
 
 

@@ -48,6 +48,16 @@ def taken(image: Path) -> int:
     return sidecar(image).stat().st_blocks * 512
 
 
+def assert_nothing_is_left(images: list[Path]) -> None:
+    """Each sidecar is whole, and says that no replica lacks anything."""
+    told = examine(*images)
+    assert told["assembly"]["exit_code"] == 0
+    for one in told["replicas"]:
+        assert one["damage"] == []
+        assert one["map"]["intent"]["chunks"] == 0
+        assert [lacking["bytes"] for lacking in one["map"]["lacking"]] == [0] * len(images)
+
+
 def test_a_life_of_32(memory: Path, tmp_path: Path) -> None:
     """Made, written to, killed, ejected from, resynced, looked at, and one too many."""
     images = create(named(memory, MANY), SIZE)
@@ -81,7 +91,7 @@ def test_a_life_of_32(memory: Path, tmp_path: Path) -> None:
         )
         assert not (memory / "more.img").exists()
     assert same(images)
-    assert examine(*images)["assembly"]["exit_code"] == 0
+    assert_nothing_is_left(images)
     assert {taken(image) for image in images} <= set(range(100_000))
     line = refused([*images, memory / "more.img"], tmp_path, 1)
     assert "33 replicas: a set with sidecars has at most 32" in line
@@ -124,6 +134,7 @@ def test_a_set_of_two_becomes_one_of_eight(memory: Path, tmp_path: Path) -> None
         quorumfs("add", "--wait", disk.mountpoint, paths[7])
         disk.wait_healthy()
     assert same(paths)
+    assert_nothing_is_left(paths)
     with SetMount([paths[7], *paths[:7]], tmp_path, FIFO) as disk:
         assert read(disk, 7) == b"h"
         assert disk.status()["state"] == "healthy"

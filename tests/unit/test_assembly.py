@@ -1000,6 +1000,14 @@ def test_one_that_knows_nothing_of_the_seventh_goes_with_those_that_do() -> None
     assert states_of(plan.map) == [0, INTENT, 0, 0]
 
 
+def test_what_was_lacked_by_one_that_is_removed_is_forgotten() -> None:
+    """Its place may become another one's."""
+    record = next_record(first_record(8, 4).with_role(7, state=RoleState.REMOVED))
+    lacked = {0: out_of_sync(7), 1: out_of_sync(7) | INTENT}
+    plan = assemble([found(record, slot, lacked) for slot in range(7)])
+    assert states_of(plan.map) == [0, INTENT, 0, 0]
+
+
 def test_a_seventh_image_becomes_a_copy() -> None:
     record = first_record(6, 4)
     members = [found(record, slot) for slot in range(6)]

@@ -41,6 +41,15 @@ def a_map(content: dict[int, int], slots: int) -> DirtyMap:
     return made
 
 
+def with_garbage(sidecar: DirtyMap, data: st.DataObject) -> DirtyMap:
+    """*sidecar*, with anything where it had no room for many."""
+    sidecar.widen(REPLICAS_MAX)
+    garbage = data.draw(st.sampled_from([0, 0xFF]))
+    for plane in sidecar.planes[1:]:
+        plane[:] = bytes([garbage]) * len(plane)
+    return sidecar
+
+
 class Sidecars(RuleBasedStateMachine):
     """A map, and three sidecars that it is written to; a write reaches all, or fails on some."""
 
@@ -71,8 +80,14 @@ class Sidecars(RuleBasedStateMachine):
             known.join(sidecar)
         self.recorded = Recorded(known)
         self.version = None
-        for sidecar in self.sidecars:
-            self.recorded.found(sidecar)
+        for number, sidecar in enumerate(self.sidecars):
+            if slots > NARROW and data.draw(st.booleans()):  # it is of before there were as many
+                narrow = a_map({}, NARROW)
+                narrow.join(sidecar)
+                self.recorded.found(narrow)
+                self.sidecars[number] = with_garbage(narrow, data)
+            else:
+                self.recorded.found(sidecar)
 
     @rule(intent=st.booleans(), chunks=runs, data=st.data())
     def learns(self, *, intent: bool, chunks: range, data: st.DataObject) -> None:
@@ -186,12 +201,21 @@ class WideSidecars(Sidecars):
         """Where a sidecar had no room for them, anything may be."""
         self.recorded.widen(REPLICAS_MAX)
         for sidecar in self.sidecars:
-            sidecar.widen(REPLICAS_MAX)
-            garbage = data.draw(st.sampled_from([0, 0xFF]))
-            for plane in sidecar.planes[1:]:
-                plane[:] = bytes([garbage]) * len(plane)
+            with_garbage(sidecar, data)
         for chunk in EDGES:
             assert not self.holds(range(chunk, chunk + 1)), "no sidecar says so"
+
+
+def test_a_sidecar_of_before_there_were_as_many_holds_nothing_of_them() -> None:
+    """Whatever is in its file there; it is written before it is relied on."""
+    recorded = Recorded(a_map({0: INTENT}, REPLICAS_MAX))
+    recorded.found(a_map({0: INTENT}, NARROW))
+    assert recorded.holds(range(1), out_of_sync(0))
+    assert not recorded.holds(range(1), out_of_sync(8))
+    version = recorded.begin_write()
+    assert list(version) == page_numbers(recorded.map)[pages(recorded.map) :]
+    recorded.written(version)
+    assert recorded.holds(range(1), out_of_sync(8))
 
 
 TestWideSidecars = WideSidecars.TestCase

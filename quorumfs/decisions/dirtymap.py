@@ -242,10 +242,14 @@ class DirtyMap:
 
     def all(self, bits: int, chunks: range) -> bool:
         """Whether each of *chunks* has any of *bits*."""
+        if len(chunks) == 1:
+            return self.any(bits, chunks)
         return self._next(bits, chunks.start, chunks.stop, having=False) == chunks.stop
 
     def has(self, bits: int, chunks: range) -> bool:
         """Whether each of *chunks* has all of *bits*."""
+        if len(chunks) == 1 and bits <= 0xFF:
+            return self.planes[0][chunks.start] & bits == bits
         if _planes_needed(bits) > len(self.planes):
             return False
         for part in self._parts(chunks.start, chunks.stop):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from quorumfs.decisions.dirtymap import plane_bits
 from quorumfs.disk.mirror import Mirror
-from quorumfs.fastpath.native import RANGES, REPLICAS, Gate, GateReplica, KeepsOut, Range
+from quorumfs.fastpath.native import RANGES, REPLICAS, Gate, GatePlane, GateReplica, KeepsOut, Range
 from quorumfs.metadata.ledger.known import Writable
 from quorumfs.replica.fastfile import FastFile
 from quorumfs.replica.replica import Replica
@@ -29,6 +29,8 @@ class Publisher:
         """The map that C sees."""
         self._views: list[ctypes.Array[ctypes.c_char]] = []
         """Keep that map from moving; made at the first write that C may serve."""
+        self._places: list[GatePlane] = []
+        """What the gate says of each plane."""
         gate.chunk_size = 1
         gate.keep_zeros = keep_zeros
 
@@ -79,14 +81,14 @@ class Publisher:
     def _publish_map(self, writable: Writable) -> None:
         gate = self._gate
         gate.chunk_size = writable.chunk_size
-        gate.planes = len(writable.planes)
         if self._planes is not writable.planes:
             self._planes = writable.planes
+            gate.planes = len(writable.planes)
             self._views = [(ctypes.c_char * len(one)).from_buffer(one) for one in writable.planes]
-            for place, view in zip(gate.plane, self._views, strict=False):
+            self._places = gate.plane[: len(writable.planes)]
+            for place, view in zip(self._places, self._views, strict=True):
                 place.states = ctypes.addressof(view)
-        for number in range(gate.planes):
-            place = gate.plane[number]
+        for number, place in enumerate(self._places):
             place.mask = plane_bits(writable.mask, number)
             place.wanted = plane_bits(writable.wanted, number)
 

@@ -92,7 +92,7 @@ def test_a_life_of_32(memory: Path, tmp_path: Path) -> None:
         assert not (memory / "more.img").exists()
     assert same(images)
     assert_nothing_is_left(images)
-    assert {taken(image) for image in images} <= set(range(100_000))
+    assert max(map(taken, images)) < MIB / 4
     line = refused([*images, memory / "more.img"], tmp_path, 1)
     assert "33 replicas: a set with sidecars has at most 32" in line
 
@@ -114,7 +114,7 @@ def test_one_of_32_may_be_away_and_comes_back(memory: Path, tmp_path: Path) -> N
 
 
 def test_a_set_of_two_becomes_one_of_eight(memory: Path, tmp_path: Path) -> None:
-    """While it is written to, and killed before the seventh one has everything."""
+    """While it is written to, and killed when the seventh one may have everything or not."""
     paths = named(memory, 8)
     images = create(paths[:2], SIZE, "--vote-threshold=1")
     with SetMount(images, tmp_path, FIFO) as disk:
@@ -122,7 +122,6 @@ def test_a_set_of_two_becomes_one_of_eight(memory: Path, tmp_path: Path) -> None
             write(disk, b"abcdefgh"[number : number + 1], number)
             quorumfs("add", "--wait", disk.mountpoint, image)
         assert {version(image) for image in paths[:6]} == {2}
-        quorumfs("resync", "--pause", disk.mountpoint, check=False)
         quorumfs("add", disk.mountpoint, paths[6])
         assert {version(image) for image in paths[:6]} == {4}
         write(disk, b"g", 6)

@@ -2,6 +2,7 @@
 
 import lzma
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from support.sidecars import decode, encode
 
 from quorumfs.decisions import sidecar as form
+from quorumfs.decisions.assembly import AssemblyRefusedError, assemble
 from quorumfs.decisions.dirtymap import (
     CHUNKS_MAX,
     INTENT,
@@ -25,6 +27,7 @@ from quorumfs.decisions.dirtymap import (
     plane_bits,
     planes_for,
 )
+from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import (
     Identity,
     PastMount,
@@ -35,6 +38,7 @@ from quorumfs.decisions.record import (
     Sidecar,
     path_for,
 )
+from quorumfs.decisions.resolution import resolve
 from quorumfs.decisions.scrub import NO_SCRUB, ScrubRecord
 from quorumfs.decisions.sidecar import (
     CHUNKS_PER_PAGE,
@@ -315,6 +319,62 @@ def test_a_page_of_another_plane_is_unreadable() -> None:
     place = MAP_OFFSET + PLANE_PAGES * PAGE
     file.write(place, file.read(MAP_OFFSET + 2 * PLANE_PAGES * PAGE, PAGE))
     assert set(states(file.decode().map)[:CHUNKS_PER_PAGE]) == {UNKNOWN}
+
+
+# Written by somebody else
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(12, FEATURES - 1) | st.sampled_from([12, 14, 15, 56, 64, 72, 368 + 16]),
+            st.binary(min_size=1, max_size=16),
+        ),
+        max_size=3,
+    ),
+    st.lists(
+        st.tuples(
+            st.integers(0, 25 * 512) | st.sampled_from([16, 17, 512 + 16, 25 * 512 + 16]),
+            st.binary(min_size=1, max_size=16),
+        ),
+        max_size=3,
+    ),
+    st.sampled_from([(0,), (1,), (0, 1)]),
+)
+@settings(deadline=None)
+def test_whatever_is_written_is_understood_or_refused(
+    changes: list[tuple[int, bytes]], to_roles: list[tuple[int, bytes]], slots: tuple[int, ...]
+) -> None:
+    """By somebody who knows the checksums: nothing else is raised, then and by a mount."""
+    one = example()
+    file = File(one)
+    for number in slots:
+        further = encode_further_roles(one.record, number)
+        assert further is not None
+        roles = bytearray(further[1])
+        for at, piece in to_roles:
+            roles[at : at + len(piece)] = piece
+        page = bytearray(file.read(SLOT_OFFSETS[number], FEATURES))
+        for at, piece in changes:
+            page[at : at + len(piece)] = piece
+        page = page[:FEATURES] + bytes(8) + xxhash.xxh3_128_digest(roles)
+        file.write(further[0], bytes(roles))
+        file.write(SLOT_OFFSETS[number], bytes(page) + xxhash.xxh3_128_digest(page))
+    try:
+        read = file.decode()
+    except FormatError:
+        return
+    assert NARROW < len(read.record.roles) <= REPLICAS_MAX
+    image = Identity(1, min(1 << 40, read.record.size), 1, 1)
+    with suppress(AssemblyRefusedError):
+        plan = assemble([Found("/a.img", image, read)], degraded=True)
+        assert len(plan.map.planes) == planes_for(len(plan.record.roles))
+        later = plan.record.minted().with_state(range(len(plan.record.roles)), RoleState.STALE)
+        encode_slot(later, read.replica_id, read.identity, Phase.PREPARED)
+    with suppress(AssemblyRefusedError):
+        found = [Found("/a.img", image, read), Found("/b.img", image)]
+        for sidecar in resolve(found, "/a.img").sidecars.values():
+            list(form.encode(sidecar))
 
 
 # A set becomes one of more than six

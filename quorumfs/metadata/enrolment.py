@@ -180,9 +180,15 @@ class Enrolment:
         """
         ledger, recorder = self._ledger, self._recorder
         async with recorder.lock:
-            ledger.recorded.widen(slot + 1)
-            ledger.recorded.add(out_of_sync(slot), range(len(ledger.map)))
-            await recorder.write_map_locked()
+            lacking, wider = out_of_sync(slot), ledger.map.copy()
+            wider.widen(slot + 1)
+            if len(wider.planes) > len(ledger.map.planes):  # in memory, once there is room on disk
+                wider.add(lacking, range(len(wider)))
+                await recorder.write_map_locked(wider)
+                ledger.recorded.widen(slot + 1, lacking)
+            else:
+                ledger.recorded.add(lacking, range(len(ledger.map)))
+                await recorder.write_map_locked()
             await self._record_locked(slot, Order(role.state, role))
             self._join_the_others(replica, slot, Standing.STALE)
 

@@ -84,17 +84,17 @@ class Recorder:
     async def write_map_locked(self, grown: DirtyMap | None = None) -> None:
         """As `write_map`. Raises `OSError` if fewer members than the threshold can be written.
 
-        *grown*: the map as it is, with added chunks, which are written, too.
+        *grown*: the map as it is, with added chunks or planes, which are written, too.
         """
         assert self.lock.locked()
         ledger = self.ledger
-        end = pages(ledger.map)
         if grown is None:
             version = ledger.recorded.begin_write()
             pieces = encode_map(ledger.map, ledger.record.set_id, version)
         else:
-            version = ledger.recorded.begin_write(also=page_numbers(ledger.map, end - 1))
-            added = page_numbers(grown, end)
+            last = page_numbers(ledger.map, pages(ledger.map) - 1)
+            version = ledger.recorded.begin_write(also=last)
+            added = set(page_numbers(grown)).difference(page_numbers(ledger.map))
             pieces = encode_map(grown, ledger.record.set_id, [*version, *added])
         for piece in pieces:
             await self._write_to_all_locked(piece)

@@ -11,10 +11,12 @@ from support.mounting import quorumfs
 from support.sets import (
     BLOCK,
     CHUNK,
+    EXTENT,
     MIB,
     SetMount,
     create,
     examine,
+    filled,
     named,
     opened,
     read,
@@ -137,6 +139,27 @@ def test_a_set_of_two_becomes_one_of_eight(memory: Path, tmp_path: Path) -> None
     with SetMount([paths[7], *paths[:7]], tmp_path, FIFO) as disk:
         assert read(disk, 7) == b"h"
         assert disk.status()["state"] == "healthy"
+
+
+def test_without_room_for_more_there_is_the_set_as_it_was(memory: Path, tmp_path: Path) -> None:
+    """The sidecars cannot become larger; what they are large enough for is still recorded."""
+    images = create(named(memory, 6), 8 * EXTENT, "--vote-threshold=1")
+    with tmpfs(tmp_path / "other", 16 * MIB) as other:
+        new = other / "new.img"
+        with SetMount(images, tmp_path, FIFO) as disk:
+            for extent in range(3):
+                write(disk, b"a", extent * EXTENT // CHUNK)
+        with SetMount(images, tmp_path, FIFO) as disk:
+            with filled(memory):
+                done = quorumfs("add", disk.mountpoint, new, check=False)
+                assert "No space left" in one_line(done, 1)
+                for extent in range(3):  # not marked before
+                    write(disk, b"b", extent * EXTENT // CHUNK)
+                assert disk.states() == ["current"] * 6
+            assert {version(image) for image in images} == {2}
+            quorumfs("add", "--wait", disk.mountpoint, new)
+            assert {version(image) for image in images} == {4}
+        assert same([*images, new])
 
 
 def test_seven_images_become_a_set_as_they_are(memory: Path, tmp_path: Path) -> None:

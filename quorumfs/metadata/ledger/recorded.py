@@ -140,13 +140,10 @@ class Recorded:
             if (surely := self.behind.get(page)) is not None:
                 self.behind[page] = surely + self._facts(page)[len(surely) :]
 
-    def widen(self, slots: int) -> None:
-        """Have room for *slots* replicas. No sidecar is known to hold what is added."""
-        before = set(page_numbers(self.map))
+    def widen(self, slots: int, bits: int) -> None:
+        """Have room for *slots* replicas; all chunks have *bits* in what is added, recorded."""
         self.map.widen(slots)
-        for page in page_numbers(self.map):
-            if page not in before:
-                self.behind[page] = bytes(len(self._states(page)))
+        self.map.add(bits, range(len(self.map)))
 
     def _states(self, page: int) -> bytes:
         plane, chunks = chunks_of(page)

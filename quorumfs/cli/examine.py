@@ -399,7 +399,7 @@ def marked(disk_map: DirtyMap, bits: int) -> dict[str, int]:
     chunks = disk_map.count(bits)
     count = chunks * disk_map.chunk_size
     last = len(disk_map) - 1
-    if chunks and disk_map.states[last] & bits:
+    if chunks and disk_map.any(bits, range(last, last + 1)):
         start, end = disk_map.bounds(last)
         count += end - start - disk_map.chunk_size
     return {"chunks": chunks, "bytes": count}

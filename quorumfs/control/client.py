@@ -28,8 +28,10 @@ from quorumfs.errors import ExitCode, UserError
 TIMEOUT_S = 5.0
 """For all questions and answers together; a daemon answers in milliseconds."""
 
-ANSWER_MAX = 1 << 20
-"""Bytes: that of six replicas with the longest paths is a fifth of it."""
+ANSWER_MAX = 4 << 20
+"""Bytes, as much as a daemon sends: the status of 32 replicas takes up to three quarters of it, if
+each path is as long as it can be, needs an escape for each byte, and stands in a reason and a note,
+too."""
 
 ANSWERS_MAX = 8 << 20
 """Bytes of all answers of one user's daemons."""

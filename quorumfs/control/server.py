@@ -35,7 +35,7 @@ LINE_MAX = 64 << 10
 """Bytes of a request: many times the longest path."""
 
 ANSWER_MAX = 4 << 20
-"""Bytes of an answer: many times the longest status."""
+"""Bytes of an answer: what a client takes, and more than the longest status."""
 
 CLIENTS_MAX = 32
 """Connections at a time. Another one ends that of the client that has been silent longest."""

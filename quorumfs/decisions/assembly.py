@@ -40,6 +40,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from quorumfs.decisions.dirtymap import (
+    ALL_OUT_OF_SYNC,
     CHUNKS_MAX,
     INTENT,
     REPLICAS_MAX,
@@ -290,13 +291,13 @@ def _begun_adoption(found: Sequence[Found]) -> Record | None:
     for sidecar in sidecars:
         record = sidecar.record
         untouched = record.sequence == 1 and record.clean and sidecar.prepared is None
-        unseen = sidecar.map.states.count(UNVERIFIED) == len(sidecar.map)
+        unseen = sidecar.map.is_all(UNVERIFIED)
         begun = begun and untouched and unseen and record.set_id == first.set_id
     return first if begun else None
 
 
 def _adoption(found: Sequence[Found], record: Record, threshold: int) -> Plan:
-    disk_map = DirtyMap(record.size, record.chunk_size)
+    disk_map = record.new_map()
     if len(found) > 1:
         disk_map.add(UNVERIFIED, range(len(disk_map)))
     slots = {role.path: slot for slot, role in enumerate(record.roles)}
@@ -773,13 +774,11 @@ class _Assembly:
     def _joined_map(self, members: dict[str, Member]) -> DirtyMap:
         """Where current members may differ, and the chunks that each other replica lacks."""
         record = self._record
-        joined = DirtyMap(record.size, record.chunk_size)
+        joined = record.new_map()
         everything = range(len(joined))
         for own in self._maps_of_current(members):
             joined.join(own)
-        for slot in range(REPLICAS_MAX):
-            if slot not in record.slots:
-                joined.remove(out_of_sync(slot), everything)
+        joined.remove(ALL_OUT_OF_SYNC & ~sum(map(out_of_sync, record.slots)), everything)
         for slot in record.slots:
             role = record.roles[slot]
             state = next((m.state for m in members.values() if m.slot == slot), Standing.MISSING)
@@ -795,7 +794,7 @@ class _Assembly:
                 joined.add(out_of_sync(member.slot), everything)
             elif sidecar.own_state not in (RoleState.RESYNCING, RoleState.OFFLINE):
                 own = sidecar.map.copy()
-                own.states[:] = own.states.translate(_intent_as(out_of_sync(member.slot)))
+                own.keep_as(INTENT, out_of_sync(member.slot))
                 joined.join(own)
         return joined
 
@@ -811,10 +810,10 @@ class _Assembly:
         """Whether syncs that failed lost some chunk on every current member present (R4)."""
         slots = [m.slot for m in members.values() if m.state is Standing.CURRENT]
         lost = sum(out_of_sync(slot) for slot in slots if slot is not None)
-        joined = DirtyMap(self._record.size, self._record.chunk_size)
+        joined = self._record.new_map()
         for own in self._maps_of_current(members):
             joined.join(own)
-        return any(state & lost == lost for state in set(joined.states))
+        return joined.any_has(lost)
 
 
 def _stranger(record: Record, sidecar: Sidecar) -> str:
@@ -871,11 +870,6 @@ def _went_apart(sidecar: Sidecar, record: Record) -> bool:
 
 def _shape(sidecar: Sidecar) -> str:
     return f"chunks of {sidecar.record.chunk_size} bytes"
-
-
-def _intent_as(bit: int) -> bytes:
-    """Turns each state with `INTENT` into *bit*, and every other into 0."""
-    return bytes(bit if state & INTENT else 0 for state in range(256))
 
 
 def _side(path: str, sidecar: Sidecar) -> str:

@@ -115,6 +115,10 @@ class Record:
         """The number of chunks of the disk."""
         return -(-self.size // self.chunk_size)
 
+    def new_map(self) -> DirtyMap:
+        """A clean map of the disk, with room for all roles."""
+        return DirtyMap(self.size, self.chunk_size, slots=len(self.roles))
+
     @property
     def slots(self) -> list[int]:
         """The slots of the replicas in the set."""

@@ -23,7 +23,6 @@ from quorumfs.decisions.dirtymap import (
     INTENT,
     REPLICAS_MAX,
     UNVERIFIED,
-    DirtyMap,
     out_of_sync,
 )
 from quorumfs.decisions.lineage import adds, parting
@@ -101,7 +100,7 @@ def _from_raw(
     )
     others = [slot for slot, one in enumerate(found) if one.path != kept.path]
     record = record.with_state(others, RoleState.RESYNCING)
-    disk_map = DirtyMap(size, record.chunk_size)
+    disk_map = record.new_map()
     for slot in others:
         disk_map.add(out_of_sync(slot), range(len(disk_map)))
     sidecars = {
@@ -246,7 +245,7 @@ class _Resolving:
         if known and sidecar.own_state is not RoleState.RESYNCING:
             # Where the disk grew without it, the map that is kept says what it lacks.
             written = sidecar.map.resized(parent.size)
-            written.states[:] = written.states.translate(_all_as(out_of_sync(slot)))
+            written.keep_as(INTENT | UNVERIFIED | ALL_OUT_OF_SYNC, out_of_sync(slot))
             self._map.join(written)
             why = "what either side wrote since they parted"
             if same:  # they never parted
@@ -313,6 +312,7 @@ class _Resolving:
             raise AssemblyRefusedError("resolve", f"a set has at most {REPLICAS_MAX} replicas")
         role = Role(self._random_bytes(16), RoleState.RESYNCING, 0, one.path)
         self._roles[slot : slot + 1] = [role]
+        self._map.widen(len(self._roles))
         self._map.add(out_of_sync(slot), range(len(self._map)))
         self._new[one.path] = slot
         self._behind[one.path] = slot, "nothing is known of what it holds"
@@ -345,13 +345,6 @@ def _refuse_missing(found: Sequence[Found]) -> None:
 def _in_use(one: Found) -> Identity:
     assert one.image is not None
     return replace(one.image, mtime_ns=0, ctime_ns=0)
-
-
-def _all_as(bit: int) -> bytes:
-    """Turns each state that says anything of a write into *bit*, and every other into 0."""
-    return bytes(
-        bit if state & (INTENT | UNVERIFIED | ALL_OUT_OF_SYNC) else 0 for state in range(256)
-    )
 
 
 def _last(sidecars: dict[str, Sidecar], path: str) -> dict[str, Sidecar]:

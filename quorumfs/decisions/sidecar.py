@@ -1,7 +1,7 @@
 """The sidecar: the format of ``<replica>.quorumfs``, beside the replica's image.
 
-Format, versions 2 and 3
-========================
+Format, versions 2 to 4
+=======================
 
 Pages of 4096 bytes; all numbers little endian::
 
@@ -10,16 +10,17 @@ Pages of 4096 bytes; all numbers little endian::
     page 3        ranges of bytes that no replica can be read at, with a checksum; zeros: none
     page 4, 5 …   the dirty map: 4080 chunks and a checksum each
     then          the scrubs: `quorumfs.decisions.scrub`; a file may end before
+    version 4     further roles and further planes of the map: see below
 
 A **slot** holds the *record*, which all members share, and the facts of this replica alone::
 
     offset  type    content
     0       8s      "QUORUMFS"
-    8       u32     format version: 2, or 3
+    8       u32     format version: 2, 3 or 4
     12      u8      phase: 1 prepared, 2 committed
     13      u8      1 if the set was closed in order
     14      u8      vote threshold
-    15      u8      number of roles, 1 to 6
+    15      u8      number of roles, 1 to 6; in version 4 to 32
     16      u64     sequence number of the record
     24      16s     set id
     40      16s     replica id of this sidecar's own replica
@@ -34,6 +35,8 @@ A **slot** holds the *record*, which all members share, and the facts of this re
                     removed replica the time (seconds since 1970); path
     3440    19 of 13 bytes: mount u64; sequence u32; changed u8; latest first; 0 ends the list
     3687    …       zeros
+    4056    u64     in version 4: features, 0
+    4064    16s     in version 4: the xxh3-128 of the further roles
     4080    16s     xxh3-128 of bytes 0 to 4079
 
 A **map page** ends in the xxh3-128 of its 4080 chunks, followed by the set id and the page's
@@ -60,6 +63,39 @@ because a program that knows only version 1 would not record its own mounts.
 Version 2 had no offline and no removed replicas. A record without any is written as version 2, so
 that only a set that makes use of them is closed to programs that know no version 3.
 
+Version 4: more than 6 replicas
+===============================
+
+A record of more than 6 roles is written as version 4, and any other one as before. Everything of
+versions 2 and 3 stays where it is; what is added lies behind the largest map that there can be, in
+a part of the file that earlier versions ignore, and that is a hole as long as it is not used::
+
+    page 4 + 1030, 4 + 1034           the further roles of slot 0, and of slot 1
+    page 4 + 1040 k, from k = 1 on    plane k of the map
+
+The **further roles**, 26 places of 512 bytes as in the slot, are a part of that slot: their
+checksum is in its page. A slot whose further roles are torn is torn.
+
+Plane 0 of the map has a byte of each chunk, with the bits of the replicas in slots 0 to 5; each
+further **plane** has a byte more, with those of the next 8 (`quorumfs.decisions.dirtymap`). There
+are as many as the record has roles for. A page of plane k is one as any other; its number, which
+its checksum covers, is 1040 k higher than that of the same chunks in plane 0. If any page of a
+chunk cannot be read, nothing is known of that chunk.
+
+So a set becomes one of more than 6 replicas by an ordinary commit: the pages of the new planes, in
+which the new replica lacks every chunk, are durable on all members before any slot names it. At
+each step a slot is good with what its own version calls for. A sidecar that the commit has not
+reached is of version 2 or 3, and says the same as one with planes of zeros. Programs that know no
+version 4 refuse every sidecar that the commit has reached, and no set is used without one of these:
+all members had the record as prepared before any had it as committed.
+
+There is room for what is planned. **Features** are what a program must know to use the set, a bit
+each: one with a bit that is not known is refused as a later version is, before anything of it is
+believed. A *witness*, a sidecar without an image, is a role in a state of its own, and a feature:
+it holds the record and no bit of the map counts for it. *Sums* of the blocks of an image lie in a
+file beside it, and are a feature; what belongs to them in a slot goes into the zeros before the
+features, and what belongs to a chunk into a page 4 + 1038 or a plane behind those of the replicas.
+
 Committing a record
 ===================
 
@@ -76,7 +112,7 @@ So each slot is good with the map pages that its own size calls for; bytes behin
 
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import xxhash
@@ -85,10 +121,12 @@ from quorumfs.decisions.dirtymap import (
     CHUNK_MIN,
     CHUNKS_MAX,
     EXTENT,
+    NARROW,
     REPLICAS_MAX,
     UNKNOWN,
     DirtyMap,
     chunk_size_for,
+    plane_bits,
 )
 from quorumfs.decisions.record import (
     ANCESTORS_MAX,
@@ -104,14 +142,20 @@ from quorumfs.decisions.record import (
 from quorumfs.decisions.scrub import NO_SCRUB, decode_scrub, encode_scrub
 
 MAGIC = b"QUORUMFS"
-VERSIONS = (1, 2, 3)
+VERSIONS = (1, 2, 3, 4)
 """Versions that can be read."""
+WIDE = 4
+"""The version of a record with more than `NARROW` roles."""
 PAGE = 4096
-CHUNKS_PER_PAGE = PAGE - 16
+_SEAL_SIZE = 16
+"""Bytes of a checksum."""
+CHUNKS_PER_PAGE = PAGE - _SEAL_SIZE
 SLOT_OFFSETS = (0, PAGE)
 CLAIM_OFFSET = 2 * PAGE
 UNREADABLE_OFFSET = 3 * PAGE
 MAP_OFFSET = 4 * PAGE
+PLANE_PAGES = 1040
+"""From a page of one plane to that of the same chunks in the next one; the largest map has 1029."""
 UNREADABLE_MAX = 126
 """Ranges that fit in half a page."""
 PATH_MAX = 469
@@ -129,7 +173,13 @@ _ROLE_OF_VERSION_1 = struct.Struct("<16sBHQQ477s")
 _ROLE_SIZE = 512
 _STATES_OF_VERSION_2 = (RoleState.CURRENT, RoleState.STALE, RoleState.RESYNCING)
 _MOUNT = struct.Struct("<QIB")
-_MOUNTS_OFFSET = _HEAD.size + REPLICAS_MAX * _ROLE_SIZE
+_MOUNTS_OFFSET = _HEAD.size + NARROW * _ROLE_SIZE
+_FEATURES = struct.Struct("<Q")
+_SEALED = PAGE - _SEAL_SIZE
+_ROLES_SEALED = _SEALED - _SEAL_SIZE
+_FEATURES_OFFSET = _ROLES_SEALED - _FEATURES.size
+_ROLES_OFFSETS = tuple(MAP_OFFSET + (1030 + 4 * slot) * PAGE for slot in range(len(SLOT_OFFSETS)))
+_ROLES_SIZE = (REPLICAS_MAX - NARROW) * _ROLE_SIZE
 _SEQUENCE_MAX = (1 << 32) - 1
 """The largest sequence of a mount's first record; commits every second reach it in a century."""
 
@@ -142,29 +192,66 @@ class UnknownVersionError(FormatError):
     """A later quorumfs wrote the sidecar, which must not be touched."""
 
 
+Read = Callable[[int, int], bytes]
+"""The content of a file at an offset, of a length (bytes); less where the file ends before."""
+
+
 def file_size(disk_map: DirtyMap) -> int:
     """Bytes that the sidecar for a map of this shape has at least: up to the end of the map."""
+    return MAP_OFFSET + (page_numbers(disk_map)[-1] + 1) * PAGE
+
+
+def scrub_offset(disk_map: DirtyMap) -> int:
+    """Where the page of the scrubs is in the sidecar for a map of this shape (bytes)."""
     return MAP_OFFSET + pages(disk_map) * PAGE
 
 
 def pages(disk_map: DirtyMap) -> int:
-    """The number of pages that hold the map."""
+    """The number of pages that hold one plane of the map."""
     return -(-len(disk_map) // CHUNKS_PER_PAGE)
 
 
-def page_of(chunk: int) -> int:
-    """The map page that holds *chunk*."""
-    return chunk // CHUNKS_PER_PAGE
+def page_numbers(disk_map: DirtyMap, first: int = 0) -> list[int]:
+    """The numbers of the pages that hold the map, in order; of each plane from page *first* on."""
+    return [
+        plane * PLANE_PAGES + page
+        for plane in range(len(disk_map.planes))
+        for page in range(first, pages(disk_map))
+    ]
+
+
+def page_of(chunk: int, plane: int = 0) -> int:
+    """The number of the page that holds *chunk* in a *plane*."""
+    return plane * PLANE_PAGES + chunk // CHUNKS_PER_PAGE
+
+
+def chunks_of(page: int) -> tuple[int, slice]:
+    """The plane that *page*, a number, is of, and the chunks that it has room for."""
+    plane, place = divmod(page, PLANE_PAGES)
+    return plane, slice(place * CHUNKS_PER_PAGE, (place + 1) * CHUNKS_PER_PAGE)
+
+
+def encode_further_roles(record: Record, slot: int) -> tuple[int, bytes] | None:
+    """What belongs to file slot number *slot* besides its page: an offset (bytes), and the bytes.
+
+    None if the record has no more roles than the page of a slot holds.
+    """
+    if len(record.roles) <= NARROW:
+        return None
+    return _ROLES_OFFSETS[slot], _encode_roles(record.roles[NARROW:])
 
 
 def encode_slot(record: Record, replica_id: bytes, identity: Identity, phase: Phase) -> bytes:
-    """One slot of the sidecar of *replica_id*: 4096 bytes."""
+    """The page of one slot of the sidecar of *replica_id*: 4096 bytes.
+
+    A record of many roles needs `encode_further_roles`, too.
+    """
     assert 1 <= len(record.roles) <= REPLICAS_MAX
     ancestors = list(record.ancestors[:ANCESTORS_MAX])
     ancestors += [0] * (ANCESTORS_MAX - len(ancestors))
     head = _HEAD.pack(
         MAGIC,
-        2 if all(role.state in _STATES_OF_VERSION_2 for role in record.roles) else 3,
+        _version_of(record),
         phase,
         record.clean,
         record.threshold,
@@ -181,46 +268,71 @@ def encode_slot(record: Record, replica_id: bytes, identity: Identity, phase: Ph
         identity.mtime_ns,
         identity.ctime_ns,
     )
-    body = bytearray(head)
-    for role in record.roles:
-        path = os.fsencode(role.path)
-        if len(path) > PATH_MAX:
-            path = b""
-        body += _ROLE.pack(
-            role.replica_id, role.state, len(path), role.generation, role.sequence, role.mount, path
-        )
+    body = bytearray(head + _encode_roles(record.roles[:NARROW]))
     body += bytes(_MOUNTS_OFFSET - len(body))
     for mount in record.mounts[:MOUNTS_MAX]:
         body += _MOUNT.pack(mount.identity, min(mount.first, _SEQUENCE_MAX), mount.changed)
-    body += bytes(PAGE - 16 - len(body))
+    if len(record.roles) > NARROW:
+        body += bytes(_ROLES_SEALED - len(body))  # no features
+        body += xxhash.xxh3_128_digest(_encode_roles(record.roles[NARROW:]))
+    body += bytes(_SEALED - len(body))
     return bytes(body) + xxhash.xxh3_128_digest(body)
 
 
+def _version_of(record: Record) -> int:
+    """The earliest version that has room for *record*."""
+    if len(record.roles) > NARROW:
+        return WIDE
+    return 2 if all(role.state in _STATES_OF_VERSION_2 for role in record.roles) else 3
+
+
+def _encode_roles(roles: Iterable[Role]) -> bytes:
+    encoded = bytearray()
+    for role in roles:
+        path = os.fsencode(role.path)
+        if len(path) > PATH_MAX:
+            path = b""
+        encoded += _ROLE.pack(
+            role.replica_id, role.state, len(path), role.generation, role.sequence, role.mount, path
+        )
+    return bytes(encoded)
+
+
 def encode_pages(disk_map: DirtyMap, set_id: bytes, first: int, last: int) -> bytes:
-    """The map pages *first* to *last*, inclusive."""
+    """The map pages *first* to *last*, inclusive, of one plane."""
     encoded = bytearray()
     for page in range(first, last + 1):
-        start = page * CHUNKS_PER_PAGE
-        body = bytes(disk_map.states[start : start + CHUNKS_PER_PAGE]).ljust(CHUNKS_PER_PAGE, b"\0")
+        plane, chunks = chunks_of(page)
+        body = bytes(disk_map.planes[plane][chunks]).ljust(CHUNKS_PER_PAGE, b"\0")
         encoded += body + _page_checksum(body, set_id, page)
     return bytes(encoded)
 
 
-def encode(sidecar: Sidecar) -> bytes:
-    """A whole new file, committed in both slots."""
-    slot = encode_slot(sidecar.record, sidecar.replica_id, sidecar.identity, Phase.COMMITTED)
-    map_pages = encode_pages(sidecar.map, sidecar.record.set_id, 0, pages(sidecar.map) - 1)
-    content = bytearray(slot + slot + bytes(MAP_OFFSET - 2 * PAGE) + map_pages)
+def encode_map(
+    disk_map: DirtyMap, set_id: bytes, numbers: Iterable[int]
+) -> list[tuple[int, bytes]]:
+    """The map pages *numbers*: offsets in the file (bytes), and the bytes there."""
+    return [
+        (MAP_OFFSET + first * PAGE, encode_pages(disk_map, set_id, first, last))
+        for first, last in page_runs(numbers)
+    ]
+
+
+def encode(sidecar: Sidecar) -> Iterator[tuple[int, bytes]]:
+    """A whole new file, committed in both slots: offsets (bytes), and what is there but zeros."""
+    record, set_id = sidecar.record, sidecar.record.set_id
+    slot = encode_slot(record, sidecar.replica_id, sidecar.identity, Phase.COMMITTED)
+    for number, offset in enumerate(SLOT_OFFSETS):
+        yield offset, slot
+        if (roles := encode_further_roles(record, number)) is not None:
+            yield roles
+    yield from encode_map(sidecar.map, set_id, page_numbers(sidecar.map))
     if sidecar.unreadable:
-        number = sidecar.unreadable_number
-        offset, listed = encode_unreadable(sidecar.unreadable, sidecar.record.set_id, number)
-        content[offset : offset + len(listed)] = listed
+        yield encode_unreadable(sidecar.unreadable, set_id, sidecar.unreadable_number)
     if sidecar.scrub != NO_SCRUB:
-        place = len(content)
-        content += bytes(PAGE)
-        offset, version = encode_scrub(sidecar.scrub, sidecar.record.set_id, place)
-        content[offset : offset + len(version)] = version
-    return bytes(content)
+        place = scrub_offset(sidecar.map)
+        yield place, bytes(PAGE)
+        yield encode_scrub(sidecar.scrub, set_id, place)
 
 
 def encode_unreadable(
@@ -259,19 +371,21 @@ def _decode_unreadable(
     return max(lists)
 
 
-def decode(content: bytes) -> Sidecar:
-    """Decode a whole sidecar file, whatever damage it has, and whatever program wrote it.
+def decode(read: Read) -> Sidecar:
+    """Decode a sidecar file, whatever damage it has, and whatever program wrote it.
 
-    Bytes behind the last page are ignored. Raises `FormatError` if neither slot can be read or the
-    slots contradict each other, `UnknownVersionError` if a slot is of an unknown version.
+    What *read* finds behind the last page is ignored. Raises `FormatError` if neither slot can be
+    read or the slots contradict each other, `UnknownVersionError` if a slot is of an unknown
+    version; and what *read* raises.
     """
-    committed, prepared, damage = _decode_slots(content)
-    disk_map, unreadable = _decode_map(content, committed.record)
+    head = read(0, MAP_OFFSET)
+    committed, prepared, damage = _decode_slots(head, read)
+    disk_map, unreadable = _decode_map(read, committed.record)
     if unreadable:
-        damage.append(f"{unreadable} of {pages(disk_map)} map pages")
-    number, ranges = _decode_unreadable(content, committed.record, damage)
-    place, set_id = file_size(disk_map), committed.record.set_id
-    scrub = decode_scrub(content[place : place + PAGE], set_id, place, disk_map.size)
+        damage.append(f"{unreadable} of {len(page_numbers(disk_map))} map pages")
+    number, ranges = _decode_unreadable(head, committed.record, damage)
+    place, set_id = scrub_offset(disk_map), committed.record.set_id
+    scrub = decode_scrub(read(place, PAGE), set_id, place, disk_map.size)
     return Sidecar(
         committed.replica_id,
         committed.record,
@@ -286,22 +400,13 @@ def decode(content: bytes) -> Sidecar:
     )
 
 
-def bytes_behind(head: bytes) -> int:
-    """The bytes of the map and the scrubs in a sidecar whose first `MAP_OFFSET` bytes are *head*.
-
-    Raises as `decode`.
-    """
-    record = _decode_slots(head)[0].record
-    return (-(-record.chunks // CHUNKS_PER_PAGE) + 1) * PAGE
-
-
-def _decode_slots(content: bytes) -> tuple["_Slot", Record | None, list[str]]:
+def _decode_slots(content: bytes, read: Read) -> tuple["_Slot", Record | None, list[str]]:
     """The slot committed last, the record prepared after it, and the damage."""
     slots: list[_Slot] = []
     damage: list[str] = []
     for number in range(len(SLOT_OFFSETS)):
         try:
-            slots.append(_decode_slot(content, number))
+            slots.append(_decode_slot(content, number, read))
         except UnknownVersionError:
             raise
         except FormatError as error:
@@ -334,12 +439,12 @@ class _Slot:
     phase: Phase
 
 
-def _decode_slot(content: bytes, number: int) -> _Slot:
+def _decode_slot(content: bytes, number: int, read: Read) -> _Slot:
     offset = SLOT_OFFSETS[number]
     body = content[offset : offset + PAGE]
     if len(body) < PAGE:
         raise FormatError("it is cut off")
-    if body[PAGE - 16 :] != xxhash.xxh3_128_digest(body[: PAGE - 16]):
+    if body[_SEALED:] != xxhash.xxh3_128_digest(body[:_SEALED]):
         raise FormatError("its checksum does not fit")
     magic, version, phase, clean, threshold, role_count, *rest = _HEAD.unpack_from(body)
     if magic != MAGIC:
@@ -348,10 +453,14 @@ def _decode_slot(content: bytes, number: int) -> _Slot:
         raise UnknownVersionError(_unknown(version))
     sequence, set_id, replica_id, size, chunk_size, generation = rest[:6]
     ancestors: Sequence[int] = rest[6 : 6 + ANCESTORS_MAX]
-    if not 1 <= role_count <= REPLICAS_MAX:
+    least, most = (1, NARROW) if version < WIDE else (NARROW + 1, REPLICAS_MAX)
+    if not least <= role_count <= most:
         raise FormatError(f"it cannot be true: {role_count} replicas")
+    table = body[_HEAD.size : _MOUNTS_OFFSET]
+    if version >= WIDE:
+        table += _read_further_roles(body, number, role_count, read)
     try:
-        roles = [_decode_role(body, index, version) for index in range(role_count)]
+        roles = [_decode_role(table, index, version) for index in range(role_count)]
         phase = Phase(phase)
     except ValueError as error:
         raise FormatError(f"it cannot be true: {error}") from None
@@ -374,6 +483,20 @@ def _decode_slot(content: bytes, number: int) -> _Slot:
     if lie := _impossible(record):
         raise FormatError(f"it cannot be true: {lie}")
     return _Slot(number, record, replica_id, Identity(*rest[6 + ANCESTORS_MAX :]), phase)
+
+
+def _read_further_roles(body: bytes, number: int, role_count: int, read: Read) -> bytes:
+    """The roles of slot *number*, whose page is *body*, that lie elsewhere.
+
+    Raises `FormatError`, as `UnknownVersionError` where that page asks for what is not known here.
+    """
+    (features,) = _FEATURES.unpack_from(body, _FEATURES_OFFSET)
+    if features:
+        raise UnknownVersionError(f"format version {WIDE} with features {features:x}, none known")
+    table = read(_ROLES_OFFSETS[number], (role_count - NARROW) * _ROLE_SIZE)
+    if xxhash.xxh3_128_digest(table) != body[_ROLES_SEALED:_SEALED]:
+        raise FormatError("the checksum of its further roles does not fit")
+    return table
 
 
 def _impossible(record: Record) -> str | None:
@@ -405,15 +528,15 @@ def _impossible(record: Record) -> str | None:
     return None
 
 
-def _decode_role(body: bytes, index: int, version: int) -> Role:
+def _decode_role(table: bytes, index: int, version: int) -> Role:
     """Raises `ValueError` for an impossible role."""
-    offset = _HEAD.size + index * _ROLE_SIZE
+    offset = index * _ROLE_SIZE
     layout = _ROLE_OF_VERSION_1 if version == 1 else _ROLE
-    replica_id, state, length, generation, sequence, *rest = layout.unpack_from(body, offset)
+    replica_id, state, length, generation, sequence, *rest = layout.unpack_from(table, offset)
     *mount, path = rest
     if length > len(path):
         raise ValueError(f"a path of {length} bytes")
-    if version < VERSIONS[-1] and state > RoleState.RESYNCING:
+    if version < 3 and state > RoleState.RESYNCING:
         raise ValueError(f"a replica in state {state} in format version {version}")
     return Role(
         replica_id, RoleState(state), generation, os.fsdecode(path[:length]), sequence, *mount
@@ -432,22 +555,28 @@ def _unknown(version: int) -> str:
     return f"format version {version}, known here: {', '.join(map(str, VERSIONS))}"
 
 
-def _decode_map(content: bytes, record: Record) -> tuple[DirtyMap, int]:
+def _decode_map(read: Read, record: Record) -> tuple[DirtyMap, int]:
     """The map, and how many map pages could not be read."""
-    disk_map = DirtyMap(record.size, record.chunk_size)
-    unreadable = 0
-    for page in range(pages(disk_map)):
-        offset = MAP_OFFSET + page * PAGE
-        body = content[offset : offset + CHUNKS_PER_PAGE]
-        start = page * CHUNKS_PER_PAGE
-        count = min(CHUNKS_PER_PAGE, len(disk_map) - start)
-        checksum = content[offset + CHUNKS_PER_PAGE : offset + PAGE]
-        if checksum == _page_checksum(body, record.set_id, page):
-            disk_map.states[start : start + count] = body[:count]
-        else:
-            unreadable += 1
-            disk_map.states[start : start + count] = bytes([UNKNOWN]) * count
-    return disk_map, unreadable
+    disk_map = record.new_map()
+    count = pages(disk_map)
+    torn: list[int] = []
+    for number, plane in enumerate(disk_map.planes):
+        first = number * PLANE_PAGES
+        content = read(MAP_OFFSET + first * PAGE, count * PAGE)
+        for page in range(first, first + count):
+            offset = (page - first) * PAGE
+            body = content[offset : offset + CHUNKS_PER_PAGE]
+            checksum = content[offset + CHUNKS_PER_PAGE : offset + PAGE]
+            if checksum == _page_checksum(body, record.set_id, page):
+                _, chunks = chunks_of(page)
+                plane[chunks] = body[: len(plane[chunks])]
+            else:
+                torn.append(page)
+    for page in torn:  # only a state that is unknown in all planes is read as such
+        _, chunks = chunks_of(page)
+        for number, plane in enumerate(disk_map.planes):
+            plane[chunks] = bytes([plane_bits(UNKNOWN, number)]) * len(plane[chunks])
+    return disk_map, len(torn)
 
 
 def _page_checksum(body: bytes, set_id: bytes, page: int) -> bytes:

@@ -85,9 +85,12 @@ static int may_write(const struct gate *gate, const struct request *request)
     if (gate->keep_zeros && !((request->offset | request->length) % BLOCK) &&
         is_zeros(request->data, request->length))
         return 0;
-    for (uint64_t chunk = first; gate->states && chunk <= last; chunk++)
-        if ((gate->states[chunk] & gate->mask) != gate->wanted)
-            return 0;
+    for (uint32_t i = 0; i < gate->planes; i++) {
+        const struct gate_plane *plane = &gate->plane[i];
+        for (uint64_t chunk = first; chunk <= last; chunk++)
+            if ((plane->states[chunk] & plane->mask) != plane->wanted)
+                return 0;
+    }
     return 1;
 }
 

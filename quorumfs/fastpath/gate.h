@@ -34,6 +34,7 @@
 
 enum {
     GATE_REPLICAS = 32,  /* as many as a set may have */
+    GATE_PLANES = 5,     /* as many as the map of so many replicas has */
     GATE_RANGES = 64,    /* looked through for every request; with more, Python keeps it closed */
     GATE_JOURNAL = 4096, /* changed chunks until Python is woken to fold them */
     GATE_HANDLES = 1024, /* open files that C serves; others go the long way */
@@ -62,14 +63,20 @@ struct gate_counters {
     uint64_t reads, bytes_read, writes, bytes_written;
 };
 
+/* A plane of the map: the long way knows what its bits mean. */
+struct gate_plane {
+    const uint8_t *states; /* a byte per chunk */
+    uint8_t mask, wanted;  /* a write needs (state & mask) == wanted in each of its chunks */
+    uint8_t unused[6];
+};
+
 struct gate {
     /* Filled in by Python before the gate is opened. */
-    uint64_t size;         /* of the disk */
-    const uint8_t *states; /* a byte per chunk; NULL: all chunks may be written to */
+    uint64_t size; /* of the disk */
     uint64_t chunk_size;
-    uint8_t mask, wanted; /* a write needs (state & mask) == wanted in each of its chunks */
-    uint8_t keep_zeros;   /* whether aligned blocks of zeros go the long way, to become holes */
-    uint8_t unused[5];
+    struct gate_plane plane[GATE_PLANES];
+    uint32_t planes;     /* 0: all chunks may be written to */
+    uint32_t keep_zeros; /* whether aligned blocks of zeros go the long way, to become holes */
     uint32_t readers; /* replicas that a read asks, and that have to agree; 0: no read is served */
     uint32_t writers; /* replicas that a write goes to; 0: no write is served */
     uint32_t ranges;

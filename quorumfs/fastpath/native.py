@@ -5,7 +5,7 @@ import importlib.util
 import os
 from enum import IntEnum
 
-REPLICAS, RANGES, JOURNAL, HANDLES = 32, 64, 4096, 1024
+REPLICAS, PLANES, RANGES, JOURNAL, HANDLES = 32, 5, 64, 4096, 1024
 """The limits of gate.h."""
 
 SERVERS = REPLICAS + 1
@@ -62,6 +62,17 @@ class GateReplica(ctypes.Structure):
     )
 
 
+class GatePlane(ctypes.Structure):
+    """``struct gate_plane``."""
+
+    _fields_ = (
+        ("states", ctypes.c_void_p),
+        ("mask", ctypes.c_uint8),
+        ("wanted", ctypes.c_uint8),
+        ("unused", ctypes.c_uint8 * 6),
+    )
+
+
 class GateCounters(ctypes.Structure):
     """``struct gate_counters``."""
 
@@ -78,12 +89,10 @@ class Gate(ctypes.Structure):
 
     _fields_ = (
         ("size", ctypes.c_uint64),
-        ("states", ctypes.c_void_p),
         ("chunk_size", ctypes.c_uint64),
-        ("mask", ctypes.c_uint8),
-        ("wanted", ctypes.c_uint8),
-        ("keep_zeros", ctypes.c_uint8),
-        ("unused", ctypes.c_uint8 * 5),
+        ("plane", GatePlane * PLANES),
+        ("planes", ctypes.c_uint32),
+        ("keep_zeros", ctypes.c_uint32),
         ("readers", ctypes.c_uint32),
         ("writers", ctypes.c_uint32),
         ("ranges", ctypes.c_uint32),

@@ -3,8 +3,9 @@
 import ctypes
 from collections.abc import Sequence
 
+from quorumfs.decisions.dirtymap import plane_bits
 from quorumfs.disk.mirror import Mirror
-from quorumfs.fastpath.native import RANGES, REPLICAS, Gate, GateReplica, KeepsOut, Range
+from quorumfs.fastpath.native import RANGES, REPLICAS, Gate, GatePlane, GateReplica, KeepsOut, Range
 from quorumfs.metadata.ledger.known import Writable
 from quorumfs.replica.fastfile import FastFile
 from quorumfs.replica.replica import Replica
@@ -24,10 +25,12 @@ class Publisher:
         self._gate = gate
         self._mirror = mirror
         self._writes = writes
-        self._states: bytearray | None = None
+        self._planes: Sequence[bytearray] = ()
         """The map that C sees."""
-        self._view: ctypes.Array[ctypes.c_char] | None = None
-        """Keeps that map from moving; made at the first write that C may serve."""
+        self._views: list[ctypes.Array[ctypes.c_char]] = []
+        """Keep that map from moving; made at the first write that C may serve."""
+        self._places: list[GatePlane] = []
+        """What the gate says of each plane."""
         gate.chunk_size = 1
         gate.keep_zeros = keep_zeros
 
@@ -74,18 +77,23 @@ class Publisher:
         writable = self._mirror.ledger.writable()
         if writable is None:
             return 0
-        self._publish_states(writable)
+        self._publish_map(writable)
         ranges += ((start, end, KeepsOut.WRITES) for start, end in writable.kept_out)
         return _publish(self._gate.writer, writable.receivers, to_read=False)
 
-    def _publish_states(self, writable: Writable) -> None:
+    def _publish_map(self, writable: Writable) -> None:
         gate = self._gate
         gate.chunk_size = writable.chunk_size
-        gate.mask, gate.wanted = writable.mask, writable.wanted
-        if writable.states is not None and self._states is not writable.states:
-            self._states = writable.states
-            self._view = (ctypes.c_char * len(writable.states)).from_buffer(writable.states)
-            gate.states = ctypes.addressof(self._view)
+        if self._planes is not writable.planes:
+            self._planes = writable.planes
+            gate.planes = len(writable.planes)
+            self._views = [(ctypes.c_char * len(one)).from_buffer(one) for one in writable.planes]
+            self._places = gate.plane[: len(writable.planes)]
+            for place, view in zip(self._places, self._views, strict=True):
+                place.states = ctypes.addressof(view)
+        for number, place in enumerate(self._places):
+            place.mask = plane_bits(writable.mask, number)
+            place.wanted = plane_bits(writable.wanted, number)
 
 
 def _publish(
@@ -96,7 +104,7 @@ def _publish(
         return 0
     for place, replica in zip(places, replicas, strict=False):
         file: FastFile | None = replica.fast_file
-        if file is None or (to_read and not file.reads):
+        if file is None or (to_read and not file.reads) or replica.index >= REPLICAS:
             return 0
         place.fd, place.slot, place.memory = file.fd, replica.index, file.memory
     return len(replicas)

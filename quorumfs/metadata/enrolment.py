@@ -8,8 +8,9 @@ names, as after any ejection.
 
 **New**: the image and its sidecar are made first, and say that the replica is a mixture, to be
 resynced; no mount takes it for more. Then the members commit a record that names the replica, as
-stale, with a map by which it lacks every chunk. After a crash between both the set does not know
-the replica, and the same command takes the image again.
+stale, with a map by which it lacks every chunk. (The seventh replica needs a wider
+map and record: `quorumfs.decisions.sidecar` says why no step of that breaks a set.) After a crash
+between both the set does not know the replica, and the same command takes the image again.
 
 Each step can be repeated.
 """
@@ -22,7 +23,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from quorumfs.decisions.assembly import OFFLINE
-from quorumfs.decisions.dirtymap import REPLICAS_MAX, DirtyMap, out_of_sync
+from quorumfs.decisions.dirtymap import NARROW, REPLICAS_MAX, out_of_sync
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.record import Phase, Role, RoleState, Sidecar
 from quorumfs.metadata.ledger.commit import Order
@@ -145,19 +146,20 @@ class Enrolment:
         """A slot and a role for a new replica; None if the set has as many as it can have.
 
         The slot of a removed replica is used again when the sidecar of every other replica says
-        that it is removed: when all are current.
+        that it is removed: when all are current. It is taken before one for which there is no room
+        in the sidecars of a small set.
         """
         record = self._ledger.record
-        unused = [slot for slot in range(REPLICAS_MAX) if slot >= len(record.roles)]
-        if not unused and self._ledger.all_current():
+        slot = len(record.roles)
+        if slot >= NARROW and self._ledger.all_current():  # a wider record costs all of them
             roles = enumerate(record.roles)
-            removed = [(role.mount, slot) for slot, role in roles if slot not in record.slots]
-            unused = [slot for _, slot in sorted(removed)]
-        if not unused:
+            removed = [(role.mount, free) for free, role in roles if free not in record.slots]
+            slot = min(removed)[1] if removed else slot
+        if slot >= REPLICAS_MAX:
             return None
         latest = record.mounts[0].identity if record.mounts else 0
         state, at = RoleState.STALE, record.sequence
-        return unused[0], Role(os.urandom(16), state, record.generation, path, at, latest)
+        return slot, Role(os.urandom(16), state, record.generation, path, at, latest)
 
     def first_sidecar(self, slot: int, role: Role) -> Sidecar:
         """The sidecar to make beside the image of a new replica, before `admit`."""
@@ -166,9 +168,10 @@ class Enrolment:
         record = self._ledger.record
         record = replace(record, sequence=record.sequence - 1)
         own = replace(role, state=RoleState.RESYNCING)
-        given = DirtyMap(record.size, record.chunk_size)
+        record = record.with_new_role(slot, own)
+        given = record.new_map()
         given.add(out_of_sync(slot), range(len(given)))
-        return Sidecar(role.replica_id, record.with_new_role(slot, own), given)
+        return Sidecar(role.replica_id, record, given)
 
     async def admit(self, replica: Replica, slot: int, role: Role) -> None:
         """Make *replica*, whose files are made, a part of the set, at the place of its `index`.
@@ -177,8 +180,15 @@ class Enrolment:
         """
         ledger, recorder = self._ledger, self._recorder
         async with recorder.lock:
-            ledger.recorded.add(out_of_sync(slot), range(len(ledger.map)))
-            await recorder.write_map_locked()
+            lacking, wider = out_of_sync(slot), ledger.map.copy()
+            wider.widen(slot + 1)
+            if len(wider.planes) > len(ledger.map.planes):  # in memory, once there is room on disk
+                wider.add(lacking, range(len(wider)))
+                await recorder.write_map_locked(wider)
+                ledger.recorded.widen(slot + 1, lacking)
+            else:
+                ledger.recorded.add(lacking, range(len(ledger.map)))
+                await recorder.write_map_locked()
             await self._record_locked(slot, Order(role.state, role))
             self._join_the_others(replica, slot, Standing.STALE)
 

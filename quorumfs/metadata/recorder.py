@@ -15,14 +15,13 @@ from quorumfs.decisions.model import Found
 from quorumfs.decisions.scrub import ScrubRecord, encode_scrub
 from quorumfs.decisions.sidecar import (
     MAP_OFFSET,
-    PAGE,
     UNREADABLE_MAX,
     UNREADABLE_OFFSET,
-    encode_pages,
+    encode_map,
     encode_unreadable,
-    file_size,
-    page_runs,
+    page_numbers,
     pages,
+    scrub_offset,
 )
 from quorumfs.decisions.voting import voted_error
 from quorumfs.metadata.claims import Claims
@@ -85,18 +84,18 @@ class Recorder:
     async def write_map_locked(self, grown: DirtyMap | None = None) -> None:
         """As `write_map`. Raises `OSError` if fewer members than the threshold can be written.
 
-        *grown*: the map as it is, with added chunks, which are written, too.
+        *grown*: the map as it is, with added chunks or planes, which are written, too.
         """
         assert self.lock.locked()
         ledger = self.ledger
-        end = pages(ledger.map)
-        version = ledger.recorded.begin_write(None if grown is None else end - 1)
-        added = range(end, end if grown is None else pages(grown))
-        states = ledger.map if grown is None else grown
-        pieces = [
-            (MAP_OFFSET + first * PAGE, encode_pages(states, ledger.record.set_id, first, last))
-            for first, last in page_runs([*version, *added])
-        ]
+        if grown is None:
+            version = ledger.recorded.begin_write()
+            pieces = encode_map(ledger.map, ledger.record.set_id, version)
+        else:
+            last = page_numbers(ledger.map, pages(ledger.map) - 1)
+            version = ledger.recorded.begin_write(also=last)
+            added = set(page_numbers(grown)).difference(page_numbers(ledger.map))
+            pieces = encode_map(grown, ledger.record.set_id, [*version, *added])
         for piece in pieces:
             await self._write_to_all_locked(piece)
         ledger.recorded.written(version)
@@ -111,10 +110,11 @@ class Recorder:
         offset, listed = self._unreadable_piece()
         content = bytes(offset - UNREADABLE_OFFSET) + listed
         content = content.ljust(MAP_OFFSET - UNREADABLE_OFFSET, b"\0")
-        content += encode_pages(ledger.map, ledger.record.set_id, 0, pages(ledger.map) - 1)
-        failed = await self.writer.put([replica], (UNREADABLE_OFFSET, content))
-        if failed:
-            raise failed[replica]
+        (_, first), *further = encode_map(given, ledger.record.set_id, page_numbers(given))
+        for piece in ((UNREADABLE_OFFSET, content + first), *further):
+            failed = await self.writer.put([replica], piece)
+            if failed:
+                raise failed[replica]
         ledger.recorded.found(given)
 
     async def write_unreadable(self) -> None:
@@ -139,7 +139,7 @@ class Recorder:
         async with self.lock:
             await self.claims.look(self.ledger.members)
             self.claims.require_ours()
-            place = file_size(self.ledger.map)
+            place = scrub_offset(self.ledger.map)
             piece = encode_scrub(record, self.ledger.record.set_id, place)
             await self.writer.put(self.ledger.members, piece)
 

@@ -141,7 +141,7 @@ class Volatile:
     def writable(self) -> Writable | None:
         if not self.uniform_members:
             return None
-        return Writable(self.receivers, BLOCK, None, 0, 0, ())
+        return Writable(self.receivers, BLOCK, (), 0, 0, ())
 
     def wrote(self, chunks: Collection[int]) -> None:
         for chunk in chunks:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import Identity, Phase, Record
-from quorumfs.decisions.sidecar import SLOT_OFFSETS, encode_slot
+from quorumfs.decisions.sidecar import SLOT_OFFSETS, encode_further_roles, encode_slot
 from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import FileStatus, Kind, Operation
 
@@ -57,7 +57,7 @@ class SidecarWriter:
             )
             if failed:
                 return failed
-        slots = {}
+        slots, further = {}, {}
         for replica in replicas:
             spare = self._spare_slot[replica]
             number = spare if phase is Phase.PREPARED else 1 - spare
@@ -70,7 +70,12 @@ class SidecarWriter:
                     identity = replace(identity, inode=0, ctime_ns=0)
             content = encode_slot(record, replica_id, identity, phase)
             slots[replica] = SLOT_OFFSETS[number], content
-        failed = await self.put(replicas, slots)
+            if (roles := encode_further_roles(record, number)) is not None:
+                further[replica] = roles
+        failed = {}
+        if further:
+            failed = await self.put(replicas, further, kinds=(Kind.WRITE,))
+        failed |= await self.put([one for one in replicas if one not in failed], slots)
         if phase is Phase.COMMITTED:
             for replica in failed:  # only the prepared slot is sure to be whole
                 self._spare_slot[replica] = 1 - self._spare_slot[replica]

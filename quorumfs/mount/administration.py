@@ -101,7 +101,7 @@ def _begun_empty(names: Sequence[str], size: int) -> bool:
         return all(
             _untouched(image.sidecar, names, size)
             and not image_changed(image.found)
-            and not any(image.sidecar.map.states)
+            and image.sidecar.map.is_all(0)
             and all(role.state is RoleState.CURRENT for role in image.sidecar.record.roles)
             for image in found
             if image.sidecar

@@ -6,11 +6,12 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from glob import escape, glob
 
 from quorumfs.decisions.claim import Claim, decode_claim, encode_claim
 from quorumfs.decisions.record import SUFFIX, Sidecar, path_for
-from quorumfs.decisions.sidecar import CLAIM_OFFSET, MAP_OFFSET, PAGE, bytes_behind, decode, encode
+from quorumfs.decisions.sidecar import CLAIM_OFFSET, PAGE, decode, encode
 from quorumfs.replica.filesystems import Locality, close, locality
 from quorumfs.replica.ofdlock import try_lock
 
@@ -97,8 +98,7 @@ def read_sidecar(fd: int) -> Sidecar:
 
     Raises `quorumfs.decisions.sidecar.FormatError`, and `OSError` if the file cannot be read.
     """
-    head = _read(fd, 0, MAP_OFFSET)
-    return decode(head + _read(fd, MAP_OFFSET, bytes_behind(head)))
+    return decode(partial(_read, fd))
 
 
 def _read(fd: int, offset: int, length: int) -> bytes:
@@ -110,6 +110,13 @@ def _read(fd: int, offset: int, length: int) -> bytes:
             break
         content += piece
     return bytes(content)
+
+
+def _write(fd: int, offset: int, content: bytes) -> None:
+    """Write all of *content* from *offset* on."""
+    written = 0
+    while written < len(content):
+        written += os.pwrite(fd, content[written:], offset + written)
 
 
 def create_sidecar(image_path: str, sidecar: Sidecar, claim: Claim | None = None) -> None:
@@ -161,9 +168,8 @@ def _written_beside(
     try:
         try:
             _share(fd, image)
-            content = memoryview(encode(sidecar))
-            while content:
-                content = content[os.write(fd, content) :]
+            for offset, piece in encode(sidecar):
+                _write(fd, offset, piece)
             if claim is not None:
                 sign(fd, claim)
             os.fsync(fd)

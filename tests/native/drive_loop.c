@@ -744,7 +744,10 @@ static int publish(void)
     if (!is_poison((uint8_t *)gate, sizeof(*gate)))
         fail("the gate was touched while it was closed");
     *gate = (struct gate){
-        .size = SIZE, .chunk_size = chunk_size, .states = states, .mask = 3, .wanted = 1};
+        .size = SIZE,
+        .chunk_size = chunk_size,
+        .planes = 1,
+        .plane = {{.states = states, .mask = 3, .wanted = 1}}};
     gate->keep_zeros = below(2);
     for (size_t chunk = 0; chunk < SIZE / chunk_size; chunk++)
         states[chunk] = below(64) ? 1 : below(4);

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,14 @@ def seconds(call: Callable[[], object]) -> float:
     began = time.monotonic()
     call()
     return time.monotonic() - began
+
+
+def waits_of_python(pid: int) -> int:
+    """How often the first thread has waited: once for each time it woke up."""
+    status = Path(f"/proc/{pid}/task/{pid}/status").read_text()
+    found = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)
+    assert found is not None
+    return int(found[1])
 
 
 def is_alive(pid: int) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from quorumfs.fastpath.native import (
     HANDLES,
     JOURNAL,
+    PLANES,
     RANGES,
     REPLICAS,
     Gate,
@@ -33,9 +34,8 @@ class Situation:
 
     size: int
     chunk_size: int
-    states: bytes | None
-    mask: int
-    wanted: int
+    planes: list[tuple[bytes, int, int]]
+    """Of each plane of the map: a byte per chunk, mask, wanted."""
     keep_zeros: bool
     readers: list[int]
     """The slots of the replicas."""
@@ -79,20 +79,22 @@ def admits(gate: Situation, asked: Asked) -> bool:
         return False
     if not gate.writers or len(gate.journal) + len(chunks) > JOURNAL:
         return False
-    states = gate.states
-    return states is None or all(states[chunk] & gate.mask == gate.wanted for chunk in chunks)
+    return all(
+        states[chunk] & mask == wanted for states, mask, wanted in gate.planes for chunk in chunks
+    )
 
 
 def random_situation(dice: random.Random) -> Situation:
     chunk_size = dice.choice([512, 4096, 1 << 16, 1 << 20])
     size = dice.choice([chunk_size * dice.randint(1, 40) - dice.randint(0, 511), 1 << 62])
-    mask = dice.randrange(256)
-    wanted = mask & dice.randrange(256)
     chunks = min(-(-size // chunk_size), 64)
-    states = None
-    if size < 1 << 62:
+    planes = []
+    for _ in range(dice.choice([0, 1, 1, 2, PLANES]) if size < 1 << 62 else 0):
+        mask = dice.randrange(256)
+        wanted = mask & dice.randrange(256)
         good = [wanted | dice.randrange(256) & ~mask for _ in range(chunks)]
         states = bytes(dice.randrange(256) if dice.random() < 0.1 else one for one in good)
+        planes.append((states, mask, wanted))
     ranges = []
     for _ in range(dice.choice([0, 0, 1, 3, RANGES])):
         start = dice.randrange(min(size, 1 << 22))
@@ -106,9 +108,7 @@ def random_situation(dice: random.Random) -> Situation:
     return Situation(
         size,
         chunk_size,
-        states,
-        mask,
-        wanted,
+        planes,
         keep_zeros,
         readers,
         writers,
@@ -142,7 +142,7 @@ def fill(gate: Gate, said: Situation) -> object:
     """Fill in *gate*; what it points to lives as long as the result."""
     ctypes.memset(ctypes.byref(gate), 0, ctypes.sizeof(gate))
     gate.size, gate.chunk_size = said.size, said.chunk_size
-    gate.mask, gate.wanted, gate.keep_zeros = said.mask, said.wanted, said.keep_zeros
+    gate.keep_zeros, gate.planes = said.keep_zeros, len(said.planes)
     gate.readers, gate.writers = len(said.readers), len(said.writers)
     gate.ranges = len(said.ranges)
     for places, slots in ((gate.reader, said.readers), (gate.writer, said.writers)):
@@ -152,11 +152,11 @@ def fill(gate: Gate, said: Situation) -> object:
         gate.range[place] = Range(*one)
     gate.journalled = len(said.journal)
     gate.journal[: len(said.journal)] = said.journal
-    if said.states is None:
-        return None
-    states = ctypes.create_string_buffer(said.states, len(said.states))
-    gate.states = ctypes.addressof(states)
-    return states
+    kept = []
+    for place, (states, mask, wanted) in zip(gate.plane, said.planes, strict=False):
+        kept.append(ctypes.create_string_buffer(states, len(states)))
+        place.states, place.mask, place.wanted = ctypes.addressof(kept[-1]), mask, wanted
+    return kept
 
 
 def left_behind(gate: Gate, request: Asked) -> object:

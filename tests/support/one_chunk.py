@@ -127,7 +127,7 @@ class World:
 
     def loaded(self, record: Record) -> Ledger:
         """What the next mount knows."""
-        known = DirtyMap(SIZE, CHUNK_MIN, bytearray(self.on_record))
+        known = DirtyMap(SIZE, CHUNK_MIN, [bytearray(self.on_record)])
         members, found = [], []
         for one, role in zip(self.copies, record.roles, strict=True):
             state = Standing.CURRENT if role.state is RoleState.CURRENT else Standing.STALE
@@ -160,7 +160,7 @@ class World:
 
     def record_map(self) -> None:
         version = self.ledger.recorded.begin_write()
-        self.on_record = bytes(self.ledger.map.states)
+        self.on_record = bytes(self.ledger.map.planes[0])
         self.ledger.recorded.written(version)
 
     def commit(self, *, clean: bool = False) -> None:
@@ -438,7 +438,7 @@ class World:
             self.owed,
             self.version,
             self.on_record,
-            bytes(ledger.map.states),
+            bytes(ledger.map.planes[0]),
             ledger.in_use,
             ledger.record.clean,
             ledger.chunks.writeback_errors_surfaced,

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from string import ascii_letters
 from typing import Any, Self
 
 from quorumfs.cli.examine import decide, decision_json, look_at, replica_json
@@ -43,7 +44,7 @@ def create(paths: Sequence[Path], size: int = 4 * MIB, *options: str) -> list[Pa
 
 def named(directory: Path, count: int) -> list[Path]:
     """Where the replicas are to be."""
-    return [directory / f"{letter}.img" for letter in "abcdefgh"[:count]]
+    return [directory / f"{letter}.img" for letter in ascii_letters[:count]]
 
 
 class SetMount(Mounted):

@@ -1,7 +1,6 @@
 """Requests served without the interpreter: what it is for, and what must not come of it."""
 
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from support import mounting
-from support.command import PATIENCE_S, wait_until
+from support.command import PATIENCE_S, wait_until, waits_of_python
 from support.faultfs import FaultFS
 from support.mounting import quorumfs
 from support.oracle import Oracle, Writers
@@ -30,14 +29,6 @@ def processor_s(pid: int) -> float:
     """Seconds of processor time that a process has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def waits_of_python(pid: int) -> int:
-    """How often the first thread has waited: once for each time it woke up."""
-    status = Path(f"/proc/{pid}/task/{pid}/status").read_text()
-    found = re.search(r"^voluntary_ctxt_switches:\s*(\d+)", status, re.MULTILINE)
-    assert found is not None
-    return int(found[1])
 
 
 REQUESTS = 200

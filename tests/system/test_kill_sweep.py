@@ -38,15 +38,15 @@ class KilledError(Exception):
 
 
 class Run(SetMount):
-    """A life of a set of two in which quorumfs is killed at one step; 0: at none."""
+    """A life of a set, of two, in which quorumfs is killed at one step; 0: at none."""
 
-    def __init__(self, memory: Path, step: int) -> None:
+    def __init__(self, memory: Path, step: int, replicas: int = 2) -> None:
         self.directory = memory / f"run{step}"
         self.directory.mkdir()
         self.step = step
         self.flushed: dict[int, bytes] = {}
         """What must be on the disk from here on, by its offset."""
-        super().__init__(named(self.directory, 2), self.directory, ONE)
+        super().__init__(named(self.directory, replicas), self.directory, ONE)
 
     def quorumfs(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """Run the command to its end, whatever that is."""
@@ -54,7 +54,7 @@ class Run(SetMount):
         return warm.run(list(texts), timeout_s=120, script=killing.__file__)
 
     def make(self) -> None:
-        """Two replicas that are a set, as it was unmounted in order."""
+        """Replicas that are a set, as it was unmounted in order."""
         for path in self.replicas:
             path.touch()
             os.truncate(path, SIZE)
@@ -114,7 +114,12 @@ class Run(SetMount):
 
 
 def sweep(
-    memory: Path, live: Callable[[Run], None], check: Callable[[Run], None], *, every: int = 1
+    memory: Path,
+    live: Callable[[Run], None],
+    check: Callable[[Run], None],
+    *,
+    every: int = 1,
+    replicas: int = 2,
 ) -> int:
     """*live* with a kill at each of its steps, and a *check* after each; returns how many steps.
 
@@ -122,7 +127,7 @@ def sweep(
     """
 
     def killed_at(step: int) -> None:
-        run = Run(memory, step)
+        run = Run(memory, step, replicas)
         with suppress(KilledError):
             live(run)
         run.end()
@@ -132,7 +137,7 @@ def sweep(
             error.add_note(f"killed at step {step}")
             raise
 
-    counting = Run(memory, 0)
+    counting = Run(memory, 0, replicas)
     live(counting)
     counting.disarm()
     counting.end()
@@ -329,22 +334,26 @@ def test_a_replica_is_removed(memory: Path) -> None:
     assert sweep(memory, lambda run: leaves(run, "remove"), check) > 6
 
 
-def test_a_replica_is_added(memory: Path) -> None:
-    """The two others are always mounted; what was begun goes on, or is begun anew."""
+@pytest.mark.parametrize(("replicas", "every"), [(2, 6), (6, 24)], ids=["third", "seventh"])
+def test_a_replica_is_added(memory: Path, replicas: int, every: int) -> None:
+    """The others are always mounted; what was begun goes on, or is begun anew.
+
+    With the seventh one all sidecars get a wider format.
+    """
 
     def live(run: Run) -> None:
         run.make()
         run.mount()
         run.write(0, OLD)
         run.arm()
-        new = run.directory / "c.img"
+        new = run.directory / "new.img"
         if quorumfs("add", "--wait", run.mountpoint, new, check=False).returncode:
             raise KilledError
         run.disarm()
         run.write(CHUNK, NEW)
 
     def check(run: Run) -> None:
-        added = run.directory / "c.img"
+        added = run.directory / "new.img"
         done = quorumfs("mount", "-o", ONE, *run.replicas, run.mountpoint, check=False)
         if done.returncode:  # it became current, and is missed
             assert f"{added} may have later writes" in done.stderr
@@ -354,10 +363,10 @@ def test_a_replica_is_added(memory: Path) -> None:
         with run:
             quorumfs("add", "--wait", run.mountpoint, added)
             run.wait_healthy()
-        run.replicas = [*run.replicas[:2], added]
+        run.replicas = [*run.replicas[:replicas], added]
         run.check()
 
-    assert sweep(memory, live, check, every=6) > 20
+    assert sweep(memory, live, check, every=every, replicas=replicas) > 20
 
 
 def test_a_replica_is_replaced(memory: Path) -> None:

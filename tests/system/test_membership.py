@@ -23,6 +23,7 @@ from support.sets import (
     MIB,
     SetMount,
     create,
+    examine,
     named,
     opened,
     refused,
@@ -397,22 +398,28 @@ def test_of_another_set(tmp_path: Path, images: list[Path]) -> None:
         assert "--overwrite" in text
 
 
-def test_a_set_has_six_places_and_gives_them_again(tmp_path: Path) -> None:
-    """Once all that are left know that the place is free."""
+def test_a_small_set_takes_the_place_of_one_that_was_removed(tmp_path: Path) -> None:
+    """Once all that are left know that the place is free; before, it becomes a larger set."""
     images = create(named(tmp_path, 6), 4 * MIB, "--vote-threshold=1")
-    more = tmp_path / "more.img"
+    more = [tmp_path / f"more{number}.img" for number in range(2)]
     with SetMount(images, tmp_path, FIFO) as disk:
         write(disk, b"a")
-        assert "at most 6 replicas" in refusal(disk, "add", more)
+        verb(disk, "remove", images[5])
+        disk.wait_healthy()
+        verb(disk, "add", "--wait", more[0])
+    places = examine(more[0])["replicas"][0]["roles"]
+    assert len(places) == 6
+    images[5] = more[0]
+    with SetMount(images, tmp_path, FIFO) as disk:
+        assert disk.status()["state"] == "healthy"
         verb(disk, "remove", images[5])
         verb(disk, "offline", images[4])
-        assert "once all others are current" in refusal(disk, "add", more)
+        verb(disk, "add", "--wait", more[1])
         verb(disk, "online", images[4])
         disk.wait_healthy()
-        verb(disk, "add", "--wait", more)
-    with SetMount([*images[:5], more], tmp_path, FIFO) as disk:
-        assert disk.status()["state"] == "healthy"
-    assert same([*images[:5], more])
+    places = examine(more[1])["replicas"][0]["roles"]
+    assert [role["state"] for role in places[4:]] == ["current", "removed", "current"]
+    assert same([*images[:5], more[1]])
     assert "it was removed from the set on" in refused(images[5:], tmp_path, 1, FIFO)
 
 

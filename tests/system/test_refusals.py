@@ -145,8 +145,8 @@ def test_any_size_can_be_mounted(make_images: MakeImages, tmp_path: Path, size: 
 
 @pytest.mark.parametrize("how", ["size", "source", "resolve"])
 def test_a_set_of_too_many_replicas_is_not_made(tmp_path: Path, how: str) -> None:
-    """A record has six places. Nothing is left of the attempt."""
-    source, *others = paths = [tmp_path / f"{number}.img" for number in range(7)]
+    """A record has 32 places. Nothing is left of the attempt."""
+    source, *others = paths = [tmp_path / f"{number}.img" for number in range(33)]
     if how != "size":
         source.write_bytes(bytes(4096))
     if how == "resolve":
@@ -159,7 +159,7 @@ def test_a_set_of_too_many_replicas_is_not_made(tmp_path: Path, how: str) -> Non
         "resolve": f"resolve --keep={source}",
     }[how].split()
     line = one_line(quorumfs(*arguments, *paths, check=False), 1)
-    assert "7 replicas: a set with sidecars has at most 6" in line
+    assert "33 replicas: a set with sidecars has at most 32" in line
     assert sorted(os.listdir(tmp_path)) == before
 
 

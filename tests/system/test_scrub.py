@@ -17,10 +17,10 @@ from support.command import quorumfs_in_background, wait_until
 from support.faultfs import FaultFS
 from support.mounting import quorumfs
 from support.sets import BLOCK, MIB, SetMount, create, named, opened, same
+from support.sidecars import decode
 
 from quorumfs.decisions.record import path_for
 from quorumfs.decisions.scrub import ScrubRecord
-from quorumfs.decisions.sidecar import decode
 
 SIZE = 64 * MIB
 EVERYWHERE = range(0, SIZE, 4 * MIB)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import permutations
+from string import ascii_letters
 from typing import Any
 
 import pytest
@@ -14,9 +15,16 @@ from quorumfs.decisions.assembly import (
     judge_returned,
     new_record,
 )
-from quorumfs.decisions.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, out_of_sync
+from quorumfs.decisions.dirtymap import (
+    INTENT,
+    REPLICAS_MAX,
+    UNKNOWN,
+    UNVERIFIED,
+    DirtyMap,
+    out_of_sync,
+)
 from quorumfs.decisions.model import Found, Member, Plan, Standing
-from quorumfs.decisions.record import ANCESTORS_MAX, Identity, Record, RoleState, Sidecar
+from quorumfs.decisions.record import ANCESTORS_MAX, Identity, Record, Role, RoleState, Sidecar
 from quorumfs.decisions.resolution import resolve
 from quorumfs.errors import ExitCode
 
@@ -30,7 +38,7 @@ CURRENT, STALE, RESYNCING = RoleState.CURRENT, RoleState.STALE, RoleState.RESYNC
 
 
 def first_record(count: int, threshold: int) -> Record:
-    return new_record([f"/{letter}.img" for letter in "abcd"[:count]], SIZE, threshold)
+    return new_record([f"/{letter}.img" for letter in ascii_letters[:count]], SIZE, threshold)
 
 
 def image_of(slot: int) -> Identity:
@@ -46,9 +54,9 @@ def found(
     image: Identity | None = None,
 ) -> Found:
     """A replica with *record* and with *marks*, bits by chunk, in its map; *image*: changed."""
-    disk_map = DirtyMap(record.size, CHUNK)
+    disk_map = record.new_map()
     for chunk, bits in (marks or {}).items():
-        disk_map.states[chunk] = bits
+        disk_map.add(bits, range(chunk, chunk + 1))
     role = record.roles[slot]
     identity = image_of(slot) if record.clean else Identity(slot + 1, SIZE)
     sidecar = Sidecar(role.replica_id, record, disk_map, identity, prepared)
@@ -76,7 +84,7 @@ def states(plan: Plan) -> list[str]:
 
 
 def marks(plan: Plan) -> list[int]:
-    return list(plan.map.states)
+    return list(plan.map.planes[0])
 
 
 def refusal(
@@ -113,7 +121,7 @@ def test_after_a_crash_what_any_of_them_marked_may_differ() -> None:
 def test_an_unreadable_map_page_means_that_all_of_it_may_differ() -> None:
     """Scenario 11: never «clean»; and nothing is said of replicas that do not exist."""
     record = first_record(2, 1)
-    torn = found(record, B, dict.fromkeys(range(CHUNKS), UNKNOWN))
+    torn = found(record, B, dict.fromkeys(range(CHUNKS), UNKNOWN & 0xFF))
     assert marks(assemble([found(record, A), torn])) == [INTENT] * CHUNKS
 
 
@@ -748,7 +756,7 @@ def test_one_that_is_made_a_copy_of_a_larger_disk_lacks_what_the_kept_one_says()
     lacked = dict.fromkeys(range(CHUNKS, CHUNKS + 3), out_of_sync(B))
     kept, other = grown(larger, A, lacked), found(record, B)
     resolution = resolve([kept, other], "/a.img")
-    assert list(resolution.sidecars["/a.img"].map.states) == [0] * CHUNKS + [out_of_sync(B)] * 3
+    assert list(resolution.sidecars["/a.img"].map.planes[0]) == [0] * CHUNKS + [out_of_sync(B)] * 3
     assert resolve([kept, other], "/b.img").sidecars["/b.img"].record.size == SIZE
 
 
@@ -944,9 +952,75 @@ def test_the_chunk_size_is_chosen_once() -> None:
 
 
 def test_more_replicas_than_slots_are_refused() -> None:
-    error = refusal(*[Found(f"/{n}.img", image_of(n)) for n in range(7)])
+    raw = [Found(f"/{n}.img", image_of(n)) for n in range(REPLICAS_MAX + 1)]
+    error = refusal(*raw)
     assert error.rule == "too many replicas"
-    assert "metadata=none" in str(error)
+    assert "33 replicas: a set with sidecars has at most 32; use metadata=none" in str(error)
+    assert len(assemble(raw[:-1]).record.roles) == REPLICAS_MAX
+
+
+# Many
+
+
+def test_what_any_of_many_says_of_any_of_them_counts() -> None:
+    """Of 32, the last two are behind; by one map or another."""
+    last = REPLICAS_MAX - 1
+    record = without(first_record(REPLICAS_MAX, 17), last - 1, last)
+    lacked = {0: {0: out_of_sync(last)}, 9: {1: out_of_sync(last - 1) | INTENT}, 20: {}}
+    everybody = [found(record, slot, lacked.get(slot, {})) for slot in range(last - 1)]
+    plan = assemble(everybody)
+    assert states(plan) == ["current"] * (REPLICAS_MAX - 2)
+    behind = out_of_sync(last - 1) | out_of_sync(last)
+    assert states_of(plan.map) == [out_of_sync(last), behind | INTENT, 0, 0]
+
+
+def test_what_one_of_many_could_not_flush_may_differ() -> None:
+    """Also where a page of another one's map is unreadable, which says nothing of it."""
+    record = next_record(first_record(8, 8), clean=False)
+    everybody = [found(record, slot) for slot in range(6)]
+    torn = found(record, 6, dict.fromkeys(range(CHUNKS), UNKNOWN & 0xFFFF))
+    plan = assemble([*everybody, torn, found(record, 7, {2: out_of_sync(7)})])
+    assert states_of(plan.map) == [INTENT, INTENT, INTENT | out_of_sync(7), INTENT]
+
+
+def test_one_that_knows_nothing_of_the_seventh_goes_with_those_that_do() -> None:
+    """The commit that made the set a larger one was cut off between two members."""
+    small = next_record(first_record(6, 4), clean=False)
+    role = Role(b"7" * 16, STALE, small.generation, "/7.img", small.sequence)
+    large = next_record(small.with_new_role(6, role))
+    all_of_it = dict.fromkeys(range(CHUNKS), out_of_sync(6))
+    reached = [found(large, slot, all_of_it) for slot in range(3)]
+    ahead = [found(small, slot, {1: INTENT}, prepared=large) for slot in range(3, 6)]
+    plan = assemble([*reached, *ahead])
+    assert plan.record == large
+    assert states(plan) == ["current"] * 6
+    assert states_of(plan.map) == [out_of_sync(6) | INTENT * (c == 1) for c in range(CHUNKS)]
+    plan = assemble(ahead + [found(small, slot, prepared=large) for slot in range(3)])
+    assert plan.record == small
+    assert states_of(plan.map) == [0, INTENT, 0, 0]
+
+
+def test_what_was_lacked_by_one_that_is_removed_is_forgotten() -> None:
+    """Its place may become another one's."""
+    record = next_record(first_record(8, 4).with_role(7, state=RoleState.REMOVED))
+    lacked = {0: out_of_sync(7), 1: out_of_sync(7) | INTENT}
+    plan = assemble([found(record, slot, lacked) for slot in range(7)])
+    assert states_of(plan.map) == [0, INTENT, 0, 0]
+
+
+def test_a_seventh_image_becomes_a_copy() -> None:
+    record = first_record(6, 4)
+    members = [found(record, slot) for slot in range(6)]
+    new = Found("/new.img", image_of(99))
+    resolution = resolve([*members, new], members[2].path)
+    for path, sidecar in resolution.sidecars.items():
+        assert len(sidecar.record.roles) == 7
+        assert set(states_of(sidecar.map)) == {out_of_sync(6)}, path
+    assert [one.path for one in resolution.overwritten] == ["/new.img"]
+
+
+def states_of(disk_map: DirtyMap) -> list[int]:
+    return [disk_map.state(chunk) for chunk in range(len(disk_map))]
 
 
 def test_a_half_done_copy_is_not_kept_beside_a_whole_one() -> None:

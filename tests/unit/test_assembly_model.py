@@ -156,7 +156,7 @@ class Set:
             self.demand(not decidable or threshold is not None, "it could be decided")
             return None
         members = [(m.slot, m.state.value) for m in plan.members]
-        self.note(f"plan: {plan.rule}: {members} {list(plan.map.states)} left={plan.ejected}")
+        self.note(f"plan: {plan.rule}: {members} {list(plan.map.planes[0])} left={plan.ejected}")
         consent = plan.rule.startswith("degraded")
         wrong = self._wrong(plan, present, consent=consent)
         if wrong and not enough:
@@ -190,7 +190,7 @@ class Set:
         if not current:
             return "nobody is current"
         for chunk in EVERYTHING:
-            facts = plan.map.states[chunk]
+            facts = plan.map.planes[0][chunk]
             held = {replica.durable[chunk] for replica in current}
             # One rolled back by no more than what is marked is not recognised: the others know
             # that they differ, but not that it is the wrong one.
@@ -275,9 +275,9 @@ class Session:
                 self.step()
             except CrashError:
                 if self.random.random() < 0.5:
-                    replica.sidecar.map.states[:] = bytes([UNKNOWN]) * CHUNKS
+                    replica.sidecar.map.planes[0][:] = bytes([UNKNOWN & 0xFF]) * CHUNKS
                 raise
-            replica.sidecar.map.states[:] = self.map.states
+            replica.sidecar.map.planes[0][:] = self.map.planes[0]
 
     def put_slot(
         self, replica: Replica, record: Record, *, commit: bool, clean: bool = False
@@ -383,7 +383,7 @@ class Session:
             return
         self.open()
         here = range(chunk, chunk + 1)
-        if not self.map.states[chunk] & INTENT or self.random.random() < 0.1:
+        if not self.map.planes[0][chunk] & INTENT or self.random.random() < 0.1:
             self.map.add(INTENT, here)
             self.put_map(self.members)
         for slot in self.out():
@@ -399,7 +399,7 @@ class Session:
             if self.fails():
                 failed.append(replica)
                 continue
-            lacking = bool(self.map.states[chunk] & out_of_sync(replica.slot))
+            lacking = bool(self.map.planes[0][chunk] & out_of_sync(replica.slot))
             mixture = lacking and chunk not in self.targets.get(replica.slot, EVERYTHING)
             whole = same and not mixture
             replica.visible[chunk] = version if whole else self.set.new_version()
@@ -489,7 +489,7 @@ class Session:
 
     def copy(self, replica: Replica, chunk: int) -> None:
         self.step()
-        if self.map.states[chunk] & out_of_sync(replica.slot):
+        if self.map.planes[0][chunk] & out_of_sync(replica.slot):
             replica.visible[chunk] = self.members[0].visible[chunk]
             replica.image = replace(replica.image, mtime_ns=self.set.tick())
             self.targets[replica.slot].add(chunk)
@@ -525,7 +525,7 @@ class Session:
         ready = [
             self.set.replicas[slot]
             for slot, chunks in self.targets.items()
-            if all(c in chunks or not self.map.states[c] & out_of_sync(slot) for c in EVERYTHING)
+            if all(c in chunks or not self.map.planes[0][c] & out_of_sync(slot) for c in EVERYTHING)
         ]
         ready = [replica for replica in ready if self.sync_target(replica)]
         if not ready or len(self.members) + len(ready) < self.quorum:
@@ -623,7 +623,7 @@ def shown(replica: Replica) -> str:
     own = replica.sidecar
     prepared = f" prepared {shown_record(own.prepared)}" if own.prepared else ""
     return (
-        f"{replica.slot}{'*' * replica.touched}: {replica.durable} map {list(own.map.states)} "
+        f"{replica.slot}{'*' * replica.touched}: {replica.durable} map {list(own.map.planes[0])} "
         f"{shown_record(own.record)}{prepared}\n   "
     )
 
@@ -664,7 +664,7 @@ def finish(all_: Set) -> None:
         all_.demand(len(held) == 1, f"chunk {chunk} is not alike: {held}")
     plan = assemble([Found(r.path, r.image, r.sidecar) for r in all_.replicas])
     all_.demand(all(m.state is Standing.CURRENT for m in plan.members), "somebody is still behind")
-    all_.demand(not session.opened or not any(plan.map.states), "something is left to do")
+    all_.demand(not session.opened or not any(plan.map.planes[0]), "something is left to do")
 
 
 @given(st.randoms(use_true_random=False))

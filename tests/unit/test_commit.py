@@ -14,6 +14,7 @@ from itertools import combinations, product
 from typing import cast
 
 import pytest
+from support.sidecars import decode, encode
 
 from quorumfs.decisions import record as record_module
 from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, new_record
@@ -25,8 +26,6 @@ from quorumfs.decisions.sidecar import (
     MAP_OFFSET,
     PAGE,
     SLOT_OFFSETS,
-    decode,
-    encode,
     encode_pages,
     encode_slot,
     pages,

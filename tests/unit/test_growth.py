@@ -46,11 +46,11 @@ def test_of_a_longer_image_the_command_is_said() -> None:
 def test_a_map_that_grows_keeps_what_is_known_and_leaves_a_view_of_the_old_one_alone() -> None:
     known = DirtyMap(3 * CHUNK_MIN - 5, CHUNK_MIN)
     known.add(INTENT, range(1, 3))
-    old = known.states
+    old = known.planes[0]
     view = memoryview(old)  # C looks at it
     known.grow(5 * CHUNK_MIN + 1, out_of_sync(1))
-    assert bytes(known.states) == bytes([0, INTENT, INTENT] + 3 * [out_of_sync(1)])
+    assert bytes(known.planes[0]) == bytes([0, INTENT, INTENT] + 3 * [out_of_sync(1)])
     assert (known.size, known.bounds(2)[1]) == (5 * CHUNK_MIN + 1, 3 * CHUNK_MIN)
-    assert known.states is not old
+    assert known.planes[0] is not old
     assert bytes(view) == bytes([0, INTENT, INTENT])
-    assert bytes(known.resized(CHUNK_MIN).states) == b"\0"
+    assert bytes(known.resized(CHUNK_MIN).planes[0]) == b"\0"

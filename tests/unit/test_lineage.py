@@ -50,7 +50,7 @@ def golden(count: int = 2, threshold: int = 1) -> Record:
 def found(record: Record, slot: int, bits: int = 0) -> Found:
     image = Identity(slot + 1, SIZE, 1, 1)
     disk_map = DirtyMap(SIZE, CHUNK)
-    disk_map.states[0] = bits
+    disk_map.planes[0][0] = bits
     role = record.roles[slot]
     return Found(role.path, image, Sidecar(role.replica_id, record, disk_map, image))
 
@@ -111,7 +111,7 @@ def test_the_copy_that_was_not_used_is_behind() -> None:
     plan = assemble([found(used(record, ONE), A), found(used(record, ONE), B), found(record, C)])
     assert states(plan) == ["current", "current", "stale"]
     assert plan.members[C].compare
-    assert set(plan.map.states) == {out_of_sync(C)}
+    assert set(plan.map.planes[0]) == {out_of_sync(C)}
 
 
 def test_a_copy_of_a_set_in_use_parts_from_it() -> None:
@@ -135,7 +135,7 @@ def test_one_that_was_only_opened_is_no_side(changed: bool) -> None:
     plan = assemble([found(later, A, out_of_sync(B)), found(opened, B)])
     assert states(plan) == ["current", "stale"]
     assert not plan.members[B].compare
-    assert list(plan.map.states) == [out_of_sync(B), 0, 0, 0]
+    assert list(plan.map.planes[0]) == [out_of_sync(B), 0, 0, 0]
 
 
 def test_members_that_were_opened_apart_are_compared() -> None:
@@ -213,7 +213,7 @@ def test_copies_are_resolved_by_comparing_everything() -> None:
     kept = replace(replicas[A], sidecar=resolution.sidecars["/a.img"])
     plan = assemble([kept, replicas[B]])
     assert states(plan) == ["current", "stale"]
-    assert set(plan.map.states) == {out_of_sync(B)}
+    assert set(plan.map.planes[0]) == {out_of_sync(B)}
     # The one that was given up is none of it as soon as it is used again, nor any copy kept.
     assert kept.sidecar is not None
     require_split(kept, found(used(other, NEXT), B))

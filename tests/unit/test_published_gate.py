@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 from support.native import gate_library
 
 from quorumfs.decisions.assembly import new_record
-from quorumfs.decisions.dirtymap import CHUNK_MIN, EXTENT, INTENT, UNVERIFIED, DirtyMap, out_of_sync
+from quorumfs.decisions.dirtymap import (
+    CHUNK_MIN,
+    EXTENT,
+    INTENT,
+    REPLICAS_MAX,
+    UNVERIFIED,
+    DirtyMap,
+    out_of_sync,
+)
 from quorumfs.decisions.model import Found, Member, Plan, Standing
 from quorumfs.decisions.patterns import Fifo, Quorum, ReadPattern
 from quorumfs.decisions.record import RoleState
@@ -29,7 +37,7 @@ from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import EventLog
 from quorumfs.disk.mirror import Mirror
 from quorumfs.disk.rangelock import Claim
-from quorumfs.fastpath.native import RANGES, Gate, Request, RequestKind
+from quorumfs.fastpath.native import RANGES, REPLICAS, Gate, Request, RequestKind
 from quorumfs.fastpath.path import fold
 from quorumfs.fastpath.publish import Publisher
 from quorumfs.metadata.ledger.ledger import Ledger
@@ -99,6 +107,8 @@ class Known:
     mirroring: bool
     joining: bool
     claims: list[tuple[int, int, bool]]
+    removed: int = 0
+    """Replicas that the set had before these: so these are in later planes of the map."""
 
 
 @dataclass(frozen=True)
@@ -146,17 +156,20 @@ def make_mirror(known: Known, metadata: Sidecars | Volatile, replicas: list[Repl
 def with_sidecars(known: Known, steps: list[Step]) -> tuple[Mirror, Ledger]:
     replicas = make_replicas(known)
     paths = [replica.path for replica in replicas]
-    record = new_record(paths, SIZE, known.threshold, random_bytes=lambda size: b"\1" * size)
+    all_paths = ["/gone.img"] * known.removed + paths
+    record = new_record(all_paths, SIZE, known.threshold, random_bytes=lambda size: b"\1" * size)
+    for slot in range(known.removed):
+        record = record.with_role(slot, state=RoleState.REMOVED)
     if known.ejected_on_record:
-        for slot, state in enumerate(known.states):
+        for slot, state in enumerate(known.states, known.removed):
             if state is not Standing.CURRENT:
                 record = record.with_role(slot, state=RoleState.STALE)
     record = record.entered(MOUNT, changed=known.entered)
     members = tuple(
         Member(path, slot, Standing.CURRENT if state is Standing.CURRENT else Standing.STALE)
-        for slot, (path, state) in enumerate(zip(paths, known.states, strict=True))
+        for slot, (path, state) in enumerate(zip(paths, known.states, strict=True), known.removed)
     )
-    plan = Plan("any", record, known.threshold, DirtyMap(SIZE, CHUNK_MIN), members)
+    plan = Plan("any", record, known.threshold, record.new_map(), members)
     found = [Found(path, None) for path in paths]
     metadata = Sidecars(replicas, plan, found, threshold=known.threshold, identity=MOUNT)
     ledger = metadata.ledger
@@ -271,16 +284,17 @@ def knowns(draw: st.DrawFn) -> Known:
         mirroring=draw(st.booleans()),
         joining=not draw(mostly),
         claims=[(start, min(start + length, SIZE), how) for start, length, how in claims],
+        removed=draw(st.sampled_from([0, 0, 4, 6, 13, REPLICAS_MAX - 5])),
     )
 
 
 @st.composite
-def steps(draw: st.DrawFn, slots: int) -> list[Step]:
+def steps(draw: st.DrawFn, slots: range) -> list[Step]:
     start = draw(st.integers(0, CHUNKS - 1))
     run = range(start, draw(st.integers(start + 1, CHUNKS)))
     near = range(start % 8, start % 8 + 1)
     chunks = draw(st.sampled_from([run, near, range(CHUNKS)]))
-    bits = draw(st.sampled_from([INTENT, INTENT, UNVERIFIED, *map(out_of_sync, range(slots))]))
+    bits = draw(st.sampled_from([INTENT, INTENT, UNVERIFIED, *map(out_of_sync, slots)]))
     often: list[Step] = [
         record,
         begin_to_record,
@@ -317,7 +331,8 @@ def requests(draw: st.DrawFn) -> Asked:
 @st.composite
 def situations(draw: st.DrawFn) -> tuple[Known, list[Step], list[Asked]]:
     known = draw(knowns())
-    happened = draw(st.lists(steps(len(known.states)), max_size=3))
+    slots = range(known.removed, known.removed + len(known.states))
+    happened = draw(st.lists(steps(slots), max_size=3))
     marked = draw(st.sampled_from([[*MARKED, lack_all]] * 6 + [MARKED, MARKED[:1], []]))
     joined = [*marked, *(step for few in happened for step in few)]
     return known, joined, draw(st.lists(requests(), min_size=1, max_size=4))
@@ -331,7 +346,7 @@ def left(mirror: Mirror, ledger: Ledger) -> object:
     epochs, target, agreement = ledger.epochs, ledger.target, ledger.agreement
     receivers = ledger.membership.receivers
     return (
-        bytes(ledger.map.states),
+        [bytes(plane) for plane in ledger.map.planes],
         dict(ledger.recorded.behind),
         bytes(ledger.marks.intents.touched),
         (epochs.now, list(epochs.latest.runs())),
@@ -418,7 +433,7 @@ def marked_is_recorded(ledger: Ledger, chunks: range) -> bool:
     return not ledger.recorded.behind or all(
         ledger.recorded.holds(range(chunk, chunk + 1), ledger.membership.member_bits)
         for chunk in chunks
-        if ledger.map.states[chunk] & INTENT and not ledger.map.states[chunk] & UNVERIFIED
+        if ledger.map.planes[0][chunk] & INTENT and not ledger.map.planes[0][chunk] & UNVERIFIED
     )
 
 
@@ -483,6 +498,20 @@ BOTH = [Asked(True, 4096, 4096), Asked(False, 4096, 4096)]
 @pytest.mark.parametrize("known", [HEALTHY, replace(HEALTHY, fifo=True)], ids=["quorum", "fifo"])
 def test_a_healthy_set_is_served_by_c(known: Known) -> None:
     assert in_trio(partial(compare, known, MARKED, BOTH)) == {True: 2}
+
+
+def test_one_for_which_c_has_no_counters_is_left_to_python() -> None:
+    """A mount may have more replicas than a set: foreign ones, or without metadata."""
+
+    def served(index: int) -> bool:
+        mirror, _ = with_sidecars(HEALTHY, MARKED)
+        mirror.replicas[1].index = index
+        return Publisher(Gate(), mirror, keep_zeros=False, writes=True).publish()
+
+    async def main() -> list[bool]:
+        return [served(REPLICAS - 1), served(REPLICAS)]
+
+    assert trio.run(main) == [True, False]
 
 
 STALE = replace(HEALTHY, states=[Standing.CURRENT, Standing.STALE], threshold=1)

@@ -14,6 +14,7 @@ import xxhash
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support.claims import claim
+from support.sidecars import decode, encode
 
 from quorumfs.decisions.assembly import AssemblyRefusedError, assemble
 from quorumfs.decisions.claim import Claim
@@ -45,8 +46,6 @@ from quorumfs.decisions.sidecar import (
     UNREADABLE_MAX,
     FormatError,
     UnknownVersionError,
-    decode,
-    encode,
     encode_pages,
     encode_slot,
     encode_unreadable,
@@ -73,6 +72,7 @@ GOLDEN_3 = Path(__file__).parents[1] / "data" / "sidecar-v3.quorumfs"
 OLDER = Path(__file__).parents[1] / "data" / "sidecar-v1.quorumfs"
 CHUNK = 64 << 10
 SECTOR = 512
+UNREADABLE = UNKNOWN & 0xFF
 
 u64 = st.integers(1, (1 << 64) - 1)
 sequences = st.integers(0, SEQUENCE_MAX)
@@ -121,12 +121,14 @@ def sidecars(draw: st.DrawFn) -> Sidecar:
 
 
 def same(one: Sidecar, other: Sidecar) -> bool:
-    return replace(one, map=other.map) == other and one.map.states == other.map.states
+    return replace(one, map=other.map) == other and one.map.planes == other.map.planes
 
 
 def never_too_clean(found: DirtyMap, truth: DirtyMap) -> bool:
     """Whether every fact of *truth* is in what was *found*, or that nothing is known."""
-    return all(a == UNKNOWN or a & b == b for a, b in zip(found.states, truth.states, strict=True))
+    return all(
+        a == UNREADABLE or a & b == b for a, b in zip(found.planes[0], truth.planes[0], strict=True)
+    )
 
 
 def slot_page(sidecar: Sidecar, record: Record, phase: Phase) -> bytes:
@@ -275,15 +277,15 @@ def test_what_a_later_version_wrote_is_refused() -> None:
         later = content
         for slot in slots:
             body = bytearray(content[:PAGE])
-            body[8:12] = (4).to_bytes(4, "little")
+            body[8:12] = (5).to_bytes(4, "little")
             body[-16:] = xxhash.xxh3_128_digest(body[:-16])
             later = put(later, SLOT_OFFSETS[slot], bytes(body))
-        with pytest.raises(UnknownVersionError, match="format version 4, known here: 1, 2, 3"):
+        with pytest.raises(UnknownVersionError, match="format version 5, known here: 1, 2, 3, 4"):
             decode(later)
     other_checksum = content
     for offset in SLOT_OFFSETS:
-        other_checksum = put(other_checksum, offset + 8, (5).to_bytes(4, "little"))
-    with pytest.raises(UnknownVersionError, match="format version 5"):
+        other_checksum = put(other_checksum, offset + 8, (6).to_bytes(4, "little"))
+    with pytest.raises(UnknownVersionError, match="format version 6"):
         decode(other_checksum)
 
 
@@ -357,18 +359,18 @@ def test_a_disk_grows_from_one_slot_to_the_other(phase: Phase) -> None:
     last = pages(before.map) - 1
     added = encode_pages(grown, record.set_id, last, pages(grown) - 1)
     content = put(encode(before), MAP_OFFSET + last * PAGE, added)
-    assert decode(content).map.states == before.map.states
+    assert decode(content).map.planes[0] == before.map.planes[0]
     content = put(content, SLOT_OFFSETS[1], slot_page(before, larger, phase))
     found = decode(content)
     assert not found.damage
     if phase is Phase.PREPARED:
         assert (found.record, found.prepared) == (record, larger)
-        assert found.map.states == before.map.states
+        assert found.map.planes[0] == before.map.planes[0]
     else:
         assert (found.record, found.prepared) == (larger, None)
-        assert found.map.states == grown.states
+        assert found.map.planes[0] == grown.planes[0]
     torn = put(content, SLOT_OFFSETS[0], bytes(PAGE))  # the other one was being written to
-    assert decode(torn).map.states == grown.states
+    assert decode(torn).map.planes[0] == grown.planes[0]
 
 
 def test_slots_of_two_replicas_are_no_sidecar() -> None:
@@ -408,7 +410,7 @@ def test_whatever_is_written_is_understood_or_refused_in_little_memory(
     tracemalloc.start()
     try:
         read = decode(content)
-        read.map.states[:] = bytes([state]) * len(read.map)
+        read.map.planes[0][:] = bytes([state]) * len(read.map)
         image = Identity(1, min(IMAGE_SIZE, read.record.size), 1, 1)
         good = replace(example(), replica_id=b"B" * 16)
         found = [
@@ -536,7 +538,7 @@ def assert_right_or_refused(content: bytes) -> None:
         offset = MAP_OFFSET + page * PAGE
         if content[offset : offset + PAGE] != golden_content()[offset : offset + PAGE]:
             start = page * CHUNKS_PER_PAGE
-            assert set(read.map.states[start : start + CHUNKS_PER_PAGE]) == {UNKNOWN}
+            assert set(read.map.planes[0][start : start + CHUNKS_PER_PAGE]) == {UNREADABLE}
             assert read.damage
 
 
@@ -582,10 +584,10 @@ def test_a_map_page_at_the_wrong_place_is_unreadable() -> None:
     content = encode(one)
     first, second = content[MAP_OFFSET : MAP_OFFSET + PAGE], content[MAP_OFFSET + PAGE :]
     read = decode(content[:MAP_OFFSET] + second + first)
-    assert set(read.map.states) == {UNKNOWN}
+    assert set(read.map.planes[0]) == {UNREADABLE}
     assert read.damage == ("2 of 2 map pages",)
     strange = encode_pages(one.map, b"x" * 16, 0, 0)
-    assert decode(put(content, MAP_OFFSET, strange)).map.states[0] == UNKNOWN
+    assert decode(put(content, MAP_OFFSET, strange)).map.planes[0][0] == UNREADABLE
 
 
 # Records

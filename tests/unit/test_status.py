@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from quorumfs.cli.output import OutputError
-from quorumfs.control import client, mounts
+from quorumfs.control import client, mounts, server
 from quorumfs.control.status import (
     DISABLING,
     HANGS,
@@ -47,6 +47,8 @@ from quorumfs.control.status import (
     progress,
     worst,
 )
+from quorumfs.decisions.dirtymap import REPLICAS_MAX
+from quorumfs.decisions.growth import longer
 from quorumfs.decisions.model import Standing
 from quorumfs.errors import ExitCode
 from quorumfs.replica.storage import Kind
@@ -365,6 +367,44 @@ statuses = st.builds(
 def test_json_there_and_back_is_the_same(status: Status) -> None:
     """Whatever bytes are in a path."""
     assert Status.from_json(json.loads(json.dumps(status.to_json()))) == status
+
+
+def test_the_longest_status_of_as_many_replicas_as_can_be_is_taken() -> None:
+    """With 32 paths of 4095 bytes that JSON writes in six each, wherever a path may stand."""
+    path = os.fsdecode(b"/" + b"\xff" * 4094)
+    number = (1 << 63) - 1
+    error = LastError("sidecar", "ENOSPC", "x" * 1024, number)
+    replica = ReplicaStatus(
+        path,
+        "f" * 32,
+        "current",
+        f"it is on the file system of {path}, which does not answer",
+        reads=number,
+        writes=number,
+        bytes_read=number,
+        bytes_written=number,
+        out_of_sync_bytes=number,
+        last_error=error,
+        store=path,
+    )
+    places = tuple(Place(number - 1, number) for _ in range(256))
+    status = Status(
+        path,
+        1 << 22,
+        "f" * 32,
+        "f" * 16,
+        number,
+        DiskState.DEGRADED,
+        "quorum",
+        17,
+        (replica,) * REPLICAS_MAX,
+        undecided=places,
+        unreadable=places,
+        notes=tuple(longer(path, number, 1) or "" for _ in range(REPLICAS_MAX)),
+    )
+    line = json.dumps(status.to_json()).encode("ascii")
+    assert 3 << 20 < len(line) < client.ANSWER_MAX == server.ANSWER_MAX
+    assert Status.from_json(json.loads(line)) == status
 
 
 def test_a_status_without_what_was_added_later_is_understood() -> None:

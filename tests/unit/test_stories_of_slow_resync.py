@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import trio
+from support.sidecars import decode
 from support.simulation.oracle import BrokenError
 from support.simulation.setup import Setup
 from support.simulation.storage import Fault
@@ -28,7 +29,6 @@ from support.simulation.story import (
 
 from quorumfs.decisions.dirtymap import out_of_sync
 from quorumfs.decisions.model import Standing
-from quorumfs.decisions.sidecar import decode
 from quorumfs.repair import work as work_module
 from quorumfs.replica.storage import CHANGES, Kind, Operation
 

@@ -47,8 +47,9 @@ class Writable(NamedTuple):
     receivers: Sequence[Replica]
     chunk_size: int
     """Bytes."""
-    states: bytearray | None
-    """A byte per chunk, the same object until the disk grows; None: every chunk may be changed."""
+    planes: Sequence[bytearray]
+    """The planes of the map, the same objects until the disk grows; none: every chunk may be
+    changed."""
     mask: int
     wanted: int
     """A chunk may be changed iff ``state & mask == wanted``."""

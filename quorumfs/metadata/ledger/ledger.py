@@ -163,7 +163,7 @@ class Ledger:
         return Writable(
             membership.receivers,
             self.map.chunk_size,
-            self.map.states,
+            self.map.planes,
             membership.looked_at | outside,
             INTENT | outside,  # what else a change would set, it finds set
             [*self.agreement.unreadable, *self.recorded.lagging(membership.member_bits)],

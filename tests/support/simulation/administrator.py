@@ -22,7 +22,6 @@ from unittest import mock
 import trio
 
 from quorumfs.decisions.record import RoleState
-from quorumfs.decisions.sidecar import decode
 from quorumfs.decisions.standing import Standing
 from quorumfs.errors import UserError
 from quorumfs.live import membership as membership_module
@@ -31,6 +30,7 @@ from quorumfs.live.membership import Membership
 from quorumfs.live.scrubbing import Scrubbing
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
+from support.sidecars import decode
 from support.simulation.fate import TIMEOUT_S, Mounted
 from support.simulation.guest import REQUEST_MAX_S
 from support.simulation.oracle import BrokenError

@@ -6,7 +6,8 @@ They come and go, power is cut, sidecars rot, images are truncated or put back f
 import random
 from contextlib import suppress
 
-from quorumfs.decisions.sidecar import MAP_OFFSET, PAGE, SLOT_OFFSETS, FormatError, decode
+from quorumfs.decisions.sidecar import MAP_OFFSET, PAGE, SLOT_OFFSETS, FormatError
+from support.sidecars import decode
 from support.simulation.media import SECTOR
 from support.simulation.operator import Operator
 from support.simulation.second_opinion import SecondOpinion

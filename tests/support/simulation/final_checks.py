@@ -8,8 +8,8 @@ import trio
 from quorumfs.decisions.dirtymap import ALL_OUT_OF_SYNC, INTENT, DirtyMap
 from quorumfs.decisions.record import RoleState
 from quorumfs.decisions.scrub import Counts
-from quorumfs.decisions.sidecar import decode
 from quorumfs.replica.storage import CHANGES
+from support.sidecars import decode
 from support.simulation.administrator import Administrator, RefusedOrderError
 from support.simulation.errorlog import ErrorLog
 from support.simulation.fate import Fate, Mounted

@@ -19,11 +19,12 @@ import trio
 from quorumfs.decisions.assembly import AssemblyRefusedError
 from quorumfs.decisions.dirtymap import UNVERIFIED, out_of_sync
 from quorumfs.decisions.model import Standing
-from quorumfs.decisions.sidecar import MAP_OFFSET, decode
+from quorumfs.decisions.sidecar import MAP_OFFSET
 from quorumfs.disk.watchdog import TICK_S
 from quorumfs.repair import repairs as repairs_module
 from quorumfs.repair.inspection import Findings
 from quorumfs.replica.storage import CHANGES, Kind, Operation
+from support.sidecars import decode
 from support.simulation.administrator import RefusedOrderError
 from support.simulation.copies import copies_used_alike, mounted_alone_and_only_read
 from support.simulation.fate import TIMEOUT_S

@@ -173,5 +173,5 @@ class SecondOpinion:
         """Whether it is on record that none of these could flush some chunk, and all stayed."""
         known = [sidecar for index, sidecar in self._state.known().items() if index in here]
         bits = sum(out_of_sync(sidecar.slot) for sidecar in known)
-        states = zip(*(sidecar.map.states for sidecar in known), strict=True)
+        states = zip(*(sidecar.map.planes[0] for sidecar in known), strict=True)
         return any(reduce(or_, chunk) & bits == bits for chunk in states)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from quorumfs.decisions.model import Plan, Standing
 from quorumfs.decisions.record import Record, RoleState, Sidecar
-from quorumfs.decisions.sidecar import FormatError, decode
+from quorumfs.decisions.sidecar import FormatError
+from support.sidecars import decode
 from support.simulation.fate import Mounted
 from support.simulation.media import Content
 from support.simulation.oracle import Oracle

@@ -24,9 +24,10 @@ import trio
 from quorumfs.decisions.claim import Claim, decode_claim, encode_claim
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import Identity, Sidecar
-from quorumfs.decisions.sidecar import CLAIM_OFFSET, PAGE, FormatError, decode, encode
+from quorumfs.decisions.sidecar import CLAIM_OFFSET, PAGE, FormatError
 from quorumfs.replica.fastfile import FastFile
 from quorumfs.replica.storage import Operation
+from support.sidecars import decode, encode
 from support.simulation.media import Backup, Content, SimulatedFile
 from support.simulation.oracle import BrokenError
 from support.simulation.storage import (

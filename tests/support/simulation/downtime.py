@@ -83,7 +83,7 @@ class Downtime:
     def _harm(self) -> None:
         """A replica loses what it held, and all of that is elsewhere."""
         state, dice, world = self._state, self._dice, self._world
-        index = dice.randrange(state.setup.replicas)
+        index = dice.choice(state.everyone)
         one = world.replicas[index]
         if not self._opinion.may_harm(index) or one.sidecar is None or state.to_keep:
             return

@@ -107,7 +107,7 @@ class History:
             return  # nobody makes a set of some raw images by mistake
         order, plan = chosen
         consented = plan.rule.startswith("degraded") and not opinion.all_is_here(order)
-        if consented or (state.forked and len(state.reachable(order)) < self.setup.replicas):
+        if consented or (state.forked and len(state.reachable(order)) < state.count):
             state.accept_loss(order, plan)
         state.forked |= consented
         opinion.require_ordered(order, plan)

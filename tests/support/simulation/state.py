@@ -28,6 +28,7 @@ class SetState:
     oracle: Oracle
     thresholds: set[int] = field(init=False)
     """All that a record may have: it is lowered with consent, or by as many as it was."""
+    _everyone: list[int] = field(init=False)
     few: bool = field(init=False)
     """Perhaps fewer than the threshold are current on record: others do not make up for them."""
     forked: bool = False
@@ -51,8 +52,10 @@ class SetState:
     resolved: bool = False
     """Somebody was kept, once."""
     ordered: dict[int, RoleState] = field(default_factory=dict)
-    """What the administrator's last order made of a replica: OFFLINE, or STALE when it was taken in
-    again. Nothing of a replica of which that is not certain."""
+    """What the administrator's last order made of a replica: OFFLINE, REMOVED, or STALE when it was
+    added or taken in again. Nothing of a replica of which that is not certain."""
+    removed: set[int] = field(default_factory=set)
+    """Replicas that were removed from the set for good."""
     copies: dict[int, Content] = field(default_factory=dict)
     """Replicas that left as a whole: what they held then."""
     orders: Counter[int] = field(default_factory=Counter)
@@ -63,11 +66,30 @@ class SetState:
     def __post_init__(self) -> None:
         self.thresholds = {self.setup.threshold}
         self.few = self.setup.origin is Origin.COPIED
+        self._everyone = list(range(self.setup.replicas))
 
     @property
-    def everyone(self) -> range:
-        """The indices of all replicas."""
-        return range(self.setup.replicas)
+    def everyone(self) -> list[int]:
+        """The indices of all replicas of the set, by the latest record on any sidecar."""
+        known = [one for i, one in self._sidecars().items() if i not in self.removed]
+        known = [one for one in known if one.record.slot_of(one.replica_id) is not None]
+        if known:
+            latest = max(
+                (one.record for one in known),
+                key=lambda record: (
+                    sum(one.record.generation in record.history for one in known),
+                    record.sequence,
+                ),
+            )
+            paths = {latest.roles[slot].path for slot in latest.slots}
+            replicas = enumerate(self.world.replicas)
+            self._everyone = [index for index, one in replicas if one.path in paths]
+        return self._everyone
+
+    @property
+    def count(self) -> int:
+        """How many replicas the set has."""
+        return len(self.everyone)
 
     @property
     def closed_well(self) -> bool:
@@ -84,7 +106,11 @@ class SetState:
         }
 
     def known(self) -> dict[int, Sidecar]:
-        """All sidecars that can be read."""
+        """All sidecars of the set that can be read."""
+        everyone = self.everyone
+        return {index: one for index, one in self._sidecars().items() if index in everyone}
+
+    def _sidecars(self) -> dict[int, Sidecar]:
         known = {}
         for index, one in enumerate(self.world.replicas):
             if one.sidecar is not None:
@@ -113,7 +139,7 @@ class SetState:
     def note_thresholds(self, mounted: Mounted) -> None:
         """What the next mount may find on record: no lower one that too few hold."""
         known = self.known()
-        sure = len(known) == self.setup.replicas and not self.harmed
+        sure = len(known) == self.count and not self.harmed
         least = min(self.thresholds)
         if mounted.converged:
             self.thresholds = {mounted.sidecars.ledger.record.threshold}

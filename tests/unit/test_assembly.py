@@ -16,7 +16,7 @@ from quorumfs.decisions.assembly import (
 )
 from quorumfs.decisions.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, out_of_sync
 from quorumfs.decisions.model import Found, Member, Plan, Standing
-from quorumfs.decisions.record import ANCESTORS_MAX, Identity, Record, RoleState, Sidecar
+from quorumfs.decisions.record import ANCESTORS_MAX, Identity, Record, Role, RoleState, Sidecar
 from quorumfs.decisions.resolution import resolve
 from quorumfs.errors import ExitCode
 
@@ -772,6 +772,18 @@ def test_split_brain_is_refused_with_both_histories() -> None:
         assert "2 chunks written without the other" in text
         assert "1 chunks written without the other" in text
         assert "quorumfs resolve --dry-run --keep" in text
+
+
+def test_one_that_was_added_to_a_side_can_be_kept() -> None:
+    """The other side knows nothing of it, and has tracked nothing: all of the disk is copied."""
+    record = first_record(2, 1)
+    ours, theirs = without(record, B), without(record, A)
+    ours = ours.with_new_role(C, Role(bytes(16), STALE, ours.generation, "/c.img"))
+    ours = next_record(ours.with_state([C], CURRENT))
+    resolution = resolve([found(ours, C), found(theirs, B)], "/c.img")
+    assert resolution.kept == ("/c.img",)
+    kept = resolution.sidecars["/c.img"]
+    assert kept.map.count(out_of_sync(B)) == CHUNKS
 
 
 def test_a_side_that_wrote_nothing_is_no_side() -> None:

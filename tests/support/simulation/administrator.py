@@ -28,12 +28,14 @@ from quorumfs.errors import UserError
 from quorumfs.live import membership as membership_module
 from quorumfs.live import newcomer
 from quorumfs.live.actions import Action, Request, Verb
+from quorumfs.live.grow import Growth
 from quorumfs.live.membership import Membership
 from quorumfs.live.scrubbing import Scrubbing
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
 from support.simulation.fate import TIMEOUT_S, Mounted
 from support.simulation.guest import REQUEST_MAX_S
+from support.simulation.media import SECTOR
 from support.simulation.oracle import BrokenError
 from support.simulation.state import SetState
 from support.simulation.storage import Effect, Fault
@@ -66,9 +68,11 @@ class Administrator:
         self._dice = dice
         self._numbers = count(1)
         sidecars, enrolment = mounted.sidecars, mounted.sidecars.enrolment
+        changing = trio.Lock()
         self._membership = Membership(
-            mounted.disk, sidecars, mounted.repairs, trio.Lock(), "/mnt", TIMEOUT_S
+            mounted.disk, sidecars, mounted.repairs, changing, "/mnt", TIMEOUT_S
         )
+        self._growth = Growth(mounted.disk, sidecars, changing, self._announce)
         self._scrubbing = Scrubbing(mounted.repairs)
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
@@ -124,7 +128,9 @@ class Administrator:
         self._make_trouble(index)
         draw = dice.random()
         with suppress(RefusedOrderError):
-            if draw < 0.5:
+            if dice.random() < 0.1:
+                await self.grow()
+            elif draw < 0.5:
                 await (self.online(index) if index in out else self.offline(index))
             elif draw < 0.65:
                 await (self.offline(index) if index in out else self.online(index))
@@ -221,6 +227,31 @@ class Administrator:
                 error.certain = False  # the new one may have been added
                 raise
             self._state.removed.add(old)
+
+    async def grow(self) -> None:
+        """Make the disk larger; or smaller, which is refused."""
+        disk, state, dice = self._mounted.disk, self._state, self._dice
+        before, largest = disk.size, 2 * state.setup.scale.size
+        size = dice.choice(
+            (before, before - SECTOR, dice.randrange(before, max(before + 1, largest)))
+        )
+        arguments = {"size": size if dice.random() < 0.1 else size // SECTOR * SECTOR}
+        try:
+            answer = await self._order(self._growth.grow, "grow", arguments)
+        except RefusedOrderError as error:
+            if disk.size == arguments["size"] != before:
+                raise BrokenError(f"the disk has grown, and was told not to: {error}") from error
+            raise
+        if disk.size < answer["size"]:
+            raise BrokenError(f"a disk that grew to {answer['size']} bytes has {disk.size}")
+        state.size_sure = disk.size
+
+    async def _announce(self, size: int) -> None:
+        """The kernel is told that the disk is larger; guests may use all of it from then on."""
+        if self._mounted.disk.size >= size:
+            raise BrokenError("a request may touch what the kernel does not know of")
+        await trio.sleep(0.01)
+        self._state.sized(size)
 
     async def complete(self) -> None:
         """Do again what was begun and cut off, and take in all that were taken out. Raises

@@ -96,12 +96,13 @@ class Downtime:
                 sidecar = not image or dice.random() < 0.7
                 world.restore(index, dice.choice(backups), image=image, sidecar=sidecar)
             case 3 | 4:
-                size = dice.randrange(world.size // SECTOR) * SECTOR
+                length = world.length(index)
+                size = dice.randrange(length // SECTOR) * SECTOR
                 world.note(f"{one.path} truncated to {size} bytes")
                 one.image.truncate(size)
                 if (known := state.known().get(index)) and known.identity.mtime_ns:
                     world.note(f"{one.path} extended")
-                    one.image.truncate(world.size)
+                    one.image.truncate(length)
             case 5:
                 world.note(f"both slots of {one.sidecar.name} rot")
                 for offset in SLOT_OFFSETS:

@@ -476,7 +476,7 @@ class Fate:
         good = True
         for index in sorted(self._mounted.order):
             one = self._world.replicas[index]
-            if one.image.size >= self._world.size:
+            if not self._world.is_short(index):
                 continue
             noticed = one.path in self.life.seen_short
             if index not in self._truncated_members:
@@ -486,7 +486,7 @@ class Fate:
             good = good and noticed
             if noticed:
                 self._world.note(f"{one.path} extended")
-                one.image.truncate(self._world.size)
+                one.image.truncate(self._world.length(index))
                 self.harmed.add(index)
         return good
 
@@ -539,7 +539,7 @@ class Fate:
             limit = int(self._mounted.disk.size / dice.uniform(5.0, 120.0))
             self._mounted.repairs.limit = limit
         world.attach(index)
-        if one.image.size < world.size:
+        if world.is_short(index):
             await self._wait(lambda: one.path in self.life.seen_short, 70.0)
             self.extend_noticed()
         await self._wait(lambda: replica.standing is not Standing.STALE, 70.0)
@@ -627,9 +627,7 @@ class Fate:
 
     async def write_if_short(self) -> None:
         """The same, as long as an image is short."""
-        if not all(
-            self._world.replicas[i].image.size >= self._world.size for i in self._mounted.order
-        ):
+        if any(map(self._world.is_short, self._mounted.order)):
             await self.write_something()
 
     @property

@@ -165,10 +165,11 @@ class Operator:
 
     def _extend_all(self) -> None:
         """Give every image its length back: what it lacks is on record."""
-        for one in (self._world.replicas[index] for index in self._state.everyone):
-            if one.image.size < self._world.size:
+        for index in self._state.everyone:
+            one = self._world.replicas[index]
+            if self._world.is_short(index):
                 self._world.note(f"{one.path} extended")
-                one.image.truncate(self._world.size)
+                one.image.truncate(self._world.length(index))
 
     def _choose_a_side(self, order: Sequence[int]) -> None:
         """Resolve a split brain."""

@@ -124,6 +124,8 @@ class History:
         on_record = state.closed_well and changed  # who only reads parts from nobody
         if (consented and uncommitted) or (state.forked and not on_record):
             state.oracle.forget_reads()  # perhaps nothing says that this mount ever was
+        if mounted.sidecars.ledger.in_use or state.closed_well:
+            state.size_sure = mounted.sidecars.ledger.record.size
         state.note_thresholds(mounted)
         if mounted.converged:
             state.forked = state.few = False

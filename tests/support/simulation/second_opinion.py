@@ -59,8 +59,8 @@ class SecondOpinion:
     def at_risk(self) -> bool:
         """Whether something is wrong that a daemon has not caused and may not know of."""
         return self._state.forked or any(
-            one.image.size < self._world.size or one.image.dropped
-            for one in (self._world.replicas[index] for index in self._state.everyone)
+            self._world.is_short(index) or self._world.replicas[index].image.dropped
+            for index in self._state.everyone
         )
 
     def may_harm(self, index: int) -> bool:

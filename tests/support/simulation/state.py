@@ -14,7 +14,7 @@ from quorumfs.decisions.record import Record, RoleState, Sidecar
 from quorumfs.decisions.sidecar import FormatError, decode
 from support.simulation.fate import Mounted
 from support.simulation.media import Content
-from support.simulation.oracle import Oracle
+from support.simulation.oracle import BrokenError, Oracle
 from support.simulation.setup import Origin, Setup
 from support.simulation.world import ReplicaBackup, World
 
@@ -54,6 +54,8 @@ class SetState:
     ordered: dict[int, RoleState] = field(default_factory=dict)
     """What the administrator's last order made of a replica: OFFLINE, REMOVED, or STALE when it was
     added or taken in again. Nothing of a replica of which that is not certain."""
+    size_sure: int = field(init=False)
+    """Bytes that the disk has at least, for that was answered, or somebody wrote to it since."""
     removed: set[int] = field(default_factory=set)
     """Replicas that were removed from the set for good."""
     copies: dict[int, Content] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class SetState:
     def __post_init__(self) -> None:
         self.thresholds = {self.setup.threshold}
         self.few = self.setup.origin is Origin.COPIED
+        self.size_sure = self.setup.scale.size
         self._everyone = list(range(self.setup.replicas))
 
     @property
@@ -101,8 +104,7 @@ class SetState:
         return {
             index
             for index in order
-            if self.world.replicas[index].reachable
-            and self.world.replicas[index].image.size >= self.world.size
+            if self.world.replicas[index].reachable and not self.world.is_short(index)
         }
 
     def known(self) -> dict[int, Sidecar]:
@@ -129,6 +131,13 @@ class SetState:
             if (slot := record.slot_of(one.replica_id)) is not None
             and record.roles[slot].state is RoleState.OFFLINE
         }
+
+    def sized(self, size: int) -> None:
+        """A mount shows a disk of *size* bytes. Raises `BrokenError` if that cannot be."""
+        if size < self.size_sure and not self.forked:
+            raise BrokenError(f"a disk that had grown to {self.size_sure} bytes has {size}")
+        self.world.size = size
+        self.oracle.resize(size)
 
     def forget_orders(self) -> None:
         """It is not certain any more what was ordered: the set was made anew, or goes on without

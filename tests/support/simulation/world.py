@@ -220,6 +220,16 @@ class World:
         """The index of the replica with its image at *path*."""
         return [one.path for one in self.replicas].index(path)
 
+    def length(self, index: int) -> int:
+        """How long (bytes) the image of a replica has to be, by its own sidecar: a disk may have
+        grown without it."""
+        found = self._with_sidecar(self.replicas[index])
+        return self.size if found.sidecar is None else found.sidecar.record.size
+
+    def is_short(self, index: int) -> bool:
+        """Whether the image of a replica was truncated."""
+        return self.replicas[index].image.size < self.length(index)
+
     def new_replica(self) -> SimulatedReplica:
         """An empty image beside the others, without a sidecar."""
         name, like = f"{ascii_letters[len(self.replicas)]}.img", self.replicas[0]

@@ -286,10 +286,11 @@ class _Resolving:
 
         One side is the kept replica, the other the replica with *slot*, which holds *own*.
         """
-        role, kept = self._parent.roles[slot], own.roles[self._sidecar.slot]
+        role, place = self._parent.roles[slot], own.slot_of(self._sidecar.replica_id)
         ahead, behind = parting(own, self._parent), parting(self._parent, own)
-        if ahead is None or behind is None:
+        if ahead is None or behind is None or place is None:  # one side may have added the kept one
             return False
+        kept = own.roles[place]
         alone = ahead.other > 0 or behind.went_on
         without = ahead.own > 0 or ahead.went_on
         return (not alone or _left(role, behind.mount)) and (

@@ -65,8 +65,12 @@ class Membership:
     async def offline(self, request: Request, action: Action) -> dict[str, Any]:
         """Take a replica out: its image is then a copy of the disk at one moment, and free."""
         async with self._changing:
-            replica = self._named(request.text("replica"))
-            if replica.standing is not Standing.OFFLINE:
+            replica, records = self._named(request.text("replica")), self._ledger.records
+            assert replica.slot is not None
+            if records.is_removed(replica.slot):
+                raise UserError(f"{replica.path} is being removed: run quorumfs remove again")
+            # An earlier attempt may have failed to have it on record (R3).
+            if replica.standing is not Standing.OFFLINE or replica.slot in records.orders:
                 await self._leave(replica, action, self._sidecars.enrolment.take_out)
             await self._await_close(replica, action)
             return self._told(replica, f"{replica.path} is offline: its files are closed, and free")

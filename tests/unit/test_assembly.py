@@ -782,6 +782,18 @@ def test_split_brain_is_refused_with_both_histories() -> None:
         assert "quorumfs resolve --dry-run --keep" in text
 
 
+def test_one_that_was_added_to_a_side_can_be_kept() -> None:
+    """The other side knows nothing of it, and has tracked nothing: all of the disk is copied."""
+    record = first_record(2, 1)
+    ours, theirs = without(record, B), without(record, A)
+    ours = ours.with_new_role(C, Role(bytes(16), STALE, ours.generation, "/c.img"))
+    ours = next_record(ours.with_state([C], CURRENT))
+    resolution = resolve([found(ours, C), found(theirs, B)], "/c.img")
+    assert resolution.kept == ("/c.img",)
+    kept = resolution.sidecars["/c.img"]
+    assert kept.map.count(out_of_sync(B)) == CHUNKS
+
+
 def test_a_side_that_wrote_nothing_is_no_side() -> None:
     """Scenario 23: it has minted nothing."""
     record = first_record(2, 1)

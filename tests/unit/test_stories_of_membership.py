@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 import trio
+from support.simulation.administrator import RefusedOrderError
 from support.simulation.oracle import BrokenError
-from support.simulation.story import EXTENTS, PAIR, Guest, Script, Story, told
+from support.simulation.story import EIO, EXTENTS, PAIR, Guest, Script, Story, told
 
 from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.model import Found, Standing
@@ -14,6 +15,7 @@ from quorumfs.live.actions import Action, Request
 from quorumfs.live.membership import Membership
 from quorumfs.metadata.ledger.commit import Order
 from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Kind
 
 
 def require(fact: object, what: str) -> None:
@@ -109,7 +111,38 @@ async def taken_out_under_writes(story: Story) -> None:
         await enrolment.take_in(leaving)
 
 
+async def taken_out_again_after_a_failure(story: Story) -> None:
+    """An order that is not on record is not taken for done when it is given again (R3)."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        administrator, faults = guest.administrator(), story.world.replicas[0].sidecar_faults
+        faults.script = lambda operation: EIO if operation.kind is Kind.WRITE else None
+        with pytest.raises(RefusedOrderError):
+            await administrator.offline(1)
+        faults.script = None
+        await administrator.offline(1)
+        ledger = guest.mounted.sidecars.ledger
+        require(ledger.record.roles[1].state is RoleState.OFFLINE, "that is not on record")
+        story.world.kill()
+    await story.ends_well()
+
+
+async def taken_out_amid_a_removal_that_failed(story: Story) -> None:
+    """It is going to be removed, whatever is asked for."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        administrator, faults = guest.administrator(), story.world.replicas[0].sidecar_faults
+        faults.script = lambda operation: EIO if operation.kind is Kind.WRITE else None
+        with pytest.raises(RefusedOrderError):
+            await administrator.remove(1)
+        faults.script = None
+        with pytest.raises(RefusedOrderError, match="being removed"):
+            await administrator.offline(1)
+        await administrator.remove(1)
+    await story.ends_well()
+
+
 STORIES: list[Script] = [
+    taken_out_again_after_a_failure,
+    taken_out_amid_a_removal_that_failed,
     taken_out_under_writes,
     begun_to_be_added,
     out_and_in_again,

@@ -1,7 +1,7 @@
 """The administrator of the simulated set: gives orders to a mount while guests use it.
 
 The orders are the verbs of `quorumfs.live`, also foolish ones: the last replica is taken out, or
-one that is away, or the same one twice; one that is in use is taken in. What must hold:
+one that is away, or the same one twice; one that is in use is taken in, or added. What must hold:
 
 * an order that was refused changed nothing;
 * one that was answered is on record, durably, on all that are current, and they are enough;
@@ -21,11 +21,14 @@ from unittest import mock
 
 import trio
 
-from quorumfs.decisions.record import RoleState
+from quorumfs.decisions.record import Record, Role, RoleState, Sidecar
+from quorumfs.decisions.sidecar import FormatError
 from quorumfs.decisions.standing import Standing
 from quorumfs.errors import UserError
 from quorumfs.live import membership as membership_module
+from quorumfs.live import newcomer
 from quorumfs.live.actions import Action, Request, Verb
+from quorumfs.live.grow import Growth
 from quorumfs.live.membership import Membership
 from quorumfs.live.scrubbing import Scrubbing
 from quorumfs.replica.replica import Replica
@@ -33,12 +36,17 @@ from quorumfs.replica.storage import Kind
 from support.sidecars import decode
 from support.simulation.fate import TIMEOUT_S, Mounted
 from support.simulation.guest import REQUEST_MAX_S
+from support.simulation.media import SECTOR
 from support.simulation.oracle import BrokenError
 from support.simulation.state import SetState
 from support.simulation.storage import Effect, Fault
 from support.simulation.world import Life, World
 
 Leave = Callable[[Replica], Awaitable[OSError | None]]
+Admit = Callable[[Replica, int, Role], Awaitable[None]]
+
+MEMBERS_MAX = 5
+"""Replicas in a set to which others are added."""
 
 
 class RefusedOrderError(Exception):
@@ -61,13 +69,18 @@ class Administrator:
         self._dice = dice
         self._numbers = count(1)
         sidecars, enrolment = mounted.sidecars, mounted.sidecars.enrolment
+        changing = trio.Lock()
         self._membership = Membership(
-            mounted.disk, sidecars, mounted.repairs, trio.Lock(), "/mnt", TIMEOUT_S
+            mounted.disk, sidecars, mounted.repairs, changing, "/mnt", TIMEOUT_S
         )
+        self._growth = Growth(mounted.disk, sidecars, changing, self._announce)
         self._scrubbing = Scrubbing(mounted.repairs)
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
-        setattr(enrolment, "take_out", partial(self._take_out, enrolment.take_out))  # noqa: B010
+        for name, role in (("take_out", RoleState.OFFLINE), ("remove", RoleState.REMOVED)):
+            leave = getattr(enrolment, name)
+            setattr(enrolment, name, partial(self._leave, leave, role))
+        setattr(enrolment, "admit", partial(self._admit, enrolment.admit))  # noqa: B010
 
     # Orders at random
 
@@ -110,15 +123,31 @@ class Administrator:
 
     async def _change(self) -> None:
         """Change which replicas the set has."""
-        dice = self._dice
+        dice, everyone = self._dice, self._mounted.order
         out = sorted(self._mounted.taken_out)
-        index = dice.choice(out if out and dice.random() < 0.4 else self._mounted.order)
+        index = dice.choice(out if out and dice.random() < 0.4 else everyone)
         self._make_trouble(index)
+        draw = dice.random()
         with suppress(RefusedOrderError):
-            if dice.random() < (0.2 if index in out else 0.7):
-                await self.offline(index)
+            if dice.random() < 0.1:
+                await self.grow()
+            elif draw < 0.5:
+                await (self.online(index) if index in out else self.offline(index))
+            elif draw < 0.65:
+                await (self.offline(index) if index in out else self.online(index))
+            elif draw < 0.75:
+                await self.remove(index)
+            elif draw < 0.9:
+                await self.add(self._any_place())
             else:
-                await self.online(index)
+                await self.replace(index, self._any_place())
+
+    def _any_place(self) -> int:
+        """A new image, mostly; or one that was removed, or that is a replica already."""
+        dice, replicas = self._dice, self._world.replicas
+        if dice.random() < 0.6 and len(self._mounted.order) < MEMBERS_MAX:
+            return self._world.index_of(self._world.new_replica().path)
+        return dice.randrange(len(replicas))
 
     def _make_trouble(self, index: int) -> None:
         """Some orders meet a replica that loses its pages, or the daemon dies amid them."""
@@ -148,6 +177,9 @@ class Administrator:
                 if f"{path} is out, and " not in str(error):
                     raise
         if self._state.ordered.get(index) is RoleState.OFFLINE:
+            replica = self._mounted.replica(index)
+            assert replica is not None
+            self._require_recorded(replica, RoleState.OFFLINE)
             self._require_copy(index)
 
     async def online(self, index: int) -> None:
@@ -158,60 +190,147 @@ class Administrator:
             path = self._world.replicas[index].path
             await self._order(self._membership.online, "online", {"replica": path})
 
-    async def take_all_in(self) -> None:
-        """Take in all that were taken out. Raises `RefusedOrderError`."""
-        async with self._until_killed():
-            for index in sorted(self._mounted.taken_out):
-                await self.online(index)
+    async def add(self, index: int) -> None:
+        """Make an image a replica."""
+        path, dice = self._world.replicas[index].path, self._dice
+        arguments: dict[str, Any] = {"image": path}
+        if index in self._state.removed or dice.random() < 0.3:
+            arguments["overwrite"] = True
+        if dice.random() < 0.3:
+            arguments["at"] = dice.randrange(1, len(self._mounted.order) + 2)
+        async with self._ordered(index, None):
+            await self._order(self._membership.add, "add", arguments)
 
-    async def _order(self, verb: Verb, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    async def remove(self, index: int) -> None:
+        """Remove a replica for good."""
+        if self._state.harmed:
+            return
+        async with self._ordered(index, RoleState.REMOVED):
+            path = self._world.replicas[index].path
+            try:
+                await self._order(self._membership.remove, "remove", {"replica": path})
+            except RefusedOrderError as error:
+                if f"{path} is out, and " not in str(error):
+                    raise
+            self._state.removed.add(index)
+
+    async def replace(self, old: int, new: int) -> None:
+        """Make an image a replica in the place of another one."""
+        if self._state.harmed:
+            return
+        paths = [self._world.replicas[index].path for index in (old, new)]
+        arguments: dict[str, Any] = {"replica": paths[0], "image": paths[1]}
+        arguments["overwrite"] = new in self._state.removed
+        async with self._ordered(new, None), self._ordered(old, RoleState.REMOVED):
+            try:
+                await self._order(self._membership.replace, "replace", arguments, float("inf"))
+            except RefusedOrderError as error:
+                error.certain = False  # the new one may have been added
+                raise
+            self._state.removed.add(old)
+
+    async def grow(self) -> None:
+        """Make the disk larger; or smaller, which is refused."""
+        disk, state, dice = self._mounted.disk, self._state, self._dice
+        before, largest = disk.size, 2 * state.setup.scale.size
+        size = dice.choice(
+            (before, before - SECTOR, dice.randrange(before, max(before + 1, largest)))
+        )
+        arguments = {"size": size if dice.random() < 0.1 else size // SECTOR * SECTOR}
+        try:
+            answer = await self._order(self._growth.grow, "grow", arguments)
+        except RefusedOrderError as error:
+            if disk.size == arguments["size"] != before:
+                raise BrokenError(f"the disk has grown, and was told not to: {error}") from error
+            raise
+        if disk.size < answer["size"]:
+            raise BrokenError(f"a disk that grew to {answer['size']} bytes has {disk.size}")
+        state.size_sure = disk.size
+
+    async def _announce(self, size: int) -> None:
+        """The kernel is told that the disk is larger; guests may use all of it from then on."""
+        if self._mounted.disk.size >= size:
+            raise BrokenError("a request may touch what the kernel does not know of")
+        await trio.sleep(0.01)
+        self._state.sized(size)
+
+    async def complete(self) -> None:
+        """Do again what was begun and cut off, and take in all that were taken out. Raises
+        `RefusedOrderError`."""
+        ledger = self._mounted.sidecars.ledger
+        given = {replica.slot for replica in self._mounted.disk.replicas}
+        async with self._until_killed():
+            for slot in ledger.record.slots:
+                if slot not in given:
+                    await self.add(self._world.index_of(ledger.record.roles[slot].path))
+            for index in sorted(self._mounted.taken_out):
+                replica = self._mounted.replica(index)
+                assert replica is not None
+                assert replica.slot is not None
+                if ledger.records.is_removed(replica.slot):
+                    await self.remove(index)
+                else:
+                    await self.online(index)
+
+    async def _order(
+        self, verb: Verb, name: str, arguments: dict[str, Any], limit_s: float = REQUEST_MAX_S
+    ) -> dict[str, Any]:
         """Have an order carried out. Raises `RefusedOrderError`."""
         number, note = next(self._numbers), self._world.note
         note(f"order {number}: {name} {arguments}")
+        self._mounted.orders += 1
         try:
-            with trio.move_on_after(REQUEST_MAX_S) as scope:
+            with trio.move_on_after(limit_s) as scope:
                 answer = await verb(Request(arguments), Action(number, name))
         except (OSError, UserError) as error:
             note(f"order {number}: {error}")
             raise RefusedOrderError(error) from error
+        finally:
+            self._mounted.orders += 1
         if scope.cancelled_caught:
             raise BrokenError(f"the order {name} {arguments} did not end")
         note(f"order {number}: {answer['message']}")
         return answer
 
     @asynccontextmanager
-    async def _ordered(self, index: int, wanted: RoleState) -> AsyncIterator[None]:
-        """What an order, given meanwhile, makes of a replica, for all that come later."""
+    async def _ordered(self, index: int, wanted: RoleState | None) -> AsyncIterator[None]:
+        """What an order, given meanwhile, makes of a replica, for all that come later.
+
+        *wanted*: None: it becomes a replica, unless it is one.
+        """
         state = self._state
-        before, was = state.ordered.pop(index, None), self._is_offline(index)
+        before, was = state.ordered.pop(index, None), self._role(index)
         state.orders[index] += 1
         alone, number = not state.ordering[index], state.orders[index]
         state.ordering[index] += 1
         known = None
         try:
             yield
-            known = wanted
+            known = wanted or (RoleState.STALE if was is None else before)
         except RefusedOrderError as error:
             if error.certain:
                 known = before
-                if alone and number == state.orders[index] and was != self._is_offline(index):
-                    raise BrokenError(
-                        f"an order that was refused changed something: {error}"
-                    ) from error
+                if alone and number == state.orders[index] and was is not self._role(index):
+                    raise BrokenError(f"it was refused, and changed something: {error}") from error
+            raise
         finally:
             state.ordering[index] -= 1
             if alone and number == state.orders[index] and known is not None:
                 state.ordered[index] = known
 
-    def _is_offline(self, index: int) -> bool:
-        replica = self._mounted.replica(index)
-        assert replica is not None
-        return replica.standing is Standing.OFFLINE
+    def _role(self, index: int) -> RoleState | None:
+        """OFFLINE, STALE for any other replica of the set, and None for what is none."""
+        replica, record = self._mounted.replica(index), self._mounted.sidecars.ledger.record
+        if replica is not None and replica.standing is Standing.OFFLINE:
+            return RoleState.OFFLINE
+        path = self._world.replicas[index].path
+        known = any(record.roles[slot].path == path for slot in record.slots)
+        return RoleState.STALE if known else None
 
     # What must hold
 
-    async def _take_out(self, take_out: Leave, replica: Replica) -> OSError | None:
-        """`quorumfs.metadata.enrolment.Enrolment.take_out`, watched."""
+    async def _leave(self, leave: Leave, state: RoleState, replica: Replica) -> OSError | None:
+        """`take_out` or `remove` of `quorumfs.metadata.enrolment.Enrolment`, watched."""
         index, ledger = self._world.index_of(replica.path), self._mounted.sidecars.ledger
         self._state.copies.pop(index, None)
         image = self._world.replicas[index].image
@@ -219,13 +338,23 @@ class Administrator:
         dropped = image.dropped  # in an earlier life: nobody can know of it any more
         if whole and not self._state.forked and index not in self._state.harmed:
             self._state.oracle.check_copy(kept, replica.path)
-        problem = await take_out(replica)
+        problem = await leave(replica)
         if whole and len(ledger.members) < ledger.least:
             raise BrokenError(f"{replica.path} left, and too few are current: {self._mounted}")
-        self._require_recorded(replica, RoleState.OFFLINE)
+        self._require_recorded(replica, state)
         if whole and not dropped:
             self._state.copies[index] = kept
         return problem
+
+    async def _admit(self, admit: Admit, replica: Replica, slot: int, role: Role) -> None:
+        """`quorumfs.metadata.enrolment.Enrolment.admit`, watched."""
+        await admit(replica, slot, role)
+        self._require_recorded(replica, RoleState.STALE)
+        index = self._world.index_of(replica.path)
+        self._state.removed.discard(index)
+        self._state.harmed.discard(index)
+        for backup in self._state.backups:
+            backup.pop(index, None)
 
     def _require_recorded(self, replica: Replica, wanted: RoleState) -> None:
         """Raise unless what was ordered is durable in the sidecars of all that are current."""
@@ -257,5 +386,37 @@ class Administrator:
             self._life.shields.append(scope)
             return scope
 
-        with mock.patch.object(membership_module, "_not_cut_off", not_cut_off):
+        async def in_thread(make: Callable[[], None], **_: object) -> None:
+            await trio.sleep(self._dice.uniform(0.0, 1.0))
+            make()
+
+        with (
+            mock.patch.object(membership_module, "_not_cut_off", not_cut_off),
+            mock.patch.object(membership_module, "make_files", self._make_files),
+            mock.patch.object(trio.to_thread, "run_sync", in_thread),
+        ):
             yield
+
+    def _make_files(
+        self, path: str, sidecar: Sidecar, record: Record, _: str, *, overwrite: bool
+    ) -> None:
+        """As `quorumfs.live.newcomer.make_files`."""
+        index = self._world.index_of(path)
+        one = self._world.replicas[index]
+        if not all(storage.closed for storage in self._life.storages(index)):
+            raise UserError(f"{path} is in use by another program")
+        found: Sidecar | str | None = None
+        if one.sidecar is not None:
+            try:
+                found = decode(one.sidecar.whole)
+            except FormatError as error:
+                found = str(error)
+            newcomer._refuse_member(path, found, record, overwrite=overwrite)
+        elif not overwrite and one.image.cache.allocated:
+            raise UserError(f"{path} is there, and is not empty")
+        if one.image.size != record.size:
+            raise UserError(f"{path} has {one.image.size} bytes, the disk has {record.size}")
+        try:
+            self._world.create_sidecar(index, sidecar)
+        except OSError as error:
+            raise UserError(f"cannot make the replica {path}: {error.strerror}") from None

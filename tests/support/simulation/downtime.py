@@ -84,7 +84,7 @@ class Downtime:
     def _harm(self) -> None:
         """A replica loses what it held, and all of that is elsewhere."""
         state, dice, world = self._state, self._dice, self._world
-        index = dice.randrange(state.setup.replicas)
+        index = dice.choice(state.everyone)
         one = world.replicas[index]
         if not self._opinion.may_harm(index) or one.sidecar is None or state.to_keep:
             return
@@ -97,12 +97,13 @@ class Downtime:
                 sidecar = not image or dice.random() < 0.7
                 world.restore(index, dice.choice(backups), image=image, sidecar=sidecar)
             case 3 | 4:
-                size = dice.randrange(world.size // SECTOR) * SECTOR
+                length = world.length(index)
+                size = dice.randrange(length // SECTOR) * SECTOR
                 world.note(f"{one.path} truncated to {size} bytes")
                 one.image.truncate(size)
                 if (known := state.known().get(index)) and known.identity.mtime_ns:
                     world.note(f"{one.path} extended")
-                    one.image.truncate(world.size)
+                    one.image.truncate(length)
             case 5:
                 world.note(f"both slots of {one.sidecar.name} rot")
                 for offset in SLOT_OFFSETS:

@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from quorumfs.decisions.dirtymap import ALL_OUT_OF_SYNC, UNVERIFIED
+from quorumfs.decisions.dirtymap import ALL_OUT_OF_SYNC, UNVERIFIED, out_of_sync
 from quorumfs.decisions.model import Plan, Standing
 from quorumfs.decisions.record import SUFFIX
 from quorumfs.decisions.sidecar import SLOT_OFFSETS
@@ -67,6 +67,8 @@ class Mounted:
     disk: Disk
     sidecars: Sidecars
     repairs: Repairs
+    orders: int = 0
+    """How often an administrator's order has begun, or ended."""
 
     @property
     def order(self) -> list[int]:
@@ -99,7 +101,8 @@ class Mounted:
     def _lacking(self) -> bool:
         """Whether anybody who is here, and not taken out, lacks something."""
         if self._all_here and self._used == [*self.disk.replicas]:
-            return self.sidecars.ledger.map.count(ALL_OUT_OF_SYNC) > 0
+            ledger = self.sidecars.ledger
+            return ledger.map.count(sum(out_of_sync(slot) for slot in ledger.record.slots)) > 0
         slots = [replica.slot for replica in self._used if replica.slot is not None]
         return any(self.sidecars.ledger.map.lacking_bytes(slot) for slot in slots)
 
@@ -471,8 +474,9 @@ class Fate:
         Returns whether all have theirs now.
         """
         good = True
-        for index, one in enumerate(self._world.replicas):
-            if one.image.size >= self._world.size:
+        for index in sorted(self._mounted.order):
+            one = self._world.replicas[index]
+            if not self._world.is_short(index):
                 continue
             noticed = one.path in self.life.seen_short
             if index not in self._truncated_members:
@@ -482,7 +486,7 @@ class Fate:
             good = good and noticed
             if noticed:
                 self._world.note(f"{one.path} extended")
-                one.image.truncate(self._world.size)
+                one.image.truncate(self._world.length(index))
                 self.harmed.add(index)
         return good
 
@@ -535,7 +539,7 @@ class Fate:
             limit = int(self._mounted.disk.size / dice.uniform(5.0, 120.0))
             self._mounted.repairs.limit = limit
         world.attach(index)
-        if one.image.size < world.size:
+        if world.is_short(index):
             await self._wait(lambda: one.path in self.life.seen_short, 70.0)
             self.extend_noticed()
         await self._wait(lambda: replica.standing is not Standing.STALE, 70.0)
@@ -565,7 +569,7 @@ class Fate:
     async def _all_are_full(self) -> None:
         """All fail alike: nobody is to blame."""
         await self._do(self._guest.flush)  # one under way may yet fail, for what was before
-        members = self._mounted.members
+        members, orders = self._mounted.members, self._mounted.orders
 
         def full(operation: Operation) -> Fault | None:
             if operation.kind in (Kind.WRITE, Kind.ZERO):
@@ -578,8 +582,8 @@ class Fate:
         for _ in range(3):
             await self._do(self._guest.write, *self._somewhere())
         await trio.sleep(self._dice.uniform(0.5, 20.0))
-        blamed = set(members) - set(self._mounted.members) - self._mounted.taken_out
-        if blamed:
+        blamed = set(members) - set(self._mounted.members)
+        if blamed and self._mounted.orders == orders:  # else an administrator may have changed them
             raise BrokenError(f"all were full, and replicas {blamed} are blamed: {self._mounted}")
         for one in self._world.replicas:
             one.image_faults.script = None
@@ -623,7 +627,7 @@ class Fate:
 
     async def write_if_short(self) -> None:
         """The same, as long as an image is short."""
-        if any(one.image.size < self._world.size for one in self._world.replicas):
+        if any(map(self._world.is_short, self._mounted.order)):
             await self.write_something()
 
     @property

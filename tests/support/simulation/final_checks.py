@@ -5,9 +5,10 @@ from contextlib import suppress
 
 import trio
 
-from quorumfs.decisions.dirtymap import ALL_OUT_OF_SYNC, INTENT, DirtyMap
-from quorumfs.decisions.record import RoleState
+from quorumfs.decisions.dirtymap import INTENT, DirtyMap, out_of_sync
+from quorumfs.decisions.record import Record, RoleState
 from quorumfs.decisions.scrub import Counts
+from quorumfs.repair.scrub import MEMBERS_MIN
 from quorumfs.replica.storage import CHANGES
 from support.sidecars import decode
 from support.simulation.administrator import Administrator, RefusedOrderError
@@ -89,13 +90,13 @@ class FinalChecks:
         limit = mounted.repairs.limit
         at_most_s = CONVERGE_MAX_S
         if limit is not None:
-            at_most_s += 2 * self._state.setup.replicas * mounted.disk.size / limit
+            at_most_s += 2 * self._state.count * mounted.disk.size / limit
         await fate.write_something()  # else nobody could notice what is wrong
         while not (fate.extend_noticed() and mounted.converged):
             if trio.current_time() - began > at_most_s:
                 raise BrokenError(f"not healthy {at_most_s:g} s after the faults: {mounted}")
             with suppress(RefusedOrderError):  # perhaps too few are current to have it on record
-                await administrator.take_all_in()
+                await administrator.complete()
             await trio.sleep(1.0)
             await fate.write_if_short()
         self._world.note(f"healthy {trio.current_time() - began:.0f} s after the faults")
@@ -103,6 +104,9 @@ class FinalChecks:
     async def _end_scrubs(self, mounted: Mounted) -> None:
         """A scrub that is under way ends, and one of what is healthy finds nothing."""
         scrub = mounted.repairs.scrub
+        if self._state.count < MEMBERS_MIN:
+            scrub.end(stopped=True)  # there is nothing to compare with
+            return
         scrub.limit = None
         scrub.pause(paused=False)
         for _ in range(2):
@@ -123,14 +127,17 @@ class FinalChecks:
     def _check_healthy(self) -> None:
         """Everything is the same everywhere, and on record as such."""
         world = self._world
-        self._state.oracle.check_images(world.contents(), [one.path for one in world.replicas])
+        everyone = [world.replicas[index] for index in self._state.everyone]
+        images = [one.image.cache for one in everyone]
+        self._state.oracle.check_images(images, [one.path for one in everyone])
         records = set()
-        for one in world.replicas:
+        for one in everyone:
             assert one.sidecar is not None
             sidecar = decode(one.sidecar.whole)
             records.add((sidecar.record.generation, sidecar.record.sequence))
-            states = {role.state for role in sidecar.record.roles}
-            marks = self._marked_data(sidecar.map)
+            record = sidecar.record
+            states = {record.roles[slot].state for slot in record.slots}
+            marks = self._marked_data(sidecar.map, record)
             if states != {RoleState.CURRENT} or marks or not sidecar.record.clean:
                 raise BrokenError(
                     f"{one.path} after an unmount in order: {marks} chunks marked, "
@@ -139,12 +146,13 @@ class FinalChecks:
         if len(records) > 1:
             raise BrokenError("the sidecars hold different records after an unmount in order")
 
-    def _marked_data(self, disk_map: DirtyMap) -> int:
+    def _marked_data(self, disk_map: DirtyMap, record: Record) -> int:
         """How many chunks with data are marked: where all have a hole a mark does not matter."""
-        images = [one.image.cache for one in self._world.replicas]
+        images = [self._world.replicas[index].image.cache for index in self._state.everyone]
+        bits = sum(out_of_sync(slot) for slot in record.slots)
         return sum(
             image.seek(start, data=True) < end
-            for run in disk_map.runs(INTENT | ALL_OUT_OF_SYNC)
+            for run in disk_map.runs(INTENT | bits)
             for start, end in [disk_map.bounds(run.start)]
             for image in images
         )

@@ -53,6 +53,7 @@ class Mounting:
         be put on record.
         """
         world, setup = self._world, self._state.setup
+        self._state.sized(plan.record.size)
         found = world.found(order)
         replicas = []
         for number, (index, member) in enumerate(zip(order, plan.members, strict=True)):
@@ -134,7 +135,7 @@ class Mounting:
             state.oracle.unreadable(start * SECTOR, count * SECTOR)
         if event.name == "RESYNC_FINISHED" and event.members["error"] is None:
             for index, one in enumerate(world.replicas):
-                if one.path == event.members["replica"] and one.image.size >= world.size:
+                if one.path == event.members["replica"] and not world.is_short(index):
                     state.harmed.discard(index)  # whatever it was, it was replaced
 
     async def unmount(self, mounted: Mounted, *, must_succeed: bool = False) -> None:

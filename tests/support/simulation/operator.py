@@ -40,7 +40,7 @@ class Operator:
     def choose(self) -> tuple[list[int], Plan] | None:
         """Find replicas that can be mounted; None if there are none this time."""
         state, opinion, dice = self._state, self._opinion, self._dice
-        everyone = list(state.everyone)
+        everyone = state.everyone
         order = everyone.copy()
         dice.shuffle(order)
         if dice.random() < 0.4:
@@ -64,7 +64,7 @@ class Operator:
         if len(state.thresholds) > 1 and dice.random() < 0.5:
             threshold = dice.choice(sorted(state.thresholds))
         elif self._asking.random() < 0.15:
-            threshold = self._asking.randrange(1, self._setup.replicas + 1)
+            threshold = self._asking.randrange(1, state.count + 1)
         for degraded in (False, True):
             try:
                 return order, self.assemble(order, degraded=degraded, threshold=threshold)
@@ -87,7 +87,7 @@ class Operator:
         """Do what it takes to have all replicas mounted."""
         state, opinion = self._state, self._opinion
         try:
-            if not state.to_keep and len(state.known()) < self._setup.replicas:
+            if not state.to_keep and len(state.known()) < state.count:
                 self._prefer_current(order, self.assemble(order))
             if state.to_keep:
                 self.keep(cut_off=False)
@@ -98,7 +98,7 @@ class Operator:
             if opinion.repairable(error):
                 self.keep(cut_off=False)
                 self._extend_all()
-            elif len(state.known()) < self._setup.replicas and not state.forked:
+            elif len(state.known()) < state.count and not state.forked:
                 known = [index for index in order if index in state.known()]
                 plan = self.assemble(known, degraded=True, threshold=len(known))
                 self._prefer_current(known, plan)
@@ -117,7 +117,7 @@ class Operator:
         *cut_off*: ``resolve`` is killed before all sidecars are written.
         """
         state, world, dice = self._state, self._world, self._dice
-        order = [index for index, one in enumerate(world.replicas) if one.reachable]
+        order = [index for index in state.everyone if world.replicas[index].reachable]
         dice.shuffle(order)
         keep = dice.choice(self._opinion.keepable)
         path = world.replicas[keep].path
@@ -147,7 +147,7 @@ class Operator:
         state.thresholds.add(self._setup.threshold)  # perhaps it is another set now
         state.kept = {by_path[path] for path in resolution.kept}
         state.backups.clear()  # perhaps it is another set now
-        state.few |= len(resolution.kept) < self._setup.replicas
+        state.few |= len(resolution.kept) < state.count
 
     def make_new(self, indices: Iterable[int]) -> None:
         """Have each of these replicas, which nobody trusts, become a member anew."""
@@ -165,10 +165,11 @@ class Operator:
 
     def _extend_all(self) -> None:
         """Give every image its length back: what it lacks is on record."""
-        for one in self._world.replicas:
-            if one.image.size < self._world.size:
+        for index in self._state.everyone:
+            one = self._world.replicas[index]
+            if self._world.is_short(index):
                 self._world.note(f"{one.path} extended")
-                one.image.truncate(self._world.size)
+                one.image.truncate(self._world.length(index))
 
     def _choose_a_side(self, order: Sequence[int]) -> None:
         """Resolve a split brain."""
@@ -177,7 +178,15 @@ class Operator:
         disks = [  # a mixture of two times is refused beside a whole one
             one.path for one in found if one.sidecar and one.sidecar.own_state is RoleState.CURRENT
         ]
-        resolution = resolve(found, self._dice.choice(disks or [one.path for one in found]))
+        keep = self._dice.choice(disks or [one.path for one in found])
+        try:
+            resolution = resolve(found, keep)
+        except AssemblyRefusedError as error:
+            world.note(f"resolve --keep {keep} refused: {error}")
+            for index in order:  # as the messages say
+                if world.replicas[index].path != keep:
+                    world.replicas[index].sidecar = None
+            resolution = resolve(world.found(order), keep)
         world.note(f"resolved: keep {resolution.kept}")
         self._state.forget_orders()
         by_path = {one.path: index for index, one in enumerate(world.replicas)}

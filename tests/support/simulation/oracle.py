@@ -269,6 +269,13 @@ class Oracle:
             self._sectors += [_Sector(zeros) for _ in sectors]
             self.size = size
 
+    def resize(self, size: int) -> None:
+        """As `grow`; or growing it was cut off, and nobody has written behind *size*."""
+        if size < self.size:
+            del self._sectors[size // SECTOR :]
+            self.size = size
+        self.grow(size)
+
     @property
     def writing(self) -> bool:
         """Whether a write is under way: it may be lost in part, and acknowledged all the same."""

@@ -107,7 +107,7 @@ class History:
             return  # nobody makes a set of some raw images by mistake
         order, plan = chosen
         consented = plan.rule.startswith("degraded") and not opinion.all_is_here(order)
-        if consented or (state.forked and len(state.reachable(order)) < self.setup.replicas):
+        if consented or (state.forked and len(state.reachable(order)) < state.count):
             state.accept_loss(order, plan)
         state.forked |= consented
         opinion.require_ordered(order, plan)
@@ -124,6 +124,8 @@ class History:
         on_record = state.closed_well and changed  # who only reads parts from nobody
         if (consented and uncommitted) or (state.forked and not on_record):
             state.oracle.forget_reads()  # perhaps nothing says that this mount ever was
+        if mounted.sidecars.ledger.in_use or state.closed_well:
+            state.size_sure = mounted.sidecars.ledger.record.size
         state.note_thresholds(mounted)
         if mounted.converged:
             state.forked = state.few = False

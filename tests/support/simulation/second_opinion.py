@@ -47,7 +47,7 @@ class SecondOpinion:
         """Whom to keep without a loss: who is current, or, before anything was written, who holds
         what the set began with. Nobody while one is away that others might go on with."""
         state = self._state
-        if any(not one.reachable for one in self._world.replicas):
+        if any(not self._world.replicas[index].reachable for index in self._state.everyone):
             return []
         kept = state.to_keep or self.sound
         raw = self._setup.origin is Origin.ADOPTED and not self._world.lives
@@ -59,7 +59,8 @@ class SecondOpinion:
     def at_risk(self) -> bool:
         """Whether something is wrong that a daemon has not caused and may not know of."""
         return self._state.forked or any(
-            one.image.size < self._world.size or one.image.dropped for one in self._world.replicas
+            self._world.is_short(index) or self._world.replicas[index].image.dropped
+            for index in self._state.everyone
         )
 
     def may_harm(self, index: int) -> bool:
@@ -96,18 +97,18 @@ class SecondOpinion:
         """Whether the operator is told to resolve, and can without a loss."""
         state = self._state
         told = {"stranger", "split brain", "only stale", "unreadable", "no quorum"}
-        strangers = len(state.known()) < self._setup.replicas
+        strangers = len(state.known()) < state.count
         wanted = error.rule in told or bool(state.to_keep) or strangers
         return wanted and not state.forked and bool(self.keepable)
 
     def can_recover(self, mounted: Mounted) -> bool:
         """Whether everything must become good in this life, once faults stop."""
         return (
-            len(mounted.order) == self._setup.replicas
+            set(mounted.order) == set(self._state.everyone)
             and not self._state.forked
             and not mounted.repairs.differing
             and all(replica.standing is not Standing.FOREIGN for replica in mounted.disk.replicas)
-            and len(self._state.known()) == self._setup.replicas
+            and len(self._state.known()) == self._state.count
         )
 
     def require_reason(
@@ -120,8 +121,8 @@ class SecondOpinion:
     ) -> None:
         """Raise if these replicas need not have been refused."""
         state = self._state
-        here, count = state.reachable(order) - state.harmed, self._setup.replicas
-        strangers = set(range(count)) - state.known().keys()
+        here, count = state.reachable(order) - state.harmed, state.count
+        strangers = set(state.everyone) - state.known().keys()
         here -= strangers
         usable = here - state.taken_out()
         needed = max(state.thresholds | {threshold or 0})
@@ -141,6 +142,9 @@ class SecondOpinion:
                 justified = bool(strangers & set(order))
             case "no quorum":
                 justified = len(usable) < needed
+            case "threshold":
+                counts = [len(one.record.slots) for one in state.known().values()]
+                justified = max(state.thresholds | {threshold or 0}) > min(counts)
             case "too few to lower":
                 lower = threshold is not None and threshold < max(state.thresholds)
                 justified = lower and not degraded
@@ -160,6 +164,11 @@ class SecondOpinion:
 
     def require_ordered(self, order: Sequence[int], plan: Plan) -> None:
         """Raise if a mount takes a replica for anything but what an administrator made of it."""
+        paths = {plan.record.roles[slot].path for slot in plan.record.slots}
+        for index, made in self._state.ordered.items():
+            path, removed = self._world.replicas[index].path, made is RoleState.REMOVED
+            if removed is (path in paths) and not self._state.forked:
+                raise BrokenError(f"{path} was made {made.name}, and the set has {sorted(paths)}")
         for index, member in zip(order, plan.members, strict=True):
             wanted = self._state.ordered.get(index)
             if wanted is None or member.slot is None or self._state.forked:

@@ -15,7 +15,7 @@ from quorumfs.decisions.sidecar import FormatError
 from support.sidecars import decode
 from support.simulation.fate import Mounted
 from support.simulation.media import Content
-from support.simulation.oracle import Oracle
+from support.simulation.oracle import BrokenError, Oracle
 from support.simulation.setup import Origin, Setup
 from support.simulation.world import ReplicaBackup, World
 
@@ -29,6 +29,7 @@ class SetState:
     oracle: Oracle
     thresholds: set[int] = field(init=False)
     """All that a record may have: it is lowered with consent, or by as many as it was."""
+    _everyone: list[int] = field(init=False)
     few: bool = field(init=False)
     """Perhaps fewer than the threshold are current on record: others do not make up for them."""
     forked: bool = False
@@ -52,8 +53,12 @@ class SetState:
     resolved: bool = False
     """Somebody was kept, once."""
     ordered: dict[int, RoleState] = field(default_factory=dict)
-    """What the administrator's last order made of a replica: OFFLINE, or STALE when it was taken in
-    again. Nothing of a replica of which that is not certain."""
+    """What the administrator's last order made of a replica: OFFLINE, REMOVED, or STALE when it was
+    added or taken in again. Nothing of a replica of which that is not certain."""
+    size_sure: int = field(init=False)
+    """Bytes that the disk has at least, for that was answered, or somebody wrote to it since."""
+    removed: set[int] = field(default_factory=set)
+    """Replicas that were removed from the set for good."""
     copies: dict[int, Content] = field(default_factory=dict)
     """Replicas that left as a whole: what they held then."""
     orders: Counter[int] = field(default_factory=Counter)
@@ -64,11 +69,31 @@ class SetState:
     def __post_init__(self) -> None:
         self.thresholds = {self.setup.threshold}
         self.few = self.setup.origin is Origin.COPIED
+        self.size_sure = self.setup.scale.size
+        self._everyone = list(range(self.setup.replicas))
 
     @property
-    def everyone(self) -> range:
-        """The indices of all replicas."""
-        return range(self.setup.replicas)
+    def everyone(self) -> list[int]:
+        """The indices of all replicas of the set, by the latest record on any sidecar."""
+        known = [one for i, one in self._sidecars().items() if i not in self.removed]
+        known = [one for one in known if one.record.slot_of(one.replica_id) is not None]
+        if known:
+            latest = max(
+                (one.record for one in known),
+                key=lambda record: (
+                    sum(one.record.generation in record.history for one in known),
+                    record.sequence,
+                ),
+            )
+            paths = {latest.roles[slot].path for slot in latest.slots}
+            replicas = enumerate(self.world.replicas)
+            self._everyone = [index for index, one in replicas if one.path in paths]
+        return self._everyone
+
+    @property
+    def count(self) -> int:
+        """How many replicas the set has."""
+        return len(self.everyone)
 
     @property
     def closed_well(self) -> bool:
@@ -80,12 +105,15 @@ class SetState:
         return {
             index
             for index in order
-            if self.world.replicas[index].reachable
-            and self.world.replicas[index].image.size >= self.world.size
+            if self.world.replicas[index].reachable and not self.world.is_short(index)
         }
 
     def known(self) -> dict[int, Sidecar]:
-        """All sidecars that can be read."""
+        """All sidecars of the set that can be read."""
+        everyone = self.everyone
+        return {index: one for index, one in self._sidecars().items() if index in everyone}
+
+    def _sidecars(self) -> dict[int, Sidecar]:
         known = {}
         for index, one in enumerate(self.world.replicas):
             if one.sidecar is not None:
@@ -105,6 +133,13 @@ class SetState:
             and record.roles[slot].state is RoleState.OFFLINE
         }
 
+    def sized(self, size: int) -> None:
+        """A mount shows a disk of *size* bytes. Raises `BrokenError` if that cannot be."""
+        if size < self.size_sure and not self.forked:
+            raise BrokenError(f"a disk that had grown to {self.size_sure} bytes has {size}")
+        self.world.size = size
+        self.oracle.resize(size)
+
     def forget_orders(self) -> None:
         """It is not certain any more what was ordered: the set was made anew, or goes on without
         those who know."""
@@ -114,7 +149,7 @@ class SetState:
     def note_thresholds(self, mounted: Mounted) -> None:
         """What the next mount may find on record: no lower one that too few hold."""
         known = self.known()
-        sure = len(known) == self.setup.replicas and not self.harmed
+        sure = len(known) == self.count and not self.harmed
         least = min(self.thresholds)
         if mounted.converged:
             self.thresholds = {mounted.sidecars.ledger.record.threshold}

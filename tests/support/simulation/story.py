@@ -138,8 +138,8 @@ class Story(History):
         """The disk has *size* bytes from now on; raises if it had more before."""
         if size < self.oracle.size:
             raise BrokenError(f"a disk of {self.oracle.size} bytes has {size}")
-        self.world.size = size
-        self.oracle.grow(size)
+        self.state.sized(size)
+        self.state.size_sure = size
 
     def fail(self, index: int, kinds: Iterable[Kind], fault: Fault = EIO) -> None:
         """From now on these operations on the image of a replica have *fault*."""

@@ -18,6 +18,7 @@ import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from string import ascii_letters
 
 import trio
 
@@ -213,12 +214,33 @@ class World:
         self._dice = self.dice_for("world")
         self.replicas = [
             SimulatedReplica(f"/{letter}.img", SimulatedFile(f"{letter}.img", size, self._inodes))
-            for letter in "abcdef"[:count]
+            for letter in ascii_letters[:count]
         ]
 
     def index_of(self, path: str) -> int:
         """The index of the replica with its image at *path*."""
         return [one.path for one in self.replicas].index(path)
+
+    def length(self, index: int) -> int:
+        """How long (bytes) the image of a replica has to be, by its own sidecar: a disk may have
+        grown without it."""
+        found = self._with_sidecar(self.replicas[index])
+        return self.size if found.sidecar is None else found.sidecar.record.size
+
+    def is_short(self, index: int) -> bool:
+        """Whether the image of a replica was truncated."""
+        return self.replicas[index].image.size < self.length(index)
+
+    def new_replica(self) -> SimulatedReplica:
+        """An empty image beside the others, without a sidecar."""
+        name, like = f"{ascii_letters[len(self.replicas)]}.img", self.replicas[0]
+        instance = None if like.instance is None else 1
+        image = SimulatedFile(name, self.size, self._inodes)
+        self.replicas.append(
+            SimulatedReplica(f"/{name}", image, local=like.local, instance=instance)
+        )
+        self.note(f"/{name} is there")
+        return self.replicas[-1]
 
     def dice_for(self, purpose: str) -> random.Random:
         """A source of chance of its own, so that one purpose does not disturb another."""

@@ -91,10 +91,11 @@ all members had the record as prepared before any had it as committed.
 
 There is room for what is planned. **Features** are what a program must know to use the set, a bit
 each: one with a bit that is not known is refused as a later version is, before anything of it is
-believed. A *witness*, a sidecar without an image, is a role in a state of its own, and a feature:
-it holds the record and no bit of the map counts for it. *Sums* of the blocks of an image lie in a
-file beside it, and are a feature; what belongs to them in a slot goes into the zeros before the
-features, and what belongs to a chunk into a page 4 + 1038 or a plane behind those of the replicas.
+believed, the number of roles included: a small set may have them, too. A *witness*, a sidecar
+without an image, is a role in a state of its own, and a feature: it holds the record, and no bit of
+the map counts for it. *Sums* of the blocks of an image lie in a file beside it, and are a feature;
+what belongs to them in a slot goes into the zeros before the features, and what belongs to a chunk
+into a page 4 + 1038 or a plane behind those of the replicas.
 
 Committing a record
 ===================
@@ -451,6 +452,10 @@ def _decode_slot(content: bytes, number: int, read: Read) -> _Slot:
         raise FormatError("it does not begin like a sidecar")
     if version not in VERSIONS:
         raise UnknownVersionError(_unknown(version))
+    if version >= WIDE and (features := _FEATURES.unpack_from(body, _FEATURES_OFFSET)[0]):
+        raise UnknownVersionError(
+            f"format version {version} with features {features:x}, none known"
+        )
     sequence, set_id, replica_id, size, chunk_size, generation = rest[:6]
     ancestors: Sequence[int] = rest[6 : 6 + ANCESTORS_MAX]
     least, most = (1, NARROW) if version < WIDE else (NARROW + 1, REPLICAS_MAX)
@@ -488,11 +493,8 @@ def _decode_slot(content: bytes, number: int, read: Read) -> _Slot:
 def _read_further_roles(body: bytes, number: int, role_count: int, read: Read) -> bytes:
     """The roles of slot *number*, whose page is *body*, that lie elsewhere.
 
-    Raises `FormatError`, as `UnknownVersionError` where that page asks for what is not known here.
+    Raises `FormatError`.
     """
-    (features,) = _FEATURES.unpack_from(body, _FEATURES_OFFSET)
-    if features:
-        raise UnknownVersionError(f"format version {WIDE} with features {features:x}, none known")
     table = read(_ROLES_OFFSETS[number], (role_count - NARROW) * _ROLE_SIZE)
     if xxhash.xxh3_128_digest(table) != body[_ROLES_SEALED:_SEALED]:
         raise FormatError("the checksum of its further roles does not fit")

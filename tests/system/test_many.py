@@ -27,6 +27,8 @@ from support.sets import (
     write,
 )
 
+from quorumfs.decisions.sidecar import CHUNKS_PER_PAGE
+
 SIZE = 2 * MIB
 MANY = 32
 REQUESTS = 200
@@ -139,6 +141,25 @@ def test_a_set_of_two_becomes_one_of_eight(memory: Path, tmp_path: Path) -> None
     with SetMount([paths[7], *paths[:7]], tmp_path, FIFO) as disk:
         assert read(disk, 7) == b"h"
         assert disk.status()["state"] == "healthy"
+
+
+def test_the_disk_of_eight_grows(memory: Path, tmp_path: Path) -> None:
+    """To a second page in each plane of the map, while one is away that lacks it; killed, too."""
+    images = create(named(memory, 8), SIZE)
+    larger = (CHUNKS_PER_PAGE + 8) * CHUNK
+    with SetMount(images, tmp_path) as disk:
+        quorumfs("offline", disk.mountpoint, images[7])
+        quorumfs("grow", disk.mountpoint, str(larger))
+        write(disk, b"n", CHUNKS_PER_PAGE + 1)
+        disk.kill()
+    assert [one["damage"] for one in examine(*images[:7])["replicas"]] == [[]] * 7
+    with SetMount(images, tmp_path) as disk:
+        assert disk.file.stat().st_size == larger
+        assert read(disk, CHUNKS_PER_PAGE + 1) == b"n"
+        quorumfs("online", disk.mountpoint, images[7])
+        disk.wait_healthy()
+    assert same(images)
+    assert_nothing_is_left(images)
 
 
 def test_without_room_for_more_there_is_the_set_as_it_was(memory: Path, tmp_path: Path) -> None:

@@ -194,6 +194,16 @@ def test_a_map_takes_no_more_bytes_than_its_replicas_need(slots: int, planes: in
     assert slots in (1, 6) or out_of_sync(slots - 1) >= 1 << 8 * (planes - 1)
 
 
+@given(cases(), st.integers(0, 30))
+def test_what_is_added_to_a_map_has_the_bits_it_is_to_have(case: Case, more: int) -> None:
+    disk_map, model = applied(case.slots, case.history)
+    resized = disk_map.resized((CHUNKS + more) * CHUNK, sum(case.bits))
+    disk_map.grow((CHUNKS + more) * CHUNK, sum(case.bits))
+    assert states(disk_map) == [*map(sum, model), *[sum(case.bits)] * more]
+    assert resized.planes == disk_map.planes
+    assert disk_map.resized(CHUNK).planes == tuple(plane[:1] for plane in disk_map.planes)
+
+
 def test_there_is_no_fact_without_room_for_it() -> None:
     disk_map = DirtyMap(CHUNK, CHUNK)
     with pytest.raises(AssertionError, match="no room"):

@@ -5,12 +5,14 @@ import sys
 import click
 
 from quorumfs import __version__
+from quorumfs.cli.check import check
 from quorumfs.cli.clear import clear
 from quorumfs.cli.create import create
 from quorumfs.cli.events import events
 from quorumfs.cli.examine import examine
 from quorumfs.cli.grow import grow
 from quorumfs.cli.membership import add, offline, online, remove, replace
+from quorumfs.cli.metrics import metrics
 from quorumfs.cli.mount import mount
 from quorumfs.cli.output import (
     OutputError,
@@ -37,6 +39,8 @@ quorumfs.add_command(create)
 quorumfs.add_command(mount)
 quorumfs.add_command(umount)
 quorumfs.add_command(status)
+quorumfs.add_command(check)
+quorumfs.add_command(metrics)
 quorumfs.add_command(events)
 quorumfs.add_command(wait)
 quorumfs.add_command(offline)

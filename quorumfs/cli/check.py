@@ -1,0 +1,100 @@
+"""``quorumfs check``: the answer that Nagios, Icinga and their kin expect."""
+
+from collections.abc import Sequence
+from enum import IntEnum
+from pathlib import Path
+
+import click
+
+from quorumfs.cli.output import printable
+from quorumfs.cli.status import Answer, ask_all
+from quorumfs.control.status import DiskState, Status, describe
+
+NOTHING = ("ok", "warning", "critical", "unknown")
+
+
+class Service(IntEnum):
+    """The exit codes of a monitoring plugin."""
+
+    OK = 0
+    WARNING = 1
+    CRITICAL = 2
+    UNKNOWN = 3
+
+
+_SERVICE = {
+    DiskState.HEALTHY: Service.OK,
+    DiskState.DEGRADED: Service.WARNING,
+    DiskState.NEEDS_OPERATOR: Service.CRITICAL,
+    DiskState.NO_QUORUM: Service.CRITICAL,
+}
+
+_SEVERITY = (Service.OK, Service.UNKNOWN, Service.WARNING, Service.CRITICAL)
+
+
+@click.command()
+@click.option(
+    "--nothing",
+    type=click.Choice(NOTHING),
+    default="unknown",
+    show_default=True,
+    help="What it is if no MOUNTPOINT is given and nothing is mounted.",
+)
+@click.option(
+    "--runtime-dir",
+    type=click.Path(path_type=Path, resolve_path=True),
+    help="Look there too for daemons whose mount was told so.",
+)
+@click.argument("mountpoints", nargs=-1)
+def check(nothing: str, runtime_dir: Path | None, mountpoints: tuple[str, ...]) -> int:
+    """Check each MOUNTPOINT, or all quorumfs mounts, for Nagios, Icinga and their kin.
+
+    Prints one line with performance data, then what to do. Exits with 0 if all are healthy, 1 if
+    one is degraded, 2 if one is unusable, needs the operator, does not answer or is not mounted,
+    3 if nothing is known.
+    """
+    view = ask_all(mountpoints, runtime_dir)
+    services = {answer: _service(answer) for answer in view.answers}
+    worst = max(services.values(), key=_SEVERITY.index, default=Service[nothing.upper()])
+    bad = [answer for answer, service in services.items() if service is not Service.OK]
+    told = [f"{printable(answer.mountpoint)} is {_word(answer)}" for answer in bad]
+    summary = "; ".join(told) or (f"{len(services)} healthy" if services else "no quorumfs mounts")
+    print(f"QUORUMFS {worst.name}: {summary} | {_performance(view.answers)}".rstrip(" |"))
+    for answer in bad:
+        status = answer.status
+        for line in [str(answer.error)] if status is None else describe(status):
+            print(printable(line))
+    return worst
+
+
+def _service(answer: Answer) -> Service:
+    return Service.CRITICAL if answer.status is None else _SERVICE[answer.status.state]
+
+
+def _word(answer: Answer) -> str:
+    if answer.status is not None:
+        return answer.status.state.value
+    return "unknown" if answer.error is None else answer.error.problem
+
+
+def _performance(answers: Sequence[Answer]) -> str:
+    """Performance data: per disk what is current, what is out of sync, and errors."""
+    statuses = [answer.status for answer in answers if answer.status is not None]
+    return " ".join(value for status in statuses for value in _values(status))
+
+
+def _values(status: Status) -> list[str]:
+    def labelled(name: str) -> str:
+        text = f"{printable(status.mountpoint)} {name}".replace("'", "''").replace("=", "_")
+        return f"'{text}'"
+
+    current = sum(replica.current for replica in status.replicas)
+    lacking = sum(replica.out_of_sync_bytes for replica in status.replicas)
+    errors = sum(replica.errors.total for replica in status.replicas)
+    least = status.vote_threshold
+    return [
+        f"{labelled('current')}={current};@0:{len(status.replicas) - 1};@0:{least - 1};0;"
+        f"{len(status.replicas)}",
+        f"{labelled('out_of_sync')}={lacking}B",
+        f"{labelled('errors')}={errors}c",
+    ]

@@ -1,0 +1,110 @@
+"""``quorumfs metrics``."""
+
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from quorumfs.cli.status import ask_all
+from quorumfs.errors import ExitCode, UsageError, UserError
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
+
+FILE = "quorumfs.prom"
+"""What node_exporter's textfile collector finds in its directory."""
+
+
+@click.command()
+@click.option(
+    "--textfile",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help=f"Write DIR/{FILE} for node_exporter, in one piece, and print nothing.",
+)
+@click.option(
+    "--listen", metavar="[HOST:]PORT", help="Answer scrapes there until Ctrl-C (HOST: 127.0.0.1)."
+)
+@click.option(
+    "--runtime-dir",
+    type=click.Path(path_type=Path, resolve_path=True),
+    help="Look there too for daemons whose mount was told so.",
+)
+@click.argument("mountpoints", nargs=-1)
+def metrics(
+    textfile: Path | None,
+    listen: str | None,
+    runtime_dir: Path | None,
+    mountpoints: tuple[str, ...],
+) -> ExitCode:
+    """Print the metrics of each MOUNTPOINT, or of all quorumfs mounts, for Prometheus.
+
+    \b
+    Example: quorumfs metrics --textfile /var/lib/prometheus/node-exporter
+
+    A mount whose daemon does not answer has quorumfs_up 0. Exits with 0 if the metrics could be
+    written.
+    """
+    from prometheus_client import (  # noqa: PLC0415 (a tenth of a second, needed only here)
+        CollectorRegistry,
+        generate_latest,
+        write_to_textfile,
+    )
+
+    if textfile is not None and listen is not None:
+        raise UsageError("--listen: got --textfile too, allowed: one of them")
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Mounts(mountpoints, runtime_dir))
+    if listen is not None:
+        _serve(listen, registry)
+    elif textfile is not None:
+        path = textfile / FILE
+        try:
+            write_to_textfile(str(path), registry)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
+    else:
+        print(generate_latest(registry).decode(), end="")
+    return ExitCode.OK
+
+
+class _Mounts:
+    """Asks the mounts at each scrape."""
+
+    def __init__(self, mountpoints: tuple[str, ...], runtime_dir: Path | None) -> None:
+        self._mountpoints = mountpoints
+        self._runtime_dir = runtime_dir
+
+    def describe(self) -> Iterable["Metric"]:
+        """Nothing: the mounts need not be asked before the first scrape."""
+        return []
+
+    def collect(self) -> Iterable["Metric"]:
+        from quorumfs.control.metrics import Disk, metrics  # noqa: PLC0415
+
+        view = ask_all(self._mountpoints, self._runtime_dir)
+        return metrics(Disk(answer.mountpoint, answer.status) for answer in view.answers)
+
+
+def _serve(listen: str, registry: "CollectorRegistry") -> None:
+    from prometheus_client import start_http_server  # noqa: PLC0415
+
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]") or "127.0.0.1"
+    if not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise UsageError(f"--listen: got {listen!r}, allowed: a port from 1, or HOST:PORT")
+    stops = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
+    try:
+        server, _ = start_http_server(int(port), host, registry)
+    except OSError as error:
+        raise UserError(f"cannot listen at {host}:{port}: {error.strerror}") from None
+    try:
+        print(f"listening at http://{host}:{port}/metrics", flush=True)
+        signal.sigwait(stops)
+        server.shutdown()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

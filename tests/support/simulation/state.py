@@ -6,13 +6,10 @@ oracle is told of what happened between two lives.
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from quorumfs.decisions.model import Plan, Standing
 from quorumfs.decisions.record import Record, RoleState, Sidecar
-from quorumfs.decisions.sidecar import FormatError
-from support.sidecars import decode
 from support.simulation.fate import Mounted
 from support.simulation.media import Content
 from support.simulation.oracle import BrokenError, Oracle
@@ -114,12 +111,8 @@ class SetState:
         return {index: one for index, one in self._sidecars().items() if index in everyone}
 
     def _sidecars(self) -> dict[int, Sidecar]:
-        known = {}
-        for index, one in enumerate(self.world.replicas):
-            if one.sidecar is not None:
-                with suppress(FormatError):
-                    known[index] = decode(one.sidecar.whole)
-        return known
+        known = ((i, self.world.known_sidecar(i)) for i in range(len(self.world.replicas)))
+        return {index: sidecar for index, sidecar in known if sidecar is not None}
 
     def taken_out(self) -> set[int]:
         """Those that an administrator took out, by any sidecar."""

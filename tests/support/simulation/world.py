@@ -16,7 +16,7 @@ import itertools
 import os
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from string import ascii_letters
 
@@ -210,6 +210,8 @@ class World:
         self.life: Life | None = None
         self.lives = 0
         self.power_cuts = 0
+        self._decoded: dict[int, tuple[bytes, Sidecar | None]] = {}
+        """What each sidecar held when it was last looked at, and what that says."""
         self._inodes = itertools.count(1000)
         self._dice = self.dice_for("world")
         self.replicas = [
@@ -224,8 +226,20 @@ class World:
     def length(self, index: int) -> int:
         """How long (bytes) the image of a replica has to be, by its own sidecar: a disk may have
         grown without it."""
-        found = self._with_sidecar(self.replicas[index])
-        return self.size if found.sidecar is None else found.sidecar.record.size
+        sidecar = self.known_sidecar(index)
+        return self.size if sidecar is None else sidecar.record.size
+
+    def known_sidecar(self, index: int) -> Sidecar | None:
+        """What the sidecar of a replica says, to be looked at only; None if it cannot be read."""
+        file = self.replicas[index].sidecar
+        content = b"" if file is None else file.whole
+        before, sidecar = self._decoded.get(index, (None, None))
+        if content != before:
+            sidecar = None
+            with suppress(FormatError):
+                sidecar = decode(content) if content else None
+            self._decoded[index] = content, sidecar
+        return sidecar
 
     def is_short(self, index: int) -> bool:
         """Whether the image of a replica was truncated."""

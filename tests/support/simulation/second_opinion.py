@@ -11,7 +11,7 @@ from operator import or_
 from quorumfs.decisions.assembly import AssemblyRefusedError
 from quorumfs.decisions.dirtymap import out_of_sync
 from quorumfs.decisions.model import Plan, Standing
-from quorumfs.decisions.record import RoleState
+from quorumfs.decisions.record import RoleState, Sidecar
 from support.simulation.fate import Mounted
 from support.simulation.oracle import BrokenError
 from support.simulation.setup import Origin
@@ -88,6 +88,11 @@ class SecondOpinion:
         slot = latest.slot_of(own.replica_id)
         return slot is not None and latest.roles[slot].state is not RoleState.CURRENT
 
+    def _is_unfinished(self, sidecar: Sidecar) -> bool:
+        """Whether a sidecar is of a replica that was being filled, and of an older record."""
+        latest = max(one.record.sequence for one in self._state.known().values())
+        return sidecar.own_state is RoleState.RESYNCING and sidecar.record.sequence < latest
+
     def all_is_here(self, order: Sequence[int]) -> bool:
         """Whether a mount refused because of those that were harmed loses nothing."""
         sound = self.sound
@@ -124,6 +129,8 @@ class SecondOpinion:
         here, count = state.reachable(order) - state.harmed, state.count
         strangers = set(state.everyone) - state.known().keys()
         here -= strangers
+        # The first sidecar of a replica whose addition was cut off tells nothing of the set.
+        here -= {index for index, one in state.known().items() if self._is_unfinished(one)}
         usable = here - state.taken_out()
         needed = max(state.thresholds | {threshold or 0})
         sure = len(here) == count

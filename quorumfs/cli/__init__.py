@@ -20,6 +20,7 @@ from quorumfs.cli.output import (
 )
 from quorumfs.cli.resolve import resolve
 from quorumfs.cli.scrub import scrub
+from quorumfs.cli.setting import set_options
 from quorumfs.cli.status import status
 from quorumfs.cli.umount import umount
 from quorumfs.cli.waiting import wait
@@ -45,6 +46,7 @@ quorumfs.add_command(add)
 quorumfs.add_command(remove)
 quorumfs.add_command(replace)
 quorumfs.add_command(grow)
+quorumfs.add_command(set_options)
 quorumfs.add_command(clear)
 quorumfs.add_command(examine)
 quorumfs.add_command(resolve)

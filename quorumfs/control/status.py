@@ -385,6 +385,9 @@ class Status:
     """What the operator should know of this mount whatever its state."""
     fenced: Fenced | None = None
     """Who has the set instead; this mount reads and writes nothing any more."""
+    options: tuple[str, ...] = ()
+    """The options in force that can be tuned while the disk is in use, and the vote threshold, each
+    as ``mount -o`` takes it."""
     standstill_s: int | None = None
     """How long (seconds) the daemon has served nothing, for it stands still; None: it goes on."""
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -159,7 +159,7 @@ class ReplicaSet:
             size,
             metadata,
             threshold=threshold,
-            pattern=_pattern(options, threshold),
+            pattern=read_pattern(options, threshold),
             search_s=options.replica_timeout_s,
             events=events,
         )
@@ -176,7 +176,7 @@ class ReplicaSet:
         repairs = Repairs(
             mirror,
             sidecars,
-            _Reopener(sidecars, options, late).reopen,
+            _Reopener(sidecars, lambda: mirror.search_s, late).reopen,
             present=present,
             limit=options.resync_rate,
             outvoted=options.rewrite_corrupted,
@@ -305,7 +305,8 @@ def _replica(index: int, one: Image | Found, options: MountOptions, plan: Plan |
     return replica
 
 
-def _pattern(options: MountOptions, threshold: int) -> ReadPattern:
+def read_pattern(options: MountOptions, threshold: int) -> ReadPattern:
+    """How reads are answered with *options* and a vote *threshold*."""
     if options.blkverify:
         return Blkverify(threshold)
     return Fifo() if options.read_pattern == "fifo" else Quorum(threshold)
@@ -321,13 +322,16 @@ class _Reopener:
     def __init__(
         self,
         sidecars: Sidecars,
-        options: MountOptions,
+        patience_s: Callable[[], float],
         late: Mapping[str, Answer[Image] | None] = MappingProxyType({}),
     ) -> None:
-        """*late*: by path, an attempt of the mount that was given up, and may hold locks yet."""
+        """*patience_s*: the replica timeout (seconds), which may change.
+
+        *late*: by path, an attempt of the mount that was given up, and may hold locks yet.
+        """
         self._late = late
         self._sidecars = sidecars
-        self._options = options
+        self._patience_s = patience_s
         self._opening: set[str] = set()
 
     async def reopen(self, replica: Replica) -> Returned:
@@ -347,7 +351,7 @@ class _Reopener:
 
         self._opening.add(replica.path)
         try:
-            with trio.move_on_after(self._options.replica_timeout_s):
+            with trio.move_on_after(self._patience_s()):
                 await trio.to_thread.run_sync(open_files, abandon_on_cancel=True)
         except trio.Cancelled:
             if (image := handover.take()) is not None:

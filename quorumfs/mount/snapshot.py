@@ -34,6 +34,7 @@ from quorumfs.control.status import (
 )
 from quorumfs.decisions.model import Standing
 from quorumfs.disk.disk import Disk
+from quorumfs.live.settings import in_force
 from quorumfs.metadata.protocol import ReplicaReport
 from quorumfs.options import MountOptions
 from quorumfs.repair.inspection import Find
@@ -132,6 +133,7 @@ def take(
         unreadable=unreadable,
         notes=notes,
         fenced=None if by is None else Fenced(by.host, by.pid, by.since),
+        options=in_force(options),
         standstill_s=None if standstill is None else standstill.seconds,
     )
 

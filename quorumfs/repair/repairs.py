@@ -101,6 +101,15 @@ class Repairs:
     def limit(self, limit: int | None) -> None:
         self._work.limit = limit
 
+    @property
+    def outvoted(self) -> bool:
+        """Whether members that a strict majority outvotes are rewritten without being asked to."""
+        return self._outvoted
+
+    @outvoted.setter
+    def outvoted(self, outvoted: bool) -> None:
+        self._outvoted = self.scrub.repair_unasked = outvoted
+
     def may_come_back(self, replica: Replica) -> bool:
         """Whether *replica*, which does not do its part, is tried again and again."""
         return self._rejoin.may_come_back(replica)
@@ -140,7 +149,7 @@ class Repairs:
         await self._verification.verify_range(offset, length)
 
     async def rewrite(self, offset: int, length: int) -> bytes:
-        return await read_and_rewrite(self._mirror, offset, length, outvoted=self._outvoted)
+        return await read_and_rewrite(self._mirror, offset, length, outvoted=self.outvoted)
 
     # Work in the background
 

@@ -84,6 +84,8 @@ class Work:
         self.unsynced = Portion(PIECE, BATCH, SYNC_S)
         """Bytes that a replica is given between two syncs."""
         self._stop = trio.Event()
+        self._steered = trio.Event()
+        """Ends a rest; replaced when the pace changes."""
         self._save_at = 0.0
         """When progress is to be made durable again."""
         self._requests_seen = 0
@@ -98,6 +100,10 @@ class Work:
     @limit.setter
     def limit(self, limit: int | None) -> None:
         self._pacer = Pacer(limit)
+        self._resume_at = 0.0  # after a low limit it may be far away
+        self._steered.set()
+        if not self.stopping:
+            self._steered = trio.Event()
 
     @property
     def stopping(self) -> bool:
@@ -107,6 +113,7 @@ class Work:
     def stop(self) -> None:
         """Have all work that is not urgent end, with EINTR."""
         self._stop.set()
+        self._steered.set()
 
     async def sleep(self, seconds: float) -> None:
         """Sleep, at most until repairs are to stop."""
@@ -341,7 +348,8 @@ class Work:
         """Rest until work may go on, or until *until*; whether there was need to."""
         pause = min(self._resume_at, until) - trio.current_time()
         if pause > 0:
-            await self.sleep(pause)
+            with trio.move_on_after(pause):
+                await self._steered.wait()
         return pause > 0
 
 

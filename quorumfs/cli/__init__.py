@@ -19,6 +19,7 @@ from quorumfs.cli.output import (
     watched_stdout,
 )
 from quorumfs.cli.resolve import resolve
+from quorumfs.cli.resync import resync
 from quorumfs.cli.scrub import scrub
 from quorumfs.cli.setting import set_options
 from quorumfs.cli.status import status
@@ -51,6 +52,7 @@ quorumfs.add_command(clear)
 quorumfs.add_command(examine)
 quorumfs.add_command(resolve)
 quorumfs.add_command(scrub)
+quorumfs.add_command(resync)
 
 
 def main() -> None:

@@ -385,6 +385,8 @@ class Status:
     """What the operator should know of this mount whatever its state."""
     fenced: Fenced | None = None
     """Who has the set instead; this mount reads and writes nothing any more."""
+    resync_paused: bool = False
+    """No replica is resynced until the administrator lets resyncs go on."""
     options: tuple[str, ...] = ()
     """The options in force that can be tuned while the disk is in use, and the vote threshold, each
     as ``mount -o`` takes it."""

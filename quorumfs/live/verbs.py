@@ -12,6 +12,7 @@ from quorumfs.live.grow import Announce, Growth
 from quorumfs.live.membership import Membership
 from quorumfs.live.names import named
 from quorumfs.live.resolving import Deciding
+from quorumfs.live.resyncing import Resyncing
 from quorumfs.live.scrubbing import Scrubbing
 from quorumfs.live.settings import Settings
 from quorumfs.live.steering import Steering
@@ -47,12 +48,23 @@ def verbs(
         "remove": membership.remove,
         "replace": membership.replace,
         "grow": growth.grow,
+        "resync": Resyncing(repairs, settings).resync,
         "scrub": Scrubbing(repairs).scrub,
         "resolve": Deciding(disk, repairs, partial(named, disk)).resolve,
     }
 
 
-_OF_SIDECARS = ("offline", "online", "add", "remove", "replace", "grow", "scrub", "resolve")
+_OF_SIDECARS = (
+    "offline",
+    "online",
+    "add",
+    "remove",
+    "replace",
+    "grow",
+    "resync",
+    "scrub",
+    "resolve",
+)
 
 
 async def _refuse(_: Request, action: Action) -> dict[str, Any]:

@@ -133,6 +133,7 @@ def take(
         unreadable=unreadable,
         notes=notes,
         fenced=None if by is None else Fenced(by.host, by.pid, by.since),
+        resync_paused=repairs is not None and repairs.resync_paused,
         options=in_force(options),
         standstill_s=None if standstill is None else standstill.seconds,
     )

@@ -102,6 +102,20 @@ class Repairs:
         self._work.limit = limit
 
     @property
+    def resync_paused(self) -> bool:
+        """Whether an administrator paused resyncs."""
+        return self._work.resync_paused
+
+    def pause_resync(self, *, paused: bool) -> None:
+        """Break off the resync under way and begin none, until this is called again. What was
+        copied is kept, and what is written meanwhile is copied later."""
+        self._work.resync_paused = paused
+        if not paused:
+            for replica in self._mirror.replicas:
+                self._rejoin.try_at_once(replica)
+            self._sidecars.notify()
+
+    @property
     def outvoted(self) -> bool:
         """Whether members that a strict majority outvotes are rewritten without being asked to."""
         return self._outvoted
@@ -223,7 +237,7 @@ class Repairs:
                 return True
         # Also while chunks are divergent: with more members, a member that refuses writes can be
         # ejected.
-        for replica in self._mirror.replicas:
+        for replica in () if self._work.resync_paused else self._mirror.replicas:
             if await self._rejoin.rejoin(replica):
                 return True
         if self._ledger.agreement.divergent:

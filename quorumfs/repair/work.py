@@ -86,6 +86,7 @@ class Work:
         self._stop = trio.Event()
         self._steered = trio.Event()
         """Ends a rest; replaced when the pace changes."""
+        self._resync_paused = False
         self._save_at = 0.0
         """When progress is to be made durable again."""
         self._requests_seen = 0
@@ -101,6 +102,27 @@ class Work:
     def limit(self, limit: int | None) -> None:
         self._pacer = Pacer(limit)
         self._resume_at = 0.0  # after a low limit it may be far away
+        self._end_rest()
+
+    @property
+    def resync_paused(self) -> bool:
+        """Whether no replica is resynced; other repairs go on."""
+        return self._resync_paused
+
+    @resync_paused.setter
+    def resync_paused(self, paused: bool) -> None:
+        self._resync_paused = paused
+        self._end_rest()
+
+    @property
+    def interruption(self) -> str | None:
+        """Why the repair under way is to end, in words; None: it goes on."""
+        if self.stopping:
+            return "unmounting"
+        resyncing = self.progress is not None and self.progress.kind == "resync"
+        return "the administrator paused the resync" if self._resync_paused and resyncing else None
+
+    def _end_rest(self) -> None:
         self._steered.set()
         if not self.stopping:
             self._steered = trio.Event()
@@ -192,8 +214,8 @@ class Work:
         for run in runs:
             chunk = run.start
             while chunk < run.stop:
-                if self.stopping and not urgent:
-                    raise OSError(errno.EINTR, "unmounting")
+                if (why := self.interruption) and not urgent:
+                    raise OSError(errno.EINTR, why)
                 began = trio.current_time()
                 resyncing = self.ledger.target if make_hole is not None else None
                 target = None if resyncing is None else resyncing.replica
@@ -297,8 +319,8 @@ class Work:
 
         async def one_unit() -> None:
             nonlocal left
-            if self.stopping and not urgent:
-                errors.append(OSError(errno.EINTR, "unmounting"))
+            if (why := self.interruption) and not urgent:
+                errors.append(OSError(errno.EINTR, why))
                 return
             if not urgent and await self._rest(until):
                 return

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.mounting import quorumfs
-from support.sets import BLOCK, MIB, SetMount, create, named, opened
+from support.sets import BLOCK, MIB, SetMount, create, named, opened, same
 
 SIZE = 16 * MIB
 
@@ -78,3 +78,29 @@ def test_what_is_changed_is_in_force(disk: SetMount) -> None:
     assert status["next_scrub"] is not None or status["scrub"] is not None
     quorumfs("set", disk.mountpoint, "rewrite-corrupted=off", "scrub-every=off")
     assert disk.status()["next_scrub"] is None
+
+
+def test_a_resync_is_limited_paused_and_goes_on(disk: SetMount) -> None:
+    """A paused one hinders no flush, and what was copied is not copied again."""
+    away = disk.replicas[2]
+    quorumfs("offline", disk.mountpoint, away)
+    with opened(disk.file, os.O_RDWR) as fd:
+        os.pwrite(fd, os.urandom(8 * MIB), 0)
+        os.fsync(fd)
+        quorumfs("resync", "--limit", "1M", disk.mountpoint)
+        quorumfs("online", disk.mountpoint, away)
+        disk.wait(lambda status: (status["resync"] or {}).get("done_bytes"), "a resync at work")
+        assert "resyncs are paused" in quorumfs("resync", "--pause", disk.mountpoint).stdout
+        disk.wait(lambda status: status["resync"] is None, "the end of its work")
+        quorumfs("resync", "--limit", "none", disk.mountpoint)
+        os.pwrite(fd, os.urandom(MIB), 12 * MIB)
+        os.fsync(fd)
+        assert disk.status()["resync_paused"]
+        assert disk.replica(away)["state"] != "current"
+        assert "resync paused" in quorumfs("status", disk.mountpoint, check=False).stdout
+        told = json.loads(quorumfs("resync", "--resume", "--json", disk.mountpoint).stdout)
+        assert told["paused"] is False
+        disk.wait_healthy()
+    assert disk.replica(away)["copied_bytes"] == 9 * MIB
+    quorumfs("umount", disk.mountpoint)
+    assert same(list(disk.replicas))

@@ -329,11 +329,10 @@ def _resync(repairs: Repairs | None, now: float) -> ResyncStatus | None:
     at = repairs.progress if repairs is not None else None
     if at is None:
         return None
-    elapsed = now - at.began
     return progress(
         ResyncKind(at.kind),
         at.replica,
         done_bytes=at.done_bytes,
         total_bytes=at.total_bytes,
-        rate_bytes_per_s=at.done_bytes / elapsed if elapsed > 0 else 0.0,
+        rate_bytes_per_s=at.speed.rate(now),
     )

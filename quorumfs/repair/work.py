@@ -10,14 +10,14 @@ import errno
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
 from quorumfs.disk import holes, zeroing
 from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.repair.pacing import Pacer, Portion
+from quorumfs.repair.pacing import Pacer, Portion, Speed
 from quorumfs.repair.replica_io import next_data, seek
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
@@ -66,6 +66,16 @@ class Progress:
     began: float
     """trio's clock, seconds."""
     done_bytes: int = 0
+    """Never more than the total: what is written meanwhile is copied, too."""
+    speed: Speed = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.speed = Speed(self.began)
+
+    def advance(self, now: float, length: int) -> None:
+        """Note that *length* bytes are done *now* (trio's clock, seconds)."""
+        self.done_bytes = min(self.done_bytes + length, self.total_bytes)
+        self.speed.worked(now, length)
 
 
 class Work:
@@ -232,7 +242,7 @@ class Work:
                         self._yield_to_guest(began)
                         await self._rest(float("inf"))
                 if hole and self.progress is not None:
-                    self.progress.done_bytes += (stop - chunk) * size
+                    self.progress.advance(trio.current_time(), (stop - chunk) * size)
                 for start in range(chunk, stop, longest) if not hole else ():
                     part = range(start, min(start + longest, stop))
                     batch.append(part)
@@ -336,7 +346,7 @@ class Work:
             if errors or urgent:
                 return
             if self.progress is not None:
-                self.progress.done_bytes += end - start
+                self.progress.advance(trio.current_time(), end - start)
             self._yield_to_guest(began)
 
         async with trio.open_nursery() as nursery:

@@ -104,3 +104,17 @@ def test_a_resync_is_limited_paused_and_goes_on(disk: SetMount) -> None:
     assert disk.replica(away)["copied_bytes"] == 9 * MIB
     quorumfs("umount", disk.mountpoint)
     assert same(list(disk.replicas))
+
+
+def test_a_limit_that_is_lifted_counts_at_once(disk: SetMount) -> None:
+    """Also where the old one would have a resync rest for hours."""
+    away = disk.replicas[2]
+    quorumfs("offline", disk.mountpoint, away)
+    with opened(disk.file, os.O_RDWR) as fd:
+        os.pwrite(fd, os.urandom(4 * MIB), 0)
+        os.fsync(fd)
+    quorumfs("set", disk.mountpoint, "resync-rate=100")
+    quorumfs("online", disk.mountpoint, away)
+    disk.wait(lambda status: (status["resync"] or {}).get("done_bytes"), "a resync at work")
+    quorumfs("set", disk.mountpoint, "resync-rate=none")
+    disk.wait_healthy()

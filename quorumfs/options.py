@@ -10,7 +10,7 @@ import os
 import pwd
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from quorumfs.decisions.dirtymap import CHUNK_MIN, EXTENT
@@ -57,9 +57,9 @@ class RefusedError(Exception):
 
 
 def _replicas(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(":"))
+    names = () if text == "none" else tuple(text.split(":"))
     if not all(names):
-        raise RefusedError("replicas by path or file name, with a colon between them")
+        raise RefusedError("replicas by path or file name, with a colon between them, or none")
     return names
 
 
@@ -113,6 +113,13 @@ def _interval(text: str) -> float | None:
     if not 60 <= seconds <= 3650 * 86400:
         raise RefusedError("a time from 1m to 3650d with d, h or m, like 30d, or off")
     return float(seconds)
+
+
+def _rate(text: str) -> int | None:
+    try:
+        return None if text == "none" else parse_size(text)
+    except RefusedError as refused:
+        raise RefusedError(f"none, or {refused}") from None
 
 
 def parse_size(text: str) -> int:
@@ -250,9 +257,9 @@ OPTIONS: Mapping[str, Option] = {
         Option(
             "resync-rate",
             "SIZE",
-            parse_size,
+            _rate,
             "resync_rate",
-            "bytes a second that a resync copies at most, like 100M (default: no limit; it "
+            "bytes a second that a resync copies at most, like 100M (default: none; it "
             "yields to the guest in any case)",
         ),
         Option(
@@ -320,8 +327,69 @@ def parse_options(texts: Sequence[str], replicas: int) -> MountOptions:
     one counts, as with mount(8). Raises `UsageError` naming the option, what was given and what
     is allowed.
     """
-    fields: dict[str, Any] = {"read_pattern": "quorum", "vote_threshold": replicas // 2 + 1}
-    kernel_flags: set[str] = set()
+    defaults = {"read_pattern": "quorum", "vote_threshold": replicas // 2 + 1}
+    return _parse(texts, replicas, defaults, frozenset())
+
+
+def changed_options(present: MountOptions, texts: Sequence[str], replicas: int) -> MountOptions:
+    """What *texts* make of the options *present* of a mount, as `parse_options`."""
+    values = {one.name: getattr(present, one.name) for one in fields(MountOptions)}
+    kernel_flags = values.pop("kernel_flags")
+    return _parse(texts, replicas, values, kernel_flags)
+
+
+def differing_fields(one: MountOptions, other: MountOptions) -> list[str]:
+    """The fields of `MountOptions` in which two mounts differ."""
+    names = [field.name for field in fields(MountOptions) if field.name != "vote_threshold_given"]
+    return [name for name in names if getattr(one, name) != getattr(other, name)]
+
+
+def option_of_field(name: str) -> str:
+    """The option, or the options, that set the field *name*."""
+    return ", ".join(option.name for option in OPTIONS.values() if option.field == name)
+
+
+def write_mostly(paths: Sequence[str], options: MountOptions) -> set[str]:
+    """Those of the replicas at *paths* that are marked write-mostly. Raises `UsageError`."""
+    meant = set()
+    for name in options.write_mostly:
+        found = [path for path in paths if path == name]
+        found = found or [path for path in paths if os.path.basename(path) == name]
+        if len(found) != 1:
+            what = "may be several replicas" if found else "is no replica of this mount"
+            raise UsageError(f"option write-mostly: {name} {what}; there are: {', '.join(paths)}")
+        meant.add(found[0])
+    if meant and meant.issuperset(paths):
+        raise UsageError("option write-mostly: got every replica, allowed: all but one at most")
+    return meant
+
+
+def option_text(options: MountOptions, name: str) -> str:
+    """The field *name*, which one option with a value sets, as ``-o`` takes it."""
+    value = getattr(options, name)
+    match name, value:
+        case "replica_timeout_s", _:
+            text = f"{value:g}s"
+        case "scrub_every_s", None:
+            text = "off"
+        case "scrub_every_s", _:
+            text = f"{value / 60:.0f}m"
+        case "write_mostly", _:
+            text = ":".join(value) or "none"
+        case _, None:
+            text = "none"
+        case _, bool():
+            text = "on" if value else "off"
+        case _:
+            text = str(value)
+    return f"{option_of_field(name)}={text}"
+
+
+def _parse(
+    texts: Sequence[str], replicas: int, values: Mapping[str, Any], flags: frozenset[str]
+) -> MountOptions:
+    """*texts* on top of *values* and the kernel's *flags*. Raises `UsageError`."""
+    values, kernel_flags = dict(values), set(flags)
     for item in (item for text in texts for item in text.split(",") if item):
         given, _, value = item.partition("=")
         option = _find(given)
@@ -334,12 +402,12 @@ def parse_options(texts: Sequence[str], replicas: int) -> MountOptions:
             kernel_flags.discard(opposite)
             kernel_flags.add(option.name)
         elif option.name == "rw":
-            fields["read_only"] = False
+            values["read_only"] = False
         elif option.name == "vote-threshold":
-            fields |= {"vote_threshold": parsed, "vote_threshold_given": True}
+            values |= {"vote_threshold": parsed, "vote_threshold_given": True}
         elif option.field:
-            fields[option.field] = parsed
-    options = MountOptions(**fields, kernel_flags=frozenset(kernel_flags))
+            values[option.field] = parsed
+    options = MountOptions(**values, kernel_flags=frozenset(kernel_flags))
     _check_together(options, replicas)
     return options
 

@@ -21,7 +21,9 @@ from quorumfs.cli.output import (
     watched_stdout,
 )
 from quorumfs.cli.resolve import resolve
+from quorumfs.cli.resync import resync
 from quorumfs.cli.scrub import scrub
+from quorumfs.cli.setting import set_options
 from quorumfs.cli.status import status
 from quorumfs.cli.umount import umount
 from quorumfs.cli.waiting import wait
@@ -49,10 +51,12 @@ quorumfs.add_command(add)
 quorumfs.add_command(remove)
 quorumfs.add_command(replace)
 quorumfs.add_command(grow)
+quorumfs.add_command(set_options)
 quorumfs.add_command(clear)
 quorumfs.add_command(examine)
 quorumfs.add_command(resolve)
 quorumfs.add_command(scrub)
+quorumfs.add_command(resync)
 
 
 def main() -> None:

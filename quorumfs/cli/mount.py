@@ -7,12 +7,13 @@ from pathlib import Path
 
 import click
 
+from quorumfs.cli.acting import act
 from quorumfs.cli.output import complain
 from quorumfs.control import client
 from quorumfs.control.status import DiskState, Status, describe
 from quorumfs.decisions.growth import LONGER
 from quorumfs.decisions.sectors import unreachable
-from quorumfs.errors import ExitCode, UserError
+from quorumfs.errors import ExitCode, UsageError, UserError
 from quorumfs.mount.daemon import run_detached
 from quorumfs.options import options_help, parse_options
 
@@ -45,7 +46,7 @@ class _MountCommand(click.Command):
     type=click.Path(path_type=Path, resolve_path=True),
     help="Keep there what status and umount need to find this mount; tell them the same.",
 )
-@click.argument("replicas", nargs=-1, required=True, metavar="REPLICA...")
+@click.argument("replicas", nargs=-1, metavar="REPLICA...")
 @click.argument("mountpoint")
 def mount(
     texts: tuple[str, ...],
@@ -60,7 +61,21 @@ def mount(
 
     Returns when the file can be opened, with the daemon in the background. Exits with 2 if it is
     mounted, but too few replicas are current until a resync ends.
+
+    With -o remount and no REPLICA, changes the options of the disk at MOUNTPOINT, as set does.
     """
+    given = [item for text in texts for item in text.split(",") if item]
+    if "remount" in given:
+        if replicas:
+            raise UsageError(
+                "option remount: got replicas too, allowed: the mount point alone; add, remove and "
+                "replace change which replicas there are"
+            )
+        changes = [item for item in given if item != "remount"]
+        act(mountpoint, "set", as_json=False, runtime_dir=runtime_dir, options=changes)
+        return
+    if not replicas:
+        raise click.UsageError("Missing argument 'REPLICA...'.")
     options = parse_options(texts, len(replicas))
     # Only now: a refusal needs no FUSE, and what it imports takes most of the start-up time.
     from quorumfs.mount.life import MountPlan, serve  # noqa: PLC0415

@@ -279,6 +279,7 @@ def headline(status: Status) -> str:
         human_bytes(status.size),
         f"{status.read_pattern}, vote-threshold {status.vote_threshold}",
         *(["read-only"] if status.read_only else []),
+        *(["resync paused"] if status.resync_paused else []),
         f"pid {status.pid}",
     ]
     if status.set_id is not None:

@@ -419,6 +419,11 @@ class Status:
     """What the operator should know of this mount whatever its state."""
     fenced: Fenced | None = None
     """Who has the set instead; this mount reads and writes nothing any more."""
+    resync_paused: bool = False
+    """No replica is resynced until the administrator lets resyncs go on."""
+    options: tuple[str, ...] = ()
+    """The options in force that can be tuned while the disk is in use, and the vote threshold, each
+    as ``mount -o`` takes it."""
     standstill_s: int | None = None
     """How long (seconds) the daemon has served nothing, for it stands still; None: it goes on."""
 
@@ -558,7 +563,8 @@ def _slow(status: Status) -> list[str]:
     for replica in status.replicas:
         for one in replica.slow if replica.current else ():
             costs = (
-                f"a vote waits for it: mount with write-mostly={shlex.quote(replica.path)}"
+                f"a vote waits for it: quorumfs set {_quoted(status.mountpoint)} "
+                f"write-mostly={_quoted(replica.path)}"
                 if one.operation == "read"
                 else f"every {one.operation} waits for it: look at its disk, or the network to it"
             )

@@ -83,7 +83,6 @@ class Disk:
         self.threshold = mirror.threshold
         self.events = mirror.events
         self._locks = mirror.locks
-        self._pattern = mirror.pattern
         self._repairer = repairer
         self._zero_kind = zero_kind
         self._zeroing = Zeroing(mirror)
@@ -98,6 +97,10 @@ class Disk:
     def size(self) -> int:
         """Bytes of the disk."""
         return self.mirror.size
+
+    def repair_by(self, repairer: Repairer | None) -> None:
+        """Have *repairer* repair from the next request on; None: nothing is repaired."""
+        self._repairer = repairer
 
     async def run(self) -> None:
         """Watch deadlines, held-back events, and the claim on the set, until cancelled."""

@@ -35,7 +35,8 @@ class Mirror:
         search_s: float,
         events: EventLog,
     ) -> None:
-        """*search_s*: how long (seconds) one read may look for readable parts of its range."""
+        """*search_s*: how long (seconds) one read may look for readable parts of its range; the
+        replica timeout."""
         self.size = size
         """Bytes that requests may touch. The disk may grow."""
         self.announced_size = size

@@ -47,15 +47,10 @@ class Membership:
         repairs: Repairs,
         changing: trio.Lock,
         mountpoint: str,
-        timeout_s: float,
     ) -> None:
-        """*changing* is held while the replicas, or the size, of the set change.
-
-        *timeout_s*: the replica timeout (seconds) of new replicas.
-        """
+        """*changing* is held while the replicas, or the size, of the set change."""
         self._disk = disk
         self._mountpoint = mountpoint
-        self._timeout_s = timeout_s
         self._changing = changing
         self._mirror = disk.mirror
         self._sidecars = sidecars
@@ -140,7 +135,7 @@ class Membership:
             if at is not None and not 1 <= at <= len(replicas) + 1:
                 raise UsageError(f"--at: got {at}, allowed: 1 to {len(replicas) + 1}")
             index = len(replicas) if at is None else at - 1
-            new = Replica(index, path, None, self._timeout_s)
+            new = Replica(index, path, None, self._mirror.search_s)
             enrolment, record = self._sidecars.enrolment, self._ledger.record
             if (slot := self._absent(path)) is not None:  # this was begun before the last mount
                 with _not_cut_off():
@@ -161,7 +156,9 @@ class Membership:
                 self._mountpoint,
                 overwrite=request.flag("overwrite"),
             )
-            with trio.move_on_after(2 * self._timeout_s) as patience:  # it holds up other verbs
+            with trio.move_on_after(
+                2 * self._mirror.search_s
+            ) as patience:  # it holds up other verbs
                 await trio.to_thread.run_sync(make, abandon_on_cancel=True)
             if patience.cancelled_caught:
                 raise UserError(f"cannot make {path}: its file system does not answer")

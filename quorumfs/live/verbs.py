@@ -12,10 +12,11 @@ from quorumfs.live.grow import Announce, Growth
 from quorumfs.live.membership import Membership
 from quorumfs.live.names import named
 from quorumfs.live.resolving import Deciding
+from quorumfs.live.resyncing import Resyncing
 from quorumfs.live.scrubbing import Scrubbing
+from quorumfs.live.settings import Settings
 from quorumfs.live.steering import Steering
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.options import MountOptions
 from quorumfs.repair.repairs import Repairs
 
 
@@ -23,7 +24,7 @@ def verbs(
     disk: Disk,
     repairs: Repairs | None,
     mountpoint: str,
-    options: MountOptions,
+    settings: Settings,
     announce: Announce,
 ) -> dict[str, Verb]:
     """All verbs of a mount of *disk*; *repairs* is None where nothing is repaired.
@@ -33,12 +34,12 @@ def verbs(
     steering = Steering(disk, repairs)
     always: dict[str, Verb] = {
         "clear": steering.clear,
+        "set": settings.set,
     }
     if repairs is None or not isinstance(disk.metadata, Sidecars):
         return always | dict.fromkeys(_OF_SIDECARS, _refuse)
-    timeout_s = options.replica_timeout_s
     changing = trio.Lock()
-    membership = Membership(disk, disk.metadata, repairs, changing, mountpoint, timeout_s)
+    membership = Membership(disk, disk.metadata, repairs, changing, mountpoint)
     growth = Growth(disk, disk.metadata, changing, announce)
     return always | {
         "offline": membership.offline,
@@ -47,12 +48,23 @@ def verbs(
         "remove": membership.remove,
         "replace": membership.replace,
         "grow": growth.grow,
+        "resync": Resyncing(repairs, settings).resync,
         "scrub": Scrubbing(repairs).scrub,
         "resolve": Deciding(disk, repairs, partial(named, disk)).resolve,
     }
 
 
-_OF_SIDECARS = ("offline", "online", "add", "remove", "replace", "grow", "scrub", "resolve")
+_OF_SIDECARS = (
+    "offline",
+    "online",
+    "add",
+    "remove",
+    "replace",
+    "grow",
+    "resync",
+    "scrub",
+    "resolve",
+)
 
 
 async def _refuse(_: Request, action: Action) -> dict[str, Any]:

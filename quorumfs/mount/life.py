@@ -33,11 +33,12 @@ from quorumfs.fastpath.path import FastPath
 from quorumfs.fuse import session, shim
 from quorumfs.fuse.operations import DiskOperations
 from quorumfs.live.actions import Actions
+from quorumfs.live.settings import Settings
 from quorumfs.live.verbs import verbs
 from quorumfs.mount import snapshot
 from quorumfs.mount.limits import require_for_service
 from quorumfs.mount.path_watch import PathWatch
-from quorumfs.mount.replicaset import ReplicaSet, open_replica_set
+from quorumfs.mount.replicaset import ReplicaSet, open_replica_set, read_pattern
 from quorumfs.options import MountOptions
 from quorumfs.replica.space import Space
 
@@ -126,6 +127,7 @@ async def _serve(
             nursery.start_soon(space.run)
 
             slow = _why_slow(plan.options)
+            settings = Settings(disk, repairs, plan.options, read_pattern)
 
             def notes() -> tuple[str, ...]:
                 longer = replica_set.longer_than(disk.size)
@@ -134,7 +136,7 @@ async def _serve(
             def take(now: float, standstill: Standstill | None) -> Status:
                 return snapshot.take(
                     plan.mountpoint,
-                    plan.options,
+                    settings.present,
                     disk,
                     repairs,
                     notes(),
@@ -147,7 +149,7 @@ async def _serve(
             nursery.start_soon(pulse.run)
             reporter = Reporter(take, pulse)
             announce = session.announce_size
-            actions = Actions(verbs(disk, repairs, plan.mountpoint, plan.options, announce))
+            actions = Actions(verbs(disk, repairs, plan.mountpoint, settings, announce))
             await nursery.start(actions.run)
             commands = {
                 "status": reporter.status,
@@ -174,7 +176,7 @@ async def _serve(
             await actions.stop()
             if repairs is not None:
                 await repairs.stop()
-            with trio.move_on_after(plan.options.replica_timeout_s):
+            with trio.move_on_after(settings.present.replica_timeout_s):
                 await path_watch.look()
             failure = await _close(disk)  # in the nursery, where its deadlines are watched
             nursery.cancel_scope.cancel()

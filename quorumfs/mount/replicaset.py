@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,12 +21,12 @@ from quorumfs.decisions.sidecar import file_size
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import EventLog
 from quorumfs.disk.mirror import Mirror
-from quorumfs.errors import UsageError, UserError
+from quorumfs.errors import UserError
 from quorumfs.metadata.protocol import Metadata
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.metadata.volatile import Volatile
 from quorumfs.mount.limits import require_file_size
-from quorumfs.options import MountOptions
+from quorumfs.options import MountOptions, write_mostly
 from quorumfs.repair.rejoin import ForeignError, Returned
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.rewrite import Rewriting
@@ -159,11 +159,11 @@ class ReplicaSet:
             size,
             metadata,
             threshold=threshold,
-            pattern=_pattern(options, threshold),
+            pattern=read_pattern(options, threshold),
             search_s=options.replica_timeout_s,
             events=events,
         )
-        mostly = _write_mostly([replica.path for replica in replicas], options.write_mostly)
+        mostly = write_mostly([replica.path for replica in replicas], options)
         mirror.read_order.write_mostly = frozenset(
             replica for replica in replicas if replica.path in mostly
         )
@@ -180,7 +180,7 @@ class ReplicaSet:
         repairs = Repairs(
             mirror,
             sidecars,
-            _Reopener(sidecars, options, late).reopen,
+            _Reopener(sidecars, lambda: mirror.search_s, late).reopen,
             present=present,
             limit=options.resync_rate,
             outvoted=options.rewrite_corrupted,
@@ -196,7 +196,7 @@ def open_replica_set(
 
     Raises `UserError`.
     """
-    _write_mostly(paths, options.write_mostly)
+    write_mostly(paths, options)
     # Twice, as for any request that cannot do without: none of the others is known yet.
     patience_s = 2 * options.replica_timeout_s
     if options.metadata == "none":
@@ -310,27 +310,13 @@ def _replica(index: int, one: Image | Found, options: MountOptions, plan: Plan |
     return replica
 
 
-def _pattern(options: MountOptions, threshold: int) -> ReadPattern:
+def read_pattern(options: MountOptions, threshold: int) -> ReadPattern:
+    """How reads are answered with *options* and a vote *threshold*."""
     if options.blkverify:
         return Blkverify(threshold)
     if options.read_pattern == "quorum":
         return Quorum(threshold)
     return Fifo() if options.read_pattern == "fifo" else Fastest()
-
-
-def _write_mostly(paths: Sequence[str], names: Iterable[str]) -> set[str]:
-    """The *paths* that *names* mean: paths, or file names. Raises `UsageError`."""
-    meant = set()
-    for name in names:
-        found = [path for path in paths if path == name]
-        found = found or [path for path in paths if os.path.basename(path) == name]
-        if len(found) != 1:
-            what = "may be several replicas" if found else "is no replica of this mount"
-            raise UsageError(f"option write-mostly: {name} {what}; there are: {', '.join(paths)}")
-        meant.add(found[0])
-    if meant and meant.issuperset(paths):
-        raise UsageError("option write-mostly: got every replica, allowed: all but one at most")
-    return meant
 
 
 class _Reopener:
@@ -343,13 +329,16 @@ class _Reopener:
     def __init__(
         self,
         sidecars: Sidecars,
-        options: MountOptions,
+        patience_s: Callable[[], float],
         late: Mapping[str, Answer[Image] | None] = MappingProxyType({}),
     ) -> None:
-        """*late*: by path, an attempt of the mount that was given up, and may hold locks yet."""
+        """*patience_s*: the replica timeout (seconds), which may change.
+
+        *late*: by path, an attempt of the mount that was given up, and may hold locks yet.
+        """
         self._late = late
         self._sidecars = sidecars
-        self._options = options
+        self._patience_s = patience_s
         self._opening: set[str] = set()
 
     async def reopen(self, replica: Replica) -> Returned:
@@ -369,7 +358,7 @@ class _Reopener:
 
         self._opening.add(replica.path)
         try:
-            with trio.move_on_after(self._options.replica_timeout_s):
+            with trio.move_on_after(self._patience_s()):
                 await trio.to_thread.run_sync(open_files, abandon_on_cancel=True)
         except trio.Cancelled:
             if (image := handover.take()) is not None:

@@ -39,6 +39,7 @@ from quorumfs.decisions.latency import Latency
 from quorumfs.decisions.model import Standing
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.mirror import Mirror
+from quorumfs.live.settings import in_force
 from quorumfs.metadata.protocol import ReplicaReport
 from quorumfs.options import MountOptions
 from quorumfs.repair.inspection import Find
@@ -138,6 +139,8 @@ def take(
         unreadable=unreadable,
         notes=notes,
         fenced=None if by is None else Fenced(by.host, by.pid, by.since),
+        resync_paused=repairs is not None and repairs.resync_paused,
+        options=in_force(options),
         standstill_s=None if standstill is None else standstill.seconds,
     )
 
@@ -349,11 +352,10 @@ def _resync(repairs: Repairs | None, now: float) -> ResyncStatus | None:
     at = repairs.progress if repairs is not None else None
     if at is None:
         return None
-    elapsed = now - at.began
     return progress(
         ResyncKind(at.kind),
         at.replica,
         done_bytes=at.done_bytes,
         total_bytes=at.total_bytes,
-        rate_bytes_per_s=at.done_bytes / elapsed if elapsed > 0 else 0.0,
+        rate_bytes_per_s=at.speed.rate(now),
     )

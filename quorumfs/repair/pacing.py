@@ -3,6 +3,7 @@
 The amount at a time follows the speed of the slowest replica.
 """
 
+import math
 from dataclasses import dataclass, field
 
 YIELD_TO_GUEST = 1.0
@@ -28,6 +29,37 @@ class Pacer:
     def rest_for_guest(self, began: float, now: float) -> float:
         """Until when to rest after work beside a guest from *began* until *now*."""
         return now + (now - began) * YIELD_TO_GUEST
+
+
+MEMORY_S = 10.0
+"""How long ago (seconds) work was done that counts for the present speed by a third."""
+
+
+@dataclass(slots=True)
+class Speed:
+    """How fast work is done lately, as an average that decays; times are monotonic, in seconds."""
+
+    _at: float
+    """Until when the work is counted; at first, when it begins."""
+    _bytes: float = 0.0
+    _seconds: float = 0.0
+    """In which so many bytes were done, both of which count the less the longer ago they were."""
+
+    def worked(self, now: float, length: int) -> None:
+        """Note that *length* bytes are done *now*."""
+        self._bytes, self._seconds = self._until(now)
+        self._bytes += length
+        self._at = max(self._at, now)
+
+    def rate(self, now: float) -> float:
+        """Bytes a second; less than there were in the first second, which tells little."""
+        done, seconds = self._until(now)
+        return done / max(seconds, 1.0)
+
+    def _until(self, now: float) -> tuple[float, float]:
+        spent = max(0.0, now - self._at)
+        kept = math.exp(-spent / MEMORY_S)
+        return self._bytes * kept, self._seconds * kept + MEMORY_S * (1 - kept)
 
 
 QUICK_MAX = 8

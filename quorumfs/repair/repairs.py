@@ -101,6 +101,29 @@ class Repairs:
     def limit(self, limit: int | None) -> None:
         self._work.limit = limit
 
+    @property
+    def resync_paused(self) -> bool:
+        """Whether an administrator paused resyncs."""
+        return self._work.resync_paused
+
+    def pause_resync(self, *, paused: bool) -> None:
+        """Break off the resync under way and begin none, until this is called again. What was
+        copied is kept, and what is written meanwhile is copied later."""
+        self._work.resync_paused = paused
+        if not paused:
+            for replica in self._mirror.replicas:
+                self._rejoin.try_at_once(replica)
+            self._sidecars.notify()
+
+    @property
+    def outvoted(self) -> bool:
+        """Whether members that a strict majority outvotes are rewritten without being asked to."""
+        return self._outvoted
+
+    @outvoted.setter
+    def outvoted(self, outvoted: bool) -> None:
+        self._outvoted = self.scrub.repair_unasked = outvoted
+
     def may_come_back(self, replica: Replica) -> bool:
         """Whether *replica*, which does not do its part, is tried again and again."""
         return self._rejoin.may_come_back(replica)
@@ -140,7 +163,7 @@ class Repairs:
         await self._verification.verify_range(offset, length)
 
     async def rewrite(self, offset: int, length: int) -> bytes:
-        return await read_and_rewrite(self._mirror, offset, length, outvoted=self._outvoted)
+        return await read_and_rewrite(self._mirror, offset, length, outvoted=self.outvoted)
 
     # Work in the background
 
@@ -214,7 +237,7 @@ class Repairs:
                 return True
         # Also while chunks are divergent: with more members, a member that refuses writes can be
         # ejected.
-        for replica in self._mirror.replicas:
+        for replica in () if self._work.resync_paused else self._mirror.replicas:
             if await self._rejoin.rejoin(replica):
                 return True
         if self._ledger.agreement.divergent:

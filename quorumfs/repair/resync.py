@@ -116,7 +116,7 @@ class Resync:
                         batch, copy_unit, large=True, most=most, beside=keep_some
                     )
             finally:
-                if self._work.stopping:
+                if self._work.interruption:
                     await keep_all()
         await keep_all()
         if unreadable:

@@ -96,7 +96,7 @@ class Scrub:
         self.inspection = Inspection(mirror, sidecars)
         self._mirror = mirror
         self._sidecars = sidecars
-        self._repair_unasked = repair_unasked
+        self.repair_unasked = repair_unasked
         self._wall = wall
         self._work = Work(mirror, sidecars, limit)
         self._version = sidecars.scrub.version
@@ -232,7 +232,7 @@ class Scrub:
         if self._sidecars.fenced is not None:
             return False
         if self.current is None and self._is_due() and self.hindrance is None:
-            self.begin(repair=self._repair_unasked)
+            self.begin(repair=self.repair_unasked)
         if self._unsaved:
             await self.save()
         one = self.current

@@ -10,14 +10,14 @@ import errno
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
 from quorumfs.disk import holes, zeroing
 from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.repair.pacing import Pacer, Portion
+from quorumfs.repair.pacing import Pacer, Portion, Speed
 from quorumfs.repair.replica_io import next_data, seek
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
@@ -66,6 +66,16 @@ class Progress:
     began: float
     """trio's clock, seconds."""
     done_bytes: int = 0
+    """Never more than the total: what is written meanwhile is copied, too."""
+    speed: Speed = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.speed = Speed(self.began)
+
+    def advance(self, now: float, length: int) -> None:
+        """Note that *length* bytes are done *now* (trio's clock, seconds)."""
+        self.done_bytes = min(self.done_bytes + length, self.total_bytes)
+        self.speed.worked(now, length)
 
 
 class Work:
@@ -84,6 +94,9 @@ class Work:
         self.unsynced = Portion(PIECE, BATCH, SYNC_S)
         """Bytes that a replica is given between two syncs."""
         self._stop = trio.Event()
+        self._steered = trio.Event()
+        """Ends a rest; replaced when the pace changes."""
+        self._resync_paused = False
         self._save_at = 0.0
         """When progress is to be made durable again."""
         self._requests_seen = 0
@@ -98,6 +111,31 @@ class Work:
     @limit.setter
     def limit(self, limit: int | None) -> None:
         self._pacer = Pacer(limit)
+        self._resume_at = 0.0  # after a low limit it may be far away
+        self._end_rest()
+
+    @property
+    def resync_paused(self) -> bool:
+        """Whether no replica is resynced; other repairs go on."""
+        return self._resync_paused
+
+    @resync_paused.setter
+    def resync_paused(self, paused: bool) -> None:
+        self._resync_paused = paused
+        self._end_rest()
+
+    @property
+    def interruption(self) -> str | None:
+        """Why the repair under way is to end, in words; None: it goes on."""
+        if self.stopping:
+            return "unmounting"
+        resyncing = self.progress is not None and self.progress.kind == "resync"
+        return "the administrator paused the resync" if self._resync_paused and resyncing else None
+
+    def _end_rest(self) -> None:
+        self._steered.set()
+        if not self.stopping:
+            self._steered = trio.Event()
 
     @property
     def stopping(self) -> bool:
@@ -107,6 +145,7 @@ class Work:
     def stop(self) -> None:
         """Have all work that is not urgent end, with EINTR."""
         self._stop.set()
+        self._steered.set()
 
     async def sleep(self, seconds: float) -> None:
         """Sleep, at most until repairs are to stop."""
@@ -185,8 +224,8 @@ class Work:
         for run in runs:
             chunk = run.start
             while chunk < run.stop:
-                if self.stopping and not urgent:
-                    raise OSError(errno.EINTR, "unmounting")
+                if (why := self.interruption) and not urgent:
+                    raise OSError(errno.EINTR, why)
                 began = trio.current_time()
                 resyncing = self.ledger.target if make_hole is not None else None
                 target = None if resyncing is None else resyncing.replica
@@ -203,7 +242,7 @@ class Work:
                         self._yield_to_guest(began)
                         await self._rest(float("inf"))
                 if hole and self.progress is not None:
-                    self.progress.done_bytes += (stop - chunk) * size
+                    self.progress.advance(trio.current_time(), (stop - chunk) * size)
                 for start in range(chunk, stop, longest) if not hole else ():
                     part = range(start, min(start + longest, stop))
                     batch.append(part)
@@ -290,8 +329,8 @@ class Work:
 
         async def one_unit() -> None:
             nonlocal left
-            if self.stopping and not urgent:
-                errors.append(OSError(errno.EINTR, "unmounting"))
+            if (why := self.interruption) and not urgent:
+                errors.append(OSError(errno.EINTR, why))
                 return
             if not urgent and await self._rest(until):
                 return
@@ -307,7 +346,7 @@ class Work:
             if errors or urgent:
                 return
             if self.progress is not None:
-                self.progress.done_bytes += end - start
+                self.progress.advance(trio.current_time(), end - start)
             self._yield_to_guest(began)
 
         async with trio.open_nursery() as nursery:
@@ -341,7 +380,8 @@ class Work:
         """Rest until work may go on, or until *until*; whether there was need to."""
         pause = min(self._resume_at, until) - trio.current_time()
         if pause > 0:
-            await self.sleep(pause)
+            with trio.move_on_after(pause):
+                await self._steered.wait()
         return pause > 0
 
 

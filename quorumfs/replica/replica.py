@@ -197,6 +197,10 @@ class Replica:
         """How long an operation may take (seconds)."""
         return self._in_flight.timeout_s
 
+    @timeout_s.setter
+    def timeout_s(self, timeout_s: float) -> None:
+        self._in_flight.timeout_s = timeout_s
+
     @property
     def hung(self) -> bool:
         """Whether an operation that was given up may still happen."""

@@ -97,6 +97,20 @@ def test_a_slow_store_is_told(tmp_path: Path) -> None:
         ]
 
 
+def test_the_mark_is_set_and_taken_back_in_use(tmp_path: Path) -> None:
+    with far_disk(tmp_path, 3, "vote-threshold=2") as disk:
+        read_all(disk)
+        before = disk.mounted.status()["replicas"][0]["reads"]
+        assert before > 0
+        quorumfs("set", disk.mounted.mountpoint, "write-mostly=a.img")
+        read_all(disk)
+        far = disk.mounted.status()["replicas"][0]
+        assert (far["reads"], far["write_mostly"]) == (before, True)
+        quorumfs("set", disk.mounted.mountpoint, "write-mostly=none")
+        read_all(disk)
+        assert disk.mounted.status()["replicas"][0]["reads"] > before
+
+
 def test_the_fastest_is_read(tmp_path: Path) -> None:
     options = "read-pattern=latency,vote-threshold=1"
     with far_disk(tmp_path, 2, options) as disk:

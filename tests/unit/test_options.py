@@ -71,7 +71,7 @@ def test_any_other_chunk_size_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5G", "G", "1P", "1 M", "²"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"option resync-rate: got .*, allowed: a number of bytes"):
+    with pytest.raises(UsageError, match=r"option resync-rate: got .*, allowed: none, or a number"):
         parse_options([f"resync-rate={text}"], 2)
 
 

@@ -1,8 +1,14 @@
 """How much a repair does at a time."""
 
-import pytest
+import itertools
 
-from quorumfs.repair.pacing import Portion
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quorumfs.control.status import added_up
+from quorumfs.repair.pacing import MEMORY_S, Portion, Speed
+from quorumfs.repair.work import Progress
 
 LEAST, MOST, LONGER_S = 64, 16 * 1024, 0.1
 
@@ -58,3 +64,39 @@ def test_less_than_was_wanted_is_no_reason_for_more() -> None:
     portion = Portion(LEAST, MOST, LONGER_S)
     portion.took(LEAST - 1, 1.0, 1.0)
     assert portion.amount == LEAST
+
+
+STEPS = st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 1 << 40)), max_size=50)
+
+
+@given(st.integers(0, 1 << 44), STEPS, st.floats(0, 1e6))
+def test_progress_is_at_most_all_and_never_goes_back(
+    total: int, steps: list[tuple[float, int]], later_s: float
+) -> None:
+    """And the time that is left is a number, or not known, also where more is copied than was
+    lacking at first."""
+    now, before = 100.0, 0
+    progress = Progress("resync", None, total, now)
+    for spent, length in steps:
+        now += spent
+        progress.advance(now, length)
+        for when in (now - 1, now, now + later_s):
+            done, of, _, eta_s = added_up(
+                progress.done_bytes, progress.total_bytes, progress.speed.rate(when)
+            )
+            assert before <= done == progress.done_bytes <= of == total
+            assert eta_s is None or 0 <= eta_s <= total
+        before = progress.done_bytes
+
+
+def test_the_speed_is_that_of_lately_and_does_not_jump() -> None:
+    speed = Speed(0.0)
+    rates = []
+    for second in range(1, 201):
+        speed.worked(second, 100 if second <= 100 else 10)
+        rates.append(speed.rate(second))
+    assert rates[99] == pytest.approx(100, rel=0.1)
+    assert rates[-1] == pytest.approx(10, rel=0.1)
+    jumps = [abs(late - early) for early, late in itertools.pairwise(rates[1:])]
+    assert max(jumps) <= 2 * 100 / MEMORY_S
+    assert speed.rate(200 + 20 * MEMORY_S) < 0.1, "nothing is done any more"

@@ -109,7 +109,7 @@ async def _ejected(directory: Path) -> AsyncGenerator[tuple[_Reopener, Replica]]
     assert isinstance(disk.metadata, Sidecars)
     first, second = disk.replicas
     await second.close()
-    yield _Reopener(disk.metadata, OPTIONS), second
+    yield _Reopener(disk.metadata, lambda: OPTIONS.replica_timeout_s), second
     await first.close()
 
 

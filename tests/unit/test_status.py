@@ -285,6 +285,8 @@ def test_json_is_the_design_s() -> None:
             "unreadable": [],
             "notes": ["no libfuse shim"],
             "fenced": None,
+            "resync_paused": False,
+            "options": [],
             "standstill_s": None,
         }
     )

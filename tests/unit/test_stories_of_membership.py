@@ -98,7 +98,7 @@ async def taken_out_under_writes(story: Story) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(enrolment, "take_out", watched)
             membership = Membership(
-                mounted.disk, mounted.sidecars, mounted.repairs, trio.Lock(), "/mnt", 8.0
+                mounted.disk, mounted.sidecars, mounted.repairs, trio.Lock(), "/mnt"
             )
             async with trio.open_nursery() as nursery:
                 for at in EXTENTS:

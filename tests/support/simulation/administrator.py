@@ -34,7 +34,7 @@ from quorumfs.live.scrubbing import Scrubbing
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
 from support.sidecars import decode
-from support.simulation.fate import TIMEOUT_S, Mounted
+from support.simulation.fate import Mounted
 from support.simulation.guest import REQUEST_MAX_S
 from support.simulation.media import SECTOR
 from support.simulation.oracle import BrokenError
@@ -70,9 +70,7 @@ class Administrator:
         self._numbers = count(1)
         sidecars, enrolment = mounted.sidecars, mounted.sidecars.enrolment
         changing = trio.Lock()
-        self._membership = Membership(
-            mounted.disk, sidecars, mounted.repairs, changing, "/mnt", TIMEOUT_S
-        )
+        self._membership = Membership(mounted.disk, sidecars, mounted.repairs, changing, "/mnt")
         self._growth = Growth(mounted.disk, sidecars, changing, self._announce)
         self._scrubbing = Scrubbing(mounted.repairs)
         self._nursery: trio.Nursery | None = None

@@ -1,0 +1,31 @@
+"""``quorumfs resync``."""
+
+from pathlib import Path
+
+import click
+
+from quorumfs.cli.acting import act, options_of_action
+
+
+@click.command()
+@options_of_action
+@click.option("--pause", "order", flag_value="pause", help="Break it off, and begin none.")
+@click.option("--resume", "order", flag_value="resume", help="Go on.")
+@click.option("--limit", metavar="RATE", help="Bytes a second that are copied, like 50M, or none.")
+@click.argument("mountpoint")
+def resync(
+    as_json: bool, runtime_dir: Path | None, order: str | None, limit: str | None, mountpoint: str
+) -> None:
+    """Steer how replicas of the disk at MOUNTPOINT that missed something are brought up to date.
+
+    Without options, says how far that is. A pause and a limit hold until they are changed, or the
+    disk is unmounted. What was copied before a pause is not copied again.
+    """
+    act(
+        mountpoint,
+        "resync",
+        as_json=as_json,
+        runtime_dir=runtime_dir,
+        order=order or "show",
+        limit=[] if limit is None else [limit],
+    )

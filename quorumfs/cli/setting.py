@@ -1,0 +1,22 @@
+"""``quorumfs set``."""
+
+from pathlib import Path
+
+import click
+
+from quorumfs.cli.acting import act, options_of_action
+
+
+@click.command("set")
+@options_of_action
+@click.argument("mountpoint")
+@click.argument("options", nargs=-1, required=True, metavar="OPTION=VALUE...")
+def set_options(
+    as_json: bool, runtime_dir: Path | None, mountpoint: str, options: tuple[str, ...]
+) -> None:
+    """Change mount options of the disk at MOUNTPOINT while it stays in use: all of them, or none.
+
+    read-pattern, rewrite-corrupted, blkverify, replica-timeout, resync-rate and scrub-every, as
+    mount takes them; until it is unmounted. Any other is refused, unless it has that value already.
+    """
+    act(mountpoint, "set", as_json=as_json, runtime_dir=runtime_dir, options=list(options))

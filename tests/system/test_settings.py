@@ -1,0 +1,120 @@
+"""Options of a mount that change while the disk is in use."""
+
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.mounting import quorumfs
+from support.sets import BLOCK, MIB, SetMount, create, named, opened, same
+
+SIZE = 16 * MIB
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SetMount]:
+    with SetMount(create(named(tmp_path, 3), SIZE), tmp_path) as mounted:
+        yield mounted
+
+
+def reads(disk: SetMount) -> list[int]:
+    """How many reads each replica sees while a guest reads ten blocks."""
+    before = [part["reads"] for part in disk.status()["replicas"]]
+    with opened(disk.file) as fd, mmap.mmap(-1, BLOCK) as page:
+        for at in range(10):
+            os.preadv(fd, [page], at * BLOCK)
+    after = [part["reads"] for part in disk.status()["replicas"]]
+    return [late - early for early, late in zip(before, after, strict=True)]
+
+
+def refusal(disk: SetMount, *options: str) -> str:
+    """The line with which a change is refused; the options stay as they are."""
+    before = disk.status()["options"]
+    done = quorumfs("set", disk.mountpoint, *options, check=False)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert disk.status()["options"] == before
+    return str(done.stderr)
+
+
+def test_the_read_pattern_changes_which_replicas_are_read(disk: SetMount) -> None:
+    """Also where C serves the reads, whose gate opens with the new pattern."""
+    assert reads(disk) == [10, 10, 10]
+    told = json.loads(quorumfs("set", "--json", disk.mountpoint, "read-pattern=fifo").stdout)
+    assert told["changed"] == ["read-pattern=fifo"]
+    assert reads(disk) == [10, 0, 0]
+    quorumfs("set", disk.mountpoint, "read_pattern=quorum")
+    assert reads(disk) == [10, 10, 10]
+
+
+def test_remount_changes_what_differs_and_names_the_rest_for_nothing(disk: SetMount) -> None:
+    options = "remount,read-pattern=fifo,vote-threshold=2,metadata=sidecar,rw,resync-rate=2M"
+    told = quorumfs("mount", "-o", options, disk.mountpoint).stdout
+    assert told == f"changed: read-pattern=fifo, resync-rate={2 * MIB}\n"
+    assert disk.status()["read_pattern"] == "fifo"
+    told = quorumfs("mount", "-o", options, disk.mountpoint).stdout
+    assert told.startswith("nothing to change")
+
+
+def test_all_options_change_or_none(disk: SetMount) -> None:
+    for wrong, why in {
+        "vote-threshold=3": "cannot change while the disk is in use: the set has it on record",
+        "vote-threshold=4": "allowed: 1 to 3, the number of replicas",
+        "uid=12345": "the kernel is told of it",
+        "ro": "unmount, and mount again",
+        "blkverify": "allowed: 2 replicas",
+        "replica-timeout=0": "allowed: a time from 100ms",
+        "no-such": "unknown option",
+    }.items():
+        assert why in refusal(disk, "resync-rate=2M", wrong)
+
+
+def test_what_is_changed_is_in_force(disk: SetMount) -> None:
+    changes = ["rewrite-corrupted=on", "replica-timeout=250ms", "scrub-every=30d"]
+    quorumfs("set", disk.mountpoint, *changes)
+    status = disk.status()
+    assert {"rewrite-corrupted=on", "replica-timeout=0.25s"} < set(status["options"])
+    assert status["next_scrub"] is not None or status["scrub"] is not None
+    quorumfs("set", disk.mountpoint, "rewrite-corrupted=off", "scrub-every=off")
+    assert disk.status()["next_scrub"] is None
+
+
+def test_a_resync_is_limited_paused_and_goes_on(disk: SetMount) -> None:
+    """A paused one hinders no flush, and what was copied is not copied again."""
+    away = disk.replicas[2]
+    quorumfs("offline", disk.mountpoint, away)
+    with opened(disk.file, os.O_RDWR) as fd:
+        os.pwrite(fd, os.urandom(8 * MIB), 0)
+        os.fsync(fd)
+        quorumfs("resync", "--limit", "1M", disk.mountpoint)
+        quorumfs("online", disk.mountpoint, away)
+        disk.wait(lambda status: (status["resync"] or {}).get("done_bytes"), "a resync at work")
+        assert "resyncs are paused" in quorumfs("resync", "--pause", disk.mountpoint).stdout
+        disk.wait(lambda status: status["resync"] is None, "the end of its work")
+        quorumfs("resync", "--limit", "none", disk.mountpoint)
+        os.pwrite(fd, os.urandom(MIB), 12 * MIB)
+        os.fsync(fd)
+        assert disk.status()["resync_paused"]
+        assert disk.replica(away)["state"] != "current"
+        assert "resync paused" in quorumfs("status", disk.mountpoint, check=False).stdout
+        told = json.loads(quorumfs("resync", "--resume", "--json", disk.mountpoint).stdout)
+        assert told["paused"] is False
+        disk.wait_healthy()
+    assert disk.replica(away)["copied_bytes"] == 9 * MIB
+    quorumfs("umount", disk.mountpoint)
+    assert same(list(disk.replicas))
+
+
+def test_a_limit_that_is_lifted_counts_at_once(disk: SetMount) -> None:
+    """Also where the old one would have a resync rest for hours."""
+    away = disk.replicas[2]
+    quorumfs("offline", disk.mountpoint, away)
+    with opened(disk.file, os.O_RDWR) as fd:
+        os.pwrite(fd, os.urandom(4 * MIB), 0)
+        os.fsync(fd)
+    quorumfs("set", disk.mountpoint, "resync-rate=100")
+    quorumfs("online", disk.mountpoint, away)
+    disk.wait(lambda status: (status["resync"] or {}).get("done_bytes"), "a resync at work")
+    quorumfs("set", disk.mountpoint, "resync-rate=none")
+    disk.wait_healthy()

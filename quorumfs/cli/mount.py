@@ -17,6 +17,8 @@ from quorumfs.errors import ExitCode, UsageError, UserError
 from quorumfs.mount.daemon import run_detached
 from quorumfs.options import options_help, parse_options
 
+NO_REPLICA = "Missing argument 'REPLICA...'."
+
 
 class _MountCommand(click.Command):
     """Shows the mount options below the help, from the table that parses them."""
@@ -47,7 +49,7 @@ class _MountCommand(click.Command):
     help="Keep there what status and umount need to find this mount; tell them the same.",
 )
 @click.argument("replicas", nargs=-1, metavar="REPLICA...")
-@click.argument("mountpoint")
+@click.argument("mountpoint", required=False, metavar="MOUNTPOINT")
 def mount(
     texts: tuple[str, ...],
     foreground: bool,
@@ -55,7 +57,7 @@ def mount(
     log_json: bool,
     runtime_dir: Path | None,
     replicas: tuple[str, ...],
-    mountpoint: str,
+    mountpoint: str | None,
 ) -> None:
     """Show the disk kept on the REPLICA image files as MOUNTPOINT/disk.img.
 
@@ -64,6 +66,8 @@ def mount(
 
     With -o remount and no REPLICA, changes the options of the disk at MOUNTPOINT, as set does.
     """
+    if mountpoint is None:
+        raise click.UsageError(NO_REPLICA)
     given = [item for text in texts for item in text.split(",") if item]
     if "remount" in given:
         if replicas:
@@ -75,7 +79,7 @@ def mount(
         act(mountpoint, "set", as_json=False, runtime_dir=runtime_dir, options=changes)
         return
     if not replicas:
-        raise click.UsageError("Missing argument 'REPLICA...'.")
+        raise click.UsageError(NO_REPLICA)
     options = parse_options(texts, len(replicas))
     # Only now: a refusal needs no FUSE, and what it imports takes most of the start-up time.
     from quorumfs.mount.life import MountPlan, serve  # noqa: PLC0415

@@ -5,6 +5,8 @@ from pathlib import Path
 import click
 
 from quorumfs.cli.acting import act, options_of_action
+from quorumfs.cli.waiting import wait_for
+from quorumfs.control.goals import RESYNCED
 
 
 @click.command()
@@ -12,14 +14,21 @@ from quorumfs.cli.acting import act, options_of_action
 @click.option("--pause", "order", flag_value="pause", help="Break it off, and begin none.")
 @click.option("--resume", "order", flag_value="resume", help="Go on.")
 @click.option("--limit", metavar="RATE", help="Bytes a second that are copied, like 50M, or none.")
+@click.option("--wait", is_flag=True, help="Wait until all that can be brought up to date is.")
 @click.argument("mountpoint")
 def resync(
-    as_json: bool, runtime_dir: Path | None, order: str | None, limit: str | None, mountpoint: str
+    as_json: bool,
+    runtime_dir: Path | None,
+    order: str | None,
+    limit: str | None,
+    wait: bool,
+    mountpoint: str,
 ) -> None:
     """Steer how replicas of the disk at MOUNTPOINT that missed something are brought up to date.
 
     Without options, says how far that is. A pause and a limit hold until they are changed, or the
-    disk is unmounted. What was copied before a pause is not copied again.
+    disk is unmounted. What was copied before a pause is not copied again. With --wait, Ctrl-C
+    ends the waiting alone; exits with 3 if resyncs are paused.
     """
     act(
         mountpoint,
@@ -29,3 +38,5 @@ def resync(
         order=order or "show",
         limit=[] if limit is None else [limit],
     )
+    if wait:
+        wait_for(mountpoint, RESYNCED, None, runtime_dir)

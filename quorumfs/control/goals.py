@@ -63,9 +63,18 @@ def goal(name: str) -> Goal:
     return Goal(name, lambda status: status.state is state, operator)
 
 
+def _until_resumed(status: Status) -> str | None:
+    """Why no replica is brought up to date by itself."""
+    waiting = [replica.path for replica in status.replicas if replica.coming]
+    if not status.resync_paused or status.resync is not None or not waiting:
+        return None
+    return f"resyncs are paused, and {' and '.join(waiting)} wait: quorumfs resync --resume"
+
+
 RESYNCED = Goal(
     "the end of the resync",
     lambda status: status.resync is None and not any(r.coming for r in status.replicas),
+    _until_resumed,
 )
 """Nothing is at work, and what can be brought up to date is."""
 
@@ -103,6 +112,8 @@ def _of_disk(status: Status) -> str | None:
     for replica in status.replicas:
         if (why := _of_replica(status, replica)) is not None:
             return why
+    if (why := _until_resumed(status)) is not None:
+        return why
     return describe(status)[0] if status.state is DiskState.NEEDS_OPERATOR else None
 
 

@@ -98,8 +98,11 @@ def test_a_resync_is_limited_paused_and_goes_on(disk: SetMount) -> None:
         assert disk.status()["resync_paused"]
         assert disk.replica(away)["state"] != "current"
         assert "resync paused" in quorumfs("status", disk.mountpoint, check=False).stdout
-        told = json.loads(quorumfs("resync", "--resume", "--json", disk.mountpoint).stdout)
-        assert told["paused"] is False
+        in_vain = quorumfs("resync", "--wait", disk.mountpoint, check=False)
+        assert (in_vain.returncode, "--resume" in in_vain.stderr) == (3, True)
+        told = quorumfs("resync", "--resume", "--wait", "--json", disk.mountpoint).stdout
+        assert json.loads(told)["paused"] is False
+        assert disk.replica(away)["state"] == "current"
         disk.wait_healthy()
     assert disk.replica(away)["copied_bytes"] == 9 * MIB
     quorumfs("umount", disk.mountpoint)

@@ -110,7 +110,7 @@ async def _read_part(
     others = bool(order.reserve)
     outcomes, lost = await _ask(mirror, pattern, order.first, [], offset, length, others=others)
     verdict = _judged(pattern, offset, outcomes)
-    if verdict.data is None and order.reserve:
+    if others and (verdict.data is None or verdict.outvoted):
         outcomes, more = await _ask(mirror, pattern, order.reserve, outcomes, offset, length)
         verdict = _judged(pattern, offset, outcomes)
         lost = lost or more

@@ -48,7 +48,7 @@ class Order(NamedTuple):
 
     first: list[Replica]
     reserve: list[Replica]
-    """Asked if the first give no answer."""
+    """Asked if the first give no answer, or differ."""
 
 
 class _Manner:

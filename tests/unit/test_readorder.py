@@ -174,10 +174,11 @@ async def test_write_mostly_replicas_are_read_only_where_no_other_answers(
     assert reads(bench)[0] == 1
 
 
-async def test_a_write_mostly_replica_decides_a_tie(
-    nursery: trio.Nursery, autojump_clock: MockClock
+@pytest.mark.parametrize("threshold", [1, 2])
+async def test_a_write_mostly_replica_decides_where_others_differ(
+    nursery: trio.Nursery, autojump_clock: MockClock, threshold: int
 ) -> None:
-    bench = make_bench(nursery, 3, pattern=Quorum(2))
+    bench = make_bench(nursery, 3, pattern=Quorum(threshold))
     mostly_written(bench, 2)
     await bench.disk.write(0, b"x" * BLOCK)
     bench.files[0].content[:BLOCK] = b"y" * BLOCK

@@ -451,6 +451,11 @@ def _check_together(options: MountOptions, replicas: int) -> None:
                 f"option {name}: got metadata=none too, allowed: one of them, because without "
                 "metadata nothing tells who is behind, or who has the set open"
             )
+    if options.read_pattern == "latency" and options.metadata == "none":
+        raise UsageError(
+            "option read-pattern: got latency and metadata=none, allowed: quorum or fifo, because "
+            "nothing tells where replicas differ, and reads would turn back"
+        )
     if options.rewrite_corrupted and options.read_only:
         raise UsageError(
             "option rewrite-corrupted: got ro too, allowed: one of them, because ro writes nothing"

@@ -55,10 +55,14 @@ def check(nothing: str, runtime_dir: Path | None, mountpoints: tuple[str, ...]) 
     """
     view = ask_all(mountpoints, runtime_dir)
     services = {answer: _service(answer) for answer in view.answers}
-    worst = max(services.values(), key=_SEVERITY.index, default=Service[nothing.upper()])
+    default = Service.UNKNOWN if view.unasked else Service[nothing.upper()]
+    worst = max(services.values(), key=_SEVERITY.index, default=default)
     bad = [answer for answer, service in services.items() if service is not Service.OK]
     told = [f"{printable(answer.mountpoint)} is {_word(answer)}" for answer in bad]
     summary = "; ".join(told) or (f"{len(services)} healthy" if services else "no quorumfs mounts")
+    if view.unasked:
+        summary += f"; {view.unasked} of other users not asked"
+    summary = summary.replace("|", "/")  # which begins the performance data
     print(f"QUORUMFS {worst.name}: {summary} | {_performance(view.answers)}".rstrip(" |"))
     for answer in bad:
         status = answer.status

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from quorumfs.cli.output import printable
 from quorumfs.cli.status import ask_all
 from quorumfs.errors import ExitCode, UsageError, UserError
 
@@ -86,7 +87,9 @@ class _Mounts:
         from quorumfs.control.metrics import Disk, metrics  # noqa: PLC0415
 
         view = ask_all(self._mountpoints, self._runtime_dir)
-        return metrics(Disk(answer.mountpoint, answer.status) for answer in view.answers)
+        # One mount that was named twice is one.
+        told = {printable(answer.mountpoint): answer.status for answer in view.answers}
+        return metrics(Disk(mountpoint, status) for mountpoint, status in told.items())
 
 
 def _serve(listen: str, registry: "CollectorRegistry") -> None:

@@ -88,7 +88,7 @@ def _of_disks(statuses: list[tuple[str, Status]]) -> Iterator[Metric]:
     yield gauge(
         "quorumfs_last_scrub_end_timestamp_seconds",
         "When the last scrub ended",
-        ((m, datetime.fromisoformat(scrub.ended).timestamp()) for m, scrub in last),
+        ((m, _timestamp(scrub.ended)) for m, scrub in last),
     )
     yield gauge(
         "quorumfs_last_scrub_mismatches",
@@ -102,8 +102,16 @@ def _of_disks(statuses: list[tuple[str, Status]]) -> Iterator[Metric]:
     )
 
 
+def _timestamp(text: str) -> float | None:
+    """Seconds since 1970; None if a daemon says what is no time."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
+
+
 def _of_replicas(statuses: list[tuple[str, Status]]) -> Iterator[Metric]:
-    each = [([m, replica.path], replica) for m, status in statuses for replica in status.replicas]
+    each = [([m, _label(one.path)], one) for m, status in statuses for one in status.replicas]
     state = GaugeMetricFamily(
         "quorumfs_replica_state",
         "1 for the state that a replica is in",
@@ -138,6 +146,11 @@ def _of_replicas(statuses: list[tuple[str, Status]]) -> Iterator[Metric]:
         for labels, replica in each:
             family.add_metric(labels, getattr(replica, member))
         yield family
+
+
+def _label(path: str) -> str:
+    """A path in UTF-8, whatever its bytes are."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 def _latency(each: list[tuple[list[str], ReplicaStatus]]) -> Metric:

@@ -66,11 +66,13 @@ async def _ask(
     length: int,
     *,
     others: bool = False,
+    agreed: bool = False,
 ) -> tuple[list[Outcome], bool]:
     """Ask the *waiting* replicas, wave by wave, after those with *outcomes*.
 
-    *others*: whether there are others to ask if these give no answer. Returns all outcomes, and
-    whether any of these replicas lost the range meanwhile.
+    *others*: whether there are others to ask if these give no answer. *agreed*: none is known to
+    differ, so that a read may take the first answer. Returns all outcomes, and whether any of
+    these replicas lost the range meanwhile.
     """
     lost = False
     while True:
@@ -86,8 +88,11 @@ async def _ask(
             return outcomes, lost
         wave, waiting = waiting[:count], waiting[count:]
         needed = 0 if others else pattern.needed(len(waiting))
-        if isinstance(pattern, Fifo) and waiting:
-            asked = await mirror.read_order.race(wave[0], waiting[0], needed, offset, length)
+        if isinstance(pattern, Fifo) and waiting and agreed and mirror.read_order.hedges:
+            last = 0 if others else pattern.needed(len(waiting) - 1)
+            asked = await mirror.read_order.race(
+                wave[0], waiting[0], (needed, last), offset, length
+            )
             await mirror.note_truncated(asked)
             tried = {outcome.replica for outcome in asked}
             waiting = [replica for replica in waiting if replica not in tried]
@@ -101,14 +106,21 @@ async def _read_part(
 ) -> Reading:
     """Read a range from the holders of all of it; divide the range until *deadline*."""
     offset, length, holders, pinned, lacking, torn = segment
-    agreed = not (torn or pinned)
+    agreed = not (
+        torn
+        or pinned
+        or mirror.ledger.unverified(offset, length)
+        or mirror.read_order.undecided.overlaps(offset, offset + length)
+    )
     if torn:
         pattern = Quorum(max(1, len(holders)))
     elif pinned:
         pattern = Reconcile(mirror.threshold)
     order = mirror.read_order.of(holders, pattern) if agreed else Order(holders, [])
     others = bool(order.reserve)
-    outcomes, lost = await _ask(mirror, pattern, order.first, [], offset, length, others=others)
+    outcomes, lost = await _ask(
+        mirror, pattern, order.first, [], offset, length, others=others, agreed=agreed
+    )
     verdict = _judged(pattern, offset, outcomes)
     if others and (verdict.data is None or verdict.outvoted):
         outcomes, more = await _ask(mirror, pattern, order.reserve, outcomes, offset, length)

@@ -15,6 +15,7 @@ import trio
 
 from quorumfs.decisions.latency import Latency
 from quorumfs.decisions.patterns import Fastest, Fifo, Quorum, ReadPattern
+from quorumfs.decisions.ranges import RangeSet
 from quorumfs.metadata.ledger.known import Outcome
 from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation
@@ -131,6 +132,11 @@ class ReadOrder:
     def __init__(self) -> None:
         self.write_mostly: frozenset[Replica] = frozenset()
         """Replicas that are read only where no other one can answer."""
+        self.undecided = RangeSet()
+        """Bytes where the replicas are known to differ until a person decides."""
+        self.hedges = True
+        """Whether a read may ask a second replica. Without sidecars nothing tells where replicas
+        differ, and a read must not turn back (P7)."""
         self._manners: defaultdict[Replica, _Manner] = defaultdict(_Manner)
         self._budget = BUDGET_MAX
 
@@ -148,17 +154,19 @@ class ReadOrder:
         return Order(first, reserve)
 
     async def race(
-        self, replica: Replica, spare: Replica, needed: int, offset: int, length: int
+        self, replica: Replica, spare: Replica, needed: tuple[int, int], offset: int, length: int
     ) -> list[Outcome]:
         """Read a range of *replica*, and of *spare* if that takes unusually long.
 
-        *needed* as for `FanOut`. Returns the outcomes that are in: one is good, or all failed.
+        *needed* as for `FanOut`, without *spare* and with it. Returns the
+        outcomes that are in: one is good, or all failed.
         """
-        race, manner = _Race(needed), self._manners[replica]
+        race, manner = _Race(needed[0]), self._manners[replica]
         outcomes = [race.enter(replica, manner, offset, length)]
         self._budget = min(BUDGET_MAX, self._budget + BUDGET)
         in_time = await race.complete_within(manner.patience_s)
         if not in_time and self._budget >= 1:
+            race.need(needed[1])
             outcomes.append(race.enter(spare, self._manners[spare], offset, length))
             await race.succeeded_or_complete()
             self._budget -= race.winner is not outcomes[1].operation

@@ -66,7 +66,12 @@ class Publisher:
         holders, pattern = self._mirror.ledger.uniform_members, self._mirror.pattern
         if not holders:
             return 0
-        first = self._mirror.read_order.of(holders, pattern).first
+        order = self._mirror.read_order
+        first = order.of(holders, pattern).first
+        if first != list(holders[: len(first)]) and (
+            order.undecided or self._mirror.ledger.unverified(0, self._mirror.size)
+        ):
+            return 0  # where replicas differ, reads keep to the order given
         asked = pattern.ask_now(len(first), 0)
         if asked < pattern.needed(len(first) - asked):
             return 0

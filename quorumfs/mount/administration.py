@@ -17,7 +17,6 @@ from quorumfs.decisions.assembly import (
     refuse_too_many,
 )
 from quorumfs.decisions.claim import Tenure
-from quorumfs.decisions.dirtymap import DirtyMap
 from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.record import Record, RoleState, Sidecar, path_for
 from quorumfs.decisions.resolution import Resolution, resolve
@@ -74,7 +73,7 @@ def create_empty(
                 raise UserError(f"cannot create {path}: {error.strerror}") from None
         _refuse_same(names)
         record = new_record(names, size, threshold or len(images) // 2 + 1)
-        disk_map = DirtyMap(size, record.chunk_size)
+        disk_map = record.new_map()
         for (path, image), role in zip(images, record.roles, strict=True):
             undo.callback(remove, path_for(path))
             _write(path, Sidecar(role.replica_id, record, disk_map, image))

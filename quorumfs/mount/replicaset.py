@@ -167,6 +167,7 @@ class ReplicaSet:
         mirror.read_order.write_mostly = frozenset(
             replica for replica in replicas if replica.path in mostly
         )
+        mirror.read_order.hedges = plan is not None
         zero_kind = {"off": None, "on": Kind.ZERO, "unmap": Kind.DISCARD}[options.detect_zeroes]
         if sidecars is None or options.read_only:
             rewriting = Rewriting(mirror) if options.rewrite_corrupted else None

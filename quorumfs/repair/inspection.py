@@ -105,7 +105,7 @@ class Inspection:
         self._mirror = mirror
         self._sidecars = sidecars
         self._ledger = sidecars.ledger
-        self.undecided = RangeSet()
+        self.undecided = mirror.read_order.undecided
         """Bytes in which the replicas were found to differ, and nothing tells who is right."""
 
     def comparable(self, offset: int, length: int) -> Iterator[tuple[int, int]]:

@@ -237,7 +237,9 @@ class Repairs:
                 return True
         # Also while chunks are divergent: with more members, a member that refuses writes can be
         # ejected.
-        for replica in () if self._work.resync_paused else self._mirror.replicas:
+        for replica in self._mirror.replicas:
+            if self._work.resync_paused:
+                break
             if await self._rejoin.rejoin(replica):
                 return True
         if self._ledger.agreement.divergent:

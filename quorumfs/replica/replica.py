@@ -475,6 +475,10 @@ class FanOut:
         """Whether the successes so far suffice."""
         return self._needed <= 0
 
+    def need(self, needed: int) -> None:
+        """Have *needed* successes suffice from now on; none has come yet."""
+        self._needed = needed
+
     def submit(self, replica: Replica, operation: Operation, *, to_sidecar: bool = False) -> None:
         """Start *operation* on *replica*."""
         self._pending += 1

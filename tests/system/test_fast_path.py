@@ -252,6 +252,6 @@ def test_a_read_from_a_local_device_that_hangs_costs_one_timeout(
             try:
                 reading = pool.submit(os.pread, fd, BLOCK, LARGE // 2)
                 assert reading.result(PATIENCE_S) == b"x" * BLOCK  # by the other replica
-                assert disk.replica(images[0])["state"] == "missing"
+                disk.wait(lambda status: status["replicas"][0]["state"] == "missing", "its timeout")
             finally:
                 faulty.clear()

@@ -112,9 +112,9 @@ def test_df_knows_what_the_stores_have_left(tmp_path: Path) -> None:
     with tmpfs(tmp_path / "small", 8 * MIB) as store:
         paths = [store / "a.img", store / "b.img"]
         quorumfs("create", "--size=64M", *paths)
-        free = os.statvfs(store)
         with Mounted(paths, tmp_path) as disk:
             wait_until(lambda: space(disk).f_bavail < 8 * MIB // BLOCK, "a look at the stores")
+            free = os.statvfs(store)
             assert space(disk).f_bavail == free.f_bavail * free.f_frsize // BLOCK // 2
             assert space(disk).f_bfree == 64 * MIB // BLOCK
             assert space(disk).f_files == 0

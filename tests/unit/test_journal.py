@@ -23,6 +23,7 @@ from quorumfs.control.recent import Recent, Told
 from quorumfs.decisions.claim import Claim
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.scrub import Counts
+from quorumfs.decisions.slowness import Slow
 from quorumfs.disk.events import Event, EventLog
 from quorumfs.errors import UsageError
 from quorumfs.replica.storage import Kind
@@ -169,6 +170,7 @@ CALLS: dict[str, Callable[[EventLog], None]] = {
     "resync_started": lambda log: log.resync_started("/a", 512),
     "resync_finished": lambda log: log.resync_finished("/a", 512, None),
     "errors_cleared": lambda log: log.errors_cleared("/a", 3),
+    "slow": lambda log: log.slow("/a", "read", Slow(0.02, 40.0)),
     "repaired": lambda log: log.repaired("/a", 0, 512),
 }
 """By method of `EventLog`: a call of it."""

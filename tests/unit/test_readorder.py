@@ -98,6 +98,35 @@ async def test_a_store_that_crawls_costs_one_wait_and_is_passed_over_for_longer_
     assert reads(bench)[0] == before + 100
 
 
+async def test_a_slow_replica_with_a_hung_one_has_twice_the_time(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """The second one is the last that can answer: it is not given up as if others could."""
+    bench = make_bench(nursery, 2, pattern=Fifo(), timeout_s=8)
+    bench.files[0].choose = takes(3600, Kind.READ)
+    bench.files[1].choose = takes(9, Kind.READ)
+    assert await timed(bench) == pytest.approx(9 + HEDGE_UNKNOWN_S)
+    assert bench.disk.replicas[1].state is Standing.CURRENT
+    nursery.cancel_scope.cancel()
+
+
+async def test_where_replicas_are_known_to_differ_reads_keep_to_the_order(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Else a read would turn back (P7): also while the first is passed over elsewhere."""
+    bench = make_bench(nursery, 2, pattern=Fifo())
+    usually(bench)
+    await timed(bench, 2 * KNOWN)
+    bench.files[1].content[:BLOCK] = b"y" * BLOCK
+    bench.disk.mirror.read_order.undecided.add(0, BLOCK)
+    bench.files[0].choose = takes(3.0, Kind.READ)
+    assert await timed(bench) == pytest.approx(3.0)
+    await bench.disk.read(BLOCK, BLOCK)
+    before = reads(bench)
+    assert await bench.disk.read(0, BLOCK) == bytes(BLOCK)
+    assert reads(bench) == [before[0] + 1, before[1]]
+
+
 async def test_hedges_that_come_to_nothing_have_a_budget(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

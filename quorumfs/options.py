@@ -373,7 +373,9 @@ def option_text(options: MountOptions, name: str) -> str:
         case "scrub_every_s", None:
             text = "off"
         case "scrub_every_s", _:
-            text = f"{value / 60:.0f}m"
+            units = {"d": 86400, "h": 3600, "m": 60}
+            unit = next(unit for unit, seconds in units.items() if not value % seconds)
+            text = f"{value / units[unit]:.0f}{unit}"
         case "write_mostly", _:
             text = ":".join(value) or "none"
         case _, None:

@@ -12,6 +12,7 @@ from typing import cast
 import pytest
 from support.killing import CALLS, WRITES, Steps, counted, counted_write
 from support.sets import tmpfs
+from support.sidecars import decode
 
 from quorumfs.decisions.record import path_for
 from quorumfs.decisions.standing import Standing
@@ -260,3 +261,13 @@ def test_a_copy_has_failed_once_the_files_of_what_is_not_written_are_closed(
         replica.standing = standing
         failed = image is None and standing not in (Standing.CURRENT, Standing.RESYNCING)
         assert _failed(replica) is failed
+
+
+@pytest.mark.parametrize("count", [6, 7, 14, 32])
+def test_a_new_set_has_whole_sidecars_however_many_they_are(memory: Path, count: int) -> None:
+    paths = [str(memory / f"{number}.img") for number in range(count)]
+    create_empty(paths, SIZE, 1)
+    for path in paths:
+        sidecar = decode(Path(path_for(path)).read_bytes())
+        assert sidecar.damage == ()
+        assert not any(any(plane) for plane in sidecar.map.planes)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quorumfs.errors import UsageError
-from quorumfs.options import OPTIONS, MountOptions, options_help, parse_options
+from quorumfs.options import OPTIONS, MountOptions, option_text, options_help, parse_options
 
 
 @pytest.mark.parametrize(("replicas", "majority"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3)])
@@ -157,3 +157,9 @@ def test_any_other_interval_is_refused(text: str) -> None:
 def test_nobody_remembers_a_scrub_without_sidecars(other: str) -> None:
     with pytest.raises(UsageError, match="option scrub-every: got it with ro or metadata=none"):
         parse_options([f"scrub-every=30d,{other}"], 2)
+
+
+@pytest.mark.parametrize("text", ["90m", "36h", "100d", "off"])
+def test_an_interval_is_shown_as_it_may_be_given(text: str) -> None:
+    options = parse_options([f"scrub-every={text}"], 2)
+    assert option_text(options, "scrub_every_s") == f"scrub-every={text}"

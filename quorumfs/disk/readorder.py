@@ -70,6 +70,8 @@ class _Manner:
 
     def answered(self, seconds: float, now: float) -> None:
         """Note a read that took *seconds*, and that no other replica answered before."""
+        if now - self._noted_at >= FORGOTTEN_S:
+            self._latency, self._noted = Latency(), 0
         self._latency.note(seconds, now)
         self._noted += 1
         self._noted_at = now

@@ -14,6 +14,7 @@ from quorumfs.decisions.patterns import Fastest, Fifo, Quorum
 from quorumfs.disk.readorder import (
     BUDGET,
     BUDGET_MAX,
+    FORGOTTEN_S,
     HEDGE_UNKNOWN_S,
     KNOWN,
     PASSED_OVER_S,
@@ -168,6 +169,20 @@ async def test_latency_reads_the_fastest_and_sees_when_another_is(
     usually(bench, (0.020, 0.200, 0.020))
     await timed(bench, 10 * KNOWN)
     assert await timed(bench) <= 0.021
+
+
+async def test_a_replica_that_was_slow_is_judged_anew_after_a_while(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    bench = make_bench(nursery, 2, pattern=Fastest())
+    usually(bench, (0.050, 0.010))
+    await timed(bench, 2 * KNOWN)
+    usually(bench, (USUAL_S, 0.010))
+    await trio.sleep(FORGOTTEN_S)
+    await timed(bench, 10)
+    before = reads(bench)
+    await timed(bench, 10)
+    assert reads(bench) == [before[0] + 10, before[1]]
 
 
 async def test_equals_are_read_in_the_order_given(

@@ -46,7 +46,24 @@ def sole_source(mirror: Mirror, offset: int, length: int) -> Replica | None:
     if others or segment.pinned or segment.torn or not segment.holders:
         return None
     alone = isinstance(mirror.pattern, Fifo) or len(segment.holders) == 1
-    return mirror.read_order.of(segment.holders, mirror.pattern).first[0] if alone else None
+    return _order(mirror, segment, mirror.pattern)[0].first[0] if alone else None
+
+
+def _order(mirror: Mirror, segment: ReadSegment, pattern: ReadPattern) -> tuple[Order, bool]:
+    """How to ask the holders of *segment*, and whether none is known to differ from the others.
+
+    Where some are, the order is the one given: a read must not turn back (P7).
+    """
+    offset, end = segment.offset, segment.offset + segment.length
+    differ = (
+        segment.torn
+        or segment.pinned
+        or mirror.ledger.unverified(offset, segment.length)
+        or mirror.read_order.undecided.overlaps(offset, end)
+    )
+    if differ:
+        return Order(segment.holders, []), False
+    return mirror.read_order.of(segment.holders, pattern), True
 
 
 def _judged(pattern: ReadPattern, offset: int, outcomes: Sequence[Outcome]) -> ReadVerdict:
@@ -106,17 +123,11 @@ async def _read_part(
 ) -> Reading:
     """Read a range from the holders of all of it; divide the range until *deadline*."""
     offset, length, holders, pinned, lacking, torn = segment
-    agreed = not (
-        torn
-        or pinned
-        or mirror.ledger.unverified(offset, length)
-        or mirror.read_order.undecided.overlaps(offset, offset + length)
-    )
     if torn:
         pattern = Quorum(max(1, len(holders)))
     elif pinned:
         pattern = Reconcile(mirror.threshold)
-    order = mirror.read_order.of(holders, pattern) if agreed else Order(holders, [])
+    order, agreed = _order(mirror, segment, pattern)
     others = bool(order.reserve)
     outcomes, lost = await _ask(
         mirror, pattern, order.first, [], offset, length, others=others, agreed=agreed

@@ -156,9 +156,8 @@ class Membership:
                 self._mountpoint,
                 overwrite=request.flag("overwrite"),
             )
-            with trio.move_on_after(
-                2 * self._mirror.search_s
-            ) as patience:  # it holds up other verbs
+            # It holds up other verbs.
+            with trio.move_on_after(2 * self._mirror.search_s) as patience:
                 await trio.to_thread.run_sync(make, abandon_on_cancel=True)
             if patience.cancelled_caught:
                 raise UserError(f"cannot make {path}: its file system does not answer")

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from quorumfs.decisions.latency import HALF_LIFE_S
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.patterns import Fastest, Fifo, Quorum
+from quorumfs.disk.reading import sole_source
 from quorumfs.disk.readorder import (
     BUDGET,
     BUDGET_MAX,
@@ -126,6 +127,9 @@ async def test_where_replicas_are_known_to_differ_reads_keep_to_the_order(
     before = reads(bench)
     assert await bench.disk.read(0, BLOCK) == bytes(BLOCK)
     assert reads(bench) == [before[0] + 1, before[1]]
+    mirror, (first, second) = bench.disk.mirror, bench.disk.replicas
+    assert sole_source(mirror, 0, BLOCK) is first  # what a resync copies is what reads show
+    assert sole_source(mirror, BLOCK, BLOCK) is second
 
 
 async def test_hedges_that_come_to_nothing_have_a_budget(

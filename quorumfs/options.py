@@ -349,7 +349,7 @@ def option_of_field(name: str) -> str:
     return ", ".join(option.name for option in OPTIONS.values() if option.field == name)
 
 
-def write_mostly(paths: Sequence[str], options: MountOptions) -> set[str]:
+def write_mostly(paths: Sequence[str], options: MountOptions) -> frozenset[str]:
     """Those of the replicas at *paths* that are marked write-mostly. Raises `UsageError`."""
     meant = set()
     for name in options.write_mostly:
@@ -361,7 +361,7 @@ def write_mostly(paths: Sequence[str], options: MountOptions) -> set[str]:
         meant.add(found[0])
     if meant and meant.issuperset(paths):
         raise UsageError("option write-mostly: got every replica, allowed: all but one at most")
-    return meant
+    return frozenset(meant)
 
 
 def option_text(options: MountOptions, name: str) -> str:

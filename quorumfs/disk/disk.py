@@ -80,7 +80,6 @@ class Disk:
         self.mirror = mirror
         self.metadata = mirror.metadata
         self.ledger = mirror.ledger
-        self.threshold = mirror.threshold
         self.events = mirror.events
         self._locks = mirror.locks
         self._repairer = repairer
@@ -92,6 +91,11 @@ class Disk:
     def replicas(self) -> Sequence[Replica]:
         """In the order of the read pattern; some may come and go."""
         return self.mirror.replicas
+
+    @property
+    def threshold(self) -> int:
+        """How many replicas must take a change, or sync, for a change or a flush to succeed."""
+        return self.ledger.threshold
 
     @property
     def size(self) -> int:

@@ -30,7 +30,6 @@ class Mirror:
         size: int,
         metadata: Metadata,
         *,
-        threshold: int,
         pattern: ReadPattern,
         search_s: float,
         events: EventLog,
@@ -44,8 +43,6 @@ class Mirror:
         self.metadata = metadata
         self.ledger = metadata.ledger
         """The knowledge about the replicas, asked without waiting."""
-        self.threshold = threshold
-        """How many replicas must take a change, or sync, for a change or a flush to succeed."""
         self.pattern = pattern
         """How a guest's reads are answered."""
         self.read_order = ReadOrder()
@@ -63,6 +60,11 @@ class Mirror:
     def replicas(self) -> Sequence[Replica]:
         """In the order of the read pattern. Whoever holds a range lock finds each at its index."""
         return self.ledger.replicas
+
+    @property
+    def threshold(self) -> int:
+        """How many replicas must take a change, or sync, for a change or a flush to succeed."""
+        return self.ledger.threshold
 
     async def ask(
         self,

@@ -31,8 +31,9 @@ async def read_locked(
     Raises `OSError` with the errno for the guest.
     """
     deadline = trio.current_time() + mirror.search_s
+    pattern = pattern or mirror.pattern  # which may change meanwhile
     parts = [
-        await _read_part(mirror, segment, pattern or mirror.pattern, deadline)
+        await _read_part(mirror, segment, pattern, deadline)
         for segment in mirror.ledger.read_segments(offset, length)
     ]
     if len(parts) == 1:

@@ -132,8 +132,8 @@ class ReadOrder:
     """The order of the reads of one mount."""
 
     def __init__(self) -> None:
-        self.write_mostly: frozenset[Replica] = frozenset()
-        """Replicas that are read only where no other one can answer."""
+        self.write_mostly: frozenset[str] = frozenset()
+        """The paths of replicas that are read only where no other one can answer."""
         self.undecided = RangeSet()
         """Bytes where the replicas are known to differ until a person decides."""
         self.hedges = True
@@ -144,8 +144,8 @@ class ReadOrder:
 
     def of(self, holders: Sequence[Replica], pattern: ReadPattern) -> Order:
         """How to ask *holders* by *pattern*."""
-        first = [replica for replica in holders if replica not in self.write_mostly]
-        reserve = [replica for replica in holders if replica in self.write_mostly]
+        first = [replica for replica in holders if replica.path not in self.write_mostly]
+        reserve = [replica for replica in holders if replica.path in self.write_mostly]
         if self._manners and len(first) > 1 and isinstance(pattern, Fifo):
             now, manners = trio.current_time(), self._manners
             if isinstance(pattern, Fastest):

@@ -62,7 +62,7 @@ class Watchdog:
         medians = {}
         for replica in self._mirror.ledger.readers:
             latency = replica.health.latency[sort]
-            unread = sort is Sort.READ and replica in self._mirror.read_order.write_mostly
+            unread = sort is Sort.READ and replica.path in self._mirror.read_order.write_mostly
             if latency.count >= COMPARED_FROM and not unread:
                 medians[replica] = latency.percentile(0.5)
         before = self._mirror.slow.get(sort, {})

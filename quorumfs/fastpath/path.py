@@ -17,6 +17,7 @@ from quorumfs.disk.mirror import Mirror
 from quorumfs.disk.takeover import Taken
 from quorumfs.fastpath.native import (
     HANDLES,
+    REPLICAS,
     TRY_AGAIN,
     Gate,
     Phase,
@@ -42,7 +43,7 @@ def fold(gate: Gate, mirror: Mirror) -> None:
         return
     mirror.requests += gate.requests
     gate.requests = 0
-    for replica in mirror.replicas:
+    for replica in mirror.replicas[:REPLICAS]:  # C serves no others
         served = gate.counters[replica.index]
         if served.reads or served.writes:
             counters = replica.counters

@@ -37,6 +37,12 @@ Verb = Callable[["Request", "Action"], Awaitable[dict[str, Any]]]
 `UserError`, which is told in words, and `OSError`."""
 
 
+def not_cut_off() -> trio.CancelScope:
+    """A scope in which the end of the mount waits: for requests to the disk, which is closed only
+    when each has ended, and for records, which no other may overtake."""
+    return trio.CancelScope(shield=True)
+
+
 class Request:
     """The arguments of a verb. A request comes from another process: nothing in it is believed."""
 

@@ -17,9 +17,10 @@ from quorumfs.decisions.record import RoleState
 from quorumfs.decisions.standing import Standing
 from quorumfs.disk.disk import Disk
 from quorumfs.errors import UsageError, UserError
-from quorumfs.live.actions import Action, Request
+from quorumfs.live.actions import Action, Request, not_cut_off
 from quorumfs.live.names import find, named
 from quorumfs.live.newcomer import make_files
+from quorumfs.live.settings import Settings
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.repairs import Repairs
 from quorumfs.replica.replica import Replica
@@ -31,12 +32,6 @@ LOOK_S = 0.5
 """How often (seconds) to look whether they do."""
 
 
-def _not_cut_off() -> trio.CancelScope:
-    """A scope in which the end of the mount waits: for requests to the disk, which is closed only
-    when each has ended, and for records, which no other may overtake."""
-    return trio.CancelScope(shield=True)
-
-
 class Membership:
     """The verbs that change which replicas *disk* has; each can be repeated."""
 
@@ -46,11 +41,13 @@ class Membership:
         sidecars: Sidecars,
         repairs: Repairs,
         changing: trio.Lock,
+        settings: Settings,
         mountpoint: str,
     ) -> None:
         """*changing* is held while the replicas, or the size, of the set change."""
         self._disk = disk
         self._mountpoint = mountpoint
+        self._settings = settings
         self._changing = changing
         self._mirror = disk.mirror
         self._sidecars = sidecars
@@ -79,7 +76,7 @@ class Membership:
             if replica.standing.needs_operator:
                 raise UserError(f"{replica.path} cannot be taken in: {replica.reason}")
             if replica.standing is Standing.OFFLINE:
-                with _not_cut_off():
+                with not_cut_off():
                     await self._sidecars.enrolment.take_in(replica)
                 self._mirror.announce_states()
             self._repairs.try_at_once(replica)
@@ -90,6 +87,11 @@ class Membership:
 
     async def add(self, request: Request, action: Action) -> dict[str, Any]:
         """Make an image a replica, which gets everything by a resync."""
+        if self._settings.present.blkverify:
+            raise UserError(
+                "option blkverify compares two replicas: first run: quorumfs set "
+                f"{shlex.quote(self._mountpoint)} blkverify=off"
+            )
         replica = await self._enrol(request, "image", request.number("at"), action)
         if request.flag("wait"):
             await self._await_current(replica, action)
@@ -98,7 +100,9 @@ class Membership:
 
     async def remove(self, request: Request, action: Action) -> dict[str, Any]:
         """Remove a replica from the set for good."""
-        return await self._remove(request.text("replica"), action)
+        removed = await self._remove(request.text("replica"), action)
+        await self._settings.replaced(removed["replica"], None)
+        return removed
 
     async def replace(self, request: Request, action: Action) -> dict[str, Any]:
         """Make an image a replica in the place of another one, which serves until then."""
@@ -111,6 +115,7 @@ class Membership:
         new = await self._enrol(request, "image", None if old is None else old.index + 1, action)
         await self._await_current(new, action)
         removed = await self._remove(name, action)
+        await self._settings.replaced(removed["replica"], new.path)
         return self._told(new, f"{new.path} holds everything. {removed['message']}")
 
     def _require_no_member(self, path: str, old: Replica) -> None:
@@ -138,7 +143,7 @@ class Membership:
             new = Replica(index, path, None, self._mirror.search_s)
             enrolment, record = self._sidecars.enrolment, self._ledger.record
             if (slot := self._absent(path)) is not None:  # this was begun before the last mount
-                with _not_cut_off():
+                with not_cut_off():
                     async with self._whole_disk():
                         await enrolment.attach(new, slot)
                 return new
@@ -161,7 +166,7 @@ class Membership:
                 await trio.to_thread.run_sync(make, abandon_on_cancel=True)
             if patience.cancelled_caught:
                 raise UserError(f"cannot make {path}: its file system does not answer")
-            with _not_cut_off():
+            with not_cut_off():
                 async with self._whole_disk():
                     await enrolment.admit(new, *place)
             self._repairs.try_at_once(new)
@@ -189,7 +194,7 @@ class Membership:
             if replica is None and (slot := self._absent(name)) is not None:
                 self._require_count()
                 path = self._ledger.record.roles[slot].path
-                with _not_cut_off():
+                with not_cut_off():
                     await enrolment.remove_absent(slot)
                 return {"message": self._removed(path), "replica": path}
             if replica is None and self._was_removed(name):
@@ -306,7 +311,7 @@ class Membership:
         self._require_spare(replica)
         deadline = trio.current_time() + EQUAL_S
         while True:
-            with _not_cut_off():
+            with not_cut_off():
                 if replica.standing.is_member:
                     action.doing = f"making {replica.path} durable"
                     # So that little is left to do while the guest waits. This is no flush of the

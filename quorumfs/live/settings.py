@@ -1,5 +1,6 @@
 """The mount options in force: who knows them, and how an administrator changes them."""
 
+import errno
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,8 +9,8 @@ import trio
 
 from quorumfs.decisions.patterns import ReadPattern
 from quorumfs.disk.disk import Disk
-from quorumfs.errors import UsageError
-from quorumfs.live.actions import Action, Request
+from quorumfs.errors import UsageError, UserError
+from quorumfs.live.actions import Action, Request, not_cut_off
 from quorumfs.options import (
     MountOptions,
     changed_options,
@@ -22,6 +23,7 @@ from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.rewrite import Rewriting
 
 TUNED = (
+    "vote_threshold",
     "read_pattern",
     "write_mostly",
     "rewrite_corrupted",
@@ -36,8 +38,6 @@ _REMOUNT = "unmount, and mount again with it"
 _KERNEL = f"the kernel is told of it when the disk is mounted: {_REMOUNT}"
 
 FIXED = {
-    "vote_threshold": "the set has it on record from the mount on, before a guest can rely on it: "
-    + _REMOUNT,
     "metadata": f"what the replicas missed is known in the one way alone: {_REMOUNT}",
     "chunk_size": "the sidecars are made with it: it counts for new sets alone",
     "degraded": "it is a consent that a mount asks for when it begins: give it to the next one",
@@ -58,8 +58,8 @@ FIXED = {
 
 
 def in_force(options: MountOptions) -> tuple[str, ...]:
-    """What an administrator tunes of *options*, and the vote threshold, as ``-o`` takes them."""
-    return tuple(option_text(options, name) for name in ("vote_threshold", *TUNED))
+    """What an administrator tunes of *options*, as ``-o`` takes them."""
+    return tuple(option_text(options, name) for name in TUNED)
 
 
 class Settings:
@@ -102,45 +102,50 @@ class Settings:
 
     async def _change(self, texts: Sequence[str], action: Action) -> list[str]:
         """Change to what *texts* say; returns the fields that are different now."""
-        new, changed = self._checked(texts)
-        if not {"read_pattern", "blkverify"}.isdisjoint(changed):
-            # A read that is under way ends by the pattern that it began with.
-            action.doing = "waiting for the requests under way"
-            async with self._mirror.locks.held(0, self._disk.size, exclusive=True):
-                new, changed = self._checked(texts)  # replicas may have come and gone
-                self._apply(new)
-        else:
-            self._apply(new)
-        return changed
-
-    def _checked(self, texts: Sequence[str]) -> tuple[MountOptions, list[str]]:
-        """The options that *texts* make of the present ones, and what they change.
-
-        Raises `UsageError`.
-        """
-        replicas = max(len(self._disk.replicas), self.present.vote_threshold)
-        new = changed_options(self.present, texts, replicas)
-        changed = differing_fields(self.present, new)
+        old, mirror = self.present, self._mirror
+        # A mount that was given fewer replicas than the set has may have a higher threshold.
+        replicas = max(len(mirror.replicas), old.vote_threshold)
+        new = changed_options(old, texts, replicas)
+        changed = differing_fields(old, new)
         for name in changed:
             if name not in TUNED:
                 raise UsageError(
                     f"option {option_of_field(name)} cannot change while the disk is in use: "
                     f"{FIXED[name]}"
                 )
+        mostly = mirror.read_order.write_mostly
         if "write_mostly" in changed:
-            write_mostly([replica.path for replica in self._disk.replicas], new)
-        return new, changed
+            mostly = write_mostly([replica.path for replica in mirror.replicas], new)
+        if "vote_threshold" in changed:
+            action.doing = "putting vote-threshold on record"
+            await self._record_threshold(new.vote_threshold)
+        mirror.read_order.write_mostly = mostly
+        self._apply(new)
+        return changed
+
+    async def _record_threshold(self, threshold: int) -> None:
+        try:
+            with not_cut_off():
+                await self._disk.metadata.change_threshold(threshold)
+        except OSError as error:
+            before = self._disk.threshold
+            what = f"vote-threshold stays {before}: {error.strerror}"
+            if error.errno == errno.EBUSY:
+                needed = max(threshold, before)
+                what += f", and {needed} must take part in the change to {threshold}"
+                if threshold < before:
+                    what += (
+                        f"; without others: unmount, and mount with -o degraded,"
+                        f"vote-threshold={threshold}"
+                    )
+            raise UserError(what) from None
 
     def _apply(self, new: MountOptions) -> None:
         """Have *new* in force. Without a checkpoint: the gate of the fast path, which is closed
         while Python works, opens with all of it, or none."""
         mirror, old = self._mirror, self.present
+        # A read that is under way ends by the pattern that it began with.
         mirror.pattern = self._pattern(new, mirror.threshold)
-        if new.write_mostly != old.write_mostly:
-            mostly = write_mostly([replica.path for replica in mirror.replicas], new)
-            mirror.read_order.write_mostly = frozenset(
-                replica for replica in mirror.replicas if replica.path in mostly
-            )
         mirror.search_s = new.replica_timeout_s
         for replica in mirror.replicas:
             replica.timeout_s = new.replica_timeout_s
@@ -152,3 +157,13 @@ class Settings:
             if new.resync_rate != old.resync_rate:
                 self._repairs.limit = new.resync_rate
         self.present = new
+
+    async def replaced(self, old: str, new: str | None) -> None:
+        """Have *new* be read as *old* was, a replica that is removed; None: nothing follows it."""
+        async with self._changing:
+            mostly = self._mirror.read_order.write_mostly
+            if old not in mostly:
+                return
+            mostly = mostly - {old} | ({new} if new else set())
+            self._mirror.read_order.write_mostly = mostly
+            self.present = replace(self.present, write_mostly=tuple(sorted(mostly)))

@@ -39,7 +39,7 @@ def verbs(
     if repairs is None or not isinstance(disk.metadata, Sidecars):
         return always | dict.fromkeys(_OF_SIDECARS, _refuse)
     changing = trio.Lock()
-    membership = Membership(disk, disk.metadata, repairs, changing, mountpoint)
+    membership = Membership(disk, disk.metadata, repairs, changing, settings, mountpoint)
     growth = Growth(disk, disk.metadata, changing, announce)
     return always | {
         "offline": membership.offline,

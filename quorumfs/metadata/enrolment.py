@@ -116,6 +116,8 @@ class Enrolment:
         """Give the sidecar of *replica*, to which no write comes any more, the present record."""
         recorder = self._recorder
         identities = await identities_of([replica])
+        if replica not in identities:
+            return OSError(errno.EIO, "its image does not tell when it was changed last")
         for phase in (Phase.PREPARED, Phase.COMMITTED):
             failed = await recorder.writer.write_slots(
                 [replica], self._ledger.record, phase, identities

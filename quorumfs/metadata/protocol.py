@@ -63,6 +63,13 @@ class Metadata(Protocol):
         Raises `OSError` if the commit fails.
         """
 
+    async def change_threshold(self, threshold: int) -> None:
+        """Have another vote *threshold* in force from now on, and on record (R3).
+
+        Raises `OSError`, and the threshold is the one before: with EBUSY nothing was written,
+        because too few replicas are current.
+        """
+
     async def prepare(
         self, offset: int, length: int, *, ahead: bool = False, repair: bool = False
     ) -> None:

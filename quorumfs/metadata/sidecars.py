@@ -75,7 +75,7 @@ class Sidecars:
             notify=self.notify,
         )
         """Everything known about the set."""
-        writer = SidecarWriter(threshold)
+        writer = SidecarWriter(self.ledger.records)
         self.claims = Claims(self.ledger, writer, tenure)
         self.recorder = Recorder(self.ledger, self.claims, writer)
         self.joining = Joining(self.recorder)
@@ -134,6 +134,27 @@ class Sidecars:
             await recorder.write_map_locked()
             await recorder.commit_locked(clean=ledger.record.clean)
 
+    async def change_threshold(self, threshold: int) -> None:
+        ledger, recorder, records = self.ledger, self.recorder, self.ledger.records
+        async with recorder.lock:
+            self.require_ours()
+            before, records.threshold = records.threshold, threshold
+            try:
+                # As many as the old threshold must know of a lower one: else the others could go on
+                # by the old one.
+                if len(ledger.members) < ledger.least:
+                    raise OSError(errno.EBUSY, _TOO_FEW)
+                # A higher one is in force at once. A lower one only seems to be: until it is on
+                # record an ejection must leave as many as the old one.
+                if not self._read_only:
+                    await recorder.write_map_locked()
+                    await recorder.commit_locked(clean=ledger.record.clean)
+            except BaseException:
+                records.threshold = before
+                raise
+            finally:
+                ledger.arrange()
+
     async def prepare(
         self, offset: int, length: int, *, ahead: bool = False, repair: bool = False
     ) -> None:
@@ -141,7 +162,7 @@ class Sidecars:
         while not ledger.prepared(offset, length, repair=repair):
             await self.recorder.open(to_change=not repair)
             if not ledger.membership.recorded:
-                raise OSError(errno.EIO, "too few replicas are current")
+                raise OSError(errno.EIO, _TOO_FEW)
             ledger.marks.want(offset, length, ahead=ahead)
             await self.recorder.write_map()
 
@@ -307,3 +328,4 @@ class Sidecars:
 
 
 _WRITE = "a write to it failed"
+_TOO_FEW = "too few replicas are current"

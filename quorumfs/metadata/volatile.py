@@ -4,6 +4,7 @@ As with QEMU, every write goes to every replica for ever, and a replica is read 
 nothing. A new write to a missed range makes the replica hold the range again.
 """
 
+import errno
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -125,7 +126,7 @@ class Volatile:
         self.receivers = self.flush_receivers = self.readers = self.replicas
         self.holdings = {replica: Holdings(replica) for replica in replicas}
         self._size = size
-        self._threshold = threshold
+        self.threshold = threshold
         self._lacking_before: dict[Replica, RangeSet] = {}
 
     @property
@@ -167,7 +168,7 @@ class Volatile:
 
     async def finish(self, outcomes: Sequence[Outcome], offset: int, length: int) -> None:
         failed = [outcome for outcome in outcomes if outcome.error is not None]
-        if succeeded(outcomes) < self._threshold:
+        if succeeded(outcomes) < self.threshold:
             raise voted_error(outcome.error for outcome in failed)
         # Before the guest hears of success: reads of this range must avoid the failed replicas.
         for outcome in failed:
@@ -178,7 +179,7 @@ class Volatile:
         """Count a range as missed on replicas that may have lost it, if enough others took it."""
         took = [self.holdings[o.replica] for o in outcomes if o.error is None]
         doubted = [holdings for holdings in took if holdings.doubts(start, end)]
-        if doubted and len(took) - len(doubted) >= self._threshold:
+        if doubted and len(took) - len(doubted) >= self.threshold:
             for holdings in doubted:
                 holdings.miss(start, end)
 
@@ -202,7 +203,7 @@ class Volatile:
             if operation.error is None
         ]
         complete = sum(not ranges for ranges in lacking)
-        if complete < self._threshold and least_coverage(self._size, lacking) < self._threshold:
+        if complete < self.threshold and least_coverage(self._size, lacking) < self.threshold:
             raise voted_error(outcome.error for outcome in outcomes if outcome.error is not None)
         for holdings in self.holdings.values():
             if holdings.unsure:
@@ -226,7 +227,7 @@ class Volatile:
         ]
         if len(parts) > PARTS_MAX:
             complete = [r for r in self.receivers if all(r in part.holders for part in parts)]
-            if len(complete) >= self._threshold:
+            if len(complete) >= self.threshold:
                 lacking = tuple(r for r in self.receivers if r not in complete)
                 return [ReadSegment(offset, length, complete, lacking=lacking)]
         return parts
@@ -269,6 +270,13 @@ class Volatile:
 
     async def record_options(self) -> None:
         """Nothing to record."""
+
+    async def change_threshold(self, threshold: int) -> None:
+        complete = sum(not holdings.not_durable() for holdings in self.holdings.values())
+        if threshold > self.threshold and complete < threshold:
+            # Else a vote could not be reached where others missed writes.
+            raise OSError(errno.EBUSY, "too few replicas have all data")
+        self.threshold = threshold
 
     async def close(self) -> None:
         """Nothing to close."""

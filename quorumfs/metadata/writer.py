@@ -6,6 +6,7 @@ from dataclasses import replace
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import Identity, Phase, Record
 from quorumfs.decisions.sidecar import SLOT_OFFSETS, encode_further_roles, encode_slot
+from quorumfs.metadata.ledger.commit import Records
 from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import FileStatus, Kind, Operation
 
@@ -13,13 +14,14 @@ from quorumfs.replica.storage import FileStatus, Kind, Operation
 class SidecarWriter:
     """Writes to sidecars, never overwriting the good slot."""
 
-    def __init__(self, threshold: int) -> None:
-        """*threshold* successes let a write go on without replicas that do not answer."""
+    def __init__(self, records: Records) -> None:
+        """As many successes as the threshold of *records* let a write go on without replicas that
+        do not answer."""
         self.in_use: dict[Replica, Identity] = {}
         """The identity of each image while the set is in use."""
         self._nameless: set[Replica] = set()
         """Replicas whose inode numbers change with each mount of their file system."""
-        self._threshold = threshold
+        self._records = records
         self._as_found: set[Replica] = set()
         """Replicas whose good slot may be only in the page cache, left by a daemon that died."""
         self._spare_slot: dict[Replica, int] = {}
@@ -93,7 +95,7 @@ class SidecarWriter:
         """
         failed: dict[Replica, OSError] = {}
         for kind in kinds:
-            fan_out = FanOut(self._threshold)
+            fan_out = FanOut(self._records.threshold)
             asked = []
             for replica in replicas:
                 if replica in failed:

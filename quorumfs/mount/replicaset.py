@@ -139,7 +139,7 @@ class ReplicaSet:
         ]
         plan = self.plan
         metadata: Metadata
-        sidecars = None
+        sidecars, found = None, list[Found]()
         if plan is None:
             size, threshold = self.images[0].size, options.vote_threshold
             metadata = Volatile(replicas, size, threshold)
@@ -155,27 +155,24 @@ class ReplicaSet:
                 tenure=self.tenure,
             )
             sidecars.claims.when_fenced = events.fenced
+            self._forget_sidecars()
         mirror = Mirror(
             size,
             metadata,
-            threshold=threshold,
             pattern=read_pattern(options, threshold),
             search_s=options.replica_timeout_s,
             events=events,
         )
-        mostly = write_mostly([replica.path for replica in replicas], options)
-        mirror.read_order.write_mostly = frozenset(
-            replica for replica in replicas if replica.path in mostly
-        )
+        mirror.read_order.write_mostly = write_mostly([one.path for one in replicas], options)
         mirror.read_order.hedges = plan is not None
         zero_kind = {"off": None, "on": Kind.ZERO, "unmap": Kind.DISCARD}[options.detect_zeroes]
         if sidecars is None or options.read_only:
             rewriting = Rewriting(mirror) if options.rewrite_corrupted else None
             return Disk(mirror, rewriting, zero_kind=zero_kind), None
         present = {
-            replica: one.found
-            for replica, one in zip(replicas, self.opened, strict=True)
-            if isinstance(one, Image) and not replica.standing.is_member and replica.attached
+            replica: one
+            for replica, one in zip(replicas, found, strict=True)
+            if not replica.standing.is_member and replica.attached
         }
         late = {one.path: one.opening for one in self.opened if isinstance(one, Unanswered)}
         repairs = Repairs(
@@ -188,6 +185,10 @@ class ReplicaSet:
             scrub_every_s=options.scrub_every_s,
         )
         return Disk(mirror, repairs, zero_kind=zero_kind), repairs
+
+    def _forget_sidecars(self) -> None:
+        """Keep the map of the ledger alone: of a large disk each takes many megabytes."""
+        self.opened = [replace(one, sidecar=None) for one in self.opened]
 
 
 def open_replica_set(

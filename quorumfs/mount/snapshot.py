@@ -216,7 +216,7 @@ def _replica(
         _told(failures[0], now) if failures else None,
         store=mounts.store_of(replica.path) if replica.hung else None,
         waiting=waiting,
-        write_mostly=replica in mirror.read_order.write_mostly,
+        write_mostly=replica.path in mirror.read_order.write_mostly,
         latency=Latencies(
             **{sort.value: _latency(one) for sort, one in replica.health.latency.items()}
         ),

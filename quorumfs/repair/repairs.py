@@ -94,12 +94,14 @@ class Repairs:
 
     @property
     def limit(self) -> int | None:
-        """Bytes a second that are repaired at most; None: no limit."""
+        """Bytes a second that a repair may work through at most; None: no limit."""
         return self._work.limit
 
     @limit.setter
     def limit(self, limit: int | None) -> None:
-        self._work.limit = limit
+        if self.scrub.limit == self.limit:  # else an administrator gave the scrub one of its own
+            self.scrub.limit = limit
+        self._work.limit = self.resolving.limit = limit
 
     @property
     def resync_paused(self) -> bool:

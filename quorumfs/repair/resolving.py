@@ -58,6 +58,15 @@ class Resolving:
         self._undecided = undecided
         self._choices: deque[Choice] = deque()
 
+    @property
+    def limit(self) -> int | None:
+        """Bytes a second that are made equal at most; None: no limit."""
+        return self._work.limit
+
+    @limit.setter
+    def limit(self, limit: int | None) -> None:
+        self._work.limit = limit
+
     def choose(self, choice: Choice) -> None:
         """Have *choice* carried out; `Choice.done` is set in the end."""
         self._choices.append(choice)

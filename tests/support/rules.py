@@ -220,12 +220,14 @@ ORDER = (
         "If a write succeeded and a replica failed it, the new record of who is current is durable "
         "on all the others, at least vote-threshold of them, before the guest hears of success. A "
         "change of who is current mints one generation; a write does not. What an administrator "
-        "makes of a replica is as durable before the answer.",
+        "makes of a replica is as durable before the answer; so is another vote-threshold, and as "
+        "many know of a lower one as the old one demands.",
         "The daemon dies, and the next mount believes the replica that missed the write.",
         (
             "quorumfs.metadata.recorder.Recorder.eject",
             "quorumfs.metadata.ledger.commit.Records.commit",
             "quorumfs.metadata.enrolment.Enrolment",
+            "quorumfs.metadata.sidecars.Sidecars.change_threshold",
         ),
         (
             "test_crash.py::test_a_kill_while_one_is_ejected",

@@ -166,7 +166,6 @@ def make_bench(
     mirror = Mirror(
         size,
         Volatile(replicas, size, threshold),
-        threshold=threshold,
         pattern=pattern,
         search_s=timeout_s,
         events=EventLog("disk", told.append),

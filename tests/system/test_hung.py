@@ -78,6 +78,25 @@ def test_a_set_that_rested_while_its_device_froze_goes_on(tmp_path: Path) -> Non
         assert same(images)
 
 
+def test_options_change_while_a_replica_hangs(store: FaultFS, tmp_path: Path) -> None:
+    """The requests that wait for it go on as they began."""
+    images = create([*named(tmp_path, 1), store.path("b.img"), *named(tmp_path, 3)[2:]])
+    with SetMount(images, tmp_path, "replica-timeout=60m") as disk:
+        disk.wait_healthy()
+        store.hang("b.img")
+        writer = Thread(target=write, args=(disk, b"w"))
+        writer.start()
+        disk.wait(lambda status: status["replicas"][1]["in_flight"], "a write that hangs")
+        quorumfs("set", disk.mountpoint, "read-pattern=fifo", "write-mostly=b.img")
+        with opened(disk.file) as fd:
+            os.pread(fd, 4096, disk.file.stat().st_size - 4096)
+        assert disk.status()["read_pattern"] == "fifo"
+        store.clear()
+        writer.join(PATIENCE_S)
+        assert not writer.is_alive()
+        disk.wait_healthy()
+
+
 def test_a_refused_mount_leaves_what_hangs_alone(
     store: FaultFS, tmp_path: Path, mountpoint: Path
 ) -> None:

@@ -29,6 +29,13 @@ def reads(disk: SetMount) -> list[int]:
     return [late - early for early, late in zip(before, after, strict=True)]
 
 
+def threshold_on_record(replica: Path) -> int:
+    told = quorumfs("examine", "--json", replica, check=False).stdout
+    threshold = json.loads(told)["replicas"][0]["vote_threshold"]
+    assert isinstance(threshold, int)
+    return threshold
+
+
 def refusal(disk: SetMount, *options: str) -> str:
     """The line with which a change is refused; the options stay as they are."""
     before = disk.status()["options"]
@@ -59,7 +66,6 @@ def test_remount_changes_what_differs_and_names_the_rest_for_nothing(disk: SetMo
 
 def test_all_options_change_or_none(disk: SetMount) -> None:
     for wrong, why in {
-        "vote-threshold=3": "cannot change while the disk is in use: the set has it on record",
         "vote-threshold=4": "allowed: 1 to 3, the number of replicas",
         "uid=12345": "the kernel is told of it",
         "ro": "unmount, and mount again",
@@ -78,6 +84,63 @@ def test_what_is_changed_is_in_force(disk: SetMount) -> None:
     assert status["next_scrub"] is not None or status["scrub"] is not None
     quorumfs("set", disk.mountpoint, "rewrite-corrupted=off", "scrub-every=off")
     assert disk.status()["next_scrub"] is None
+
+
+def test_a_lower_threshold_is_in_force_and_on_record(disk: SetMount) -> None:
+    """A guest goes on with one of three; and a daemon that was killed has told the set of it."""
+    first, second, third = disk.replicas
+    quorumfs("offline", disk.mountpoint, third)
+    refused = quorumfs("offline", disk.mountpoint, second, check=False)
+    assert "vote-threshold=2 needs as many" in refused.stderr
+    told = quorumfs("set", disk.mountpoint, "vote-threshold=1").stdout
+    assert told == "changed: vote-threshold=1\n"
+    quorumfs("offline", disk.mountpoint, second)
+    with opened(disk.file, os.O_RDWR) as fd:
+        os.pwrite(fd, b"alone" * 100, 0)
+        os.fsync(fd)
+    assert threshold_on_record(first) == 1
+    for name in (second, third):
+        quorumfs("online", disk.mountpoint, name)
+    disk.wait_healthy()
+
+
+def test_a_higher_threshold_needs_as_many(disk: SetMount) -> None:
+    quorumfs("set", disk.mountpoint, "vote-threshold=3")
+    assert set(map(threshold_on_record, disk.replicas)) == {3}
+    refused = quorumfs("remove", disk.mountpoint, disk.replicas[2], check=False)
+    assert "vote-threshold=3 needs as many" in refused.stderr
+    quorumfs("set", disk.mountpoint, "vote-threshold=2")
+    quorumfs("offline", disk.mountpoint, disk.replicas[2])
+    refused = quorumfs("set", disk.mountpoint, "vote-threshold=3", check=False)
+    assert refused.returncode == 1
+    assert "vote-threshold stays 2: too few replicas are current" in refused.stderr
+    assert disk.status()["vote_threshold"] == 2
+
+
+def test_the_mark_write_mostly_follows_the_replica(disk: SetMount, tmp_path: Path) -> None:
+    """To the image that takes its place; and it is gone with the one that is removed."""
+    first, second, third = disk.replicas
+    quorumfs("set", disk.mountpoint, f"write-mostly={third.name}")
+    new = tmp_path / "new.img"
+    quorumfs("replace", disk.mountpoint, third, new)
+    assert disk.replica(new)["write_mostly"]
+    assert f"write-mostly={new}" in disk.status()["options"]
+    quorumfs("remove", disk.mountpoint, new)
+    assert "write-mostly=none" in disk.status()["options"]
+    quorumfs("add", "--wait", "--overwrite", disk.mountpoint, new)
+    assert not disk.replica(new)["write_mostly"]
+    quorumfs("set", disk.mountpoint, f"write-mostly={new.name}")
+    assert disk.replica(new)["write_mostly"]
+    assert not any(disk.replica(one)["write_mostly"] for one in (first, second))
+
+
+def test_a_third_replica_is_no_part_of_blkverify(tmp_path: Path) -> None:
+    options = "blkverify,vote-threshold=2"
+    with SetMount(create(named(tmp_path, 2), SIZE), tmp_path, options) as disk:
+        refused = quorumfs("add", disk.mountpoint, tmp_path / "third.img", check=False)
+        assert "option blkverify compares two replicas" in refused.stderr
+        quorumfs("set", disk.mountpoint, "blkverify=off")
+        quorumfs("add", "--wait", disk.mountpoint, tmp_path / "third.img")
 
 
 def test_a_resync_is_limited_paused_and_goes_on(disk: SetMount) -> None:

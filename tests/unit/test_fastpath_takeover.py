@@ -46,7 +46,7 @@ def make_disk() -> Disk:
     replicas = [Replica(index, f"r{index}", None, 1.0) for index in range(2)]
     metadata = Volatile(replicas, SIZE, 1)
     events = EventLog("disk", lambda _: None)
-    return Disk(Mirror(SIZE, metadata, threshold=1, pattern=Quorum(1), search_s=1.0, events=events))
+    return Disk(Mirror(SIZE, metadata, pattern=Quorum(1), search_s=1.0, events=events))
 
 
 @pytest.mark.parametrize("seen", [True, False], ids=["seen before", "returned at once"])

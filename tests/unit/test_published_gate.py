@@ -144,7 +144,6 @@ def make_mirror(known: Known, metadata: Sidecars | Volatile, replicas: list[Repl
     mirror = Mirror(
         SIZE,
         metadata,
-        threshold=known.threshold,
         pattern=pattern,
         search_s=1.0,
         events=EventLog("disk", lambda _: None),

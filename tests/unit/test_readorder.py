@@ -200,7 +200,7 @@ async def test_equals_are_read_in_the_order_given(
 
 def mostly_written(bench: Bench, *indexes: int) -> None:
     marked = frozenset(bench.disk.replicas[index] for index in indexes)
-    bench.disk.mirror.read_order.write_mostly = marked
+    bench.disk.mirror.read_order.write_mostly = frozenset(one.path for one in marked)
 
 
 @pytest.mark.parametrize("pattern", [Fifo(), Fastest(), Quorum(2)])

@@ -1,6 +1,7 @@
 """The replicas' files opened: which ones are used, and which are left as they are."""
 
 import errno
+import gc
 import os
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -17,6 +18,7 @@ from support.closing import close
 from trio.testing import MockClock
 
 from quorumfs.decisions.claim import Claim
+from quorumfs.decisions.dirtymap import DirtyMap
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.record import path_for
 from quorumfs.disk.events import EventLog
@@ -69,6 +71,23 @@ def test_a_sidecar_is_waited_for_only_where_there_is_no_device(
         await close(sidecar)
         os.close(image.fd)
 
+    trio.run(run)
+
+
+def test_the_map_of_the_ledger_is_the_only_one(tmp_path: Path) -> None:
+    """That of each sidecar was needed to decide: of a large disk it takes many megabytes."""
+
+    async def run() -> None:
+        paths = make_set(tmp_path, 3)
+        replica_set = open_replica_set(paths, None, OPTIONS)
+        disk, _ = replica_set.make_disk(OPTIONS, EventLog("disk", lambda _: None))
+        assert isinstance(disk.metadata, Sidecars)
+        (only,) = (one for one in gc.get_objects() if isinstance(one, DirtyMap))
+        assert only is disk.metadata.ledger.map
+        assert replica_set.longer_than(1)
+        await disk.close()
+
+    gc.collect()
     trio.run(run)
 
 

@@ -97,8 +97,9 @@ async def taken_out_under_writes(story: Story) -> None:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(enrolment, "take_out", watched)
+            changing, settings = trio.Lock(), mounted.settings
             membership = Membership(
-                mounted.disk, mounted.sidecars, mounted.repairs, trio.Lock(), "/mnt"
+                mounted.disk, mounted.sidecars, mounted.repairs, changing, settings, "/mnt"
             )
             async with trio.open_nursery() as nursery:
                 for at in EXTENTS:
@@ -140,7 +141,20 @@ async def taken_out_amid_a_removal_that_failed(story: Story) -> None:
     await story.ends_well()
 
 
+async def raised_while_one_fails(story: Story) -> None:
+    """A change that failed leaves the threshold as it was, and the guest goes on by it."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        faults = story.world.replicas[1].sidecar_faults
+        faults.script = lambda operation: EIO if operation.kind is Kind.WRITE else None
+        with pytest.raises(RefusedOrderError, match="vote-threshold stays 1"):
+            await guest.administrator().change_threshold(2)
+        await guest.write_surely(EXTENTS[0])
+        faults.script = None
+    await story.ends_well()
+
+
 STORIES: list[Script] = [
+    raised_while_one_fails,
     taken_out_again_after_a_failure,
     taken_out_amid_a_removal_that_failed,
     taken_out_under_writes,

@@ -28,7 +28,10 @@ from quorumfs.decisions.patterns import Fifo, Quorum
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import EventLog
 from quorumfs.disk.mirror import Mirror
+from quorumfs.live.settings import Settings
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.mount.replicaset import read_pattern
+from quorumfs.options import MountOptions
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import CHANGES, Kind
 
@@ -55,14 +58,23 @@ async def mounted_read_only(story: Story, order: Sequence[int]) -> AsyncGenerato
         mirror = Mirror(
             plan.record.size,
             sidecars,
-            threshold=threshold,
             pattern=Fifo() if story.setup.fifo else Quorum(threshold),
             search_s=TIMEOUT_S,
             events=EventLog("disk", story.mounting.heard),
         )
         disk = Disk(mirror)
         life.nursery.start_soon(disk.run)
-        mounted = Mounted(story.world.index_of, plan, disk, sidecars, None)  # type: ignore[arg-type]
+        settings = Settings(
+            disk, None, MountOptions("fifo", threshold, read_only=True), read_pattern
+        )
+        mounted = Mounted(
+            story.world.index_of,
+            plan,
+            disk,
+            sidecars,
+            None,  # type: ignore[arg-type]
+            settings,
+        )
         yield Guest(story, life, mounted)
         written = [
             operation

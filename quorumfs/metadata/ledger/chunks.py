@@ -11,6 +11,7 @@ from typing import NamedTuple
 from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.metadata.ledger.agreement import Agreement, Event
+from quorumfs.metadata.ledger.commit import Records
 from quorumfs.metadata.ledger.content import Content, bit
 from quorumfs.metadata.ledger.epochs import Epochs
 from quorumfs.metadata.ledger.recorded import Recorded
@@ -43,21 +44,20 @@ class Chunks:
     def __init__(
         self,
         recorded: Recorded,
+        records: Records,
         *,
-        threshold: int,
         repairing: bool,
         notify: Callable[[], None],
     ) -> None:
-        """*repairing* as for `Sources`. *notify* is called when a repair may be due."""
+        """*records* and *repairing*: as for `Sources`. *notify* is called when a repair may be
+        due."""
         self.map = recorded.map
         self.recorded = recorded
         self.epochs = Epochs()
         """When each chunk was changed, and how far each receiver of writes has synced."""
         self.content = Content(recorded)
         self.agreement = Agreement(recorded)
-        self.sources = Sources(
-            self.map, self.content, self.agreement, threshold, repairing=repairing
-        )
+        self.sources = Sources(self.map, self.content, self.agreement, records, repairing=repairing)
         self.targets = Targets(recorded, self.epochs)
         self.outside = 0
         """``out_of_sync`` bits of all slots without a member."""

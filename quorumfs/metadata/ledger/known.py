@@ -65,6 +65,10 @@ class Known(Protocol):
         """All replicas of the mount, in the order of the read pattern; each at its `index`."""
 
     @property
+    def threshold(self) -> int:
+        """The number of replicas that must take a change before its acknowledgement."""
+
+    @property
     def receivers(self) -> Sequence[Replica]:
         """The replicas that changes go to."""
 

@@ -93,9 +93,7 @@ class Ledger:
         self.map = plan.map
         self.records = records
         self.recorded = Recorded(plan.map)
-        self.chunks = Chunks(
-            self.recorded, threshold=records.threshold, repairing=not read_only, notify=notify
-        )
+        self.chunks = Chunks(self.recorded, records, repairing=not read_only, notify=notify)
         self.epochs = self.chunks.epochs
         self.agreement = self.chunks.agreement
         self.content = self.chunks.content

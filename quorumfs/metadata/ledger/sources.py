@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap
 from quorumfs.decisions.ranges import RangeSet, segments
 from quorumfs.metadata.ledger.agreement import Agreement
+from quorumfs.metadata.ledger.commit import Records
 from quorumfs.metadata.ledger.content import Content, whose
 from quorumfs.metadata.ledger.known import ReadSegment
 from quorumfs.replica.replica import Replica
@@ -24,15 +25,16 @@ class Sources:
         known: DirtyMap,
         content: Content,
         agreement: Agreement,
-        threshold: int,
+        records: Records,
         *,
         repairing: bool,
     ) -> None:
-        """*threshold*: of a vote. *repairing*: reads of divergent chunks make them equal first."""
+        """*records* name the threshold of a vote. *repairing*: reads of divergent chunks make them
+        equal first."""
         self._map = known
         self._content = content
         self._agreement = agreement
-        self._threshold = threshold
+        self._records = records
         self._repairing = repairing
         self._pin: Replica | None = None
         """The replica that answered for divergent chunks in place of the first member."""
@@ -71,7 +73,7 @@ class Sources:
                 first, last = max(offset, part.start * size), min(end, part.stop * size)
                 holders = [r for r in members if r in sources] if agreed else sources
                 # Sources are right even if losses leave too few sources for a vote.
-                few = len(sources) < min(self._threshold, len(members))
+                few = len(sources) < min(self._records.threshold, len(members))
                 cuts = [agreement.torn, agreement.unreadable]
                 for low, high, sound in segments(first, last, cuts):
                     pinned = not agreed or few

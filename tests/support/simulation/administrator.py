@@ -4,6 +4,7 @@ The orders are the verbs of `quorumfs.live`, also foolish ones: the last replica
 one that is away, or the same one twice; one that is in use is taken in, or added. What must hold:
 
 * an order that was refused changed nothing;
+* another vote threshold is on record with all that are current before it is in force;
 * one that was answered is on record, durably, on all that are current, and they are enough;
 * a replica that left as a whole is a copy of the disk at one moment, and durable.
 
@@ -12,7 +13,7 @@ What an order made of a replica is noted in the state of the history: the next m
 
 import errno
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import count
@@ -27,6 +28,7 @@ from quorumfs.decisions.standing import Standing
 from quorumfs.errors import UserError
 from quorumfs.live import membership as membership_module
 from quorumfs.live import newcomer
+from quorumfs.live import settings as settings_module
 from quorumfs.live.actions import Action, Request, Verb
 from quorumfs.live.grow import Growth
 from quorumfs.live.membership import Membership
@@ -44,6 +46,7 @@ from support.simulation.world import Life, World
 
 Leave = Callable[[Replica], Awaitable[OSError | None]]
 Admit = Callable[[Replica, int, Role], Awaitable[None]]
+Change = Callable[[int], Awaitable[None]]
 
 MEMBERS_MAX = 5
 """Replicas in a set to which others are added."""
@@ -70,7 +73,9 @@ class Administrator:
         self._numbers = count(1)
         sidecars, enrolment = mounted.sidecars, mounted.sidecars.enrolment
         changing = trio.Lock()
-        self._membership = Membership(mounted.disk, sidecars, mounted.repairs, changing, "/mnt")
+        self._membership = Membership(
+            mounted.disk, sidecars, mounted.repairs, changing, mounted.settings, "/mnt"
+        )
         self._growth = Growth(mounted.disk, sidecars, changing, self._announce)
         self._scrubbing = Scrubbing(mounted.repairs)
         self._nursery: trio.Nursery | None = None
@@ -78,6 +83,8 @@ class Administrator:
         for name, role in (("take_out", RoleState.OFFLINE), ("remove", RoleState.REMOVED)):
             leave = getattr(enrolment, name)
             setattr(enrolment, name, partial(self._leave, leave, role))
+        change = partial(self._change_threshold, sidecars.change_threshold)
+        setattr(sidecars, "change_threshold", change)  # noqa: B010
         setattr(enrolment, "admit", partial(self._admit, enrolment.admit))  # noqa: B010
 
     # Orders at random
@@ -129,6 +136,10 @@ class Administrator:
         with suppress(RefusedOrderError):
             if dice.random() < 0.1:
                 await self.grow()
+            elif dice.random() < 0.2:
+                present = self._mounted.disk.threshold
+                thresholds = (present - 1, present + 1, len(everyone), len(everyone) + 1)
+                await self.change_threshold(dice.choice(thresholds))
             elif draw < 0.5:
                 await (self.online(index) if index in out else self.offline(index))
             elif draw < 0.65:
@@ -245,6 +256,11 @@ class Administrator:
             raise BrokenError(f"a disk that grew to {answer['size']} bytes has {disk.size}")
         state.size_sure = disk.size
 
+    async def change_threshold(self, threshold: int) -> None:
+        """Have another vote threshold in force. Raises `RefusedOrderError`."""
+        arguments = {"options": [f"vote-threshold={threshold}"]}
+        await self._order(self._mounted.settings.set, "set", arguments)
+
     async def _announce(self, size: int) -> None:
         """The kernel is told that the disk is larger; guests may use all of it from then on."""
         if self._mounted.disk.size >= size:
@@ -354,13 +370,34 @@ class Administrator:
         for backup in self._state.backups:
             backup.pop(index, None)
 
-    def _require_recorded(self, replica: Replica, wanted: RoleState) -> None:
-        """Raise unless what was ordered is durable in the sidecars of all that are current."""
-        assert replica.slot is not None
+    async def _change_threshold(self, change: Change, threshold: int) -> None:
+        """`quorumfs.metadata.protocol.Metadata.change_threshold`, watched."""
+        ledger = self._mounted.sidecars.ledger
+        before = ledger.threshold
+        try:
+            await change(threshold)
+        except OSError:
+            if ledger.threshold != before:
+                raise BrokenError("it failed, and another threshold is in force") from None
+            raise
+        self._state.thresholds.add(threshold)
+        if len(ledger.members) < threshold:
+            raise BrokenError(f"too few have it on record: {self._mounted}")
+        for one, record in self._records():
+            if record.threshold != threshold:
+                raise BrokenError(f"{one.path} does not say that the threshold is {threshold}")
+
+    def _records(self) -> Iterator[tuple[Replica, Record]]:
+        """What the sidecars of all that are current say durably."""
         for one in self._mounted.sidecars.ledger.members:
             file = self._world.replicas[self._world.index_of(one.path)].sidecar
             assert file is not None
-            record = decode(file.durable.read(0, file.durable.size)).record
+            yield one, decode(file.durable.read(0, file.durable.size)).record
+
+    def _require_recorded(self, replica: Replica, wanted: RoleState) -> None:
+        """Raise unless what was ordered is durable in the sidecars of all that are current."""
+        assert replica.slot is not None
+        for one, record in self._records():
             if record.roles[replica.slot].state is not wanted:
                 raise BrokenError(f"{one.path} does not say that {replica.path} is {wanted.name}")
 
@@ -389,7 +426,8 @@ class Administrator:
             make()
 
         with (
-            mock.patch.object(membership_module, "_not_cut_off", not_cut_off),
+            mock.patch.object(membership_module, "not_cut_off", not_cut_off),
+            mock.patch.object(settings_module, "not_cut_off", not_cut_off),
             mock.patch.object(membership_module, "make_files", self._make_files),
             mock.patch.object(trio.to_thread, "run_sync", in_thread),
         ):

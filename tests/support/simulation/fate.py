@@ -20,6 +20,7 @@ from quorumfs.decisions.model import Plan, Standing
 from quorumfs.decisions.record import SUFFIX
 from quorumfs.decisions.sidecar import SLOT_OFFSETS
 from quorumfs.disk.disk import Disk
+from quorumfs.live.settings import Settings
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.repairs import Repairs
 from quorumfs.replica.replica import Replica
@@ -67,6 +68,7 @@ class Mounted:
     disk: Disk
     sidecars: Sidecars
     repairs: Repairs
+    settings: Settings
     orders: int = 0
     """How often an administrator's order has begun, or ended."""
 

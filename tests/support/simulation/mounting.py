@@ -15,7 +15,9 @@ from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import Event, EventLog
 from quorumfs.disk.mirror import Mirror
 from quorumfs.errors import UserError
+from quorumfs.live.settings import Settings
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.options import MountOptions
 from quorumfs.repair.rejoin import ForeignError, Returned
 from quorumfs.repair.repairs import Repairs
 from quorumfs.replica.replica import Replica
@@ -70,12 +72,11 @@ class Mounting:
         mirror = Mirror(
             plan.record.size,
             sidecars,
-            threshold=threshold,
             pattern=setup.pattern(threshold),
             search_s=TIMEOUT_S,
             events=EventLog("disk", self.heard),
         )
-        mirror.read_order.write_mostly = frozenset(replicas[: setup.mostly])
+        mirror.read_order.write_mostly = frozenset(r.path for r in replicas[: setup.mostly])
         present = {
             replica: one
             for replica, one in zip(replicas, found, strict=True)
@@ -102,7 +103,17 @@ class Mounting:
         disk = Disk(mirror, repairs, zero_kind=setup.zero_kind)
         if setup.fast:
             disk = FastDisk(mirror, repairs, life, setup.fast, setup.zero_kind)
-        mounted = Mounted(world.index_of, plan, disk, sidecars, repairs)
+        options = MountOptions(
+            "quorum",
+            threshold,
+            rewrite_corrupted=setup.rewrite_corrupted,
+            replica_timeout_s=TIMEOUT_S,
+            resync_rate=limit,
+        )
+        settings = Settings(
+            disk, repairs, options, lambda new, _: setup.pattern(new.vote_threshold)
+        )
+        mounted = Mounted(world.index_of, plan, disk, sidecars, repairs, settings)
         life.nursery.start_soon(disk.run)
         try:
             await sidecars.record_options()

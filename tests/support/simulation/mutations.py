@@ -856,6 +856,28 @@ def ordered_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Enrolment, "_record_locked", note)
 
 
+def threshold_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3: another threshold is in force, and not on record."""
+
+    async def note(self: Sidecars, threshold: int) -> None:
+        self.ledger.records.threshold = threshold
+        self.ledger.arrange()
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(Sidecars, "change_threshold", note)
+
+
+def threshold_lowered_by_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R3: as many as the new threshold put it on record; others know the old one alone."""
+    change = Sidecars.change_threshold
+
+    async def alone(self: Sidecars, threshold: int) -> None:
+        self.ledger.records.quorum = threshold
+        await change(self, threshold)
+
+    monkeypatch.setattr(Sidecars, "change_threshold", alone)
+
+
 def recorded_before_it_is_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """R10: the record says that the disk has grown, and no image has yet."""
 
@@ -886,6 +908,8 @@ MUTATIONS: dict[str, Patch] = {
     "R3 always minted": always_minted,
     "R3 options in memory": options_in_memory,
     "R3 ordered in memory": ordered_in_memory,
+    "R3 threshold in memory": threshold_in_memory,
+    "R3 threshold lowered by few": threshold_lowered_by_few,
     "R4 failure ignored": failed_flush_is_ignored,
     "R4 compares": resync_compares,
     "R4 nothing lost": failed_flush_lost_nothing,

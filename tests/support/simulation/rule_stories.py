@@ -37,6 +37,7 @@ from support.simulation.story import (
     BLOCK,
     CHUNK,
     DISK,
+    EIO,
     EQUALS,
     EXTENT,
     EXTENTS,
@@ -821,6 +822,33 @@ async def killed_after_one_was_taken_out(story: Story) -> None:
     await story.ends_well()
 
 
+async def killed_after_the_threshold_was_lowered(story: Story) -> None:
+    async with story.holding(*EXTENTS).mounted() as guest:
+        await guest.administrator().change_threshold(1)
+        story.world.detach(1)
+        await guest.write_surely(0)
+        story.world.kill()
+    await story.ends_well()
+
+
+async def lowered_by_fewer_than_it_was(story: Story) -> None:
+    """The others, which did not hear of it, are as many as the old threshold."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        others = [story.world.replicas[index].sidecar_faults for index in (1, 2)]
+        for faults in others:
+            faults.script = lambda operation: EIO if operation.kind is Kind.WRITE else None
+        with suppress(RefusedOrderError):
+            await guest.administrator().change_threshold(1)
+        with suppress(OSError):
+            await guest.write(0)
+        story.world.kill()
+        for faults in others:
+            faults.script = None
+    async with story.mounted([1, 2]) as guest:
+        await guest.read(0)
+    await story.ends_well()
+
+
 async def all_lose_what_an_order_hears_of(story: Story) -> None:
     """The administrator is not the one who is to be told."""
     async with story.holding(*EXTENTS).mounted() as guest:
@@ -866,6 +894,8 @@ TOLD = (
     Told("R3 always minted", one_is_away_for_long),
     Told("R3 options in memory", lost_before_the_first_write, EQUALS),
     Told("R3 ordered in memory", killed_after_one_was_taken_out),
+    Told("R3 threshold in memory", killed_after_the_threshold_was_lowered, EQUALS),
+    Told("R3 threshold lowered by few", lowered_by_fewer_than_it_was, TRIO),
     Told("R4 failure ignored", pages_dropped_by_a_failed_flush),
     Told("R4 compares", pages_dropped_long_after_a_failed_flush),
     Told("R4 nothing lost", pages_dropped_long_after_a_failed_flush),

@@ -229,6 +229,31 @@ def test_a_disk_grows(memory: Path) -> None:
     assert sweep(memory, live, check) > 12
 
 
+def test_the_threshold_changes(memory: Path) -> None:
+    """It is the one or the other, and surely the new one once that was told."""
+    told: set[int] = set()
+
+    def live(run: Run) -> None:
+        run.make()
+        run.mount()
+        run.write(0, OLD)
+        run.arm()
+        if quorumfs("set", run.mountpoint, "vote-threshold=2", check=False).returncode:
+            raise KilledError
+        told.add(run.step)
+        run.write(CHUNK, NEW)
+        run.disarm()
+
+    def check(run: Run) -> None:
+        quorumfs("mount", *run.replicas, run.mountpoint)
+        assert run.status()["vote_threshold"] in ((2,) if run.step in told else (1, 2))
+        quorumfs("set", run.mountpoint, "vote-threshold=2")
+        quorumfs("umount", run.mountpoint)
+        run.check()
+
+    assert sweep(memory, live, check) > 6
+
+
 def test_create(memory: Path) -> None:
     """What is there of a set is mounted, or refused by name; and made again when it is removed."""
 

@@ -1,7 +1,8 @@
 """The administrator of the simulated set: gives orders to a mount while guests use it.
 
 The orders are the verbs of `quorumfs.live`, also foolish ones: the last replica is taken out, or
-one that is away, or the same one twice; one that is in use is taken in, or added. What must hold:
+one that is away, or the same one twice; one that is in use is taken in, or added; one is named that
+there is not. What must hold:
 
 * an order that was refused changed nothing;
 * another vote threshold is on record with all that are current before it is in force;
@@ -32,6 +33,8 @@ from quorumfs.live import settings as settings_module
 from quorumfs.live.actions import Action, Request, Verb
 from quorumfs.live.grow import Growth
 from quorumfs.live.membership import Membership
+from quorumfs.live.names import named
+from quorumfs.live.resolving import Deciding
 from quorumfs.live.scrubbing import Scrubbing
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
@@ -78,6 +81,7 @@ class Administrator:
         )
         self._growth = Growth(mounted.disk, sidecars, changing, self._announce)
         self._scrubbing = Scrubbing(mounted.repairs)
+        self._deciding = Deciding(mounted.disk, mounted.repairs, partial(named, mounted.disk))
         self._nursery: trio.Nursery | None = None
         self._ended = trio.Event()
         for name, role in (("take_out", RoleState.OFFLINE), ("remove", RoleState.REMOVED)):
@@ -112,7 +116,7 @@ class Administrator:
         while (scrubs or changes) and dice.random() < 0.9:
             await trio.sleep(10 ** dice.uniform(-1.5, 1.5))
             if scrubs and (not changes or dice.random() < 0.3):
-                nursery.start_soon(self._steer_scrubs)
+                nursery.start_soon(self._steer_scrubs if dice.random() < 0.8 else self._decide)
             else:
                 nursery.start_soon(self._change)
 
@@ -125,6 +129,37 @@ class Administrator:
             arguments["limit"] = 0 if dice.random() < 0.5 else 1 << dice.randrange(14, 24)
         with suppress(RefusedOrderError):
             await self._order(self._scrubbing.scrub, "scrub", arguments)
+
+    async def _decide(self) -> None:
+        """Say which replica is right where nothing else tells: one of which nothing is known to be
+        wrong. Mostly all is decided already, and then nothing may change."""
+        sound = [index for index in self._mounted.members if index not in self._state.harmed]
+        if not sound:
+            return
+        dice, size = self._dice, self._mounted.disk.size
+        arguments: dict[str, Any] = {"keep": self._world.replicas[dice.choice(sound)].path}
+        if dice.random() < 0.5:
+            offset = dice.randrange(size)
+            arguments |= {"offset": offset, "length": dice.randrange(1, size)}
+        before = self._mounted.repairs.undecided
+        with suppress(RefusedOrderError):
+            answer = await self._order(self._deciding.resolve, "resolve", arguments, float("inf"))
+            if answer["written"] and not before and self._mounted.even:
+                raise BrokenError(f"all was decided, and it was written: {answer}")
+
+    async def name_nobody(self) -> None:
+        """Name a replica that there is not, which every order refuses."""
+        membership, path = self._membership, "/mistyped.img"
+        arguments: dict[str, Any] = {"replica": path, "image": self._world.replicas[0].path}
+        orders = (membership.offline, membership.online, membership.remove, membership.replace)
+        verb = self._dice.choice(orders)
+        try:
+            await self._order(verb, verb.__name__, arguments)
+        except RefusedOrderError as error:
+            if path not in str(error):
+                raise BrokenError(f"it does not say who is not there: {error}") from error
+            return
+        raise BrokenError(f"{verb.__name__} of {path}, which there is not, succeeded")
 
     async def _change(self) -> None:
         """Change which replicas the set has."""
@@ -140,6 +175,8 @@ class Administrator:
                 present = self._mounted.disk.threshold
                 thresholds = (present - 1, present + 1, len(everyone), len(everyone) + 1)
                 await self.change_threshold(dice.choice(thresholds))
+            elif dice.random() < 0.05:
+                await self.name_nobody()
             elif draw < 0.5:
                 await (self.online(index) if index in out else self.offline(index))
             elif draw < 0.65:

@@ -306,8 +306,14 @@ class _Resolving:
                 f"{one.path} has {one.image.size} bytes, the disk has {self._parent.size}: "
                 f"make it as long first: truncate -s {self._parent.size} {one.path}",
             )
+
+        def strangeness(slot: int) -> tuple[bool, bool]:
+            # Removed, and added again, a path may have two roles.
+            role = self._roles[slot]
+            return role.path != one.path, role.state is RoleState.REMOVED
+
         free = [slot for slot in range(len(self._roles)) if slot not in taken]
-        free.sort(key=lambda slot: self._roles[slot].path != one.path)
+        free.sort(key=strangeness)
         slot = free[0] if free else len(self._roles)
         if slot >= REPLICAS_MAX:
             raise AssemblyRefusedError("resolve", f"a set has at most {REPLICAS_MAX} replicas")

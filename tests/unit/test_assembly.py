@@ -1076,3 +1076,15 @@ def test_one_that_was_away_for_many_generations_comes_back() -> None:
     returned = judge_returned(later, 1, Found("/b", Identity(1, size), own))
     assert returned.state is Standing.STALE
     assert not returned.compare
+
+
+def test_an_image_without_its_sidecar_takes_the_place_it_had_last() -> None:
+    """Removed, and added again: else the set would for ever miss a replica at the same path."""
+    record = first_record(2, 1)
+    gone_for_good = replace(record.roles[A], state=RoleState.REMOVED)
+    again = replace(record.roles[A], replica_id=b"again" + bytes(11), state=RoleState.STALE)
+    record = record.with_new_role(A, gone_for_good).with_new_role(2, again)
+    raw = Found("/a.img", image_of(A), None)
+    resolution = resolve([found(record, B), raw], "/b.img")
+    after = resolution.sidecars["/b.img"].record
+    assert [after.roles[slot].path for slot in after.slots] == ["/b.img", "/a.img"]

@@ -6,6 +6,7 @@ harmed without a loss that nobody has promised to survive.
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import zip_longest
 from operator import or_
 
 from quorumfs.decisions.assembly import AssemblyRefusedError
@@ -189,5 +190,6 @@ class SecondOpinion:
         """Whether it is on record that none of these could flush some chunk, and all stayed."""
         known = [sidecar for index, sidecar in self._state.known().items() if index in here]
         bits = sum(out_of_sync(sidecar.slot) for sidecar in known)
-        states = zip(*(sidecar.map.planes[0] for sidecar in known), strict=True)
+        # Whoever was away when the disk grew has a shorter map.
+        states = zip_longest(*(sidecar.map.planes[0] for sidecar in known), fillvalue=0)
         return any(reduce(or_, chunk) & bits == bits for chunk in states)

@@ -706,12 +706,18 @@ class _Assembly:
         coming = sum(member.state.is_coming for member in members.values())
         usable = current + coming
         if usable < self._threshold:
-            names = _names([record.roles[slot] for slot in absent])
+            reasons = []
+            if absent:
+                names = _names([record.roles[slot] for slot in absent])
+                reasons.append(f"missing {names}. {self._survey.accounts(absent, members)}. ")
+            if out := [path for path, m in members.items() if m.state is Standing.OFFLINE]:
+                reasons.append(
+                    f"offline {', '.join(out)}: quorumfs online takes it in, once mounted. "
+                )
             raise AssemblyRefusedError(
                 "no quorum",
                 f"{usable} of {len(record.slots)} replicas can be used, vote-threshold="
-                f"{self._threshold} needs as many: missing {names}. "
-                f"{self._survey.accounts(absent, members)}. {_giving_up(unaware)}"
+                f"{self._threshold} needs as many: {''.join(reasons)}{_giving_up(unaware)}"
                 f"mount with -o degraded,vote-threshold={usable}",
             )
         quorum = max(self._threshold, record.threshold)

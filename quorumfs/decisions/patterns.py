@@ -119,7 +119,12 @@ class Reconcile:
 
 
 @dataclass(frozen=True, slots=True)
-class Blkverify(Quorum):
+class Comparing(Quorum):
+    """As `Quorum`, and waits for the answers of all, also when they cannot change the decision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blkverify(Comparing):
     """Two replicas that must agree: any difference is an error, with its place."""
 
     def judge(

@@ -43,6 +43,11 @@ def plurality(ballots: Iterable[Version]) -> Plurality[Version]:
     return Plurality(version, count, strict=list(counts.values()).count(count) == 1)
 
 
+def unassailable(count: int, voters: int, threshold: int) -> bool:
+    """Whether a version with *count* of the ballots wins, whatever the rest of *voters* cast."""
+    return count >= threshold and 2 * count > voters
+
+
 @dataclass(frozen=True, slots=True)
 class Outvoted:
     """Bytes ``[start, end)`` (from the start of the request) in which *voter* lost."""

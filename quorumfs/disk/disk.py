@@ -5,12 +5,14 @@ missed are on record before the guest hears of success.
 """
 
 import errno
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol, cast
 
 import trio
 
+from quorumfs.decisions.patterns import Comparing, ReadPattern
 from quorumfs.decisions.voting import BLOCK, voted_error
 from quorumfs.disk import holes
 from quorumfs.disk.mirror import Mirror
@@ -23,12 +25,17 @@ from quorumfs.metadata.ledger.known import Outcome, succeeded
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import FileStatus, Kind
 
+log = logging.getLogger(__name__)
+
 ALLOCATION_MAX = 1 << 30
 """Bytes of space reserved at a time. Noting this many chunks takes some milliseconds, in which
 nothing else runs."""
 
 UNNEEDED_CLOSE_S = 0.5
 """How long a close waits (seconds) for the files of a replica that is not current."""
+
+COMPARED_MAX = 1 << 20
+"""Bytes compared at a time where an answer came late."""
 
 GIVEN_MAX = 1 << 20
 """Bytes given back at a time to a replica that lost them, before a guest changes them."""
@@ -107,8 +114,22 @@ class Disk:
         self._repairer = repairer
 
     async def run(self) -> None:
-        """Watch deadlines, held-back events, and the claim on the set, until cancelled."""
-        await self._watchdog.run()
+        """Watch deadlines, held-back events, late answers, and the claim on the set, until
+        cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watchdog.run)
+            await self._compare_late_answers()
+
+    async def _compare_late_answers(self) -> None:
+        """Read once more where an answer was suspicious that came after its vote's decision."""
+        while True:
+            offset, length = await self.mirror.late_answers.next_suspected(COMPARED_MAX)
+            try:
+                await self._read(offset, length, Comparing(self.threshold))
+            except OSError:
+                pass  # told where it happened
+            except Exception:
+                log.exception("internal error: a late answer is not compared")
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read *length* bytes at *offset*: fewer at the end of the disk, none behind it."""
@@ -120,15 +141,18 @@ class Disk:
         self.metadata.require_ours()
         return data
 
-    async def _read(self, offset: int, length: int) -> bytes:
-        """Read a range inside the disk, and repair replicas that the read shows to be wrong."""
+    async def _read(self, offset: int, length: int, pattern: ReadPattern | None = None) -> bytes:
+        """Read a range inside the disk, and repair replicas that the read shows to be wrong.
+
+        *pattern*: None: the read pattern.
+        """
         self.mirror.requests += 1
         reading, repairer = None, self._repairer
         if repairer is None or not self.ledger.may_differ(offset, length):
             claim = await self._locks.acquire(offset, offset + length, exclusive=False)
             try:  # a write that held the lock may have failed
                 if repairer is None or not self.ledger.may_differ(offset, length):
-                    reading = await read_locked(self.mirror, offset, length)
+                    reading = await read_locked(self.mirror, offset, length, pattern)
             finally:
                 self._locks.release(claim)
         if reading is None:

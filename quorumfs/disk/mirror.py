@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from quorumfs.decisions.patterns import ReadPattern
 from quorumfs.decisions.slowness import Slow
 from quorumfs.decisions.voting import Outvoted
+from quorumfs.disk.earlyvote import LateAnswers
 from quorumfs.disk.events import EventLog
 from quorumfs.disk.flushing import GroupFlush
 from quorumfs.disk.rangelock import RangeLock
@@ -46,6 +47,7 @@ class Mirror:
         self.pattern = pattern
         """How a guest's reads are answered."""
         self.read_order = ReadOrder()
+        self.late_answers = LateAnswers(self.report)
         self.slow: dict[Sort, dict[Replica, Slow]] = {}
         """By sort of operation, the members that take much longer than others."""
         self.search_s = search_s

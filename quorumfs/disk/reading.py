@@ -7,8 +7,16 @@ from typing import NamedTuple
 
 import trio
 
-from quorumfs.decisions.patterns import Fifo, Quorum, ReadPattern, ReadVerdict, Reconcile
-from quorumfs.decisions.voting import VOTERS_MIN, middle_block
+from quorumfs.decisions.patterns import (
+    Comparing,
+    Fifo,
+    Quorum,
+    ReadPattern,
+    ReadVerdict,
+    Reconcile,
+)
+from quorumfs.decisions.voting import VOTERS_MIN, middle_block, unassailable
+from quorumfs.disk.earlyvote import EarlyVote
 from quorumfs.disk.mirror import Mirror
 from quorumfs.disk.readorder import Order
 from quorumfs.metadata.ledger.known import Outcome, ReadSegment, holders_of
@@ -83,13 +91,13 @@ async def _ask(
     offset: int,
     length: int,
     *,
-    others: bool = False,
+    others: int = 0,
     agreed: bool = False,
 ) -> tuple[list[Outcome], bool]:
     """Ask the *waiting* replicas, wave by wave, after those with *outcomes*.
 
-    *others*: whether there are others to ask if these give no answer. *agreed*: none is known to
-    differ, so that a read may take the first answer. Returns all outcomes, and whether any of
+    *others*: how many others there are to ask if these give no answer. *agreed*: none is known to
+    differ, so that a read need not wait for all answers. Returns all outcomes, and whether any of
     these replicas lost the range meanwhile.
     """
     lost = False
@@ -114,6 +122,19 @@ async def _ask(
             await mirror.note_truncated(asked)
             tried = {outcome.replica for outcome in asked}
             waiting = [replica for replica in waiting if replica not in tried]
+        elif isinstance(pattern, Quorum) and not isinstance(pattern, Comparing) and agreed:
+            agreed = False  # if this is not decided, all are asked
+            late, threshold, voters = mirror.late_answers, pattern.threshold, len(wave) + others
+            in_time = late.in_time(wave)
+            if not unassailable(len(in_time), voters, threshold):
+                in_time = wave
+            vote = EarlyVote(needed, threshold, voters, late)
+            for replica in in_time:
+                vote.ask(replica, offset, length)
+            decided = await vote.decided()
+            asked = vote.outcomes
+            waiting = [] if decided else [one for one in wave if one not in in_time]
+            await mirror.note_truncated(asked)
         else:
             asked = await mirror.ask(wave, Kind.READ, needed, offset, length)
         outcomes += asked
@@ -129,7 +150,7 @@ async def _read_part(
     elif pinned:
         pattern = Reconcile(mirror.threshold)
     order, agreed = _order(mirror, segment, pattern)
-    others = bool(order.reserve)
+    others = len(order.reserve)
     outcomes, lost = await _ask(
         mirror, pattern, order.first, [], offset, length, others=others, agreed=agreed
     )

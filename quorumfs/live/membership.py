@@ -63,6 +63,8 @@ class Membership:
                 raise UserError(f"{replica.path} is being removed: run quorumfs remove again")
             # An earlier attempt may have failed to have it on record (R3).
             if replica.standing is not Standing.OFFLINE or replica.slot in records.orders:
+                if not replica.standing.is_member:
+                    self._require_count(replica.slot)
                 await self._leave(replica, action, self._sidecars.enrolment.take_out)
             await self._await_close(replica, action)
             return self._told(replica, f"{replica.path} is offline: its files are closed, and free")
@@ -192,7 +194,7 @@ class Membership:
         async with self._changing:
             replica, enrolment = self._find(name), self._sidecars.enrolment
             if replica is None and (slot := self._absent(name)) is not None:
-                self._require_count()
+                self._require_count(slot)
                 path = self._ledger.record.roles[slot].path
                 with not_cut_off():
                     await enrolment.remove_absent(slot)
@@ -200,7 +202,9 @@ class Membership:
             if replica is None and self._was_removed(name):
                 return {"message": f"{name} was removed before", "replica": name}
             replica = self._named(name)
-            self._require_count()
+            assert replica.slot is not None
+            self._require_spare(replica)
+            self._require_count(replica.slot)
             await self._leave(replica, action, enrolment.remove)
             await self._await_close(replica, action)
             return {"message": self._removed(replica.path), "replica": replica.path}
@@ -209,13 +213,16 @@ class Membership:
         left = shlex.join(replica.path for replica in self._disk.replicas)
         return f"{path} was removed from the set; name these at the next mount: {left}"
 
-    def _require_count(self) -> None:
-        """Raise `UserError` if the vote threshold needs each replica that there is."""
-        left, threshold = len(self._ledger.record.slots) - 1, self._ledger.threshold
+    def _require_count(self, slot: int) -> None:
+        """Raise `UserError` if the vote threshold needs the replica with *slot*, once all others
+        that were not taken out are current: else the set could never be used again."""
+        records, threshold = self._ledger.records, self._ledger.threshold
+        slots = [one for one in self._ledger.record.slots if one != slot]
+        left = sum(not records.is_offline(one) and not records.is_removed(one) for one in slots)
         if left < threshold:
             raise UserError(
-                f"the set would have {left} replicas, and vote-threshold={threshold} needs as "
-                "many: add another one first, or lower vote-threshold"
+                f"the set would have {left} replicas in use, and vote-threshold={threshold} needs "
+                "as many: add another one first, or lower vote-threshold"
             )
 
     async def _leave(

@@ -163,6 +163,7 @@ PROMISES = (
         "The operator learns to ignore the counter that would have told of a rotting disk.",
         (
             "quorumfs.repair.verify.Verification",
+            "quorumfs.disk.earlyvote.LateAnswers",
             "quorumfs.repair.inspection.Inspection",
             "quorumfs.disk.rangelock.RangeLock",
         ),

@@ -82,7 +82,7 @@ def test_a_read_of_a_store_that_suddenly_crawls_is_answered_by_the_next(tmp_path
 
 def test_a_slow_store_is_told(tmp_path: Path) -> None:
     """The disk is healthy, and who asks learns what every request waits for."""
-    with far_disk(tmp_path, 3, "vote-threshold=2") as disk:
+    with far_disk(tmp_path, 3, "vote-threshold=3") as disk:
         disk.fs.inject("c.img", "read", delay=0.05)
         read_all(disk)
         disk.mounted.wait(lambda status: status["replicas"][2]["slow"], "the comparison")
@@ -136,3 +136,21 @@ def test_a_mark_that_makes_no_sense_is_refused(
     make_images: MakeImages, mountpoint: Path, options: str, told: str
 ) -> None:
     assert told in refused(["-o", options, *make_images(2)], mountpoint, exit_code=4)
+
+
+def test_a_vote_does_not_wait_for_the_far_one(tmp_path: Path) -> None:
+    """Which is compared all the same: what has rotted there is told, and repaired."""
+    with far_disk(tmp_path, 3, "vote-threshold=2,rewrite-corrupted") as disk:
+        backing = disk.fs.backing("a.img")
+        with backing.open("r+b") as file:
+            file.seek(BLOCK)
+            file.write(b"rot!" * (BLOCK // 4))
+        disk.fs.inject("a.img", "read", delay=FAR_S)
+        assert read_all(disk) < FAR_S
+        rotten = disk.mounted.replicas[0]
+        disk.mounted.wait(
+            lambda status: status["replicas"][0]["errors"]["mismatch"], "the comparison"
+        )
+        disk.mounted.wait(lambda status: status["replicas"][0]["copied_bytes"], "the repair")
+        assert disk.mounted.replica(rotten)["state"] == "current"
+        assert backing.read_bytes()[BLOCK : 2 * BLOCK] == CONTENT[BLOCK : 2 * BLOCK]

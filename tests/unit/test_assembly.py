@@ -1088,3 +1088,11 @@ def test_an_image_without_its_sidecar_takes_the_place_it_had_last() -> None:
     resolution = resolve([found(record, B), raw], "/b.img")
     after = resolution.sidecars["/b.img"].record
     assert [after.roles[slot].path for slot in after.slots] == ["/b.img", "/a.img"]
+
+
+def test_replicas_that_were_taken_out_are_told_where_they_are_too_many() -> None:
+    record = first_record(2, 2).with_role(B, state=RoleState.OFFLINE)
+    error = refusal(found(record, A), found(record, B))
+    assert error.rule == "no quorum"
+    assert "needs as many: offline /b.img: quorumfs online takes it in" in str(error)
+    assert "missing" not in str(error)

@@ -141,6 +141,24 @@ async def taken_out_amid_a_removal_that_failed(story: Story) -> None:
     await story.ends_well()
 
 
+async def no_one_is_left_to_reach_the_threshold(story: Story) -> None:
+    """One that is not current, but coming, is needed as well: without it no mount would succeed."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        administrator = guest.administrator()
+        story.world.detach(1)
+        await guest.write_surely(EXTENTS[0])
+        guest.mounted.sidecars.ledger.records.threshold = 2  # as in a mount of two, one behind
+        with pytest.raises(RefusedOrderError, match="would have 1 replicas in use"):
+            await administrator.offline(1)
+        with pytest.raises(RefusedOrderError, match="would have 1 replicas in use"):
+            await administrator.remove(1)
+        guest.mounted.sidecars.ledger.records.threshold = 1
+        await administrator.offline(1)
+        story.world.attach(1)
+        await administrator.online(1)
+    await story.ends_well()
+
+
 async def raised_while_one_fails(story: Story) -> None:
     """A change that failed leaves the threshold as it was, and the guest goes on by it."""
     async with story.holding(*EXTENTS).mounted() as guest:
@@ -154,6 +172,7 @@ async def raised_while_one_fails(story: Story) -> None:
 
 
 STORIES: list[Script] = [
+    no_one_is_left_to_reach_the_threshold,
     raised_while_one_fails,
     taken_out_again_after_a_failure,
     taken_out_amid_a_removal_that_failed,

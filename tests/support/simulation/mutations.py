@@ -32,6 +32,8 @@ from quorumfs.decisions.dirtymap import INTENT
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.record import Phase, Record
+from quorumfs.decisions.voting import Outvoted
+from quorumfs.disk import earlyvote
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.mirror import Mirror
 from quorumfs.disk.rangelock import Claim, RangeLock
@@ -878,6 +880,22 @@ def threshold_lowered_by_few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Sidecars, "change_threshold", alone)
 
 
+def late_answers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P8: an answer that comes after its vote's decision is a mismatch, whatever was written."""
+
+    async def tell(self: Disk) -> None:
+        while True:
+            offset, length = await self.mirror.late_answers.next_suspected(1 << 20)
+            self.mirror.report_outvoted([Outvoted(0, 0, length, strict=True)], offset)
+
+    monkeypatch.setattr(Disk, "_compare_late_answers", tell)
+
+
+def first_answer_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P9: a vote is over with the first answer."""
+    monkeypatch.setattr(earlyvote, "unassailable", lambda count, *_: count > 0)
+
+
 def recorded_before_it_is_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """R10: the record says that the disk has grown, and no image has yet."""
 
@@ -951,6 +969,7 @@ MUTATIONS: dict[str, Patch] = {
     "R12 latest by mtime": latest_by_mtime,
     "R12 wall clock": timeouts_by_wall_clock,
     "P9 source decides": source_decides,
+    "P9 first answer decides": first_answer_decides,
     "P2 bad sector": unreadable_is_undecided,
     "R15 log believed": log_is_believed,
     "R15 all proven": any_image_is_proven,
@@ -966,6 +985,7 @@ MUTATIONS: dict[str, Patch] = {
     "P6 guessed": absent_ones_are_ignored,
     "P7 shown before settled": shown_before_settled,
     "P8 verified unlocked": verified_unlocked,
+    "P8 late answers told": late_answers_are_told,
     "P8 scrubbed unlocked": scrubbed_unlocked,
     "P8 scrubbed while settled": scrubbed_while_settled,
 }

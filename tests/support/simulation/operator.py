@@ -100,7 +100,8 @@ class Operator:
                 self._extend_all()
             elif len(state.known()) < state.count and not state.forked:
                 known = [index for index in order if index in state.known()]
-                plan = self.assemble(known, degraded=True, threshold=len(known))
+                usable = len(set(known) - state.taken_out())
+                plan = self.assemble(known, degraded=True, threshold=usable)
                 self._prefer_current(known, plan)
                 self.keep(cut_off=False)
             elif state.harmed and not state.forked:

@@ -662,6 +662,36 @@ async def writes_beside_a_scrub(story: Story) -> None:
     await story.ends_well()
 
 
+async def writes_behind_late_answers(story: Story) -> None:
+    """One of three is far, so that votes are decided without it; nothing has rotted."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.replicas[0].image_faults.weather = Weather(delay_s=(0.1, 0.5))
+        for _ in range(20):
+            await guest.read(0)
+            await guest.write(0)
+        await trio.sleep(5.0)
+        counted = [one.counters.mismatches for one in guest.mounted.disk.replicas]
+        if any(counted):
+            raise BrokenError(f"mismatches are counted: {counted}")
+    await story.ends_well()
+
+
+async def the_first_to_answer_has_rotted(story: Story) -> None:
+    async with story.holding(0).durable().mounted() as guest:
+        for index in (1, 2):
+            story.slow_down(index, 0.1)
+        story.world.replicas[0].image.rot(0, WRONG)
+        await guest.read(0)
+        story.mend(1)
+        story.mend(2)
+        await trio.sleep(5.0)
+        if not guest.mounted.disk.replicas[0].counters.mismatches:
+            raise BrokenError("what has rotted is not told")
+        story.world.replicas[0].image.rot(0, story.world.replicas[1].image.cache.read(0, BLOCK))
+    await story.ends_well()
+
+
 async def a_write_fails_on_some_before_they_are_compared(story: Story) -> None:
     """Another repair makes them equal; meanwhile they are said to differ by nobody."""
     async with story.holding(0, size=EXTENT).durable().mounted() as guest:
@@ -945,6 +975,7 @@ TOLD = (
     Told("R12 latest by mtime", touched_when_it_was_ejected),
     Told("R12 wall clock", one_hangs_for_good),
     Told("P9 source decides", the_first_rots_before_a_crash, TRIO),
+    Told("P9 first answer decides", the_first_to_answer_has_rotted, replace(TRIO, threshold=1)),
     Told("P2 bad sector", a_sector_is_bad_everywhere),
     Told("R15 log believed", rolled_back_by_seconds),
     Told("R15 all proven", an_empty_image_after_a_kill, replace(PAIR, passing=True)),
@@ -960,6 +991,7 @@ TOLD = (
     Told("P6 guessed", only_the_ejected_one_is_there),
     Told("P7 shown before settled", source_lost_after_a_crash, seeds=4),
     Told("P8 verified unlocked", writes_beside_a_verification, RAW, 4),
+    Told("P8 late answers told", writes_behind_late_answers, TRIO, 4),
     Told("P8 scrubbed unlocked", writes_beside_a_scrub, TRIO, 4),
     Told("P8 scrubbed while settled", a_write_fails_on_some_before_they_are_compared, TRIO),
 )

@@ -7,7 +7,7 @@ replicas left to ask now; after 0 the pattern judges the answers. A new pattern 
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from quorumfs.decisions.voting import (
     VOTERS_MIN,
@@ -121,6 +121,11 @@ class Reconcile:
 @dataclass(frozen=True, slots=True)
 class Comparing(Quorum):
     """As `Quorum`, and waits for the answers of all, also when they cannot change the decision."""
+
+
+def ends_early(pattern: ReadPattern) -> TypeGuard[Quorum]:
+    """Whether a vote by *pattern* is over when it is decided."""
+    return isinstance(pattern, Quorum) and not isinstance(pattern, Comparing)
 
 
 @dataclass(frozen=True, slots=True)

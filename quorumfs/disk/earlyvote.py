@@ -10,8 +10,9 @@ An answer that comes later is compared with the decision, without a lock: a writ
 between. So a difference is a suspicion alone (a failure is certain, and told at once). The range is
 read once more, of all replicas and under a lock, and only what differs there is told, and repaired.
 
-A store that is far behind would get ever more reads, and writes would wait behind them. So a
-replica that has some late reads under way is left out of votes that others can decide.
+A store that is far would get ever more reads, and writes would wait behind them. So a replica that
+still owes a late answer is left out of votes that others can decide: it is compared in samples. (A
+scrub compares all there is.)
 """
 
 from collections import Counter
@@ -27,9 +28,6 @@ from quorumfs.replica.storage import Kind, Operation
 
 GRACE_S = 0.01
 """How long (seconds) a decided vote waits for the rest."""
-
-LATE_MAX = 2
-"""Late reads under way with which a replica is left out."""
 
 SUSPECTED_MAX = 1024
 """Suspected ranges; more are joined."""
@@ -49,9 +47,11 @@ class LateAnswers:
         self._lagging: set[Replica] = set()
         """Replicas whose last late answer was not just late."""
 
-    def in_time(self, replicas: Sequence[Replica]) -> list[Replica]:
-        """Those of *replicas* that are not far behind."""
-        return [replica for replica in replicas if self._under_way[replica] < LATE_MAX]
+    def asked(self, replicas: Sequence[Replica], voters: int, threshold: int) -> list[Replica]:
+        """Those of *replicas* to ask first, out of *voters* in all: without those that still owe a
+        late answer, if the others can decide the vote."""
+        in_time = [one for one in replicas if not self._under_way[one]]
+        return in_time if unassailable(len(in_time), voters, threshold) else list(replicas)
 
     def lagging(self, replicas: Iterable[Replica]) -> bool:
         """Whether one of *replicas* is not to be waited for."""

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import trio
 
 from quorumfs.decisions.patterns import (
-    Comparing,
     Fifo,
     Quorum,
     ReadPattern,
     ReadVerdict,
     Reconcile,
+    ends_early,
 )
-from quorumfs.decisions.voting import VOTERS_MIN, middle_block, unassailable
+from quorumfs.decisions.voting import VOTERS_MIN, middle_block
 from quorumfs.disk.earlyvote import EarlyVote
 from quorumfs.disk.mirror import Mirror
 from quorumfs.disk.readorder import Order
@@ -122,18 +122,16 @@ async def _ask(
             await mirror.note_truncated(asked)
             tried = {outcome.replica for outcome in asked}
             waiting = [replica for replica in waiting if replica not in tried]
-        elif isinstance(pattern, Quorum) and not isinstance(pattern, Comparing) and agreed:
+        elif agreed and ends_early(pattern):
             agreed = False  # if this is not decided, all are asked
             late, threshold, voters = mirror.late_answers, pattern.threshold, len(wave) + others
-            in_time = late.in_time(wave)
-            if not unassailable(len(in_time), voters, threshold):
-                in_time = wave
             vote = EarlyVote(needed, threshold, voters, late)
-            for replica in in_time:
+            first = late.asked(wave, voters, threshold)
+            for replica in first:
                 vote.ask(replica, offset, length)
             decided = await vote.decided()
             asked = vote.outcomes
-            waiting = [] if decided else [one for one in wave if one not in in_time]
+            waiting = [] if decided else [one for one in wave if one not in first]
             await mirror.note_truncated(asked)
         else:
             asked = await mirror.ask(wave, Kind.READ, needed, offset, length)

@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Sequence
 
 from quorumfs.decisions.dirtymap import plane_bits
+from quorumfs.decisions.patterns import ends_early
 from quorumfs.disk.mirror import Mirror
 from quorumfs.fastpath.native import RANGES, REPLICAS, Gate, GatePlane, GateReplica, KeepsOut, Range
 from quorumfs.metadata.ledger.known import Writable
@@ -68,6 +69,8 @@ class Publisher:
             return 0
         order = self._mirror.read_order
         first = order.of(holders, pattern).first
+        if ends_early(pattern):
+            first = self._mirror.late_answers.asked(first, len(holders), pattern.threshold)
         if first != list(holders[: len(first)]) and (
             order.undecided or self._mirror.ledger.unverified(0, self._mirror.size)
         ):

@@ -107,6 +107,8 @@ class Known:
     mirroring: bool
     joining: bool
     claims: list[tuple[int, int, bool]]
+    behind: tuple[int, ...] = ()
+    """Replicas that have not answered yet to votes that are over."""
     removed: int = 0
     """Replicas that the set had before these: so these are in later planes of the map."""
 
@@ -149,6 +151,8 @@ def make_mirror(known: Known, metadata: Sidecars | Volatile, replicas: list[Repl
         events=EventLog("disk", lambda _: None),
     )
     mirror.locks.claims += [Claim(*claim) for claim in known.claims]
+    for index in known.behind:
+        mirror.late_answers.begin(replicas[index % len(replicas)])
     return mirror
 
 
@@ -283,6 +287,7 @@ def knowns(draw: st.DrawFn) -> Known:
         mirroring=draw(st.booleans()),
         joining=not draw(mostly),
         claims=[(start, min(start + length, SIZE), how) for start, length, how in claims],
+        behind=draw(st.sampled_from([(), (), (), (0,), (1,), (0, 1)])),
         removed=draw(st.sampled_from([0, 0, 4, 6, 13, REPLICAS_MAX - 5])),
     )
 
@@ -406,6 +411,8 @@ def reason_to_refuse(mirror: Mirror, ledger: Ledger, request: Asked) -> bool:
     if request.reads:
         members = ledger.members
         asked = members[:1] if isinstance(mirror.pattern, Fifo) else members
+        if isinstance(mirror.pattern, Quorum):
+            asked = mirror.late_answers.asked(members, len(members), mirror.pattern.threshold)
         files = [one.fast_file for one in asked]
         too_few = isinstance(mirror.pattern, Quorum) and len(members) < mirror.pattern.threshold
         differ = bool(ledger.agreement or ledger.content)
@@ -497,6 +504,14 @@ BOTH = [Asked(True, 4096, 4096), Asked(False, 4096, 4096)]
 @pytest.mark.parametrize("known", [HEALTHY, replace(HEALTHY, fifo=True)], ids=["quorum", "fifo"])
 def test_a_healthy_set_is_served_by_c(known: Known) -> None:
     assert in_trio(partial(compare, known, MARKED, BOTH)) == {True: 2}
+
+
+def test_c_decides_a_vote_without_one_that_is_far_behind() -> None:
+    """Which may be on a store that C cannot use."""
+    states, files = [Standing.CURRENT] * 3, ["slow", "fast", "fast"]
+    known = replace(HEALTHY, states=states, files=files, behind=(0,))
+    assert in_trio(partial(compare, known, MARKED, BOTH[:1])) == {True: 1}
+    assert in_trio(partial(compare, replace(known, behind=()), MARKED, BOTH[:1])) == {False: 1}
 
 
 def test_one_for_which_c_has_no_counters_is_left_to_python() -> None:

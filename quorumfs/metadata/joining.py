@@ -149,13 +149,15 @@ class Joining:
             raise OSError(errno.ENODEV, found.problem or "it is not there")
         ours = ledger.records.keys
         same = all(one.key in ours for one in (own.record, own.prepared) if one)
-        same = same and found.in_use.size == known.size
+        # It may be longer than before, after a growth that failed.
+        same = same and found.in_use.size >= known.size
         proven = bool(found.in_use.inode) and found.in_use.inode == known.inode
         if not proven and found.instance is None:
             same = False
         if not same or own.record.slot_of(own.replica_id) != replica.slot:
             raise OSError(errno.ESTALE, "it is not as it was")
         recorder.know(replica, found)
+        recorder.writer.resized(replica, known.size)
         ledger.recorded.found(own.map)
         spared = len(ledger.members) > 1 and not ledger.chunks.sources.held_only_by([replica])
         everything = [range(len(ledger.map))] if spared and not proven else []

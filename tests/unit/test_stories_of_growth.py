@@ -266,7 +266,32 @@ async def grown_and_gone_for_a_while(story: Story) -> None:
     await story.ends_well()
 
 
+async def gone_when_it_has_been_made_longer(story: Story) -> None:
+    """One that is needed: its image stays longer than the disk, and it comes back all the same."""
+    gone, longer = Fault(error=errno.ENOTCONN), False
+
+    def fail_from_there_on(operation: Operation) -> Fault | None:
+        nonlocal longer
+        fault = gone if longer else None
+        longer |= operation.kind is Kind.RESIZE
+        return fault
+
+    async with story.holding(0).durable().mounted() as guest:
+        faults = story.world.replicas[1].image_faults
+        faults.script = fail_from_there_on
+        with pytest.raises(UserError, match=f"keeps its {DISK} bytes"):
+            await guest.grow(LARGER)
+        require(sizes(story) == {DISK, LARGER}, f"images of {sizes(story)} bytes")
+        faults.script = None
+        await guest.converged()
+        await guest.write_surely(0)
+        await guest.grow(LARGER)
+        await used_to_the_end(guest)
+    await story.ends_well()
+
+
 STORIES = [
+    (gone_when_it_has_been_made_longer, EQUALS),
     (grown_under_writes, PAIR),
     (grown_under_writes, TRIO),
     (grown_under_writes, replace(TRIO, fast=1.0)),

@@ -34,6 +34,8 @@ class MountOptions:
     """Bytes a second; None: no limit."""
     scrub_every_s: float | None = None
     """How long after a scrub the next one begins by itself; None: none does."""
+    on_event: str | None = None
+    """The path of a program that is run for each event; None: none."""
     rewrite_corrupted: bool = False
     blkverify: bool = False
     read_only: bool = False
@@ -77,6 +79,14 @@ def _switch(text: str) -> bool:
     if text not in values:
         raise RefusedError("on or off")
     return values[text]
+
+
+def _program(text: str) -> str | None:
+    if text == "none":
+        return None
+    if not os.path.isabs(text) or not os.path.isfile(text) or not os.access(text, os.X_OK):
+        raise RefusedError("the absolute path of a program that may be run, or none")
+    return text
 
 
 def _flag(text: str) -> bool:
@@ -269,6 +279,14 @@ OPTIONS: Mapping[str, Option] = {
             "scrub_every_s",
             "begin a scrub when the last one ended so long ago, like 30d (default: off); with "
             "rewrite-corrupted it repairs",
+        ),
+        Option(
+            "on-event",
+            "PROGRAM",
+            _program,
+            "on_event",
+            "run PROGRAM EVENT MOUNTPOINT [REPLICA] for each event, which it can read as JSON, one "
+            "after the other (default: none)",
         ),
         Option(
             "replica-timeout",

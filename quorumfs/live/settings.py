@@ -31,6 +31,7 @@ TUNED = (
     "replica_timeout_s",
     "resync_rate",
     "scrub_every_s",
+    "on_event",
 )
 """The fields of `MountOptions` that change while the disk is in use."""
 
@@ -75,15 +76,18 @@ class Settings:
         repairs: Repairs | None,
         options: MountOptions,
         pattern: Callable[[MountOptions, int], ReadPattern],
+        run_for_events: Callable[[str | None], None] = lambda _: None,
     ) -> None:
         """*options*: those of the mount. *repairs*: None if nothing is repaired.
 
         *pattern* makes the read pattern that options ask for, with a vote threshold.
+        *run_for_events* takes the program to run for each event.
         """
         self._disk = disk
         self._mirror = disk.mirror
         self._repairs = repairs
         self._pattern = pattern
+        self._run_for_events = run_for_events
         self._changing = trio.Lock()
         self.present = replace(options, vote_threshold=disk.threshold)
         """The options in force."""
@@ -146,6 +150,7 @@ class Settings:
         mirror, old = self._mirror, self.present
         # A read that is under way ends by the pattern that it began with.
         mirror.pattern = self._pattern(new, mirror.threshold)
+        self._run_for_events(new.on_event)
         mirror.search_s = new.replica_timeout_s
         for replica in mirror.replicas:
             replica.timeout_s = new.replica_timeout_s

@@ -19,6 +19,7 @@ from pathlib import Path
 import trio
 
 from quorumfs.control import logs, mounts, runtime, server
+from quorumfs.control.hook import Hook
 from quorumfs.control.journal import Journal
 from quorumfs.control.logs import status_event
 from quorumfs.control.pulse import Pulse, Standstill
@@ -91,9 +92,13 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
         journal = Journal(os.getpid())
         logs.events_log.addHandler(journal)
         stack.callback(logs.events_log.removeHandler, journal)
+        hook = Hook(plan.mountpoint, plan.options.on_event)
+        logs.events_log.addHandler(hook)
+        stack.callback(hook.close)
+        stack.callback(logs.events_log.removeHandler, hook)
         if not plan.options.read_only:
             replica_set.take_into_use(plan.options)
-        trio.run(_serve, plan, claim, replica_set, journal, ready)
+        trio.run(_serve, plan, claim, replica_set, journal, hook, ready)
 
 
 async def _serve(
@@ -101,6 +106,7 @@ async def _serve(
     claim: runtime.Claim,
     replica_set: ReplicaSet,
     journal: Journal,
+    hook: Hook,
     ready: Callable[[], None],
 ) -> None:
     events = EventLog(plan.mountpoint, logs.tell)
@@ -127,7 +133,11 @@ async def _serve(
             nursery.start_soon(space.run)
 
             slow = _why_slow(plan.options)
-            settings = Settings(disk, repairs, plan.options, read_pattern)
+
+            def run_for_events(program: str | None) -> None:
+                hook.program = program
+
+            settings = Settings(disk, repairs, plan.options, read_pattern, run_for_events)
 
             def notes() -> tuple[str, ...]:
                 longer = replica_set.longer_than(disk.size)

@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from support.one_chunk import CHUNK, BrokenError, World, explore
+from support.simulation.invariants import broken_invariants
 from support.simulation.mutations import MUTATIONS
 
 from quorumfs.decisions.dirtymap import INTENT
 from quorumfs.decisions.model import Standing
+from quorumfs.metadata.ledger.agreement import Event
 from quorumfs.metadata.ledger.chunks import Chunks
 from quorumfs.metadata.ledger.content import Content, Held, bit
 from quorumfs.metadata.ledger.epochs import Epochs
@@ -104,6 +106,25 @@ def test_what_is_recorded_while_others_are_awaited_is_taken_back() -> None:
     ledger.chunks.end_flush()
     assert ledger.content.state(first, 0) is Held.RISKED
     assert not ledger.map.any(bit(first), CHUNK)
+
+
+def test_what_all_were_given_while_others_are_awaited_is_lost_by_nobody() -> None:
+    """A hole of all since before a crash: nothing is written there, so no sync can lose it."""
+    world = World(3, 3, 1)
+    ledger = world.ledger
+    first = ledger.members[0]
+    world.prepare()
+    ledger.agreement.tell(Event.FAILED, CHUNK)
+    ledger.agreement.tell(Event.CRASHED, CHUNK)
+    ledger.chunks.suspend(first)
+    ledger.chunks.note_pending()
+    assert ledger.map.any(bit(first), CHUNK)
+    ledger.equalized(CHUNK)
+    ledger.chunks.lose([first])
+    ledger.chunks.end_flush()
+    assert ledger.content.state(first, 0) is Held.HELD
+    assert not ledger.map.any(bit(first), CHUNK)
+    assert list(broken_invariants(ledger)) == []
 
 
 def test_what_a_target_missed_while_it_joined_it_lacks_as_a_member() -> None:

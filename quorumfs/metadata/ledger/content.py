@@ -242,8 +242,7 @@ class Content:
                 continue
             for part, state in list(self._states(replica, chunks)):
                 # A bit that was recorded while others were awaited is decided on, too.
-                undecided = replica in self._pending and event is not Event.TAKEN
-                if undecided or state is not CONTENT[state, event]:
+                if replica in self._pending or state is not CONTENT[state, event]:
                     self._put(replica, part, CONTENT[state, event])
 
     def _put(self, replica: Replica, chunks: range, state: Held) -> None:
@@ -251,11 +250,11 @@ class Content:
         (risked.add if state is Held.RISKED else risked.remove)(chunks.start, chunks.stop)
         if not risked:
             del self._risked[replica]
+        if state is not Held.RISKED and replica in self._pending:
+            self._pending[replica].remove(chunks.start, chunks.stop)
         if state is Held.LACKING:
             self._recorded.add(lacking, chunks)
             self.lossy.add(replica)
-            if replica in self._pending:
-                self._pending[replica].remove(chunks.start, chunks.stop)
             return
         self._recorded.remove(lacking, chunks)
         if replica in self.lossy and not self._map.any(lacking, range(len(self._map))):

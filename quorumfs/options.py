@@ -540,9 +540,9 @@ def _find(given: str) -> Option:
     return option
 
 
-def options_help() -> str:
-    """The table for ``mount --help``: a paragraph per option."""
-    return "\n".join(
-        f"{option.name}{'=' + option.value if option.value else ''}\n    {option.help}"
+def option_rows() -> list[tuple[str, str]]:
+    """The table for help and manual: each option as it is given, and what it does."""
+    return [
+        (f"{option.name}{'=' + option.value if option.value else ''}", option.help)
         for option in OPTIONS.values()
-    )
+    ]

@@ -7,6 +7,7 @@ import click
 from quorumfs import __version__
 from quorumfs.cli.check import check
 from quorumfs.cli.clear import clear
+from quorumfs.cli.command import Verbs
 from quorumfs.cli.create import create
 from quorumfs.cli.events import events
 from quorumfs.cli.examine import examine
@@ -30,8 +31,15 @@ from quorumfs.cli.waiting import wait
 from quorumfs.errors import ExitCode, UserError
 from quorumfs.mount.limits import reset
 
+HELP_WIDTH = 100
+"""Columns of help at most, in a terminal that has more: longer lines are hard to read."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
+    no_args_is_help=False,
+)
 @click.version_option(__version__, prog_name="quorumfs")
 def quorumfs() -> None:
     """One virtual disk kept as N full copies, with the semantics of QEMU's quorum driver."""
@@ -65,7 +73,7 @@ def main() -> None:
     sys.stdout = watched_stdout()
     exit_code: int
     try:
-        exit_code = quorumfs(standalone_mode=False) or ExitCode.OK
+        exit_code = quorumfs(prog_name="quorumfs", standalone_mode=False) or ExitCode.OK
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read it has seen enough
         forget_stdout()

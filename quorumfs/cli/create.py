@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import click
 
+from quorumfs.cli.command import IF_NEEDED, Verb
 from quorumfs.cli.examine import look_at_all
 from quorumfs.cli.needed import options_of_change, would
 from quorumfs.cli.output import printable
@@ -20,7 +21,18 @@ from quorumfs.mount.daemon import in_child_process
 from quorumfs.options import RefusedError, parse_size
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        ("quorumfs create --size 20G /nas1/a.img /nas2/b.img", "A new disk of two replicas."),
+        (
+            "quorumfs create --source /nas1/a.img /nas1/a.img /nas2/b.img",
+            "The image a.img is kept, and b.img becomes a copy of it.",
+        ),
+    ],
+    exits=IF_NEEDED,
+    see=["mount", "resolve"],
+)
 @click.option("--size", metavar="SIZE", help="Size of a new disk, like 20G: new, sparse images.")
 @click.option(
     "--source",

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from quorumfs.cli.command import Verb
 from quorumfs.cli.output import forget_stdout, printable
 from quorumfs.control.status import human_bytes
 from quorumfs.decisions.assembly import (
@@ -113,15 +114,26 @@ class Decision:
         return marked(self.plan.map, UNVERIFIED) if self.plan else {"chunks": 0, "bytes": 0}
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        ("quorumfs examine /nas1/a.img /nas2/b.img", "Before a mount, or where it was refused."),
+        ("quorumfs examine --json /nas1/a.img", "One sidecar, for a program."),
+    ],
+    exits={
+        ExitCode.OK: "All sidecars were read, and a mount would take them.",
+        ExitCode.FAILED: "A sidecar is absent or cannot be read, a mount of several would be "
+        "refused, or they were adopted and not found equal yet.",
+        ExitCode.NEEDS_OPERATOR: "A mount would need the operator: split brain.",
+    },
+    see=["mount", "resolve", "status"],
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.argument("replicas", nargs=-1, required=True, metavar="REPLICA...")
 def examine(as_json: bool, replicas: tuple[str, ...]) -> ExitCode:
     """Show what the sidecar of each REPLICA says, and what mounting them would do.
 
-    Needs no daemon and changes nothing. Exits with 1 if a sidecar is absent or cannot be read, if a
-    mount of several would be refused, or if they were adopted and not found equal yet; with 3 if
-    that needs the operator (split brain).
+    Needs no daemon and changes nothing.
     """
     paths = [os.path.abspath(path) for path in replicas]
     all_examined = in_child_process(lambda: look_at_all(paths))

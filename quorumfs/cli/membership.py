@@ -6,9 +6,17 @@ from pathlib import Path
 import click
 
 from quorumfs.cli.acting import act, options_of_action
+from quorumfs.cli.command import OF_A_MOUNT, Verb
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        ("quorumfs offline /mnt/vdisk b.img", "Before b.img is copied: a backup."),
+    ],
+    exits=OF_A_MOUNT,
+    see=["online", "remove"],
+)
 @options_of_action
 @click.argument("mountpoint")
 @click.argument("replica")
@@ -22,7 +30,12 @@ def offline(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: s
     act(mountpoint, "offline", as_json=as_json, runtime_dir=runtime_dir, replica=named(replica))
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[("quorumfs online /mnt/vdisk b.img", "After b.img was copied.")],
+    exits=OF_A_MOUNT,
+    see=["offline"],
+)
 @options_of_action
 @click.argument("mountpoint")
 @click.argument("replica")
@@ -31,7 +44,14 @@ def online(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: st
     act(mountpoint, "online", as_json=as_json, runtime_dir=runtime_dir, replica=named(replica))
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        ("quorumfs add --at 1 --wait /mnt/vdisk /srv/c.img", "One more, read first with fifo."),
+    ],
+    exits=OF_A_MOUNT,
+    see=["remove", "replace"],
+)
 @options_of_action
 @click.option("--at", type=click.IntRange(1), help="Its place in the order of reads, from 1 on.")
 @click.option("--overwrite", is_flag=True, help="Give up what IMAGE holds.")
@@ -63,7 +83,12 @@ def add(
     )
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[("quorumfs remove /mnt/vdisk a.img", "The set goes on without a.img.")],
+    exits=OF_A_MOUNT,
+    see=["add", "offline", "replace"],
+)
 @options_of_action
 @click.argument("mountpoint")
 @click.argument("replica")
@@ -75,7 +100,17 @@ def remove(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: st
     act(mountpoint, "remove", as_json=as_json, runtime_dir=runtime_dir, replica=named(replica))
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        (
+            "quorumfs replace /mnt/vdisk b.img /srv/new/b.img",
+            "The medium of b.img died, or is to be taken away.",
+        ),
+    ],
+    exits=OF_A_MOUNT,
+    see=["add", "remove"],
+)
 @options_of_action
 @click.option("--overwrite", is_flag=True, help="Give up what NEW holds.")
 @click.argument("mountpoint")

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from quorumfs.cli.acting import act
+from quorumfs.cli.command import IF_NEEDED, Verb
 from quorumfs.cli.needed import already_mounted, options_of_change, would
 from quorumfs.cli.output import complain, printable
 from quorumfs.control import client
@@ -16,20 +17,34 @@ from quorumfs.decisions.growth import LONGER
 from quorumfs.decisions.sectors import unreachable
 from quorumfs.errors import ExitCode, UsageError, UserError
 from quorumfs.mount.daemon import in_child_process, run_detached
-from quorumfs.options import options_help, parse_options
+from quorumfs.options import option_rows, parse_options
 
 NO_REPLICA = "Missing argument 'REPLICA...'."
 
 
-class _MountCommand(click.Command):
-    """Shows the mount options below the help, from the table that parses them."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Mount options (-o NAME[=VALUE][,...])"):
-            formatter.write("".join(f"  {line}\n" for line in options_help().splitlines()))
-
-
-@click.command(cls=_MountCommand)
+@click.command(
+    cls=Verb,
+    examples=[
+        (
+            "quorumfs mount -o read-pattern=fifo,vote-threshold=1 /nas1/a.img /nas2/b.img "
+            "/mnt/vdisk",
+            "Two replicas: reads come from the first, and one is enough.",
+        ),
+        (
+            "quorumfs mount --if-needed /nas1/a.img /nas2/b.img /mnt/vdisk",
+            "The same may be given again: nothing is done if it is mounted so already.",
+        ),
+        ("quorumfs mount -o remount,resync-rate=50M /mnt/vdisk", "Changes an option in use."),
+    ],
+    exits={
+        **IF_NEEDED,
+        ExitCode.UNUSABLE: "It is mounted, but too few replicas are current until a resync ends: "
+        "do not use the disk yet. Or no sidecar can be read.",
+        ExitCode.NEEDS_OPERATOR: "A person must decide: split brain. Nothing was mounted.",
+    },
+    tables={"Mount options (-o NAME[=VALUE][,...])": option_rows()},
+    see=["create", "set", "status", "umount"],
+)
 @click.option(
     "-o",
     "texts",
@@ -65,8 +80,7 @@ def mount(
 ) -> ExitCode:
     """Show the disk kept on the REPLICA image files as MOUNTPOINT/disk.img.
 
-    Returns when the file can be opened, with the daemon in the background. Exits with 2 if it is
-    mounted, but too few replicas are current until a resync ends.
+    Returns when the file can be opened, with the daemon in the background.
 
     With -o remount and no REPLICA, changes the options of the disk at MOUNTPOINT, as set does.
     """

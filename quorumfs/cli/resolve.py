@@ -6,12 +6,27 @@ from pathlib import Path
 import click
 
 from quorumfs.cli.acting import act
+from quorumfs.cli.command import OF_A_MOUNT, Verb
 from quorumfs.cli.membership import named
 from quorumfs.errors import UsageError
 from quorumfs.mount.daemon import in_child_process
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        (
+            "quorumfs resolve --keep a.img /mnt/vdisk",
+            "A disk in use: a.img is right where they differ.",
+        ),
+        (
+            "quorumfs resolve --dry-run --keep a.img a.img b.img",
+            "After a split brain: what b.img would lose.",
+        ),
+    ],
+    exits=OF_A_MOUNT,
+    see=["examine", "scrub", "status"],
+)
 @click.option("--keep", required=True, type=click.Path(), help="The replica whose data is right.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be overwritten.")
 @click.option(

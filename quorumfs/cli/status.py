@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from quorumfs.cli.command import Verb
 from quorumfs.cli.output import OutputError, forget_stdout, printable
 from quorumfs.control import schema
 from quorumfs.control.status import (
@@ -149,7 +150,23 @@ class View:
         return View(shown, self.unasked, "all mounts are healthy" if self.answers else self.nothing)
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        ("quorumfs status", "All disks that are mounted."),
+        ("quorumfs status --watch /mnt/vdisk", "One disk, while it is resynced."),
+        ("quorumfs status -x --json", "Whatever is not healthy, for a program."),
+    ],
+    exits={
+        ExitCode.OK: "All that are shown are healthy. Of several the worst state counts.",
+        ExitCode.FAILED: "Degraded: the disk can be used, and something is to be done or awaited.",
+        ExitCode.UNUSABLE: "Unusable: too few replicas are current, or the daemon is gone, does "
+        "not answer, or answers what is no status.",
+        ExitCode.NEEDS_OPERATOR: "A person must decide something.",
+        ExitCode.USAGE: "It is not mounted, or not to be asked by this user; or a wrong option.",
+    },
+    see=["check", "events", "examine", "metrics", "wait"],
+)
 @click.option(
     "--json",
     "as_json",
@@ -166,7 +183,7 @@ class View:
 @click.option(
     "--json-schema", "only_schema", is_flag=True, help="Print the JSON Schema of one object."
 )
-@click.argument("mountpoints", nargs=-1)
+@click.argument("mountpoints", nargs=-1, metavar="[MOUNTPOINT...]")
 def status(
     as_json: bool,
     only_unhealthy: bool,
@@ -175,11 +192,7 @@ def status(
     only_schema: bool,
     mountpoints: tuple[str, ...],
 ) -> ExitCode:
-    """Show the state of each MOUNTPOINT, or of all quorumfs mounts, and what to do next.
-
-    Exits with the worst of those shown: 0 healthy, 1 degraded, 2 unusable, 3 needs the operator,
-    4 not mounted, or not to be asked.
-    """
+    """Show the state of each MOUNTPOINT, or of all quorumfs mounts, and what to do next."""
     if only_schema:
         print(json.dumps(json_schema(), indent=2))
         return ExitCode.OK

@@ -9,6 +9,7 @@ from time import monotonic
 
 import click
 
+from quorumfs.cli.command import IF_NEEDED, Verb
 from quorumfs.cli.needed import options_of_change, would
 from quorumfs.cli.output import printable
 from quorumfs.control import client, mounts, runtime
@@ -31,7 +32,12 @@ END_S = 1.0
 """How long its end may take after that."""
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[("quorumfs umount /mnt/vdisk", "Returns when the replicas may be copied or moved.")],
+    exits=IF_NEEDED,
+    see=["mount", "wait"],
+)
 @click.option(
     "--runtime-dir",
     type=click.Path(path_type=Path, resolve_path=True),

@@ -8,10 +8,12 @@ from quorumfs import __version__
 from quorumfs.cli.check import check
 from quorumfs.cli.clear import clear
 from quorumfs.cli.command import Verbs
+from quorumfs.cli.completion import completion
 from quorumfs.cli.create import create
 from quorumfs.cli.events import events
 from quorumfs.cli.examine import examine
 from quorumfs.cli.grow import grow
+from quorumfs.cli.manual import manual
 from quorumfs.cli.membership import add, offline, online, remove, replace
 from quorumfs.cli.metrics import metrics
 from quorumfs.cli.mount import mount
@@ -65,6 +67,8 @@ quorumfs.add_command(examine)
 quorumfs.add_command(resolve)
 quorumfs.add_command(scrub)
 quorumfs.add_command(resync)
+quorumfs.add_command(manual)
+quorumfs.add_command(completion)
 
 
 def main() -> None:

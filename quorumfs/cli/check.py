@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from quorumfs.cli.command import Verb
+from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import printable
 from quorumfs.cli.status import Answer, ask_all
 from quorumfs.control.status import DiskState, Status, describe
@@ -62,7 +63,7 @@ _SEVERITY = (Service.OK, Service.UNKNOWN, Service.WARNING, Service.CRITICAL)
     type=click.Path(path_type=Path, resolve_path=True),
     help="Look there too for daemons whose mount was told so.",
 )
-@click.argument("mountpoints", nargs=-1, metavar="[MOUNTPOINT...]")
+@click.argument("mountpoints", type=MountPoint(), nargs=-1, metavar="[MOUNTPOINT...]")
 def check(nothing: str, runtime_dir: Path | None, mountpoints: tuple[str, ...]) -> int:
     """Check each MOUNTPOINT, or all quorumfs mounts, for Nagios, Icinga and their kin.
 

@@ -6,6 +6,7 @@ import click
 
 from quorumfs.cli.acting import act, options_of_action
 from quorumfs.cli.command import OF_A_MOUNT, Verb
+from quorumfs.cli.completion import MountPoint, Replica
 from quorumfs.cli.membership import named
 
 
@@ -16,8 +17,8 @@ from quorumfs.cli.membership import named
     see=["status"],
 )
 @options_of_action
-@click.argument("mountpoint")
-@click.argument("replicas", nargs=-1, metavar="[REPLICA...]")
+@click.argument("mountpoint", type=MountPoint())
+@click.argument("replicas", type=Replica(), nargs=-1, metavar="[REPLICA...]")
 def clear(
     as_json: bool, runtime_dir: Path | None, mountpoint: str, replicas: tuple[str, ...]
 ) -> None:

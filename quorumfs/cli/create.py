@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import click
 
 from quorumfs.cli.command import IF_NEEDED, Verb
+from quorumfs.cli.completion import FilePath
 from quorumfs.cli.examine import look_at_all
 from quorumfs.cli.needed import options_of_change, would
 from quorumfs.cli.output import printable
@@ -36,7 +37,7 @@ from quorumfs.options import RefusedError, parse_size
 @click.option("--size", metavar="SIZE", help="Size of a new disk, like 20G: new, sparse images.")
 @click.option(
     "--source",
-    type=click.Path(),
+    type=FilePath(),
     help="An image to keep: it is copied over all others, which are created if need be.",
 )
 @click.option(
@@ -52,7 +53,7 @@ from quorumfs.options import RefusedError, parse_size
     help="Mode of new images and their sidecars, like 0660, whatever the umask (default: 0600).",
 )
 @options_of_change
-@click.argument("replicas", nargs=-1, required=True, metavar="REPLICA...")
+@click.argument("replicas", type=FilePath(), nargs=-1, required=True, metavar="REPLICA...")
 def create(
     size: str | None,
     source: str | None,

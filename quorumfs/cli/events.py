@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quorumfs.cli.command import Verb
+from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import complain, forget_stdout, printable
 from quorumfs.cli.status import Answer, plain
 from quorumfs.errors import ExitCode, UserError
@@ -46,7 +47,7 @@ END_S = 3.0
 @click.option(
     "--json-schema", "only_schema", is_flag=True, help="Print the JSON Schema of one object."
 )
-@click.argument("mountpoint", required=False)
+@click.argument("mountpoint", type=MountPoint(), required=False)
 def events(
     only_now: bool,
     as_json: bool,

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from quorumfs.cli.command import Verb
+from quorumfs.cli.completion import FilePath
 from quorumfs.cli.output import forget_stdout, printable
 from quorumfs.control.status import human_bytes
 from quorumfs.decisions.assembly import (
@@ -129,7 +130,7 @@ class Decision:
     see=["mount", "resolve", "status"],
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.argument("replicas", nargs=-1, required=True, metavar="REPLICA...")
+@click.argument("replicas", type=FilePath(), nargs=-1, required=True, metavar="REPLICA...")
 def examine(as_json: bool, replicas: tuple[str, ...]) -> ExitCode:
     """Show what the sidecar of each REPLICA says, and what mounting them would do.
 

@@ -7,6 +7,7 @@ import click
 
 from quorumfs.cli.acting import act, options_of_action
 from quorumfs.cli.command import OF_A_MOUNT, Verb
+from quorumfs.cli.completion import FilePath, MountPoint, Replica
 
 
 @click.command(
@@ -18,8 +19,8 @@ from quorumfs.cli.command import OF_A_MOUNT, Verb
     see=["online", "remove"],
 )
 @options_of_action
-@click.argument("mountpoint")
-@click.argument("replica")
+@click.argument("mountpoint", type=MountPoint())
+@click.argument("replica", type=Replica())
 def offline(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: str) -> None:
     """Take REPLICA of the set at MOUNTPOINT out, while the disk stays in use.
 
@@ -37,8 +38,8 @@ def offline(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: s
     see=["offline"],
 )
 @options_of_action
-@click.argument("mountpoint")
-@click.argument("replica")
+@click.argument("mountpoint", type=MountPoint())
+@click.argument("replica", type=Replica())
 def online(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: str) -> None:
     """Take REPLICA of the set at MOUNTPOINT in again: it gets what was written meanwhile."""
     act(mountpoint, "online", as_json=as_json, runtime_dir=runtime_dir, replica=named(replica))
@@ -56,8 +57,8 @@ def online(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: st
 @click.option("--at", type=click.IntRange(1), help="Its place in the order of reads, from 1 on.")
 @click.option("--overwrite", is_flag=True, help="Give up what IMAGE holds.")
 @click.option("--wait", is_flag=True, help="Wait until it holds everything.")
-@click.argument("mountpoint")
-@click.argument("image")
+@click.argument("mountpoint", type=MountPoint())
+@click.argument("image", type=FilePath())
 def add(
     as_json: bool,
     runtime_dir: Path | None,
@@ -90,8 +91,8 @@ def add(
     see=["add", "offline", "replace"],
 )
 @options_of_action
-@click.argument("mountpoint")
-@click.argument("replica")
+@click.argument("mountpoint", type=MountPoint())
+@click.argument("replica", type=Replica())
 def remove(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: str) -> None:
     """Remove REPLICA from the set at MOUNTPOINT for good, while the disk stays in use.
 
@@ -113,9 +114,9 @@ def remove(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: st
 )
 @options_of_action
 @click.option("--overwrite", is_flag=True, help="Give up what NEW holds.")
-@click.argument("mountpoint")
-@click.argument("old")
-@click.argument("new")
+@click.argument("mountpoint", type=MountPoint())
+@click.argument("old", type=Replica())
+@click.argument("new", type=FilePath())
 def replace(
     as_json: bool, runtime_dir: Path | None, overwrite: bool, mountpoint: str, old: str, new: str
 ) -> None:

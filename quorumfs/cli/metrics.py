@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from quorumfs.cli.command import Verb
+from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import printable
 from quorumfs.cli.status import ask_all
 from quorumfs.errors import ExitCode, UsageError, UserError
@@ -45,7 +46,7 @@ FILE = "quorumfs.prom"
     type=click.Path(path_type=Path, resolve_path=True),
     help="Look there too for daemons whose mount was told so.",
 )
-@click.argument("mountpoints", nargs=-1, metavar="[MOUNTPOINT...]")
+@click.argument("mountpoints", type=MountPoint(), nargs=-1, metavar="[MOUNTPOINT...]")
 def metrics(
     textfile: Path | None,
     listen: str | None,

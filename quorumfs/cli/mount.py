@@ -9,6 +9,7 @@ import click
 
 from quorumfs.cli.acting import act
 from quorumfs.cli.command import IF_NEEDED, Verb
+from quorumfs.cli.completion import FilePath, OptionList
 from quorumfs.cli.needed import already_mounted, options_of_change, would
 from quorumfs.cli.output import complain, printable
 from quorumfs.control import client
@@ -42,14 +43,15 @@ NO_REPLICA = "Missing argument 'REPLICA...'."
         "do not use the disk yet. Or no sidecar can be read.",
         ExitCode.NEEDS_OPERATOR: "A person must decide: split brain. Nothing was mounted.",
     },
-    tables={"Mount options (-o NAME[=VALUE][,...])": option_rows()},
+    tables={"Mount options": option_rows()},
     see=["create", "set", "status", "umount"],
 )
 @click.option(
     "-o",
     "texts",
     multiple=True,
-    metavar="OPT[,OPT...]",
+    type=OptionList(),
+    metavar="NAME[=VALUE][,...]",
     help="Mount options, see below; may be given more than once.",
 )
 @click.option("-f", "foreground", is_flag=True, help="Stay in the foreground.")
@@ -65,8 +67,8 @@ NO_REPLICA = "Missing argument 'REPLICA...'."
     help="Keep there what status and umount need to find this mount; tell them the same.",
 )
 @options_of_change
-@click.argument("replicas", nargs=-1, metavar="REPLICA...")
-@click.argument("mountpoint", required=False, metavar="MOUNTPOINT")
+@click.argument("replicas", type=FilePath(), nargs=-1, metavar="REPLICA...")
+@click.argument("mountpoint", type=FilePath(), required=False, metavar="MOUNTPOINT")
 def mount(
     texts: tuple[str, ...],
     foreground: bool,

@@ -6,6 +6,7 @@ import click
 
 from quorumfs.cli.acting import act, options_of_action
 from quorumfs.cli.command import OF_A_MOUNT, Verb
+from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.waiting import wait_for
 from quorumfs.control.goals import RESYNCED
 from quorumfs.errors import ExitCode
@@ -25,7 +26,7 @@ from quorumfs.errors import ExitCode
 @click.option("--resume", "order", flag_value="resume", help="Go on.")
 @click.option("--limit", metavar="RATE", help="Bytes a second that are copied, like 50M, or none.")
 @click.option("--wait", is_flag=True, help="Wait until all that can be brought up to date is.")
-@click.argument("mountpoint")
+@click.argument("mountpoint", type=MountPoint())
 def resync(
     as_json: bool,
     runtime_dir: Path | None,

@@ -10,6 +10,7 @@ import click
 
 from quorumfs.cli.acting import act, options_of_action
 from quorumfs.cli.command import OF_A_MOUNT, Verb
+from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import complain, printable
 from quorumfs.cli.status import last_scrub_line, scrub_line
 from quorumfs.control import schema
@@ -42,7 +43,7 @@ LOOK_S = 0.5
 @click.option("--stop", "order", flag_value="stop", help="End it.")
 @click.option("--limit", metavar="RATE", help="Bytes a second of each replica, like 50M, or none.")
 @click.option("--wait", is_flag=True, help="Wait for its end.")
-@click.argument("mountpoint")
+@click.argument("mountpoint", type=MountPoint())
 def scrub(
     as_json: bool,
     runtime_dir: Path | None,

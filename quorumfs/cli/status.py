@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quorumfs.cli.command import Verb
+from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import OutputError, forget_stdout, printable
 from quorumfs.control import schema
 from quorumfs.control.status import (
@@ -183,7 +184,7 @@ class View:
 @click.option(
     "--json-schema", "only_schema", is_flag=True, help="Print the JSON Schema of one object."
 )
-@click.argument("mountpoints", nargs=-1, metavar="[MOUNTPOINT...]")
+@click.argument("mountpoints", type=MountPoint(), nargs=-1, metavar="[MOUNTPOINT...]")
 def status(
     as_json: bool,
     only_unhealthy: bool,

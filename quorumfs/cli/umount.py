@@ -10,6 +10,7 @@ from time import monotonic
 import click
 
 from quorumfs.cli.command import IF_NEEDED, Verb
+from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.needed import options_of_change, would
 from quorumfs.cli.output import printable
 from quorumfs.control import client, mounts, runtime
@@ -44,7 +45,7 @@ END_S = 1.0
     help="Where mount was told to keep what commands need to find its daemon.",
 )
 @options_of_change
-@click.argument("mountpoint")
+@click.argument("mountpoint", type=MountPoint())
 def umount(runtime_dir: Path | None, if_needed: bool, check: bool, mountpoint: str) -> ExitCode:
     """Unmount MOUNTPOINT, and wait until the replicas are synced and the daemon is gone."""
     try:

@@ -12,6 +12,7 @@ import click
 
 from quorumfs.cli.acting import options_of_action
 from quorumfs.cli.command import Verb
+from quorumfs.cli.completion import MountPoint, State
 from quorumfs.cli.membership import named
 from quorumfs.cli.output import complain, printable
 from quorumfs.cli.status import resync_line
@@ -42,11 +43,13 @@ LOOK_S = (0.05, 0.5)
     see=["events", "status"],
 )
 @options_of_action
-@click.option("--for", "wanted", required=True, metavar="STATE", help=f"One of: {GOALS}.")
+@click.option(
+    "--for", "wanted", required=True, type=State(), metavar="STATE", help=f"One of: {GOALS}."
+)
 @click.option(
     "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Wait no longer than this."
 )
-@click.argument("mountpoint")
+@click.argument("mountpoint", type=MountPoint())
 def wait(
     as_json: bool, runtime_dir: Path | None, wanted: str, timeout: float | None, mountpoint: str
 ) -> None:

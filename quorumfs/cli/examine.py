@@ -6,7 +6,10 @@ Reads only, and takes no lock: what a daemon has in use may be looked at too.
 import errno
 import json
 import os
+import shutil
 import stat
+import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -43,6 +46,9 @@ SCHEMA = 1
 
 READS_MAX = 3
 """Attempts at a sidecar that looks damaged while a daemon writes to it."""
+
+FACTS_AT = 15
+"""Columns before the facts."""
 
 ANCESTORS_SHOWN = 4
 """And as many mounts, of up to 32 and 19; JSON has them all."""
@@ -151,6 +157,8 @@ def examine(as_json: bool, replicas: tuple[str, ...]) -> ExitCode:
         if decision is not None:
             blocks.append("\n".join(decision_text(decision)))
         text = "\n\n".join(blocks)
+        if sys.stdout.isatty():
+            text = folded(text, shutil.get_terminal_size().columns)
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -160,6 +168,26 @@ def examine(as_json: bool, replicas: tuple[str, ...]) -> ExitCode:
     unreadable = any(examined.sidecar is None for examined in all_examined)
     unsure = decision is not None and (decision.refusal or decision.unverified["bytes"])
     return ExitCode.FAILED if unreadable or unsure else ExitCode.OK
+
+
+def folded(text: str, columns: int) -> str:
+    """*text* for a terminal: what is too long goes on below where its line has its fact.
+
+    Paths and names stay whole, so that they can be copied.
+    """
+    return "\n".join(
+        textwrap.fill(
+            line[FACTS_AT:],
+            columns,
+            initial_indent=line[:FACTS_AT],
+            subsequent_indent=" " * FACTS_AT,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        if line.startswith(" ")
+        else line
+        for line in text.split("\n")
+    )
 
 
 def look_at_all(paths: Sequence[str], patience_s: float = PATIENCE_S) -> list[Examined]:
@@ -553,4 +581,4 @@ def decision_text(decision: Decision) -> Iterator[str]:
 
 
 def _line(name: str, text: str) -> str:
-    return f"  {name + ':':<13}{printable(text)}"
+    return f"  {name + ':':<{FACTS_AT - 2}}{printable(text)}"

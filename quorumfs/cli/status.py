@@ -33,6 +33,7 @@ from quorumfs.errors import ExitCode
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
+    from rich.table import Table
 
     from quorumfs.control.client import ControlError
 
@@ -56,6 +57,9 @@ COLUMNS = (
 
 WIDE = 120
 """Characters: a terminal from here on shows all columns."""
+
+NARROW = 80
+"""Characters: a terminal with fewer has no room for a path beside the numbers of its replica."""
 
 COLOURS = {
     DiskState.HEALTHY: "green",
@@ -325,6 +329,14 @@ def replica_row(replica: ReplicaStatus) -> tuple[str, ...]:
     )
 
 
+def counts_line(replica: ReplicaStatus) -> str:
+    """What one replica did, where there is no room for a table."""
+    return (
+        f"{replica.reads} reads, {replica.writes} writes, {replica.flushes} flushes, "
+        f"{replica.errors.total} errors, {human_bytes(replica.out_of_sync_bytes)} out of sync"
+    )
+
+
 def errors_line(replica: ReplicaStatus) -> str | None:
     """Which errors one replica had; None if it had none."""
     counts = {
@@ -455,14 +467,13 @@ def picture(view: View, width: int) -> "RenderableType":
     from rich.console import Group  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    parts = [part for answer in view.answers for part in _parts(answer, wide=width >= WIDE)]
+    parts = [part for answer in view.answers for part in _parts(answer, width)]
     return Group(*parts, *map(Text, view.remarks))
 
 
-def _parts(answer: Answer, *, wide: bool) -> "Iterable[RenderableType]":
+def _parts(answer: Answer, width: int) -> "Iterable[RenderableType]":
     from rich.padding import Padding  # noqa: PLC0415
     from rich.progress_bar import ProgressBar  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     def indented(text: str, style: str = "") -> Padding:
@@ -492,16 +503,33 @@ def _parts(answer: Answer, *, wide: bool) -> "Iterable[RenderableType]":
         if (scrub := status.scrub) is not None and line == scrub_line(scrub):
             bar = ProgressBar(total=scrub.total_bytes or 1, completed=scrub.done_bytes, width=40)
             yield Padding(bar, (0, 0, 0, 2))
-    replicas = Table(box=None, padding=(0, 1), header_style="dim")
+    if width < NARROW:
+        for replica in status.replicas:
+            place, state, *_ = replica_row(replica)
+            bad = not replica.current or replica.trouble
+            word = Text.assemble(place, ": ", (state, colour if bad else ""), overflow="fold")
+            yield Padding(word, (0, 0, 0, 2))
+            yield Padding(Text(counts_line(replica)), (0, 0, 0, 4))
+    else:
+        yield Padding(_replica_table(status.replicas, colour, wide=width >= WIDE), (0, 0, 0, 1))
+    for errors in filter(None, map(errors_line, status.replicas)):
+        yield indented(f"errors of {errors}", "red")
+
+
+def _replica_table(replicas: Sequence[ReplicaStatus], colour: str, *, wide: bool) -> "Table":
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, padding=(0, 1), header_style="dim")
     for name, side, always in COLUMNS:
         if wide or always:
-            replicas.add_column(
+            table.add_column(
                 name,
                 justify="left" if side == "left" else "right",
                 no_wrap=name != "replica",  # where it is too narrow, paths fold, not numbers
                 overflow="fold",
             )
-    for replica in status.replicas:
+    for replica in replicas:
         row = {
             name: Text(cell)
             for cell, (name, _, always) in zip(replica_row(replica), COLUMNS, strict=True)
@@ -511,7 +539,5 @@ def _parts(answer: Answer, *, wide: bool) -> "Iterable[RenderableType]":
             row["state"].stylize(colour)
         if replica.errors.total:
             row["errors"].stylize("red")
-        replicas.add_row(*row.values())
-    yield Padding(replicas, (0, 0, 0, 1))
-    for errors in filter(None, map(errors_line, status.replicas)):
-        yield indented(f"errors of {errors}", "red")
+        table.add_row(*row.values())
+    return table

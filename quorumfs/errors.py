@@ -11,6 +11,8 @@ class ExitCode(IntEnum):
     UNUSABLE = 2
     NEEDS_OPERATOR = 3
     USAGE = 4
+    WOULD_CHANGE = 5
+    """With ``--check``: the command would change something, and be able to."""
     INTERRUPTED = 130  # as a shell reports a command that Ctrl-C ended
 
 

@@ -405,6 +405,49 @@ def option_text(options: MountOptions, name: str) -> str:
     return f"{option_of_field(name)}={text}"
 
 
+_ONCE = {"vote_threshold_given", "degraded", "takeover", "chunk_size"}
+"""Fields that count only while a mount begins."""
+
+
+def option_texts(options: MountOptions) -> tuple[str, ...]:
+    """All that is in force of *options*, each as ``-o`` takes it.
+
+    A flag that is not set is left out, and so is what only counts while a mount begins.
+    """
+    texts = []
+    for one in fields(MountOptions):
+        value = getattr(options, one.name)
+        if one.name in _ONCE or (value is None and one.name == "fsname"):
+            continue
+        if one.name == "kernel_flags":
+            texts += sorted(value - {"default_permissions"})  # always on
+        elif one.name == "read_only":
+            texts += ["ro"] if value else []
+        elif one.name == "sync":
+            texts += ["sync"] if value else []
+        elif one.name == "mode":
+            texts.append(f"mode={value:04o}")
+        else:
+            texts.append(option_text(options, one.name))
+    return tuple(texts)
+
+
+def option_differences(
+    present: Sequence[str], wanted: Sequence[str], *, ignored: Sequence[str] = ()
+) -> list[str]:
+    """Where options *present* are not those *wanted*, both as of `option_texts`, in words.
+
+    The option names in *ignored* may have any value.
+    """
+    have, want = ({text.partition("=")[0]: text for text in texts} for texts in (present, wanted))
+    names = [name for name in {**want, **have} if name not in ignored]
+    return [
+        f"{have.get(name, f'no {name}')} instead of {want.get(name, f'no {name}')}"
+        for name in names
+        if have.get(name) != want.get(name)
+    ]
+
+
 def _parse(
     texts: Sequence[str], replicas: int, values: Mapping[str, Any], flags: frozenset[str]
 ) -> MountOptions:
@@ -515,9 +558,9 @@ def _find(given: str) -> Option:
     return option
 
 
-def options_help() -> str:
-    """The table for ``mount --help``: a paragraph per option."""
-    return "\n".join(
-        f"{option.name}{'=' + option.value if option.value else ''}\n    {option.help}"
+def option_rows() -> list[tuple[str, str]]:
+    """The table for help and manual: each option as it is given, and what it does."""
+    return [
+        (f"{option.name}{'=' + option.value if option.value else ''}", option.help)
         for option in OPTIONS.values()
-    )
+    ]

@@ -7,10 +7,13 @@ import click
 from quorumfs import __version__
 from quorumfs.cli.check import check
 from quorumfs.cli.clear import clear
+from quorumfs.cli.command import Verbs
+from quorumfs.cli.completion import completion
 from quorumfs.cli.create import create
 from quorumfs.cli.events import events
 from quorumfs.cli.examine import examine
 from quorumfs.cli.grow import grow
+from quorumfs.cli.manual import manual
 from quorumfs.cli.membership import add, offline, online, remove, replace
 from quorumfs.cli.metrics import metrics
 from quorumfs.cli.mount import mount
@@ -30,8 +33,15 @@ from quorumfs.cli.waiting import wait
 from quorumfs.errors import ExitCode, UserError
 from quorumfs.mount.limits import reset
 
+HELP_WIDTH = 100
+"""Columns of help at most, in a terminal that has more: longer lines are hard to read."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=False)
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_WIDTH},
+    no_args_is_help=False,
+)
 @click.version_option(__version__, prog_name="quorumfs")
 def quorumfs() -> None:
     """One virtual disk kept as N full copies, with the semantics of QEMU's quorum driver."""
@@ -57,6 +67,8 @@ quorumfs.add_command(examine)
 quorumfs.add_command(resolve)
 quorumfs.add_command(scrub)
 quorumfs.add_command(resync)
+quorumfs.add_command(manual)
+quorumfs.add_command(completion)
 
 
 def main() -> None:
@@ -65,7 +77,7 @@ def main() -> None:
     sys.stdout = watched_stdout()
     exit_code: int
     try:
-        exit_code = quorumfs(standalone_mode=False) or ExitCode.OK
+        exit_code = quorumfs(prog_name="quorumfs", standalone_mode=False) or ExitCode.OK
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read it has seen enough
         forget_stdout()

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import click
 
+from quorumfs.cli.command import Verb
+from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import printable
 from quorumfs.cli.status import Answer, ask_all
 from quorumfs.control.status import DiskState, Status, describe
+from quorumfs.errors import ExitCode
 
 NOTHING = ("ok", "warning", "critical", "unknown")
 
@@ -32,7 +35,22 @@ _SERVICE = {
 _SEVERITY = (Service.OK, Service.UNKNOWN, Service.WARNING, Service.CRITICAL)
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        ("quorumfs check", "All disks that are mounted."),
+        ("quorumfs check --nothing critical", "A host on which one is to be mounted."),
+    ],
+    exits={
+        Service.OK: "OK: all are healthy.",
+        Service.WARNING: "Warning: one is degraded.",
+        Service.CRITICAL: "Critical: one is unusable, needs the operator, does not answer or is "
+        "not mounted.",
+        Service.UNKNOWN: "Unknown: nothing is known.",
+        ExitCode.USAGE: "The command line cannot be meant like this.",
+    },
+    see=["metrics", "status"],
+)
 @click.option(
     "--nothing",
     type=click.Choice(NOTHING),
@@ -45,13 +63,11 @@ _SEVERITY = (Service.OK, Service.UNKNOWN, Service.WARNING, Service.CRITICAL)
     type=click.Path(path_type=Path, resolve_path=True),
     help="Look there too for daemons whose mount was told so.",
 )
-@click.argument("mountpoints", nargs=-1)
+@click.argument("mountpoints", type=MountPoint(), nargs=-1, metavar="[MOUNTPOINT...]")
 def check(nothing: str, runtime_dir: Path | None, mountpoints: tuple[str, ...]) -> int:
     """Check each MOUNTPOINT, or all quorumfs mounts, for Nagios, Icinga and their kin.
 
-    Prints one line with performance data, then what to do. Exits with 0 if all are healthy, 1 if
-    one is degraded, 2 if one is unusable, needs the operator, does not answer or is not mounted,
-    3 if nothing is known.
+    Prints one line with performance data, then what to do.
     """
     view = ask_all(mountpoints, runtime_dir)
     services = {answer: _service(answer) for answer in view.answers}

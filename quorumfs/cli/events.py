@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from quorumfs.cli.command import Verb
+from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import complain, forget_stdout, printable
 from quorumfs.cli.status import Answer, plain
 from quorumfs.errors import ExitCode, UserError
@@ -23,7 +25,18 @@ END_S = 3.0
 """How long (seconds) a daemon that is gone may still be unmounting."""
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        ("quorumfs events /mnt/vdisk", "To look on."),
+        ("quorumfs events --json /mnt/vdisk | logger -t vdisk", "One JSON object a line."),
+    ],
+    exits={
+        ExitCode.OK: "The disk was unmounted.",
+        ExitCode.UNUSABLE: "The daemon died, or does not answer.",
+    },
+    see=["status", "wait"],
+)
 @click.option("--now", "only_now", is_flag=True, help="Show what is now, and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: one object a line.")
 @click.option(
@@ -34,7 +47,7 @@ END_S = 3.0
 @click.option(
     "--json-schema", "only_schema", is_flag=True, help="Print the JSON Schema of one object."
 )
-@click.argument("mountpoint", required=False)
+@click.argument("mountpoint", type=MountPoint(), required=False)
 def events(
     only_now: bool,
     as_json: bool,
@@ -44,12 +57,9 @@ def events(
 ) -> ExitCode:
     """Show how MOUNTPOINT is, then each event as it happens, until Ctrl-C or the mount ends.
 
-    \b
-    Example: quorumfs events --json /mnt/vdisk | logger -t vdisk
-
     What is now is the status; with --json it is an event named STATUS. What could not be shown,
     because too much happened at once, is counted (LEFT_OUT). What a daemon tells in the moment of
-    its end is in its log. Exits with 0 when the disk was unmounted, with 2 when its daemon died.
+    its end is in its log.
     """
     from quorumfs.control import client  # noqa: PLC0415 (not needed for --help)
 

@@ -6,7 +6,10 @@ Reads only, and takes no lock: what a daemon has in use may be looked at too.
 import errno
 import json
 import os
+import shutil
 import stat
+import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -14,6 +17,8 @@ from typing import Any
 
 import click
 
+from quorumfs.cli.command import Verb
+from quorumfs.cli.completion import FilePath
 from quorumfs.cli.output import forget_stdout, printable
 from quorumfs.control.status import human_bytes
 from quorumfs.decisions.assembly import (
@@ -41,6 +46,9 @@ SCHEMA = 1
 
 READS_MAX = 3
 """Attempts at a sidecar that looks damaged while a daemon writes to it."""
+
+FACTS_AT = 15
+"""Columns before the facts."""
 
 ANCESTORS_SHOWN = 4
 """And as many mounts, of up to 32 and 19; JSON has them all."""
@@ -113,15 +121,26 @@ class Decision:
         return marked(self.plan.map, UNVERIFIED) if self.plan else {"chunks": 0, "bytes": 0}
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        ("quorumfs examine /nas1/a.img /nas2/b.img", "Before a mount, or where it was refused."),
+        ("quorumfs examine --json /nas1/a.img", "One sidecar, for a program."),
+    ],
+    exits={
+        ExitCode.OK: "All sidecars were read, and a mount would take them.",
+        ExitCode.FAILED: "A sidecar is absent or cannot be read, a mount of several would be "
+        "refused, or they were adopted and not found equal yet.",
+        ExitCode.NEEDS_OPERATOR: "A mount would need the operator: split brain.",
+    },
+    see=["mount", "resolve", "status"],
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.argument("replicas", nargs=-1, required=True, metavar="REPLICA...")
+@click.argument("replicas", type=FilePath(), nargs=-1, required=True, metavar="REPLICA...")
 def examine(as_json: bool, replicas: tuple[str, ...]) -> ExitCode:
     """Show what the sidecar of each REPLICA says, and what mounting them would do.
 
-    Needs no daemon and changes nothing. Exits with 1 if a sidecar is absent or cannot be read, if a
-    mount of several would be refused, or if they were adopted and not found equal yet; with 3 if
-    that needs the operator (split brain).
+    Needs no daemon and changes nothing.
     """
     paths = [os.path.abspath(path) for path in replicas]
     all_examined = in_child_process(lambda: look_at_all(paths))
@@ -138,6 +157,8 @@ def examine(as_json: bool, replicas: tuple[str, ...]) -> ExitCode:
         if decision is not None:
             blocks.append("\n".join(decision_text(decision)))
         text = "\n\n".join(blocks)
+        if sys.stdout.isatty():
+            text = folded(text, shutil.get_terminal_size().columns)
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -147,6 +168,26 @@ def examine(as_json: bool, replicas: tuple[str, ...]) -> ExitCode:
     unreadable = any(examined.sidecar is None for examined in all_examined)
     unsure = decision is not None and (decision.refusal or decision.unverified["bytes"])
     return ExitCode.FAILED if unreadable or unsure else ExitCode.OK
+
+
+def folded(text: str, columns: int) -> str:
+    """*text* for a terminal: what is too long goes on below where its line has its fact.
+
+    Paths and names stay whole, so that they can be copied.
+    """
+    return "\n".join(
+        textwrap.fill(
+            line[FACTS_AT:],
+            columns,
+            initial_indent=line[:FACTS_AT],
+            subsequent_indent=" " * FACTS_AT,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        if line.startswith(" ")
+        else line
+        for line in text.split("\n")
+    )
 
 
 def look_at_all(paths: Sequence[str], patience_s: float = PATIENCE_S) -> list[Examined]:
@@ -540,4 +581,4 @@ def decision_text(decision: Decision) -> Iterator[str]:
 
 
 def _line(name: str, text: str) -> str:
-    return f"  {name + ':':<13}{printable(text)}"
+    return f"  {name + ':':<{FACTS_AT - 2}}{printable(text)}"

@@ -5,13 +5,23 @@ from pathlib import Path
 import click
 
 from quorumfs.cli.acting import act, options_of_action
+from quorumfs.cli.command import OF_A_MOUNT, Verb
+from quorumfs.cli.completion import MountPoint
 from quorumfs.errors import UsageError
 from quorumfs.options import RefusedError, parse_size
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        ("quorumfs grow /mnt/vdisk 40G", "To 40 GiB; a smaller disk is refused."),
+        ("quorumfs grow /mnt/vdisk +20G", "By 20 GiB."),
+    ],
+    exits=OF_A_MOUNT,
+    see=["status"],
+)
 @options_of_action
-@click.argument("mountpoint")
+@click.argument("mountpoint", type=MountPoint())
 @click.argument("size")
 def grow(as_json: bool, runtime_dir: Path | None, mountpoint: str, size: str) -> None:
     """Make the disk at MOUNTPOINT larger, while it stays in use: SIZE like 40G, or +10G for more.

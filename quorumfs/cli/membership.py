@@ -6,12 +6,21 @@ from pathlib import Path
 import click
 
 from quorumfs.cli.acting import act, options_of_action
+from quorumfs.cli.command import OF_A_MOUNT, Verb
+from quorumfs.cli.completion import FilePath, MountPoint, Replica
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        ("quorumfs offline /mnt/vdisk b.img", "Before b.img is copied: a backup."),
+    ],
+    exits=OF_A_MOUNT,
+    see=["online", "remove"],
+)
 @options_of_action
-@click.argument("mountpoint")
-@click.argument("replica")
+@click.argument("mountpoint", type=MountPoint())
+@click.argument("replica", type=Replica())
 def offline(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: str) -> None:
     """Take REPLICA of the set at MOUNTPOINT out, while the disk stays in use.
 
@@ -22,22 +31,34 @@ def offline(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: s
     act(mountpoint, "offline", as_json=as_json, runtime_dir=runtime_dir, replica=named(replica))
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[("quorumfs online /mnt/vdisk b.img", "After b.img was copied.")],
+    exits=OF_A_MOUNT,
+    see=["offline"],
+)
 @options_of_action
-@click.argument("mountpoint")
-@click.argument("replica")
+@click.argument("mountpoint", type=MountPoint())
+@click.argument("replica", type=Replica())
 def online(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: str) -> None:
     """Take REPLICA of the set at MOUNTPOINT in again: it gets what was written meanwhile."""
     act(mountpoint, "online", as_json=as_json, runtime_dir=runtime_dir, replica=named(replica))
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        ("quorumfs add --at 1 --wait /mnt/vdisk /srv/c.img", "One more, read first with fifo."),
+    ],
+    exits=OF_A_MOUNT,
+    see=["remove", "replace"],
+)
 @options_of_action
 @click.option("--at", type=click.IntRange(1), help="Its place in the order of reads, from 1 on.")
 @click.option("--overwrite", is_flag=True, help="Give up what IMAGE holds.")
 @click.option("--wait", is_flag=True, help="Wait until it holds everything.")
-@click.argument("mountpoint")
-@click.argument("image")
+@click.argument("mountpoint", type=MountPoint())
+@click.argument("image", type=FilePath())
 def add(
     as_json: bool,
     runtime_dir: Path | None,
@@ -63,10 +84,15 @@ def add(
     )
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[("quorumfs remove /mnt/vdisk a.img", "The set goes on without a.img.")],
+    exits=OF_A_MOUNT,
+    see=["add", "offline", "replace"],
+)
 @options_of_action
-@click.argument("mountpoint")
-@click.argument("replica")
+@click.argument("mountpoint", type=MountPoint())
+@click.argument("replica", type=Replica())
 def remove(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: str) -> None:
     """Remove REPLICA from the set at MOUNTPOINT for good, while the disk stays in use.
 
@@ -75,12 +101,22 @@ def remove(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: st
     act(mountpoint, "remove", as_json=as_json, runtime_dir=runtime_dir, replica=named(replica))
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        (
+            "quorumfs replace /mnt/vdisk b.img /srv/new/b.img",
+            "The medium of b.img died, or is to be taken away.",
+        ),
+    ],
+    exits=OF_A_MOUNT,
+    see=["add", "remove"],
+)
 @options_of_action
 @click.option("--overwrite", is_flag=True, help="Give up what NEW holds.")
-@click.argument("mountpoint")
-@click.argument("old")
-@click.argument("new")
+@click.argument("mountpoint", type=MountPoint())
+@click.argument("old", type=Replica())
+@click.argument("new", type=FilePath())
 def replace(
     as_json: bool, runtime_dir: Path | None, overwrite: bool, mountpoint: str, old: str, new: str
 ) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from quorumfs.cli.command import Verb
+from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import printable
 from quorumfs.cli.status import ask_all
 from quorumfs.errors import ExitCode, UsageError, UserError
@@ -19,7 +21,17 @@ FILE = "quorumfs.prom"
 """What node_exporter's textfile collector finds in its directory."""
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        (
+            "quorumfs metrics --textfile /var/lib/prometheus/node-exporter",
+            "For a timer: node_exporter reads the file.",
+        ),
+        ("quorumfs metrics --listen 9750", "For Prometheus on this host."),
+    ],
+    see=["check", "status"],
+)
 @click.option(
     "--textfile",
     metavar="DIR",
@@ -34,7 +46,7 @@ FILE = "quorumfs.prom"
     type=click.Path(path_type=Path, resolve_path=True),
     help="Look there too for daemons whose mount was told so.",
 )
-@click.argument("mountpoints", nargs=-1)
+@click.argument("mountpoints", type=MountPoint(), nargs=-1, metavar="[MOUNTPOINT...]")
 def metrics(
     textfile: Path | None,
     listen: str | None,
@@ -43,11 +55,7 @@ def metrics(
 ) -> ExitCode:
     """Print the metrics of each MOUNTPOINT, or of all quorumfs mounts, for Prometheus.
 
-    \b
-    Example: quorumfs metrics --textfile /var/lib/prometheus/node-exporter
-
-    A mount whose daemon does not answer has quorumfs_up 0. Exits with 0 if the metrics could be
-    written.
+    A mount whose daemon does not answer has quorumfs_up 0, and does not make it fail.
     """
     from prometheus_client import (  # noqa: PLC0415 (a tenth of a second, needed only here)
         CollectorRegistry,

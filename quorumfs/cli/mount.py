@@ -8,32 +8,50 @@ from pathlib import Path
 import click
 
 from quorumfs.cli.acting import act
-from quorumfs.cli.output import complain
+from quorumfs.cli.command import IF_NEEDED, Verb
+from quorumfs.cli.completion import FilePath, OptionList
+from quorumfs.cli.needed import already_mounted, options_of_change, would
+from quorumfs.cli.output import complain, printable
 from quorumfs.control import client
 from quorumfs.control.status import DiskState, Status, describe
 from quorumfs.decisions.growth import LONGER
 from quorumfs.decisions.sectors import unreachable
 from quorumfs.errors import ExitCode, UsageError, UserError
-from quorumfs.mount.daemon import run_detached
-from quorumfs.options import options_help, parse_options
+from quorumfs.mount.daemon import in_child_process, run_detached
+from quorumfs.options import option_rows, parse_options
 
 NO_REPLICA = "Missing argument 'REPLICA...'."
 
 
-class _MountCommand(click.Command):
-    """Shows the mount options below the help, from the table that parses them."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Mount options (-o NAME[=VALUE][,...])"):
-            formatter.write("".join(f"  {line}\n" for line in options_help().splitlines()))
-
-
-@click.command(cls=_MountCommand)
+@click.command(
+    cls=Verb,
+    examples=[
+        (
+            "quorumfs mount -o read-pattern=fifo,vote-threshold=1 /nas1/a.img /nas2/b.img "
+            "/mnt/vdisk",
+            "Two replicas: reads come from the first, and one is enough.",
+        ),
+        (
+            "quorumfs mount --if-needed /nas1/a.img /nas2/b.img /mnt/vdisk",
+            "The same may be given again: nothing is done if it is mounted so already.",
+        ),
+        ("quorumfs mount -o remount,resync-rate=50M /mnt/vdisk", "Changes an option in use."),
+    ],
+    exits={
+        **IF_NEEDED,
+        ExitCode.UNUSABLE: "It is mounted, but too few replicas are current until a resync ends: "
+        "do not use the disk yet. Or no sidecar can be read.",
+        ExitCode.NEEDS_OPERATOR: "A person must decide: split brain. Nothing was mounted.",
+    },
+    tables={"Mount options": option_rows()},
+    see=["create", "set", "status", "umount"],
+)
 @click.option(
     "-o",
     "texts",
     multiple=True,
-    metavar="OPT[,OPT...]",
+    type=OptionList(),
+    metavar="NAME[=VALUE][,...]",
     help="Mount options, see below; may be given more than once.",
 )
 @click.option("-f", "foreground", is_flag=True, help="Stay in the foreground.")
@@ -48,21 +66,23 @@ class _MountCommand(click.Command):
     type=click.Path(path_type=Path, resolve_path=True),
     help="Keep there what status and umount need to find this mount; tell them the same.",
 )
-@click.argument("replicas", nargs=-1, metavar="REPLICA...")
-@click.argument("mountpoint", required=False, metavar="MOUNTPOINT")
+@options_of_change
+@click.argument("replicas", type=FilePath(), nargs=-1, metavar="REPLICA...")
+@click.argument("mountpoint", type=FilePath(), required=False, metavar="MOUNTPOINT")
 def mount(
     texts: tuple[str, ...],
     foreground: bool,
     log_file: Path | None,
     log_json: bool,
     runtime_dir: Path | None,
+    if_needed: bool,
+    check: bool,
     replicas: tuple[str, ...],
     mountpoint: str | None,
-) -> None:
+) -> ExitCode:
     """Show the disk kept on the REPLICA image files as MOUNTPOINT/disk.img.
 
-    Returns when the file can be opened, with the daemon in the background. Exits with 2 if it is
-    mounted, but too few replicas are current until a resync ends.
+    Returns when the file can be opened, with the daemon in the background.
 
     With -o remount and no REPLICA, changes the options of the disk at MOUNTPOINT, as set does.
     """
@@ -75,14 +95,16 @@ def mount(
                 "option remount: got replicas too, allowed: the mount point alone; add, remove and "
                 "replace change which replicas there are"
             )
+        if check:
+            raise UsageError("option remount: got --check too, allowed: one of them")
         changes = [item for item in given if item != "remount"]
         act(mountpoint, "set", as_json=False, runtime_dir=runtime_dir, options=changes)
-        return
+        return ExitCode.OK
     if not replicas:
         raise click.UsageError(NO_REPLICA)
     options = parse_options(texts, len(replicas))
     # Only now: a refusal needs no FUSE, and what it imports takes most of the start-up time.
-    from quorumfs.mount.life import MountPlan, serve  # noqa: PLC0415
+    from quorumfs.mount.life import MountPlan, rehearse, serve  # noqa: PLC0415
 
     plan = MountPlan(
         [os.path.abspath(path) for path in replicas],
@@ -92,15 +114,23 @@ def mount(
         log_json,
         runtime_dir,
     )
+    if if_needed and already_mounted(plan.mountpoint, plan.replicas, options, runtime_dir):
+        print(f"nothing to do: {printable(plan.mountpoint)} is mounted already")
+        _tell(plan.mountpoint, runtime_dir, options.replica_timeout_s)
+        return ExitCode.OK
+    if check:
+        lines = in_child_process(lambda: rehearse(plan))
+        return would(f"mount {', '.join(plan.replicas)} at {plan.mountpoint}", lines)
     if foreground:
         serve(plan, lambda: None, detached=False)
-        return
+        return ExitCode.OK
     run_detached(lambda ready: serve(plan, ready, detached=True))
     try:
         os.stat(os.path.join(plan.mountpoint, "disk.img"))
     except OSError as error:
         raise UserError(f"mounted, but disk.img cannot be used: {error.strerror}") from None
     _tell(plan.mountpoint, runtime_dir, options.replica_timeout_s)
+    return ExitCode.OK
 
 
 def _tell(mountpoint: str, runtime_dir: Path | None, patience_s: float) -> None:

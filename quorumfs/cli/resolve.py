@@ -6,13 +6,29 @@ from pathlib import Path
 import click
 
 from quorumfs.cli.acting import act
+from quorumfs.cli.command import OF_A_MOUNT, Verb
+from quorumfs.cli.completion import FilePath, MountPointOrImage
 from quorumfs.cli.membership import named
 from quorumfs.errors import UsageError
 from quorumfs.mount.daemon import in_child_process
 
 
-@click.command()
-@click.option("--keep", required=True, type=click.Path(), help="The replica whose data is right.")
+@click.command(
+    cls=Verb,
+    examples=[
+        (
+            "quorumfs resolve --keep a.img /mnt/vdisk",
+            "A disk in use: a.img is right where they differ.",
+        ),
+        (
+            "quorumfs resolve --dry-run --keep a.img a.img b.img",
+            "After a split brain: what b.img would lose.",
+        ),
+    ],
+    exits=OF_A_MOUNT,
+    see=["examine", "scrub", "status"],
+)
+@click.option("--keep", required=True, type=FilePath(), help="The replica whose data is right.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be overwritten.")
 @click.option(
     "--takeover", is_flag=True, help="Also where another host, which is down, has them open."
@@ -29,7 +45,9 @@ from quorumfs.mount.daemon import in_child_process
     help="Of a mounted set: where mount was told to keep what commands need.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.argument("replicas", nargs=-1, required=True, metavar="MOUNTPOINT | REPLICA...")
+@click.argument(
+    "replicas", type=MountPointOrImage(), nargs=-1, required=True, metavar="MOUNTPOINT | REPLICA..."
+)
 def resolve(
     keep: str,
     dry_run: bool,

@@ -5,17 +5,28 @@ from pathlib import Path
 import click
 
 from quorumfs.cli.acting import act, options_of_action
+from quorumfs.cli.command import OF_A_MOUNT, Verb
+from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.waiting import wait_for
 from quorumfs.control.goals import RESYNCED
+from quorumfs.errors import ExitCode
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        ("quorumfs resync --pause /mnt/vdisk", "While the guest needs the disks."),
+        ("quorumfs resync --resume --wait /mnt/vdisk", "Until all that can be is up to date."),
+    ],
+    exits={**OF_A_MOUNT, ExitCode.NEEDS_OPERATOR: "With --wait: resyncs are paused."},
+    see=["status", "wait"],
+)
 @options_of_action
 @click.option("--pause", "order", flag_value="pause", help="Break it off, and begin none.")
 @click.option("--resume", "order", flag_value="resume", help="Go on.")
 @click.option("--limit", metavar="RATE", help="Bytes a second that are copied, like 50M, or none.")
 @click.option("--wait", is_flag=True, help="Wait until all that can be brought up to date is.")
-@click.argument("mountpoint")
+@click.argument("mountpoint", type=MountPoint())
 def resync(
     as_json: bool,
     runtime_dir: Path | None,
@@ -28,7 +39,7 @@ def resync(
 
     Without options, says how far that is. A pause and a limit hold until they are changed, or the
     disk is unmounted. What was copied before a pause is not copied again. With --wait, Ctrl-C
-    ends the waiting alone; exits with 3 if resyncs are paused.
+    ends the waiting alone.
     """
     act(
         mountpoint,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 import click
 
 from quorumfs.cli.acting import act, options_of_action
+from quorumfs.cli.command import OF_A_MOUNT, Verb
+from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import complain, printable
 from quorumfs.cli.status import last_scrub_line, scrub_line
 from quorumfs.control import schema
@@ -22,7 +24,18 @@ LOOK_S = 0.5
 """Between two looks at a scrub that is waited for."""
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        ("quorumfs scrub --wait /mnt/vdisk", "Read and compare everything, and tell."),
+        ("quorumfs scrub --repair --limit 50M /mnt/vdisk", "Slowly, and repair what is wrong."),
+    ],
+    exits={
+        **OF_A_MOUNT,
+        ExitCode.FAILED: "It failed or was refused; with --wait: something is left to repair.",
+    },
+    see=["resolve", "status"],
+)
 @options_of_action
 @click.option("--repair", is_flag=True, help="Rewrite replicas that a strict majority outvotes.")
 @click.option("--pause", "order", flag_value="pause", help="Have it wait, also at later mounts.")
@@ -30,7 +43,7 @@ LOOK_S = 0.5
 @click.option("--stop", "order", flag_value="stop", help="End it.")
 @click.option("--limit", metavar="RATE", help="Bytes a second of each replica, like 50M, or none.")
 @click.option("--wait", is_flag=True, help="Wait for its end.")
-@click.argument("mountpoint")
+@click.argument("mountpoint", type=MountPoint())
 def scrub(
     as_json: bool,
     runtime_dir: Path | None,
@@ -44,7 +57,7 @@ def scrub(
 
     Begins a scrub, unless one is under way; it yields to the guest, and goes on at the next mount.
     What a replica cannot be read at is rewritten; what differs is told, and repaired with --repair
-    where a majority decides. With --wait, exits with 1 if anything is left that is not repaired.
+    where a majority decides.
     """
     if order is not None and (repair or wait):
         raise UsageError(f"--{order}: got --repair or --wait too, allowed: none of them")

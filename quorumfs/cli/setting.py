@@ -5,12 +5,20 @@ from pathlib import Path
 import click
 
 from quorumfs.cli.acting import act, options_of_action
+from quorumfs.cli.command import OF_A_MOUNT, Verb
+from quorumfs.cli.completion import MountPoint, Setting
 
 
-@click.command("set")
+@click.command(
+    "set",
+    cls=Verb,
+    examples=[("quorumfs set /mnt/vdisk read-pattern=fifo replica-timeout=4s", "Both, or none.")],
+    exits=OF_A_MOUNT,
+    see=["mount", "status"],
+)
 @options_of_action
-@click.argument("mountpoint")
-@click.argument("options", nargs=-1, required=True, metavar="OPTION=VALUE...")
+@click.argument("mountpoint", type=MountPoint())
+@click.argument("options", type=Setting(), nargs=-1, required=True, metavar="OPTION=VALUE...")
 def set_options(
     as_json: bool, runtime_dir: Path | None, mountpoint: str, options: tuple[str, ...]
 ) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from quorumfs.cli.command import Verb
+from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import OutputError, forget_stdout, printable
 from quorumfs.control import schema
 from quorumfs.control.status import (
@@ -31,6 +33,7 @@ from quorumfs.errors import ExitCode
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
+    from rich.table import Table
 
     from quorumfs.control.client import ControlError
 
@@ -54,6 +57,9 @@ COLUMNS = (
 
 WIDE = 120
 """Characters: a terminal from here on shows all columns."""
+
+NARROW = 80
+"""Characters: a terminal with fewer has no room for a path beside the numbers of its replica."""
 
 COLOURS = {
     DiskState.HEALTHY: "green",
@@ -149,7 +155,23 @@ class View:
         return View(shown, self.unasked, "all mounts are healthy" if self.answers else self.nothing)
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        ("quorumfs status", "All disks that are mounted."),
+        ("quorumfs status --watch /mnt/vdisk", "One disk, while it is resynced."),
+        ("quorumfs status -x --json", "Whatever is not healthy, for a program."),
+    ],
+    exits={
+        ExitCode.OK: "All that are shown are healthy. Of several the worst state counts.",
+        ExitCode.FAILED: "Degraded: the disk can be used, and something is to be done or awaited.",
+        ExitCode.UNUSABLE: "Unusable: too few replicas are current, or the daemon is gone, does "
+        "not answer, or answers what is no status.",
+        ExitCode.NEEDS_OPERATOR: "A person must decide something.",
+        ExitCode.USAGE: "It is not mounted, or not to be asked by this user; or a wrong option.",
+    },
+    see=["check", "events", "examine", "metrics", "wait"],
+)
 @click.option(
     "--json",
     "as_json",
@@ -166,7 +188,7 @@ class View:
 @click.option(
     "--json-schema", "only_schema", is_flag=True, help="Print the JSON Schema of one object."
 )
-@click.argument("mountpoints", nargs=-1)
+@click.argument("mountpoints", type=MountPoint(), nargs=-1, metavar="[MOUNTPOINT...]")
 def status(
     as_json: bool,
     only_unhealthy: bool,
@@ -175,11 +197,7 @@ def status(
     only_schema: bool,
     mountpoints: tuple[str, ...],
 ) -> ExitCode:
-    """Show the state of each MOUNTPOINT, or of all quorumfs mounts, and what to do next.
-
-    Exits with the worst of those shown: 0 healthy, 1 degraded, 2 unusable, 3 needs the operator,
-    4 not mounted, or not to be asked.
-    """
+    """Show the state of each MOUNTPOINT, or of all quorumfs mounts, and what to do next."""
     if only_schema:
         print(json.dumps(json_schema(), indent=2))
         return ExitCode.OK
@@ -308,6 +326,14 @@ def replica_row(replica: ReplicaStatus) -> tuple[str, ...]:
         str(replica.in_flight),
         str(replica.errors.total),
         human_bytes(replica.out_of_sync_bytes),
+    )
+
+
+def counts_line(replica: ReplicaStatus) -> str:
+    """What one replica did, where there is no room for a table."""
+    return (
+        f"{replica.reads} reads, {replica.writes} writes, {replica.flushes} flushes, "
+        f"{replica.errors.total} errors, {human_bytes(replica.out_of_sync_bytes)} out of sync"
     )
 
 
@@ -441,14 +467,13 @@ def picture(view: View, width: int) -> "RenderableType":
     from rich.console import Group  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    parts = [part for answer in view.answers for part in _parts(answer, wide=width >= WIDE)]
+    parts = [part for answer in view.answers for part in _parts(answer, width)]
     return Group(*parts, *map(Text, view.remarks))
 
 
-def _parts(answer: Answer, *, wide: bool) -> "Iterable[RenderableType]":
+def _parts(answer: Answer, width: int) -> "Iterable[RenderableType]":
     from rich.padding import Padding  # noqa: PLC0415
     from rich.progress_bar import ProgressBar  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     def indented(text: str, style: str = "") -> Padding:
@@ -478,16 +503,33 @@ def _parts(answer: Answer, *, wide: bool) -> "Iterable[RenderableType]":
         if (scrub := status.scrub) is not None and line == scrub_line(scrub):
             bar = ProgressBar(total=scrub.total_bytes or 1, completed=scrub.done_bytes, width=40)
             yield Padding(bar, (0, 0, 0, 2))
-    replicas = Table(box=None, padding=(0, 1), header_style="dim")
+    if width < NARROW:
+        for replica in status.replicas:
+            place, state, *_ = replica_row(replica)
+            bad = not replica.current or replica.trouble
+            word = Text.assemble(place, ": ", (state, colour if bad else ""), overflow="fold")
+            yield Padding(word, (0, 0, 0, 2))
+            yield Padding(Text(counts_line(replica)), (0, 0, 0, 4))
+    else:
+        yield Padding(_replica_table(status.replicas, colour, wide=width >= WIDE), (0, 0, 0, 1))
+    for errors in filter(None, map(errors_line, status.replicas)):
+        yield indented(f"errors of {errors}", "red")
+
+
+def _replica_table(replicas: Sequence[ReplicaStatus], colour: str, *, wide: bool) -> "Table":
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, padding=(0, 1), header_style="dim")
     for name, side, always in COLUMNS:
         if wide or always:
-            replicas.add_column(
+            table.add_column(
                 name,
                 justify="left" if side == "left" else "right",
                 no_wrap=name != "replica",  # where it is too narrow, paths fold, not numbers
                 overflow="fold",
             )
-    for replica in status.replicas:
+    for replica in replicas:
         row = {
             name: Text(cell)
             for cell, (name, _, always) in zip(replica_row(replica), COLUMNS, strict=True)
@@ -497,7 +539,5 @@ def _parts(answer: Answer, *, wide: bool) -> "Iterable[RenderableType]":
             row["state"].stylize(colour)
         if replica.errors.total:
             row["errors"].stylize("red")
-        replicas.add_row(*row.values())
-    yield Padding(replicas, (0, 0, 0, 1))
-    for errors in filter(None, map(errors_line, status.replicas)):
-        yield indented(f"errors of {errors}", "red")
+        table.add_row(*row.values())
+    return table

@@ -9,10 +9,13 @@ from time import monotonic
 
 import click
 
+from quorumfs.cli.command import IF_NEEDED, Verb
+from quorumfs.cli.completion import MountPoint
+from quorumfs.cli.needed import options_of_change, would
 from quorumfs.cli.output import printable
 from quorumfs.control import client, mounts, runtime
 from quorumfs.control.status import HANGS, Status, awaited, describe
-from quorumfs.errors import UserError
+from quorumfs.errors import ExitCode, UserError
 
 PATIENCE_S = 10.0
 """How long to wait for the daemon in silence; and for another user's, at all."""
@@ -30,16 +33,34 @@ END_S = 1.0
 """How long its end may take after that."""
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[("quorumfs umount /mnt/vdisk", "Returns when the replicas may be copied or moved.")],
+    exits=IF_NEEDED,
+    see=["mount", "wait"],
+)
 @click.option(
     "--runtime-dir",
     type=click.Path(path_type=Path, resolve_path=True),
     help="Where mount was told to keep what commands need to find its daemon.",
 )
-@click.argument("mountpoint")
-def umount(runtime_dir: Path | None, mountpoint: str) -> None:
+@options_of_change
+@click.argument("mountpoint", type=MountPoint())
+def umount(runtime_dir: Path | None, if_needed: bool, check: bool, mountpoint: str) -> ExitCode:
     """Unmount MOUNTPOINT, and wait until the replicas are synced and the daemon is gone."""
-    mounted = client.find(mountpoint)  # without looking at it, for that asks the daemon
+    try:
+        mounted = client.find(mountpoint)  # without looking at it, for that asks the daemon
+    except client.NotMountedError:
+        if not if_needed:
+            raise
+        other = mounts.mount_at(os.path.realpath(mountpoint))
+        if other is not None:
+            raise UserError(
+                f"{mountpoint} is a mount of {other.fs_type}, and not of quorumfs; umount(8) "
+                "unmounts it"
+            ) from None
+        print(f"nothing to do: {printable(mountpoint)} is not mounted")
+        return ExitCode.OK
     mountpoint = mounted.mountpoint
     if os.geteuid() not in (0, mounted.owner):
         raise UserError(
@@ -48,6 +69,10 @@ def umount(runtime_dir: Path | None, mountpoint: str) -> None:
         )
     is_ours = mounted.owner == os.geteuid()
     pid = runtime.daemon_pid(mountpoint, mounted.owner, runtime_dir)
+    if check:
+        if users := _users_of(mountpoint, pid):
+            raise UserError(f"cannot unmount {mountpoint}: it is busy{users}")
+        return would(f"unmount {mountpoint}")
     # Before unmounting, so that the number cannot be that of another process by then.
     daemon = _process(pid, mounted.owner) if pid else None
     hidden = pid is None and is_ours and not mounts.is_dead(mountpoint)
@@ -59,12 +84,8 @@ def umount(runtime_dir: Path | None, mountpoint: str) -> None:
     except _GivenUpError as error:
         raise UserError(f"gave up unmounting {mountpoint}: {error}") from None
     except UserError as error:
-        ours = (os.getpid(), pid)  # may stand in what the mount covers, or in it for a moment
-        users = [user for user in mounts.users_of(mountpoint) if user[0] not in ours]
-        named = ", ".join(f"pid {pid} ({name})" for pid, name in users)
-        hint = f"; in use by {named}" if named else ""
         waits = "".join(f"; {line}" for line in watch.awaited().values())
-        raise UserError(f"{error}{hint}{waits}") from None
+        raise UserError(f"{error}{_users_of(mountpoint, pid)}{waits}") from None
     if daemon is not None:
         try:
             _wait_for(daemon, pid, watch)
@@ -82,6 +103,15 @@ def umount(runtime_dir: Path | None, mountpoint: str) -> None:
             f"unmounted {mountpoint}, but did not find its daemon, which may still be syncing the "
             "replicas: what mount was told with --runtime-dir, umount is to be told too"
         )
+    return ExitCode.OK
+
+
+def _users_of(mountpoint: str, daemon: int | None) -> str:
+    """Who uses what is mounted, to be added to a message; nothing if nobody is seen."""
+    ours = (os.getpid(), daemon)  # may stand in what the mount covers, or in it for a moment
+    users = [user for user in mounts.users_of(mountpoint) if user[0] not in ours]
+    named = ", ".join(f"pid {pid} ({name})" for pid, name in users)
+    return f"; in use by {named}" if named else ""
 
 
 def _process(pid: int, owner: int) -> int | None:

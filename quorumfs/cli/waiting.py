@@ -11,36 +11,52 @@ from pathlib import Path
 import click
 
 from quorumfs.cli.acting import options_of_action
+from quorumfs.cli.command import Verb
+from quorumfs.cli.completion import MountPoint, State
 from quorumfs.cli.membership import named
 from quorumfs.cli.output import complain, printable
 from quorumfs.cli.status import resync_line
 from quorumfs.control.goals import CURRENT, GOALS, Goal, goal
 from quorumfs.control.status import Status
-from quorumfs.errors import UserError
+from quorumfs.errors import ExitCode, UserError
 
 LOOK_S = (0.05, 0.5)
 """The first and the longest wait (seconds) between two looks."""
 
 
-@click.command()
+@click.command(
+    cls=Verb,
+    examples=[
+        (
+            "quorumfs wait --for clean --timeout 3600 /mnt/vdisk && poweroff",
+            "Switch off when all replicas are equal.",
+        ),
+        ("quorumfs wait --for current:b.img /mnt/vdisk", "Until b.img holds everything."),
+    ],
+    exits={
+        ExitCode.OK: "It is so.",
+        ExitCode.FAILED: "It is not so in time.",
+        ExitCode.UNUSABLE: "The disk cannot be used any more: no waiting helps.",
+        ExitCode.NEEDS_OPERATOR: "A person must decide something first: no waiting helps.",
+        ExitCode.USAGE: "The disk was unmounted, or STATE is none.",
+    },
+    see=["events", "status"],
+)
 @options_of_action
-@click.option("--for", "wanted", required=True, metavar="STATE", help=f"One of: {GOALS}.")
+@click.option(
+    "--for", "wanted", required=True, type=State(), metavar="STATE", help=f"One of: {GOALS}."
+)
 @click.option(
     "--timeout", type=click.FloatRange(0), metavar="SECONDS", help="Wait no longer than this."
 )
-@click.argument("mountpoint")
+@click.argument("mountpoint", type=MountPoint())
 def wait(
     as_json: bool, runtime_dir: Path | None, wanted: str, timeout: float | None, mountpoint: str
 ) -> None:
     """Wait until the disk at MOUNTPOINT, or a replica of it, is as wanted.
 
-    \b
-    Example: quorumfs wait --for clean --timeout 3600 /mnt/vdisk && poweroff
-
     STATE is what quorumfs status shows; clean: healthy, nothing out of sync, and no repair at work;
-    current:REPLICA: that replica holds everything. Exits with 1 if it is not so in time. Gives up
-    at once where no waiting helps: with 2 if the disk cannot be used any more, with 3 if a person
-    must decide something first, with 4 if it was unmounted.
+    current:REPLICA: that replica holds everything. Gives up at once where no waiting helps.
     """
     if wanted.startswith(CURRENT):
         wanted = CURRENT + named(wanted.removeprefix(CURRENT))

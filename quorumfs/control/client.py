@@ -47,7 +47,7 @@ RETRY_S = 0.05
 TEXT_MAX = 4096
 """Characters of an error that a daemon tells."""
 
-FAILURES = frozenset(code for code in ExitCode if code not in (ExitCode.OK, ExitCode.INTERRUPTED))
+FAILURES = frozenset({ExitCode.FAILED, ExitCode.UNUSABLE, ExitCode.NEEDS_OPERATOR, ExitCode.USAGE})
 """What a daemon may have a command exit with when it refuses."""
 
 T = TypeVar("T")

@@ -422,8 +422,7 @@ class Status:
     resync_paused: bool = False
     """No replica is resynced until the administrator lets resyncs go on."""
     options: tuple[str, ...] = ()
-    """The options in force that can be tuned while the disk is in use, and the vote threshold, each
-    as ``mount -o`` takes it."""
+    """The options in force, each as ``mount -o`` takes it; a flag that is not set is left out."""
     standstill_s: int | None = None
     """How long (seconds) the daemon has served nothing, for it stands still; None: it goes on."""
 

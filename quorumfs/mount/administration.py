@@ -1,5 +1,6 @@
 """What an administrator does to a set that is not mounted: create it, decide what to keep."""
 
+import errno
 import os
 import shlex
 import signal
@@ -38,7 +39,7 @@ from quorumfs.replica.claiming import (
     wait_until_noticed,
 )
 from quorumfs.replica.images import Image, close_all, open_set
-from quorumfs.replica.newimages import PRIVATE, make_image, remove
+from quorumfs.replica.newimages import PRIVATE, make_image, remove, require_blank
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.sidecarfile import replace_sidecar
 
@@ -47,12 +48,18 @@ PROGRESS_S = 0.5
 
 
 def create_empty(
-    paths: Sequence[str], size: int, threshold: int | None, mode: int = PRIVATE
+    paths: Sequence[str],
+    size: int,
+    threshold: int | None,
+    mode: int = PRIVATE,
+    *,
+    dry_run: bool = False,
 ) -> None:
     """Make a set of new, sparse images of *size* bytes, all zeros, with *mode*.
 
     Nothing that exists is touched, but for what the same command left when it was killed; after a
-    failure nothing is left. Raises `UserError`.
+    failure nothing is left. Raises `UserError`; with *dry_run* for the same reasons, as far as they
+    can be known before anything is written.
     """
     refuse_too_many(len(paths))
     if why := unreachable(size):
@@ -60,6 +67,8 @@ def create_empty(
     require_file_size(size, "the images")
     names = list(map(os.path.abspath, paths))
     for path in names:
+        if names.count(path) > 1:
+            raise UserError(f"{path} and {path} are the same file")
         refuse_claimed(path)
     members = [path for path in names if os.path.lexists(path_for(path))]
     if members and not _begun_empty(names, size):
@@ -68,9 +77,14 @@ def create_empty(
         images = []
         for path in names:
             try:
+                if dry_run:
+                    _refuse_to_create(path, size)
+                    continue
                 images.append((path, make_image(path, size, mode, undo)))
             except OSError as error:
                 raise UserError(f"cannot create {path}: {error.strerror}") from None
+        if dry_run:
+            return
         _refuse_same(names)
         record = new_record(names, size, threshold or len(images) // 2 + 1)
         disk_map = record.new_map()
@@ -80,13 +94,24 @@ def create_empty(
         undo.pop_all()
 
 
+def _refuse_to_create(path: str, size: int) -> None:
+    """Raise `OSError` if no new image of *size* bytes can be made at *path*; change nothing."""
+    directory = os.path.dirname(path)
+    if os.path.lexists(path):
+        require_blank(path, size)
+    elif not os.path.isdir(directory):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+    elif not os.access(directory, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+
 def _refuse_same(names: Sequence[str]) -> None:
     """Refuse paths that lead to one file: the second found it to be as new as the first."""
     files: dict[tuple[int, int], str] = {}
     for path in names:
         status = os.stat(path)
         other = files.setdefault((status.st_dev, status.st_ino), path)
-        if other != path or names.count(path) > 1:
+        if other != path:
             raise UserError(f"{other} and {path} are the same file")
 
 
@@ -144,11 +169,14 @@ def create_from(
     threshold: int | None,
     say: Callable[[int, int], None],
     mode: int = PRIVATE,
+    *,
+    dry_run: bool = False,
 ) -> None:
     """Make a set of *source* and copies of it at *others*; *say* is told bytes done and in all.
 
     What does not exist is created, with *mode*. What does is overwritten, unless it belongs to a
-    set. If this ends early, the same again goes on, and so does the next mount. Raises `UserError`.
+    set. If this ends early, the same again goes on, and so does the next mount. Raises `UserError`;
+    with *dry_run* for the same reasons, as far as they can be known before anything is written.
     """
     names = source, *paths = list(map(os.path.abspath, (source, *others)))
     refuse_too_many(len(names))
@@ -159,7 +187,9 @@ def create_from(
     if members and begun is None:
         raise UserError(_not_copied(source, paths, members))
     if begun is not _Begun.COPYING:
-        _begin_copy(source, paths, threshold, mode)
+        _begin_copy(source, paths, threshold, mode, dry_run=dry_run)
+    if dry_run:
+        return
     try:
         trio.run(_copy, names, say)
     except BaseExceptionGroup as errors:
@@ -228,8 +258,13 @@ def _not_copied(source: str, paths: Sequence[str], members: Sequence[str]) -> st
     )
 
 
-def _begin_copy(source: str, paths: Sequence[str], threshold: int | None, mode: int) -> None:
-    """Have on record that those at *paths*, created if need be, are to be copies of *source*."""
+def _begin_copy(
+    source: str, paths: Sequence[str], threshold: int | None, mode: int, *, dry_run: bool
+) -> None:
+    """Have on record that those at *paths*, created if need be, are to be copies of *source*.
+
+    With *dry_run* only find out whether that can be.
+    """
     with ExitStack() as undo:
         try:
             size = os.stat(source).st_size
@@ -237,6 +272,10 @@ def _begin_copy(source: str, paths: Sequence[str], threshold: int | None, mode: 
                 command = f"truncate -s {whole(size)} {shlex.quote(source)}"
                 raise UserError(f"{source}: {why}; make it longer first: {command}")
             require_file_size(size, "the copies")
+            if dry_run:
+                written = [path for path in paths if _is_overwritten(path, size)]
+                keep(source, [source, *written], dry_run=True)
+                return
             for path in paths:
                 _create_if_absent(path, size, mode, undo)
         except OSError as error:
@@ -254,11 +293,24 @@ def _create_if_absent(path: str, size: int, mode: int, undo: ExitStack) -> None:
         make_image(path, size, mode, undo)
     except FileExistsError:
         if os.path.exists(path) and os.stat(path).st_nlink > 1:
-            raise UserError(
-                f"{path} has other names, and may be a member of a set by one"
-            ) from None
+            raise UserError(_has_other_names(path)) from None
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
+
+
+def _is_overwritten(path: str, size: int) -> bool:
+    """Whether `_create_if_absent` would find data at *path*, and take it. Raises as that."""
+    try:
+        _refuse_to_create(path, size)
+    except FileExistsError:
+        if os.path.exists(path) and os.stat(path).st_nlink > 1:
+            raise UserError(_has_other_names(path)) from None
+        return True
+    return False
+
+
+def _has_other_names(path: str) -> str:
+    return f"{path} has other names, and may be a member of a set by one"
 
 
 def keep(

@@ -41,6 +41,7 @@ from quorumfs.mount.limits import require_for_service
 from quorumfs.mount.path_watch import PathWatch
 from quorumfs.mount.replicaset import ReplicaSet, open_replica_set, read_pattern
 from quorumfs.options import MountOptions
+from quorumfs.replica.images import close_all
 from quorumfs.replica.space import Space
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,27 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
         if not plan.options.read_only:
             replica_set.take_into_use(plan.options)
         trio.run(_serve, plan, claim, replica_set, journal, hook, ready)
+
+
+def rehearse(plan: MountPlan) -> list[str]:
+    """What `serve` would mount, in words, a line each; nothing is written or mounted.
+
+    Raises `UserError` where `serve` would refuse before it changes anything.
+    """
+    _check_mountpoint(plan.mountpoint, plan.runtime_dir)
+    require_for_service(len(plan.replicas))
+    replica_set = open_replica_set(plan.replicas, plan.mountpoint, plan.options)
+    close_all(replica_set.opened)
+    found = replica_set.plan
+    if found is None:
+        return []
+    lines = ["the images would be adopted, and get sidecars"] if found.adopted else []
+    lines += found.notes
+    return lines + [
+        f"{member.path} would be {member.state.value}: {member.reason}"
+        for member in found.members
+        if not member.state.is_member
+    ]
 
 
 async def _serve(

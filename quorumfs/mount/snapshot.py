@@ -39,9 +39,8 @@ from quorumfs.decisions.latency import Latency
 from quorumfs.decisions.model import Standing
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.mirror import Mirror
-from quorumfs.live.settings import in_force
 from quorumfs.metadata.protocol import ReplicaReport
-from quorumfs.options import MountOptions
+from quorumfs.options import MountOptions, option_texts
 from quorumfs.repair.inspection import Find
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.scrub import Scrub
@@ -140,7 +139,7 @@ def take(
         notes=notes,
         fenced=None if by is None else Fenced(by.host, by.pid, by.since),
         resync_paused=repairs is not None and repairs.resync_paused,
-        options=in_force(options),
+        options=option_texts(options),
         standstill_s=None if standstill is None else standstill.seconds,
     )
 

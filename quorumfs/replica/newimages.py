@@ -35,6 +35,11 @@ def make_image(path: str, size: int, mode: int, undo: ExitStack) -> Identity:
         close(fd, path)
 
 
+def require_blank(path: str, size: int) -> None:
+    """Raise `FileExistsError` if there is anything at *path* but what `make_image` would take."""
+    close(_open_blank(path, size), path)
+
+
 def _open_blank(path: str, size: int) -> int:
     """Open a file that is empty, or a hole of *size* bytes, and not in use: nothing is lost if it
     is taken for a new image. Raises `FileExistsError` for any other.

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -420,3 +422,27 @@ def test_a_reader_that_stops_reading_is_no_failure(pair: Set) -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_on_a_narrow_terminal_facts_go_on_below_each_other(pair: Set) -> None:
+    """In a pipe each fact is a line, whatever its length."""
+    pair.write_all()
+    piped = quorumfs("examine", *pair.paths).stdout
+    ours, theirs = os.openpty()
+    with (
+        os.fdopen(ours, "rb", buffering=0) as terminal,
+        subprocess.Popen(
+            [*QUORUMFS, "examine", *pair.paths], stdout=theirs, env=os.environ | {"COLUMNS": "60"}
+        ),
+    ):
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # the end of a terminal is an error
+            while piece := terminal.read(4096):
+                shown += piece
+    text = shown.decode().replace("\r\n", "\n")
+    assert text.split() == piped.split()
+    lines = text.splitlines()
+    assert max(map(len, piped.splitlines())) > 60
+    assert all(len(line) <= 60 or len(line.split()) <= 2 for line in lines)  # but for a path
+    assert all(re.match(r" {15}\S| {2}\S[^:]*: +\S|\S|$", line) for line in lines)

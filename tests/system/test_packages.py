@@ -47,6 +47,8 @@ def test_a_package_installs_and_mounts(packages: list[Path], kind: str, tmp_path
     assert list((Path(own) / "quorumfs" / "fuse").glob("_shim.*.so"))
     command = environment / "bin" / "quorumfs"
     assert succeeds(command, "--version").startswith("quorumfs, version ")
+    succeeds(command, "manual", "--directory", tmp_path / "man")
+    assert (tmp_path / "man" / "man7" / "quorumfs-recovery.7").exists()
     images = [tmp_path / "a.img", tmp_path / "b.img"]
     mountpoint = tmp_path / "mnt"
     mountpoint.mkdir()

@@ -994,6 +994,15 @@ def test_a_picture_fits_the_terminal_and_keeps_every_fact(width: int) -> None:
     assert ("12.0 KiB" in words) == (width >= cli.WIDE)
 
 
+def test_a_narrow_terminal_shows_a_path_in_one_piece() -> None:
+    """At 60 columns a table would leave it three, and a line for every three letters."""
+    path = "/srv/images/of-some-length/b.img"
+    lines = without_colours(drawn(with_replica(replace(B, path=path)), 60)).splitlines()
+    assert f"  {path}: {B.state}" in [line.rstrip() for line in lines]
+    counts = f"    {B.reads} reads, {B.writes} writes, {B.flushes} flushes, "
+    assert any(line.startswith(counts) for line in lines)
+
+
 def test_a_picture_takes_paths_as_they_are() -> None:
     """Brackets are no markup."""
     text = without_colours(drawn(with_replica(replace(B, path="/[red]/x[/].img")), 200))

@@ -36,7 +36,7 @@ class _MountCommand(click.Command):
     metavar="OPT[,OPT...]",
     help="Mount options, see below; may be given more than once.",
 )
-@click.option("-f", "foreground", is_flag=True, help="Stay in the foreground.")
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
 @click.option(
     "--log-file",
     type=click.Path(path_type=Path),

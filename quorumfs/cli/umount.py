@@ -5,14 +5,15 @@ import select
 import signal
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import click
 
-from quorumfs.cli.output import printable
+from quorumfs.cli.output import complain, printable
 from quorumfs.control import client, mounts, runtime
 from quorumfs.control.status import HANGS, Status, awaited, describe
-from quorumfs.errors import UserError
+from quorumfs.errors import UsageError, UserError
+from quorumfs.mount.configuration import configured, is_name, path_of
 
 PATIENCE_S = 10.0
 """How long to wait for the daemon in silence; and for another user's, at all."""
@@ -22,6 +23,9 @@ HANGS_S = 2
 
 ANSWER_S = 2.0
 """How long to wait for the daemon to say what it waits for."""
+
+AGAIN_S = 0.5
+"""How soon (seconds) to try again to unmount what is in use."""
 
 GIVE_UP_S = 60.0
 """How long to wait for a daemon that does not go on: it gives up no request then."""
@@ -36,9 +40,48 @@ END_S = 1.0
     type=click.Path(path_type=Path, resolve_path=True),
     help="Where mount was told to keep what commands need to find its daemon.",
 )
-@click.argument("mountpoint")
-def umount(runtime_dir: Path | None, mountpoint: str) -> None:
-    """Unmount MOUNTPOINT, and wait until the replicas are synced and the daemon is gone."""
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="While the disk is in use, wait, and say who uses it.",
+)
+@click.option(
+    "--pid",
+    help="Unmount what the daemon with this process id serves; nothing, if the id is empty.",
+)
+@click.argument("mountpoint", required=False)
+def umount(runtime_dir: Path | None, wait: bool, pid: str | None, mountpoint: str | None) -> None:
+    """Unmount MOUNTPOINT, and wait until the replicas are synced and the daemon is gone.
+
+    It may be named by the NAME of /etc/quorumfs/NAME.conf, too.
+    """
+    if pid is not None:
+        if mountpoint is not None:
+            raise UsageError("option --pid: got a mount point too, allowed: one of them")
+        mountpoint = _served_by(pid, runtime_dir)
+        if mountpoint is None:
+            return
+    elif mountpoint is None:
+        raise click.UsageError("Missing argument 'MOUNTPOINT'.")
+    elif is_name(mountpoint) and os.path.exists(path_of(mountpoint)):
+        mountpoint = configured(mountpoint).mountpoint
+    unmount(mountpoint, runtime_dir, wait=wait)
+
+
+def _served_by(pid: str, runtime_dir: Path | None) -> str | None:
+    """The mount point of the daemon *pid*; None if it serves none, for it has ended, or will."""
+    for mount in mounts.of_quorumfs():
+        found = runtime.daemon_pid(mount.mountpoint, mount.owner, runtime_dir)
+        if found is not None and str(found) == pid:
+            return mount.mountpoint
+    return None
+
+
+def unmount(mountpoint: str, runtime_dir: Path | None = None, *, wait: bool = False) -> None:
+    """Unmount *mountpoint*, and wait until the replicas are synced and the daemon is gone.
+
+    Raises `UserError`; but with *wait*, not because it is in use.
+    """
     mounted = client.find(mountpoint)  # without looking at it, for that asks the daemon
     mountpoint = mounted.mountpoint
     if os.geteuid() not in (0, mounted.owner):
@@ -55,13 +98,23 @@ def umount(runtime_dir: Path | None, mountpoint: str) -> None:
     watch.note_who_hangs()
     try:
         patience_s = None if is_ours else PATIENCE_S
-        mounts.unmount(mountpoint, patience_s=patience_s, meanwhile=watch.look)
+        told = None
+        while True:
+            try:
+                mounts.unmount(mountpoint, patience_s=patience_s, meanwhile=watch.look)
+                break
+            except mounts.BusyError:
+                if not wait:
+                    raise
+            if (users := _users(mountpoint, pid)) != told:
+                told = users
+                who = users or "nobody who can be seen: a loop device (losetup -a), or swap"
+                complain(f"quorumfs: waiting until {mountpoint} is not in use any more by {who}")
+            sleep(AGAIN_S)
     except _GivenUpError as error:
         raise UserError(f"gave up unmounting {mountpoint}: {error}") from None
     except UserError as error:
-        ours = (os.getpid(), pid)  # may stand in what the mount covers, or in it for a moment
-        users = [user for user in mounts.users_of(mountpoint) if user[0] not in ours]
-        named = ", ".join(f"pid {pid} ({name})" for pid, name in users)
+        named = _users(mountpoint, pid)
         hint = f"; in use by {named}" if named else ""
         waits = "".join(f"; {line}" for line in watch.awaited().values())
         raise UserError(f"{error}{hint}{waits}") from None
@@ -82,6 +135,16 @@ def umount(runtime_dir: Path | None, mountpoint: str) -> None:
             f"unmounted {mountpoint}, but did not find its daemon, which may still be syncing the "
             "replicas: what mount was told with --runtime-dir, umount is to be told too"
         )
+
+
+def _users(mountpoint: str, pid: int | None) -> str:
+    """Who uses *mountpoint*, in words, besides us and its daemon *pid*.
+
+    These may stand in what the mount covers, or in it for a moment.
+    """
+    ours = (os.getpid(), pid)
+    users = [user for user in mounts.users_of(mountpoint) if user[0] not in ours]
+    return ", ".join(f"pid {pid} ({name})" for pid, name in users)
 
 
 def _process(pid: int, owner: int) -> int | None:

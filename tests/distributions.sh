@@ -19,7 +19,7 @@ packages=(
     python3-dev python3-setuptools python3-venv
     python3-click python3-pyfuse3 python3-rich python3-trio python3-xxhash
     mount procps python3-hypothesis python3-jsonschema python3-pytest python3-pytest-trio
-    python3-pytest-xdist util-linux
+    python3-pytest-xdist systemd util-linux
 )
 # Those with nothing but FUSE below the mount: a loop device or a VM would be the host's.
 system_tests=(

@@ -13,7 +13,7 @@ fi
 cd "$checkout"
 PATH="$PATH:/sbin:/usr/sbin"
 install_packages attr busybox-static diffutils e2fsprogs fio kmod mount procps qemu-system-x86 \
-    qemu-utils util-linux xfsprogs
+    qemu-utils systemd util-linux xfsprogs
 install_quorumfs --editable "$checkout[test]"
 
 # The guest's kernel is unpacked, not installed: installing would make the machine boot it.

@@ -88,7 +88,8 @@ $nrconf{{override_rc}}{{qr(^quorumfs@)}} = 0;
 def files(command: Sequence[str]) -> Mapping[str, tuple[str, int]]:
     """What ``install-units`` installs: by path, contents and mode. *command* is ``quorumfs``."""
     in_shell = shlex.join(command)
-    unit = _UNIT.format(command=" ".join(map(_quoted, command)), users=" ".join(USERS))
+    in_unit = " ".join(map(_quoted, command)).replace("$", "$$")
+    unit = _UNIT.format(command=in_unit, users=" ".join(USERS))
     generator = _GENERATOR.format(
         command=in_shell,
         confs=f"{configuration.DIRECTORY}/*{configuration.SUFFIX}",
@@ -164,7 +165,7 @@ def _needs(replicas: Sequence[str], mountpoint: str, *more: str) -> str:
 
 def _quoted(text: str) -> str:
     """*text* as one word of a unit's line, without meaning for systemd."""
-    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    text = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return text if re.fullmatch(r"[\w@%+=:,./-]+", text, re.ASCII) else f'"{text}"'
 
 

@@ -10,6 +10,7 @@ import click
 from quorumfs.cli.acting import act
 from quorumfs.cli.output import complain
 from quorumfs.control import client
+from quorumfs.control.journald import WARNING
 from quorumfs.control.status import DiskState, Status, describe
 from quorumfs.decisions.growth import LONGER
 from quorumfs.decisions.sectors import unreachable
@@ -187,4 +188,4 @@ def _comes_soon(status: Status) -> bool:
 
 def _warn(lines: Sequence[str]) -> None:
     for line in lines:
-        complain(f"quorumfs: warning: {line}")
+        complain(f"quorumfs: warning: {line}", WARNING)

@@ -11,6 +11,7 @@ import click
 
 from quorumfs.cli.output import complain, printable
 from quorumfs.control import client, mounts, runtime
+from quorumfs.control.journald import WARNING
 from quorumfs.control.status import HANGS, Status, awaited, describe
 from quorumfs.errors import UsageError, UserError
 from quorumfs.mount.configuration import configured, is_name, path_of
@@ -109,7 +110,8 @@ def unmount(mountpoint: str, runtime_dir: Path | None = None, *, wait: bool = Fa
             if (users := _users(mountpoint, pid)) != told:
                 told = users
                 who = users or "nobody who can be seen: a loop device (losetup -a), or swap"
-                complain(f"quorumfs: waiting until {mountpoint} is not in use any more by {who}")
+                line = f"quorumfs: waiting until {mountpoint} is not in use any more by {who}"
+                complain(line, WARNING)
             sleep(AGAIN_S)
     except _GivenUpError as error:
         raise UserError(f"gave up unmounting {mountpoint}: {error}") from None

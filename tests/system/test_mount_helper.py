@@ -186,6 +186,18 @@ def test_mount_may_pretend_and_be_sloppy(
     host.succeeds("umount", mountpoint)
 
 
+def user_of(host: Host, mountpoint: Path) -> subprocess.Popen[bytes]:
+    """A process that has the disk open until its standard input ends."""
+    user = subprocess.Popen(
+        host.command("sh", "-c", f"exec 3<{mountpoint}/disk.img; echo; exec cat"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert user.stdout is not None
+    user.stdout.readline()
+    return user
+
+
 def test_a_disk_in_use_is_unmounted_by_who_has_a_reason_to(
     host: Host, mountpoint: Path, make_images: MakeImages
 ) -> None:
@@ -194,13 +206,7 @@ def test_a_disk_in_use_is_unmounted_by_who_has_a_reason_to(
     # Without an option for mount(8) itself, umount(8) takes it for any FUSE: it asks statfs(2).
     mount = "mount", "-t", "fuse.quorumfs", "-o", "_netdev", source, mountpoint
     host.succeeds(*mount)
-    user = subprocess.Popen(
-        host.command("sh", "-c", f"exec 3<{mountpoint}/disk.img; echo; exec cat"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    assert user.stdout is not None
-    user.stdout.readline()
+    user = user_of(host, mountpoint)
     done = host.run("umount", mountpoint)
     assert done.returncode == 32
     assert f"it is busy; in use by pid {user.pid} (cat)" in done.stderr
@@ -223,7 +229,11 @@ def test_a_disk_in_use_is_unmounted_by_who_has_a_reason_to(
 
     host.succeeds(*mount)
     pid = status(host, mountpoint)["pid"]
+    user = user_of(host, mountpoint)
     host.succeeds("umount", "-l", mountpoint)
+    assert host.run("findmnt", mountpoint).returncode == 1
+    assert is_alive(pid)
+    user.communicate()
     wait_until(lambda: not is_alive(pid), "the daemon's end")
 
 

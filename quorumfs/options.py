@@ -349,6 +349,11 @@ def parse_options(texts: Sequence[str], replicas: int) -> MountOptions:
     return _parse(texts, replicas, defaults, frozenset())
 
 
+def is_option(item: str) -> bool:
+    """Whether the option *item*, which may have a value, is one of ours."""
+    return _spelled(item.partition("=")[0]) is not None
+
+
 def changed_options(present: MountOptions, texts: Sequence[str], replicas: int) -> MountOptions:
     """What *texts* make of the options *present* of a mount, as `parse_options`."""
     values = {one.name: getattr(present, one.name) for one in fields(MountOptions)}
@@ -548,14 +553,19 @@ def _check_together(options: MountOptions, replicas: int) -> None:
 
 
 def _find(given: str) -> Option:
-    """The option meant by *given*; hyphen and underscore are the same."""
-    spelled = {name.replace("_", "-"): option for name, option in OPTIONS.items()}
-    option = spelled.get(given.replace("_", "-"))
+    """The option meant by *given*. Raises `UsageError`."""
+    option = _spelled(given)
     if option is None:
         close = difflib.get_close_matches(given, OPTIONS, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise UsageError(f"unknown option {given!r}{hint}; there are: {', '.join(OPTIONS)}")
     return option
+
+
+def _spelled(given: str) -> Option | None:
+    """The option meant by *given*, if any; hyphen and underscore are the same."""
+    spelled = {name.replace("_", "-"): option for name, option in OPTIONS.items()}
+    return spelled.get(given.replace("_", "-"))
 
 
 def option_rows() -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from quorumfs.cli.manual import manual
 from quorumfs.cli.membership import add, offline, online, remove, replace
 from quorumfs.cli.metrics import metrics
 from quorumfs.cli.mount import mount
+from quorumfs.cli.mount_helper import mount_helper, umount_helper
 from quorumfs.cli.output import (
     OutputError,
     complain,
@@ -29,6 +30,7 @@ from quorumfs.cli.scrub import scrub
 from quorumfs.cli.setting import set_options
 from quorumfs.cli.status import status
 from quorumfs.cli.umount import umount
+from quorumfs.cli.units import generate_units, install_units
 from quorumfs.cli.waiting import wait
 from quorumfs.errors import ExitCode, UserError
 from quorumfs.mount.limits import reset
@@ -69,6 +71,10 @@ quorumfs.add_command(scrub)
 quorumfs.add_command(resync)
 quorumfs.add_command(manual)
 quorumfs.add_command(completion)
+quorumfs.add_command(install_units)
+quorumfs.add_command(generate_units)
+quorumfs.add_command(mount_helper)
+quorumfs.add_command(umount_helper)
 
 
 def main() -> None:
@@ -88,7 +94,8 @@ def main() -> None:
     except click.UsageError as error:
         exit_code, message = ExitCode.USAGE, error.format_message()
         if error.ctx is not None and error.ctx.command is quorumfs:
-            message = f"{message} Commands: {', '.join(quorumfs.commands)}"
+            shown = [name for name, one in quorumfs.commands.items() if not one.hidden]
+            message = f"{message} Commands: {', '.join(shown)}"
         complain(f"quorumfs: {message}")
     except click.Abort:
         exit_code = ExitCode.INTERRUPTED

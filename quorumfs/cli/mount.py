@@ -13,10 +13,12 @@ from quorumfs.cli.completion import FilePath, OptionList
 from quorumfs.cli.needed import already_mounted, options_of_change, would
 from quorumfs.cli.output import complain, printable
 from quorumfs.control import client
+from quorumfs.control.journald import WARNING
 from quorumfs.control.status import DiskState, Status, describe
 from quorumfs.decisions.growth import LONGER
 from quorumfs.decisions.sectors import unreachable
 from quorumfs.errors import ExitCode, UsageError, UserError
+from quorumfs.mount.configuration import configured, is_name, path_of
 from quorumfs.mount.daemon import in_child_process, run_detached
 from quorumfs.options import option_rows, parse_options
 
@@ -54,7 +56,7 @@ NO_REPLICA = "Missing argument 'REPLICA...'."
     metavar="NAME[=VALUE][,...]",
     help="Mount options, see below; may be given more than once.",
 )
-@click.option("-f", "foreground", is_flag=True, help="Stay in the foreground.")
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
 @click.option(
     "--log-file",
     type=click.Path(path_type=Path),
@@ -84,12 +86,15 @@ def mount(
 
     Returns when the file can be opened, with the daemon in the background.
 
-    With -o remount and no REPLICA, changes the options of the disk at MOUNTPOINT, as set does.
+    With a NAME alone, mounts the disk that /etc/quorumfs/NAME.conf tells of; options given beside
+    it count for more than those there.
+
+    With -o remount and no REPLICA, changes the options of the disk at MOUNTPOINT, as set does; with
+    a NAME, to what its file says.
     """
     if mountpoint is None:
         raise click.UsageError(NO_REPLICA)
-    given = [item for text in texts for item in text.split(",") if item]
-    if "remount" in given:
+    if "remount" in items(texts):
         if replicas:
             raise UsageError(
                 "option remount: got replicas too, allowed: the mount point alone; add, remove and "
@@ -97,11 +102,57 @@ def mount(
             )
         if check:
             raise UsageError("option remount: got --check too, allowed: one of them")
-        changes = [item for item in given if item != "remount"]
-        act(mountpoint, "set", as_json=False, runtime_dir=runtime_dir, options=changes)
+    if not replicas and is_name(mountpoint) and os.path.exists(path_of(mountpoint)):
+        disk = configured(mountpoint)
+        replicas, mountpoint, texts = disk.replicas, disk.mountpoint, (disk.options, *texts)
+    if "remount" in items(texts):
+        remount(mountpoint, texts, runtime_dir)
         return ExitCode.OK
     if not replicas:
-        raise click.UsageError(NO_REPLICA)
+        no_file = f" There is no {path_of(mountpoint)}." if is_name(mountpoint) else ""
+        raise click.UsageError(f"{NO_REPLICA}{no_file}")
+    return mount_replicas(
+        replicas,
+        mountpoint,
+        texts,
+        foreground=foreground,
+        log_file=log_file,
+        log_json=log_json,
+        runtime_dir=runtime_dir,
+        if_needed=if_needed,
+        check=check,
+    )
+
+
+def items(texts: Sequence[str]) -> list[str]:
+    """The options in *texts*, each a list as after ``-o``."""
+    return [item for text in texts for item in text.split(",") if item]
+
+
+def remount(mountpoint: str, texts: Sequence[str], runtime_dir: Path | None = None) -> None:
+    """Change the options of the disk at *mountpoint* to those in *texts*. Raises `UserError`."""
+    changes = [item for item in items(texts) if item != "remount"]
+    act(mountpoint, "set", as_json=False, runtime_dir=runtime_dir, options=changes)
+
+
+def mount_replicas(
+    replicas: Sequence[str],
+    mountpoint: str,
+    texts: Sequence[str],
+    *,
+    foreground: bool = False,
+    log_file: Path | None = None,
+    log_json: bool = False,
+    runtime_dir: Path | None = None,
+    if_needed: bool = False,
+    check: bool = False,
+) -> ExitCode:
+    """Mount *replicas* with the options in *texts*; return when disk.img can be opened, or, in the
+    *foreground*, when it is unmounted.
+
+    *if_needed*: nothing is done where it is mounted so. *check*: nothing but to say what would be
+    done. Raises `UserError`.
+    """
     options = parse_options(texts, len(replicas))
     # Only now: a refusal needs no FUSE, and what it imports takes most of the start-up time.
     from quorumfs.mount.life import MountPlan, rehearse, serve  # noqa: PLC0415
@@ -175,4 +226,4 @@ def _comes_soon(status: Status) -> bool:
 
 def _warn(lines: Sequence[str]) -> None:
     for line in lines:
-        complain(f"quorumfs: warning: {line}")
+        complain(f"quorumfs: warning: {line}", WARNING)

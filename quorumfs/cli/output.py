@@ -6,6 +6,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
+from quorumfs.control.journald import ERROR, has_stderr
 from quorumfs.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,11 +54,13 @@ def forget_stdout() -> None:
     os.close(null)
 
 
-def complain(message: str) -> None:
-    """One line on stderr, if anybody takes it."""
+def complain(message: str, priority: int = ERROR) -> None:
+    """One line on stderr, if anybody takes it; with *priority* where that is the journal."""
     if sys.stderr is not None:
+        prefix = f"<{priority}>" if has_stderr() else ""
+        line = prefix + printable(" ".join(message.split()), sys.stderr)
         with suppress(OSError, ValueError):
-            print(printable(" ".join(message.split()), sys.stderr), file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
 
 
 def printable(text: str, stream: TextIO | None = None) -> str:

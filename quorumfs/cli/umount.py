@@ -5,17 +5,19 @@ import select
 import signal
 from contextlib import suppress
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import click
 
 from quorumfs.cli.command import IF_NEEDED, Verb
 from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.needed import options_of_change, would
-from quorumfs.cli.output import printable
+from quorumfs.cli.output import complain, printable
 from quorumfs.control import client, mounts, runtime
+from quorumfs.control.journald import WARNING
 from quorumfs.control.status import HANGS, Status, awaited, describe
-from quorumfs.errors import ExitCode, UserError
+from quorumfs.errors import ExitCode, UsageError, UserError
+from quorumfs.mount.configuration import configured, is_name, path_of
 
 PATIENCE_S = 10.0
 """How long to wait for the daemon in silence; and for another user's, at all."""
@@ -25,6 +27,9 @@ HANGS_S = 2
 
 ANSWER_S = 2.0
 """How long to wait for the daemon to say what it waits for."""
+
+AGAIN_S = 0.5
+"""How soon (seconds) to try again to unmount what is in use."""
 
 GIVE_UP_S = 60.0
 """How long to wait for a daemon that does not go on: it gives up no request then."""
@@ -44,10 +49,39 @@ END_S = 1.0
     type=click.Path(path_type=Path, resolve_path=True),
     help="Where mount was told to keep what commands need to find its daemon.",
 )
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="While the disk is in use, wait, and say who uses it.",
+)
+@click.option(
+    "--pid",
+    help="Unmount what the daemon with this process id serves; nothing, if the id is empty.",
+)
 @options_of_change
-@click.argument("mountpoint", type=MountPoint())
-def umount(runtime_dir: Path | None, if_needed: bool, check: bool, mountpoint: str) -> ExitCode:
-    """Unmount MOUNTPOINT, and wait until the replicas are synced and the daemon is gone."""
+@click.argument("mountpoint", type=MountPoint(), required=False)
+def umount(
+    runtime_dir: Path | None,
+    wait: bool,
+    pid: str | None,
+    if_needed: bool,
+    check: bool,
+    mountpoint: str | None,
+) -> ExitCode:
+    """Unmount MOUNTPOINT, and wait until the replicas are synced and the daemon is gone.
+
+    It may be named by the NAME of /etc/quorumfs/NAME.conf, too.
+    """
+    if pid is not None:
+        if mountpoint is not None:
+            raise UsageError("option --pid: got a mount point too, allowed: one of them")
+        mountpoint = _served_by(pid, runtime_dir)
+        if mountpoint is None:
+            return ExitCode.OK
+    elif mountpoint is None:
+        raise click.UsageError("Missing argument 'MOUNTPOINT'.")
+    elif is_name(mountpoint) and os.path.exists(path_of(mountpoint)):
+        mountpoint = configured(mountpoint).mountpoint
     try:
         mounted = client.find(mountpoint)  # without looking at it, for that asks the daemon
     except client.NotMountedError:
@@ -61,6 +95,31 @@ def umount(runtime_dir: Path | None, if_needed: bool, check: bool, mountpoint: s
             ) from None
         print(f"nothing to do: {printable(mountpoint)} is not mounted")
         return ExitCode.OK
+    if check:
+        pid_there = runtime.daemon_pid(mounted.mountpoint, mounted.owner, runtime_dir)
+        if users := _users(mounted.mountpoint, pid_there):
+            busy = f"cannot unmount {mounted.mountpoint}: it is busy; in use by {users}"
+            raise UserError(busy)
+        return would(f"unmount {mounted.mountpoint}")
+    unmount(mountpoint, runtime_dir, wait=wait)
+    return ExitCode.OK
+
+
+def _served_by(pid: str, runtime_dir: Path | None) -> str | None:
+    """The mount point of the daemon *pid*; None if it serves none, for it has ended, or will."""
+    for mount in mounts.of_quorumfs():
+        found = runtime.daemon_pid(mount.mountpoint, mount.owner, runtime_dir)
+        if found is not None and str(found) == pid:
+            return mount.mountpoint
+    return None
+
+
+def unmount(mountpoint: str, runtime_dir: Path | None = None, *, wait: bool = False) -> None:
+    """Unmount *mountpoint*, and wait until the replicas are synced and the daemon is gone.
+
+    Raises `UserError`; but with *wait*, not because it is in use.
+    """
+    mounted = client.find(mountpoint)  # without looking at it, for that asks the daemon
     mountpoint = mounted.mountpoint
     if os.geteuid() not in (0, mounted.owner):
         raise UserError(
@@ -69,10 +128,6 @@ def umount(runtime_dir: Path | None, if_needed: bool, check: bool, mountpoint: s
         )
     is_ours = mounted.owner == os.geteuid()
     pid = runtime.daemon_pid(mountpoint, mounted.owner, runtime_dir)
-    if check:
-        if users := _users_of(mountpoint, pid):
-            raise UserError(f"cannot unmount {mountpoint}: it is busy{users}")
-        return would(f"unmount {mountpoint}")
     # Before unmounting, so that the number cannot be that of another process by then.
     daemon = _process(pid, mounted.owner) if pid else None
     hidden = pid is None and is_ours and not mounts.is_dead(mountpoint)
@@ -80,12 +135,27 @@ def umount(runtime_dir: Path | None, if_needed: bool, check: bool, mountpoint: s
     watch.note_who_hangs()
     try:
         patience_s = None if is_ours else PATIENCE_S
-        mounts.unmount(mountpoint, patience_s=patience_s, meanwhile=watch.look)
+        told = None
+        while True:
+            try:
+                mounts.unmount(mountpoint, patience_s=patience_s, meanwhile=watch.look)
+                break
+            except mounts.BusyError:
+                if not wait:
+                    raise
+            if (users := _users(mountpoint, pid)) != told:
+                told = users
+                who = users or "nobody who can be seen: a loop device (losetup -a), or swap"
+                line = f"quorumfs: waiting until {mountpoint} is not in use any more by {who}"
+                complain(line, WARNING)
+            sleep(AGAIN_S)
     except _GivenUpError as error:
         raise UserError(f"gave up unmounting {mountpoint}: {error}") from None
     except UserError as error:
+        named = _users(mountpoint, pid)
+        hint = f"; in use by {named}" if named else ""
         waits = "".join(f"; {line}" for line in watch.awaited().values())
-        raise UserError(f"{error}{_users_of(mountpoint, pid)}{waits}") from None
+        raise UserError(f"{error}{hint}{waits}") from None
     if daemon is not None:
         try:
             _wait_for(daemon, pid, watch)
@@ -103,15 +173,16 @@ def umount(runtime_dir: Path | None, if_needed: bool, check: bool, mountpoint: s
             f"unmounted {mountpoint}, but did not find its daemon, which may still be syncing the "
             "replicas: what mount was told with --runtime-dir, umount is to be told too"
         )
-    return ExitCode.OK
 
 
-def _users_of(mountpoint: str, daemon: int | None) -> str:
-    """Who uses what is mounted, to be added to a message; nothing if nobody is seen."""
-    ours = (os.getpid(), daemon)  # may stand in what the mount covers, or in it for a moment
+def _users(mountpoint: str, pid: int | None) -> str:
+    """Who uses *mountpoint*, in words, besides us and its daemon *pid*.
+
+    These may stand in what the mount covers, or in it for a moment.
+    """
+    ours = (os.getpid(), pid)
     users = [user for user in mounts.users_of(mountpoint) if user[0] not in ours]
-    named = ", ".join(f"pid {pid} ({name})" for pid, name in users)
-    return f"; in use by {named}" if named else ""
+    return ", ".join(f"pid {pid} ({name})" for pid, name in users)
 
 
 def _process(pid: int, owner: int) -> int | None:

@@ -35,7 +35,8 @@ class Journal(logging.Handler):
         self._as_text = ReadableFormatter(READABLE)
         self._events: deque[Told] = deque()
         self._size = 0
-        self._last = 0
+        self.last = 0
+        """The number of the last event."""
         self._guard = Lock()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -46,8 +47,8 @@ class Journal(logging.Handler):
             self.handleError(record)
             return
         with self._guard:
-            self._last += 1
-            self._events.append(Told(self._last, *told))
+            self.last += 1
+            self._events.append(Told(self.last, *told))
             self._size += self._events[-1].size
             while len(self._events) > EVENTS_MAX or (
                 self._size > BYTES_MAX and len(self._events) > 1
@@ -62,9 +63,9 @@ class Journal(logging.Handler):
         if after is not None and (type(after) is not int or after < 0):
             raise UsageError("'after' is to be the number of an event")
         with self._guard:
-            if after is None or after > self._last:
-                return dump(Recent(self._pid, self._last))
-            first = self._events[0].number if self._events else self._last + 1
+            if after is None or after > self.last:
+                return dump(Recent(self._pid, self.last))
+            first = self._events[0].number if self._events else self.last + 1
             events: list[Told] = []
             size = 0
             for told in self._events:
@@ -73,5 +74,5 @@ class Journal(logging.Handler):
                     if events and size > ANSWER_BYTES:
                         break
                     events.append(told)
-        last = events[-1].number if events else self._last
+        last = events[-1].number if events else self.last
         return dump(Recent(self._pid, last, max(0, first - after - 1), tuple(events)))

@@ -14,10 +14,12 @@ import os
 import queue
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quorumfs.control import runtime
+from quorumfs.control import journald, runtime
+from quorumfs.control.journald import JournalHandler
 from quorumfs.control.status import Status, describe, human_bytes
 from quorumfs.disk.events import Event
 from quorumfs.errors import UserError
@@ -144,6 +146,8 @@ def start(destination: logging.Handler, *, as_json: bool) -> logging.handlers.Qu
     readable = READABLE
     if isinstance(destination, logging.handlers.SysLogHandler):
         readable = "%(levelname)s: %(message)s"  # syslog has its own idea of the time
+    elif isinstance(destination, JournalHandler):
+        readable = "%(message)s"  # the journal knows the level, too
     destination.setFormatter(JsonFormatter() if as_json else ReadableFormatter(readable))
     records: queue.Queue[Any] = queue.Queue(QUEUE_MAX)
     root = logging.getLogger()
@@ -154,17 +158,23 @@ def start(destination: logging.Handler, *, as_json: bool) -> logging.handlers.Qu
     return listener
 
 
-def destination(log_file: Path | None, *, detached: bool, fallback: Path) -> logging.Handler:
-    """The log's handler: the file asked for, else stderr in the foreground, else syslog.
+def destination(
+    log_file: Path | None, *, detached: bool, fallback: Path, fields: Mapping[str, str]
+) -> logging.Handler:
+    """The log's handler: the file asked for, else the journal or syslog; in the foreground, where
+    that is not the journal, stderr.
 
     Where there is no syslog (a container), a detached mount logs to *fallback*, the mount's place
-    for it in the runtime directory. Raises `UserError` when the file cannot be written.
+    for it in the runtime directory. In the journal each record has *fields*. Raises `UserError`
+    when the file cannot be written.
     """
     handler: logging.Handler
-    if log_file is None and not detached:
+    if log_file is None and journald.is_there() and (detached or journald.has_stderr()):
+        place, handler = "the journal (journalctl -t quorumfs)", JournalHandler(fields)
+    elif log_file is None and not detached:
         place, handler = "its standard error", logging.StreamHandler(sys.stderr)
     elif log_file is None and Path(SYSLOG_SOCKET).is_socket():
-        place, handler = "syslog (journalctl -t quorumfs)", _syslog()
+        place, handler = "syslog (tag quorumfs)", _syslog()
     else:
         place = str(log_file or fallback)
         try:

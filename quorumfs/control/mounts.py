@@ -26,6 +26,10 @@ LOOK_S = 2.0
 """How long to look at what others may make take for ever: their mounts and their processes."""
 
 
+class BusyError(UserError):
+    """Somebody uses what is to be unmounted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mount:
     """One line of the table."""
@@ -117,7 +121,8 @@ def unmount(
     """Take away what is mounted at *mountpoint*, even if it is in use when *lazy*.
 
     *meanwhile* is called every `PAUSE_S` while that takes, and ends it by raising something.
-    Raises `UserError` with the reason; also if it takes root longer than *patience_s*.
+    Raises `UserError` with the reason, a `BusyError` if it is in use; also if it takes root longer
+    than *patience_s*.
     """
     if os.geteuid() == 0:
         _unmount_as_root(mountpoint, lazy, patience_s, meanwhile)
@@ -141,7 +146,8 @@ def unmount(
         raise
     if tool.returncode:
         told = " ".join(told.split()).rstrip(".")  # more may follow in the same line
-        raise UserError(f"cannot unmount: {told or f'{command[0]} exited with {tool.returncode}'}")
+        kind = BusyError if os.strerror(errno.EBUSY) in told else UserError
+        raise kind(f"cannot unmount: {told or f'{command[0]} exited with {tool.returncode}'}")
 
 
 def _unmount_as_root(
@@ -171,8 +177,9 @@ def _unmount_as_root(
     if not outcome:
         raise UserError(f"cannot unmount {mountpoint}: the kernel is at it for {patience_s:g} s")
     if outcome[0]:
-        reason = "it is busy" if outcome[0] == errno.EBUSY else os.strerror(outcome[0])
-        raise UserError(f"cannot unmount {mountpoint}: {reason}")
+        if outcome[0] == errno.EBUSY:
+            raise BusyError(f"cannot unmount {mountpoint}: it is busy")
+        raise UserError(f"cannot unmount {mountpoint}: {os.strerror(outcome[0])}")
 
 
 def users_of(mountpoint: str) -> list[tuple[int, str]]:

@@ -40,6 +40,16 @@ class Reporter:
         if not self._pulse.answers(self._take_in_loop):
             self._latest = self._take_here()
 
+    def latest(self) -> Status:
+        """What is now."""
+        self.refresh()
+        return self._latest or self._take_here()
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether the loop does."""
+        return self._pulse.standstill() is not None
+
     def status(self, _: object) -> dict[str, Any]:
         """The answer to the command."""
         if self._latest is None:  # it could not be taken in the loop, and fails here as well

@@ -46,7 +46,7 @@ def run_detached(serve: Callable[[Ready], None]) -> None:
         with os.fdopen(reader, "rb") as pipe:
             word = pipe.read()
     except KeyboardInterrupt:
-        # The child has left the terminal's group, and may wait for a hung replica for ever.
+        # The child may wait for a hung replica for ever.
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         raise
@@ -149,6 +149,9 @@ def _be_the_daemon(serve: Callable[[Ready], None], writer: int) -> NoReturn:
 
     def ready() -> None:
         nonlocal said
+        # Not before: through the mount point of an automounter goes only its own process group
+        # until what it started has mounted something there, and everybody else waits for that.
+        os.setsid()
         _let_go_of_streams()
         said = True
         try:
@@ -158,7 +161,6 @@ def _be_the_daemon(serve: Callable[[Ready], None], writer: int) -> NoReturn:
 
     exit_code = ExitCode.OK
     try:
-        os.setsid()
         os.chdir("/")
         # Whatever else the caller had open (a lock, a pipe that somebody reads) is not ours.
         os.closerange(3, writer)

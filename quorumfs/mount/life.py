@@ -23,7 +23,8 @@ from quorumfs.control.hook import Hook
 from quorumfs.control.journal import Journal
 from quorumfs.control.logs import status_event
 from quorumfs.control.pulse import Pulse, Standstill
-from quorumfs.control.reporter import Reporter
+from quorumfs.control.reporter import Reporter, Take
+from quorumfs.control.service import ServiceManager, StatusLine, status_line
 from quorumfs.control.status import Status
 from quorumfs.decisions.sectors import unreachable
 from quorumfs.disk.disk import Disk
@@ -75,6 +76,10 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
     Raises `UserError` if it cannot be mounted.
     """
     with ExitStack() as stack:
+        manager = ServiceManager.from_environment()
+        stack.callback(manager.close)
+        if detached:  # it waits for the process that it started, and for no other one
+            manager.close()
         _check_mountpoint(plan.mountpoint, plan.runtime_dir)
         require_for_service(len(plan.replicas))
         # A replica may hang. Python would note a Ctrl-C and go on waiting in the system call.
@@ -85,7 +90,12 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
         replica_set = open_replica_set(plan.replicas, plan.mountpoint, plan.options)
         claim = runtime.claim(plan.mountpoint, plan.runtime_dir)
         stack.callback(claim.give_up)
-        destination = logs.destination(plan.log_file, detached=detached, fallback=claim.path("log"))
+        fields = {"QUORUMFS_MOUNTPOINT": plan.mountpoint}
+        if replica_set.plan is not None:
+            fields["QUORUMFS_SET"] = replica_set.plan.record.set_id.hex()
+        destination = logs.destination(
+            plan.log_file, detached=detached, fallback=claim.path("log"), fields=fields
+        )
         # Until somebody listens for them, lest a signal leaves a mount without a daemon; and
         # before there are more threads, which must never be the ones to take them.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
@@ -99,7 +109,7 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
         stack.callback(logs.events_log.removeHandler, hook)
         if not plan.options.read_only:
             replica_set.take_into_use(plan.options)
-        trio.run(_serve, plan, claim, replica_set, journal, hook, ready)
+        trio.run(_serve, plan, claim, replica_set, journal, hook, manager, ready)
 
 
 def rehearse(plan: MountPlan) -> list[str]:
@@ -129,6 +139,7 @@ async def _serve(
     replica_set: ReplicaSet,
     journal: Journal,
     hook: Hook,
+    manager: ServiceManager,
     ready: Callable[[], None],
 ) -> None:
     events = EventLog(plan.mountpoint, logs.tell)
@@ -181,14 +192,21 @@ async def _serve(
             nursery.start_soon(pulse.run)
             reporter = Reporter(take, pulse)
             announce = session.announce_size
-            actions = Actions(verbs(disk, repairs, plan.mountpoint, settings, announce))
+            named = verbs(disk, repairs, plan.mountpoint, settings, announce)
+            actions = Actions({**named, "set": manager.reloading(named["set"])})
             await nursery.start(actions.run)
             commands = {
                 "status": reporter.status,
                 "events": journal.since,
                 **actions.commands(),
             }
-            serve = partial(server.serve, refresh=reporter.refresh, tick=reporter.watch)
+            line = StatusLine(manager, reporter, lambda: journal.last)
+
+            def tick() -> None:
+                reporter.watch()
+                line.watch()
+
+            serve = partial(server.serve, refresh=reporter.refresh, tick=tick)
             await nursery.start(serve, claim.path("sock"), commands)
             await nursery.start(_tell_on_signal, lambda: take(trio.current_time(), None))
             if repairs is not None:
@@ -203,8 +221,10 @@ async def _serve(
             replica_set.tell_log()
             for note in notes():
                 log.warning("%s", note)
-            nursery.start_soon(_say_when_serving, ready)
+            nursery.start_soon(_say_when_serving, ready, manager, take)
+            nursery.start_soon(manager.beat)
             await session.serve(operations, fast)
+            manager.tell("STOPPING=1")
             await actions.stop()
             if repairs is not None:
                 await repairs.stop()
@@ -353,9 +373,11 @@ async def _return_memory(disk: Disk, fast: FastPath | None) -> None:
         seen = disk.mirror.requests
 
 
-async def _say_when_serving(ready: Callable[[], None]) -> None:
+async def _say_when_serving(ready: Callable[[], None], manager: ServiceManager, take: Take) -> None:
     await trio.lowlevel.checkpoint()  # the session loop, started just before, now waits
     ready()
+    status = take(trio.current_time(), None)
+    await manager.tell_surely("READY=1", f"STATUS={status_line(status)}")
 
 
 async def _tell_on_signal(

@@ -296,6 +296,7 @@ def file_replaced(path: Path, by: Path) -> Iterator[list[str]]:
     path = path.resolve()
     created = not path.exists()
     if created:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(exist_ok=False)
     try:
         script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
@@ -303,3 +304,5 @@ def file_replaced(path: Path, by: Path) -> Iterator[list[str]]:
     finally:
         if created:
             path.unlink()
+            with contextlib.suppress(OSError):  # it holds something else
+                os.removedirs(path.parent)

@@ -27,7 +27,7 @@ from support.command import (
 )
 from support.mounting import QUORUMFS, Mounted, quorumfs
 
-from quorumfs.control import runtime
+from quorumfs.control import journald, runtime
 from quorumfs.options import OPTIONS
 
 
@@ -454,8 +454,11 @@ def test_a_log_file_that_cannot_be_written_is_refused(
 def without_syslog(tmp_path: Path) -> Iterator[list[str]]:
     plain = tmp_path / "no-socket"
     plain.touch()
-    with file_replaced(Path("/dev/log"), plain) as prefix:
-        yield prefix
+    with (
+        file_replaced(Path("/dev/log"), plain) as no_syslog,
+        file_replaced(Path(journald.SOCKET), plain) as no_journal,
+    ):
+        yield [*no_syslog, *no_journal]
 
 
 def test_without_syslog_a_log_file_is_in_the_runtime_directory(
@@ -507,14 +510,23 @@ def test_who_finds_the_daemon_gone_is_told_where_its_log_is(
     assert f"mounted {images[0]}" in log.read_text()
 
 
-def test_a_daemon_logs_to_syslog(make_images: MakeImages, mountpoint: Path) -> None:
-    """Detached and without --log-file, every record is a syslog message from ``quorumfs``."""
+def test_a_daemon_logs_to_syslog(
+    make_images: MakeImages, mountpoint: Path, without_syslog: list[str]
+) -> None:
+    """Detached, without --log-file and journal, each record is a syslog message of ``quorumfs``."""
     path = mountpoint.parent / "syslog"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as syslog:
         syslog.bind(str(path))
         syslog.settimeout(10)
         with file_replaced(Path("/dev/log"), path) as prefix:
-            command = [*prefix, *QUORUMFS, "mount", *map(str, make_images(2)), str(mountpoint)]
+            command = [
+                *without_syslog,
+                *prefix,
+                *QUORUMFS,
+                "mount",
+                *map(str, make_images(2)),
+                str(mountpoint),
+            ]
             subprocess.run(command, check=True)
             message = syslog.recv(4096)
             end_daemon(mountpoint)

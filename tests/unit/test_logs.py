@@ -1,4 +1,4 @@
-"""The log that nobody asked for: in the runtime directory, where there is no syslog."""
+"""The log that nobody asked for: in the runtime directory, where there is no journal nor syslog."""
 
 import logging
 from collections.abc import Iterator
@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from quorumfs.control import logs
+from quorumfs.control import journald, logs
 
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where it is; afterwards logging is what it was."""
     monkeypatch.setattr(logs, "SYSLOG_SOCKET", str(tmp_path / "none"))
+    monkeypatch.setattr(journald, "SOCKET", str(tmp_path / "none"))
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     yield tmp_path / "mount.log"
@@ -22,7 +23,8 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def mount(path: Path, *records: tuple[int, str]) -> None:
     """The life of a mount that logs these records."""
-    listener = logs.start(logs.destination(None, detached=True, fallback=path), as_json=False)
+    destination = logs.destination(None, detached=True, fallback=path, fields={})
+    listener = logs.start(destination, as_json=False)
     for level, text in records:
         logging.getLogger("quorumfs.test").log(level, text)
     listener.stop()

@@ -2,7 +2,7 @@
 # What systemd.sh runs in the Debian that it boots: as a service, once in each boot, as the root of
 # that machine alone. Each boot has a part below; the next one finds what the last one left.
 # The stores are two disks, /nas1 and /nas2, which fstab mounts.
-set -euo pipefail
+set -Eeuo pipefail  # the trap is for functions, too
 PATH=/venv/bin:$PATH
 disk=/mnt/vdisk/disk.img
 unit=quorumfs@vdisk.service
@@ -19,8 +19,12 @@ failed() {
         journalctl --no-pager -b -n 60 -o short-monotonic
     } >/dev/console 2>&1
     systemctl poweroff --force
+    exit 1
 }
 trap 'failed "$LINENO" "$BASH_COMMAND"' ERR
+
+# not COMMAND...: fails where that succeeds. (The shell overlooks it where ! does.)
+not() { if "$@"; then return 1; fi; }
 
 # within SECONDS COMMAND...: waits until it succeeds.
 within() {
@@ -39,7 +43,14 @@ holds() { [ "$(head -c ${#1} "$disk")" = "$1" ]; }
 # shown PROPERTY UNIT: its value.
 shown() { systemctl show --value -p "$1" "$2"; }
 
-# said SINCE PATTERN: whether the journal of the unit has it as a warning, since a line was written.
+# among PROPERTY UNIT WORD...: these are, in whatever order.
+among() {
+    local word words
+    words=" $(shown "$1" "$2") "
+    for word in "${@:3}"; do [[ $words = *" $word "* ]]; done
+}
+
+# warned PATTERN: whether the journal has it as a warning of the unit, in this boot.
 warned() { journalctl -q -b -p warning -u "$unit" -o cat | grep -E "$1" >/dev/null; }
 
 boot=$(($(cat $boots 2>/dev/null || echo 0) + 1))
@@ -60,8 +71,8 @@ case $boot in
     systemctl daemon-reload
     verified=$(systemd-analyze verify --man=no "$unit" 2>&1)
     [ "$verified" = "" ]
-    shown RequiresMountsFor "$unit" | grep '/nas1/a.img.*/nas2/b.img'
-    shown After "$unit" | grep 'nas1.mount.*nas2.mount\|nas2.mount.*nas1.mount'
+    among RequiresMountsFor "$unit" /nas1/a.img /nas2/b.img
+    among After "$unit" nas1.mount nas2.mount
     systemctl enable "$unit"
     systemctl start "$unit"
     [ -f "$disk" ] # at once: it is started when the disk can be used
@@ -82,13 +93,14 @@ case $boot in
     systemctl is-active "$unit"
 
     tell "a stop waits for who uses the disk"
-    sleep 5 <"$disk" &
+    tail -f "$disk" >/dev/null &
     user=$!
+    { sleep 5; kill "$user"; } &
     began=$SECONDS
     systemctl stop "$unit"
     [ $((SECONDS - began)) -ge 4 ]
-    warned "waiting until /mnt/vdisk is not in use any more by pid $user \(sleep\)"
-    ! mountpoint -q /mnt/vdisk
+    warned "waiting until /mnt/vdisk is not in use any more by pid $user \(tail\)"
+    not mountpoint -q /mnt/vdisk
     [ "$(shown Result "$unit")" = success ]
 
     tell "a daemon that is killed is started again"
@@ -119,14 +131,14 @@ case $boot in
     holds "last word of boot 1"
     journalctl -q -b -1 -u "$unit" -o cat | grep 'waiting until /mnt/vdisk is not in use'
     journalctl -q -b -u "$unit" -o cat | grep 'assembled by the rule: '
-    ! warned .
+    not warned .
 
     tell "the same by fstab"
     systemctl disable --now "$unit"
     rm /etc/quorumfs/vdisk.conf
     echo "/nas1/a.img:/nas2/b.img /mnt/vdisk fuse.quorumfs read-pattern=fifo,vote-threshold=1,_netdev,nofail 0 0" >>/etc/fstab
     systemctl daemon-reload
-    shown RequiresMountsFor mnt-vdisk.mount | grep '/nas1/a.img.*/nas2/b.img'
+    among RequiresMountsFor mnt-vdisk.mount /nas1/a.img /nas2/b.img
     systemctl start mnt-vdisk.mount
     holds "last word of boot 1"
     systemd-run --quiet --unit=guest --property=KillMode=mixed /usr/local/bin/guest

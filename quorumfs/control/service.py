@@ -139,9 +139,10 @@ class StatusLine:
         A loop that waits for a store that does not answer sends nothing to the watchdog. Killing
         the daemon would not help: no process ends in such a call, and the store is as it was.
         """
+        if not self._manager.listens:
+            return
         event, now = self._last_event(), time.monotonic()
-        news = event != self._seen or now >= self._again_at or self._reporter.stands_still
-        if not self._manager.listens or not news:
+        if event == self._seen and now < self._again_at and not self._reporter.stands_still:
             return
         status = self._reporter.latest()
         in_order = status.state is DiskState.HEALTHY and status.standstill_s is None

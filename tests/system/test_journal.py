@@ -6,7 +6,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +80,10 @@ def test_a_lost_replica_is_found_by_priority_and_name(
     stderr = mountpoint.parent / "stderr"
     with (
         stderr_in_journal(stderr) as service,
-        subprocess.Popen([*journal.prefix, *QUORUMFS, *map(str, arguments)], **service),
+        subprocess.Popen([*journal.prefix, *QUORUMFS, *map(str, arguments)], **service) as command,
+        ExitStack() as at_end,
     ):
+        at_end.callback(command.kill)  # where the test fails: else it would be waited for
         mounted = journal.find("mounted ")
         assert mounted["MESSAGE"].startswith("mounted ")
         assert mounted["PRIORITY"] == "6"

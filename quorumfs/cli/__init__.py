@@ -29,6 +29,7 @@ from quorumfs.cli.resync import resync
 from quorumfs.cli.scrub import scrub
 from quorumfs.cli.setting import set_options
 from quorumfs.cli.status import status
+from quorumfs.cli.top import top
 from quorumfs.cli.umount import umount
 from quorumfs.cli.units import generate_units, install_units
 from quorumfs.cli.waiting import wait
@@ -55,6 +56,7 @@ quorumfs.add_command(umount)
 quorumfs.add_command(status)
 quorumfs.add_command(check)
 quorumfs.add_command(metrics)
+quorumfs.add_command(top)
 quorumfs.add_command(events)
 quorumfs.add_command(wait)
 quorumfs.add_command(offline)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from quorumfs.control import mounts, runtime, schema
+from quorumfs.control.diskmap import DiskMap
 from quorumfs.control.recent import Recent
 from quorumfs.control.status import OtherSchemaError, Status, StatusFormatError
 from quorumfs.errors import ExitCode, UserError
@@ -180,6 +181,28 @@ def events(
             raise question.invalid(str(error)) from None
 
     request: dict[str, object] = {"command": "events", "after": after}
+    (answer,) = _ask_all([mount], request, understand, timeout_s, runtime_dir)
+    if isinstance(answer, ControlError):
+        raise answer
+    return answer
+
+
+def disk_map(
+    mount: mounts.Mount,
+    cells: int,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    runtime_dir: Path | None = None,
+) -> DiskMap:
+    """A picture of the disk at *mount* in so many *cells*. Raises `ControlError`."""
+
+    def understand(question: "_Question", content: dict[str, Any]) -> DiskMap:
+        try:
+            return schema.load(DiskMap, content)
+        except schema.FormatError as error:
+            raise question.invalid(str(error)) from None
+
+    request: dict[str, object] = {"command": "map", "cells": cells}
     (answer,) = _ask_all([mount], request, understand, timeout_s, runtime_dir)
     if isinstance(answer, ControlError):
         raise answer

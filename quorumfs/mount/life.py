@@ -39,6 +39,7 @@ from quorumfs.live.settings import Settings
 from quorumfs.live.verbs import verbs
 from quorumfs.mount import snapshot
 from quorumfs.mount.limits import require_for_service
+from quorumfs.mount.mapping import picture
 from quorumfs.mount.path_watch import PathWatch
 from quorumfs.mount.replicaset import ReplicaSet, open_replica_set, read_pattern
 from quorumfs.options import MountOptions
@@ -198,6 +199,7 @@ async def _serve(
             commands = {
                 "status": reporter.status,
                 "events": journal.since,
+                "map": partial(picture, disk, repairs),
                 **actions.commands(),
             }
             line = StatusLine(manager, reporter, lambda: journal.last)

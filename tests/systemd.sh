@@ -32,8 +32,8 @@ Environment=HOME=/root LANG=C.UTF-8
 [Install]
 WantedBy=multi-user.target
 END
-inside_root() { contained 'chroot "$@"' "$root" "$@"; }
-inside_root systemctl enable quorumfs-test.service 2>"$work/log"
+# shellcheck disable=SC2016 # expanded inside
+contained 'chroot "$@"' "$root" systemctl enable quorumfs-test.service 2>"$work/log"
 cat >"$root/etc/fstab" <<END
 /dev/vda / ext4 defaults 0 1
 /dev/vdb /nas1 ext4 defaults 0 2

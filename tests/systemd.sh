@@ -54,13 +54,15 @@ drives=()
 for name in root nas1 nas2; do
     drives+=(-drive "file=$work/$name.img,format=raw,if=virtio,cache=unsafe")
 done
+# In the background: bash handles no signal during a command.
 timeout "$boot_s" qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 1G \
     -kernel "$work/vmlinuz" -initrd "$work/initrd" -append "root=/dev/vda rw console=ttyS0 quiet" \
     "${drives[@]}" -nic none -display none -monitor none -serial "file:$console" &
 running=$!
-tail --pid="$running" -n +1 -F "$console" 2>"$work/log" | sed -nu 's/^.*quorumfs-systemd: //p'
+tail --pid="$running" -n +1 -F "$console" 2>"$work/log" | sed -nu 's/^.*quorumfs-systemd: //p' &
 wait "$running"
 running=""
+wait
 if ! grep -q 'quorumfs-systemd: all is well' "$console"; then
     sed -n '/quorumfs-systemd: failed/,$p' "$console"
     exit 1

@@ -32,8 +32,8 @@ Environment=HOME=/root LANG=C.UTF-8
 [Install]
 WantedBy=multi-user.target
 END
-inside_root() { contained 'chroot "$@"' "$root" "$@"; }
-inside_root systemctl enable quorumfs-test.service 2>"$work/log"
+# shellcheck disable=SC2016 # expanded inside
+contained 'chroot "$@"' "$root" systemctl enable quorumfs-test.service 2>"$work/log"
 cat >"$root/etc/fstab" <<END
 /dev/vda / ext4 defaults 0 1
 /dev/vdb /nas1 ext4 defaults 0 2
@@ -54,13 +54,15 @@ drives=()
 for name in root nas1 nas2; do
     drives+=(-drive "file=$work/$name.img,format=raw,if=virtio,cache=unsafe")
 done
+# In the background: bash handles no signal during a command.
 timeout "$boot_s" qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 1G \
     -kernel "$work/vmlinuz" -initrd "$work/initrd" -append "root=/dev/vda rw console=ttyS0 quiet" \
     "${drives[@]}" -nic none -display none -monitor none -serial "file:$console" &
 running=$!
-tail --pid="$running" -n +1 -F "$console" 2>"$work/log" | sed -nu 's/^.*quorumfs-systemd: //p'
+tail --pid="$running" -n +1 -F "$console" 2>"$work/log" | sed -nu 's/^.*quorumfs-systemd: //p' &
 wait "$running"
 running=""
+wait
 if ! grep -q 'quorumfs-systemd: all is well' "$console"; then
     sed -n '/quorumfs-systemd: failed/,$p' "$console"
     exit 1

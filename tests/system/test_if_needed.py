@@ -92,7 +92,6 @@ def test_a_set_in_use_is_not_created_again(images: list[Path], mounted: Path) ->
 
 
 def test_copies_are_made_once(make_images: MakeImages, tmp_path: Path) -> None:
-    """An interrupted copy is not taken for a whole one: the same command goes on."""
     a, b = make_images(2)
     a.write_bytes(os.urandom(1 << 20))
     c = tmp_path / "c.img"

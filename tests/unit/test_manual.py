@@ -102,7 +102,7 @@ def test_every_example_is_a_command_line_that_can_be_meant() -> None:
             if words[0] != "quorumfs":
                 continue  # the command is within another one
             assert words[1] == verb.name
-            ctx = click.Context(verb, resilient_parsing=True)
+            ctx = click.Context(verb)
             _, left, _ = verb.make_parser(ctx).parse_args(words[2:])
             assert not left
 

@@ -118,18 +118,29 @@ class Disk:
         cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watchdog.run)
-            await self._compare_late_answers()
+            await self._look_at_late_answers()
 
-    async def _compare_late_answers(self) -> None:
-        """Read once more where an answer was suspicious that came after its vote's decision."""
+    async def _look_at_late_answers(self) -> None:
+        """See to answers that came after the decision of their votes, until cancelled."""
+        late = self.mirror.late_answers
         while True:
-            offset, length = await self.mirror.late_answers.next_suspected(COMPARED_MAX)
+            await late.wait()
             try:
-                await self._read(offset, length, Comparing(self.threshold))
+                await self.mirror.note_truncated(late.failed())
+                if (place := late.suspected(COMPARED_MAX)) is not None:
+                    await self._compare(*place)
             except OSError:
                 pass  # told where it happened
             except Exception:
                 log.exception("internal error: a late answer is not compared")
+
+    async def _compare(self, offset: int, length: int) -> None:
+        """Read once more, of all and under a lock, where an answer differed that came late.
+
+        No guest waits for this: nothing is told if it fails. Raises `OSError`.
+        """
+        self.metadata.require_ours()
+        await self._read(offset, length, Comparing(self.threshold))
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read *length* bytes at *offset*: fewer at the end of the disk, none behind it."""
@@ -137,6 +148,7 @@ class Disk:
         length = min(length, self.mirror.size - offset)
         if length <= 0:
             return b""
+        self.mirror.requests += 1
         data = await self._read(offset, length)
         self.metadata.require_ours()
         return data
@@ -146,7 +158,6 @@ class Disk:
 
         *pattern*: None: the read pattern.
         """
-        self.mirror.requests += 1
         reading, repairer = None, self._repairer
         if repairer is None or not self.ledger.may_differ(offset, length):
             claim = await self._locks.acquire(offset, offset + length, exclusive=False)
@@ -318,6 +329,7 @@ class Disk:
         """
         try:
             if self.metadata.fenced is None:
+                await self.mirror.note_truncated(self.mirror.late_answers.failed())
                 await self.flush()
                 await self.metadata.close()
         finally:

@@ -30,7 +30,7 @@ GRACE_S = 0.01
 """How long (seconds) a decided vote waits for the rest."""
 
 SUSPECTED_MAX = 1024
-"""Suspected ranges; more are joined."""
+"""Suspected ranges that are remembered."""
 
 
 class LateAnswers:
@@ -41,7 +41,9 @@ class LateAnswers:
         self._report = report
         self._suspected = RangeSet()
         """Bytes at which a late answer differed, or failed."""
-        self._any = trio.Event()
+        self._failed: list[Outcome] = []
+        """Late answers that failed, and that nobody has looked at."""
+        self._came = trio.Event()
         self._under_way: Counter[Replica] = Counter()
         """Late reads, by replica."""
         self._lagging: set[Replica] = set()
@@ -66,27 +68,37 @@ class LateAnswers:
         """Compare a late answer with the *decision* of the vote, which was over *seconds* ago."""
         replica, operation = late
         self._under_way[replica] -= 1
+        if not self._under_way[replica]:
+            del self._under_way[replica]
         if seconds < GRACE_S:
             self._lagging.discard(replica)
         if operation.error is not None:
             self._report([late])
-        if operation.error is not None or operation.value != decision:
+            self._failed.append(late)
+        elif operation.value == decision:
+            return
+        if len(self._suspected) < SUSPECTED_MAX:  # so many are told as it is
             self._suspected.add(operation.offset, operation.offset + operation.length)
-            self._suspected.limit(SUSPECTED_MAX)
-            self._any.set()
+        self._came.set()
 
-    async def next_suspected(self, longest: int) -> tuple[int, int]:
-        """Wait for a suspected range, and forget it.
+    def failed(self) -> list[Outcome]:
+        """The late answers that failed, once."""
+        failed, self._failed = self._failed, []
+        return failed
 
-        Returns its offset and length, *longest* at most (bytes).
-        """
-        while not self._suspected:
-            self._any = trio.Event()
-            await self._any.wait()
-        start, end = next(iter(self._suspected))
-        end = min(end, start + longest)
-        self._suspected.remove(start, end)
-        return start, end - start
+    def suspected(self, longest: int) -> tuple[int, int] | None:
+        """A suspected range, once: its offset and length, *longest* at most (bytes)."""
+        for start, end in self._suspected:
+            stop = min(end, start + longest)
+            self._suspected.remove(start, stop)
+            return start, stop - start
+        return None
+
+    async def wait(self) -> None:
+        """Wait until any has failed, or is suspicious."""
+        if not self._failed and not self._suspected:
+            self._came = trio.Event()
+            await self._came.wait()
 
 
 class EarlyVote(FanOut):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import trio
 
 from quorumfs.decisions.patterns import (
+    Comparing,
     Fifo,
     Quorum,
     ReadPattern,
@@ -100,7 +101,7 @@ async def _ask(
     differ, so that a read need not wait for all answers. Returns all outcomes, and whether any of
     these replicas lost the range meanwhile.
     """
-    lost = False
+    lost, early = False, agreed and ends_early(pattern)
     while True:
         # A replica that lost the range while others were asked, or was ejected, is no holder now.
         still = holders_of(mirror.ledger, offset, length)
@@ -113,7 +114,7 @@ async def _ask(
         if not (count := pattern.ask_now(len(waiting), succeeded)):
             return outcomes, lost
         wave, waiting = waiting[:count], waiting[count:]
-        needed = 0 if others else pattern.needed(len(waiting))
+        needed = 0 if others else pattern.needed(len(waiting)) - succeeded
         if isinstance(pattern, Fifo) and waiting and agreed and mirror.read_order.hedges:
             last = 0 if others else pattern.needed(len(waiting) - 1)
             asked = await mirror.read_order.race(
@@ -122,8 +123,8 @@ async def _ask(
             await mirror.note_truncated(asked)
             tried = {outcome.replica for outcome in asked}
             waiting = [replica for replica in waiting if replica not in tried]
-        elif agreed and ends_early(pattern):
-            agreed = False  # if this is not decided, all are asked
+        elif early and ends_early(pattern):
+            early = False  # if this is not decided, the rest is asked, too, and waited for
             late, threshold, voters = mirror.late_answers, pattern.threshold, len(wave) + others
             vote = EarlyVote(needed, threshold, voters, late)
             first = late.asked(wave, voters, threshold)
@@ -187,5 +188,6 @@ async def _read_part(
         left = await _read_part(mirror, first, pattern, deadline)
         right = await _read_part(mirror, second, pattern, deadline)
         return Reading(left.data + right.data, left.repairable or right.repairable)
-    mirror.events.failure(offset, length)
+    if type(pattern) is not Comparing:  # for which no guest waits
+        mirror.events.failure(offset, length)
     raise OSError(verdict.errno, os.strerror(verdict.errno))

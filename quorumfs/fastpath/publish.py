@@ -68,13 +68,13 @@ class Publisher:
         if not holders:
             return 0
         order = self._mirror.read_order
-        first = order.of(holders, pattern).first
+        given = first = order.of(holders, pattern).first
         if ends_early(pattern):
-            first = self._mirror.late_answers.asked(first, len(holders), pattern.threshold)
-        if first != list(holders[: len(first)]) and (
+            first = self._mirror.late_answers.asked(given, len(holders), pattern.threshold)
+        if first != list(holders[: len(given)]) and (
             order.undecided or self._mirror.ledger.unverified(0, self._mirror.size)
         ):
-            return 0  # where replicas differ, reads keep to the order given
+            return 0  # where replicas differ, all are asked, in the order given
         asked = pattern.ask_now(len(first), 0)
         if asked < pattern.needed(len(first) - asked):
             return 0

@@ -89,12 +89,10 @@ class Membership:
 
     async def add(self, request: Request, action: Action) -> dict[str, Any]:
         """Make an image a replica, which gets everything by a resync."""
-        if self._settings.present.blkverify:
-            raise UserError(
-                "option blkverify compares two replicas: first run: quorumfs set "
-                f"{shlex.quote(self._mountpoint)} blkverify=off"
-            )
-        replica = await self._enrol(request, "image", request.number("at"), action)
+        self._require_no_blkverify()
+        replica = await self._enrol(
+            request, "image", request.number("at"), action, self._require_no_blkverify
+        )
         if request.flag("wait"):
             await self._await_current(replica, action)
             return self._told(replica, f"{replica.path} is a replica, and holds everything")
@@ -129,8 +127,25 @@ class Membership:
                 f"of {old.path} as well; to go on without {old.path}, run: quorumfs remove"
             )
 
-    async def _enrol(self, request: Request, name: str, at: int | None, action: Action) -> Replica:
-        """The new replica, at the place *at* (from 1); the one there, if this was done before."""
+    def _require_no_blkverify(self) -> None:
+        if self._settings.present.blkverify:
+            raise UserError(
+                "option blkverify compares two replicas: first run: quorumfs set "
+                f"{shlex.quote(self._mountpoint)} blkverify=off"
+            )
+
+    async def _enrol(
+        self,
+        request: Request,
+        name: str,
+        at: int | None,
+        action: Action,
+        require: Callable[[], None] = lambda: None,
+    ) -> Replica:
+        """The new replica, at the place *at* (from 1); the one there, if this was done before.
+
+        *require* raises `UserError` if it may not become one, when its files have been made.
+        """
         path = request.text(name)
         if not os.path.isabs(path):
             raise UsageError(f"{path} is no absolute path")
@@ -170,6 +185,7 @@ class Membership:
                 raise UserError(f"cannot make {path}: its file system does not answer")
             with not_cut_off():
                 async with self._whole_disk():
+                    require()
                     await enrolment.admit(new, *place)
             self._repairs.try_at_once(new)
             return new

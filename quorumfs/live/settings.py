@@ -123,6 +123,9 @@ class Settings:
         if "vote_threshold" in changed:
             action.doing = "putting vote-threshold on record"
             await self._record_threshold(new.vote_threshold)
+            self._apply(replace(old, vote_threshold=new.vote_threshold))
+            # Replicas may have come and gone, which the other options depend on.
+            new = changed_options(self.present, texts, max(len(mirror.replicas), replicas))
         mirror.read_order.write_mostly = mostly
         self._apply(new)
         return changed

@@ -138,22 +138,23 @@ class Sidecars:
         ledger, recorder, records = self.ledger, self.recorder, self.ledger.records
         async with recorder.lock:
             self.require_ours()
-            before, records.threshold = records.threshold, threshold
+            records.next_threshold = threshold
             try:
                 # As many as the old threshold must know of a lower one: else the others could go on
-                # by the old one.
-                if len(ledger.members) < ledger.least:
+                # by the old one. One that hangs would make requests wait, and fail to do its part.
+                answering = sum(member.state.answers for member in ledger.members)
+                if answering < ledger.least:
                     raise OSError(errno.EBUSY, _TOO_FEW)
-                # A higher one is in force at once. A lower one only seems to be: until it is on
-                # record an ejection must leave as many as the old one.
-                if not self._read_only:
+                if self._read_only:
+                    records.threshold = threshold
+                else:
                     await recorder.write_map_locked()
                     await recorder.commit_locked(clean=ledger.record.clean)
-            except BaseException:
-                records.threshold = before
-                raise
             finally:
+                records.next_threshold = None
                 ledger.arrange()
+            if records.threshold != threshold:
+                raise OSError(errno.EIO, "it could not be put on record")
 
     async def prepare(
         self, offset: int, length: int, *, ahead: bool = False, repair: bool = False

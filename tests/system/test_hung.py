@@ -97,6 +97,22 @@ def test_options_change_while_a_replica_hangs(store: FaultFS, tmp_path: Path) ->
         disk.wait_healthy()
 
 
+def test_blkverify_is_asked_for_while_a_third_replica_is_made(
+    store: FaultFS, tmp_path: Path
+) -> None:
+    """Of both the one that comes first counts."""
+    with SetMount(create(named(tmp_path, 2)), tmp_path, "vote-threshold=2") as disk:
+        disk.wait_healthy()
+        store.hang("new.img")
+        adding = quorumfs_in_background("add", disk.mountpoint, store.path("new.img"))
+        wait_until(store.backing("new.img").exists, "the new image")
+        quorumfs("set", disk.mountpoint, "blkverify=on")
+        store.clear()
+        _, told = adding.communicate(timeout=PATIENCE_S)
+        assert "option blkverify compares two replicas" in str(told)
+        assert len(disk.status()["replicas"]) == 2
+
+
 def test_a_refused_mount_leaves_what_hangs_alone(
     store: FaultFS, tmp_path: Path, mountpoint: Path
 ) -> None:

@@ -177,3 +177,41 @@ async def test_a_mark_write_mostly_takes_no_vote_away(
     bench.disk.mirror.read_order.write_mostly = frozenset({"r0"})
     assert await timed(bench) == pytest.approx(NEAR_S)
     assert reads(bench) == [0, 1, 1]
+
+
+async def test_a_hung_one_costs_one_timeout_where_the_others_differ(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    """What was answered before counts towards the threshold when the rest is asked."""
+    bench.files[0].choose = takes(3600, Kind.READ)
+    await timed(bench)
+    bench.files[1].content[:BLOCK] = BAD
+    began = trio.current_time()
+    with pytest.raises(OSError, match="Input/output error"):
+        await bench.disk.read(0, BLOCK)
+    assert trio.current_time() - began < 10
+
+
+async def test_a_late_answer_tells_of_a_truncation(bench: Bench, autojump_clock: MockClock) -> None:
+    """Also if the image has its length back, with zeros, before it is read again."""
+    far = bench.files[0]
+    far.choose, far.truncated = takes(FAR_S, Kind.READ), True
+    await timed(bench)
+    await trio.sleep(1.1 * FAR_S)
+    far.truncated = False
+    await trio.sleep(1)
+    first = bench.disk.replicas[0]
+    assert list(bench.disk.ledger.missed(first)) == [(0, bench.disk.size)]
+
+
+async def test_a_comparison_that_fails_is_no_failure_of_a_guest(
+    bench: Bench, autojump_clock: MockClock
+) -> None:
+    bench.files[0].content[:BLOCK] = BAD
+    await timed(bench)
+    for file in bench.files[1:]:
+        file.choose = fails(errno.EIO, Kind.READ)
+    requests = bench.disk.mirror.requests
+    await trio.sleep(1)
+    assert {event.name for event in bench.told} == {"QUORUM_REPORT_BAD"}
+    assert bench.disk.mirror.requests == requests

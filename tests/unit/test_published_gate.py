@@ -287,7 +287,7 @@ def knowns(draw: st.DrawFn) -> Known:
         mirroring=draw(st.booleans()),
         joining=not draw(mostly),
         claims=[(start, min(start + length, SIZE), how) for start, length, how in claims],
-        behind=draw(st.sampled_from([(), (), (), (0,), (1,), (0, 1)])),
+        behind=draw(st.sampled_from([(), (), (), (0,), (1,), (2,), (0, 1)])),
         removed=draw(st.sampled_from([0, 0, 4, 6, 13, REPLICAS_MAX - 5])),
     )
 
@@ -416,6 +416,7 @@ def reason_to_refuse(mirror: Mirror, ledger: Ledger, request: Asked) -> bool:
         files = [one.fast_file for one in asked]
         too_few = isinstance(mirror.pattern, Quorum) and len(members) < mirror.pattern.threshold
         differ = bool(ledger.agreement or ledger.content)
+        differ |= len(asked) < len(members) > 1 and ledger.unverified(0, SIZE)
         return not members or too_few or differ or any(not (file and file.reads) for file in files)
     chunks = ledger.map.chunks(request.offset, request.length)
     page = CHUNKS_PER_PAGE
@@ -512,6 +513,17 @@ def test_c_decides_a_vote_without_one_that_is_far_behind() -> None:
     known = replace(HEALTHY, states=states, files=files, behind=(0,))
     assert in_trio(partial(compare, known, MARKED, BOTH[:1])) == {True: 1}
     assert in_trio(partial(compare, replace(known, behind=()), MARKED, BOTH[:1])) == {False: 1}
+
+
+def test_c_leaves_nobody_out_where_images_were_never_compared() -> None:
+    """The long way asks all of them there, and tells of a difference."""
+    states, files = [Standing.CURRENT] * 3, ["fast"] * 3
+    known = replace(HEALTHY, states=states, files=files, behind=(2,))
+
+    def adopted(ledger: Ledger) -> None:
+        ledger.recorded.add(UNVERIFIED, range(len(ledger.map)))
+
+    assert in_trio(partial(compare, known, [*MARKED, adopted], BOTH[:1])) == {False: 1}
 
 
 def test_one_for_which_c_has_no_counters_is_left_to_python() -> None:

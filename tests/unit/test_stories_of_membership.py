@@ -1,12 +1,14 @@
 """Stories of replicas that are taken out and in, and of one that is about to be added."""
 
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import trio
 from support.simulation.administrator import RefusedOrderError
+from support.simulation.fate import TIMEOUT_S
 from support.simulation.oracle import BrokenError
-from support.simulation.story import EIO, EXTENTS, PAIR, Guest, Script, Story, told
+from support.simulation.story import EIO, EXTENTS, PAIR, TRIO, Guest, Script, Story, told
 
 from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.model import Found, Standing
@@ -159,6 +161,28 @@ async def no_one_is_left_to_reach_the_threshold(story: Story) -> None:
     await story.ends_well()
 
 
+async def raised_while_one_hangs(story: Story) -> None:
+    """The guest pays for the one that hangs, and not for what was asked for."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        administrator, began = guest.administrator(), trio.current_time()
+        story.world.detach(0, hang=True)
+        written: list[float] = []
+
+        async def write() -> None:
+            await trio.sleep(0.1)
+            await guest.write(EXTENTS[1])
+            written.append(trio.current_time() - began)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            with suppress(RefusedOrderError):
+                await administrator.change_threshold(3)
+        require(written[0] < 1.5 * TIMEOUT_S, f"the write took {written[0]} s")
+        require(guest.mounted.disk.threshold == 2, "it was refused, and is in force")
+        story.world.attach(0)
+    await story.ends_well()
+
+
 async def raised_while_one_fails(story: Story) -> None:
     """A change that failed leaves the threshold as it was, and the guest goes on by it."""
     async with story.holding(*EXTENTS).mounted() as guest:
@@ -181,6 +205,11 @@ STORIES: list[Script] = [
     out_and_in_again,
     removal_that_failed_is_not_taken_back,
 ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_threshold_is_raised_while_one_hangs(seed: int) -> None:
+    assert told(raised_while_one_hangs, TRIO, seed) is None
 
 
 @pytest.mark.parametrize("script", STORIES, ids=lambda script: script.__name__)

@@ -73,6 +73,9 @@ class Records:
         """The next record is to say: this mount may change the disk."""
         self.threshold = threshold
         """The number of replicas that must take a write before its acknowledgement."""
+        self.next_threshold: int | None = None
+        """What the next record is to say of that, and what is in force once it is valid; None: the
+        same as now."""
         self.orders: dict[int, Order] = {}
         """By slot: orders that no valid record follows yet."""
         self.size = plan.record.size
@@ -139,7 +142,9 @@ class Records:
         if not left:
             record = self._as_ordered(record)
         self._sequence += 1
-        threshold = self.threshold if enough else record.threshold  # too few may not change that
+        threshold = self.next_threshold or self.threshold
+        if not enough:  # too few may not change that
+            threshold = record.threshold
         record = replace(
             record, sequence=self._sequence, clean=clean, threshold=threshold, size=self.size
         )
@@ -219,6 +224,8 @@ class Records:
     def _go_by(self, record: Record, members: Sequence[Replica]) -> None:
         """Take over *record*, valid on all *members*."""
         self.record = record
+        if record.threshold == self.next_threshold:
+            self.threshold = record.threshold
         states = dict(enumerate(role.state for role in record.roles))
         self.orders = {
             slot: order for slot, order in self.orders.items() if states.get(slot) != order.state

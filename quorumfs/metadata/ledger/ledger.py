@@ -340,7 +340,8 @@ class Ledger:
     @property
     def least(self) -> int:
         """The least number of members that an ejection must leave."""
-        return max(self.threshold, self.records.quorum)
+        records = self.records
+        return max(records.threshold, records.next_threshold or 0, records.quorum)
 
     def enough_without(self, gone: Sequence[Replica]) -> bool:
         """Whether without *gone* enough members are left, and hold all data that *gone* hold."""

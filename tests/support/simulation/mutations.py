@@ -874,7 +874,7 @@ def threshold_lowered_by_few(monkeypatch: pytest.MonkeyPatch) -> None:
     change = Sidecars.change_threshold
 
     async def alone(self: Sidecars, threshold: int) -> None:
-        self.ledger.records.quorum = threshold
+        self.ledger.records.quorum = self.ledger.records.threshold = threshold
         await change(self, threshold)
 
     monkeypatch.setattr(Sidecars, "change_threshold", alone)

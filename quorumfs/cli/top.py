@@ -1,5 +1,6 @@
 """``quorumfs top``: what a disk does, on one screen."""
 
+import os
 import select
 import shutil
 import sys
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import printable
 from quorumfs.cli.status import (
     COLOURS,
+    NARROW,
     headline,
     replica_row,
     resync_line,
@@ -31,12 +34,25 @@ from quorumfs.control.status import ReplicaStatus, Status, describe, human_bytes
 from quorumfs.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import JustifyMethod, RenderableType
+    from rich.table import Table
 
     from quorumfs.control import mounts
     from quorumfs.control.recent import Recent
 
 EVENTS_SHOWN = 8
+
+COLUMNS = (
+    ("state", True),
+    ("reads/s", True),
+    ("writes/s", True),
+    ("read", False),
+    ("written", False),
+    ("p50", True),
+    ("p99", False),
+    ("queue", True),
+)
+"""Of the replicas: heading, and whether a narrow terminal shows it too."""
 
 MARGIN = 4
 """Columns beside the map."""
@@ -159,7 +175,6 @@ def drawn(picture: Picture, width: int) -> "RenderableType":
 
 
 def _parts(picture: Picture, width: int) -> "Iterable[RenderableType]":
-    from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     status = picture.status
@@ -169,21 +184,7 @@ def _parts(picture: Picture, width: int) -> "Iterable[RenderableType]":
     yield Text(headline(status), "dim")
     for line in describe(status):
         yield Text(printable(line), colour)
-    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-    table.add_column("replica", overflow="fold")
-    headings = ("state", "reads/s", "writes/s", "read", "written", "p50", "p99", "queue")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "state" else "right", no_wrap=True)
-    for replica in status.replicas:
-        name, state, *_ = replica_row(replica)
-        table.add_row(
-            name,
-            Text(state, "" if replica.current and not replica.trouble else colour),
-            *picture.rates(replica),
-            *_latency(replica),
-            str(replica.in_flight),
-        )
-    yield table
+    yield _replica_table(picture, width)
     for name, cells in _maps(picture):
         yield Text(name, "dim")
         yield Text(f"  {cells[: width - MARGIN].translate(SHADES)}")
@@ -195,6 +196,31 @@ def _parts(picture: Picture, width: int) -> "Iterable[RenderableType]":
         yield Text("events", "bold")
     for event in picture.events:
         yield Text(printable(event), overflow="ellipsis", no_wrap=True)
+
+
+def _replica_table(picture: Picture, width: int) -> "Table":
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+    table.add_column("replica", overflow="fold")
+    shown = [narrow_too or width >= NARROW for _, narrow_too in COLUMNS]
+    for heading, _ in compress(COLUMNS, shown):
+        side: JustifyMethod = "left" if heading == "state" else "right"
+        table.add_column(heading, justify=side, no_wrap=True)
+    for replica in picture.status.replicas:
+        path, state, *_ = replica_row(replica)
+        # A narrow terminal has no room for a path here: the maps name them.
+        name = path if width >= NARROW else os.path.basename(path)
+        bad = not replica.current or replica.trouble
+        cells: list[str | Text] = [
+            Text(state, COLOURS[picture.status.state] if bad else ""),
+            *picture.rates(replica),
+            *_latency(replica),
+            str(replica.in_flight),
+        ]
+        table.add_row(name, *compress(cells, shown))
+    return table
 
 
 def _maps(picture: Picture) -> Iterator[tuple[str, str]]:

@@ -173,18 +173,8 @@ def events(
     """What happened at *mount* since the event with the number *after*; None: only the number of
     the last one. Raises `ControlError`.
     """
-
-    def understand(question: "_Question", content: dict[str, Any]) -> Recent:
-        try:
-            return schema.load(Recent, content)
-        except schema.FormatError as error:
-            raise question.invalid(str(error)) from None
-
     request: dict[str, object] = {"command": "events", "after": after}
-    (answer,) = _ask_all([mount], request, understand, timeout_s, runtime_dir)
-    if isinstance(answer, ControlError):
-        raise answer
-    return answer
+    return _ask_for(Recent, mount, request, timeout_s, runtime_dir)
 
 
 def disk_map(
@@ -195,14 +185,25 @@ def disk_map(
     runtime_dir: Path | None = None,
 ) -> DiskMap:
     """A picture of the disk at *mount* in so many *cells*. Raises `ControlError`."""
+    request: dict[str, object] = {"command": "map", "cells": cells}
+    return _ask_for(DiskMap, mount, request, timeout_s, runtime_dir)
 
-    def understand(question: "_Question", content: dict[str, Any]) -> DiskMap:
+
+def _ask_for(
+    kind: type[T],
+    mount: mounts.Mount,
+    request: dict[str, object],
+    timeout_s: float,
+    runtime_dir: Path | None,
+) -> T:
+    """The answer of the daemon of *mount*, which is a *kind*. Raises `ControlError`."""
+
+    def understand(question: "_Question", content: dict[str, Any]) -> T:
         try:
-            return schema.load(DiskMap, content)
+            return schema.load(kind, content)
         except schema.FormatError as error:
             raise question.invalid(str(error)) from None
 
-    request: dict[str, object] = {"command": "map", "cells": cells}
     (answer,) = _ask_all([mount], request, understand, timeout_s, runtime_dir)
     if isinstance(answer, ControlError):
         raise answer

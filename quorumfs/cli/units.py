@@ -8,9 +8,20 @@ from pathlib import Path
 import click
 
 from quorumfs.cli.command import Verb
+from quorumfs.cli.completion import script
+from quorumfs.cli.manual import pages
 from quorumfs.cli.output import complain
 from quorumfs.errors import UserError
 from quorumfs.mount.units import drop_ins, files
+
+SHARE = "/usr/local/share"
+
+COMPLETIONS = {
+    "bash": "bash-completion/completions/quorumfs",
+    "zsh": "zsh/site-functions/_quorumfs",
+    "fish": "fish/vendor_completions.d/quorumfs.fish",
+}
+"""By shell, below `SHARE`: where it looks for what completes a command."""
 
 
 @click.command(
@@ -29,14 +40,18 @@ from quorumfs.mount.units import drop_ins, files
     default=Path("/"),
     help="Install below this directory, as for a package or an image.",
 )
-def install_units(only_print: bool, root: Path) -> None:
+@click.pass_context
+def install_units(ctx: click.Context, only_print: bool, root: Path) -> None:
     """Install what systemd and mount(8) need: for disks of /etc/quorumfs and of /etc/fstab.
 
     The unit quorumfs@.service, its generator, the programs that mount(8) and umount(8) run, and a
-    line for needrestart. Files that are there already and differ are written anew. Nothing else is
-    changed, and nothing is started: that is done by systemctl enable --now quorumfs@NAME.
+    line for needrestart; and, below /usr/local/share, manual pages and what bash, zsh and fish
+    complete command lines by. Files that are there already and differ are written anew. Nothing
+    else is changed, and nothing is started: that is done by systemctl enable --now quorumfs@NAME.
     """
-    for path, (text, mode) in files(_this_command()).items():
+    group = ctx.find_root().command
+    assert isinstance(group, click.Group)
+    for path, (text, mode) in {**files(_this_command()), **_for_people(group)}.items():
         if only_print:
             print(f"# {path}\n{text}")
             continue
@@ -61,6 +76,14 @@ def generate_units(directory: Path, others: tuple[str, ...]) -> None:
             _install(place, text, 0o644)
         except OSError as error:
             raise UserError(f"{place}: {error.strerror}") from None
+
+
+def _for_people(group: click.Group) -> dict[str, tuple[str, int]]:
+    """Manual pages and completions of the commands of *group*: by path, contents and mode."""
+    texts = {f"man/man{name[-1]}/{name}": page for name, page in pages(group).items()}
+    for shell, place in COMPLETIONS.items():
+        texts[place] = f"{script(group, shell)}\n"
+    return {f"{SHARE}/{path}": (text, 0o644) for path, text in texts.items()}
 
 
 def _install(place: Path, text: str, mode: int) -> str:

@@ -26,6 +26,14 @@ if ! ls .guest/boot/vmlinuz-* >/dev/null 2>&1; then
     depmod -b .guest "${kernel#linux-image-}"
 fi
 
+# promtool alone is needed of Prometheus, which would begin to serve if it were installed.
+if [ ! -x .guest/promtool ]; then
+    say "Fetching promtool"
+    apt-cache show prometheus >/dev/null 2>&1 || apt-get update -q
+    (cd .guest && apt-get download -q -o APT::Sandbox::User=root prometheus && dpkg -x ./*.deb unpacked &&
+        mv unpacked/usr/bin/promtool . && rm -r unpacked ./*.deb)
+fi
+
 say "Lint, format, types"
 ruff check .
 ruff format --check .

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 from conftest import MakeImages
-from support.command import refused
+from support.command import refused, wait_until
 from support.faultfs import FaultFS
 from support.faultydisk import DirectFile
 from support.mounting import make_set, quorumfs
@@ -148,9 +148,13 @@ def test_a_vote_does_not_wait_for_the_far_one(tmp_path: Path) -> None:
         disk.fs.inject("a.img", "read", delay=FAR_S)
         assert read_all(disk) < FAR_S
         rotten = disk.mounted.replicas[0]
-        disk.mounted.wait(
-            lambda status: status["replicas"][0]["errors"]["mismatch"], "the comparison"
-        )
+
+        def found() -> object:
+            """It is compared in samples: read on, until the far one has had a turn."""
+            assert disk.file.read(BLOCK, BLOCK) == CONTENT[BLOCK : 2 * BLOCK]
+            return disk.mounted.status()["replicas"][0]["errors"]["mismatch"]
+
+        wait_until(found, "the comparison")
         disk.mounted.wait(lambda status: status["replicas"][0]["copied_bytes"], "the repair")
         assert disk.mounted.replica(rotten)["state"] == "current"
         assert backing.read_bytes()[BLOCK : 2 * BLOCK] == CONTENT[BLOCK : 2 * BLOCK]

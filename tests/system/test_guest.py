@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import MakeImages
 from support import vm
+from support.command import wait_until
 from support.faultfs import FaultFS
 from support.mounting import Mounted, quorumfs
 from support.sets import SetMount, create
@@ -20,6 +21,13 @@ DISK_SIZE = 128 * MIB
 def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One directory for all boots, so that the initramfs is built once."""
     return tmp_path_factory.mktemp("vm")
+
+
+def holds_a_file_system(replica: Path) -> bool:
+    """Whether there is a superblock, which mkfs writes last."""
+    with replica.open("rb") as file:
+        file.seek(1024 + 56)
+        return file.read(2) == b"\x53\xef"
 
 
 def assert_holds_the_guests_files(replica: Path) -> None:
@@ -91,6 +99,7 @@ def test_a_replica_is_replaced_under_a_guest(tmp_path: Path, workdir: Path) -> N
         try:
             disk.wait(lambda status: status["replicas"][0]["bytes_written"] > 4 * MIB, "a start")
             quorumfs("replace", disk.mountpoint, replicas[0], new)
+            wait_until(lambda: holds_a_file_system(new), "the guest's file system")
             quorumfs("offline", disk.mountpoint, "backup.img")
             subprocess.run(["cp", tmp_path / "backup.img", copy], check=True)
             quorumfs("online", disk.mountpoint, "backup.img")

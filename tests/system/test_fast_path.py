@@ -19,6 +19,8 @@ from support.oracle import Oracle, Writers
 from support.programs import loop_device, run
 from support.sets import BLOCK, MIB, SetMount, create, opened, same
 
+from quorumfs.disk.readorder import BUDGET_MAX
+
 ONE = "--vote-threshold=1"
 FIFO = "read-pattern=fifo,vote-threshold=1"
 SIZE = 8 * MIB
@@ -56,7 +58,11 @@ def test_python_sleeps_while_no_request_needs_a_decision(
             now["reads"] - then["reads"]
             for now, then in zip(after["replicas"], before["replicas"], strict=True)
         ]
-        assert reads == ([REQUESTS] * 3 if pattern == "quorum" else [REQUESTS, 0, 0])
+        if pattern == "quorum":
+            assert reads == [REQUESTS] * 3
+        else:
+            assert reads[0] == REQUESTS
+            assert sum(reads[1:]) <= BUDGET_MAX, "now and then a busy machine makes a read late"
     assert same(images)
 
 

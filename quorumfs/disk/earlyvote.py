@@ -52,7 +52,9 @@ class LateAnswers:
     def asked(self, replicas: Sequence[Replica], voters: int, threshold: int) -> list[Replica]:
         """Those of *replicas* to ask first, out of *voters* in all: without those that still owe a
         late answer, if the others can decide the vote."""
-        in_time = [one for one in replicas if not self._under_way[one]]
+        if not self._under_way:
+            return list(replicas)
+        in_time = [one for one in replicas if one not in self._under_way]
         return in_time if unassailable(len(in_time), voters, threshold) else list(replicas)
 
     def lagging(self, replicas: Iterable[Replica]) -> bool:

@@ -53,6 +53,9 @@ class Hook(logging.Handler):
         except Full:
             self._left_out += 1
             return
+        except Exception:  # nothing that tells an event may fail for it
+            self.handleError(record)
+            return
         if self._thread is None:
             # A daemon thread: a program that hangs must not keep the process alive.
             self._thread = Thread(target=self._run, name="on-event", daemon=True)
@@ -74,6 +77,8 @@ class Hook(logging.Handler):
                 self._call(program, event, told)
             except OSError as error:
                 log.warning("on-event: cannot run %s: %s", program, error.strerror)
+            except Exception:  # the next event is to be told all the same
+                log.exception("internal error: %s was not run for %s", program, event.name)
             left_out, self._left_out = self._left_out, 0
             if left_out:
                 log.warning("on-event: %s is too slow: %d events left out", program, left_out)
@@ -106,7 +111,7 @@ class Hook(logging.Handler):
         if not in_time:
             log.warning("on-event: %s did not end in %g s: killed", program, PATIENCE_S)
         elif code:
-            how = f"exit code {code}" if code > 0 else signal.Signals(-code).name
+            how = f"exit code {code}" if code > 0 else f"killed by signal {-code}"
             log.warning("on-event: %s for %s: %s", program, event.name, how)
 
 
@@ -114,6 +119,8 @@ def _ended_within(process: int, seconds: float) -> bool:
     """Wait until *process*, a child, has ended, for so long at most; whether it has."""
     descriptor = os.pidfd_open(process)
     try:
-        return bool(select.select([descriptor], [], [], seconds)[0])
+        ends = select.poll()  # whatever the number of the descriptor
+        ends.register(descriptor, select.POLLIN)
+        return bool(ends.poll(1000 * seconds))
     finally:
         os.close(descriptor)

@@ -1,6 +1,7 @@
 """What ``quorumfs top`` draws of a disk. Any thread may ask: the map is only read."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,15 +20,25 @@ from quorumfs.errors import UsageError
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.repairs import Repairs
 
+ATTEMPTS = 5
+"""How often to look beside a loop that changes what is looked at, until it succeeds."""
+
 
 def picture(disk: Disk, repairs: Repairs | None, request: Mapping[str, Any]) -> dict[str, Any]:
     """The answer to ``{"command": "map", "cells": N}``. Raises `UsageError`."""
     cells = request.get("cells")
     if type(cells) is not int or not 1 <= cells <= CELLS_MAX:
         raise UsageError(f"'cells' is to be a number from 1 to {CELLS_MAX}")
-    metadata = disk.metadata
-    if not isinstance(metadata, Sidecars):
-        return schema.dump(DiskMap())  # type: ignore[no-any-return]
+    drawn = DiskMap()
+    if isinstance(disk.metadata, Sidecars):
+        for _ in range(ATTEMPTS):
+            with suppress(RuntimeError, LookupError):  # it was changed in the middle of it
+                drawn = _of_set(disk, disk.metadata, repairs, cells)
+                break
+    return schema.dump(drawn)  # type: ignore[no-any-return]
+
+
+def _of_set(disk: Disk, metadata: Sidecars, repairs: Repairs | None, cells: int) -> DiskMap:
     known = metadata.ledger.map
     replicas = []
     for replica in disk.replicas:
@@ -45,7 +56,7 @@ def picture(disk: Disk, repairs: Repairs | None, request: Mapping[str, Any]) -> 
             lambda chunks: passed.overlaps(chunks.start, chunks.stop),
             lambda chunks: not any(True for _ in passed.outside(chunks.start, chunks.stop)),
         )
-    return schema.dump(DiskMap(tuple(replicas), scrubbed))  # type: ignore[no-any-return]
+    return DiskMap(tuple(replicas), scrubbed)
 
 
 def _drawn(

@@ -76,6 +76,17 @@ def test_a_program_that_hangs_holds_up_nobody(
     assert not Path(f"/proc/{started.read_text().strip()}/cwd").exists()
 
 
+def test_a_program_that_is_killed_is_run_for_the_next_event(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the signal: one of those for real time has no name."""
+    hook = Hook("/mnt", str(program(tmp_path, "kill -40 $$")))
+    for _ in range(2):
+        hook.emit(told(Event("ANY", {}, "any")))
+    wait_until(lambda: caplog.text.count("for ANY: killed by signal 40") == 2, "both runs")
+    hook.close()
+
+
 def test_the_example_mails_what_matters(tmp_path: Path) -> None:
     mail = tmp_path / "mail"
     mail.write_text(f'#!/bin/sh\n{{ echo "$*"; cat; }} > {tmp_path / "sent"}\n')

@@ -59,7 +59,11 @@ class RangeSet:
     def limit(self, ranges: int) -> None:
         """Become the one range around everything, if there are more than *ranges*."""
         if len(self) > ranges:
-            self._bounds[:] = [self._bounds[0], self._bounds[-1]]
+            self._bounds[:] = self.around()
+
+    def around(self) -> tuple[int, int]:
+        """The least range around everything; ``(0, 0)`` if there is nothing."""
+        return (self._bounds[0], self._bounds[-1]) if self._bounds else (0, 0)
 
     def next_inside(self, position: int, default: int) -> int:
         """The first byte at or after *position* that is in the set; *default* if there is none."""

@@ -251,10 +251,40 @@ def fence(ledger: Ledger) -> None:
     ledger.fence()
 
 
+def copy(chunks: range, ledger: Ledger) -> None:
+    if ledger.target:
+        ledger.target.copying(ledger.members, chunks)
+
+
+def end_copy(chunks: range, ledger: Ledger) -> None:
+    copy(chunks, ledger)
+    if ledger.target:
+        ledger.target.copied(chunks)
+
+
+def sync_target(ledger: Ledger) -> None:
+    if ledger.target:
+        replica = ledger.target.replica
+        epoch = ledger.epochs.begin_sync([replica], ())
+        ledger.epochs.cover([replica], epoch)
+        ledger.target.synced(epoch)
+
+
+def record_progress(ledger: Ledger) -> None:
+    if ledger.target:
+        ledger.target.recorded()
+    record(ledger)
+
+
 def lack_all(ledger: Ledger) -> None:
     """Whoever gets no write lacks each chunk already."""
     ledger.recorded.add(ledger.membership.out_bits, range(CHUNKS))
     record(ledger)
+
+
+def target_lacks_all(ledger: Ledger) -> None:
+    if ledger.target:
+        ledger.target.lacks(range(CHUNKS))
 
 
 MARKED: list[Step] = [partial(add, INTENT, range(CHUNKS)), record]
@@ -264,7 +294,7 @@ MARKED: list[Step] = [partial(add, INTENT, range(CHUNKS)), record]
 def knowns(draw: st.DrawFn) -> Known:
     mostly = st.sampled_from([True] * 16 + [False])
     states = draw(st.lists(st.sampled_from([Standing.CURRENT] * 4 + [Standing.STALE]), max_size=3))
-    target = draw(st.sampled_from([[]] * 8 + [[Standing.RESYNCING]]))
+    target = draw(st.sampled_from([[]] * 3 + [[Standing.RESYNCING]]))
     states = [Standing.CURRENT, *states, *target]
     files = [
         "fast" if draw(mostly) else draw(st.sampled_from(["slow", "waits", "rests", "gone"]))
@@ -308,6 +338,12 @@ def steps(draw: st.DrawFn, slots: range) -> list[Step]:
         partial(remove, bits, chunks),
         partial(add, bits, chunks),
     ]
+    resync: list[Step] = [
+        partial(copy, chunks),
+        partial(end_copy, chunks),
+        sync_target,
+        record_progress,
+    ]
     seldom: list[Step] = [
         partial(cannot_be_read, near),
         partial(tear, chunks),
@@ -317,7 +353,7 @@ def steps(draw: st.DrawFn, slots: range) -> list[Step]:
         fail_to_sync,
         fence,
     ]
-    step = draw(st.sampled_from(often * 4 + seldom))
+    step = draw(st.sampled_from(often * 4 + resync * 3 + seldom))
     return [step, record] if draw(st.booleans()) else [step]
 
 
@@ -337,7 +373,12 @@ def situations(draw: st.DrawFn) -> tuple[Known, list[Step], list[Asked]]:
     known = draw(knowns())
     slots = range(known.removed, known.removed + len(known.states))
     happened = draw(st.lists(steps(slots), max_size=3))
-    marked = draw(st.sampled_from([[*MARKED, lack_all]] * 6 + [MARKED, MARKED[:1], []]))
+    marked = draw(
+        st.sampled_from(
+            [[*MARKED, lack_all], [*MARKED, target_lacks_all, lack_all]] * 3
+            + [MARKED, MARKED[:1], []]
+        )
+    )
     joined = [*marked, *(step for few in happened for step in few)]
     return known, joined, draw(st.lists(requests(), min_size=1, max_size=4))
 
@@ -422,7 +463,7 @@ def reason_to_refuse(mirror: Mirror, ledger: Ledger, request: Asked) -> bool:
     page = CHUNKS_PER_PAGE
     pages = range(chunks.start // page * page, min(-(-chunks.stop // page) * page, CHUNKS))
     return (
-        any(one.fast_file is None for one in ledger.membership.receivers)
+        any(one.fast_file is None for one in ledger.receivers)
         or not ledger.prepared(request.offset, request.length)
         or ledger.unverified(request.offset, request.length)
         or ledger.map.any(ledger.membership.member_bits, chunks)
@@ -430,9 +471,23 @@ def reason_to_refuse(mirror: Mirror, ledger: Ledger, request: Asked) -> bool:
         or ledger.unreadable.overlaps(request.offset, request.end)
         or len(ledger.members) < ledger.threshold
         # These keep out more than they have to, because they are rare, or soon over.
-        or bool(ledger.target or ledger.agreement.torn or ledger.content)
+        or bool(ledger.agreement.torn or ledger.content)
+        or at_the_target(ledger, chunks)
         or not marked_is_recorded(ledger, pages)
     )
+
+
+def at_the_target(ledger: Ledger, chunks: range) -> bool:
+    """Whether a change of *chunks* may have to be decided on for the target of a resync."""
+    target = ledger.target
+    if target is None:
+        return False
+    if target.joining:
+        return True
+    if target.mirroring:
+        return ledger.map.any(target.bit, chunks)
+    around = max(chunks.start, target.given.start) < min(chunks.stop, target.given.stop)
+    return around or not ledger.map.all(target.bit, chunks)
 
 
 def marked_is_recorded(ledger: Ledger, chunks: range) -> bool:
@@ -543,6 +598,8 @@ def test_one_for_which_c_has_no_counters_is_left_to_python() -> None:
 STALE = replace(HEALTHY, states=[Standing.CURRENT, Standing.STALE], threshold=1)
 SPARE = replace(HEALTHY, threshold=1)
 FIRST = range(1)
+RESYNCED = replace(HEALTHY, states=[Standing.CURRENT, Standing.RESYNCING], threshold=1)
+MIRRORED = replace(RESYNCED, mirroring=True)
 
 
 TORN: list[Step] = [partial(add, UNVERIFIED, FIRST), partial(tear, FIRST)]
@@ -564,6 +621,16 @@ TORN: list[Step] = [partial(add, UNVERIFIED, FIRST), partial(tear, FIRST)]
         (HEALTHY, [*MARKED, fence], ""),
         (SPARE, [*MARKED, partial(change, FIRST), fail_to_sync], ""),
         (HEALTHY, [*MARKED, *TORN, partial(remove, UNVERIFIED, FIRST), record], ""),
+        (RESYNCED, [*MARKED, target_lacks_all], "rw"),
+        (RESYNCED, [*MARKED, target_lacks_all, partial(copy, FIRST)], "r"),
+        (RESYNCED, [*MARKED, target_lacks_all, partial(end_copy, FIRST)], "r"),
+        (RESYNCED, MARKED, "r"),  # the change makes the chunk lacking
+        (MIRRORED, MARKED, "rw"),
+        (MIRRORED, [*MARKED, target_lacks_all], "r"),
+        (MIRRORED, [*MARKED, target_lacks_all, partial(copy, FIRST)], "r"),
+        (replace(MIRRORED, joining=True), MARKED, "r"),
+        (replace(MIRRORED, files=["fast", "slow"]), MARKED, "r"),
+        (replace(RESYNCED, files=["fast", "slow"]), [*MARKED, target_lacks_all], "rw"),
         (replace(HEALTHY, in_use=False), MARKED, "r"),
         (replace(HEALTHY, entered=False), MARKED, "r"),
         (replace(HEALTHY, files=["fast", "slow"]), MARKED, ""),

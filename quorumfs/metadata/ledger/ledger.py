@@ -154,17 +154,19 @@ class Ledger:
         return () if self.agreement or self.content else self.membership.members
 
     def writable(self) -> Writable | None:
-        membership = self.membership
-        if not membership.ready or self.target or self.agreement.torn or self.content:
+        membership, target = self.membership, self.target
+        if not membership.ready or self.agreement.torn or self.content:
             return None
-        outside = membership.out_bits
+        looked_at = membership.looked_at | membership.out_bits
+        wanted = INTENT | membership.out_bits  # what else a change would set, it finds set
+        kept_out = [*self.agreement.unreadable, *self.recorded.lagging(membership.member_bits)]
+        if target is not None:
+            looked_at |= target.bit
+            if not target.mirroring:  # a change makes chunks LACKING: only where they are
+                wanted |= target.bit
+                kept_out += [self.map.bounds_of(target.given)] if target.given else []
         return Writable(
-            membership.receivers,
-            self.map.chunk_size,
-            self.map.planes,
-            membership.looked_at | outside,
-            INTENT | outside,  # what else a change would set, it finds set
-            [*self.agreement.unreadable, *self.recorded.lagging(membership.member_bits)],
+            self.receivers, self.map.chunk_size, self.map.planes, looked_at, wanted, kept_out
         )
 
     def wrote(self, chunks: Collection[int]) -> None:

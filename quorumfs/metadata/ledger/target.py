@@ -173,6 +173,11 @@ class Target:
             copied.add(start, stop)
 
     @property
+    def given(self) -> range:
+        """The least range of chunks, perhaps empty, around all that are COPIED or DURABLE."""
+        return range(*self._given.around())
+
+    @property
     def unsynced(self) -> bool:
         """Whether any copied chunk is not covered by a sync yet."""
         return bool(self._copied)

@@ -751,6 +751,20 @@ def gate_looks_at_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ledger, "writable", anywhere)
 
 
+def gate_ignores_the_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R8: the fast path writes to the members alone, whatever the target was given."""
+    writable = Ledger.writable
+
+    def careless(self: Ledger) -> Writable | None:
+        found, target = writable(self), self.target
+        if found is None or target is None:
+            return found
+        mask, wanted = found.mask & ~target.bit, found.wanted & ~target.bit
+        return found._replace(receivers=self.members, mask=mask, wanted=wanted, kept_out=())
+
+    monkeypatch.setattr(Ledger, "writable", careless)
+
+
 def gate_ignores_locks(monkeypatch: pytest.MonkeyPatch) -> None:
     """R6: the fast path serves requests beside others of the same place."""
     monkeypatch.setattr(Publisher, "_locked", lambda _: [])
@@ -953,6 +967,7 @@ MUTATIONS: dict[str, Patch] = {
     "R8 joins unsynced": joins_unsynced,
     "R8 no writes": target_gets_no_writes,
     "R8 holes are written": holes_are_written,
+    "R8 gate ignores the target": gate_ignores_the_target,
     "R9 torn is clean": unreadable_is_clean,
     "R9 in place": committed_in_place,
     "R10 zeros": short_is_zeros,

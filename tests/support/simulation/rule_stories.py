@@ -401,6 +401,21 @@ async def power_cut_long_after_a_write_beside_a_resync_of_the_first(story: Story
     await power_cut_long_after_a_write_beside_a_resync(story, 0)
 
 
+async def written_anew_once_it_was_copied(story: Story) -> None:
+    """By the fast path: the extent was marked before, and the resync is still elsewhere."""
+    await ejected(story)
+    async with story.mounted() as guest:
+        guest.mounted.repairs.limit = 256
+        await guest.write(EXTENT - BLOCK)
+        sidecars = guest.mounted.sidecars
+        chunks = sidecars.ledger.map.chunks(0, BLOCK)
+        await guest.until(lambda: not sidecars.ledger.map.any(out_of_sync(1), chunks))
+        await guest.write(0)
+        guest.mounted.repairs.limit = None
+        await guest.converged()
+    await story.ends_well()
+
+
 async def a_write_lands_after_its_replica_was_given_up(story: Story) -> None:
     """It reaches its replica when that has long been given up."""
     async with story.mounted() as guest:
@@ -960,6 +975,7 @@ TOLD = (
     Told("R8 joins unsynced", power_cut_after_a_resync, seeds=8),
     Told("R8 no writes", writes_beside_a_resync, seeds=3),
     Told("R8 holes are written", resync_of_a_sparse_disk),
+    Told("R8 gate ignores the target", written_anew_once_it_was_copied, FAST),
     Told("R9 torn is clean", maps_torn_after_a_kill, seeds=4),
     Told("R9 in place", a_torn_record, seeds=3),
     Told("R10 zeros", truncated_underneath),

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import trio
 
+from quorumfs.replica.ticks import until_tick
+
 BEAT_S = 0.5
 """How often (seconds) the loop shows that it goes on."""
 
@@ -50,7 +52,7 @@ class Pulse:
         """Beat, until cancelled."""
         while True:
             self._seen_at = monotonic()
-            await trio.sleep(BEAT_S)
+            await until_tick(BEAT_S)
 
     # To be called in one other thread
 

@@ -5,6 +5,7 @@ import trio
 from quorumfs.decisions.slowness import slow_ones
 from quorumfs.disk.mirror import Mirror
 from quorumfs.replica.health import Sort
+from quorumfs.replica.ticks import until_tick
 
 TICK_S = 0.5
 """Seconds between looks at deadlines and held-back events: a timeout is noticed so much later."""
@@ -40,12 +41,9 @@ class Watchdog:
             await self._tick()
 
     async def _tick(self) -> None:
-        before = trio.current_time()
         while True:
-            await trio.sleep(TICK_S)
+            late = await until_tick(TICK_S)
             now = trio.current_time()
-            late = now - before - TICK_S
-            before = now
             for replica in self._mirror.replicas:
                 if late > TICK_S:
                     replica.pardon(late, now)  # this process was starved, not the replica

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from quorumfs.replica.replica import Replica
+from quorumfs.replica.ticks import until_tick
 
 
 async def look_after(
@@ -21,12 +22,12 @@ async def look_after(
     async def watch(replica: Replica) -> None:
         while replica in replicas():
             await look(replica)
-            await trio.sleep(every_s)
+            await until_tick(every_s)
         watched.remove(replica)
 
     async with trio.open_nursery() as nursery:
         while True:
-            await trio.sleep(every_s)
+            await until_tick(every_s)
             for replica in replicas():
                 if replica not in watched:
                     watched.add(replica)

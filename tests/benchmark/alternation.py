@@ -98,7 +98,8 @@ def run_once(
 ) -> Run:
     """Run *row* on *disk*, with nothing left to write from earlier runs."""
     disk.settle()
-    processes.forget_peak(disk.pid)
+    if disk.pid is not None:
+        processes.forget_peak(disk.pid)
     before = processes.usage(disk.pid)
     outcome = fio.run(disk.path, row, entrant.space.used, seconds)
     after = processes.usage(disk.pid)

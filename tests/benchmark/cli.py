@@ -32,7 +32,8 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "nargs": "+",
         "metavar": "NAME",
         "help": f"of {', '.join(contenders.STANDARD)}, or NAME=CHECKOUT: quorumfs of another "
-        "checkout; the first is what others are compared with",
+        "checkout, or NAME=PROGRAM: another qemu-storage-daemon; the first is what others are "
+        "compared with",
     },
     "directory": {
         "nargs": "+",

@@ -63,8 +63,8 @@ class Disk:
     """A disk that is ready to be used."""
 
     path: Path
-    pid: int
-    """Of the daemon that serves it."""
+    pid: int | None
+    """Of the daemon that serves it; None: the kernel does."""
     images: Sequence[Path]
     """The files that it keeps its data in."""
 
@@ -184,10 +184,11 @@ class Peer:
 
     name: str = "peer"
     writethrough: bool = False
+    program: str = "qemu-storage-daemon"
     is_floor: bool = False
 
     def version(self) -> str:
-        return str(machine.facts()["qemu"])
+        return machine.first_line(self.program, "--version")
 
     def image_count(self, family: Family) -> int:
         return family.replicas
@@ -204,6 +205,7 @@ class Peer:
             read_pattern=family.read_pattern,
             events=False,
             writethrough=self.writethrough,
+            program=self.program,
         )
         with _exported(export, images) as disk:
             yield disk
@@ -266,11 +268,50 @@ class Null:
             unmount(mountpoint)
 
 
+@dataclass(frozen=True, slots=True)
+class Btrfs:
+    """The kernel's own mirror: a file on btrfs RAID1, over loop devices on one file each.
+
+    Without copy-on-write, as is usual for disks of virtual machines. Needs root, and mkfs.btrfs.
+    """
+
+    name: str = "btrfs"
+    is_floor: bool = False
+
+    def version(self) -> str:
+        return f"kernel {machine.facts()['kernel']}"
+
+    def image_count(self, family: Family) -> int:
+        return 2 * family.replicas  # with room for what the file system needs
+
+    @contextmanager
+    def disk(self, family: Family, directory: Path, space: Space) -> Iterator[Disk]:
+        images = [directory / f"{number}.img" for number in range(family.replicas)]
+        for image in images:
+            with image.open("wb") as file:
+                file.truncate(2 * space.size + 512 * MIB)
+        mountpoint = directory / "mnt"
+        mountpoint.mkdir()
+        with contextlib.ExitStack() as stack:
+            devices = []
+            for image in images:
+                devices.append(_output("losetup", "--find", "--show", image))
+                stack.callback(_output, "losetup", "--detach", devices[-1])
+            profile = {2: "raid1", 3: "raid1c3", 4: "raid1c4"}[family.replicas]
+            _output("mkfs.btrfs", "--quiet", "--data", profile, "--metadata", profile, *devices)
+            members = ",".join(f"device={device}" for device in devices)
+            _output("mount", "-o", f"nodatacow,{members}", devices[0], mountpoint)
+            stack.callback(unmount, mountpoint)
+            _make_image(mountpoint / "disk.img", space)
+            yield Disk(mountpoint / "disk.img", None, [mountpoint / "disk.img"])
+
+
 STANDARD: dict[str, Contender] = {
     contender.name: contender
     for contender in (
         Peer(),
         Peer("durable", writethrough=True),
+        Btrfs(),
         Quorumfs("ours"),
         Quorumfs("none", metadata="none"),
         RawPeer(),
@@ -285,16 +326,30 @@ def both() -> list[Contender]:
 
 
 def named(name: str) -> Contender:
-    """A contender of `STANDARD`, or for ``NAME=CHECKOUT`` the quorumfs of another checkout.
+    """A contender of `STANDARD`, or another version of one.
 
-    Raises `ValueError` if it is neither.
+    ``NAME=CHECKOUT`` is the quorumfs of another checkout, and ``NAME=PROGRAM`` another
+    qemu-storage-daemon. Raises `ValueError` if it is none of these.
     """
-    label, _, checkout = name.partition("=")
-    if checkout and label not in STANDARD and (Path(checkout) / "quorumfs").is_dir():
-        return Quorumfs(label, checkout=Path(checkout).resolve())
+    label, _, place = name.partition("=")
+    path = Path(place).resolve()
+    if place and label not in STANDARD:
+        if (path / "quorumfs").is_dir():
+            return Quorumfs(label, checkout=path)
+        if path.is_file() and os.access(path, os.X_OK):
+            return Peer(label, program=str(path))
     if name not in STANDARD:
-        raise ValueError(f"{name}: neither of {', '.join(STANDARD)}, nor NAME=CHECKOUT")
+        what = f"neither of {', '.join(STANDARD)}, nor NAME=CHECKOUT or NAME=PROGRAM"
+        raise ValueError(f"{name}: {what}")
     return STANDARD[name]
+
+
+def _output(*command: str | Path) -> str:
+    """What a command says. Raises `RuntimeError` with its complaint if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: {done.stderr.strip()}")
+    return done.stdout.strip()
 
 
 @contextmanager

@@ -17,21 +17,21 @@ def facts() -> dict[str, object]:
         "python": platform.python_version(),
         "pyfuse3": importlib.metadata.version("pyfuse3"),
         "trio": importlib.metadata.version("trio"),
-        "qemu": _first_line("qemu-storage-daemon", "--version"),
-        "fio": _first_line("fio", "--version"),
+        "qemu": first_line("qemu-storage-daemon", "--version"),
+        "fio": first_line("fio", "--version"),
         "load_average": os.getloadavg()[0],
     }
 
 
 def checkout_version(directory: Path) -> str | None:
     """The commit of the checkout that *directory* lies in; None where there is no checkout."""
-    described = _first_line("git", "-C", str(directory), "describe", "--always", "--dirty")
+    described = first_line("git", "-C", str(directory), "describe", "--always", "--dirty")
     return described or None
 
 
 def file_system(directory: Path) -> str:
     """The kind of file system that *directory* lies on."""
-    return _first_line("findmnt", "-no", "FSTYPE", "-T", str(directory)) or "unknown"
+    return first_line("findmnt", "-no", "FSTYPE", "-T", str(directory)) or "unknown"
 
 
 def _cpu_model() -> str:
@@ -40,7 +40,8 @@ def _cpu_model() -> str:
     return next(models, platform.machine())
 
 
-def _first_line(*command: str) -> str:
+def first_line(*command: str) -> str:
+    """The first line that a command says; empty if it fails, or there is none."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:

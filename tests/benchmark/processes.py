@@ -18,8 +18,13 @@ class Usage:
     """The most that was resident since `forget_peak`."""
 
 
-def usage(pid: int) -> Usage:
-    """What the process has used so far; CPU time counts in clock ticks (10 ms)."""
+def usage(pid: int | None) -> Usage:
+    """What the process has used so far; CPU time counts in clock ticks (10 ms).
+
+    None: the kernel, of which this is unknown, and told as nothing.
+    """
+    if pid is None:
+        return Usage(0.0, 0.0, 0, 0)
     times = _times(Path(f"/proc/{pid}"))
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     memory = {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmark import processes, table
 from benchmark.alternation import Entrant, Run, disks, place, run_once
-from benchmark.contenders import Disk, Family, Quorumfs, Space
+from benchmark.contenders import Family, Quorumfs, Space
 from benchmark.rows import Row
 
 TOP = 25
@@ -46,15 +46,17 @@ def measure(directory: Path, row: Row, family: Family, size: int, seconds: float
         entrant = Entrant(ours, family, Space(size))
         where = place(directory)
         with disks(directory, [entrant]) as (disk,):
+            daemon = disk.pid
+            assert daemon is not None
             plain = run_once(disk, entrant, row, seconds, where, 1)
             disk.settle()
-            before = processes.thread_times(disk.pid)
-            os.kill(disk.pid, signal.SIGUSR2)
+            before = processes.thread_times(daemon)
+            os.kill(daemon, signal.SIGUSR2)
             run = run_once(disk, entrant, row, seconds, where, 2)
-            os.kill(disk.pid, signal.SIGUSR2)
+            os.kill(daemon, signal.SIGUSR2)
             stacks = _read(output)
-            after = processes.thread_times(disk.pid)
-    return Profile(row, plain, run, stacks, _by_role(disk, before, after))
+            after = processes.thread_times(daemon)
+    return Profile(row, plain, run, stacks, _by_role(daemon, before, after))
 
 
 def _read(output: Path) -> dict[str, tuple[int, float]]:
@@ -67,7 +69,7 @@ def _read(output: Path) -> dict[str, tuple[int, float]]:
 
 
 def _by_role(
-    disk: Disk, before: Mapping[int, processes.Times], after: Mapping[int, processes.Times]
+    daemon: int, before: Mapping[int, processes.Times], after: Mapping[int, processes.Times]
 ) -> dict[str, processes.Times]:
     """Threads that ended meanwhile are not counted: quorumfs keeps its own."""
     none = processes.Times(0.0, 0.0)
@@ -78,9 +80,9 @@ def _by_role(
         )
         for thread, times in after.items()
     }
-    others = [times for thread, times in used.items() if thread != disk.pid]
+    others = [times for thread, times in used.items() if thread != daemon]
     return {
-        "main thread": used[disk.pid],
+        "main thread": used[daemon],
         f"{len(others)} others": processes.Times(
             sum(times.user_s for times in others), sum(times.system_s for times in others)
         ),

@@ -35,8 +35,10 @@ class Export:
         nodes: Sequence[JSON],
         *,
         writethrough: bool = False,
+        program: str = "qemu-storage-daemon",
     ) -> None:
         """With *writethrough* every write is durable when it is answered."""
+        self._program = program
         self._writethrough = writethrough
         self.path = path.parent.resolve() / path.name
         self._arguments = [f"--object={json.dumps(each)}" for each in objects]
@@ -53,7 +55,7 @@ class Export:
             with theirs:
                 self._process = subprocess.Popen(
                     [
-                        "qemu-storage-daemon",
+                        self._program,
                         f"--chardev=socket,id=control,fd={theirs.fileno()}",
                         *self._arguments,
                         f"--export={json.dumps(export)}",
@@ -152,6 +154,7 @@ class QuorumExport(Export):
         events: bool = True,
         direct: bool = False,
         writethrough: bool = False,
+        program: str = "qemu-storage-daemon",
     ) -> None:
         nodes: list[JSON] = [
             {
@@ -174,7 +177,7 @@ class QuorumExport(Export):
             "rewrite-corrupted": rewrite_corrupted,
             "blkverify": blkverify,
         }
-        super().__init__(path, [], [*nodes, quorum], writethrough=writethrough)
+        super().__init__(path, [], [*nodes, quorum], writethrough=writethrough, program=program)
         self._recording = events
 
     def events(self) -> list[JSON]:

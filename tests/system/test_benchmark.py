@@ -42,6 +42,17 @@ def test_the_matrix_runs_everybody_in_turn_and_is_told_saved_and_drawn(tmp_path:
     assert not list(place.iterdir())
 
 
+def test_another_qemu_takes_part_by_its_path(tmp_path: Path) -> None:
+    program = tmp_path / "qemu"
+    program.write_text('#!/bin/sh\nexec qemu-storage-daemon "$@"\n')
+    program.chmod(0o755)
+    row = ("--rows", "4k randrw qd16", "--rounds", "1")
+    told = benchmark(
+        "matrix", *row, *SMALL, "--directory", tmp_path, "--contenders", "peer", f"next={program}"
+    )
+    assert told.count("next/peer") == 2
+
+
 def test_a_profile_names_what_the_daemon_does(tmp_path: Path) -> None:
     samples = tmp_path / "samples"
     row = ("4k randrw qd16", "--seconds", "1", "--size-mib", "2")

@@ -36,6 +36,12 @@ LOCK_S = 0.1
 """How much longer (seconds) than the smallest unit the units at work may hold their locks, for
 which a guest may wait."""
 
+QUICK_S = 0.005
+"""How long (seconds) a unit larger than a piece may hold its lock beside a guest."""
+
+LIMIT_S = 0.1
+"""Of how many seconds' work by the limit a unit larger than a piece may be."""
+
 BATCH = 64 << 20
 """Bytes repaired between two syncs, at most."""
 
@@ -91,6 +97,8 @@ class Work:
         self._pacer = Pacer(limit)
         self._locked = self._least_locked()
         """Bytes to be locked, in all units together."""
+        self._quick = PIECE
+        """Bytes of a unit that would hold its lock for `QUICK_S`."""
         self.unsynced = Portion(PIECE, BATCH, SYNC_S)
         """Bytes that a replica is given between two syncs."""
         self._stop = trio.Event()
@@ -194,8 +202,9 @@ class Work:
             began, parallel = trio.current_time(), self._parallel()
 
             def worked() -> None:
-                whole = -(-(end - start) // self.map.chunk_size) * self.map.chunk_size
-                self._locked.took(parallel * whole, began, trio.current_time())
+                now, size = trio.current_time(), self.map.chunk_size
+                self._locked.took(parallel * (-(-(end - start) // size) * size), began, now)
+                self._quick = int((end - start) * QUICK_S / max(now - began, QUICK_S / BATCH))
 
             yield worked
 
@@ -357,8 +366,10 @@ class Work:
             raise errors[0]
 
     def _next_unit(self, batch: deque[range], longest: int, *, urgent: bool) -> range:
-        if self.limit is not None or self.mirror.requests != self._requests_seen:
-            longest = min(longest, PIECE)
+        if self.limit is not None:
+            longest = min(longest, max(PIECE, int(self.limit * LIMIT_S)))
+        if self.mirror.requests != self._requests_seen:
+            longest = min(longest, max(PIECE, self._quick))
         if not urgent:
             longest = min(longest, self._locked.amount // self._parallel())
         run = batch.popleft()

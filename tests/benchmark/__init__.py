@@ -7,7 +7,7 @@
     other contenders.
 ``alternation``
     Rows run in turn for each contender, and what each run gave.
-``replicas``, ``sizes``, ``memory``, ``resync``
+``replicas``, ``sizes``, ``memory``, ``resync``, ``replacing``
     Other questions, asked in the same way.
 ``profiling``, ``sampler``
     Where our daemon's time goes in one row.

@@ -12,6 +12,7 @@ from benchmark import (
     matrix,
     memory,
     profiling,
+    replacing,
     replicas,
     resync,
     rows,
@@ -45,6 +46,12 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "size-mib": {"type": int, "default": 512, "help": "of the disk"},
     "small-gib": {"type": int, "default": 1, "help": "one disk"},
     "large-gib": {"type": int, "default": 16384, "help": "the other disk"},
+    "limit": {
+        "nargs": "+",
+        "default": ["100M", "10M"],
+        "metavar": "RATE",
+        "help": "of the resync, bytes a second",
+    },
     "rounds": {"type": int, "default": 3, "help": "of which medians are taken"},
     "seconds": {"type": float, "default": 3.0, "help": "of each run"},
     "json": {"type": Path, "metavar": "FILE", "help": "save every run here"},
@@ -124,6 +131,15 @@ def _parser() -> argparse.ArgumentParser:
         "directory size-mib rounds json",
         "a full copy beside cp",
         directory=[DISK],
+    )
+    _command(
+        commands,
+        "replace",
+        _replace,
+        "contenders directory size-mib limit rounds seconds json",
+        "what a guest feels while a replica is replaced",
+        contenders=["ours"],
+        size_mib=1024,
     )
     profile = _command(
         commands,
@@ -226,6 +242,25 @@ def _resync(asked: _Asked) -> None:
         copies += of
     if asked.json:
         saving.save(asked.json, about, copies)
+
+
+def _replace(asked: _Asked) -> None:
+    entrants = [contenders.named(name) for name in asked.contenders]
+    ours = [entrant for entrant in entrants if isinstance(entrant, contenders.Quorumfs)]
+    if ours != entrants:
+        raise ValueError("only quorumfs replaces a replica: take ours, or NAME=CHECKOUT")
+    about = saving.facts(entrants)
+    felt = []
+    for directory in asked.directory:
+        of = list(
+            replacing.measure(
+                directory, ours, asked.limit, asked.size_mib * MIB, asked.rounds, asked.seconds
+            )
+        )
+        _print(replacing.report(of))
+        felt += of
+    if asked.json:
+        saving.save(asked.json, about, felt)
 
 
 def _profile(asked: _Asked) -> None:

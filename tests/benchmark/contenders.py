@@ -129,13 +129,13 @@ class Quorumfs:
             self._python(
                 *self.launcher, "mount", "-o", options, "--log-file", log, *images, mountpoint
             )
-            pid = int(json.loads(self._quorumfs("status", "--json", mountpoint))["pid"])
+            pid = int(json.loads(self.order("status", "--json", mountpoint))["pid"])
             daemon = os.pidfd_open(pid)
             yield Disk(mountpoint / "disk.img", pid, images)
         finally:
             if is_mounted(mountpoint):
                 with contextlib.suppress(RuntimeError):  # in use: below it goes lazily
-                    self._quorumfs("umount", mountpoint)
+                    self.order("umount", mountpoint)
             unmount(mountpoint)
             if daemon is not None:
                 _end(daemon)
@@ -143,36 +143,49 @@ class Quorumfs:
     def _set(self, family: Family, directory: Path, space: Space) -> list[Path]:
         images = [directory / f"{number}.img" for number in range(family.replicas)]
         if not space.filled and self.metadata == "sidecar":
-            self._quorumfs("create", "--size", space.size, *images)
+            self.order("create", "--size", space.size, *images)
         elif self.metadata == "sidecar" and family.replicas > 1:
             _make_image(images[0], space)
             threshold = ("--vote-threshold", family.threshold)
-            self._quorumfs("create", "--source", images[0], *threshold, *images)
+            self.order("create", "--source", images[0], *threshold, *images)
         else:  # a lone image is adopted at once: there is nothing to compare it with
             for image in images:
                 _make_image(image, space)
         return images
 
-    def _quorumfs(self, *arguments: object) -> str:
+    def order(self, *arguments: object) -> str:
+        """What ``quorumfs`` says to *arguments*. Raises `RuntimeError` if it fails."""
         return self._python("-m", "quorumfs", *arguments)
 
+    def begin(self, *arguments: object) -> subprocess.Popen[str]:
+        """``quorumfs`` with *arguments*, which may take long."""
+        return self._begin_python("-m", "quorumfs", *arguments)
+
     def _python(self, *arguments: object) -> str:
+        with self._begin_python(*arguments) as process:
+            try:
+                told, complaints = process.communicate(timeout=ENDS_S)
+            except BaseException:
+                process.kill()
+                raise
+        if process.returncode:
+            raise RuntimeError(f"{arguments}: {complaints.strip()}")
+        return told
+
+    def _begin_python(self, *arguments: object) -> subprocess.Popen[str]:
         environment = dict(os.environ)
         if self.checkout is not None:
             environment["PYTHONPATH"] = str(self.checkout)
-        done = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, *map(str, arguments)],
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            check=False,
-            timeout=ENDS_S,
             env=environment,
             start_new_session=True,  # Ctrl-C is for us
             cwd=self.checkout,  # Python looks there first
         )
-        if done.returncode:
-            raise RuntimeError(f"{arguments}: {done.stderr.strip()}")
-        return done.stdout
 
 
 @dataclass(frozen=True, slots=True)

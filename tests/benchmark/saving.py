@@ -10,6 +10,7 @@ from benchmark import machine
 from benchmark.alternation import Run
 from benchmark.contenders import Contender
 from benchmark.memory import Memory
+from benchmark.replacing import Felt
 from benchmark.resync import Copy
 
 
@@ -19,7 +20,9 @@ def facts(contenders: Iterable[Contender]) -> dict[str, object]:
     return {"command": sys.argv[1:], "machine": machine.facts(), "contenders": versions}
 
 
-def save(path: Path, about: Mapping[str, object], runs: Iterable[Run | Copy | Memory]) -> None:
+def save(
+    path: Path, about: Mapping[str, object], runs: Iterable[Run | Copy | Memory | Felt]
+) -> None:
     """Write *runs* and what `facts` gave to *path*."""
     text = json.dumps({**about, "runs": [asdict(run) for run in runs]}, indent=1)
     path.write_text(text + "\n")

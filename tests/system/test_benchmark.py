@@ -53,6 +53,13 @@ def test_another_qemu_takes_part_by_its_path(tmp_path: Path) -> None:
     assert told.count("next/peer") == 2
 
 
+def test_a_replacement_is_felt(tmp_path: Path) -> None:
+    small = ("--size-mib", "64", "--seconds", "0.5", "--rounds", "1", "--limit", "1M")
+    told = benchmark("replace", *small, "--directory", tmp_path)
+    assert "p99" in told
+    assert not mounted_below(tmp_path)
+
+
 def test_a_profile_names_what_the_daemon_does(tmp_path: Path) -> None:
     samples = tmp_path / "samples"
     row = ("4k randrw qd16", "--seconds", "1", "--size-mib", "2")

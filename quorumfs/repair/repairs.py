@@ -251,8 +251,7 @@ class Repairs:
             return False
         if await self.resolving.step():
             return True
-        unverified = len(self._ledger.members) > 1 and self._map.count(UNVERIFIED)
-        if unverified and await self._verification.verify():
+        if self._map.count(UNVERIFIED) and await self._verification.verify():
             return True
         return await self.scrub.step()
 

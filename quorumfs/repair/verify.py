@@ -68,8 +68,13 @@ class Verification:
         return self._differing
 
     async def verify(self) -> bool:
-        """Compare the UNVERIFIED chunks that are due; whether there were any."""
+        """Compare the UNVERIFIED chunks that are due; whether there were any.
+
+        None is due while only one replica is current, unless all others were removed from the set.
+        """
         members = frozenset(self._ledger.members)
+        if len(members) < 2:
+            return await self._accept_the_last(members)
         if not members <= self._compared:  # with one member more there may be a majority
             self._differing, self._unread = RangeSet(), RangeSet()
         self._compared = members
@@ -91,6 +96,16 @@ class Verification:
         await self._work.save()
         self._again_at = trio.current_time() + self._pause_s
         self._pause_s = min(2 * self._pause_s, AGAIN_S[1])
+        return True
+
+    async def _accept_the_last(self, members: frozenset[Replica]) -> bool:
+        """Believe the only replica of the set: no other is left to compare it with."""
+        if [member.slot for member in members] != self._ledger.record.slots:
+            return False
+        for run in self._map.runs(UNVERIFIED, longest=len(self._map)):
+            async with self._work.locked(run):
+                self._equal(run)
+        await self._work.save()
         return True
 
     def _left_out(self) -> RangeSet:

@@ -119,6 +119,20 @@ async def undecided_for_one_read_error(story: Story) -> None:
     await story.ends_well()
 
 
+async def all_others_are_removed(story: Story) -> None:
+    """The last one has nothing left to be compared with, where it differed from the other."""
+    story.world.replicas[1].image.rot(EXTENTS[5], WRONG)
+    async with story.mounted() as guest:
+        unverified = guest.mounted.sidecars.ledger.map
+        await guest.until(lambda: unverified.count(UNVERIFIED) < 3)
+        story.fail(1, CHANGES)
+        await guest.write_surely(0)
+        story.mend(1)
+        await guest.administrator().remove(1)
+        await guest.until(lambda: not unverified.count(UNVERIFIED))
+    await story.ends_well()
+
+
 async def a_write_beside_a_bad_sector(story: Story) -> None:
     """It fails because another block of the extent cannot be read on one of two."""
     _bad_sector(story, 0, EXTENTS[5] + CHUNK)
@@ -266,6 +280,7 @@ STORIES = [
     (a_tie_of_four_and_one_read_error, replace(RAW_TRIO, replicas=4)),
     (compared_without_one_that_could_not_be_read, RAW_TRIO),
     (undecided_for_one_read_error, RAW_TRIO),
+    (all_others_are_removed, RAW),
     (a_write_beside_a_bad_sector, replace(RAW, threshold=2)),
     (written_anew_and_still_undecided, RAW),
     (written_where_it_cannot_be_read, RAW),

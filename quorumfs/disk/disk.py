@@ -261,7 +261,8 @@ class Disk:
                 claim.changes = ()
                 # If the bytes were readable before they are durable, a power cut in between
                 # would show whatever lay there before (P1).
-                await self.mirror.sync()
+                if not await self.mirror.sync():
+                    raise OSError(errno.EIO, "what was written may not be durable")
                 await self.metadata.written_over(offset, length)
         except OSError:
             self.events.failure(offset, length)
@@ -291,9 +292,12 @@ class Disk:
         """
         self.metadata.require_ours()
         try:
-            if self._repairer is not None and self.ledger.unflushable():
-                await self._repairer.settle_all()
-            await self.mirror.sync()
+            durable = False
+            while not durable:
+                if self._repairer is not None and self.ledger.unflushable():
+                    await self._repairer.settle_all()
+                # An earlier flush may fail while this one waits for it, and leave more to settle.
+                durable = await self.mirror.sync() or self._repairer is None
         except OSError:
             self.ledger.tell_loss()
             raise

@@ -6,29 +6,35 @@ flush need only a flush that begins later, and a single one serves all callers w
 
 import errno
 from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
 
 import trio
 
+T = TypeVar("T")
 
-class GroupFlush:
-    """Runs flushes one after the other, each for all callers that asked before the flush began."""
+
+class GroupFlush(Generic[T]):
+    """Runs flushes one after the other, each for all callers that asked before the flush began.
+
+    *T*: the result of a flush, which all its callers get.
+    """
 
     def __init__(self) -> None:
         self._lock = trio.Lock()
         self._begun = 0
         """How many flushes have begun."""
-        self._error: OSError | None = None
-        """Why the latest flush failed."""
+        self._outcome: T | OSError = _UNFINISHED
+        """The result of the latest flush, or why it failed."""
 
     @property
     def running(self) -> bool:
         """Whether a flush is under way."""
         return self._lock.locked()
 
-    async def run(self, flush: Callable[[], Awaitable[None]]) -> None:
+    async def run(self, flush: Callable[[], Awaitable[T]]) -> T:
         """Wait for a flush that begins from now on: *flush*, or another caller's.
 
-        Raises `OSError` as that flush did.
+        Returns the result of that flush, or raises `OSError` as it did.
         """
         asked = self._begun
         if self._lock.locked():
@@ -39,15 +45,17 @@ class GroupFlush:
             if self._begun == asked:
                 self._begun += 1
                 # For the callers that share this flush, should it end in any other way.
-                self._error = OSError(errno.EIO, "the flush was not finished")
+                self._outcome = _UNFINISHED
                 try:
-                    await flush()
+                    self._outcome = await flush()
                 except OSError as error:
-                    self._error = error
-                else:
-                    self._error = None
+                    self._outcome = error
             # Else a whole flush has begun and ended since, and covers this caller's writes.
-            if self._error is not None:
-                raise OSError(self._error.errno, self._error.strerror)
+            if isinstance(self._outcome, OSError):
+                raise OSError(self._outcome.errno, self._outcome.strerror)
+            return self._outcome
         finally:
             self._lock.release()
+
+
+_UNFINISHED = OSError(errno.EIO, "the flush was not finished")

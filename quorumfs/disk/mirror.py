@@ -55,7 +55,7 @@ class Mirror:
         self.locks = RangeLock()
         self.requests = 0
         """Requests of the guest so far; repairs see by them whether the guest is at work."""
-        self._flush = GroupFlush()
+        self._flush = GroupFlush[bool]()
         self._announced = {replica: replica.state for replica in self.replicas}
 
     @property
@@ -102,16 +102,19 @@ class Mirror:
             if isinstance(operation.error, TruncatedError):
                 await self.metadata.truncated(replica)
 
-    async def sync(self) -> None:
+    async def sync(self) -> bool:
         """Make all writes durable on at least the threshold of replicas; else raise `OSError`.
 
-        A sync counts only for data that its replica holds and no earlier sync lost (R4). Divergent
-        chunks are not made equal first, so success promises nothing to a guest. A repair syncs
-        before it copies, so that replicas report losses not known yet.
+        A sync counts only for data that its replica holds and no earlier sync lost (R4). Chunks
+        are not made equal first: returns whether none had to be when the syncs began. If any had
+        to be, another flush may have failed while this one waited for it, and success promises
+        nothing to a guest. A repair syncs before it copies, so that replicas report losses not
+        known yet.
         """
-        await self._flush.run(self._sync_replicas)
+        return await self._flush.run(self._sync_replicas)
 
-    async def _sync_replicas(self) -> None:
+    async def _sync_replicas(self) -> bool:
+        proves_durable = not self.ledger.unflushable()
         self.ledger.begin_flush(self.locks.changing())
         fan_out = FanOut(self.threshold)
         outcomes = [
@@ -126,6 +129,7 @@ class Mirror:
         self.report(outcome for outcome in outcomes if outcome.error is not None)
         await self.metadata.finish_flush(outcomes)
         self.announce_states()
+        return proves_durable
 
     @property
     def flushing(self) -> bool:

@@ -266,5 +266,5 @@ class Repairs:
             with suppress(OSError):  # the next time, then
                 if self._ledger.unflushable():
                     await self._settling.settle_all()
-                await self._mirror.sync()
-                await self._sidecars.clear_marks(self._mirror.locks.claimed)
+                if await self._mirror.sync():
+                    await self._sidecars.clear_marks(self._mirror.locks.claimed)

@@ -67,6 +67,7 @@ PROMISES = (
         "A guest's journal believes in writes that a power cut then takes back.",
         (
             "quorumfs.disk.disk.Disk.flush",
+            "quorumfs.disk.mirror.Mirror.sync",
             "quorumfs.metadata.sidecars.Sidecars.finish_flush",
             "quorumfs.repair.replica_io.cannot_be_read",
         ),

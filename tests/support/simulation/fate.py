@@ -436,10 +436,14 @@ class Fate:
             self._world.replicas[index].image_faults.plan(Kind.WRITE, Fault(error=errno.EIO))
             await self._do(guest.write, *self._somewhere())
         if dice.random() < 0.5:
-            await self._do(self._mounted.disk.mirror.sync)
+            await self._do(self._sync)
         await trio.sleep(dice.choice((0.0, dice.uniform(0.0, 90.0))))
         await self._do(guest.flush)
         await self._do(guest.read, 0, self._mounted.disk.size)
+
+    async def _sync(self) -> None:
+        """As a repair does it: this is no flush of a guest."""
+        await self._mounted.disk.mirror.sync()
 
     async def _one_is_truncated(self) -> None:
         """And gets its length back some time after the daemon has noticed."""

@@ -579,6 +579,17 @@ def one_sync_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     _nothing_early(monkeypatch)
 
 
+def any_sync_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P2: a flush that waited for a failed one counts, though its sync found what was lost gone."""
+    sync = Mirror.sync
+
+    async def credulous(self: Mirror) -> bool:
+        await sync(self)
+        return True
+
+    monkeypatch.setattr(Mirror, "sync", credulous)
+
+
 def source_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """P9: after a crash all get what the first replica holds, whatever a majority does."""
 
@@ -992,6 +1003,7 @@ MUTATIONS: dict[str, Patch] = {
     "R14 not read back": not_read_back,
     "R14 goes on": fenced_goes_on,
     "P2 one sync is enough": one_sync_is_enough,
+    "P2 any sync is believed": any_sync_is_believed,
     "P2 record in memory": flush_ejects_in_memory,
     "P4 ties are repaired": ties_are_repaired,
     "P4 scrub believes the first": scrub_believes_the_first,

@@ -612,6 +612,21 @@ async def only_one_can_sync(story: Story) -> None:
     await story.ends_well()
 
 
+async def a_flush_waits_for_one_that_fails(story: Story) -> None:
+    """That one is told of the loss; this one is answered when all is durable after all."""
+    await ejected(story)
+    async with story.mounted([0]) as guest:
+        await guest.write_surely(0)
+        story.fail_once(0, Kind.SYNC, Fault(delay_s=1.0, error=errno.EIO))
+        guest.begin(guest.flush)
+        await trio.sleep(0.5)
+        await guest.surely(guest.flush())
+        story.world.power_cut()
+    async with story.mounted([0]) as guest:
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
 async def power_cut_after_one_failed_to_sync(story: Story) -> None:
     """It lost its pages, and would be the one that others are settled from."""
     async with story.holding(0).failing(0, Kind.SYNC).mounted() as guest:
@@ -999,6 +1014,7 @@ TOLD = (
     Told("R13 told to the administrator", all_lose_what_an_order_hears_of),
     Told("R14 not read back", taken_over_while_at_work, replace(PAIR, claims=True)),
     Told("R14 goes on", taken_over_while_at_work, replace(PAIR, claims=True)),
+    Told("P2 any sync is believed", a_flush_waits_for_one_that_fails),
     Told("P2 one sync is enough", only_one_can_sync, TRIO),
     Told("P2 record in memory", power_cut_after_one_failed_to_sync),
     Told("P4 ties are repaired", a_tie_of_two_and_two, QUAD),

@@ -13,9 +13,14 @@ import click
 from quorumfs.cli import mdoc
 from quorumfs.cli.command import EXIT_STATUS, Verb
 from quorumfs.errors import UserError
+from quorumfs.mount import configuration
+from quorumfs.options import option_rows
 
 RECOVERY = "quorumfs-recovery"
 """The page of what to do when something is wrong."""
+
+CONFIGURATION = "quorumfs.conf"
+"""The page of the files of /etc/quorumfs."""
 
 
 @click.command(
@@ -30,11 +35,12 @@ RECOVERY = "quorumfs-recovery"
     "--directory",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where the directories man1 and man7 are, or are to be made.",
+    help="Where the directories man1, man5 and man7 are, or are to be made.",
 )
 @click.pass_context
 def manual(ctx: click.Context, directory: Path) -> None:
-    """Write the manual pages: quorumfs(1), one for each command, and quorumfs-recovery(7).
+    """Write the manual pages: quorumfs(1), one for each command, quorumfs.conf(5), and
+    quorumfs-recovery(7).
 
     Pages that are there are replaced.
     """
@@ -54,7 +60,7 @@ def pages(group: click.Group) -> dict[str, str]:
     verbs = {name: verb for name, verb in group.commands.items() if isinstance(verb, Verb)}
     made = {"quorumfs.1": _overview(group, verbs)}
     made |= {f"quorumfs-{name}.1": _page(name, verb) for name, verb in sorted(verbs.items())}
-    return made | {f"{RECOVERY}.7": _recovery()}
+    return made | {f"{CONFIGURATION}.5": _configuration(), f"{RECOVERY}.7": _recovery()}
 
 
 def _overview(group: click.Group, verbs: Mapping[str, Verb]) -> str:
@@ -78,7 +84,9 @@ def _overview(group: click.Group, verbs: Mapping[str, Verb]) -> str:
             mdoc.section("Examples", examples),
             mdoc.section(
                 "See also",
-                mdoc.references({**{f"quorumfs-{name}": 1 for name in verbs}, RECOVERY: 7}),
+                mdoc.references(
+                    {**{f"quorumfs-{name}": 1 for name in verbs}, CONFIGURATION: 5, RECOVERY: 7}
+                ),
             ),
         ]
     )
@@ -104,6 +112,45 @@ def _page(name: str, verb: Verb) -> str:
             mdoc.section("Exit status", _exit_status(verb.exit_status)),
             mdoc.section("Examples", examples),
             mdoc.section("See also", mdoc.references({"quorumfs": 1, **others, RECOVERY: 7})),
+        ]
+    )
+
+
+def _configuration() -> str:
+    summary = "a disk of quorumfs that has a name on this host"
+    place = f"{configuration.DIRECTORY}/NAME{configuration.SUFFIX}"
+    described = _paragraphs(
+        f"Each disk of this host that is to have a NAME has the file `{place}`. Wherever a command "
+        "asks for a mount point, the NAME stands for the one in the file. In fstab(5) it stands "
+        "for the replicas. The unit of the disk is `quorumfs@NAME.service`.",
+        "NAME begins with a letter of ASCII, a digit or an underscore; dots and hyphens may follow."
+        " It has at most 100 characters.",
+        "The file is text in TOML: paths and options are in quotes, and what follows a # is a "
+        "comment. It is refused if it says anything else than these:",
+    )
+    keys = mdoc.rows(
+        (mdoc.literal(name), mdoc.text(f"{key.help} Allowed is {key.allowed}."))
+        for name, key in configuration.KEYS.items()
+    )
+    examples = "".join(
+        [
+            mdoc.text(f"A disk with the name vdisk, in `{place.replace('NAME', 'vdisk')}`:"),
+            mdoc.listing(configuration.EXAMPLE),
+            mdoc.text("It is mounted once; or now, and at each boot:"),
+            mdoc.command("quorumfs mount vdisk"),
+            mdoc.command("systemctl enable --now quorumfs@vdisk"),
+        ]
+    )
+    also = {f"quorumfs-{name}": 1 for name in ("install-units", "mount", "status", "umount")}
+    options = mdoc.rows((mdoc.literal(term), mdoc.text(use)) for term, use in option_rows())
+    return "".join(
+        [
+            _head(CONFIGURATION, 5, summary),
+            mdoc.section("Synopsis", f".Pa {place}\n"),
+            mdoc.section("Description", described + keys),
+            mdoc.section("Mount options", options),
+            mdoc.section("Examples", examples),
+            mdoc.section("See also", mdoc.references({"quorumfs": 1, **also})),
         ]
     )
 

@@ -33,8 +33,8 @@ class BuildShim(build_ext):
     """Builds the libraries that pyproject.toml lists, the shim for the libfuse that is here."""
 
     def get_ext_filename(self, fullname: str) -> str:
-        """They are for ctypes, and the same for any Python: their names do not tell of one."""
-        return f"{fullname.replace('.', os.sep)}.so"
+        """They are for ctypes, and the same for any Python: so they have the name of what is."""
+        return f"{fullname.replace('.', os.sep)}.abi3.so"
 
     def finalize_options(self) -> None:
         super().finalize_options()
@@ -60,6 +60,7 @@ class Wheel(bdist_wheel):
         return "py3", "none", platform
 
     def run(self) -> None:
+        self.run_command("egg_info")  # from which the command has its version
         # An absolute path: what is built must find them, wherever it is built.
         manual = Path(self.get_finalized_command("build").build_base, "man").absolute()
         shutil.rmtree(manual, ignore_errors=True)

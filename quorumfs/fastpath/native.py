@@ -139,7 +139,7 @@ def _load() -> tuple[ctypes.CDLL, ctypes.PyDLL] | str:
     """The library, or why there is none."""
     if os.environ.get("QUORUMFS_NO_SHIM"):
         return "QUORUMFS_NO_SHIM is set"
-    place = Path(__file__).with_name("_native.so")
+    place = Path(__file__).with_name("_native.abi3.so")
     if not place.exists():
         return NOWAY
     try:

@@ -51,7 +51,7 @@ def _load() -> ctypes.CDLL | str:
     """The library, or why there is none."""
     if os.environ.get("QUORUMFS_NO_SHIM"):
         return "QUORUMFS_NO_SHIM is set"
-    own = Path(__file__).with_name("_shim.so")
+    own = Path(__file__).with_name("_shim.abi3.so")
     theirs = importlib.util.find_spec("pyfuse3")
     if not own.exists():
         return "it was not built: that needs a C compiler, pkg-config and libfuse3-dev"

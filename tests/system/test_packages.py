@@ -59,7 +59,7 @@ def test_a_package_installs_and_mounts(packages: list[Path], kind: str, tmp_path
     assert found.startswith(own)
     loaded = succeeds(python, "-c", LIBRARIES)
     assert loaded.split() == [
-        f"{own}/quorumfs/{name}.so" for name in ("fuse/_shim", "fastpath/_native")
+        f"{own}/quorumfs/{name}.abi3.so" for name in ("fuse/_shim", "fastpath/_native")
     ]
     command = environment / "bin" / "quorumfs"
     assert succeeds(command, "--version").startswith("quorumfs, version ")
@@ -86,7 +86,7 @@ def test_one_wheel_is_for_every_python(packages: list[Path], tmp_path: Path) -> 
     with zipfile.ZipFile(package) as archive:
         libraries = [name for name in archive.namelist() if name.endswith(".so")]
         archive.extractall(tmp_path, libraries)
-    assert sorted(libraries) == ["quorumfs/fastpath/_native.so", "quorumfs/fuse/_shim.so"]
+    assert sorted(libraries) == ["quorumfs/fastpath/_native.abi3.so", "quorumfs/fuse/_shim.abi3.so"]
     for library in libraries:
         asked_for = succeeds("nm", "--dynamic", "--undefined-only", tmp_path / library)
         assert "@GLIBC" in asked_for

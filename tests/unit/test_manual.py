@@ -11,7 +11,7 @@ import pytest
 from quorumfs.cli import mdoc, quorumfs
 from quorumfs.cli.command import EXIT_STATUS, Verb
 from quorumfs.cli.completion import FilePathOrName, MountPoint
-from quorumfs.cli.manual import pages
+from quorumfs.cli.manual import metavar, pages
 from quorumfs.errors import ExitCode
 from quorumfs.mount import configuration
 from quorumfs.options import OPTIONS
@@ -47,7 +47,7 @@ def verbs() -> list[Verb]:
 
 
 def test_there_is_a_page_for_each_command_and_for_what_is_none(manual: Path) -> None:
-    expected = ["quorumfs-recovery.7", "quorumfs.1", "quorumfs.conf.5"]
+    expected = ["mount.quorumfs.8", "quorumfs-recovery.7", "quorumfs.1", "quorumfs.conf.5"]
     expected += [f"quorumfs-{verb.name}.1" for verb in verbs()]
     assert named(manual) == sorted(expected)
 
@@ -122,7 +122,7 @@ def test_wherever_a_mount_point_is_asked_for_a_name_will_do() -> None:
         verb.name: parameter.type
         for verb in verbs()
         for parameter in verb.params
-        if "MOUNTPOINT" in parameter.make_metavar(click.Context(verb))
+        if "MOUNTPOINT" in metavar(parameter)
     }
     assert isinstance(named.pop("mount"), FilePathOrName)
     assert len(named) > 10

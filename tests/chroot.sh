@@ -89,10 +89,10 @@ bare_chroot() {
     inside apt-get -o Acquire::Check-Valid-Until=false update >"$work/log" 2>&1
 }
 
-# copy_sources: those of the checkout, without what is hidden, to /quorumfs of the chroot.
+# copy_sources: those of the checkout, to /quorumfs of the chroot.
 copy_sources() {
-    # Of what a checkout hides only .build belongs to the package.
-    tar -C "$checkout" --exclude='./.[!b]*' --exclude='*.so' --exclude=__pycache__ \
+    # Of what a checkout hides only .build and .debian are sources.
+    tar -C "$checkout" --exclude='./.[!bd]*' --exclude='*.so' --exclude=__pycache__ \
         --exclude='./*.egg-info' --exclude=./build -cf - . |
         tar -C "$root/quorumfs" --no-same-owner -xf -
 }

@@ -27,8 +27,7 @@ cp -a "$root" "$used"
 
 begin "installing what builds it"
 copy_sources
-cp -r "$checkout/.debian" "$root/quorumfs/debian"
-inside apt-get install -y --no-install-recommends lintian >"$work/log" 2>&1
+mv "$root/quorumfs/.debian" "$root/quorumfs/debian"
 # All that is missing in Build-Depends is missing here.
 inside apt-get build-dep -y --no-install-recommends . >"$work/log" 2>&1
 
@@ -38,6 +37,7 @@ version=$(inside dpkg-parsechangelog -S Version)
 package=$(echo "$root/quorumfs_${version}"_*.deb)
 
 begin "lintian"
+inside apt-get install -y --no-install-recommends lintian >"$work/log" 2>&1
 changes=$(basename "$root/quorumfs_${version}"_*.changes)
 inside lintian --allow-root --fail-on error,warning "/$changes" >"$work/log" 2>&1
 
@@ -71,12 +71,13 @@ inside bash -euc '
     echo "replicas = [\"$PWD/a.img\", \"$PWD/b.img\"]" >/etc/quorumfs/vdisk.conf
     echo "mountpoint = \"$PWD/mnt\"" >>/etc/quorumfs/vdisk.conf
     quorumfs create --size 8M a.img b.img
-    quorumfs mount vdisk 2>warnings
-    cat warnings
-    not_built() { grep "was not built\|another libfuse" warnings; }
-    if not_built; then exit 1; fi
+    quorumfs mount vdisk
+    lacks() { quorumfs status --json vdisk | grep "no libfuse shim\|no fast path"; }
+    if lacks; then exit 1; fi
     echo "written by the package" | dd of=mnt/disk.img conv=notrunc,fsync status=none
     quorumfs status vdisk
+    completed() { COMP_LINE="$1" COMP_POINT=${#1} COMP_BREAKS="" _QUORUMFS_COMPLETE=bash_complete quorumfs; }
+    [ "$(completed "quorumfs umount v")" = plain,vdisk ]
     if dpkg --remove quorumfs >refused 2>&1; then exit 1; fi
     grep -q "to be unmounted before the package is removed" refused
     quorumfs umount vdisk

@@ -1,12 +1,12 @@
-# Sourced by distributions.sh and systemd.sh, which name what they make: a Debian in a directory,
-# with nothing but Debian's own packages. It needs root, and is removed again at the end.
+# Sourced by debian.sh, distributions.sh and systemd.sh, which name what they make: a Debian in a
+# directory, with nothing but Debian's own packages. It needs root, and is removed again at the end.
 
 PATH="$PATH:/sbin:/usr/sbin"
 mirror=http://deb.debian.org/debian
 # A compiler and headers are for our libfuse shim.
 packages=(
     fuse3 gcc libc6-dev libfuse3-dev pkg-config
-    python3-dev python3-setuptools python3-venv
+    python3-setuptools python3-venv
     python3-click python3-prometheus-client python3-pyfuse3 python3-rich python3-trio python3-xxhash
 )
 
@@ -71,9 +71,9 @@ inside() {
             "$@"' "$root" "$@"
 }
 
-# make_chroot SUITE: makes one, $root, with the packages and with quorumfs, installed in /venv. The
-# checkout is copied to /quorumfs, where the commands that run inside begin.
-make_chroot() {
+# bare_chroot SUITE: makes one, $root, with what every Debian has, and lists of what there is. In
+# /quorumfs, which is empty, the commands begin that run inside.
+bare_chroot() {
     suite=$1
     root="$work/$suite"
     mkdir "$root"
@@ -85,16 +85,28 @@ make_chroot() {
     # Every installed system has these: we tell a host by the one, fusermount3 needs the other.
     tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
     ln -s /proc/self/mounts "$root/etc/mtab"
-
-    begin "installing Debian's packages"
     # A mirror that is behind has lists that are signed, but too old for a suite that changes daily.
     inside apt-get -o Acquire::Check-Valid-Until=false update >"$work/log" 2>&1
+}
+
+# copy_sources: those of the checkout, to /quorumfs of the chroot.
+copy_sources() {
+    # Of what a checkout hides only .build and .debian are sources.
+    tar -C "$checkout" --exclude='./.[!bd]*' --exclude='*.so' --exclude=__pycache__ \
+        --exclude='./*.egg-info' --exclude=./build -cf - . |
+        tar -C "$root/quorumfs" --no-same-owner -xf -
+}
+
+# make_chroot SUITE: makes one with the packages and with quorumfs, installed in /venv. The sources
+# are in /quorumfs.
+make_chroot() {
+    bare_chroot "$1"
+
+    begin "installing Debian's packages"
     inside apt-get install -y --no-install-recommends "${packages[@]}" >"$work/log" 2>&1
 
     begin "installing quorumfs"
-    # Of what a checkout hides only .build belongs to the package.
-    tar -C "$checkout" --exclude='./.[!b]*' --exclude='*.so' --exclude=__pycache__ -cf - . |
-        tar -C "$root/quorumfs" --no-same-owner -xf -
+    copy_sources
     inside python3 -m venv --system-site-packages /venv
     inside pip install --quiet --no-deps --no-index --no-build-isolation .
     # What is found from now on is what was installed.

@@ -15,8 +15,8 @@ fi
 
 # For the tests
 packages+=(
-    mount procps python3-hypothesis python3-jsonschema python3-pytest python3-pytest-trio
-    python3-pytest-xdist systemd util-linux
+    man-db mandoc mount procps python3-hypothesis python3-jsonschema python3-pytest
+    python3-pytest-trio python3-pytest-xdist systemd util-linux
 )
 # Those with nothing but FUSE below the mount: a loop device or a VM would be the host's.
 system_tests=(
@@ -47,7 +47,8 @@ for name in "$@"; do
     make_chroot "$name"
 
     tested "mounts, kills and unmounts" "${system_tests[@]}"
-    tested "unit tests" tests/unit
+    # The examples of monitoring are Prometheus' business, which need not be there.
+    tested "unit tests" tests/unit --ignore tests/unit/test_examples_of_monitoring.py
 
     # shellcheck disable=SC2016 # expanded inside
     versions=$(inside sh -c 'echo "$(python --version), libfuse $(pkg-config --modversion fuse3)"')

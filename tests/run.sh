@@ -44,5 +44,6 @@ say "Tests"
 # tier come first (tests/support/tiers.py): if one fails a rule is broken, and no other test is run.
 # Modules are compiled once, and not by each of some thousand commands.
 unset PYTHONDONTWRITEBYTECODE
-exec python -m pytest --tiers -n 2 --max-worker-restart 2 --dist loadfile --no-loadscope-reorder \
-    "$@"
+# The option is newer than the pytest of Debian 13, which tests/distributions.sh runs.
+exec python -m pytest -o faulthandler_exit_on_timeout=true --tiers -n 2 --max-worker-restart 2 \
+    --dist loadfile --no-loadscope-reorder "$@"

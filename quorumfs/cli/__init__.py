@@ -47,7 +47,10 @@ HELP_WIDTH = 100
 )
 @click.version_option(__version__, prog_name="quorumfs")
 def quorumfs() -> None:
-    """One virtual disk kept as N full copies, with the semantics of QEMU's quorum driver."""
+    """One virtual disk kept as N full copies, with the semantics of QEMU's quorum driver.
+
+    Where a command asks for a MOUNTPOINT, the NAME of /etc/quorumfs/NAME.conf will do, too.
+    """
 
 
 quorumfs.add_command(create)

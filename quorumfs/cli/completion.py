@@ -4,7 +4,8 @@ import grp
 import os
 import pwd
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -20,6 +21,8 @@ from click.types import StringParamType
 from quorumfs.cli.command import Verb
 from quorumfs.control import client, mounts
 from quorumfs.control.goals import CURRENT, GOALS
+from quorumfs.errors import UserError
+from quorumfs.mount import configuration
 from quorumfs.options import OPTIONS, Option
 
 SHELLS = ("bash", "zsh", "fish")
@@ -91,26 +94,49 @@ class FilePath(StringParamType):
 
 
 class MountPoint(StringParamType):
-    """Where a quorumfs is mounted that the user may ask."""
+    """Where a quorumfs is mounted that the user may ask; or the NAME of /etc/quorumfs/NAME.conf,
+    for the mount point that the file tells of.
+    """
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """The mount point. Raises `UsageError` if it is a NAME, and its file tells of none."""
+        return configuration.mountpoint_of(super().convert(value, param, ctx))
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Those in the kernel's table: none of them is touched."""
-        return _beginning(
-            incomplete,
-            (m.mountpoint for m in mounts.of_quorumfs() if os.geteuid() in (0, m.owner)),
-        )
+        """Those in the kernel's table, and the names of those: none of them is touched."""
+        places = [m.mountpoint for m in mounts.of_quorumfs() if os.geteuid() in (0, m.owner)]
+        return _beginning(incomplete, [*places, *_names(places)])
 
 
 class MountPointOrImage(MountPoint):
-    """The same, or the path of an image."""
+    """The same, or the path of an image: who knows how many there are converts it."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        return StringParamType.convert(self, value, param, ctx)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
         found = super().shell_complete(ctx, param, incomplete)
         return found or [CompletionItem(incomplete, type="file")]
+
+
+class FilePathOrName(FilePath):
+    """The path of a file; or, as the first, the NAME of a disk."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        # click gives a single word before to the last of the arguments.
+        before = [ctx.args, ctx.params.get("replicas"), ctx.params.get("mountpoint")]
+        names = [] if any(before) else _beginning(incomplete, configuration.names())
+        return names or super().shell_complete(ctx, param, incomplete)
 
 
 class Replica(StringParamType):
@@ -158,6 +184,14 @@ class State(StringParamType):
         return _beginning(incomplete, [*states, CURRENT, *(CURRENT + name for name in replicas)])
 
 
+def _names(places: Iterable[str]) -> Iterator[str]:
+    """Of the disks of /etc/quorumfs whose mount point is one of *places*."""
+    for name in configuration.names():
+        with suppress(UserError):  # a file that says nothing, or is not for this user
+            if os.path.normpath(configuration.configured(name).mountpoint) in places:
+                yield name
+
+
 def _replicas(ctx: click.Context, incomplete: str) -> list[str]:
     """What the replicas of the mount that *ctx* names may be called."""
     # Where the value of an option is asked for, click leaves arguments before it as they are.
@@ -166,9 +200,11 @@ def _replicas(ctx: click.Context, incomplete: str) -> list[str]:
         return []
     try:
         status = client.status(
-            mountpoint, timeout_s=PATIENCE_S, runtime_dir=ctx.params.get("runtime_dir")
+            configuration.mountpoint_of(mountpoint),
+            timeout_s=PATIENCE_S,
+            runtime_dir=ctx.params.get("runtime_dir"),
         )
-    except client.ControlError:
+    except UserError:
         return []
     paths = [replica.path for replica in status.replicas]
     names = [os.path.basename(path) for path in paths]

@@ -3,7 +3,7 @@
 import inspect
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -12,10 +12,24 @@ import click
 
 from quorumfs.cli import mdoc
 from quorumfs.cli.command import EXIT_STATUS, Verb
+from quorumfs.cli.mount_helper import EXIT_STATUS as HELPER_STATUS
+from quorumfs.cli.mount_helper import FSTAB_ONLY, FSTAB_ONLY_BEGIN
+from quorumfs.control.mounts import FS_TYPE, SUBTYPE
 from quorumfs.errors import UserError
+from quorumfs.mount import configuration
+from quorumfs.options import option_rows
 
 RECOVERY = "quorumfs-recovery"
 """The page of what to do when something is wrong."""
+
+CONFIGURATION = "quorumfs.conf"
+"""The page of the files of /etc/quorumfs."""
+
+HELPER = "mount.quorumfs"
+"""The page of fstab, and of what mount(8) and umount(8) run."""
+
+OTHERS = {CONFIGURATION: 5, RECOVERY: 7, HELPER: 8}
+"""Pages that are none of a command, and their sections."""
 
 
 @click.command(
@@ -30,11 +44,12 @@ RECOVERY = "quorumfs-recovery"
     "--directory",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where the directories man1 and man7 are, or are to be made.",
+    help="Where the directories man1, man5, man7 and man8 are, or are to be made.",
 )
 @click.pass_context
 def manual(ctx: click.Context, directory: Path) -> None:
-    """Write the manual pages: quorumfs(1), one for each command, and quorumfs-recovery(7).
+    """Write the manual pages: quorumfs(1), one for each command, quorumfs.conf(5),
+    quorumfs-recovery(7) and mount.quorumfs(8).
 
     Pages that are there are replaced.
     """
@@ -54,7 +69,8 @@ def pages(group: click.Group) -> dict[str, str]:
     verbs = {name: verb for name, verb in group.commands.items() if isinstance(verb, Verb)}
     made = {"quorumfs.1": _overview(group, verbs)}
     made |= {f"quorumfs-{name}.1": _page(name, verb) for name, verb in sorted(verbs.items())}
-    return made | {f"{RECOVERY}.7": _recovery()}
+    others = {f"{CONFIGURATION}.5": _configuration(), f"{HELPER}.8": _helper()}
+    return made | others | {f"{RECOVERY}.7": _recovery()}
 
 
 def _overview(group: click.Group, verbs: Mapping[str, Verb]) -> str:
@@ -78,7 +94,7 @@ def _overview(group: click.Group, verbs: Mapping[str, Verb]) -> str:
             mdoc.section("Examples", examples),
             mdoc.section(
                 "See also",
-                mdoc.references({**{f"quorumfs-{name}": 1 for name in verbs}, RECOVERY: 7}),
+                mdoc.references({**{f"quorumfs-{name}": 1 for name in verbs}, **OTHERS}),
             ),
         ]
     )
@@ -104,6 +120,91 @@ def _page(name: str, verb: Verb) -> str:
             mdoc.section("Exit status", _exit_status(verb.exit_status)),
             mdoc.section("Examples", examples),
             mdoc.section("See also", mdoc.references({"quorumfs": 1, **others, RECOVERY: 7})),
+        ]
+    )
+
+
+def _configuration() -> str:
+    summary = "a disk of quorumfs that has a name on this host"
+    place = f"{configuration.DIRECTORY}/NAME{configuration.SUFFIX}"
+    described = _paragraphs(
+        f"Each disk of this host that is to have a NAME has the file `{place}`. Wherever a command "
+        "asks for a mount point, the NAME stands for the one in the file. In fstab(5) it stands "
+        "for the replicas. The unit of the disk is `quorumfs@NAME.service`.",
+        "NAME begins with a letter of ASCII, a digit or an underscore; dots and hyphens may follow."
+        " It has at most 100 characters.",
+        "The file is text in TOML: paths and options are in quotes, and what follows a # is a "
+        "comment. It is refused if it says anything else than these:",
+    )
+    keys = mdoc.rows(
+        (mdoc.literal(name), mdoc.text(f"{key.help} Allowed is {key.allowed}."))
+        for name, key in configuration.KEYS.items()
+    )
+    examples = "".join(
+        [
+            mdoc.text(f"A disk with the name vdisk, in `{place.replace('NAME', 'vdisk')}`:"),
+            mdoc.listing(configuration.EXAMPLE),
+            mdoc.text("It is mounted once; or now, and at each boot:"),
+            mdoc.command("quorumfs mount vdisk"),
+            mdoc.command("systemctl enable --now quorumfs@vdisk"),
+        ]
+    )
+    also = {f"quorumfs-{name}": 1 for name in ("install-units", "mount", "status", "umount")}
+    options = mdoc.rows((mdoc.literal(term), mdoc.text(use)) for term, use in option_rows())
+    return "".join(
+        [
+            _head(CONFIGURATION, 5, summary),
+            mdoc.section("Synopsis", f".Pa {place}\n"),
+            mdoc.section("Description", described + keys),
+            mdoc.section("Mount options", options),
+            mdoc.section("Examples", examples),
+            mdoc.section("See also", mdoc.references({"quorumfs": 1, **also})),
+        ]
+    )
+
+
+def _helper() -> str:
+    summary = "mount and unmount disks of quorumfs by mount(8) and fstab(5)"
+    synopsis = (
+        f".Nm mount\n.Fl t Cm {FS_TYPE}\n.Op Fl o Ar OPTIONS\n.Ar SOURCE DIRECTORY\n"
+        f".Nm umount\n.Ar DIRECTORY\n"
+    )
+    described = _paragraphs(
+        f"The programs `mount.{SUBTYPE}` and `umount.{SUBTYPE}` are for mount(8) and umount(8), "
+        f"which run them for file systems of the type `{FS_TYPE}`, also for those in fstab(5). "
+        "They come with the package of a distribution, or by `quorumfs install-units`.",
+        r"SOURCE is the paths of the replicas with colons between them, where `\:` is a colon in a "
+        r"path, and in fstab(5) `\040` a space. Or it is the NAME of a file in /etc/quorumfs.",
+        "OPTIONS are those of `quorumfs mount`. To change them in a disk in use add `remount`. "
+        "What only mount(8) or systemd know is for them: "
+        f"{', '.join(f'`{name}`' for name in sorted(FSTAB_ONLY))}, and whatever begins with "
+        f"{', '.join(f'`{begin}`' for begin in FSTAB_ONLY_BEGIN)}.",
+        "If there is an option like `_netdev`, umount(8) returns when the replicas are synced. "
+        "Without one it takes the disk for any FUSE file system, and the daemon ends a moment "
+        "later. A disk in use is left alone when a person unmounts it, and waited for when systemd "
+        "does.",
+    )
+    status = mdoc.rows((str(code), mdoc.text(meaning)) for code, meaning in HELPER_STATUS.items())
+    examples = "".join(
+        [
+            mdoc.text("A line of fstab(5) for two replicas, and one for a NAME:"),
+            mdoc.listing(
+                [
+                    f"/nas1/a.img:/nas2/b.img /mnt/vdisk {FS_TYPE} read-pattern=fifo,_netdev 0 0",
+                    f"vdisk /mnt/vdisk {FS_TYPE} noauto,x-systemd.automount 0 0",
+                ]
+            ),
+        ]
+    )
+    also = {"quorumfs-install-units": 1, "quorumfs-mount": 1, "quorumfs-umount": 1}
+    return "".join(
+        [
+            _head(HELPER, 8, summary),
+            mdoc.section("Synopsis", synopsis),
+            mdoc.section("Description", described),
+            mdoc.section("Exit status", status),
+            mdoc.section("Examples", examples),
+            mdoc.section("See also", mdoc.references({**also, CONFIGURATION: 5})),
         ]
     )
 
@@ -150,7 +251,7 @@ def _synopsis(verb: Verb) -> str:
             option = _option(parameter, first=True)
             lines.append(f".{option}" if parameter.required else f".Op {option}")
         elif isinstance(parameter, click.Argument):
-            word = parameter.make_metavar(click.Context(verb))
+            word = metavar(parameter)
             optional = word.startswith("[")
             words = word.strip("[]").replace("...", " ...")
             lines.append(f".Op Ar {words}" if optional else f".Ar {words}")
@@ -169,14 +270,17 @@ def _options(command: click.Command) -> list[tuple[str, str]]:
 
 def _option(option: click.Option, *, first: bool = False) -> str:
     """The names of *option*, or the first of them, with its value, for a line with a macro."""
-    value = "" if option.is_flag else f" Ar {mdoc.argument(_metavar(option))}"
+    value = "" if option.is_flag else f" Ar {mdoc.argument(metavar(option))}"
     names = option.opts[:1] if first else option.opts
     flags = [f"Fl {mdoc.argument(name.removeprefix('-'))}{value}" for name in names]
     return " , ".join(flags)
 
 
-def _metavar(option: click.Option) -> str:
-    return option.make_metavar(click.Context(click.Command(None)))
+def metavar(parameter: click.Parameter) -> str:
+    """What stands for the value of *parameter* in a command line."""
+    make: Callable[..., str] = parameter.make_metavar
+    since_8_2 = "ctx" in inspect.signature(make).parameters  # Debian 13 has click 8.1
+    return make(click.Context(click.Command(None))) if since_8_2 else make()
 
 
 def _exit_status(codes: Mapping[int, str]) -> str:

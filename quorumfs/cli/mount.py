@@ -9,7 +9,7 @@ import click
 
 from quorumfs.cli.acting import act
 from quorumfs.cli.command import IF_NEEDED, Verb
-from quorumfs.cli.completion import FilePath, OptionList
+from quorumfs.cli.completion import FilePathOrName, OptionList
 from quorumfs.cli.needed import already_mounted, options_of_change, would
 from quorumfs.cli.output import complain, printable
 from quorumfs.control import client
@@ -69,8 +69,8 @@ NO_REPLICA = "Missing argument 'REPLICA...'."
     help="Keep there what status and umount need to find this mount; tell them the same.",
 )
 @options_of_change
-@click.argument("replicas", type=FilePath(), nargs=-1, metavar="REPLICA...")
-@click.argument("mountpoint", type=FilePath(), required=False, metavar="MOUNTPOINT")
+@click.argument("replicas", type=FilePathOrName(), nargs=-1, metavar="REPLICA...")
+@click.argument("mountpoint", type=FilePathOrName(), required=False, metavar="MOUNTPOINT")
 def mount(
     texts: tuple[str, ...],
     foreground: bool,

@@ -20,6 +20,14 @@ from quorumfs.options import is_option, parse_options
 DONE, USAGE, INTERRUPTED, FAILED = 0, 1, 8, 32
 """Exit codes, see mount(8)."""
 
+EXIT_STATUS = {
+    DONE: "It is mounted, or unmounted.",
+    USAGE: "The command line, an option or a file cannot be meant like this.",
+    INTERRUPTED: "It was interrupted.",
+    FAILED: "It failed or was refused, and standard error says why.",
+}
+"""What each of them means."""
+
 FSTAB_ONLY = {
     *("auto", "noauto", "defaults", "nofail", "_netdev"),
     *("user", "nouser", "users", "nousers", "owner", "noowner", "group", "nogroup"),

@@ -10,6 +10,7 @@ from quorumfs.cli.command import OF_A_MOUNT, Verb
 from quorumfs.cli.completion import FilePath, MountPointOrImage
 from quorumfs.cli.membership import named
 from quorumfs.errors import UsageError
+from quorumfs.mount import configuration
 from quorumfs.mount.daemon import in_child_process
 
 
@@ -66,12 +67,13 @@ def resolve(
     --keep, which is among them; none may be mounted. Only sidecars are written: the next mount
     copies what differs. An image without a sidecar becomes a member.
     """
-    if len(replicas) == 1 and _is_mountpoint(replicas[0]):
+    place = configuration.mountpoint_of(replicas[0]) if len(replicas) == 1 else None
+    if place is not None and _is_mountpoint(place):
         if dry_run or takeover:
             raise UsageError("--dry-run, --takeover: got a mount point too, allowed: replicas")
         offset, length = (None, None) if range_ is None else _range(range_)
         act(
-            replicas[0],
+            place,
             "resolve",
             as_json=as_json,
             runtime_dir=runtime_dir,

@@ -17,7 +17,6 @@ from quorumfs.control import client, mounts, runtime
 from quorumfs.control.journald import WARNING
 from quorumfs.control.status import HANGS, Status, awaited, describe
 from quorumfs.errors import ExitCode, UsageError, UserError
-from quorumfs.mount.configuration import configured, is_name, path_of
 
 PATIENCE_S = 10.0
 """How long to wait for the daemon in silence; and for another user's, at all."""
@@ -68,10 +67,7 @@ def umount(
     check: bool,
     mountpoint: str | None,
 ) -> ExitCode:
-    """Unmount MOUNTPOINT, and wait until the replicas are synced and the daemon is gone.
-
-    It may be named by the NAME of /etc/quorumfs/NAME.conf, too.
-    """
+    """Unmount MOUNTPOINT, and wait until the replicas are synced and the daemon is gone."""
     if pid is not None:
         if mountpoint is not None:
             raise UsageError("option --pid: got a mount point too, allowed: one of them")
@@ -80,8 +76,6 @@ def umount(
             return ExitCode.OK
     elif mountpoint is None:
         raise click.UsageError("Missing argument 'MOUNTPOINT'.")
-    elif is_name(mountpoint) and os.path.exists(path_of(mountpoint)):
-        mountpoint = configured(mountpoint).mountpoint
     try:
         mounted = client.find(mountpoint)  # without looking at it, for that asks the daemon
     except client.NotMountedError:

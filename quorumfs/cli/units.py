@@ -11,17 +11,21 @@ from quorumfs.cli.command import Verb
 from quorumfs.cli.completion import script
 from quorumfs.cli.manual import pages
 from quorumfs.cli.output import complain
-from quorumfs.errors import UserError
-from quorumfs.mount.units import drop_ins, files
+from quorumfs.errors import UsageError, UserError
+from quorumfs.mount.units import SYSTEMD, SYSTEMD_OF_PACKAGE, UNIT, drop_ins, files
 
-SHARE = "/usr/local/share"
+SHARE, SHARE_OF_PACKAGE = "/usr/local/share", "/usr/share"
+"""Where manual pages and completions lie: an administrator's, and a distribution's package's."""
+
+PACKAGED = "/usr/bin/quorumfs"
+"""The command of a distribution's package."""
 
 COMPLETIONS = {
     "bash": "bash-completion/completions/quorumfs",
     "zsh": "zsh/site-functions/_quorumfs",
     "fish": "fish/vendor_completions.d/quorumfs.fish",
 }
-"""By shell, below `SHARE`: where it looks for what completes a command."""
+"""By shell, below ``share``: where it looks for what completes a command."""
 
 
 @click.command(
@@ -40,18 +44,35 @@ COMPLETIONS = {
     default=Path("/"),
     help="Install below this directory, as for a package or an image.",
 )
+@click.option(
+    "--package",
+    "for_package",
+    is_flag=True,
+    help="Install what a package of a distribution has: for /usr/bin/quorumfs, and below /usr/lib "
+    "and /usr/share. It needs --root.",
+)
 @click.pass_context
-def install_units(ctx: click.Context, only_print: bool, root: Path) -> None:
+def install_units(ctx: click.Context, only_print: bool, root: Path, for_package: bool) -> None:
     """Install what systemd and mount(8) need: for disks of /etc/quorumfs and of /etc/fstab.
 
     The unit quorumfs@.service, its generator, the programs that mount(8) and umount(8) run, and a
     line for needrestart; and, below /usr/local/share, manual pages and what bash, zsh and fish
     complete command lines by. Files that are there already and differ are written anew. Nothing
     else is changed, and nothing is started: that is done by systemctl enable --now quorumfs@NAME.
+    Where a package of the distribution has brought the command it has brought all this, too.
     """
     group = ctx.find_root().command
     assert isinstance(group, click.Group)
-    for path, (text, mode) in {**files(_this_command()), **_for_people(group)}.items():
+    command = [PACKAGED] if for_package else _this_command()
+    if not only_print and root == Path("/"):
+        if for_package:
+            raise UsageError("option --package: got no --root, which it needs")
+        if command == [PACKAGED] and os.path.exists(f"{SYSTEMD_OF_PACKAGE}/{UNIT}"):
+            print("nothing to do: all that is needed came with the package of this command")
+            return
+    share = SHARE_OF_PACKAGE if for_package else SHARE
+    systemd = SYSTEMD_OF_PACKAGE if for_package else SYSTEMD
+    for path, (text, mode) in {**files(command, systemd), **_for_people(group, share)}.items():
         if only_print:
             print(f"# {path}\n{text}")
             continue
@@ -78,12 +99,14 @@ def generate_units(directory: Path, others: tuple[str, ...]) -> None:
             raise UserError(f"{place}: {error.strerror}") from None
 
 
-def _for_people(group: click.Group) -> dict[str, tuple[str, int]]:
-    """Manual pages and completions of the commands of *group*: by path, contents and mode."""
+def _for_people(group: click.Group, share: str) -> dict[str, tuple[str, int]]:
+    """Manual pages and completions of the commands of *group*: by path below *share*, contents
+    and mode.
+    """
     texts = {f"man/man{name[-1]}/{name}": page for name, page in pages(group).items()}
     for shell, place in COMPLETIONS.items():
         texts[place] = f"{script(group, shell)}\n"
-    return {f"{SHARE}/{path}": (text, 0o644) for path, text in texts.items()}
+    return {f"{share}/{path}": (text, 0o644) for path, text in texts.items()}
 
 
 def _install(place: Path, text: str, mode: int) -> str:

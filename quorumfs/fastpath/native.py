@@ -1,9 +1,9 @@
 """The C library of the fast path, its structures, and why it cannot be had where that is so."""
 
 import ctypes
-import importlib.util
 import os
 from enum import IntEnum
+from pathlib import Path
 
 REPLICAS, PLANES, RANGES, JOURNAL, HANDLES = 32, 5, 64, 4096, 1024
 """The limits of gate.h."""
@@ -139,11 +139,11 @@ def _load() -> tuple[ctypes.CDLL, ctypes.PyDLL] | str:
     """The library, or why there is none."""
     if os.environ.get("QUORUMFS_NO_SHIM"):
         return "QUORUMFS_NO_SHIM is set"
-    found = importlib.util.find_spec("quorumfs.fastpath._native")
-    if found is None or found.origin is None:
+    place = Path(__file__).with_name("_native.abi3.so")
+    if not place.exists():
         return NOWAY
     try:
-        library = ctypes.CDLL(found.origin)
+        library = ctypes.CDLL(str(place))
     except OSError as error:
         return str(error)
     library.loop_sizes.restype = ctypes.c_size_t
@@ -172,7 +172,7 @@ def _load() -> tuple[ctypes.CDLL, ctypes.PyDLL] | str:
     )
     library.gate_admits.argtypes = (ctypes.POINTER(Gate), ctypes.POINTER(Request))
     library.gate_note.argtypes = (ctypes.POINTER(Gate), ctypes.POINTER(Request))
-    return library, ctypes.PyDLL(found.origin)
+    return library, ctypes.PyDLL(str(place))
 
 
 _loaded = _load()

@@ -51,23 +51,23 @@ def _load() -> ctypes.CDLL | str:
     """The library, or why there is none."""
     if os.environ.get("QUORUMFS_NO_SHIM"):
         return "QUORUMFS_NO_SHIM is set"
-    own = importlib.util.find_spec("quorumfs.fuse._shim")
+    own = Path(__file__).with_name("_shim.abi3.so")
     theirs = importlib.util.find_spec("pyfuse3")
-    if own is None or own.origin is None:
+    if not own.exists():
         return "it was not built: that needs a C compiler, pkg-config and libfuse3-dev"
     if theirs is None or theirs.origin is None:
         return "pyfuse3 is not installed"
-    if _libfuse(own.origin) != _libfuse(theirs.origin):
+    if _libfuse(own) != _libfuse(Path(theirs.origin)):
         return "pyfuse3 was built for another libfuse"
     try:
-        return ctypes.CDLL(own.origin, mode=ctypes.RTLD_GLOBAL)
+        return ctypes.CDLL(str(own), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         return str(error)
 
 
-def _libfuse(library: str) -> set[bytes]:
+def _libfuse(library: Path) -> set[bytes]:
     """The versions of libfuse that a shared library asks for."""
-    return set(re.findall(rb"libfuse3\.so\.\d+", Path(library).read_bytes()))
+    return set(re.findall(rb"libfuse3\.so\.\d+", library.read_bytes()))
 
 
 _library = _load()

@@ -1,17 +1,13 @@
 """The disks of this host that have a name: ``/etc/quorumfs/NAME.conf``.
 
 A file is TOML: Python reads that by itself, a path is quoted and may hold anything, and a list of
-replicas is a list::
-
-    replicas = ["/nas1/a.img", "/nas2/b.img"]
-    mountpoint = "/mnt/vdisk"
-    options = "read-pattern=fifo,vote-threshold=1"  # as after -o; may be left out
+replicas is a list. What it may say is in one table, `KEYS`, from which quorumfs.conf(5) is made.
 """
 
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeGuard
 
@@ -22,7 +18,40 @@ DIRECTORY = "/etc/quorumfs"
 
 SUFFIX = ".conf"
 
-KEYS = ("replicas", "mountpoint", "options")
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What one line of a file says."""
+
+    example: str
+    """In TOML."""
+    help: str
+    allowed: str
+    """What its value may be, for the message about another one."""
+
+
+KEYS: Mapping[str, Key] = {
+    "replicas": Key(
+        '["/nas1/a.img", "/nas2/b.img"]',
+        "The image files, as mount is given them. With read-pattern=fifo they are read in this "
+        "order.",
+        "a list of absolute paths",
+    ),
+    "mountpoint": Key(
+        '"/mnt/vdisk"',
+        "The directory where the disk is to be mounted. It exists, and disk.img is the file in it.",
+        "an absolute path",
+    ),
+    "options": Key(
+        '"read-pattern=fifo,vote-threshold=1"',
+        "Mount options, as after -o. It may be left out.",
+        "a text as after -o",
+    ),
+}
+"""All that a file may say; whatever else it says is refused."""
+
+EXAMPLE = [f"{name} = {key.example}" for name, key in KEYS.items()]
+"""The lines of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +99,17 @@ def configured(name: str) -> ConfiguredDisk:
     return _File(path, text).disk(name)
 
 
+def mountpoint_of(text: str) -> str:
+    """The mount point that *text* stands for: a disk's, where that is the name of one, else a path.
+
+    The name counts for more than a directory of the same name, as it does to ``mount NAME``; that
+    one is ``./NAME``. Raises `UsageError` as `configured` does.
+    """
+    if is_name(text) and os.path.exists(path_of(text)):
+        return configured(text).mountpoint
+    return text
+
+
 def replicas_of(source: str) -> list[str]:
     """The paths in *source*, as a line of fstab has them: with colons between them; ``\\:`` is a
     colon in a path. Raises `UsageError`.
@@ -106,22 +146,25 @@ class _File:
             if key not in KEYS:
                 self._refuse(key, f"unknown key {key!r}; there are: {', '.join(KEYS)}")
         replicas = self._content.get("replicas")
-        allowed = 'a list of absolute paths, like ["/nas1/a.img", "/nas2/b.img"]'
         if not (isinstance(replicas, list) and replicas and all(map(_is_path, replicas))):
-            self._refuse("replicas", f"replicas: got {replicas!r}, allowed: {allowed}")
+            self._refuse_value("replicas")
         mountpoint = self._content.get("mountpoint")
         if not _is_path(mountpoint):
-            allowed = 'an absolute path, like "/mnt/vdisk"'
-            self._refuse("mountpoint", f"mountpoint: got {mountpoint!r}, allowed: {allowed}")
+            self._refuse_value("mountpoint")
         options = self._content.get("options", "")
         if not isinstance(options, str):
-            allowed = 'a text as after -o, like "read-pattern=fifo,vote-threshold=1"'
-            self._refuse("options", f"options: got {options!r}, allowed: {allowed}")
+            self._refuse_value("options")
         try:
             parse_options([options], len(replicas))
         except UsageError as error:
             self._refuse("options", str(error))
         return ConfiguredDisk(name, tuple(replicas), mountpoint, options)
+
+    def _refuse_value(self, name: str) -> NoReturn:
+        """For the key *name* is none that can be meant."""
+        key = KEYS[name]
+        got = self._content.get(name)
+        self._refuse(name, f"{name}: got {got!r}, allowed: {key.allowed}, like {key.example}")
 
     def _refuse(self, where: int | str, why: str) -> NoReturn:
         """*where*: the number of the line, or the key that it is about, which may be missing."""

@@ -15,9 +15,15 @@ from quorumfs.control.mounts import FS_TYPE, SUBTYPE
 from quorumfs.errors import UserError
 from quorumfs.mount import configuration
 
-UNIT = "/etc/systemd/system/quorumfs@.service"
+SYSTEMD = "/etc/systemd"
+"""Where what an administrator installs for systemd lies."""
 
-GENERATOR = "/etc/systemd/system-generators/quorumfs"
+SYSTEMD_OF_PACKAGE = "/usr/lib/systemd"
+"""The same of a distribution's package; the administrator's counts for more."""
+
+UNIT = "system/quorumfs@.service"
+
+GENERATOR = "system-generators/quorumfs"
 
 DROP_IN = "50-quorumfs.conf"
 
@@ -38,7 +44,7 @@ _UNIT = """\
 # Made by quorumfs install-units. Changes belong into: systemctl edit quorumfs@NAME
 [Unit]
 Description=Disk %i of quorumfs
-Documentation=file:/etc/quorumfs/%i.conf
+Documentation=man:quorumfs.conf(5) file:/etc/quorumfs/%i.conf
 # The file systems of the replicas, which are needed, are in a drop-in that a generator writes.
 Before={users}
 
@@ -85,8 +91,10 @@ $nrconf{{override_rc}}{{qr(^quorumfs@)}} = 0;
 """
 
 
-def files(command: Sequence[str]) -> Mapping[str, tuple[str, int]]:
-    """What ``install-units`` installs: by path, contents and mode. *command* is ``quorumfs``."""
+def files(command: Sequence[str], systemd: str = SYSTEMD) -> Mapping[str, tuple[str, int]]:
+    """What ``install-units`` installs: by path, contents and mode. *command* is ``quorumfs``,
+    *systemd* is where units and generators are looked for.
+    """
     in_shell = shlex.join(command)
     in_unit = " ".join(map(_quoted, command)).replace("$", "$$")
     unit = _UNIT.format(command=in_unit, users=" ".join(USERS))
@@ -99,8 +107,8 @@ def files(command: Sequence[str]) -> Mapping[str, tuple[str, int]]:
     mounting = _HELPER.format(command=in_shell, verb="mount-helper")
     unmounting = _HELPER.format(command=in_shell, verb="umount-helper")
     return {
-        UNIT: (unit, 0o644),
-        GENERATOR: (generator, 0o755),
+        f"{systemd}/{UNIT}": (unit, 0o644),
+        f"{systemd}/{GENERATOR}": (generator, 0o755),
         "/etc/needrestart/conf.d/quorumfs.conf": (_NEEDRESTART.format(), 0o644),
         f"/usr/sbin/mount.{SUBTYPE}": (mounting, 0o755),
         f"/usr/sbin/mount.{FS_TYPE}": (mounting, 0o755),

@@ -22,6 +22,8 @@ from support.command import (
 )
 from support.mounting import QUORUMFS, quorumfs
 
+from quorumfs.cli.completion import VARIABLE
+
 INSTALLED = ("etc", "usr/sbin")
 
 
@@ -140,6 +142,67 @@ def test_a_name_is_a_source(host: Host, mountpoint: Path, make_images: MakeImage
     host.configure("quorumfs/vdisk.conf", f'replicas={images}\nmountpoint="{mountpoint}"\n')
     host.succeeds(*QUORUMFS, "mount", "-o", "remount,read-pattern=quorum", "vdisk")
     assert "read-pattern=quorum" in status(host, mountpoint)["options"]
+    host.succeeds(*QUORUMFS, "umount", "vdisk")
+    assert host.run("findmnt", mountpoint).returncode == 1
+
+
+def offered(host: Host, *words: str) -> list[str]:
+    """What is offered for the last of *words*, as zsh is told it: type, value and help by turns."""
+    line = " ".join(["quorumfs", *words])
+    asked = [f"{VARIABLE}=zsh_complete", f"COMP_WORDS={line}", f"COMP_CWORD={len(words)}"]
+    told = host.succeeds("env", *asked, *QUORUMFS).splitlines()
+    items = zip(told[::3], told[1::3], strict=False)  # one empty line, if there are none
+    return [value if kind == "plain" else f"<{kind}>" for kind, value in items]
+
+
+def test_a_name_stands_for_its_mount_point(
+    host: Host, mountpoint: Path, make_images: MakeImages, tmp_path: Path
+) -> None:
+    """For each command that asks for one, and for a shell that completes its line."""
+    a, b = make_images(2, 1 << 20)
+    host.configure(
+        "quorumfs/vdisk.conf",
+        f"""\
+        replicas = ["{a}", "{b}"]
+        mountpoint = "{mountpoint}/"
+        options = "vote-threshold=1"
+        """,
+    )
+    host.configure("quorumfs/other.conf", 'replicas = ["/a"]\nmountpoint = "/nowhere"\n')
+    host.configure("quorumfs/broken.conf", "replicas = 7\n")
+    not_mounted = host.quorumfs("status", "vdisk")
+    assert f"{mountpoint}/ is not a quorumfs mount" in one_line(not_mounted, 4)
+    assert offered(host, "mount", "v") == ["vdisk"]
+    assert offered(host, "mount", "x") == ["<file>"]
+    assert offered(host, "mount", "a.img", "v") == ["<file>"]
+    assert offered(host, "umount", "v") == []
+    host.succeeds(*QUORUMFS, "mount", "vdisk")
+
+    assert host.succeeds(*QUORUMFS, "status", "vdisk").startswith(f"{mountpoint}: healthy")
+    assert "1 healthy" in host.succeeds(*QUORUMFS, "check", "vdisk")
+    assert str(mountpoint) in host.succeeds(*QUORUMFS, "metrics", "vdisk")
+    host.succeeds(*QUORUMFS, "offline", "vdisk", b.name)
+    host.succeeds(*QUORUMFS, "online", "vdisk", b.name)
+    host.succeeds(*QUORUMFS, "wait", "--for", "clean", "--timeout", str(PATIENCE_S), "vdisk")
+    host.succeeds(*QUORUMFS, "set", "vdisk", "resync-rate=3M")
+    assert "resync-rate=3145728" in host.succeeds(*QUORUMFS, "events", "--now", "--json", "vdisk")
+    undecided = host.quorumfs("resolve", "--keep", a.name, "vdisk")
+    assert undecided.stderr + undecided.stdout != ""
+    assert "vdisk" not in undecided.stderr.replace(str(mountpoint), "")
+
+    assert offered(host, "status", "v") == ["vdisk"]
+    assert offered(host, "status", "o") == []
+    assert offered(host, "status", str(mountpoint)) == [str(mountpoint)]
+    assert offered(host, "offline", "vdisk", "b") == [b.name]
+    assert offered(host, "wait", "vdisk", "--for", "current:b") == [f"current:{b.name}"]
+
+    # A directory of that name is another one
+    (tmp_path / "vdisk").mkdir()
+    there = ["env", f"--chdir={tmp_path}", *QUORUMFS]
+    assert host.run(*there, "status", "vdisk").returncode == 0
+    assert "./vdisk is not a quorumfs mount" in one_line(host.run(*there, "status", "./vdisk"), 4)
+    broken = one_line(host.quorumfs("status", "broken"), 4)
+    assert broken.startswith("quorumfs: /etc/quorumfs/broken.conf, line 1: replicas: got 7")
     host.succeeds(*QUORUMFS, "umount", "vdisk")
     assert host.run("findmnt", mountpoint).returncode == 1
 

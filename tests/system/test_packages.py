@@ -1,15 +1,24 @@
 """What is distributed can be installed, and works where it is."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
 CHECKOUT = Path(__file__).parents[2]
+
+LIBRARIES = """
+from quorumfs.fastpath import native
+from quorumfs.fuse import shim
+print(shim._library._name, native.library._name)
+"""
+"""Prints where the two libraries in C were loaded from."""
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +39,10 @@ def succeeds(*command: str | Path) -> str:
     return done.stdout
 
 
+def pages_in(manual: Path) -> list[str]:
+    return sorted(str(page.relative_to(manual)) for page in manual.glob("man?/*"))
+
+
 @pytest.mark.parametrize("kind", [".tar.gz", ".whl"])
 def test_a_package_installs_and_mounts(packages: list[Path], kind: str, tmp_path: Path) -> None:
     """In an environment of its own, which has our dependencies from the one of the tests."""
@@ -44,11 +57,15 @@ def test_a_package_installs_and_mounts(packages: list[Path], kind: str, tmp_path
 
     found = succeeds(python, "-c", "import quorumfs.fuse as room; print(room.__file__)")
     assert found.startswith(own)
-    assert list((Path(own) / "quorumfs" / "fuse").glob("_shim.*.so"))
+    loaded = succeeds(python, "-c", LIBRARIES)
+    assert loaded.split() == [
+        f"{own}/quorumfs/{name}.abi3.so" for name in ("fuse/_shim", "fastpath/_native")
+    ]
     command = environment / "bin" / "quorumfs"
     assert succeeds(command, "--version").startswith("quorumfs, version ")
     succeeds(command, "manual", "--directory", tmp_path / "man")
-    assert (tmp_path / "man" / "man7" / "quorumfs-recovery.7").exists()
+    assert pages_in(environment / "share" / "man") == pages_in(tmp_path / "man")
+    assert "man5/quorumfs.conf.5" in pages_in(tmp_path / "man")
     images = [tmp_path / "a.img", tmp_path / "b.img"]
     mountpoint = tmp_path / "mnt"
     mountpoint.mkdir()
@@ -60,6 +77,20 @@ def test_a_package_installs_and_mounts(packages: list[Path], kind: str, tmp_path
     finally:
         succeeds(command, "umount", mountpoint)
     assert {image.read_bytes() for image in images} == {b"w" * (1 << 20)}
+
+
+def test_one_wheel_is_for_every_python(packages: list[Path], tmp_path: Path) -> None:
+    """Its name says so, and it is true: nothing in C asks for anything that Python defines."""
+    (package,) = (path for path in packages if path.name.endswith(".whl"))
+    assert re.fullmatch(r"quorumfs-[0-9.]+-py3-none-linux_\w+\.whl", package.name)
+    with zipfile.ZipFile(package) as archive:
+        libraries = [name for name in archive.namelist() if name.endswith(".so")]
+        archive.extractall(tmp_path, libraries)
+    assert sorted(libraries) == ["quorumfs/fastpath/_native.abi3.so", "quorumfs/fuse/_shim.abi3.so"]
+    for library in libraries:
+        asked_for = succeeds("nm", "--dynamic", "--undefined-only", tmp_path / library)
+        assert "@GLIBC" in asked_for
+        assert not re.search(r"\b_?Py", asked_for)
 
 
 def test_the_source_distribution_has_what_builds_it(packages: list[Path]) -> None:

@@ -10,8 +10,10 @@ import pytest
 
 from quorumfs.cli import mdoc, quorumfs
 from quorumfs.cli.command import EXIT_STATUS, Verb
-from quorumfs.cli.manual import pages
+from quorumfs.cli.completion import FilePathOrName, MountPoint
+from quorumfs.cli.manual import metavar, pages
 from quorumfs.errors import ExitCode
+from quorumfs.mount import configuration
 from quorumfs.options import OPTIONS
 
 SECTIONS = ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "EXAMPLES", "SEE ALSO"]
@@ -44,8 +46,8 @@ def verbs() -> list[Verb]:
     return [verb for verb in found if isinstance(verb, Verb)]
 
 
-def test_there_is_a_page_for_each_command_and_for_recovery(manual: Path) -> None:
-    expected = ["quorumfs-recovery.7", "quorumfs.1"]
+def test_there_is_a_page_for_each_command_and_for_what_is_none(manual: Path) -> None:
+    expected = ["mount.quorumfs.8", "quorumfs-recovery.7", "quorumfs.1", "quorumfs.conf.5"]
     expected += [f"quorumfs-{verb.name}.1" for verb in verbs()]
     assert named(manual) == sorted(expected)
 
@@ -91,6 +93,52 @@ def test_help_and_manual_show_the_same(manual: Path) -> None:
 def test_the_page_of_mount_shows_every_mount_option(manual: Path) -> None:
     page = shown(manual / "quorumfs-mount.1")
     assert all(re.search(rf"^ +{name}\b", page, re.MULTILINE) for name in OPTIONS)
+
+
+def test_the_page_of_the_configuration_shows_all_that_a_file_may_say(manual: Path) -> None:
+    page = shown(manual / "quorumfs.conf.5")
+    for name in (*configuration.KEYS, *OPTIONS):
+        assert re.search(rf"^ +{name}\b", page, re.MULTILINE)
+    for key in configuration.KEYS.values():
+        assert " ".join(f"{key.help} Allowed is {key.allowed}.".split()) in " ".join(page.split())
+
+
+def test_the_example_of_the_configuration_is_a_file(
+    manual: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands on the page, copied from there."""
+    page = shown(manual / "quorumfs.conf.5")
+    lines = re.findall(r"^ +(\w+ = .*)$", page, re.MULTILINE)
+    monkeypatch.setattr(configuration, "DIRECTORY", str(tmp_path))
+    (tmp_path / "vdisk.conf").write_text("\n".join(lines))
+    disk = configuration.configured("vdisk")
+    assert (disk.mountpoint, len(disk.replicas)) == ("/mnt/vdisk", 2)
+    assert len(lines) == len(configuration.KEYS)
+
+
+def test_wherever_a_mount_point_is_asked_for_a_name_will_do() -> None:
+    """As quorumfs(1) says. What ``mount`` asks for is where there is none yet, or a NAME."""
+    named = {
+        verb.name: parameter.type
+        for verb in verbs()
+        for parameter in verb.params
+        if "MOUNTPOINT" in metavar(parameter)
+    }
+    assert isinstance(named.pop("mount"), FilePathOrName)
+    assert len(named) > 10
+    assert all(isinstance(kind, MountPoint) for kind in named.values())
+
+
+class _OptionOfClick81(click.Option):
+    """What it shows for its value needs no context there. Debian 13 has this version."""
+
+    def make_metavar(self) -> str:  # type: ignore[override]
+        return "WORD"
+
+
+@pytest.mark.parametrize("kind", [click.Option, _OptionOfClick81])
+def test_the_manual_is_made_with_older_versions_of_click(kind: type[click.Option]) -> None:
+    assert metavar(kind(["--word"], metavar="WORD")) == "WORD"
 
 
 def test_every_example_is_a_command_line_that_can_be_meant() -> None:

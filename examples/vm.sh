@@ -24,11 +24,14 @@ cd "$work"
 mkdir vdisk root initrd
 
 # show COMMAND...: what is typed, and what it says.
-show() { printf '$ %s\n' "$*" && "$@" || true; }
+show() {
+    printf '$ %s\n' "$*"
+    "$@"
+}
 
 # look: how the disk is, as an administrator looks at it.
 look() {
-    show quorumfs status vdisk
+    show quorumfs status vdisk || true # it tells by its exit code, too, that a replica is out
     if [ -t 1 ]; then timeout --foreground 4 quorumfs top --interval 0.5 vdisk || true; fi
 }
 
@@ -77,7 +80,7 @@ INIT
 chmod +x root/init
 
 say "Its first steps: an initial ramdisk that finds the disk and goes on there"
-kernel=$(ls "$checkout"/.guest/boot/vmlinuz-* | tail -n 1)
+kernel=$(find "$checkout/.guest/boot" -name 'vmlinuz-*' | sort | tail -n 1)
 release=${kernel##*/vmlinuz-}
 mkdir initrd/{bin,dev,disk,modules}
 cp "$(command -v busybox)" initrd/bin/busybox

@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and the tests: what a bare Debian machine needs before it can run us.
+# Sourced by quickstart.sh, vm.sh and the tests: what a bare Debian machine needs before it can run us.
 
 say() { printf '\n== %s\n' "$*"; }
 
@@ -26,6 +26,21 @@ install_quorumfs() {
     [ -x "$checkout/.venv/bin/pip" ] || python3 -m venv "$checkout/.venv"
     PATH="$checkout/.venv/bin:$PATH"
     pip install --quiet --disable-pip-version-check "$@"
+}
+
+# fetch_guest_kernel: the kernel of a small virtual machine, and its modules, into .guest of the
+# checkout. Unpacked, not installed: installing would make this machine boot it.
+fetch_guest_kernel() {
+    ls "$checkout"/.guest/boot/vmlinuz-* >/dev/null 2>&1 && return
+    install_packages kmod
+    say "Fetching the kernel of the virtual machine into $checkout/.guest"
+    apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || as_root apt-get update -q
+    local kernel
+    kernel=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: *//p' | head -n 1)
+    rm -rf "$checkout/.guest" && mkdir "$checkout/.guest"
+    (cd "$checkout/.guest" && apt-get download -q -o "APT::Sandbox::User=$(id -un)" "$kernel" &&
+        dpkg -x ./*.deb . && rm ./*.deb)
+    /sbin/depmod -b "$checkout/.guest" "${kernel#linux-image-}"
 }
 
 checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

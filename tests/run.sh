@@ -16,15 +16,7 @@ install_packages attr busybox-static diffutils e2fsprogs fio fish kmod man-db ma
     qemu-system-x86 qemu-utils systemd util-linux xfsprogs zsh
 install_quorumfs --editable "$checkout[test]"
 
-# The guest's kernel is unpacked, not installed: installing would make the machine boot it.
-if ! ls .guest/boot/vmlinuz-* >/dev/null 2>&1; then
-    say "Fetching the kernel of the test VM"
-    apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || apt-get update -q
-    kernel=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: *//p' | head -n 1)
-    rm -rf .guest && mkdir .guest
-    (cd .guest && apt-get download -q -o APT::Sandbox::User=root "$kernel" && dpkg -x ./*.deb . && rm ./*.deb)
-    depmod -b .guest "${kernel#linux-image-}"
-fi
+fetch_guest_kernel
 
 # promtool alone is needed of Prometheus, which would begin to serve if it were installed.
 if [ ! -x .guest/promtool ]; then

@@ -54,6 +54,9 @@ COLUMNS = (
 )
 """Of the replicas: heading, and whether a narrow terminal shows it too."""
 
+FIGURES = 84
+"""Characters that all of these may need, with the space between them."""
+
 MARGIN = 4
 """Columns beside the map."""
 
@@ -208,10 +211,12 @@ def _replica_table(picture: Picture, width: int) -> "Table":
     for heading, _ in compress(COLUMNS, shown):
         side: JustifyMethod = "left" if heading == "state" else "right"
         table.add_column(heading, justify=side, no_wrap=True)
+    # Where there is no room for paths here, the maps name them.
+    longest = max(len(printable(replica.path)) for replica in picture.status.replicas)
+    in_full = longest + FIGURES <= width
     for replica in picture.status.replicas:
         path, state, *_ = replica_row(replica)
-        # A narrow terminal has no room for a path here: the maps name them.
-        name = path if width >= NARROW else os.path.basename(path)
+        name = path if in_full else os.path.basename(path)
         bad = not replica.current or replica.trouble
         cells: list[str | Text] = [
             Text(state, COLOURS[picture.status.state] if bad else ""),

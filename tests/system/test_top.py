@@ -57,7 +57,7 @@ def test_a_map_of_so_many_cells_is_refused(tmp_path: Path, cells: object) -> Non
         client.ask(str(disk.mountpoint), "map", cells=cells)
 
 
-@pytest.mark.parametrize("width", [60, 120])
+@pytest.mark.parametrize("width", [60, 80, 120, 300])
 def test_a_picture_has_rates_maps_and_events(tmp_path: Path, width: int) -> None:
     def shown(picture: Picture) -> str:
         console = Console(file=StringIO(), width=width, force_terminal=False)
@@ -73,8 +73,9 @@ def test_a_picture_has_rates_maps_and_events(tmp_path: Path, width: int) -> None
         events = (Told(1, "{}", "\x1b[2Jsomething happened"),)
         text = shown(look(mount, before, Recent(1, 1, 0, events), None))
         assert str(disk.replicas[0]).replace("/", "") in re.sub(r"[\s/]", "", text)
+        assert re.search(rf"{disk.replicas[0].name} +current ", text)  # a name is not cut up
         assert "writes/s" in text
-        assert ("B/s" in text) is (width > 80)
+        assert ("B/s" in text) is (width >= 80)
         assert "█" in text
         assert "something happened" in text
         assert "\x1b[2J" not in text

@@ -105,7 +105,7 @@ class Operator:
                 self._prefer_current(known, plan)
                 self.keep(cut_off=False)
             elif state.harmed and not state.forked:
-                usable = len(state.reachable(order))
+                usable = len(state.reachable(order) - state.taken_out())
                 threshold = usable if error.rule == "no quorum" else None
                 return self.assemble(order, degraded=True, threshold=threshold)
             else:

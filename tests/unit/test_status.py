@@ -238,6 +238,7 @@ def test_json_is_the_design_s() -> None:
                     "write_mostly": False,
                     "latency": {"read": None, "write": None, "flush": None},
                     "slow": [],
+                    "io": None,
                 },
                 {
                     "path": "/nas2/b.img",
@@ -265,6 +266,7 @@ def test_json_is_the_design_s() -> None:
                     "write_mostly": False,
                     "latency": {"read": None, "write": None, "flush": None},
                     "slow": [],
+                    "io": None,
                 },
             ],
             "resync": {

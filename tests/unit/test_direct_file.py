@@ -394,6 +394,12 @@ def test_a_store_without_direct_is_refused_or_buffered(
     assert descriptors() == before
 
 
+def test_a_store_that_need_not_be_direct_is_not_left_open(image: int) -> None:
+    before = descriptors()
+    assert open_direct(image, "/a.img", "auto", Locality.MEMORY) is None
+    assert descriptors() == before
+
+
 def test_the_descriptor_for_all_else_stays_buffered(image: int) -> None:
     assert open_direct(image, "/a.img", "buffered", Locality.HERE) is None
     direct = open_direct(image, "/a.img", "direct", Locality.HERE)

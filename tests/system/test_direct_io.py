@@ -319,6 +319,18 @@ def test_memory_is_buffered_unless_asked_otherwise(tmp_path: Path) -> None:
                 assert ways(disk) == ["buffered", "buffered"]
 
 
+def test_a_read_only_mount_reads_past_the_cache(store: Ext4, tmp_path: Path) -> None:
+    images = create(named(store.mountpoint, 2), SIZE)
+    with SetMount(images, tmp_path, DIRECT) as disk, opened(disk.file) as fd:
+        os.pwrite(fd, b"n" * BLOCK, SECTOR)
+    uncached(images)
+    with SetMount(images, tmp_path, f"ro,{DIRECT}") as disk:
+        with opened(disk.file, os.O_RDONLY | os.O_DIRECT) as fd:
+            assert os.pread(fd, BLOCK, 0) == bytes(SECTOR) + b"n" * (BLOCK - SECTOR)
+        assert ways(disk) == ["direct", "direct"]
+        assert [cached_bytes(image) for image in images] == [0, 0]
+
+
 def test_without_sidecars_too(store: Ext4, make_images: MakeImages, tmp_path: Path) -> None:
     images = make_images(2, SIZE, store.mountpoint)
     with SetMount(images, tmp_path, as_qemu(DIRECT)) as disk:

@@ -5,6 +5,7 @@ The files are real, and so is O_DIRECT; what the store refuses beyond that is pl
 
 import errno
 import fcntl
+import itertools
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quorumfs.decisions.replicaio import Medium
 from quorumfs.errors import UserError
 from quorumfs.replica import directopening
 from quorumfs.replica.directfile import Direct, DirectFile
@@ -184,6 +186,36 @@ def test_neighbours_in_one_block_lose_nothing(tmp_path: Path) -> None:
     last = (rounds - 1) * count
     expected = b"".join(bytes([1 + (last + sector) % 251]) * SECTOR for sector in range(count))
     assert (tmp_path / "a").read_bytes() == bytes(PAGE) + expected
+
+
+@pytest.mark.parametrize("alignment", [SECTOR, PAGE])
+def test_what_does_not_overlap_may_be_written_at_once(alignment: int, tmp_path: Path) -> None:
+    """The range locks of the disk see to it that it does not; blocks are none of their business."""
+    size = SIZES[2]
+    cuts = st.lists(st.integers(0, size) | st.integers(0, size // SECTOR).map(SECTOR.__mul__))
+
+    @settings(max_examples=60)
+    @given(cuts)
+    def test(places: list[int]) -> None:
+        expected = bytearray(noise(size))
+        ranges = list(itertools.pairwise(sorted({0, *places, size})))
+        with opened(tmp_path / "a", bytes(expected), alignment) as file:
+            begin = Barrier(8)
+
+            def writer(number: int) -> None:
+                begin.wait(60)
+                for place in range(number, len(ranges), 8):
+                    start, end = ranges[place]
+                    file.write(start, bytes([1 + place % 255]) * (end - start))
+
+            list(pool.map(writer, range(8)))
+            for place, (start, end) in enumerate(ranges):
+                expected[start:end] = bytes([1 + place % 255]) * (end - start)
+            assert file.read(0, size) == expected
+        assert (tmp_path / "a").read_bytes() == expected
+
+    with ThreadPoolExecutor(8) as pool:
+        test()
 
 
 class Watched:
@@ -436,3 +468,63 @@ def test_an_alignment_that_nobody_tells_is_found(
     assert direct is not None
     assert direct.alignment == alignment
     os.close(direct.fd)
+
+
+@pytest.mark.parametrize(
+    ("device", "rotational", "medium"),
+    [
+        ("nvme0n1", "0", Medium.STEADY),
+        ("nvme0n1/nvme0n1p2", "0", Medium.STEADY),
+        ("sda/sda1", "1", Medium.ROTATING),
+        ("nbd3/nbd3p1", "0", Medium.ELSEWHERE),
+        ("rbd0", "1", Medium.ELSEWHERE),
+        ("dm-0", None, Medium.UNKNOWN),
+    ],
+)
+def test_what_holds_an_image_is_what_the_kernel_says_of_the_device(
+    device: str,
+    rotational: str | None,
+    medium: Medium,
+    image: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = tmp_path / "devices" / device.split("/", maxsplit=1)[0]
+    (disk / "queue").mkdir(parents=True)
+    (tmp_path / "devices" / device).mkdir(exist_ok=True)
+    if rotational is not None:
+        (disk / "queue/rotational").write_text(f"{rotational}\n")
+    number = os.fstat(image).st_dev
+    link = tmp_path / f"{os.major(number)}:{os.minor(number)}"
+    link.symlink_to(tmp_path / "devices" / device)
+    monkeypatch.setattr(directopening, "_SYSFS", tmp_path)
+    assert directopening._medium(image, Locality.HERE) is medium
+    assert directopening._medium(image, Locality.MEMORY) is Medium.MEMORY
+    assert directopening._medium(image, Locality.ELSEWHERE) is Medium.ELSEWHERE
+    link.unlink()
+    assert directopening._medium(image, Locality.HERE) is Medium.UNKNOWN
+
+
+def test_a_store_is_measured_where_an_image_has_data(image: int) -> None:
+    direct = open_direct(image, "/a.img", "direct", Locality.HERE)
+    assert direct is not None
+    measured = directopening._measured_us(direct)
+    assert measured is not None
+    assert measured > 0
+    os.ftruncate(image, 0)
+    os.ftruncate(image, 1 << 20)
+    assert directopening._measured_us(direct) is None
+    os.close(direct.fd)
+
+
+@pytest.mark.parametrize(("took_us", "way"), [(100.0, True), (9000.0, False)])
+def test_auto_goes_by_what_was_measured(
+    took_us: float, way: bool, image: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directopening, "_measured_us", lambda _: took_us)
+    before = descriptors()
+    direct = open_direct(image, "/a.img", "auto", Locality.HERE)
+    assert (direct is not None) is way
+    if direct is not None:
+        os.close(direct.fd)
+    assert descriptors() == before

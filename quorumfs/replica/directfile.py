@@ -74,6 +74,10 @@ class Buffers:
         finally:
             self._idle.append(buffer)
 
+    def return_idle(self) -> None:
+        """Give buffers that are not in use back to the system."""
+        self._idle.clear()
+
 
 class DirectFile(RegularFile):
     """An open image that is read and written with O_DIRECT, except for its tail."""
@@ -114,6 +118,9 @@ class DirectFile(RegularFile):
     def write(self, offset: int, data: bytes | memoryview) -> None:
         with self.alone(offset, len(data)):
             self._aligned(lambda alignment: self._write(offset, memoryview(data), alignment))
+
+    def return_memory(self) -> None:
+        self._buffers.return_idle()
 
     def close(self) -> None:
         try:

@@ -110,6 +110,10 @@ class FileStorage:
             return None
         return Usage(file.st_dev, file.st_blocks, whole.f_bavail * whole.f_frsize)
 
+    def return_memory(self) -> None:
+        """Give the memory of earlier requests back to the system."""
+        self._file.return_memory()
+
     def resized(self, size: int) -> None:
         self._file.size = size
 

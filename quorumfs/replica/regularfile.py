@@ -127,6 +127,9 @@ class RegularFile:
             raise
         return min(found, self.size)
 
+    def return_memory(self) -> None:
+        """Give memory kept for further requests back to the system; never waits."""
+
     def close(self) -> None:
         """Close the file, even if this raises."""
         os.close(self.fd)

@@ -25,6 +25,7 @@ from quorumfs.replica import directopening
 from quorumfs.replica.directfile import Direct, DirectFile
 from quorumfs.replica.directopening import open_direct
 from quorumfs.replica.filesystems import Locality, locality
+from quorumfs.replica.images import open_again
 from quorumfs.replica.punching import Puncher
 from quorumfs.replica.regularfile import RegularFile
 from quorumfs.replica.storage import Kind, TruncatedError
@@ -387,6 +388,19 @@ def test_memory_is_used_again_and_given_back(tmp_path: Path) -> None:
         file.return_memory()
         assert mapped() == before
         assert file.read(0, PAGE) == b"n" * PAGE
+
+
+def test_an_image_is_closed_with_all_that_was_opened_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    before = descriptors()
+    with opened(path, noise(SIZES[0])) as file:
+        file.write(0, b"n")
+    assert descriptors() == before
+    for _ in range(2):  # the second could not be locked if the first was
+        image = open_again(str(path), replica_io="direct")
+        assert image.direct is not None
+        image.close()
+    assert descriptors() == before
 
 
 # Opening

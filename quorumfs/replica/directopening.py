@@ -19,7 +19,8 @@ from quorumfs.replica.directfile import Direct
 from quorumfs.replica.filesystems import Locality
 
 ALIGNMENT_MAX = CHUNK_MIN
-"""Bytes. A write to part of a block writes all of it, and must stay in the chunk that is marked."""
+"""Bytes, a multiple of any alignment that will do: a write to part of a block writes all of it, and
+must stay in the chunk that is marked."""
 
 _MEASURED = 5
 """How many places of an image are read to measure its store."""
@@ -104,7 +105,8 @@ def _alignment(fd: int, where: Locality) -> int | None:
     if told is None:
         return _found_alignment(fd, where)
     memory, offset = told
-    return offset if memory <= PAGESIZE and 0 < offset <= ALIGNMENT_MAX else None
+    fits = memory <= PAGESIZE and offset > 0 and not ALIGNMENT_MAX % offset
+    return offset if fits else None
 
 
 def _told_alignment(fd: int) -> tuple[int, int] | None:

@@ -436,13 +436,24 @@ def wants_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directopening, "_told_alignment", lambda _: (512, 1 << 20))
 
 
+def wants_what_is_no_part_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directopening, "_told_alignment", lambda _: (512, 3 * 512))
+
+
 def refuses_each_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(directopening, "_told_alignment", lambda _: None)
     Strict(monkeypatch, 1 << 20)
 
 
 @pytest.mark.parametrize(
-    "store", [refuses_the_flag, refuses_the_file, wants_too_much, refuses_each_read]
+    "store",
+    [
+        refuses_the_flag,
+        refuses_the_file,
+        wants_too_much,
+        wants_what_is_no_part_of_a_chunk,
+        refuses_each_read,
+    ],
 )
 def test_a_store_without_direct_is_refused_or_buffered(
     store: Callable[[pytest.MonkeyPatch], None], image: int, monkeypatch: pytest.MonkeyPatch

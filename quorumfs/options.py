@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from quorumfs.decisions.dirtymap import CHUNK_MIN, EXTENT
+from quorumfs.decisions.replicaio import ASKED
 from quorumfs.errors import UsageError
 
 
@@ -42,6 +43,8 @@ class MountOptions:
     write_mostly: tuple[str, ...] = ()
     """Names of replicas that are read only where no other can answer: paths, or file names."""
     replica_timeout_s: float = 8.0
+    replica_io: str = "buffered"
+    """One of `quorumfs.decisions.replicaio.ASKED`."""
     sync: bool = False
     detect_zeroes: str = "off"
     fast_path: bool = True
@@ -295,6 +298,14 @@ OPTIONS: Mapping[str, Option] = {
             "replica_timeout_s",
             "how long to wait for a replica that others can stand in for; twice as long for one "
             "that none can, four times for a flush (default: 8s)",
+        ),
+        Option(
+            "replica-io",
+            "|".join(ASKED),
+            _choice(*ASKED),
+            "replica_io",
+            "buffered: through this host's page cache (default); direct: past it, with O_DIRECT; "
+            "auto: direct where the store is fast, or elsewhere",
         ),
         Option("sync", "", _flag, "sync", "every write is durable when it returns"),
         Option(

@@ -13,7 +13,7 @@ fi
 cd "$checkout"
 PATH="$PATH:/sbin:/usr/sbin"
 install_packages attr busybox-static diffutils e2fsprogs fio fish kmod man-db mandoc mount procps \
-    qemu-system-x86 qemu-utils systemd util-linux xfsprogs zsh
+    qemu-system-x86 qemu-utils systemd util-linux util-linux-extra xfsprogs zsh
 install_quorumfs --editable "$checkout[test]"
 
 fetch_guest_kernel

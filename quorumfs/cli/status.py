@@ -28,6 +28,7 @@ from quorumfs.control.status import (
     human_time,
     worst,
 )
+from quorumfs.decisions.replicaio import Way
 from quorumfs.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -298,6 +299,7 @@ def headline(status: Status) -> str:
         f"{status.read_pattern}, vote-threshold {status.vote_threshold}",
         *(["read-only"] if status.read_only else []),
         *(["resync paused"] if status.resync_paused else []),
+        *_past_the_cache(status),
         f"pid {status.pid}",
     ]
     if status.set_id is not None:
@@ -305,6 +307,16 @@ def headline(status: Status) -> str:
     else:
         facts.append(f"metadata={status.metadata}")
     return ", ".join(facts)
+
+
+def _past_the_cache(status: Status) -> list[str]:
+    """Which replicas are read and written with O_DIRECT, if any."""
+    known = [replica for replica in status.replicas if replica.io is not None]
+    direct = [replica for replica in known if replica.io == Way.DIRECT.value]
+    if len(direct) == len(known):
+        return ["direct I/O"] if direct else []
+    names = (printable(replica.path) for replica in direct)
+    return [f"direct I/O of {' and '.join(names)}"] if direct else []
 
 
 def state_word(status: Status) -> str:

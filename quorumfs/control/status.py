@@ -246,6 +246,9 @@ class ReplicaStatus:
     latency: Latencies = field(default_factory=Latencies)
     slow: tuple[Slowness, ...] = ()
     """For what it takes much longer than the fastest other replica."""
+    io: Word | None = None
+    """How its image is read and written: a value of `quorumfs.decisions.replicaio.Way`; None: it is
+    not open."""
 
     @property
     def standing(self) -> Standing | None:

@@ -45,6 +45,7 @@ FIXED = {
     "takeover": "it is a consent that a mount asks for when it begins: give it to the next one",
     "read_only": "replicas are opened, and locked, for reading or for writing when the disk is "
     f"mounted: {_REMOUNT}",
+    "replica_io": f"images are opened for it when the disk is mounted: {_REMOUNT}",
     "sync": f"who has disk.img open already was told otherwise: {_REMOUNT}",
     "detect_zeroes": f"requests are sorted by it from the first one on: {_REMOUNT}",
     "fast_path": f"its thread begins with the mount: {_REMOUNT}",

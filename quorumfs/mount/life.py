@@ -371,6 +371,8 @@ async def _return_memory(disk: Disk, fast: FastPath | None) -> None:
             malloc_trim(0)
             if fast is not None:
                 fast.return_memory()
+            for file in (file for replica in disk.replicas for file in replica.files):
+                file.return_memory()
             returned = seen
         seen = disk.mirror.requests
 

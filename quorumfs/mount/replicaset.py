@@ -178,7 +178,9 @@ class ReplicaSet:
         repairs = Repairs(
             mirror,
             sidecars,
-            _Reopener(sidecars, lambda: mirror.search_s, late).reopen,
+            _Reopener(
+                sidecars, lambda: mirror.search_s, late, replica_io=options.replica_io
+            ).reopen,
             present=present,
             limit=options.resync_rate,
             outvoted=options.rewrite_corrupted,
@@ -203,11 +205,23 @@ def open_replica_set(
     patience_s = 2 * options.replica_timeout_s
     if options.metadata == "none":
         assert mountpoint is not None
-        images = open_images(paths, mountpoint, read_only=options.read_only, patience_s=patience_s)
+        images = open_images(
+            paths,
+            mountpoint,
+            read_only=options.read_only,
+            replica_io=options.replica_io,
+            patience_s=patience_s,
+        )
         if not options.read_only:
             require_file_size(images[0].size, "the replicas")
         return ReplicaSet(list(images), None)
-    opened = open_set(paths, mountpoint, read_only=options.read_only, patience_s=patience_s)
+    opened = open_set(
+        paths,
+        mountpoint,
+        read_only=options.read_only,
+        replica_io=options.replica_io,
+        patience_s=patience_s,
+    )
     here = claim_of_this_mount()
     found = found_claims(opened, here)
     held = require_free(found, takeover=options.takeover)
@@ -333,11 +347,15 @@ class _Reopener:
         sidecars: Sidecars,
         patience_s: Callable[[], float],
         late: Mapping[str, Answer[Image] | None] = MappingProxyType({}),
+        *,
+        replica_io: str,
     ) -> None:
         """*patience_s*: the replica timeout (seconds), which may change.
 
         *late*: by path, an attempt of the mount that was given up, and may hold locks yet.
+        *replica_io*: the value of that option.
         """
+        self._replica_io = replica_io
         self._late = late
         self._sidecars = sidecars
         self._patience_s = patience_s
@@ -379,7 +397,7 @@ class _Reopener:
 
     def _open(self, replica: Replica, sidecar_size: int) -> Image:
         """In a thread: whatever touches the files may hang."""
-        image = open_again(replica.path)
+        image = open_again(replica.path, replica_io=self._replica_io)
         with ExitStack() as stack:
             stack.callback(image.close)
             if image.sidecar_fd is None or image.sidecar is None:
@@ -457,7 +475,7 @@ def _lengthen(sidecar_fd: int, size: int) -> None:
 
 def _image_storage(image: Image, size: int) -> FileStorage:
     name = os.path.basename(image.path)
-    return FileStorage(image.fd, size, name, locality=image.locality)
+    return FileStorage(image.fd, size, name, locality=image.locality, direct=image.direct)
 
 
 def _sidecar_storage(image: Image, size: int) -> FileStorage:

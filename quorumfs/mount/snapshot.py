@@ -224,6 +224,7 @@ def _replica(
             for sort, slow in list(mirror.slow.items())
             if replica in slow
         ),
+        io=None if replica.way is None else replica.way.value,
     )
 
 

@@ -4,6 +4,8 @@ import errno
 import os
 from time import sleep
 
+from quorumfs.decisions.replicaio import Way
+from quorumfs.replica.directfile import Direct, DirectFile
 from quorumfs.replica.fastfile import FastFile
 from quorumfs.replica.filesystems import Locality
 from quorumfs.replica.pagecache import answers_from_cache
@@ -53,22 +55,27 @@ class FileStorage:
         name: str,
         *,
         locality: Locality = Locality.ELSEWHERE,
+        direct: Direct | None = None,
     ) -> None:
         """Take over the open *fd* of an image of *size* bytes; *name* is for thread names.
 
-        *locality*: where the file system has its data.
+        *locality*: where the file system has its data. *direct* has bytes read and written past the
+        page cache, and is taken over, too.
         """
         self.local = locality is not Locality.ELSEWHERE
         """Whether answers depend on this host alone."""
-        self._file = RegularFile(fd, size)
+        self.way = Way.BUFFERED if direct is None else Way.DIRECT
+        """How bytes are read and written."""
+        self._file = RegularFile(fd, size) if direct is None else DirectFile(fd, size, direct)
         self._puncher = Puncher(self._file)
         self._workers = Workers(name, self._insist)
         self._identity = os.fstat(fd) if self.local else None
         """Tells the file from others; None elsewhere, where inode numbers may change."""
         self._in_memory = locality is Locality.MEMORY
         self.fast_file: FastFile | None = None
-        """The file, if a thread of the fast path may use it: its answers depend on no network."""
-        if self.local:
+        """The file, if a thread of the fast path may use it: its answers depend on no network, and
+        it is buffered, as all that C reads and writes."""
+        if self.local and self.way is Way.BUFFERED:
             reads = self._in_memory or answers_from_cache(fd)
             self.fast_file = FastFile(fd, memory=self._in_memory, reads=reads)
         self._lent = 0
@@ -103,8 +110,17 @@ class FileStorage:
             return None
         return Usage(file.st_dev, file.st_blocks, whole.f_bavail * whole.f_frsize)
 
+    def return_memory(self) -> None:
+        """Give the memory of earlier requests back to the system."""
+        self._file.return_memory()
+
     def resized(self, size: int) -> None:
         self._file.size = size
+
+    @property
+    def file(self) -> RegularFile:
+        """What a copy reads from, in a thread."""
+        return self._file
 
     @property
     def descriptor(self) -> int:
@@ -155,7 +171,7 @@ class FileStorage:
         if operation.kind is Kind.STAT:
             # After every write, the kernel asks for it before a read that is not direct.
             return self.local
-        small = operation.length <= CHEAP_MAX
+        small = operation.length <= CHEAP_MAX and self.way is Way.BUFFERED
         return self._in_memory and small and operation.kind in (Kind.READ, Kind.WRITE)
 
     def _perform_now(self, operation: Operation, done: Done) -> None:
@@ -210,7 +226,7 @@ class FileStorage:
                 file.write(offset, operation.data)
             case Kind.COPY:
                 assert isinstance(operation, _Copying)
-                return file.copy_from(operation.source.descriptor, offset, length)
+                return file.copy_from(operation.source.file, offset, length)
             case Kind.DISCARD | Kind.ZERO:
                 self._puncher.make_zeros(operation.kind, offset, length)
             case Kind.REACH:
@@ -233,5 +249,5 @@ class FileStorage:
                 os.fsync(file.fd)
                 return file.status()
             case Kind.CLOSE:
-                os.close(file.fd)
+                file.close()
         return 0

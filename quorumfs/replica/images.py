@@ -13,10 +13,13 @@ from threading import Lock
 from quorumfs.decisions.claim import Claim, FoundClaim, claim_state
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import Identity, Sidecar, identity_of, path_for
+from quorumfs.decisions.replicaio import Way
 from quorumfs.decisions.sidecar import FormatError, UnknownVersionError
 from quorumfs.errors import UserError
 from quorumfs.replica.answers import PATIENCE_S, Answer, UnansweredError, ask_all
 from quorumfs.replica.claimant import runs
+from quorumfs.replica.directfile import Direct
+from quorumfs.replica.directopening import open_direct
 from quorumfs.replica.filesystems import Locality, close, is_fuse, locality, mount_instance
 from quorumfs.replica.imagelock import ImageLockedError, holders, lock_image
 from quorumfs.replica.sidecarfile import (
@@ -66,6 +69,8 @@ class Image:
     """Why the sidecar cannot be read."""
     instance: int | None = None
     """As in `Found`."""
+    direct: Direct | None = None
+    """What it takes to read and write the image past the page cache; None: through it."""
 
     @property
     def found(self) -> Found:
@@ -82,6 +87,8 @@ class Image:
 
     def close(self) -> None:
         """Close the descriptors, and so drop the locks; may hang."""
+        if self.direct is not None:
+            close(self.direct.fd, self.path)
         close(self.fd, self.path)
         if self.sidecar_fd is not None:
             close(self.sidecar_fd, path_for(self.real_path))
@@ -96,14 +103,26 @@ class Unanswered(Found):
 
 
 def open_images(
-    paths: Sequence[str], mountpoint: str, *, read_only: bool, patience_s: float = PATIENCE_S
+    paths: Sequence[str],
+    mountpoint: str,
+    *,
+    read_only: bool,
+    replica_io: str = Way.BUFFERED.value,
+    patience_s: float = PATIENCE_S,
 ) -> list[Image]:
     """Open, check and lock the files at *paths*, to be all replicas of a disk at *mountpoint*.
 
     *mountpoint* is absolute and free of symbolic links. Raises `UserError`, naming the path and
     the reason, if the files cannot be a disk's replicas.
     """
-    opened = open_set(paths, mountpoint, read_only=read_only, sidecars=False, patience_s=patience_s)
+    opened = open_set(
+        paths,
+        mountpoint,
+        read_only=read_only,
+        sidecars=False,
+        replica_io=replica_io,
+        patience_s=patience_s,
+    )
     images = []
     for one in opened:
         if isinstance(one, Found):
@@ -125,6 +144,7 @@ def open_set(
     *,
     read_only: bool,
     sidecars: bool = True,
+    replica_io: str = Way.BUFFERED.value,
     patience_s: float = PATIENCE_S,
 ) -> list[Image | Found]:
     """Open, check and lock the files at *paths*; `Found` for a file that cannot be opened.
@@ -133,6 +153,7 @@ def open_set(
     `UserError` for a path that can never be a replica: no regular file, an empty file of no set,
     the same file twice, a file in use by another process, or inside *mountpoint*. Without
     *sidecars* no sidecar is opened, and an image that has a sidecar is refused for writing.
+    *replica_io* is the value of that option; a store that refuses it is refused, too.
     """
     absolute = list(map(os.path.abspath, paths))
     files = _Files(absolute)
@@ -143,10 +164,10 @@ def open_set(
         image = _open_whole(path, files.take, read_only=read_only, sidecars=sidecars)
         try:
             _refuse_empty(image)
-        except UserError:
+            return _with_io(image, replica_io)
+        except BaseException:
             image.close()
             raise
-        return image
 
     if len(set(absolute)) < len(absolute):
         twice = next(path for path in absolute if absolute.count(path) > 1)
@@ -195,12 +216,25 @@ class _Files:
             raise _SameFileError(f"{first} and {second} are the same file")
 
 
-def open_again(path: str, *, read_only: bool = False) -> Image:
-    """Open, check and lock one replica that was ejected.
+def open_again(
+    path: str, *, read_only: bool = False, replica_io: str = Way.BUFFERED.value
+) -> Image:
+    """Open, check and lock one replica that was ejected; *replica_io* as for `open_set`.
 
     Raises `UserError` and `OSError` with the reason.
     """
-    return _open_whole(path, lambda _: None, read_only=read_only)
+    image = _open_whole(path, lambda _: None, read_only=read_only)
+    try:
+        return _with_io(image, replica_io)
+    except BaseException:
+        image.close()
+        raise
+
+
+def _with_io(image: Image, replica_io: str) -> Image:
+    """*image* with what it takes to read and write it as *replica_io* asks."""
+    direct = open_direct(image.fd, image.path, replica_io, image.locality)
+    return replace(image, direct=direct)
 
 
 def _open_whole(

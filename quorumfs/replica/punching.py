@@ -95,9 +95,10 @@ class Puncher:
                 continue
             number = errno.EINTR
             while number == errno.EINTR:
-                if _libc.fallocate(self._file.fd, mode | _KEEP_SIZE, offset, length) == 0:
-                    return True
-                number = ctypes.get_errno()
+                with self._file.alone(offset, length):
+                    if _libc.fallocate(self._file.fd, mode | _KEEP_SIZE, offset, length) == 0:
+                        return True
+                    number = ctypes.get_errno()
             if number not in (errno.EOPNOTSUPP, errno.ENOSYS):
                 raise OSError(number, os.strerror(number))
             self._modes_missing.add(mode)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 from quorumfs.decisions.record import identity_of
 from quorumfs.replica.storage import FileStatus, TruncatedError
@@ -32,6 +33,14 @@ class RegularFile:
                 raise TruncatedError(os.fstat(self.fd).st_size)
             data += more
         return data
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Read to *buffer*; returns the bytes read, which may be fewer, and 0 at the end."""
+        return os.preadv(self.fd, [buffer], offset)
+
+    def alone(self, offset: int, length: int) -> AbstractContextManager[None]:
+        """While the kernel makes zeros in a range: keep out whoever could undo part of them."""
+        return nullcontext()
 
     def refuse_if_truncated(self) -> None:
         """Raise `TruncatedError` if the file has become shorter.
@@ -75,8 +84,8 @@ class RegularFile:
             return error.errno != errno.ENXIO
         return True
 
-    def copy_from(self, source: int, offset: int, length: int) -> int:
-        """Write a range of the descriptor *source* to the file; returns the bytes copied.
+    def copy_from(self, source: "RegularFile", offset: int, length: int) -> int:
+        """Write a range of *source* to the file; returns the bytes copied.
 
         Fewer bytes are copied where *source* cannot be read; only errors of writing are raised.
 
@@ -88,7 +97,7 @@ class RegularFile:
         copied = 0
         while copied < length:
             try:
-                read = os.preadv(source, [buffer[: length - copied]], offset + copied)
+                read = source.read_into(buffer[: length - copied], offset + copied)
             except OSError:
                 break  # an ordinary read of *source* finds out more
             if not read:
@@ -117,3 +126,10 @@ class RegularFile:
                 return if_unknown  # the file system knows no holes: all is data
             raise
         return min(found, self.size)
+
+    def return_memory(self) -> None:
+        """Give memory kept for further requests back to the system; never waits."""
+
+    def close(self) -> None:
+        """Close the file, even if this raises."""
+        os.close(self.fd)

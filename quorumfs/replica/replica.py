@@ -10,6 +10,7 @@ import trio
 
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.record import SUFFIX
+from quorumfs.decisions.replicaio import Way
 from quorumfs.replica.fastfile import FastFile, Rest
 from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.health import Counters, Health
@@ -265,6 +266,11 @@ class Replica:
     def image(self) -> Storage | None:
         """The image, if open."""
         return self._image
+
+    @property
+    def way(self) -> Way | None:
+        """How the image is read and written; None if it is no open file."""
+        return self._image.way if isinstance(self._image, FileStorage) else None
 
     def attach(self, storage: Storage, sidecar: Storage) -> None:
         """Use these files from now on; no other file may be in use, or not closed yet."""

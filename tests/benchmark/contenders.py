@@ -102,6 +102,8 @@ class Quorumfs:
 
     name: str
     metadata: Literal["sidecar", "none"] = "sidecar"
+    options: str = ""
+    """More options of the mount."""
     checkout: Path | None = None
     """Whose quorumfs to run; None: the one that `python -m quorumfs` finds."""
     launcher: tuple[str, ...] = ("-m", "quorumfs")
@@ -122,7 +124,7 @@ class Quorumfs:
         mountpoint = directory / "mnt"
         mountpoint.mkdir()
         options = f"read-pattern={family.read_pattern},vote-threshold={family.threshold}"
-        options += f",metadata={self.metadata}"
+        options += f",metadata={self.metadata},{self.options}"
         daemon = None
         try:
             log = directory / "log"
@@ -193,11 +195,13 @@ class Peer:
     """QEMU's quorum driver, exported over FUSE; its replicas are opened buffered, like ours.
 
     QEMU 7.2 exports ignore O_DSYNC; with *writethrough* each write is durable, asked for or not.
+    With *direct* the replicas are opened with O_DIRECT.
     """
 
     name: str = "peer"
     writethrough: bool = False
     program: str = "qemu-storage-daemon"
+    direct: bool = False
     is_floor: bool = False
 
     def version(self) -> str:
@@ -217,6 +221,7 @@ class Peer:
             threshold=family.threshold,
             read_pattern=family.read_pattern,
             events=False,
+            direct=self.direct,
             writethrough=self.writethrough,
             program=self.program,
         )
@@ -325,7 +330,9 @@ STANDARD: dict[str, Contender] = {
         Peer(),
         Peer("durable", writethrough=True),
         Btrfs(),
+        Peer("peer-direct", direct=True),
         Quorumfs("ours"),
+        Quorumfs("direct", options="replica-io=direct"),
         Quorumfs("none", metadata="none"),
         RawPeer(),
         Null(),

@@ -631,6 +631,9 @@ class Passthrough(pyfuse3.Operations):
 
     @guarded
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
+        # Writes are as durable, and as direct, as the file was opened: the shim's marks are not
+        # needed.
+        fh = pyfuse3.FileHandleT(fh & ~(shim.DURABLE_WRITE | shim.DIRECT_WRITE))
         name = self.open_files[fh].name
         async with self.faults.request(name, "write", off, off + len(buf)) as fault:
             data = buf[: fault.short]

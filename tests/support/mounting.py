@@ -16,6 +16,10 @@ from quorumfs.decisions.record import UNKNOWN_IDENTITY, Sidecar
 from quorumfs.replica.sidecarfile import replace_sidecar
 from support import warm
 
+TESTED_WITH = "QUORUMFS_TESTED_WITH"
+"""An environment variable: options for every `Mounted`, which its own ones come after. For running
+tests again with an option that must change nothing of what they promise."""
+
 QUORUMFS = warm.COMMAND
 """The command; a test may have another program instead."""
 
@@ -65,7 +69,7 @@ class Mounted:
         self.file = self.mountpoint / "disk.img"
         self.log_file = directory / "log.jsonl"
         self.expected_errors: list[str] = []
-        self._options = options
+        self._options = ",".join(filter(None, (os.environ.get(TESTED_WITH), options)))
 
     def __enter__(self) -> Self:
         with suppress(FileExistsError):  # perhaps with the dead mount of a daemon that was killed

@@ -208,13 +208,16 @@ BALLAST = 64 << 10
 class Ext4:
     """A small ext4 on a loop device, which comes and goes."""
 
-    def __init__(self, directory: Path, size: int = 32 * MIB) -> None:
+    def __init__(self, directory: Path, size: int = 32 * MIB, *, sector: int = 512) -> None:
+        """*sector*: bytes that its device reads or writes at least."""
+        self.sector = sector
         self.device = directory / "ext4.raw"
         self.mountpoint = directory / "ext4"
         self.mountpoint.mkdir()
         with self.device.open("wb") as file:
             file.truncate(size)
-        subprocess.run(["mkfs.ext4", "-q", "-m", "0", self.device], check=True)
+        blocks = ["-b", str(sector)] if sector > 1024 else []  # what it takes for so small a one
+        subprocess.run(["mkfs.ext4", "-q", "-m", "0", *blocks, self.device], check=True)
 
     def __enter__(self) -> Self:
         self.mount()
@@ -232,7 +235,16 @@ class Ext4:
 
     def mount(self) -> None:
         """Have it there."""
-        subprocess.run(["mount", "-o", "loop", self.device, self.mountpoint], check=True)
+        if self.sector == 512:
+            subprocess.run(["mount", "-o", "loop", self.device, self.mountpoint], check=True)
+            return
+        attach = ["losetup", "--find", "--show", "--sector-size", str(self.sector)]
+        done = subprocess.run([*attach, self.device], capture_output=True, text=True, check=True)
+        loop = done.stdout.strip()
+        try:
+            subprocess.run(["mount", loop, self.mountpoint], check=True)
+        finally:  # as soon as it is not mounted any more
+            subprocess.run(["losetup", "--detach", loop], check=True)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:

@@ -96,15 +96,16 @@ def memory_kib(pid: int, field: str) -> int:
     return int(value)
 
 
+@pytest.mark.parametrize("options", ["", "replica-io=direct"])
 def test_heavy_load_is_verified_and_leaves_the_daemon_small(
-    make_images: MakeImages, tmp_path: Path
+    options: str, make_images: MakeImages, tmp_path: Path
 ) -> None:
     """fio reads back what it wrote, at 32 requests in flight, of mixed sizes and of one size, with
     every kind of asynchronous I/O. After all that the daemon has less than 60 MiB resident."""
     replicas = make_images(3, 256 * MIB)
     mixed = "--bssplit=4k/50:12k/10:64k/25:256k/10:1m/5"
     verify = ["--verify=crc32c", "--verify_fatal=1"]
-    with Mounted(replicas, tmp_path) as disk:
+    with Mounted(replicas, tmp_path, options) as disk:
         fio = [
             "fio",
             "--name=job",

@@ -128,7 +128,7 @@ async def _ejected(directory: Path) -> AsyncGenerator[tuple[_Reopener, Replica]]
     assert isinstance(disk.metadata, Sidecars)
     first, second = disk.replicas
     await second.close()
-    yield _Reopener(disk.metadata, lambda: OPTIONS.replica_timeout_s), second
+    yield _Reopener(disk.metadata, lambda: OPTIONS.replica_timeout_s, replica_io="buffered"), second
     await first.close()
 
 
@@ -240,8 +240,8 @@ class _Opening:
 
         await self._run_sync(run, abandon_on_cancel=abandon_on_cancel)
 
-    def open_again(self, path: str) -> Image:
-        image = open_again(path)
+    def open_again(self, path: str, *, replica_io: str) -> Image:
+        image = open_again(path, replica_io=replica_io)
         self._token.run_sync_soon(self._in_the_loop)
         assert self.may_end.wait(HANGS_S)
         return image

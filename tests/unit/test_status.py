@@ -238,6 +238,7 @@ def test_json_is_the_design_s() -> None:
                     "write_mostly": False,
                     "latency": {"read": None, "write": None, "flush": None},
                     "slow": [],
+                    "io": None,
                 },
                 {
                     "path": "/nas2/b.img",
@@ -265,6 +266,7 @@ def test_json_is_the_design_s() -> None:
                     "write_mostly": False,
                     "latency": {"read": None, "write": None, "flush": None},
                     "slow": [],
+                    "io": None,
                 },
             ],
             "resync": {
@@ -806,6 +808,25 @@ def say(monkeypatch: pytest.MonkeyPatch) -> Say:
 
 
 GONE = client.DaemonGoneError("the daemon of /mnt/dead is gone, and the mount dead")
+
+
+@pytest.mark.parametrize(
+    ("ways", "told"),
+    [
+        (("direct", "direct"), ", direct I/O,"),
+        (("direct", None), ", direct I/O,"),
+        (("buffered", "direct"), f", direct I/O of {B.path},"),
+        (("buffered", "buffered"), None),
+        ((None, None), None),
+    ],
+)
+def test_who_is_read_and_written_past_the_page_cache_is_told(
+    ways: tuple[str | None, str | None], told: str | None
+) -> None:
+    replicas = tuple(replace(one, io=way) for one, way in zip((A, B), ways, strict=True))
+    line = cli.headline(replace(DEGRADED, replicas=replicas))
+    assert ("direct" in line) is (told is not None)
+    assert told is None or told in line
 
 
 def test_for_a_reader_without_a_terminal_it_is_stable_text(say: Say) -> None:

@@ -58,7 +58,6 @@ from quorumfs.decisions.record import (
     Role,
     RoleState,
     Sidecar,
-    path_for,
 )
 from quorumfs.errors import ExitCode, UserError
 
@@ -158,7 +157,10 @@ def image_changed(found: Found) -> bool:
     assert found.sidecar is not None
     known = found.sidecar.identity
     if known.mtime_ns or known.ctime_ns:
-        return known != found.image
+        now = found.image
+        if found.device and now is not None:  # a longer one is no other one
+            now = replace(now, size=min(now.size, known.size))
+        return known != now
     return bool(known.inode) and found.instance is None and not _is_as_in_use(found)
 
 
@@ -246,6 +248,13 @@ def _adopt(
             raise AssemblyRefusedError(
                 "adopt", f"cannot open the replica {one.path}: {one.problem}"
             )
+        if one.device:
+            raise AssemblyRefusedError(
+                "adopt",
+                f"{one.path} is a block device, and no replica has a sidecar: there is no "
+                f"{one.sidecar_place}. Mount what it lies on, or name its directory with sidecars="
+                "DIR; for a new set, run: quorumfs create",
+            )
         sizes.setdefault(one.image.size, one)
     if len(sizes) > 1:
         (size, one), (other_size, other) = list(sizes.items())[:2]
@@ -316,10 +325,11 @@ def _refuse_strangers(found: Sequence[Found]) -> None:
         if one.image and not one.sidecar and not one.problem:
             if not members:
                 continue
+            where = f" (there is no {one.sidecar_place})" if one.device else ""
             raise AssemblyRefusedError(
                 "stranger",
-                f"{one.path} has no sidecar, but {members[0].path} is a member of a set: to make "
-                f"{one.path} a copy of it, run: quorumfs resolve --keep {members[0].path} "
+                f"{one.path} has no sidecar{where}, but {members[0].path} is a member of a set: to "
+                f"make {one.path} a copy of it, run: quorumfs resolve --keep {members[0].path} "
                 f"{' '.join(f.path for f in found)}",
             )
     seen: dict[bytes, Found] = {}
@@ -346,7 +356,7 @@ def _refuse_strangers(found: Sequence[Found]) -> None:
                 "duplicate",
                 f"{other.path} and {one.path} are the same replica {one.sidecar.replica_id.hex()}: "
                 "one is a copy of the other with its sidecar. Give only one of them; to make the "
-                f"other a replica of its own, remove {path_for(one.path)} and run quorumfs resolve",
+                f"other a replica of its own, remove {one.sidecar_place} and run quorumfs resolve",
             )
     if not members:
         accounts = "; ".join(_account(one, one.problem) for one in found if one.problem)
@@ -375,7 +385,7 @@ class _Survey:
                 self.problems[one.path] = problem
             elif one.sidecar:
                 self.present[one.path] = self._lifted(one.sidecar)
-                self.notes += [f"{path_for(one.path)}: {text}" for text in one.sidecar.damage]
+                self.notes += [f"{one.sidecar_place}: {text}" for text in one.sidecar.damage]
         self._refuse_unusable()
         self.record = self._latest()
         """The latest record."""

@@ -1,9 +1,12 @@
-"""A replica's file on a real file system: `quorumfs.replica.storage.Storage`."""
+"""A replica's file, or block device: `quorumfs.replica.storage.Storage`."""
 
 import errno
 import os
+import stat
 from time import sleep
 
+from quorumfs.replica.blockdevice import BlockDevice
+from quorumfs.replica.devices import device_of
 from quorumfs.replica.fastfile import FastFile
 from quorumfs.replica.filesystems import Locality
 from quorumfs.replica.pagecache import answers_from_cache
@@ -41,7 +44,7 @@ class _Copying(Operation):
 
 
 class FileStorage:
-    """A regular file, read and written by the replica's own threads.
+    """A regular file or block device, read and written by the replica's own threads.
 
     Must be made inside `trio.run`.
     """
@@ -60,10 +63,14 @@ class FileStorage:
         """
         self.local = locality is not Locality.ELSEWHERE
         """Whether answers depend on this host alone."""
-        self._file = RegularFile(fd, size)
+        status = os.fstat(fd)
+        self._is_device = stat.S_ISBLK(status.st_mode)
+        self._file = (
+            BlockDevice(fd, size, device_of(fd)) if self._is_device else RegularFile(fd, size)
+        )
         self._puncher = Puncher(self._file)
         self._workers = Workers(name, self._insist)
-        self._identity = os.fstat(fd) if self.local else None
+        self._identity = status if self.local or self._is_device else None
         """Tells the file from others; None elsewhere, where inode numbers may change."""
         self._in_memory = locality is Locality.MEMORY
         self.fast_file: FastFile | None = None
@@ -88,7 +95,11 @@ class FileStorage:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 return "its file was removed or replaced: nothing is at its path any more"
             return None
-        if self._identity is not None and not os.path.samestat(status, self._identity):
+        if self._is_device:
+            assert self._identity is not None
+            if status.st_rdev != self._identity.st_rdev:
+                return "its device goes by another path now: another one, or a file, is at its path"
+        elif self._identity is not None and not os.path.samestat(status, self._identity):
             return "its file was removed or replaced: another one is at its path"
         return None
 
@@ -97,6 +108,9 @@ class FileStorage:
 
         Asks the file system, which may take long.
         """
+        if self._is_device:
+            assert self._identity is not None
+            return Usage(self._identity.st_rdev, self._file.status().blocks, None)
         try:
             file, whole = os.fstat(self._file.fd), os.fstatvfs(self._file.fd)
         except OSError:
@@ -113,8 +127,10 @@ class FileStorage:
 
     @property
     def device(self) -> int | None:
-        """The device of the file system (``st_dev``), if that is one of this host."""
-        return None if self._identity is None else self._identity.st_dev
+        """The device of the file system (``st_dev``), if that is one of this host; or itself."""
+        if self._identity is None:
+            return None
+        return self._identity.st_rdev if self._is_device else self._identity.st_dev
 
     @property
     def returned(self) -> list[Operation]:
@@ -231,7 +247,7 @@ class FileStorage:
                 return file.status()
             case Kind.SEAL:
                 os.fsync(file.fd)
-                return file.status()
+                return file.sealed()
             case Kind.CLOSE:
                 os.close(file.fd)
         return 0

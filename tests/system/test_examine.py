@@ -188,7 +188,7 @@ def test_nothing_is_changed_by_looking(pair: Set) -> None:
 def test_what_is_in_use_may_be_looked_at(pair: Set) -> None:
     """Under the exclusive lock of a daemon; who holds it is told."""
     pair.write_all(replace(pair.record, clean=False))
-    fd = open_sidecar(str(pair.paths[0]), read_only=False)
+    fd = open_sidecar(path_for(str(pair.paths[0])), read_only=False)
     assert fd is not None
     sign(fd, claim(pid=4711, host="nas1"))
     try:

@@ -113,7 +113,9 @@ class Growth:
         gone = [outcome.replica for outcome in failed]
         if not failed:
             return done
-        error = voted_error(outcome.error for outcome in failed)
+        voted = voted_error(outcome.error for outcome in failed)
+        told = [outcome.error for outcome in failed if outcome.error is not None]
+        error = next((one for one in told if one.errno == voted.errno), voted)
         reason = f"it could not grow: {error.strerror}"
         if self._ledger.enough_without(gone):
             await self._sidecars.recorder.eject(gone, range(0), reason)

@@ -7,15 +7,12 @@ whose file system went away and came back is *reopened*.
 import errno
 from collections.abc import Iterable
 
-import trio
-
 from quorumfs.decisions.assembly import OFFLINE
 from quorumfs.decisions.dirtymap import INTENT
 from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.record import RoleState
 from quorumfs.metadata.ledger.target import Target
 from quorumfs.metadata.recorder import Recorder
-from quorumfs.replica.lengthening import Steps
 from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation
 
@@ -64,27 +61,17 @@ class Joining:
         return target
 
     async def _lengthen(self, replica: Replica, found: Found) -> None:
-        """Make the image of *replica* as long as the disk, which grew without it: with zeros there.
+        """Make the image of *replica* as long as the disk, which grew without it.
 
         Else no record may name the larger size in its sidecar. Raises `OSError`.
         """
-        own = found.sidecar
-        assert own is not None
-        # By the record, not by the image: a device, or an image that was longer than the disk, has
-        # anything behind the end that it knows of.
-        known = max(one.size for one in (own.record, own.prepared) if one)
-        steps = Steps(known, self._ledger.map.size)
-        if not steps.length:
+        size = self._ledger.map.size
+        if found.image is None or found.image.size >= size:
             return
-        size = steps.end
-        while steps.length:
-            began = trio.current_time()
-            error = await _outcome(replica, Operation(Kind.RESIZE, steps.at, steps.length))
-            if error is not None:
+        added = size - found.image.size
+        for operation in (Operation(Kind.RESIZE, found.image.size, added), Operation(Kind.SYNC)):
+            if (error := await _outcome(replica, operation)) is not None:
                 raise error
-            steps.took(trio.current_time() - began)
-        if (error := await _outcome(replica, Operation(Kind.SYNC))) is not None:
-            raise error
         self._recorder.writer.resized(replica, size)
 
     async def sync_target(self, target: Target, changing: Iterable[tuple[int, int]]) -> int:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 
 from quorumfs.decisions.record import Identity
 from quorumfs.replica.devices import Device, content_identity, size_of
@@ -31,7 +32,8 @@ class BlockDevice(RegularFile):
 
     def sealed(self) -> FileStatus:
         identity = content_identity(self.fd, self.device, over=self.size)
-        return FileStatus(-(-self.size // 512), identity)
+        # With the size that the fingerprint is of: what is behind may change.
+        return FileStatus(-(-self.size // 512), replace(identity, size=self.size))
 
     def resize(self, offset: int, length: int) -> None:
         """Make zeros of *length* bytes from *offset* on, if the device is as long as that.

@@ -23,6 +23,9 @@ _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_INFO64 = 232
 """Bytes of ``struct loop_info64`` of ``linux/loop.h``; the backing file's inode is the second."""
 
+_BAD_PLACE = (errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EBADMSG)
+"""Errors of a place on a medium; the rest of the medium may be good."""
+
 _NETWORKED = ("nbd", "rbd", "drbd")
 _OWN = ("sd", "vd", "xvd", "nvme", "mmcblk", "ram", "zram", "pmem")
 """Beginnings of names in sysfs: devices whose answers come over a network, and those that are this
@@ -90,13 +93,19 @@ def content_identity(fd: int, device: Device, over: int | None = None) -> Identi
     device is, and in place of times a fingerprint of what it holds.
 
     *over*: how many bytes the fingerprint is taken of, at most; None: all. A device that nothing
-    tells from others is told by its attachment, which ends with it. Raises `OSError`.
+    tells from others is told by its attachment, which ends with it. A place that cannot be read
+    counts as a change of the content. Raises `OSError`, if the device is gone.
     """
     size = size_of(fd)
     whole = size if over is None else min(over, size)
     digest = xxhash.xxh3_64()
     for offset, length in samples(whole):
-        digest.update(os.pread(fd, length, offset))
+        try:
+            digest.update(os.pread(fd, length, offset))
+        except OSError as error:
+            if error.errno not in _BAD_PLACE:
+                raise
+            digest.update(b"unreadable")
     passing = 0 if device.identity else device.attachment
     return Identity(device.identity, size, digest.intdigest() >> 1 or 1, passing)
 

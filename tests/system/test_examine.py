@@ -385,7 +385,8 @@ def test_what_is_no_file_is_no_reason_to_wait(tmp_path: Path) -> None:
     Path(path_for(str(directory))).mkdir()
     first, second, third = examine(image, directory, absent, exit_code=1)["replicas"]
     for replica in (first, second):
-        assert replica["image"]["problem"] == replica["problem"] == "not a regular file"
+        assert replica["image"]["problem"] == "not a regular file or block device"
+        assert replica["problem"] == "not a regular file"
     assert third["image"]["problem"] == "No such file or directory"
     assert third["problem"] == "there is none"
 

@@ -416,7 +416,7 @@ class _Survey:
             if sidecar is None:
                 continue
             assert one.image is not None
-            if note := longer(one.path, one.image.size, size):
+            if not one.device and (note := longer(one.path, one.image.size, size)):
                 self.notes.append(note)
             if sidecar.map.size == size:
                 continue
@@ -912,6 +912,8 @@ def _account(one: Found, problem: str, resolve: str | None = None) -> str:
     if unreadable:
         return f"{what}: put a good one back" + (f", or {resolve}" if resolve else "")
     if one.image and one.sidecar:
+        if one.device:
+            return f"{what}: make it as long again (with lvextend or the like)"
         if one.sidecar.identity.mtime_ns:  # else its empty end would not be noticed
             size = one.sidecar.record.size
             return f"{what}: give it its length back: truncate -s {size} {shlex.quote(one.path)}"

@@ -130,8 +130,12 @@ class ReplicaSet:
             )
 
     def longer_than(self, size: int) -> list[str]:
-        """What is to be said of images that were longer than a disk of *size* bytes when opened."""
-        notes = (longer(image.path, image.size, size) for image in self.images)
+        """What is to be said of images that were longer than a disk of *size* bytes when opened.
+
+        Nothing of devices, which are as long as they are.
+        """
+        images = (image for image in self.images if image.device is None)
+        notes = (longer(image.path, image.size, size) for image in images)
         return [note for note in notes if note is not None]
 
     def make_disk(self, options: MountOptions, events: EventLog) -> tuple[Disk, Repairs | None]:

@@ -168,10 +168,13 @@ def image_unproven(found: Found) -> bool:
     """Whether nothing proves that the image is the one of its sidecar (R15).
 
     True where the sidecar does not vouch for an image that was in use, and the mount that held the
-    image is gone: an older image, or an empty one, may be in its place.
+    image is gone: an older image, or an empty one, may be in its place. And of a device that
+    nothing tells from others, for a fingerprint is of a part of it.
     """
     assert found.sidecar is not None
     known = found.sidecar.identity
+    if found.device and not known.inode:
+        return True
     if found.instance is None or known.mtime_ns or known.ctime_ns:
         return False
     return not found.instance or not _is_as_in_use(found)
@@ -556,6 +559,8 @@ class _Assembly:
         self._record = self._survey.record
         self._degraded = degraded
         self._read_only = read_only
+        self._believed: set[str] = set()
+        """The images that are believed without proof."""
         self._threshold = self._record.threshold if threshold is None else threshold
         if self._threshold > len(self._record.slots):
             raise AssemblyRefusedError(
@@ -594,6 +599,9 @@ class _Assembly:
             away = [out_of_sync(slot) for slot in self._record.slots if slot not in current]
             unsure = sum(away) | (UNVERIFIED if len(current) > 1 else 0)
             disk_map.add(unsure, range(len(disk_map)))
+        elif len(current) > 1 and any(self._is_nameless(one) for one in present):
+            survey.notes.append("nothing tells these devices from others: comparing them")
+            disk_map.add(UNVERIFIED, range(len(disk_map)))
         record = self._record
         if not rule:
             crashed = any(
@@ -646,7 +654,17 @@ class _Assembly:
             f"{path}: {_UNPROVEN}; it is believed, for too few others are current"
             for path in unproven
         ]
+        self._believed = unproven
         return set()
+
+    def _is_nameless(self, one: Found) -> bool:
+        """Whether *one* is a device believed without proof, in a set that was closed in order.
+
+        After a crash the replicas may differ, and are made equal, where they were being written.
+        """
+        sidecar = self._survey.present[one.path]
+        nameless = one.device and one.path in self._believed and not sidecar.identity.inode
+        return nameless and bool(sidecar.identity.mtime_ns)
 
     def _judge(self, path: str, *, changed: bool, unproven: bool = False) -> Member:
         """The part of one replica with a readable sidecar, by the latest record."""

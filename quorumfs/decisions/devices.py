@@ -22,8 +22,12 @@ SAMPLE = 4096
 """Bytes of each sample."""
 
 ENDS = 16
-"""How many samples are taken side by side at both ends of a disk: there partition tables and the
-heads of file systems lie, which change whenever a file system is used."""
+"""How many samples are taken side by side at both ends of a disk, and where the first partition
+begins by custom: there partition tables and the heads of file systems lie, which change whenever a
+file system is used."""
+
+FIRST_PARTITION = 1 << 20
+"""Bytes before it."""
 
 SPREAD = 32
 """How many more are taken, at equal distances."""
@@ -76,6 +80,8 @@ def samples(size: int) -> Iterator[tuple[int, int]]:
     last = -(-size // SAMPLE)
     """How many pieces there are in all."""
     chosen = {*range(min(ENDS, last)), *range(max(0, last - ENDS), last)}
+    first = FIRST_PARTITION // SAMPLE
+    chosen.update(range(first, min(first + ENDS, last)))
     chosen.update(last * number // SPREAD for number in range(SPREAD) if last)
     for piece in sorted(chosen):
         yield piece * SAMPLE, min(SAMPLE, size - piece * SAMPLE)

@@ -68,7 +68,7 @@ class SidecarWriter:
             identity = self.in_use[replica]
             if replica in identities:
                 identity = identities[replica]
-                if replica in self._nameless and identity.inode:
+                if replica in self._nameless:
                     identity = replace(identity, inode=0, ctime_ns=0)
             content = encode_slot(record, replica_id, identity, phase)
             slots[replica] = SLOT_OFFSETS[number], content

@@ -67,8 +67,9 @@ def device_of(fd: int) -> Device:
     identity = number_of(name, _inode_behind(fd)) if name else 0
     turn = read("diskseq") or read("../diskseq")
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-    # A network block device is one disk for as long as the host runs, whatever it is attached to.
-    attachment = number_of(boot, turn, read("pid"), number, identity) if turn else 0
+    # What is nameless may be given another medium without the kernel counting that: so zram is, and
+    # a network block device, which is one disk to it whatever server it is connected to.
+    attachment = number_of(boot, turn, number, identity) if turn and identity else 0
     return Device((os.major(number), os.minor(number)), name, identity, attachment, sector)
 
 
@@ -92,9 +93,8 @@ def content_identity(fd: int, device: Device, over: int | None = None) -> Identi
     """What tells the content of the *device* open at *fd*: in place of an inode number what the
     device is, and in place of times a fingerprint of what it holds.
 
-    *over*: how many bytes the fingerprint is taken of, at most; None: all. A device that nothing
-    tells from others is told by its attachment, which ends with it. A place that cannot be read
-    counts as a change of the content. Raises `OSError`, if the device is gone.
+    *over*: how many bytes the fingerprint is taken of, at most; None: all. A place that cannot be
+    read counts as a change of the content. Raises `OSError`, if the device is gone.
     """
     size = size_of(fd)
     whole = size if over is None else min(over, size)
@@ -106,8 +106,7 @@ def content_identity(fd: int, device: Device, over: int | None = None) -> Identi
             if error.errno not in _BAD_PLACE:
                 raise
             digest.update(b"unreadable")
-    passing = 0 if device.identity else device.attachment
-    return Identity(device.identity, size, digest.intdigest() >> 1 or 1, passing)
+    return Identity(device.identity, size, digest.intdigest() >> 1 or 1)
 
 
 def locality_of_device(number: int) -> Locality:

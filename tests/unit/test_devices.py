@@ -20,6 +20,7 @@ from quorumfs.decisions.assembly import (
 )
 from quorumfs.decisions.devices import (
     ENDS,
+    FIRST_PARTITION,
     NAME_MAX,
     SAMPLE,
     SPREAD,
@@ -28,7 +29,7 @@ from quorumfs.decisions.devices import (
     samples,
     stable_name,
 )
-from quorumfs.decisions.dirtymap import DirtyMap
+from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap
 from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.record import Identity, Sidecar
 from quorumfs.errors import UserError
@@ -87,9 +88,10 @@ def test_a_fingerprint_looks_at_both_ends_and_between(size: int) -> None:
     pieces = list(samples(size))
     assert pieces[0][0] == 0
     assert sum(pieces[-1]) == size
-    assert len(pieces) <= 2 * ENDS + SPREAD
+    assert len(pieces) <= 3 * ENDS + SPREAD
     assert all(0 < length <= SAMPLE for _, length in pieces)
     assert all(sum(one) <= other[0] for one, other in pairwise(pieces))
+    assert (FIRST_PARTITION in dict(pieces)) == (size > FIRST_PARTITION)
     if size > SPREAD * ENDS * SAMPLE:
         between = [place for place, _ in pieces if size // 4 < place < 3 * size // 4]
         assert len(between) >= SPREAD // 2 - 1
@@ -182,25 +184,40 @@ def test_a_device_that_was_in_use_is_told_by_its_attachment(
     assert not image_changed(found)
 
 
-def test_nameless_devices_prove_nothing_once_they_were_away() -> None:
-    """Their fingerprint has the attachment beside it."""
-    nameless = Identity(0, SIZE, 1234, HERE)
-    assert not image_changed(device(nameless, nameless))
-    assert image_changed(device(nameless, replace(nameless, ctime_ns=HERE + 1), HERE + 1))
+NAMELESS = Identity(0, SIZE, 1234)
 
 
-@pytest.mark.parametrize("identity", [0, 3])
-def test_what_is_nameless_is_told_by_its_attachment_alone(tmp_path: Path, identity: int) -> None:
+def test_a_fingerprint_alone_proves_nothing() -> None:
+    """But it may tell that there is something else."""
+    assert image_unproven(device(NAMELESS, NAMELESS, 0))
+    assert not image_changed(device(NAMELESS, NAMELESS, 0))
+    assert image_changed(device(NAMELESS, replace(NAMELESS, mtime_ns=1), 0))
+
+
+def test_nameless_devices_alone_are_believed_and_compared() -> None:
+    """One whose fingerprint is another's is not; nor is any of them beside one that has a name."""
+    other = replace(NAMELESS, mtime_ns=1)
+    both = [device(NAMELESS, NAMELESS, 0), device(NAMELESS, NAMELESS, 0, number=1)]
+    plan = assemble(both)
+    assert [member.state for member in plan.members] == [Standing.CURRENT] * 2
+    assert plan.map.is_all(UNVERIFIED)
+    assert any("comparing" in note for note in plan.notes)
+    plan = assemble([device(NAMELESS, other, 0), both[1]])
+    assert [member.state for member in plan.members] == [Standing.SUSPECT, Standing.CURRENT]
+    plan = assemble([device(CLOSED, CLOSED), both[1]])
+    assert [member.state for member in plan.members] == [Standing.CURRENT, Standing.SUSPECT]
+    assert not plan.map.count(UNVERIFIED)
+
+
+def test_a_fingerprint_is_of_what_the_disk_takes(tmp_path: Path) -> None:
     """A file may stand in: only the kernel's facts differ."""
     path = tmp_path / "disk"
     path.write_bytes(b"a" * (1 << 20) + b"b" * 7)
-    facts = devices.Device((7, 0), None, identity, HERE, 512)
+    facts = devices.Device((7, 0), None, 3, HERE, 512)
     with path.open("r+b") as file:
         first = devices.content_identity(file.fileno(), facts)
-        assert (first.inode, first.size) == (identity, (1 << 20) + 7)
-        assert first.ctime_ns == (0 if identity else HERE)
-        away = replace(facts, attachment=HERE + 1)
-        assert (devices.content_identity(file.fileno(), away) == first) == bool(identity)
+        assert first == Identity(3, (1 << 20) + 7, first.mtime_ns)
+        assert 0 < first.mtime_ns < 1 << 63
         file.write(b"b")
         file.flush()
         assert devices.content_identity(file.fileno(), facts) != first

@@ -12,11 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command import one_line, wait_until
+from support.command import one_line, wait_until, waits_of_python
 from support.faultfs import FaultFS
 from support.mounting import as_qemu, quorumfs
 from support.programs import run
 from support.sets import BLOCK, CHUNK, MIB, SetMount, named, opened, sidecar
+
+from quorumfs.replica.blockdevice import BlockDevice
+from quorumfs.replica.devices import device_of
+from quorumfs.replica.filestorage import FileStorage
+from quorumfs.replica.punching import Puncher
+from quorumfs.replica.storage import Kind, Usage
 
 SIZE = 32 * MIB
 FIFO = "read-pattern=fifo,vote-threshold=1"
@@ -418,6 +424,24 @@ def test_after_a_crash_a_device_that_was_gone_is_compared(shelf: Shelf, attached
 # Failures
 
 
+def test_a_device_with_nothing_attached_is_missing(shelf: Shelf) -> None:
+    """And comes back as soon as something is: no name, no size, no sidecar is made of nothing."""
+    device, image = shelf.attach("a.raw"), shelf.directory / "b.img"
+    shelf.create(image, device)
+    shelf.detach(device)
+    mountpoint = shelf.directory / "mnt"
+    mountpoint.mkdir()
+    line = refusal("mount", "-o", shelf.options(), image, device, mountpoint)
+    assert f"{device}: nothing is attached to the device" in line
+    with SetMount([image, device], shelf.directory, shelf.options(FIFO + ",degraded")) as disk:
+        assert disk.states() == ["current", "missing"]
+        fill(disk, b"o", MIB)
+        assert shelf.attach("a.raw") == device
+        disk.wait_healthy()
+    assert same([image, device])
+    assert len(list(shelf.sidecars.iterdir())) == 1
+
+
 def test_a_device_that_fails_is_ejected_and_comes_back_under_another_name(shelf: Shelf) -> None:
     """No read is stale meanwhile. The path given is a link, as udev keeps them."""
     store, image = shelf.directory / "store", shelf.directory / "b.img"
@@ -581,16 +605,47 @@ def test_devices_without_metadata_need_no_directory(shelf: Shelf) -> None:
 
 
 def test_a_read_only_mount_writes_nothing(shelf: Shelf) -> None:
+    """Nor could it: the device is open for reading."""
     device, image = shelf.attach("a.raw"), shelf.directory / "b.img"
     shelf.create(image, device)
-    run("blockdev", "--setro", device)
-    place = next(shelf.sidecars.iterdir())
+    (place,) = shelf.sidecars.iterdir()
     before = place.read_bytes()
     with SetMount([device, image], shelf.directory, shelf.options("ro")) as disk:
         assert held(disk.file, 0) == bytes(BLOCK)
         assert disk.states() == ["current", "current"]
+        assert access_of(disk, device) == {os.O_RDONLY}
     assert place.read_bytes() == before
-    run("blockdev", "--setrw", device)
+    with SetMount([device, image], shelf.directory, shelf.options()) as disk:
+        assert access_of(disk, device) == {os.O_RDWR}
+
+
+def access_of(disk: SetMount, device: Path) -> set[int]:
+    """How the daemon has *device* open."""
+    found = set()
+    for entry in Path(f"/proc/{disk.pid}/fd").iterdir():
+        if os.readlink(entry) == str(device):
+            text = Path(f"/proc/{disk.pid}/fdinfo/{entry.name}").read_text()
+            flags = next(line.split()[1] for line in text.splitlines() if "flags" in line)
+            found.add(int(flags, 8) & os.O_ACCMODE)
+    return found
+
+
+def test_small_requests_take_the_fast_path(shelf: Shelf) -> None:
+    """As with files on this host: Python sleeps meanwhile."""
+    device, image = shelf.attach("a.raw"), shelf.directory / "b.img"
+    shelf.create(image, device)
+    with (
+        SetMount([device, image], shelf.directory, shelf.options(FIFO)) as disk,
+        opened(disk.file) as fd,
+    ):
+        os.pwrite(fd, bytes(BLOCK), 0)  # the first touch has its marks written by threads
+        waits, data = waits_of_python(disk.pid), os.urandom(BLOCK)
+        for _ in range(500):
+            os.pwrite(fd, data, 0)
+            assert os.pread(fd, BLOCK, 0) == data
+        assert waits_of_python(disk.pid) - waits < 250
+        os.fsync(fd)
+    assert same([image, device])
 
 
 def test_df_knows_that_a_device_needs_no_more_space(shelf: Shelf) -> None:
@@ -600,3 +655,45 @@ def test_df_knows_that_a_device_needs_no_more_space(shelf: Shelf) -> None:
         free = os.statvfs(disk.mountpoint)
         assert free.f_blocks * free.f_frsize == SIZE
         assert free.f_bavail == 0
+
+
+# One device by itself
+
+
+@pytest.mark.parametrize("store", ["itself", "a file system that makes no holes"])
+def test_zeros_begin_and_end_anywhere(shelf: Shelf, store: str) -> None:
+    """A device makes them of whole sectors; the rest is written, as is all where it makes none."""
+    with ExitStack() as stack:
+        where = shelf.directory
+        if store != "itself":
+            (faulty := shelf.directory / "store").mkdir()
+            where = stack.enter_context(FaultFS(faulty)).path("a.raw").parent
+        device = shelf.attach("a.raw", MIB, b"x", where=where)
+        stack.callback(shelf.detach, device)
+        expected = bytearray(b"x" * MIB)
+        with opened(device, os.O_RDWR | os.O_EXCL) as fd:
+            file = BlockDevice(fd, MIB, device_of(fd))
+            puncher = Puncher(file)
+            for offset, length in ((1000, 9000), (20480, 4096), (40000, 7), (MIB - 700, 700)):
+                for kind in (Kind.DISCARD, Kind.ZERO):
+                    file.write(offset, b"y" * length)
+                    puncher.make_zeros(kind, offset, length)
+                    expected[offset : offset + length] = bytes(length)
+                    assert file.read(0, MIB) == expected
+            os.fsync(fd)
+        assert head(device, MIB) == expected
+
+
+async def test_what_a_device_says_of_itself(shelf: Shelf) -> None:
+    """Its space is its own, all of it; a path that leads elsewhere is noticed."""
+    device, other = shelf.attach("a.raw"), shelf.attach("b.raw")
+    with opened(device, os.O_RDWR) as fd:
+        storage = FileStorage(fd, SIZE, "device")
+        assert storage.usage() == Usage(device.stat().st_rdev, SIZE // 512, None)
+        assert storage.device == device.stat().st_rdev
+        assert storage.astray(str(device)) is None
+        link = shelf.directory / "link"
+        link.symlink_to(device)
+        assert storage.astray(str(link)) is None
+        assert "another" in (storage.astray(str(other)) or "")
+        assert "nothing is at its path" in (storage.astray("/dev/nothing") or "")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.claims import claim
 from support.command import one_line, wait_until, waits_of_python
 from support.faultfs import FaultFS
 from support.mounting import as_qemu, quorumfs
@@ -22,6 +23,7 @@ from quorumfs.replica.blockdevice import BlockDevice
 from quorumfs.replica.devices import device_of
 from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.punching import Puncher
+from quorumfs.replica.sidecarfile import sign
 from quorumfs.replica.storage import Kind, Usage
 
 SIZE = 32 * MIB
@@ -697,3 +699,52 @@ async def test_what_a_device_says_of_itself(shelf: Shelf) -> None:
         assert storage.astray(str(link)) is None
         assert "another" in (storage.astray(str(other)) or "")
         assert "nothing is at its path" in (storage.astray("/dev/nothing") or "")
+
+
+# A set that is not mounted
+
+
+@pytest.mark.parametrize("kept", ["the device", "the image"])
+def test_a_copy_is_made_of_one_kind_to_the_other(shelf: Shelf, kept: str) -> None:
+    """By create, which asks nothing more where it says that it overwrites; and after a split."""
+    device, image = shelf.attach("a.raw", letters=b"d"), shelf.directory / "b.img"
+    image.write_bytes(b"i" * SIZE)
+    source, other = (device, image) if kept == "the device" else (image, device)
+    where = f"--sidecars={shelf.sidecars}"
+    quorumfs("create", where, "--vote-threshold=1", "--source", source, source, other)
+    expected = (b"d" if kept == "the device" else b"i") * SIZE
+    assert head(source) == head(other) == expected
+    with SetMount([source, other], shelf.directory, shelf.options(FIFO)) as disk:
+        disk.wait_healthy()
+    for one, letter in ((source, b"1"), (other, b"2")):
+        options = shelf.options(FIFO + ",degraded")
+        with SetMount([one], shelf.directory, options) as disk:
+            fill(disk, letter, 0)
+    mountpoint = shelf.directory / "mnt"
+    line = refusal("mount", "-o", shelf.options(), source, other, mountpoint, exit_code=3)
+    assert "split brain" in line
+    quorumfs("resolve", where, "--keep", other, source, other)
+    with SetMount([source, other], shelf.directory, shelf.options(FIFO)) as disk:
+        assert held(disk.file, 0) == b"2" * BLOCK
+        disk.wait_healthy()
+    assert same([device, image])
+
+
+def test_another_host_may_take_a_device_over(shelf: Shelf) -> None:
+    """What it finds in the sidecar after its wait is what counts; the device is whole."""
+    device, image = shelf.attach("a.raw"), shelf.directory / "b.img"
+    shelf.create(device, image)
+    with SetMount([device, image], shelf.directory, shelf.options(FIFO)) as disk:
+        fill(disk, b"t", MIB)
+        disk.kill()
+    for path in (*shelf.sidecars.iterdir(), sidecar(image)):
+        with opened(path, os.O_RDWR) as fd:
+            sign(fd, claim(host="nas1"))
+    mountpoint = shelf.directory / "mnt"
+    line = refusal("mount", "-o", shelf.options(FIFO), device, image, mountpoint)
+    assert "takeover" in line
+    options = shelf.options(FIFO + ",takeover")
+    with SetMount([device, image], shelf.directory, options) as disk:
+        assert held(disk.file, MIB) == b"t" * BLOCK
+        disk.wait_healthy()
+    assert same([device, image])

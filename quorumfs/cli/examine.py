@@ -368,6 +368,7 @@ def replica_json(examined: Examined) -> dict[str, Any]:
             "now": examined.image and asdict(examined.image),
             "recorded": None,
             "changed": examined.changed,
+            "device": examined.device,
         },
         "in_use": examined.in_use,
         "holder": examined.holder or None,
@@ -564,12 +565,15 @@ def _image_text(examined: Examined, sidecar: Sidecar) -> str:
     if examined.image is None:
         return examined.image_problem or "none"
     size = examined.image.size
-    if size != sidecar.record.size:
+    longer = examined.device and size > sidecar.record.size  # as a device may be
+    if size != sidecar.record.size and not longer:
         return f"{size} bytes, the disk has {sidecar.record.size}"
     if examined.changed is None:
         return "nothing on record to tell whether it was changed behind its sidecar"
     if examined.changed:
         return "CHANGED behind its sidecar: it will be compared in full"
+    if examined.device and sidecar.identity.mtime_ns:
+        return "a device, with the fingerprint that it had when the set was closed"
     if not sidecar.identity.mtime_ns:
         return "the same file and size as on record; times are recorded when the set is closed"
     return "as it was when the set was closed"

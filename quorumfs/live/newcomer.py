@@ -44,6 +44,8 @@ def make_files(
     with ExitStack() as undo:
         try:
             place = place_for(path, directory)
+            if inside(place, mountpoint):
+                raise UserError(f"{place} is inside the mount point {mountpoint}")
             refuse_claimed(path, place)
             if (found := _sidecar_at(path, place)) is not None:
                 _refuse_member(path, found, record, overwrite=overwrite)

@@ -30,6 +30,8 @@ _NETWORKED = ("nbd", "rbd", "drbd")
 _OWN = ("sd", "vd", "xvd", "nvme", "mmcblk", "ram", "zram", "pmem")
 """Beginnings of names in sysfs: devices whose answers come over a network, and those that are this
 host's, but for disks that a transport tells of."""
+_WAYS = ("/session", "/rport-")
+"""Parts of paths in sysfs, of iSCSI and of Fibre Channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ def locality_of_device(number: int) -> Locality:
     flush would be left out."""
     path = os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
     name = os.path.basename(path)
-    if "/session" in path or name.startswith(_NETWORKED):  # of iSCSI
+    if any(way in path for way in _WAYS) or name.startswith(_NETWORKED):
         return Locality.ELSEWHERE
     if _attribute(number, "partition"):
         return locality_of_device(_number(os.path.dirname(path)))
@@ -126,8 +128,9 @@ def locality_of_device(number: int) -> Locality:
         if below:
             here = all(locality_of_device(one) is Locality.HERE for one in below)
             return Locality.HERE if here else Locality.ELSEWHERE
-    transport = _attribute(number, "device/transport")  # of NVMe: over PCI, or over fabrics
-    ours = name.startswith(_OWN) and transport in ("", "pcie")
+    ours = name.startswith(_OWN)
+    if name.startswith("nvme"):  # or over fabrics; of one with several ways nothing tells
+        ours = _attribute(number, "device/transport") == "pcie"
     return Locality.HERE if ours else Locality.ELSEWHERE
 
 

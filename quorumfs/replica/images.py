@@ -177,6 +177,8 @@ def open_set(
         image = _open_whole(path, files.take, directory, read_only=read_only, sidecars=sidecars)
         try:
             _refuse_empty(image)
+            if mountpoint is not None and image.place and inside(image.place, mountpoint):
+                raise UserError(f"{image.place} is inside the mount point {mountpoint}")
         except UserError:
             image.close()
             raise

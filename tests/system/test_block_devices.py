@@ -315,7 +315,45 @@ def test_a_device_in_use_is_refused(shelf: Shelf) -> None:
     assert f"{device} and {link} are the same file" in line
 
 
+def test_sidecars_inside_the_mount_are_refused(shelf: Shelf) -> None:
+    """The daemon would wait for itself."""
+    device, image = shelf.attach("a.raw"), shelf.directory / "b.img"
+    shelf.create(image, device)
+    mountpoint = shelf.directory / "mnt"
+    shelf.sidecars.rename(mountpoint)
+    options = f"sidecars={mountpoint}"
+    line = refusal("mount", "-o", options, image, device, mountpoint)
+    assert f"is inside the mount point {mountpoint}" in line
+    mountpoint.rename(shelf.sidecars)
+    with SetMount([image], shelf.directory, FIFO + ",degraded") as disk:
+        quorumfs("set", disk.mountpoint, options)
+        line = refusal("add", "--overwrite", disk.mountpoint, shelf.attach("c.raw"))
+        assert f"is inside the mount point {mountpoint}" in line
+
+
 # Names and identities
+
+
+def test_a_partition_is_a_device_of_its_own(shelf: Shelf) -> None:
+    """Two of one disk have two sidecars; one keeps its own whatever the other is."""
+    disk_device = shelf.attach("a.raw", 80 * MIB)
+    for number, start in ((1, 2048), (2, 67584)):
+        run("addpart", disk_device, str(number), str(start), "65536")
+    parts = [Path(f"{disk_device}p{number}") for number in (1, 2)]
+    wait_until(lambda: all(part.exists() for part in parts), "the partitions")
+    shelf.create(*parts)
+    assert len(list(shelf.sidecars.iterdir())) == 2
+    with SetMount(parts, shelf.directory, shelf.options(FIFO)) as disk:
+        fill(disk, b"p", MIB)
+        assert "in use" in refusal(
+            "create", f"--size={SIZE}", "--overwrite", f"--sidecars={shelf.sidecars}", disk_device
+        )
+        disk.wait_healthy()
+    assert same(parts)
+    shown = shelf.examine(*parts)["replicas"]
+    assert [one["image"]["changed"] for one in shown] == [False, False]
+    for number in (1, 2):
+        run("delpart", disk_device, str(number))
 
 
 def test_a_device_is_known_by_what_it_is(shelf: Shelf) -> None:
@@ -353,6 +391,7 @@ def test_a_device_changed_behind_its_sidecar_is_noticed(shelf: Shelf) -> None:
     with opened(device, os.O_RDWR) as fd:
         os.pwrite(fd, b"w" * BLOCK, 0)
     shown = shelf.examine(image, device)
+    assert [one["image"]["device"] for one in shown["replicas"]] == [False, True]
     assert [one["image"]["changed"] for one in shown["replicas"]] == [False, True]
     with SetMount([device, image], shelf.directory, shelf.options(FIFO)) as disk:
         assert held(disk.file, 0) == b"r" * BLOCK

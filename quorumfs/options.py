@@ -27,6 +27,8 @@ class MountOptions:
     vote_threshold_given: bool = False
     """Else it is a majority of the replicas given, or what a set was last used with."""
     metadata: str = "sidecar"
+    sidecars: str | None = None
+    """The directory for sidecars of block devices; None: there are none."""
     degraded: bool = False
     takeover: bool = False
     chunk_size: int | None = None
@@ -90,6 +92,15 @@ def _program(text: str) -> str | None:
     if not os.path.isabs(text) or not os.path.isfile(text) or not os.access(text, os.X_OK):
         raise RefusedError("the absolute path of a program that may be run, or none")
     return text
+
+
+def directory(text: str) -> str | None:
+    """The directory for sidecars of devices in *text*. Raises `RefusedError`."""
+    if text == "none":
+        return None
+    if not os.path.isabs(text):
+        raise RefusedError("the absolute path of a directory, or none")
+    return os.path.normpath(text)
 
 
 def _flag(text: str) -> bool:
@@ -243,6 +254,14 @@ OPTIONS: Mapping[str, Option] = {
             "metadata",
             "sidecar: remember in REPLICA.quorumfs which replicas are current; resync the others "
             "(default); none: what a replica missed is remembered until unmount",
+        ),
+        Option(
+            "sidecars",
+            "DIR",
+            directory,
+            "sidecars",
+            "where the sidecars of replicas that are block devices lie, which have no room beside "
+            "them: a directory that lasts, and that each host that mounts the set sees",
         ),
         Option(
             "degraded",

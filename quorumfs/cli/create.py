@@ -12,7 +12,7 @@ import click
 from quorumfs.cli.command import IF_NEEDED, Verb
 from quorumfs.cli.completion import FilePath
 from quorumfs.cli.examine import look_at_all
-from quorumfs.cli.needed import options_of_change, would
+from quorumfs.cli.needed import option_of_devices, options_of_change, would
 from quorumfs.cli.output import printable
 from quorumfs.control.status import human_bytes
 from quorumfs.decisions.assembly import assemble
@@ -29,6 +29,11 @@ from quorumfs.options import RefusedError, parse_size
         (
             "quorumfs create --source /nas1/a.img /nas1/a.img /nas2/b.img",
             "The image a.img is kept, and b.img becomes a copy of it.",
+        ),
+        (
+            "quorumfs create --size 20G --sidecars /var/lib/quorumfs --overwrite /dev/vg1/vdisk "
+            "/dev/vg2/vdisk",
+            "A new disk of two logical volumes, whatever they hold.",
         ),
     ],
     exits=IF_NEEDED,
@@ -52,6 +57,12 @@ from quorumfs.options import RefusedError, parse_size
     metavar="OCTAL",
     help="Mode of new images and their sidecars, like 0660, whatever the umask (default: 0600).",
 )
+@option_of_devices
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="With --size: give up what those REPLICAs hold that are block devices.",
+)
 @options_of_change
 @click.argument("replicas", type=FilePath(), nargs=-1, required=True, metavar="REPLICA...")
 def create(
@@ -59,11 +70,13 @@ def create(
     source: str | None,
     threshold: int | None,
     mode_text: str | None,
+    sidecars: str | None,
+    overwrite: bool,
     if_needed: bool,
     check: bool,
     replicas: tuple[str, ...],
 ) -> ExitCode:
-    """Make a set of the REPLICA image files.
+    """Make a set of the REPLICA image files or block devices.
 
     Either new ones of --size, all zeros; or copies of --source, which is one of the replicas. If
     that was interrupted, the same command goes on.
@@ -72,6 +85,8 @@ def create(
 
     if (size is None) == (source is None):
         raise UsageError("give either --size or --source")
+    if overwrite and size is None:
+        raise UsageError("--overwrite: got --source too, which is copied over all others anyway")
     others = list(replicas)
     if source is not None:
         others = [path for path in replicas if os.path.abspath(path) != os.path.abspath(source)]
@@ -83,12 +98,20 @@ def create(
     if source is not None and not others:
         raise UsageError("give the replicas to be made from the source too")
     names = [os.path.abspath(path) for path in ([source] if source else []) + others]
-    asked = _Asked(names, length, threshold, mode if mode_text else None)
+    asked = _Asked(names, length, threshold, mode if mode_text else None, sidecars)
     if if_needed and in_child_process(asked.is_so):
         print(f"nothing to do: {printable(', '.join(names))} are a set already")
         return ExitCode.OK
     if length is not None:
-        create_empty(replicas, length, threshold, mode, dry_run=check)
+        create_empty(
+            replicas,
+            length,
+            threshold,
+            mode,
+            directory=sidecars,
+            overwrite=overwrite,
+            dry_run=check,
+        )
         if check:
             return would(f"make {', '.join(names)}, of {human_bytes(length)} each")
         return ExitCode.OK
@@ -99,7 +122,7 @@ def create(
         if shown and total:
             click.echo(f"\rcopied {min(done, total) * 100 // total} %", err=True, nl=False)
 
-    create_from(source, others, threshold, say, mode, dry_run=check)
+    create_from(source, others, threshold, say, mode, directory=sidecars, dry_run=check)
     if check:
         return would(f"copy {names[0]} over {', '.join(names[1:])}")
     if shown:
@@ -117,6 +140,8 @@ class _Asked:
     threshold: int | None
     mode: int | None
     """None, as for the threshold: nobody said."""
+    sidecars: str | None
+    """The directory for those of block devices."""
 
     def is_so(self) -> bool:
         """Whether there is such a set already, mounted or not; False if there is none.
@@ -124,7 +149,7 @@ class _Asked:
         Raises `UserError` if there is another one. Where only some of the paths have a sidecar, or
         a copy was not finished, it is for the command itself to go on or to refuse.
         """
-        all_examined = look_at_all(self.paths)
+        all_examined = look_at_all(self.paths, directory=self.sidecars)
         sidecars = [one.sidecar for one in all_examined if one.sidecar and one.image]
         if len(sidecars) < len(self.paths):
             return False
@@ -144,7 +169,8 @@ class _Asked:
             differences.append(f"its size is {latest.size} bytes, not {self.size}")
         if self.threshold not in (None, latest.threshold):
             differences.append(f"its vote-threshold is {latest.threshold}, not {self.threshold}")
-        for path in self.paths if self.mode is not None else ():
+        images = [one.path for one in all_examined if not one.device]
+        for path in images if self.mode is not None else ():
             mode = stat.S_IMODE(os.stat(path).st_mode)
             if mode != self.mode:
                 differences.append(f"the mode of {path} is {mode:04o}, not {self.mode:04o}")

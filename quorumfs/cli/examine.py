@@ -19,6 +19,7 @@ import click
 
 from quorumfs.cli.command import Verb
 from quorumfs.cli.completion import FilePath
+from quorumfs.cli.needed import option_of_devices
 from quorumfs.cli.output import forget_stdout, printable
 from quorumfs.control.status import human_bytes
 from quorumfs.decisions.assembly import (
@@ -32,14 +33,16 @@ from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED, DirtyMap, out_of_syn
 from quorumfs.decisions.model import Found, Plan
 from quorumfs.decisions.record import SUFFIX, UNKNOWN_IDENTITY, Identity, Record, Sidecar, path_for
 from quorumfs.decisions.sidecar import FormatError, UnknownVersionError
-from quorumfs.errors import ExitCode
+from quorumfs.errors import ExitCode, UserError
 from quorumfs.mount.daemon import in_child_process
 from quorumfs.replica.answers import PATIENCE_S, Answer, UnansweredError, ask_all
 from quorumfs.replica.claimant import claim_of_this_mount, runs
 from quorumfs.replica.claiming import MOUNT
+from quorumfs.replica.devices import content_identity, device_of, is_device
 from quorumfs.replica.filesystems import close
 from quorumfs.replica.images import lasting_identity, passing_identity
 from quorumfs.replica.ofdlock import could_lock
+from quorumfs.replica.places import place_for
 from quorumfs.replica.sidecarfile import holder, misplaced, open_regular, read_claim, read_sidecar
 
 SCHEMA = 1
@@ -83,6 +86,8 @@ class Examined:
     """The same, as far as it can be judged."""
     claim_state: ClaimState | None = None
     """What is known of the mount that left the claim; None: there is none."""
+    device: bool = False
+    """It is a block device."""
 
     @property
     def open_elsewhere(self) -> bool:
@@ -103,7 +108,9 @@ class Examined:
         if self.image is None:
             return Found(self.path, None, None, self.image_problem)
         problem = None if self.absent else self.sidecar_problem
-        return Found(self.path, self.image, self.sidecar, problem, self.instance)
+        return Found(
+            self.path, self.image, self.sidecar, problem, self.instance, self.place, self.device
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +143,15 @@ class Decision:
     see=["mount", "resolve", "status"],
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option_of_devices
 @click.argument("replicas", type=FilePath(), nargs=-1, required=True, metavar="REPLICA...")
-def examine(as_json: bool, replicas: tuple[str, ...]) -> ExitCode:
+def examine(as_json: bool, sidecars: str | None, replicas: tuple[str, ...]) -> ExitCode:
     """Show what the sidecar of each REPLICA says, and what mounting them would do.
 
     Needs no daemon and changes nothing.
     """
     paths = [os.path.abspath(path) for path in replicas]
-    all_examined = in_child_process(lambda: look_at_all(paths))
+    all_examined = in_child_process(lambda: look_at_all(paths, directory=sidecars))
     decision = decide(all_examined) if len(all_examined) > 1 else None
     if as_json:
         content = {
@@ -190,10 +198,12 @@ def folded(text: str, columns: int) -> str:
     )
 
 
-def look_at_all(paths: Sequence[str], patience_s: float = PATIENCE_S) -> list[Examined]:
+def look_at_all(
+    paths: Sequence[str], patience_s: float = PATIENCE_S, directory: str | None = None
+) -> list[Examined]:
     """`look_at` each of *paths*, all at once, for at most *patience_s* seconds."""
     once = dict.fromkeys(paths)
-    answers = ask_all({path: partial(look_at, path) for path in once}, patience_s)
+    answers = ask_all({path: partial(look_at, path, directory) for path in once}, patience_s)
     by_path = dict(zip(once, answers, strict=True))
     return [_answer(path, by_path[path]) for path in paths]
 
@@ -206,12 +216,22 @@ def _answer(path: str, answer: Answer[Examined]) -> Examined:
         return Examined(path, path + SUFFIX, None, image_problem=why, sidecar_problem=why)
 
 
-def look_at(path: str) -> Examined:
-    """Find out all there is to know of the replica at *path*; its sidecar's path will do too."""
+def look_at(path: str, directory: str | None = None) -> Examined:
+    """Find out all there is to know of the replica at *path*; its sidecar's path will do too.
+
+    *directory*: where the sidecars of block devices lie.
+    """
     if path.endswith(SUFFIX) and not os.path.exists(path_for(path)):
         path = path.removesuffix(SUFFIX)
-    place = path_for(path)
-    examined = _look_at_image(path, place)
+    try:
+        place = place_for(path, directory)
+    except UserError as error:
+        why = str(error)
+        return Examined(path, "", None, image_problem=why, refusal=why, sidecar_problem=why)
+    except OSError as error:
+        why = error.strerror or str(error)
+        return Examined(path, "", None, image_problem=why, sidecar_problem=why)
+    examined = _look_at_device(path, place) if is_device(path) else _look_at_image(path, place)
     try:
         fd = open_regular(place, os.O_RDONLY)
     except FileNotFoundError:
@@ -219,9 +239,11 @@ def look_at(path: str) -> Examined:
     except OSError as error:
         return replace(examined, sidecar_problem=error.strerror or str(error))
     try:
-        if examined.image is not None:
+        if examined.image is not None and not examined.device:
             examined = replace(examined, instance=passing_identity(path, fd))
-        return _look_at_sidecar(examined, fd)
+        examined = _look_at_sidecar(examined, fd)
+        known = examined.device and examined.sidecar is not None
+        return _look_at_device(path, place, examined) if known else examined
     except OSError as error:
         return replace(examined, sidecar_problem=error.strerror or str(error))
     finally:
@@ -233,12 +255,34 @@ def _without_sidecar(examined: Examined, place: str) -> Examined:
     if os.path.islink(place):
         return replace(examined, sidecar_problem="a symbolic link to nothing")
     try:
-        stray = misplaced(examined.path) if examined.image is not None else None
+        beside = examined.image is not None and not examined.device
+        stray = misplaced(examined.path) if beside else None
     except OSError as error:
         return replace(examined, sidecar_problem=error.strerror or str(error))
     if stray is not None:
         return replace(examined, sidecar_problem=stray, refusal=stray)
     return replace(examined, sidecar_problem="there is none", absent=True)
+
+
+def _look_at_device(path: str, place: str, examined: Examined | None = None) -> Examined:
+    """What there is at *path*, a block device; its fingerprint as the sidecar *examined* has it."""
+    known = examined.sidecar.identity.size if examined and examined.sidecar else 0
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        why = error.strerror or str(error)
+        return Examined(path, place, None, image_problem=why, device=True)
+    try:
+        device = device_of(fd)
+        identity = content_identity(fd, device, known or None)
+        file = (0, os.fstat(fd).st_rdev)
+    except OSError as error:
+        why = error.strerror or str(error)
+        return Examined(path, place, None, image_problem=why, device=True)
+    finally:
+        close(fd, path)
+    found = examined or Examined(path, place, None, device=True)
+    return replace(found, image=identity, file=file, instance=device.attachment)
 
 
 def _look_at_image(path: str, place: str) -> Examined:
@@ -248,8 +292,9 @@ def _look_at_image(path: str, place: str) -> Examined:
     except OSError as error:
         return Examined(path, place, None, image_problem=error.strerror or str(error))
     if not stat.S_ISREG(status.st_mode):
-        refusal = f"{path} is not a regular file"
-        return Examined(path, place, None, image_problem="not a regular file", refusal=refusal)
+        problem = "not a regular file or block device"
+        refusal = f"{path} is {problem}"
+        return Examined(path, place, None, image_problem=problem, refusal=refusal)
     return Examined(path, place, identity, (status.st_dev, status.st_ino))
 
 
@@ -323,6 +368,7 @@ def replica_json(examined: Examined) -> dict[str, Any]:
             "now": examined.image and asdict(examined.image),
             "recorded": None,
             "changed": examined.changed,
+            "device": examined.device,
         },
         "in_use": examined.in_use,
         "holder": examined.holder or None,
@@ -519,12 +565,15 @@ def _image_text(examined: Examined, sidecar: Sidecar) -> str:
     if examined.image is None:
         return examined.image_problem or "none"
     size = examined.image.size
-    if size != sidecar.record.size:
+    longer = examined.device and size > sidecar.record.size  # as a device may be
+    if size != sidecar.record.size and not longer:
         return f"{size} bytes, the disk has {sidecar.record.size}"
     if examined.changed is None:
         return "nothing on record to tell whether it was changed behind its sidecar"
     if examined.changed:
         return "CHANGED behind its sidecar: it will be compared in full"
+    if examined.device and sidecar.identity.mtime_ns:
+        return "a device, with the fingerprint that it had when the set was closed"
     if not sidecar.identity.mtime_ns:
         return "the same file and size as on record; times are recorded when the set is closed"
     return "as it was when the set was closed"

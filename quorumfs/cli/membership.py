@@ -71,6 +71,9 @@ def add(
     """Make IMAGE a replica of the set at MOUNTPOINT, while the disk stays in use.
 
     IMAGE is made if it is absent. It counts once it holds everything, by a resync.
+
+    A block device needs --overwrite, and a directory for its sidecar: the mount option sidecars,
+    which set gives.
     """
     act(
         mountpoint,
@@ -122,8 +125,9 @@ def replace(
 ) -> None:
     """Have NEW take the place of OLD in the set at MOUNTPOINT, while the disk stays in use.
 
-    NEW is made if it is absent, and gets everything by a resync. OLD serves until then, if it can,
-    and is then removed. If this is interrupted, the same command goes on.
+    NEW is made if it is absent, or is a block device, as with add, and gets everything by a resync.
+    OLD serves until then, if it can, and is then removed. If this is interrupted, the same command
+    goes on.
     """
     act(
         mountpoint,

@@ -82,7 +82,7 @@ def mount(
     replicas: tuple[str, ...],
     mountpoint: str | None,
 ) -> ExitCode:
-    """Show the disk kept on the REPLICA image files as MOUNTPOINT/disk.img.
+    """Show the disk kept on the REPLICA image files or block devices as MOUNTPOINT/disk.img.
 
     Returns when the file can be opened, with the daemon in the background.
 

@@ -1,5 +1,6 @@
-"""What ``--if-needed`` and ``--check`` mean to the commands that have them."""
+"""What ``--if-needed``, ``--check`` and ``--sidecars`` mean to the commands that have them."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +28,21 @@ def options_of_change(command: F) -> F:
         help="Say what would be done, or why it would be refused, and change nothing.",
     )
     return if_needed(check(command))
+
+
+def option_of_devices(command: F) -> F:
+    """Give *command* the option ``--sidecars``."""
+    return click.option(
+        "--sidecars",
+        metavar="DIR",
+        callback=_directory,
+        help="Where the sidecars of those REPLICAs lie that are block devices, as with mount -o "
+        "sidecars=DIR.",
+    )(command)
+
+
+def _directory(context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    return None if text is None else os.path.abspath(text)
 
 
 def would(action: str, lines: Sequence[str] = ()) -> ExitCode:

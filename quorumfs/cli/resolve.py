@@ -9,6 +9,7 @@ from quorumfs.cli.acting import act
 from quorumfs.cli.command import OF_A_MOUNT, Verb
 from quorumfs.cli.completion import FilePath, MountPointOrImage
 from quorumfs.cli.membership import named
+from quorumfs.cli.needed import option_of_devices
 from quorumfs.errors import UsageError
 from quorumfs.mount import configuration
 from quorumfs.mount.daemon import in_child_process
@@ -45,6 +46,7 @@ from quorumfs.mount.daemon import in_child_process
     type=click.Path(path_type=Path, resolve_path=True),
     help="Of a mounted set: where mount was told to keep what commands need.",
 )
+@option_of_devices
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.argument(
     "replicas", type=MountPointOrImage(), nargs=-1, required=True, metavar="MOUNTPOINT | REPLICA..."
@@ -55,6 +57,7 @@ def resolve(
     takeover: bool,
     range_: str | None,
     runtime_dir: Path | None,
+    sidecars: str | None,
     as_json: bool,
     replicas: tuple[str, ...],
 ) -> None:
@@ -89,7 +92,9 @@ def resolve(
     from quorumfs.mount import administration  # noqa: PLC0415 (see mount)
 
     resolution = in_child_process(
-        lambda: administration.keep(keep, replicas, dry_run=dry_run, takeover=takeover)
+        lambda: administration.keep(
+            keep, replicas, directory=sidecars, dry_run=dry_run, takeover=takeover
+        )
     )
     if as_json:
         content = {

@@ -58,7 +58,6 @@ from quorumfs.decisions.record import (
     Role,
     RoleState,
     Sidecar,
-    path_for,
 )
 from quorumfs.errors import ExitCode, UserError
 
@@ -158,7 +157,10 @@ def image_changed(found: Found) -> bool:
     assert found.sidecar is not None
     known = found.sidecar.identity
     if known.mtime_ns or known.ctime_ns:
-        return known != found.image
+        now = found.image
+        if found.device and now is not None:  # a longer one is no other one
+            now = replace(now, size=min(now.size, known.size))
+        return known != now
     return bool(known.inode) and found.instance is None and not _is_as_in_use(found)
 
 
@@ -166,10 +168,13 @@ def image_unproven(found: Found) -> bool:
     """Whether nothing proves that the image is the one of its sidecar (R15).
 
     True where the sidecar does not vouch for an image that was in use, and the mount that held the
-    image is gone: an older image, or an empty one, may be in its place.
+    image is gone: an older image, or an empty one, may be in its place. And of a device that
+    nothing tells from others, for a fingerprint is of a part of it.
     """
     assert found.sidecar is not None
     known = found.sidecar.identity
+    if found.device and not known.inode:
+        return True
     if found.instance is None or known.mtime_ns or known.ctime_ns:
         return False
     return not found.instance or not _is_as_in_use(found)
@@ -246,6 +251,13 @@ def _adopt(
             raise AssemblyRefusedError(
                 "adopt", f"cannot open the replica {one.path}: {one.problem}"
             )
+        if one.device:
+            raise AssemblyRefusedError(
+                "adopt",
+                f"{one.path} is a block device, and no replica has a sidecar: there is no "
+                f"{one.sidecar_place}. Mount what it lies on, or name its directory with sidecars="
+                "DIR; for a new set, run: quorumfs create",
+            )
         sizes.setdefault(one.image.size, one)
     if len(sizes) > 1:
         (size, one), (other_size, other) = list(sizes.items())[:2]
@@ -316,10 +328,11 @@ def _refuse_strangers(found: Sequence[Found]) -> None:
         if one.image and not one.sidecar and not one.problem:
             if not members:
                 continue
+            where = f" (there is no {one.sidecar_place})" if one.device else ""
             raise AssemblyRefusedError(
                 "stranger",
-                f"{one.path} has no sidecar, but {members[0].path} is a member of a set: to make "
-                f"{one.path} a copy of it, run: quorumfs resolve --keep {members[0].path} "
+                f"{one.path} has no sidecar{where}, but {members[0].path} is a member of a set: to "
+                f"make {one.path} a copy of it, run: quorumfs resolve --keep {members[0].path} "
                 f"{' '.join(f.path for f in found)}",
             )
     seen: dict[bytes, Found] = {}
@@ -346,7 +359,7 @@ def _refuse_strangers(found: Sequence[Found]) -> None:
                 "duplicate",
                 f"{other.path} and {one.path} are the same replica {one.sidecar.replica_id.hex()}: "
                 "one is a copy of the other with its sidecar. Give only one of them; to make the "
-                f"other a replica of its own, remove {path_for(one.path)} and run quorumfs resolve",
+                f"other a replica of its own, remove {one.sidecar_place} and run quorumfs resolve",
             )
     if not members:
         accounts = "; ".join(_account(one, one.problem) for one in found if one.problem)
@@ -375,7 +388,7 @@ class _Survey:
                 self.problems[one.path] = problem
             elif one.sidecar:
                 self.present[one.path] = self._lifted(one.sidecar)
-                self.notes += [f"{path_for(one.path)}: {text}" for text in one.sidecar.damage]
+                self.notes += [f"{one.sidecar_place}: {text}" for text in one.sidecar.damage]
         self._refuse_unusable()
         self.record = self._latest()
         """The latest record."""
@@ -406,7 +419,7 @@ class _Survey:
             if sidecar is None:
                 continue
             assert one.image is not None
-            if note := longer(one.path, one.image.size, size):
+            if not one.device and (note := longer(one.path, one.image.size, size)):
                 self.notes.append(note)
             if sidecar.map.size == size:
                 continue
@@ -546,6 +559,8 @@ class _Assembly:
         self._record = self._survey.record
         self._degraded = degraded
         self._read_only = read_only
+        self._believed: set[str] = set()
+        """The images that are believed without proof."""
         self._threshold = self._record.threshold if threshold is None else threshold
         if self._threshold > len(self._record.slots):
             raise AssemblyRefusedError(
@@ -584,6 +599,9 @@ class _Assembly:
             away = [out_of_sync(slot) for slot in self._record.slots if slot not in current]
             unsure = sum(away) | (UNVERIFIED if len(current) > 1 else 0)
             disk_map.add(unsure, range(len(disk_map)))
+        elif len(current) > 1 and any(self._is_nameless(one) for one in present):
+            survey.notes.append("nothing tells these devices from others: comparing them")
+            disk_map.add(UNVERIFIED, range(len(disk_map)))
         record = self._record
         if not rule:
             crashed = any(
@@ -636,7 +654,17 @@ class _Assembly:
             f"{path}: {_UNPROVEN}; it is believed, for too few others are current"
             for path in unproven
         ]
+        self._believed = unproven
         return set()
+
+    def _is_nameless(self, one: Found) -> bool:
+        """Whether *one* is a device believed without proof, in a set that was closed in order.
+
+        After a crash the replicas may differ, and are made equal, where they were being written.
+        """
+        sidecar = self._survey.present[one.path]
+        nameless = one.device and one.path in self._believed and not sidecar.identity.inode
+        return nameless and bool(sidecar.identity.mtime_ns)
 
     def _judge(self, path: str, *, changed: bool, unproven: bool = False) -> Member:
         """The part of one replica with a readable sidecar, by the latest record."""
@@ -902,6 +930,8 @@ def _account(one: Found, problem: str, resolve: str | None = None) -> str:
     if unreadable:
         return f"{what}: put a good one back" + (f", or {resolve}" if resolve else "")
     if one.image and one.sidecar:
+        if one.device:
+            return f"{what}: make it as long again (with lvextend or the like)"
         if one.sidecar.identity.mtime_ns:  # else its empty end would not be noticed
             size = one.sidecar.record.size
             return f"{what}: give it its length back: truncate -s {size} {shlex.quote(one.path)}"

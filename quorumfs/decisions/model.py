@@ -5,7 +5,7 @@
 from dataclasses import dataclass
 
 from quorumfs.decisions.dirtymap import DirtyMap
-from quorumfs.decisions.record import Identity, PastMount, Record, Sidecar
+from quorumfs.decisions.record import Identity, PastMount, Record, Sidecar, path_for
 from quorumfs.decisions.standing import Standing
 
 __all__ = ["Found", "Member", "Plan", "Standing"]
@@ -23,8 +23,18 @@ class Found:
     """Why there is no image, or why the sidecar cannot be read."""
     instance: int | None = None
     """None: the sidecar vouches for the image, because both are on one file system with lasting
-    inode numbers. Else the `mount_instance` that the image was found in, which vouches for the
-    image while that mount lasts; 0: unknown."""
+    inode numbers. Else the `mount_instance` that the image was found in, of a device the number of
+    its attachment, which vouches for the image while that mount, or that attachment, lasts; 0:
+    unknown."""
+    place: str = ""
+    """Where its sidecar is, or should be; empty: beside the image."""
+    device: bool = False
+    """It is a block device: it may be longer than on record, and has a fingerprint for times."""
+
+    @property
+    def sidecar_place(self) -> str:
+        """The path of its sidecar."""
+        return self.place or path_for(self.path)
 
     @property
     def in_use(self) -> Identity | None:

@@ -300,11 +300,13 @@ class _Resolving:
     def _newcomer(self, one: Found, taken: set[int]) -> int:
         """Enter an image without a sidecar; returns its new slot."""
         assert one.image is not None
-        if one.image.size < self._parent.size:
+        if one.image.size < (size := self._parent.size):
+            command = f": truncate -s {size} {one.path}"
+            how = " (with lvextend or the like)" if one.device else command
             raise AssemblyRefusedError(
                 "resolve",
-                f"{one.path} has {one.image.size} bytes, the disk has {self._parent.size}: "
-                f"make it as long first: truncate -s {self._parent.size} {one.path}",
+                f"{one.path} has {one.image.size} bytes, the disk has {size}: make it as long first"
+                f"{how}",
             )
 
         def strangeness(slot: int) -> tuple[bool, bool]:

@@ -14,6 +14,7 @@ from quorumfs.errors import UsageError, UserError
 from quorumfs.live.actions import Action, Request
 from quorumfs.metadata.ledger.known import Outcome
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.replica.lengthening import Steps
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
 
@@ -63,7 +64,7 @@ class Growth:
             action.doing = "making the images longer"
             try:
                 if missing:
-                    lengthened.update(await self._lengthen(missing, size))
+                    lengthened.update(await self._lengthen(missing, size, action))
                 await self._mirror.sync()
                 action.doing = "putting the new size on record"
                 grown = await self._sidecars.growing.grow(size, lengthened)
@@ -91,20 +92,30 @@ class Growth:
         for replica in ledger.content.truncated:
             raise UserError(f"{replica.path} was truncated: mend that first")
 
-    async def _lengthen(self, replicas: Sequence[Replica], size: int) -> list[Replica]:
+    async def _lengthen(
+        self, replicas: Sequence[Replica], size: int, action: Action
+    ) -> list[Replica]:
         """Make the images of *replicas*, members, *size* bytes long; returns those that are.
 
         The others are ejected. Raises `OSError` if too few members would be left.
         """
-        at = self._disk.size
-        outcomes = await self._ask(replicas, at, size - at)
-        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        at, done = self._disk.size, list(replicas)
+        steps, failed = Steps(at, size), list[Outcome]()
+        while done and steps.length:
+            percent = 100 * (steps.at - at) // (size - at)
+            action.doing = f"making the images longer: {percent} %"
+            began = trio.current_time()
+            outcomes = await self._ask(done, steps.at, steps.length)
+            steps.took(trio.current_time() - began)
+            failed += [outcome for outcome in outcomes if outcome.error is not None]
+            done = [outcome.replica for outcome in outcomes if outcome.error is None]
         self._mirror.report(failed)
         gone = [outcome.replica for outcome in failed]
-        done = [outcome.replica for outcome in outcomes if outcome.error is None]
         if not failed:
             return done
-        error = voted_error(outcome.error for outcome in failed)
+        voted = voted_error(outcome.error for outcome in failed)
+        told = [outcome.error for outcome in failed if outcome.error is not None]
+        error = next((one for one in told if one.errno == voted.errno), voted)
         reason = f"it could not grow: {error.strerror}"
         if self._ledger.enough_without(gone):
             await self._sidecars.recorder.eject(gone, range(0), reason)

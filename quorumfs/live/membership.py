@@ -176,6 +176,7 @@ class Membership:
                 enrolment.first_sidecar(*place),
                 record,
                 self._mountpoint,
+                self._settings.present.sidecars,
                 overwrite=request.flag("overwrite"),
             )
             # It holds up other verbs.

@@ -5,14 +5,16 @@ import shlex
 import stat
 from contextlib import ExitStack
 
-from quorumfs.decisions.record import Record, RoleState, Sidecar, path_for
+from quorumfs.decisions.record import Record, RoleState, Sidecar
 from quorumfs.decisions.sidecar import FormatError
 from quorumfs.errors import UserError
 from quorumfs.replica.claiming import refuse_claimed
+from quorumfs.replica.devices import is_device
 from quorumfs.replica.filesystems import close
 from quorumfs.replica.imagelock import ImageLockedError, lock_image
-from quorumfs.replica.images import inside
+from quorumfs.replica.images import inside, open_device
 from quorumfs.replica.newimages import PRIVATE, make_image
+from quorumfs.replica.places import place_for
 from quorumfs.replica.sidecarfile import (
     SidecarLockedError,
     create_sidecar,
@@ -23,39 +25,50 @@ from quorumfs.replica.sidecarfile import (
 
 
 def make_files(
-    path: str, sidecar: Sidecar, record: Record, mountpoint: str, *, overwrite: bool
+    path: str,
+    sidecar: Sidecar,
+    record: Record,
+    mountpoint: str,
+    directory: str | None = None,
+    *,
+    overwrite: bool,
 ) -> None:
     """Have an image at *path* that is to be a replica of the set with *record*, and its *sidecar*.
 
     What is absent is made. What is empty, a hole, or was made by the same command that then was
-    killed, is taken; with *overwrite* any image of the right size is. In a thread: it may hang.
-    Raises `UserError`.
+    killed, is taken; with *overwrite* any image of the right size is, and any device that is long
+    enough, whose sidecar is made in *directory*. In a thread: it may hang. Raises `UserError`.
     """
     if inside(path, mountpoint):
         raise UserError(f"{path} is inside the mount point {mountpoint}")
-    refuse_claimed(path)
     with ExitStack() as undo:
         try:
-            if (found := _sidecar_at(path)) is not None:
+            place = place_for(path, directory)
+            if inside(place, mountpoint):
+                raise UserError(f"{place} is inside the mount point {mountpoint}")
+            refuse_claimed(path, place)
+            if (found := _sidecar_at(path, place)) is not None:
                 _refuse_member(path, found, record, overwrite=overwrite)
             if found is None and not overwrite:
                 _make_blank(path, record.size, undo)
             else:
                 _require_usable(path, record.size, undo)
-            if os.path.lexists(path_for(path)):
-                replace_sidecar(path, sidecar)
+            if os.path.lexists(place):
+                replace_sidecar(path, sidecar, place)
             else:
-                create_sidecar(path, sidecar)
+                create_sidecar(path, sidecar, place=place)
         except OSError as error:
-            place = error.filename or path
-            raise UserError(f"cannot make the replica {place}: {error.strerror}") from None
+            raise UserError(
+                f"cannot make the replica {error.filename or path}: {error.strerror}"
+            ) from None
         undo.pop_all()
 
 
-def _sidecar_at(path: str) -> Sidecar | str | None:
-    """The sidecar of the image at *path*, or why it cannot be read; None if there is none."""
+def _sidecar_at(path: str, place: str) -> Sidecar | str | None:
+    """The sidecar, at *place*, of the image at *path*, or why it cannot be read; None if there is
+    none."""
     try:
-        fd = open_sidecar(path, read_only=False)
+        fd = open_sidecar(place, read_only=False)
     except SidecarLockedError as error:
         raise UserError(f"{path} is in use by {error}") from None
     if fd is None:
@@ -65,7 +78,7 @@ def _sidecar_at(path: str) -> Sidecar | str | None:
     except FormatError as error:
         return str(error)
     finally:
-        close(fd, path_for(path))
+        close(fd, place)
 
 
 def _refuse_member(path: str, found: Sidecar | str, record: Record, *, overwrite: bool) -> None:
@@ -93,6 +106,11 @@ def _make_blank(path: str, size: int, undo: ExitStack) -> None:
     try:
         make_image(path, size, PRIVATE, undo)
     except FileExistsError:
+        if is_device(path):
+            raise UserError(
+                f"{path} is a block device, and may hold data: to give up what it holds, use "
+                "--overwrite"
+            ) from None
         raise UserError(
             f"{path} is there, and is neither empty nor a hole of {size} bytes: to give up what it "
             "holds, use --overwrite"
@@ -105,6 +123,9 @@ def _require_usable(path: str, size: int, undo: ExitStack) -> None:
         make_image(path, size, PRIVATE, undo)
         return
     status = os.stat(path)
+    if stat.S_ISBLK(status.st_mode):
+        open_device(path, size).close()
+        return
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is no regular file")
     if status.st_size == 0:

@@ -32,6 +32,7 @@ TUNED = (
     "resync_rate",
     "scrub_every_s",
     "on_event",
+    "sidecars",
 )
 """The fields of `MountOptions` that change while the disk is in use."""
 
@@ -78,17 +79,20 @@ class Settings:
         options: MountOptions,
         pattern: Callable[[MountOptions, int], ReadPattern],
         run_for_events: Callable[[str | None], None] = lambda _: None,
+        keep_sidecars_in: Callable[[str | None], None] = lambda _: None,
     ) -> None:
         """*options*: those of the mount. *repairs*: None if nothing is repaired.
 
         *pattern* makes the read pattern that options ask for, with a vote threshold.
-        *run_for_events* takes the program to run for each event.
+        *run_for_events* takes the program to run for each event, and *keep_sidecars_in* the
+        directory for sidecars of devices.
         """
         self._disk = disk
         self._mirror = disk.mirror
         self._repairs = repairs
         self._pattern = pattern
         self._run_for_events = run_for_events
+        self._keep_sidecars_in = keep_sidecars_in
         self._changing = trio.Lock()
         self.present = replace(options, vote_threshold=disk.threshold)
         """The options in force."""
@@ -118,6 +122,11 @@ class Settings:
                     f"option {option_of_field(name)} cannot change while the disk is in use: "
                     f"{FIXED[name]}"
                 )
+        if "sidecars" in changed and old.sidecars is not None:
+            raise UsageError(
+                f"option sidecars: it is {old.sidecars} already, where those of devices in use may "
+                f"be: {_REMOUNT}"
+            )
         mostly = mirror.read_order.write_mostly
         if "write_mostly" in changed:
             mostly = write_mostly([replica.path for replica in mirror.replicas], new)
@@ -155,6 +164,7 @@ class Settings:
         # A read that is under way ends by the pattern that it began with.
         mirror.pattern = self._pattern(new, mirror.threshold)
         self._run_for_events(new.on_event)
+        self._keep_sidecars_in(new.sidecars)
         mirror.search_s = new.replica_timeout_s
         for replica in mirror.replicas:
             replica.timeout_s = new.replica_timeout_s

@@ -4,8 +4,9 @@ import errno
 import os
 import shlex
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from enum import Enum
 
 import trio
@@ -19,7 +20,7 @@ from quorumfs.decisions.assembly import (
 )
 from quorumfs.decisions.claim import Tenure
 from quorumfs.decisions.model import Found, Standing
-from quorumfs.decisions.record import Record, RoleState, Sidecar, path_for
+from quorumfs.decisions.record import Identity, Record, RoleState, Sidecar
 from quorumfs.decisions.resolution import Resolution, resolve
 from quorumfs.decisions.sectors import unreachable, whole
 from quorumfs.disk.events import EventLog
@@ -27,6 +28,7 @@ from quorumfs.errors import ExitCode, UsageError, UserError
 from quorumfs.mount.limits import require_file_size
 from quorumfs.mount.replicaset import open_replica_set
 from quorumfs.options import parse_options
+from quorumfs.replica.blockdevice import clear
 from quorumfs.replica.claimant import claim_of_this_mount
 from quorumfs.replica.claiming import (
     RESOLVE,
@@ -38,8 +40,10 @@ from quorumfs.replica.claiming import (
     require_free,
     wait_until_noticed,
 )
-from quorumfs.replica.images import Image, close_all, open_set
+from quorumfs.replica.devices import content_identity, is_device, size_at
+from quorumfs.replica.images import Image, close_all, open_device, open_set
 from quorumfs.replica.newimages import PRIVATE, make_image, remove, require_blank
+from quorumfs.replica.places import place_for
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.sidecarfile import replace_sidecar
 
@@ -53,13 +57,16 @@ def create_empty(
     threshold: int | None,
     mode: int = PRIVATE,
     *,
+    directory: str | None = None,
+    overwrite: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Make a set of new, sparse images of *size* bytes, all zeros, with *mode*.
 
-    Nothing that exists is touched, but for what the same command left when it was killed; after a
-    failure nothing is left. Raises `UserError`; with *dry_run* for the same reasons, as far as they
-    can be known before anything is written.
+    Block devices are cleared if *overwrite* says so; their sidecars are made in *directory*.
+    Nothing else that exists is touched, but for what the same command left when it was killed;
+    after a failure nothing is left. Raises `UserError`; with *dry_run* for the same reasons, as far
+    as they can be known before anything is written.
     """
     refuse_too_many(len(paths))
     if why := unreachable(size):
@@ -69,29 +76,84 @@ def create_empty(
     for path in names:
         if names.count(path) > 1:
             raise UserError(f"{path} and {path} are the same file")
-        refuse_claimed(path)
-    members = [path for path in names if os.path.lexists(path_for(path))]
-    if members and not _begun_empty(names, size):
-        raise UserError(_already_there(members[0]))
+    places = _places(names, directory)
+    members = [path for path in names if os.path.lexists(places[path])]
+    if members and not _begun_empty(names, size, directory):
+        raise UserError(_already_there(members[0], places[members[0]]))
     with ExitStack() as undo:
         images = []
         for path in names:
             try:
-                if dry_run:
+                if is_device(path):
+                    _refuse_device(path, size, overwrite=overwrite)
+                elif dry_run:
                     _refuse_to_create(path, size)
-                    continue
-                images.append((path, make_image(path, size, mode, undo)))
+                else:
+                    images.append((path, make_image(path, size, mode, undo)))
             except OSError as error:
                 raise UserError(f"cannot create {path}: {error.strerror}") from None
         if dry_run:
             return
         _refuse_same(names)
-        record = new_record(names, size, threshold or len(images) // 2 + 1)
+        cleared = _cleared([path for path in names if is_device(path)], size)
+        identities = dict(images) | cleared
+        record = new_record(names, size, threshold or len(names) // 2 + 1)
         disk_map = record.new_map()
-        for (path, image), role in zip(images, record.roles, strict=True):
-            undo.callback(remove, path_for(path))
-            _write(path, Sidecar(role.replica_id, record, disk_map, image))
+        for path, role in zip(names, record.roles, strict=True):
+            undo.callback(remove, places[path])
+            sidecar = Sidecar(role.replica_id, record, disk_map, identities[path])
+            _write(path, sidecar, places[path])
         undo.pop_all()
+
+
+def _places(names: Sequence[str], directory: str | None) -> dict[str, str]:
+    """Where the sidecars of the replicas at *names* are, or are to be; *directory* has those of
+    devices. Raises `UserError`, also if another mount has one of them open.
+    """
+    places = {}
+    for path in names:
+        try:
+            places[path] = place_for(path, directory)
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from None
+        if is_device(path) and not os.path.isdir(os.path.dirname(places[path])):
+            raise UserError(f"option --sidecars: {directory} is no directory")
+        refuse_claimed(path, places[path])
+    return places
+
+
+def _refuse_device(path: str, size: int, *, overwrite: bool) -> None:
+    """Raise `UserError` if the device at *path* must not be cleared as far as *size* bytes."""
+    if not overwrite:
+        raise UserError(
+            f"{path} is a block device, and may hold data: to give up what it holds, use "
+            "--overwrite"
+        )
+    open_device(path, size).close()
+
+
+def _cleared(paths: Sequence[str], size: int) -> dict[str, Identity]:
+    """Make zeros of the first *size* bytes of the devices at *paths*, which may take long; by path
+    what tells each from now on. Raises `UserError`.
+    """
+    told: dict[str, Identity] = {}
+    with ExitStack() as stack:
+        images = []
+        for path in paths:
+            try:
+                images.append(open_device(path, size))
+            except OSError as error:
+                raise UserError(f"{path}: {error.strerror}") from None
+            stack.callback(images[-1].close)
+        for image in images:
+            assert image.device is not None
+            try:
+                clear(image.fd, size, image.device)
+                identity = content_identity(image.fd, image.device, over=size)
+            except OSError as error:
+                raise UserError(f"cannot clear {image.path}: {error.strerror}") from None
+            told[image.path] = replace(identity, size=size)
+    return told
 
 
 def _refuse_to_create(path: str, size: int) -> None:
@@ -110,16 +172,17 @@ def _refuse_same(names: Sequence[str]) -> None:
     files: dict[tuple[int, int], str] = {}
     for path in names:
         status = os.stat(path)
-        other = files.setdefault((status.st_dev, status.st_ino), path)
+        file = (status.st_dev, status.st_ino)
+        other = files.setdefault((0, status.st_rdev) if is_device(path) else file, path)
         if other != path:
             raise UserError(f"{other} and {path} are the same file")
 
 
-def _begun_empty(names: Sequence[str], size: int) -> bool:
+def _begun_empty(names: Sequence[str], size: int, directory: str | None) -> bool:
     """Whether the sidecars there are those of a `create_empty` with the same arguments that was
     killed before it had written all: then nothing was ever written through them.
     """
-    with _opened(names) as found:
+    with _opened(names, directory) as found:
         if len(found) < len(names) or all(image.sidecar for image in found):
             return False
         return all(
@@ -140,18 +203,23 @@ def _untouched(sidecar: Sidecar, names: Sequence[str], size: int) -> bool:
 
 
 @contextmanager
-def _opened(names: Sequence[str]) -> Iterator[list[Image]]:
+def _opened(names: Sequence[str], directory: str | None) -> Iterator[list[Image]]:
     """What there is of *names*, to be looked at. Raises `UserError`, also if it is in use."""
     with ExitStack() as stack:
-        images = [o for o in open_set(names, None, read_only=True) if isinstance(o, Image)]
+        opened = open_set(names, None, read_only=True, directory=directory)
+        images = [one for one in opened if isinstance(one, Image)]
         for image in images:
             stack.callback(image.close)
         yield images
 
 
-def _already_there(path: str) -> str:
-    """Why no new image is made at *path*, where there is a sidecar, and what to do."""
-    sidecar = path_for(path)
+def _already_there(path: str, sidecar: str) -> str:
+    """Why no new image is made at *path*, where there is a *sidecar*, and what to do."""
+    if is_device(path):
+        return (
+            f"{path} is a member of a set already: mount it; or, to make it anew and lose what it "
+            f"holds, remove {sidecar} first"
+        )
     if os.path.exists(path):
         return (
             f"{path} is a member of a set already: mount it; or, to make it anew and lose what it "
@@ -170,28 +238,29 @@ def create_from(
     say: Callable[[int, int], None],
     mode: int = PRIVATE,
     *,
+    directory: str | None = None,
     dry_run: bool = False,
 ) -> None:
     """Make a set of *source* and copies of it at *others*; *say* is told bytes done and in all.
 
     What does not exist is created, with *mode*. What does is overwritten, unless it belongs to a
-    set. If this ends early, the same again goes on, and so does the next mount. Raises `UserError`;
-    with *dry_run* for the same reasons, as far as they can be known before anything is written.
+    set. *directory* is for the sidecars of block devices. If this ends early, the same again goes
+    on, and so does the next mount. Raises `UserError`; with *dry_run* for the same reasons, as far
+    as they can be known before anything is written.
     """
     names = source, *paths = list(map(os.path.abspath, (source, *others)))
     refuse_too_many(len(names))
-    for path in names:
-        refuse_claimed(path)
-    members = [path for path in names if os.path.lexists(path_for(path))]
-    begun = _begun_copy(names, threshold) if members else None
+    places = _places(names, directory)
+    members = [path for path in names if os.path.lexists(places[path])]
+    begun = _begun_copy(names, threshold, directory) if members else None
     if members and begun is None:
-        raise UserError(_not_copied(source, paths, members))
+        raise UserError(_not_copied(source, paths, {path: places[path] for path in members}))
     if begun is not _Begun.COPYING:
-        _begin_copy(source, paths, threshold, mode, dry_run=dry_run)
+        _begin_copy(source, paths, threshold, mode, directory, dry_run=dry_run)
     if dry_run:
         return
     try:
-        trio.run(_copy, names, say)
+        trio.run(_copy, names, say, directory)
     except BaseExceptionGroup as errors:
         if errors.subgroup(KeyboardInterrupt) is not None:  # a second one: at once
             raise KeyboardInterrupt from None
@@ -206,11 +275,13 @@ class _Begun(Enum):
     COPYING = "copying"
 
 
-def _begun_copy(names: Sequence[str], threshold: int | None) -> _Begun | None:
+def _begun_copy(
+    names: Sequence[str], threshold: int | None, directory: str | None
+) -> _Begun | None:
     """How far a `create_from` of the first of *names* to the others got; None if the sidecars there
     tell of anything else, or if it came to its end.
     """
-    with _opened(names) as images:
+    with _opened(names, directory) as images:
         if len(images) < len(names):
             return None
         source, *others = images
@@ -244,13 +315,14 @@ def _copies_of_first(record: Record) -> bool:
     )
 
 
-def _not_copied(source: str, paths: Sequence[str], members: Sequence[str]) -> str:
-    """Why *source* is not copied over *paths*, where *members* have sidecars, and what to do."""
+def _not_copied(source: str, paths: Sequence[str], members: Mapping[str, str]) -> str:
+    """Why *source* is not copied over *paths*, where *members* have sidecars (path and sidecar),
+    and what to do."""
     member = next((path for path in members if path != source), None)
     if member is not None:
         return (
             f"{member} is a member of a set already: mount it; or, to give up what it holds, "
-            f"remove {path_for(member)} first"
+            f"remove {members[member]} first"
         )
     return (
         f"{source} is a member of a set: to add replicas to it, run: quorumfs resolve --keep "
@@ -259,7 +331,13 @@ def _not_copied(source: str, paths: Sequence[str], members: Sequence[str]) -> st
 
 
 def _begin_copy(
-    source: str, paths: Sequence[str], threshold: int | None, mode: int, *, dry_run: bool
+    source: str,
+    paths: Sequence[str],
+    threshold: int | None,
+    mode: int,
+    directory: str | None,
+    *,
+    dry_run: bool,
 ) -> None:
     """Have on record that those at *paths*, created if need be, are to be copies of *source*.
 
@@ -267,20 +345,20 @@ def _begin_copy(
     """
     with ExitStack() as undo:
         try:
-            size = os.stat(source).st_size
+            size = size_at(source)
             if why := unreachable(size):
                 command = f"truncate -s {whole(size)} {shlex.quote(source)}"
                 raise UserError(f"{source}: {why}; make it longer first: {command}")
             require_file_size(size, "the copies")
             if dry_run:
                 written = [path for path in paths if _is_overwritten(path, size)]
-                keep(source, [source, *written], dry_run=True)
+                keep(source, [source, *written], directory=directory, dry_run=True)
                 return
             for path in paths:
                 _create_if_absent(path, size, mode, undo)
         except OSError as error:
             raise UserError(f"{error.filename}: {error.strerror}") from None
-        keep(source, [source, *paths], threshold=threshold)
+        keep(source, [source, *paths], directory=directory, threshold=threshold)
         undo.pop_all()
 
 
@@ -318,14 +396,15 @@ def keep(
     paths: Sequence[str],
     *,
     threshold: int | None = None,
+    directory: str | None = None,
     dry_run: bool = False,
     takeover: bool = False,
 ) -> Resolution:
     """Make all replicas at *paths* copies of the one *kept*, from the next mount on.
 
-    *takeover*: also where another host has them open, which is down. Raises `UserError`, and then
-    nothing has been written but, by *takeover*, who has them; or, should a sidecar not be writable,
-    nothing where there was none before.
+    *directory* is for the sidecars of block devices. *takeover*: also where another host has them
+    open, which is down. Raises `UserError`, and then nothing has been written but, by *takeover*,
+    who has them; or, should a sidecar not be writable, nothing where there was none before.
     """
     refuse_too_many(len(paths))
     kept = os.path.abspath(kept)
@@ -333,17 +412,21 @@ def keep(
     if kept not in absolute:
         raise UsageError(f"{kept} is to be kept, and is not one of the replicas given")
     with ExitStack() as stack:
-        opened: Sequence[Image | Found] = open_set(absolute, None, read_only=dry_run)
+        opened: Sequence[Image | Found] = open_set(
+            absolute, None, read_only=dry_run, directory=directory
+        )
         stack.callback(close_all, opened)
         opened = _take_over(opened, stack, takeover=takeover, dry_run=dry_run)
         found = [one.found if isinstance(one, Image) else one for one in opened]
         resolution = resolve(found, kept, threshold=threshold)
+        places = {one.path: one.sidecar_place for one in found}
         if not dry_run:
             with ExitStack() as undo:
                 for path, sidecar in resolution.sidecars.items():
-                    if not os.path.lexists(path_for(path)):
-                        undo.callback(remove, path_for(path))
-                    _write(path, sidecar)
+                    place = places[path]
+                    if not os.path.lexists(place):
+                        undo.callback(remove, place)
+                    _write(path, sidecar, place)
                 undo.pop_all()
         return resolution
 
@@ -367,9 +450,11 @@ def _take_over(
     return look_again(opened)
 
 
-async def _copy(paths: Sequence[str], say: Callable[[int, int], None]) -> None:
+async def _copy(
+    paths: Sequence[str], say: Callable[[int, int], None], directory: str | None
+) -> None:
     """Resync a set that is not mounted, until all replicas are current."""
-    options = parse_options([], len(paths))
+    options = replace(parse_options([], len(paths)), sidecars=directory)
     replica_set = open_replica_set(paths, None, options)
     replica_set.take_into_use(options)
     disk, repairs = replica_set.make_disk(options, EventLog("", lambda _: None))
@@ -421,8 +506,8 @@ def _failed(replica: Replica) -> bool:
     return not replica.standing.is_written and not replica.attached
 
 
-def _write(path: str, sidecar: Sidecar) -> None:
+def _write(path: str, sidecar: Sidecar, place: str) -> None:
     try:
-        replace_sidecar(path, sidecar)
+        replace_sidecar(path, sidecar, place)
     except OSError as error:
-        raise UserError(f"cannot write {path_for(path)}: {error.strerror}") from None
+        raise UserError(f"cannot write {place}: {error.strerror}") from None

@@ -171,7 +171,12 @@ async def _serve(
             def run_for_events(program: str | None) -> None:
                 hook.program = program
 
-            settings = Settings(disk, repairs, plan.options, read_pattern, run_for_events)
+            def keep_sidecars_in(directory: str | None) -> None:
+                replica_set.directory = directory
+
+            settings = Settings(
+                disk, repairs, plan.options, read_pattern, run_for_events, keep_sidecars_in
+            )
 
             def notes() -> tuple[str, ...]:
                 longer = replica_set.longer_than(disk.size)

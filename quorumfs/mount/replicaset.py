@@ -16,7 +16,7 @@ from quorumfs.decisions.claim import Claim, FoundClaim, Tenure, in_the_way
 from quorumfs.decisions.growth import longer
 from quorumfs.decisions.model import Found, Plan
 from quorumfs.decisions.patterns import Blkverify, Fastest, Fifo, Quorum, ReadPattern
-from quorumfs.decisions.record import Sidecar, path_for
+from quorumfs.decisions.record import Sidecar
 from quorumfs.decisions.sidecar import file_size
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import EventLog
@@ -35,7 +35,7 @@ from quorumfs.replica.claimant import claim_of_this_mount
 from quorumfs.replica.claiming import (
     MOUNT,
     claim_all,
-    claim_beside,
+    claim_in,
     found_claims,
     look_again,
     release_all,
@@ -64,6 +64,8 @@ class ReplicaSet:
     tenure: Tenure = field(default_factory=lambda: Tenure(None))
     held: Sequence[FoundClaim] = ()
     """The claims of mounts that are taken over from, and may be at work."""
+    directory: str | None = None
+    """Where the sidecars of devices are."""
 
     @property
     def images(self) -> list[Image]:
@@ -128,8 +130,12 @@ class ReplicaSet:
             )
 
     def longer_than(self, size: int) -> list[str]:
-        """What is to be said of images that were longer than a disk of *size* bytes when opened."""
-        notes = (longer(image.path, image.size, size) for image in self.images)
+        """What is to be said of images that were longer than a disk of *size* bytes when opened.
+
+        Nothing of devices, which are as long as they are.
+        """
+        images = (image for image in self.images if image.device is None)
+        notes = (longer(image.path, image.size, size) for image in images)
         return [note for note in notes if note is not None]
 
     def make_disk(self, options: MountOptions, events: EventLog) -> tuple[Disk, Repairs | None]:
@@ -175,12 +181,17 @@ class ReplicaSet:
             if not replica.standing.is_member and replica.attached
         }
         late = {one.path: one.opening for one in self.opened if isinstance(one, Unanswered)}
+        reopener = _Reopener(
+            sidecars,
+            lambda: mirror.search_s,
+            lambda: self.directory,
+            late,
+            replica_io=options.replica_io,
+        )
         repairs = Repairs(
             mirror,
             sidecars,
-            _Reopener(
-                sidecars, lambda: mirror.search_s, late, replica_io=options.replica_io
-            ).reopen,
+            reopener.reopen,
             present=present,
             limit=options.resync_rate,
             outvoted=options.rewrite_corrupted,
@@ -211,6 +222,7 @@ def open_replica_set(
             read_only=options.read_only,
             replica_io=options.replica_io,
             patience_s=patience_s,
+            directory=options.sidecars,
         )
         if not options.read_only:
             require_file_size(images[0].size, "the replicas")
@@ -221,6 +233,7 @@ def open_replica_set(
         read_only=options.read_only,
         replica_io=options.replica_io,
         patience_s=patience_s,
+        directory=options.sidecars,
     )
     here = claim_of_this_mount()
     found = found_claims(opened, here)
@@ -231,7 +244,8 @@ def open_replica_set(
     if not options.read_only:
         require_file_size(max(plan.record.size, file_size(plan.map)), "the replicas")
     over = frozenset(one.claim.mount for one in found)
-    return ReplicaSet(opened, plan, Tenure(None if options.read_only else here, over), held)
+    tenure = Tenure(None if options.read_only else here, over)
+    return ReplicaSet(opened, plan, tenure, held, options.sidecars)
 
 
 def _assembled(opened: Sequence[Image | Found], options: MountOptions) -> Plan:
@@ -279,15 +293,14 @@ def _create_sidecars(
             continue
         sidecar = Sidecar(role.replica_id, plan.record, plan.map, image.identity)
         try:
-            create_sidecar(image.real_path, sidecar, mine)
-            undo.callback(Path(path_for(image.real_path)).unlink, missing_ok=True)
-            fd = open_sidecar(image.real_path, read_only=False)
+            create_sidecar(image.real_path, sidecar, mine, image.place)
+            undo.callback(Path(image.place).unlink, missing_ok=True)
+            fd = open_sidecar(image.place, read_only=False)
         except FileExistsError:
             raise _came_between(image, mine) from None
         except OSError as error:
             raise UserError(
-                f"cannot write {path_for(image.real_path)}: {error.strerror}; metadata=none does "
-                "without it"
+                f"cannot write {image.place}: {error.strerror}; metadata=none does without it"
             ) from None
         except SidecarLockedError as error:
             raise UserError(f"{image.path} has just been taken into use by {error}") from None
@@ -299,7 +312,7 @@ def _create_sidecars(
 
 def _came_between(image: Image, mine: Claim) -> UserError:
     """Why there is a sidecar of *image* where there was none when it was opened."""
-    claim = claim_beside(image.real_path)
+    claim = claim_in(image.place)
     if claim is not None and claim.mount == mine.mount:
         # The file system may show one directory twice under different device numbers.
         return UserError(f"{image.path} and another replica are the same file")
@@ -346,11 +359,13 @@ class _Reopener:
         self,
         sidecars: Sidecars,
         patience_s: Callable[[], float],
+        directory: Callable[[], str | None] = lambda: None,
         late: Mapping[str, Answer[Image] | None] = MappingProxyType({}),
         *,
         replica_io: str,
     ) -> None:
-        """*patience_s*: the replica timeout (seconds), which may change.
+        """*patience_s*: the replica timeout (seconds), which may change, and so may the
+        *directory* for sidecars of devices.
 
         *late*: by path, an attempt of the mount that was given up, and may hold locks yet.
         *replica_io*: the value of that option.
@@ -359,6 +374,7 @@ class _Reopener:
         self._late = late
         self._sidecars = sidecars
         self._patience_s = patience_s
+        self._directory = directory
         self._opening: set[str] = set()
 
     async def reopen(self, replica: Replica) -> Returned:
@@ -397,11 +413,11 @@ class _Reopener:
 
     def _open(self, replica: Replica, sidecar_size: int) -> Image:
         """In a thread: whatever touches the files may hang."""
-        image = open_again(replica.path, replica_io=self._replica_io)
+        image = open_again(replica.path, self._directory(), replica_io=self._replica_io)
         with ExitStack() as stack:
             stack.callback(image.close)
             if image.sidecar_fd is None or image.sidecar is None:
-                raise UserError(image.problem or f"there is no {path_for(image.real_path)}")
+                raise UserError(image.problem or f"there is no {image.place}")
             if replica.slot is not None:
                 member = judge_returned(self._sidecars.ledger.record, replica.slot, image.found)
                 if member.state.is_ours:

@@ -128,9 +128,10 @@ def drop_ins(complain: Callable[[str], None]) -> Iterator[tuple[str, str]]:
             complain(str(error))
             continue
         unit = f"quorumfs@{name}.service"
-        yield f"{unit}.d/{DROP_IN}", _needs(disk.replicas, disk.mountpoint)
+        yield f"{unit}.d/{DROP_IN}", _needs(disk.replicas, disk.mountpoint, disk.options)
     for number, line in enumerate(_lines(FSTAB), 1):
-        source, directory, fs_type, *_ = [*map(_decoded, line.split()), "", "", ""]
+        fields = [*map(_decoded, line.split()), "", "", "", ""]
+        source, directory, fs_type, options, *_ = fields
         if source.startswith("#") or fs_type not in (FS_TYPE, SUBTYPE):
             continue
         try:
@@ -141,7 +142,7 @@ def drop_ins(complain: Callable[[str], None]) -> Iterator[tuple[str, str]]:
         except UserError as error:
             complain(f"{FSTAB}, line {number}: {error}")
             continue
-        needs = _needs(replicas, directory, f"Before={' '.join(USERS)}")
+        needs = _needs(replicas, directory, options, f"Before={' '.join(USERS)}")
         yield f"{mount_unit(directory)}.d/{DROP_IN}", needs
 
 
@@ -159,15 +160,19 @@ def _decoded(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
 
 
-def _needs(replicas: Sequence[str], mountpoint: str, *more: str) -> str:
-    """A drop-in: the file systems of *replicas*, and of the place of the mount point, are needed.
+def _needs(replicas: Sequence[str], mountpoint: str, options: str, *more: str) -> str:
+    """A drop-in: the file systems of *replicas*, of the place of the mount point, and of what
+    *options* name, are needed; and devices are waited for, as long as systemd does.
 
     A path is taken as it is and, where it leads through a symbolic link, as what it is then.
     """
-    places = [*replicas, os.path.dirname(mountpoint.rstrip("/")) or "/"]
+    named = [one.partition("=")[2] for one in options.split(",") if one.startswith("sidecars=")]
+    places = [*replicas, *named, os.path.dirname(mountpoint.rstrip("/")) or "/"]
     absolute = [place for place in places if place.startswith("/")]
     paths = dict.fromkeys([*absolute, *map(os.path.realpath, absolute)])
     lines = [f"RequiresMountsFor={_quoted(path)}" for path in paths]
+    devices = [f"{unit_name(path)}.device" for path in replicas if path.startswith("/dev/")]
+    lines += [f"{kind}={one}" for one in devices for kind in ("Wants", "After")]
     return "\n".join(["# Made by quorumfs generate-units", "[Unit]", *lines, *more, ""])
 
 
@@ -178,15 +183,20 @@ def _quoted(text: str) -> str:
 
 
 def mount_unit(directory: str) -> str:
-    """The name of the unit of what is mounted at *directory*: see systemd.unit(5), on escaping."""
-    path = "/".join(part for part in directory.split("/") if part)
+    """The name of the unit of what is mounted at *directory*."""
+    return f"{unit_name(directory)}.mount"
+
+
+def unit_name(path: str) -> str:
+    """What the unit of *path* is called before its kind: see systemd.unit(5), on escaping."""
+    path = "/".join(part for part in path.split("/") if part)
     if not path:
-        return "-.mount"
+        return "-"
     plain = "".join(
         "-" if byte == "/" else byte if re.fullmatch(r"[A-Za-z0-9:_.]", byte) else _escaped(byte)
         for byte in path
     )
-    return f"{_escaped('.') + plain[1:] if plain[0] == '.' else plain}.mount"
+    return _escaped(".") + plain[1:] if plain[0] == "." else plain
 
 
 def _escaped(character: str) -> str:

@@ -9,11 +9,10 @@ from dataclasses import replace
 
 from quorumfs.decisions.claim import NOTICE_S, Claim, FoundClaim, Tenure, claim_state, in_the_way
 from quorumfs.decisions.model import Found
-from quorumfs.decisions.record import path_for
 from quorumfs.decisions.sidecar import FormatError
 from quorumfs.errors import UserError
 from quorumfs.replica.claimant import claim_of_this_mount, runs
-from quorumfs.replica.images import Image, lasting_identity
+from quorumfs.replica.images import Image, identity_now
 from quorumfs.replica.sidecarfile import read_claim, read_sidecar, sign
 
 log = logging.getLogger(__name__)
@@ -45,10 +44,10 @@ def require_free(
     return held
 
 
-def claim_beside(path: str) -> Claim | None:
-    """The claim in the sidecar of the image at *path*; None if no claim can be read."""
+def claim_in(place: str) -> Claim | None:
+    """The claim in the sidecar at *place*; None if no claim can be read."""
     try:
-        fd = os.open(path_for(path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -59,13 +58,14 @@ def claim_beside(path: str) -> Claim | None:
         os.close(fd)
 
 
-def refuse_claimed(path: str) -> None:
-    """Raise `UserError` if the sidecar says that another mount has the image at *path* open."""
-    claim = claim_beside(path)
+def refuse_claimed(path: str, place: str) -> None:
+    """Raise `UserError` if the sidecar at *place* says that another mount has the image at *path*
+    open."""
+    claim = claim_in(place)
     if claim is not None:
         known = claim_state(claim, claim_of_this_mount(), runs)
         if not known.over:
-            raise UserError(FoundClaim(path, claim, known).in_words(f"remove {path_for(path)}"))
+            raise UserError(FoundClaim(path, claim, known).in_words(f"remove {place}"))
 
 
 def claim_all(images: Iterable[Image], tenure: Tenure) -> None:
@@ -134,6 +134,6 @@ def _look_at(image: Image) -> Image:
     if image.sidecar_fd is None or image.sidecar is None:
         return image
     os.posix_fadvise(image.sidecar_fd, 0, 0, os.POSIX_FADV_DONTNEED)  # the cache has it as found
-    identity = lasting_identity(image.fd)
-    sidecar = read_sidecar(image.sidecar_fd)
-    return replace(image, identity=identity, size=identity.size, sidecar=sidecar)
+    image = replace(image, sidecar=read_sidecar(image.sidecar_fd))
+    identity = identity_now(image)
+    return replace(image, identity=identity, size=identity.size)

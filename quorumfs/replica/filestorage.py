@@ -1,10 +1,13 @@
-"""A replica's file on a real file system: `quorumfs.replica.storage.Storage`."""
+"""A replica's file, or block device: `quorumfs.replica.storage.Storage`."""
 
 import errno
 import os
+import stat
 from time import sleep
 
 from quorumfs.decisions.replicaio import Way
+from quorumfs.replica.blockdevice import BlockDevice
+from quorumfs.replica.devices import device_of
 from quorumfs.replica.directfile import Direct, DirectFile
 from quorumfs.replica.fastfile import FastFile
 from quorumfs.replica.filesystems import Locality
@@ -43,7 +46,7 @@ class _Copying(Operation):
 
 
 class FileStorage:
-    """A regular file, read and written by the replica's own threads.
+    """A regular file or block device, read and written by the replica's own threads.
 
     Must be made inside `trio.run`.
     """
@@ -66,10 +69,12 @@ class FileStorage:
         """Whether answers depend on this host alone."""
         self.way = Way.BUFFERED if direct is None else Way.DIRECT
         """How bytes are read and written."""
-        self._file = RegularFile(fd, size) if direct is None else DirectFile(fd, size, direct)
+        status = os.fstat(fd)
+        self._is_device = stat.S_ISBLK(status.st_mode)
+        self._file = _file(fd, size, direct, is_device=self._is_device)
         self._puncher = Puncher(self._file)
         self._workers = Workers(name, self._insist)
-        self._identity = os.fstat(fd) if self.local else None
+        self._identity = status if self.local or self._is_device else None
         """Tells the file from others; None elsewhere, where inode numbers may change."""
         self._in_memory = locality is Locality.MEMORY
         self.fast_file: FastFile | None = None
@@ -95,7 +100,11 @@ class FileStorage:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 return "its file was removed or replaced: nothing is at its path any more"
             return None
-        if self._identity is not None and not os.path.samestat(status, self._identity):
+        if self._is_device:
+            assert self._identity is not None
+            if status.st_rdev != self._identity.st_rdev:
+                return "its device goes by another path now: another one, or a file, is at its path"
+        elif self._identity is not None and not os.path.samestat(status, self._identity):
             return "its file was removed or replaced: another one is at its path"
         return None
 
@@ -104,6 +113,9 @@ class FileStorage:
 
         Asks the file system, which may take long.
         """
+        if self._is_device:
+            assert self._identity is not None
+            return Usage(self._identity.st_rdev, self._file.status().blocks, None)
         try:
             file, whole = os.fstat(self._file.fd), os.fstatvfs(self._file.fd)
         except OSError:
@@ -129,8 +141,10 @@ class FileStorage:
 
     @property
     def device(self) -> int | None:
-        """The device of the file system (``st_dev``), if that is one of this host."""
-        return None if self._identity is None else self._identity.st_dev
+        """The device of the file system (``st_dev``), if that is one of this host; or itself."""
+        if self._identity is None:
+            return None
+        return self._identity.st_rdev if self._is_device else self._identity.st_dev
 
     @property
     def returned(self) -> list[Operation]:
@@ -247,7 +261,13 @@ class FileStorage:
                 return file.status()
             case Kind.SEAL:
                 os.fsync(file.fd)
-                return file.status()
+                return file.sealed()
             case Kind.CLOSE:
                 file.close()
         return 0
+
+
+def _file(fd: int, size: int, direct: Direct | None, *, is_device: bool) -> RegularFile:
+    if is_device:
+        return BlockDevice(fd, size, device_of(fd))
+    return RegularFile(fd, size) if direct is None else DirectFile(fd, size, direct)

@@ -50,9 +50,12 @@ class Locality(Enum):
     """On a network, on FUSE, or unknown: answers depend on others, and may not come."""
 
 
-def locality(fd: int) -> Locality:
-    """Where the file *fd* has its data. Asks the file system, which may take long."""
-    kind = _type(fd)
+def locality(file: int | str) -> Locality:
+    """Where a file, open or by its path, has its data.
+
+    Asks the file system, which may take long.
+    """
+    kind = _type(file)
     if kind in _IN_MEMORY:
         return Locality.MEMORY
     return Locality.HERE if kind in _LOCAL else Locality.ELSEWHERE

@@ -1,5 +1,6 @@
 """Opening the replicas' files, and every refusal that is possible before mounting."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -18,10 +19,18 @@ from quorumfs.decisions.sidecar import FormatError, UnknownVersionError
 from quorumfs.errors import UserError
 from quorumfs.replica.answers import PATIENCE_S, Answer, UnansweredError, ask_all
 from quorumfs.replica.claimant import runs
+from quorumfs.replica.devices import (
+    Device,
+    content_identity,
+    device_of,
+    locality_of_device,
+    who_has,
+)
 from quorumfs.replica.directfile import Direct
 from quorumfs.replica.directopening import open_direct
 from quorumfs.replica.filesystems import Locality, close, is_fuse, locality, mount_instance
 from quorumfs.replica.imagelock import ImageLockedError, holders, lock_image
+from quorumfs.replica.places import place_of_device, require_directory
 from quorumfs.replica.sidecarfile import (
     SidecarLockedError,
     file_of,
@@ -38,7 +47,6 @@ _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
 }
 
 
@@ -49,13 +57,13 @@ class Image:
     path: str
     """The path that the user gave, made absolute."""
     real_path: str
-    """The path without symbolic links, as opened; the sidecar lies beside it."""
+    """The path without symbolic links, as opened."""
     fd: int
     size: int
     """Bytes."""
     mtime_ns: int
     file: tuple[int, int]
-    """Device and inode number: the same for every path to the same file."""
+    """Device and inode number: the same for every path to the same file, as to the same device."""
     identity: Identity
     """Tells a later mount whether the image was changed."""
     locality: Locality
@@ -71,11 +79,23 @@ class Image:
     """As in `Found`."""
     direct: Direct | None = None
     """What it takes to read and write the image past the page cache; None: through it."""
+    place: str = ""
+    """Where its sidecar is, or should be; empty for a device without one."""
+    device: Device | None = None
+    """None: it is a regular file."""
 
     @property
     def found(self) -> Found:
         """The facts that assembly decides on."""
-        return Found(self.path, self.identity, self.sidecar, self.problem, self.instance)
+        return Found(
+            self.path,
+            self.identity,
+            self.sidecar,
+            self.problem,
+            self.instance,
+            self.place,
+            self.device is not None,
+        )
 
     def found_claim(self, here: Claim) -> FoundClaim | None:
         """The claim in the sidecar, for a mount that claims *here*; None if there is none."""
@@ -91,7 +111,7 @@ class Image:
             close(self.direct.fd, self.path)
         close(self.fd, self.path)
         if self.sidecar_fd is not None:
-            close(self.sidecar_fd, path_for(self.real_path))
+            close(self.sidecar_fd, self.place)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +129,12 @@ def open_images(
     read_only: bool,
     replica_io: str = Way.BUFFERED.value,
     patience_s: float = PATIENCE_S,
+    directory: str | None = None,
 ) -> list[Image]:
     """Open, check and lock the files at *paths*, to be all replicas of a disk at *mountpoint*.
 
-    *mountpoint* is absolute and free of symbolic links. Raises `UserError`, naming the path and
-    the reason, if the files cannot be a disk's replicas.
+    *mountpoint* is absolute and free of symbolic links; *directory* as for `open_set`. Raises
+    `UserError`, naming the path and the reason, if the files cannot be a disk's replicas.
     """
     opened = open_set(
         paths,
@@ -122,6 +143,7 @@ def open_images(
         sidecars=False,
         replica_io=replica_io,
         patience_s=patience_s,
+        directory=directory,
     )
     images = []
     for one in opened:
@@ -146,14 +168,16 @@ def open_set(
     sidecars: bool = True,
     replica_io: str = Way.BUFFERED.value,
     patience_s: float = PATIENCE_S,
+    directory: str | None = None,
 ) -> list[Image | Found]:
     """Open, check and lock the files at *paths*; `Found` for a file that cannot be opened.
 
     All are given up together after *patience_s* seconds. The caller owns the images. Raises
-    `UserError` for a path that can never be a replica: no regular file, an empty file of no set,
-    the same file twice, a file in use by another process, or inside *mountpoint*. Without
-    *sidecars* no sidecar is opened, and an image that has a sidecar is refused for writing.
-    *replica_io* is the value of that option; a store that refuses it is refused, too.
+    `UserError` for a path that can never be a replica: no regular file or block device, an empty
+    file of no set, the same file twice, a file in use by another process, or inside *mountpoint*.
+    Without *sidecars* no sidecar is opened, and an image that has a sidecar is refused for writing.
+    *replica_io* is the value of that option; a store that refuses it is refused, too. The sidecars
+    of devices are in *directory*; a device is refused where that is not given.
     """
     absolute = list(map(os.path.abspath, paths))
     files = _Files(absolute)
@@ -161,9 +185,11 @@ def open_set(
     def open_one(path: str) -> Image:
         if mountpoint is not None and inside(path, mountpoint):
             raise UserError(f"{path} is inside the mount point {mountpoint}")
-        image = _open_whole(path, files.take, read_only=read_only, sidecars=sidecars)
+        image = _open_whole(path, files.take, directory, read_only=read_only, sidecars=sidecars)
         try:
             _refuse_empty(image)
+            if mountpoint is not None and image.place and inside(image.place, mountpoint):
+                raise UserError(f"{image.place} is inside the mount point {mountpoint}")
             return _with_io(image, replica_io)
         except BaseException:
             image.close()
@@ -217,13 +243,18 @@ class _Files:
 
 
 def open_again(
-    path: str, *, read_only: bool = False, replica_io: str = Way.BUFFERED.value
+    path: str,
+    directory: str | None = None,
+    *,
+    read_only: bool = False,
+    replica_io: str = Way.BUFFERED.value,
 ) -> Image:
-    """Open, check and lock one replica that was ejected; *replica_io* as for `open_set`.
+    """Open, check and lock one replica that was ejected; *directory* and *replica_io* as for
+    `open_set`.
 
     Raises `UserError` and `OSError` with the reason.
     """
-    image = _open_whole(path, lambda _: None, read_only=read_only)
+    image = _open_whole(path, lambda _: None, directory, read_only=read_only)
     try:
         return _with_io(image, replica_io)
     except BaseException:
@@ -233,22 +264,55 @@ def open_again(
 
 def _with_io(image: Image, replica_io: str) -> Image:
     """*image* with what it takes to read and write it as *replica_io* asks."""
+    if image.device is not None:
+        if replica_io == Way.DIRECT.value:
+            raise UserError(
+                f"option replica-io: got direct, but {image.path} is a block device, which is read "
+                "and written through the page cache: allowed are buffered, and auto"
+            )
+        return image
     direct = open_direct(image.fd, image.path, replica_io, image.locality)
     return replace(image, direct=direct)
 
 
 def _open_whole(
-    path: str, before_locking: Callable[[Image], None], *, read_only: bool, sidecars: bool = True
+    path: str,
+    before_locking: Callable[[Image], None],
+    directory: str | None,
+    *,
+    read_only: bool,
+    sidecars: bool = True,
 ) -> Image:
     with ExitStack() as stack:
-        image = _open(path, read_only=read_only)
+        image = _open(path, directory, read_only=read_only, sidecars=sidecars)
         stack.callback(close, image.fd, path)
         before_locking(image)
+        if image.device is not None:
+            _claim(image, read_only)
         _lock(image, read_only)
         if sidecars:
             image = _with_sidecar(image, stack, read_only=read_only)
         elif not read_only:
             _refuse_member(image)
+        stack.pop_all()
+        return image
+
+
+def open_device(path: str, size: int) -> Image:
+    """Open the block device at *path*, to be overwritten as far as *size* bytes, for ourselves.
+
+    Raises `UserError`, also if the device is shorter, and `OSError`.
+    """
+    with ExitStack() as stack:
+        image = _open(path, None, read_only=False, sidecars=False)
+        stack.callback(image.close)
+        _claim(image, read_only=False)
+        _lock(image, read_only=False)
+        if image.size < size:
+            raise UserError(
+                f"{path} has {image.size} bytes, the disk has {size}: make it as long first (with "
+                "lvextend or the like), or take a larger one"
+            )
         stack.pop_all()
         return image
 
@@ -260,9 +324,11 @@ def inside(path: str, mountpoint: str) -> bool:
     return any(place.startswith(below) for place in (link, os.path.realpath(path)))
 
 
-def _open(path: str, *, read_only: bool) -> Image:
+def _open(path: str, directory: str | None, *, read_only: bool, sidecars: bool) -> Image:
     given = os.stat(path)
-    _require_regular(path, given)
+    _require_usable(path, given)
+    if sidecars and stat.S_ISBLK(given.st_mode):
+        require_directory(path, directory)
     # Resolved once: a link that is changed later must not part the image from its sidecar.
     real_path = os.path.realpath(path, strict=True)
     # Not blocking: the file may have become a FIFO since the stat.
@@ -270,17 +336,43 @@ def _open(path: str, *, read_only: bool) -> Image:
     fd = os.open(real_path, access | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(fd)
-        _require_regular(path, status)
+        _require_usable(path, status)
         if real_path != path and not os.path.samestat(given, status):
             raise UserError(f"{path} led to another file a moment ago than {real_path}")
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
-        file = (status.st_dev, status.st_ino)
-        size, mtime_ns = status.st_size, status.st_mtime_ns
-        identity, where = lasting_identity(fd), locality(fd)
+        device: Device | None = None
+        if stat.S_ISBLK(status.st_mode):
+            device = device_of(fd)
+            place = "" if directory is None else place_of_device(path, device, directory)
+            file = (0, status.st_rdev)  # no file system has the number 0
+            identity, where = content_identity(fd, device), locality_of_device(status.st_rdev)
+        else:
+            place = path_for(real_path)
+            file = (status.st_dev, status.st_ino)
+            identity, where = lasting_identity(fd), locality(fd)
     except BaseException:
         close(fd, path)
         raise
-    return Image(path, real_path, fd, size, mtime_ns, file, identity, where)
+    return Image(
+        path,
+        real_path,
+        fd,
+        identity.size,
+        status.st_mtime_ns,
+        file,
+        identity,
+        where,
+        place=place,
+        device=device,
+    )
+
+
+def identity_now(image: Image) -> Identity:
+    """The identity of *image* as it is now; that of a device as its sidecar has it on record."""
+    if image.device is None:
+        return lasting_identity(image.fd)
+    over = image.sidecar.identity.size if image.sidecar else None
+    return content_identity(image.fd, image.device, over or None)
 
 
 def lasting_identity(file: int | str) -> Identity:
@@ -303,10 +395,12 @@ def passing_identity(image: int | str, sidecar: int | str) -> int | None:
 
 def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
     """*image* with its sidecar, if there is one; *stack* gets the descriptor to close."""
-    place = path_for(image.real_path)
+    place = image.place
+    if image.device is not None and not os.path.isdir(os.path.dirname(place)):
+        raise UserError(f"{os.path.dirname(place)}, for the sidecar of {image.path}, is not there")
     try:
-        fd = open_sidecar(image.real_path, read_only=read_only)
-        stray = misplaced(image.path) if fd is None else None
+        fd = open_sidecar(place, read_only=read_only)
+        stray = misplaced(image.path) if fd is None and image.device is None else None
     except SidecarLockedError as error:
         raise UserError(f"{image.path} is in use by {error}") from None
     except OSError as error:
@@ -317,10 +411,12 @@ def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
         return image
     stack.callback(close, fd, place)
     image = replace(image, sidecar_fd=fd, sidecar_locality=locality(fd))
-    image = replace(image, instance=passing_identity(image.fd, fd))
+    passing = passing_identity(image.fd, fd) if image.device is None else image.device.attachment
+    image = replace(image, instance=passing)
     try:
         image = replace(image, claim=read_claim(fd))
-        return replace(image, sidecar=read_sidecar(fd))
+        image = replace(image, sidecar=read_sidecar(fd))
+        return image if image.device is None else replace(image, identity=identity_now(image))
     except UnknownVersionError as error:
         raise UserError(f"{place}: {error}; it was left as it is") from None
     except FormatError as error:
@@ -332,13 +428,13 @@ def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
 
 def _refuse_member(image: Image) -> None:
     """Refuse an image that has a sidecar, if the mount would write without it."""
-    place = path_for(image.real_path)
-    if os.path.lexists(place):
+    place = image.place
+    if place and os.path.lexists(place):
         raise UserError(
             f"{image.path} is a member of a set ({place}): without its metadata it would "
             "silently become different from the others"
         )
-    if (stray := misplaced(image.path)) is not None:
+    if image.device is None and (stray := misplaced(image.path)) is not None:
         raise UserError(stray)
 
 
@@ -349,12 +445,40 @@ def _refuse_empty(image: Image) -> None:
         raise UserError(f"{image.path} is empty: a replica must have the size of the disk")
 
 
-def _require_regular(path: str, status: os.stat_result) -> None:
+def _require_usable(path: str, status: os.stat_result) -> None:
     kind = stat.S_IFMT(status.st_mode)
-    if kind != stat.S_IFREG:
+    if kind not in (stat.S_IFREG, stat.S_IFBLK):
         raise UserError(
-            f"{path} is {_KINDS.get(kind, 'a special file')}: a replica must be a regular file"
+            f"{path} is {_KINDS.get(kind, 'a special file')}: a replica must be a regular file, or "
+            "a block device"
         )
+
+
+def _claim(image: Image, read_only: bool) -> None:
+    """Have the device *image*, which is open, for ourselves: no file system, and no other program
+    that asks for that, has it or gets it. Raises `UserError`.
+    """
+    access = os.O_RDONLY if read_only else os.O_RDWR
+    try:
+        fd = os.open(image.real_path, access | os.O_CLOEXEC | os.O_EXCL)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise UserError(f"{image.path} is in use: {_who(image)}") from None
+    try:
+        if os.fstat(fd).st_rdev != image.file[1]:
+            raise UserError(f"{image.path} led to another device a moment ago")
+        os.dup2(fd, image.fd, inheritable=False)
+    finally:
+        os.close(fd)
+
+
+def _who(image: Image) -> str:
+    """Who has the device *image* for himself, in words."""
+    if (told := who_has(image.file[1])) is not None:
+        return told
+    others = ", ".join(f"pid {pid} ({name})" for pid, name in holders(image.fd))
+    return f"by {others}" if others else "by a part of it, or a program, which has it for itself"
 
 
 def _lock(image: Image, read_only: bool) -> None:

@@ -18,6 +18,10 @@ _FALLOCATE_MODES = {
 }
 """Modes of fallocate to try, in this order, before zeros are written."""
 
+_ON_DEVICE = {Kind.DISCARD: (_PUNCH_HOLE, _ZERO_RANGE)}
+"""The same where a block device differs: what cannot give space back still has the kernel, or the
+device itself, write the zeros. A discard (``BLKDISCARD``) promises none."""
+
 _ZEROS = bytes(1 << 20)
 
 _WRITTEN_MAX = 64 << 20
@@ -36,6 +40,7 @@ class Puncher:
 
     def __init__(self, file: RegularFile) -> None:
         self._file = file
+        self._modes = _FALLOCATE_MODES | (_ON_DEVICE if file.sector > 1 else {})
         self._modes_missing: set[int] = set()
         """Modes of fallocate that the file system was found to lack."""
         self._reach = Reach()
@@ -50,14 +55,26 @@ class Puncher:
         """Make zeros of a range, in the way of `Kind.DISCARD` or `Kind.ZERO`."""
         self._file.refuse_if_truncated()
         began = perf_counter_ns()
-        if not self._fallocate(kind, offset, length):
-            if length > _WRITTEN_MAX:
-                raise OSError(errno.EOPNOTSUPP, "its file system makes no holes any more")
-            for start in range(offset, offset + length, len(_ZEROS)):
-                self._file.write(start, _ZEROS[: offset + length - start])
+        # A device makes zeros of whole sectors only.
+        sector, end = self._file.sector, offset + length
+        low, high = -(-offset // sector) * sector, end // sector * sector
+        if low >= high:
+            self._write(offset, end)
+        else:
+            self._write(offset, low)
+            if not self._fallocate(kind, low, high - low):
+                if length > _WRITTEN_MAX:
+                    raise OSError(errno.EOPNOTSUPP, "its file system makes no holes any more")
+                self._write(low, high)
+            self._write(high, end)
         start, end, data = self._measured
         exactly = (start, end) == (offset, offset + length)
         self._reach.took(length, data if exactly else 0, perf_counter_ns() - began)
+
+    def _write(self, offset: int, end: int) -> None:
+        """Write zeros from *offset* to *end*."""
+        for start in range(offset, end, len(_ZEROS)):
+            self._file.write(start, _ZEROS[: end - start])
 
     def allocate(self, offset: int, length: int) -> None:
         """Reserve space for the holes of a range, where the file system can."""
@@ -90,7 +107,7 @@ class Puncher:
 
     def _fallocate(self, kind: Kind, offset: int, length: int) -> bool:
         """Whether the file system has a mode for *kind*; raises `OSError` if the mode failed."""
-        for mode in _FALLOCATE_MODES[kind]:
+        for mode in self._modes[kind]:
             if mode in self._modes_missing:
                 continue
             number = errno.EINTR

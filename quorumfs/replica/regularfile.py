@@ -18,11 +18,22 @@ class RegularFile:
         self.fd = fd
         self.size = size
         """Bytes that the file must have; a shorter file was truncated."""
+        self.sector = 1
+        """Bytes at least, and their multiples, that fallocate takes."""
+
+    def length(self) -> int:
+        """Bytes that the file has."""
+        # Not by seeking to the end, which waits for writes in flight on a FUSE file system.
+        return os.fstat(self.fd).st_size
 
     def status(self) -> FileStatus:
         """The result of a stat."""
         status = os.fstat(self.fd)
         return FileStatus(status.st_blocks, identity_of(status))
+
+    def sealed(self) -> FileStatus:
+        """The result of a stat that tells the content from any later one; all of it is durable."""
+        return self.status()
 
     def read(self, offset: int, length: int) -> bytes:
         """Read exactly *length* bytes."""
@@ -30,7 +41,7 @@ class RegularFile:
         while len(data) < length:
             more = os.pread(self.fd, length - len(data), offset + len(data))
             if not more:
-                raise TruncatedError(os.fstat(self.fd).st_size)
+                raise TruncatedError(self.length())
             data += more
         return data
 
@@ -48,9 +59,7 @@ class RegularFile:
         A write behind the end of a truncated file would make the file long again, with a hole of
         zeros where data was. Nor may bytes behind the end be taken for a hole.
         """
-        # Not by seeking to the end, which waits for writes in flight on a FUSE file system.
-        size = os.fstat(self.fd).st_size
-        if size < self.size:
+        if (size := self.length()) < self.size:
             raise TruncatedError(size)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
@@ -67,8 +76,7 @@ class RegularFile:
 
         A file that ends before *offset* was truncated. Nothing before *offset* changes.
         """
-        size = os.fstat(self.fd).st_size
-        if size < offset:
+        if (size := self.length()) < offset:
             raise TruncatedError(size)
         if size > offset and self._has_data(offset):
             os.ftruncate(self.fd, offset)

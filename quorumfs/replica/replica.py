@@ -9,7 +9,6 @@ from typing import NamedTuple
 import trio
 
 from quorumfs.decisions.model import Standing
-from quorumfs.decisions.record import SUFFIX
 from quorumfs.decisions.replicaio import Way
 from quorumfs.replica.fastfile import FastFile, Rest
 from quorumfs.replica.filestorage import FileStorage
@@ -291,8 +290,8 @@ class Replica:
         self._image = self._sidecar = None
 
     def _with_paths(self, image: Storage | None, sidecar: Storage | None) -> dict[Storage, str]:
-        """The files that are not None, with their paths."""
-        both = ((image, self.path), (sidecar, f"{self.path}{SUFFIX}"))
+        """The files that are not None, with what the log calls them."""
+        both = ((image, self.path), (sidecar, f"the sidecar of {self.path}"))
         return {storage: path for storage, path in both if storage is not None}
 
     def detach(self, *, there: bool = False) -> None:

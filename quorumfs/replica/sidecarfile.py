@@ -20,14 +20,13 @@ class SidecarLockedError(Exception):
     """Another quorumfs, named in the message, has this replica in use."""
 
 
-def open_sidecar(image_path: str, *, read_only: bool) -> int | None:
-    """Open and lock the sidecar of the image at *image_path*; None if there is none.
+def open_sidecar(path: str, *, read_only: bool) -> int | None:
+    """Open and lock the sidecar at *path*; None if there is none.
 
     The descriptor returned holds the lock: exclusive, or shared if *read_only*. Raises
     `SidecarLockedError`, and `OSError` if the sidecar cannot be opened.
     """
     access = os.O_RDONLY if read_only else os.O_RDWR
-    path = path_for(image_path)
     try:
         fd = open_regular(path, access)
     except FileNotFoundError:
@@ -119,14 +118,16 @@ def _write(fd: int, offset: int, content: bytes) -> None:
         written += os.pwrite(fd, content[written:], offset + written)
 
 
-def create_sidecar(image_path: str, sidecar: Sidecar, claim: Claim | None = None) -> None:
+def create_sidecar(
+    image_path: str, sidecar: Sidecar, claim: Claim | None = None, place: str = ""
+) -> None:
     """Write the first sidecar of an image, so that a crash leaves the whole sidecar or none.
 
-    The sidecar carries *claim*, if given, from its first moment on. Raises `OSError`, as
-    `FileExistsError` if there is a sidecar by now: a mount of another host, whose locks are not
-    seen here, may have come between.
+    *place*: its path; empty: beside the image. The sidecar carries *claim*, if given, from its
+    first moment on. Raises `OSError`, as `FileExistsError` if there is a sidecar by now: a mount of
+    another host, whose locks are not seen here, may have come between.
     """
-    path = os.path.realpath(path_for(image_path))
+    path = os.path.realpath(place or path_for(image_path))
     with _written_beside(path, image_path, sidecar, claim) as temporary:
         try:
             os.link(temporary, path)
@@ -138,12 +139,14 @@ def create_sidecar(image_path: str, sidecar: Sidecar, claim: Claim | None = None
             os.rename(temporary, path)
 
 
-def replace_sidecar(image_path: str, sidecar: Sidecar) -> None:
+def replace_sidecar(image_path: str, sidecar: Sidecar, place: str = "") -> None:
     """Write a whole sidecar, so that a crash leaves the new sidecar or the old one.
 
-    The caller alone has the image open. Raises `OSError`.
+    *place*: its path; empty: beside the image. The caller alone has the image open. Raises
+    `OSError`.
     """
-    path = os.path.realpath(path_for(image_path))  # a sidecar that is a link remains one
+    # A sidecar that is a link remains one.
+    path = os.path.realpath(place or path_for(image_path))
     with _written_beside(path, image_path, sidecar, None) as temporary:
         os.replace(temporary, path)
 

@@ -39,7 +39,8 @@ class Space:
             if replica.state.is_member and replica in self._known
         ]
         sharing = Counter(usage.device for usage in known)
-        return min((usage.free // sharing[usage.device] for usage in known), default=None)
+        free = [(usage.free, sharing[usage.device]) for usage in known]
+        return min((left // sharers for left, sharers in free if left is not None), default=None)
 
     async def run(self) -> None:
         """Ask each store every `LOOK_S`, until cancelled."""

@@ -95,8 +95,8 @@ class Usage(NamedTuple):
     device: int
     blocks: int
     """Of 512 bytes, allocated."""
-    free: int
-    """Bytes that the file system has left."""
+    free: int | None
+    """Bytes that the file system has left; None: all that the file can need is its own already."""
 
 
 Value = bytes | int | FileStatus

@@ -392,7 +392,11 @@ ORDER = (
             "quorumfs.metadata.ledger.target.Target.doubt_log",
             "quorumfs.metadata.joining.Joining.reopen_member",
         ),
-        ("test_assembly_real.py::test_the_image_alone_put_back",),
+        (
+            "test_assembly_real.py::test_the_image_alone_put_back",
+            "test_block_devices.py::test_after_a_crash_a_device_that_was_gone_is_compared",
+            "test_block_devices.py::test_a_nameless_device_is_never_believed_where_another_is",
+        ),
         ("test_stories_of_rollback.py::test_it_ends_well",),
     ),
 )

@@ -109,7 +109,13 @@ def test_everything_in_a_sidecar_is_told(pair: Set) -> None:
         "path": str(a),
         "sidecar": f"{a}.quorumfs",
         "problem": None,
-        "image": {"problem": None, "now": recorded, "recorded": recorded, "changed": False},
+        "image": {
+            "problem": None,
+            "now": recorded,
+            "recorded": recorded,
+            "changed": False,
+            "device": False,
+        },
         "in_use": False,
         "holder": None,
         "claim": None,
@@ -188,7 +194,7 @@ def test_nothing_is_changed_by_looking(pair: Set) -> None:
 def test_what_is_in_use_may_be_looked_at(pair: Set) -> None:
     """Under the exclusive lock of a daemon; who holds it is told."""
     pair.write_all(replace(pair.record, clean=False))
-    fd = open_sidecar(str(pair.paths[0]), read_only=False)
+    fd = open_sidecar(path_for(str(pair.paths[0])), read_only=False)
     assert fd is not None
     sign(fd, claim(pid=4711, host="nas1"))
     try:
@@ -385,7 +391,8 @@ def test_what_is_no_file_is_no_reason_to_wait(tmp_path: Path) -> None:
     Path(path_for(str(directory))).mkdir()
     first, second, third = examine(image, directory, absent, exit_code=1)["replicas"]
     for replica in (first, second):
-        assert replica["image"]["problem"] == replica["problem"] == "not a regular file"
+        assert replica["image"]["problem"] == "not a regular file or block device"
+        assert replica["problem"] == "not a regular file"
     assert third["image"]["problem"] == "No such file or directory"
     assert third["problem"] == "there is none"
 

@@ -340,7 +340,11 @@ def test_systemd_understands_the_units(host: Host, tmp_path: Path, make_images: 
     images = [str(image) for image in make_images(2, directory=tmp_path)]
     host.configure("quorumfs/vdisk.conf", f'replicas = {images}\nmountpoint = "/mnt/vdisk"\n')
     host.configure("quorumfs/broken.conf", "replicas = 7\n")
-    host.configure("fstab", r"/nas\0401/a.img:/b%.img /mnt/my-disk fuse.quorumfs nofail 0 0")
+    host.configure(
+        "fstab",
+        r"/nas\0401/a.img:/b%.img /mnt/my-disk fuse.quorumfs nofail 0 0"
+        "\n/dev/vg/my-lv:/c.img /mnt/lv fuse.quorumfs nofail,sidecars=/var/lib/side 0 0",
+    )
     units = tmp_path / "units"
     units.mkdir()
     generator = "/etc/systemd/system-generators/quorumfs"
@@ -354,6 +358,13 @@ def test_systemd_understands_the_units(host: Host, tmp_path: Path, make_images: 
     assert '\nRequiresMountsFor="/nas 1/a.img"\n' in mount
     assert "\nRequiresMountsFor=/b%%.img\n" in mount
     assert "\nBefore=libvirtd.service " in mount
+    on_device = (units / "mnt-lv.mount.d" / "50-quorumfs.conf").read_text()
+    for line in (
+        "RequiresMountsFor=/var/lib/side",
+        r"Wants=dev-vg-my\x2dlv.device",
+        r"After=dev-vg-my\x2dlv.device",
+    ):
+        assert f"\n{line}\n" in on_device
 
     path = f"SYSTEMD_UNIT_PATH={units}:/etc/systemd/system:"
     unit = "quorumfs@vdisk.service"

@@ -240,8 +240,8 @@ class _Opening:
 
         await self._run_sync(run, abandon_on_cancel=abandon_on_cancel)
 
-    def open_again(self, path: str, *, replica_io: str) -> Image:
-        image = open_again(path, replica_io=replica_io)
+    def open_again(self, path: str, directory: str | None, *, replica_io: str) -> Image:
+        image = open_again(path, directory, replica_io=replica_io)
         self._token.run_sync_soon(self._in_the_loop)
         assert self.may_end.wait(HANGS_S)
         return image

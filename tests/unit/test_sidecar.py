@@ -642,7 +642,7 @@ def test_a_sidecar_is_created_read_and_replaced(image: str) -> None:
     one = example()
     create_sidecar(image, one)
     replace_sidecar(image, replace(one, record=replace(one.record, sequence=99)))
-    fd = open_sidecar(image, read_only=False)
+    fd = open_sidecar(path_for(image), read_only=False)
     assert fd is not None
     try:
         assert read_sidecar(fd).record.sequence == 99
@@ -727,20 +727,20 @@ def test_a_sidecar_has_its_claim_when_others_first_see_it(
 
 
 def test_an_image_may_have_no_sidecar(image: str) -> None:
-    assert open_sidecar(image, read_only=True) is None
+    assert open_sidecar(path_for(image), read_only=True) is None
 
 
 def test_a_sidecar_in_use_is_locked_and_names_who_holds_it(image: str) -> None:
     """Scenario 90."""
     create_sidecar(image, example())
-    fd = open_sidecar(image, read_only=False)
+    fd = open_sidecar(path_for(image), read_only=False)
     assert fd is not None
     try:
         assert holder(fd) == ""
         sign(fd, claim(pid=7, host="host"))
         for read_only in (False, True):
             with pytest.raises(SidecarLockedError, match="pid 7 on host"):
-                open_sidecar(image, read_only=read_only)
+                open_sidecar(path_for(image), read_only=read_only)
         assert same(read_sidecar(fd), example())
         assert read_claim(fd) == claim(pid=7, host="host", file=file_of(fd))
         sign(fd, claim().release())
@@ -753,15 +753,15 @@ def test_a_sidecar_in_use_is_locked_and_names_who_holds_it(image: str) -> None:
 
 def test_readers_share_and_keep_writers_out(image: str) -> None:
     create_sidecar(image, example())
-    fds = [open_sidecar(image, read_only=True) for _ in range(2)]
+    fds = [open_sidecar(path_for(image), read_only=True) for _ in range(2)]
     try:
         with pytest.raises(SidecarLockedError, match="another quorumfs"):
-            open_sidecar(image, read_only=False)
+            open_sidecar(path_for(image), read_only=False)
     finally:
         for fd in fds:
             assert fd is not None
             os.close(fd)
-    fd = open_sidecar(image, read_only=False)
+    fd = open_sidecar(path_for(image), read_only=False)
     assert fd is not None
     os.close(fd)
 
@@ -777,9 +777,9 @@ def test_where_there_are_no_locks_there_is_none_taken(
     monkeypatch.setattr(sidecarfile, "try_lock", fail)
     if number == errno.EIO:
         with pytest.raises(OSError, match="exclusive"):
-            open_sidecar(image, read_only=True)
+            open_sidecar(path_for(image), read_only=True)
         return
-    fd = open_sidecar(image, read_only=True)
+    fd = open_sidecar(path_for(image), read_only=True)
     assert fd is not None
     os.close(fd)
 
@@ -791,7 +791,7 @@ def test_a_sparse_file_of_any_size_is_read_as_far_as_it_says_something(
     with open(path_for(image), "wb") as file:
         file.write(head)
         file.truncate(1 << 40)
-    fd = open_sidecar(image, read_only=False)
+    fd = open_sidecar(path_for(image), read_only=False)
     assert fd is not None
     try:
         if head:
@@ -816,7 +816,7 @@ def test_what_is_no_file_is_not_opened(
     make(path_for(image))
     monkeypatch.setattr(os, "open", fail)
     with pytest.raises(OSError, match="not a regular file"):
-        open_sidecar(image, read_only=read_only)
+        open_sidecar(path_for(image), read_only=read_only)
 
 
 def test_the_identity_of_an_image_is_what_stat_says(image: str) -> None:

@@ -52,10 +52,12 @@ def looked(replicas: list[Any]) -> Space:
         ([(1, 10), (1, 10), (2, 7)], 5),
         ([(1, 10), None], 10),
         ([None, None], None),
+        ([(1, None), (2, 7)], 7),  # a device has all that it needs
+        ([(1, None)], None),
     ],
 )
 def test_the_fullest_store_decides_and_is_shared(
-    usages: list[tuple[int, int] | None], left: int | None
+    usages: list[tuple[int, int | None] | None], left: int | None
 ) -> None:
     replicas = [_Replica(Usage(one[0], 8, one[1]) if one else None) for one in usages]
     assert looked(replicas).left == left

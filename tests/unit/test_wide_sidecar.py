@@ -229,7 +229,7 @@ def test_a_file_is_a_hole_wherever_it_says_nothing(tmp_path: Path) -> None:
     file = Path(path_for(str(image)))
     assert file.stat().st_size == file_size(example().map)
     assert file.stat().st_blocks * 512 < 200_000
-    fd = open_sidecar(str(image), read_only=True)
+    fd = open_sidecar(path_for(str(image)), read_only=True)
     assert fd is not None
     with open(fd, "rb") as opened:
         assert same(read_sidecar(opened.fileno()), example())

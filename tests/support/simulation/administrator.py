@@ -471,9 +471,17 @@ class Administrator:
             yield
 
     def _make_files(
-        self, path: str, sidecar: Sidecar, record: Record, _: str, *, overwrite: bool
+        self,
+        path: str,
+        sidecar: Sidecar,
+        record: Record,
+        _: str,
+        directory: str | None,
+        *,
+        overwrite: bool,
     ) -> None:
-        """As `quorumfs.live.newcomer.make_files`."""
+        """As `quorumfs.live.newcomer.make_files`; there are no devices."""
+        assert directory is None
         index = self._world.index_of(path)
         one = self._world.replicas[index]
         if not all(storage.closed for storage in self._life.storages(index)):

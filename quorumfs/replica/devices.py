@@ -1,0 +1,172 @@
+"""Block devices as the kernel knows them: what they are, who has them, and how large they are.
+
+What is asked here is answered from memory, except for a fingerprint, which reads the device.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import xxhash
+
+from quorumfs.decisions.devices import number_of, samples, stable_name
+from quorumfs.decisions.record import Identity
+from quorumfs.replica.filesystems import Locality, locality
+
+_LOOP_GET_STATUS64 = 0x4C05
+_LOOP_INFO64 = 232
+"""Bytes of ``struct loop_info64`` of ``linux/loop.h``; the backing file's inode is the second."""
+
+_BAD_PLACE = (errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EBADMSG)
+"""Errors of a place on a medium; the rest of the medium may be good."""
+
+_NETWORKED = ("nbd", "rbd", "drbd")
+_OWN = ("sd", "vd", "xvd", "nvme", "mmcblk", "ram", "zram", "pmem")
+"""Beginnings of names in sysfs: devices whose answers come over a network, and those that are this
+host's, but for disks that a transport tells of."""
+_WAYS = ("/session", "/rport-")
+"""Parts of paths in sysfs, of iSCSI and of Fibre Channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A block device that something is attached to."""
+
+    number: tuple[int, int]
+    """Major and minor."""
+    name: str | None
+    """As of `stable_name`."""
+    identity: int
+    """A number for what the device is, also after a restart; 0: nothing tells."""
+    attachment: int
+    """A number for this time that it is attached; 0: nothing tells."""
+    sector: int
+    """Bytes that it reads and writes at least."""
+
+
+def is_device(path: str) -> bool:
+    """Whether a block device is at *path*; False if nothing is, or nobody may know."""
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def device_of(fd: int) -> Device:
+    """The block device that is open at *fd*. Raises `OSError` if nothing is attached to it."""
+    if not size_of(fd):
+        raise OSError(errno.ENXIO, "nothing is attached to the device, or it is gone")
+    number = os.fstat(fd).st_rdev
+    read = partial(_attribute, number)
+    name = stable_name(read)
+    sector = int(read("queue/logical_block_size") or read("../queue/logical_block_size") or 512)
+    identity = number_of(name, _inode_behind(fd)) if name else 0
+    turn = read("diskseq") or read("../diskseq")
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    # What is nameless may be given another medium without the kernel counting that: so zram is, and
+    # a network block device, which is one disk to it whatever server it is connected to.
+    attachment = number_of(boot, turn, number, identity) if turn and identity else 0
+    return Device((os.major(number), os.minor(number)), name, identity, attachment, sector)
+
+
+def size_of(fd: int) -> int:
+    """Bytes of the block device, or file, that is open at *fd*; 0 if no device is attached."""
+    return os.lseek(fd, 0, os.SEEK_END)
+
+
+def size_at(path: str) -> int:
+    """Bytes of the image or block device at *path*. Raises `OSError`."""
+    if not is_device(path):
+        return os.stat(path).st_size
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        return size_of(fd)
+    finally:
+        os.close(fd)
+
+
+def content_identity(fd: int, device: Device, over: int | None = None) -> Identity:
+    """What tells the content of the *device* open at *fd*: in place of an inode number what the
+    device is, and in place of times a fingerprint of what it holds.
+
+    *over*: how many bytes the fingerprint is taken of, at most; None: all. A place that cannot be
+    read counts as a change of the content. Raises `OSError`, if the device is gone.
+    """
+    size = size_of(fd)
+    whole = size if over is None else min(over, size)
+    digest = xxhash.xxh3_64()
+    for offset, length in samples(whole):
+        try:
+            digest.update(os.pread(fd, length, offset))
+        except OSError as error:
+            if error.errno not in _BAD_PLACE:
+                raise
+            digest.update(b"unreadable")
+    return Identity(device.identity, size, digest.intdigest() >> 1 or 1)
+
+
+def locality_of_device(number: int) -> Locality:
+    """Where the device with *number* (``st_rdev``) has its data; never in memory alone, for then a
+    flush would be left out."""
+    path = os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    name = os.path.basename(path)
+    if any(way in path for way in _WAYS) or name.startswith(_NETWORKED):
+        return Locality.ELSEWHERE
+    if _attribute(number, "partition"):
+        return locality_of_device(_number(os.path.dirname(path)))
+    if backing := _attribute(number, "loop/backing_file"):
+        here = locality(backing) is not Locality.ELSEWHERE
+        return Locality.HERE if here else Locality.ELSEWHERE
+    with suppress(OSError, ValueError):
+        below = [_number(f"{path}/slaves/{one}") for one in os.listdir(f"{path}/slaves")]
+        if below:
+            here = all(locality_of_device(one) is Locality.HERE for one in below)
+            return Locality.HERE if here else Locality.ELSEWHERE
+    ours = name.startswith(_OWN)
+    if name.startswith("nvme"):  # or over fabrics; of one with several ways nothing tells
+        ours = _attribute(number, "device/transport") == "pcie"
+    return Locality.HERE if ours else Locality.ELSEWHERE
+
+
+def who_has(number: int) -> str | None:
+    """Who has the device with *number* (``st_rdev``) for itself, in words; None if nobody tells."""
+    name = f"{os.major(number)}:{os.minor(number)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+        for mount in map(str.split, mounts):
+            if mount[2] == name:
+                return f"it is mounted at {mount[4]}"
+    with suppress(OSError):
+        if holders := sorted(os.listdir(f"/sys/dev/block/{name}/holders")):
+            return f"it is part of {', '.join(holders)}"
+    return None
+
+
+def _attribute(number: int, attribute: str) -> str:
+    """What sysfs says of the device with *number* (``st_rdev``)."""
+    path = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/{attribute}")
+    with suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="surrogateescape").strip("\0\n ")
+    return ""
+
+
+def _number(path: str) -> int:
+    """The number of the device with the directory *path* in sysfs. Raises `OSError`."""
+    major, minor = Path(f"{path}/dev").read_text(encoding="ascii").split(":")
+    return os.makedev(int(major), int(minor))
+
+
+def _inode_behind(fd: int) -> int:
+    """The inode number of the file behind a loop device; 0 for any other device."""
+    if not _attribute(os.fstat(fd).st_rdev, "loop/backing_file"):
+        return 0
+    try:
+        info = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64))
+    except OSError:
+        return 0
+    return int(struct.unpack_from("<Q", info, 8)[0])

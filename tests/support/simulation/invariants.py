@@ -27,8 +27,10 @@ def _broken_where_members_differ(ledger: Ledger) -> Iterator[str]:
     everything = range(len(known))
     marked, unverified = (_chunks_with(ledger, bits) for bits in (INTENT, UNVERIFIED))
     remembered, lost = marked, RangeSet()
+    for replica in ledger.replicas:
+        if replica.slot is not None:  # who is ejected may be the one that differed
+            remembered = remembered.union(_chunks_with(ledger, bit(replica)))
     for replica in ledger.members:
-        remembered = remembered.union(_chunks_with(ledger, bit(replica)))
         lacked, risked = content.lacked(replica, everything), content.risked(replica)
         if replica not in content.truncated:
             lost = lost.union(lacked).union(risked)

@@ -126,9 +126,10 @@ class Operator:
             resolution = self._resolve(order, path)
         except AssemblyRefusedError as error:
             world.note(f"resolve --keep {keep} refused: {error}")
+            longest = max(world.length(index) for index in order)
             for index in set(order) - {keep}:  # as the messages say
                 world.replicas[index].sidecar = None
-            self._extend_all()
+            self._extend_all(longest)
             resolution = self._resolve(order, path)
         by_path = {one.path: index for index, one in enumerate(world.replicas)}
         writes = list(resolution.sidecars.items())
@@ -164,13 +165,18 @@ class Operator:
         current = {i for i, m in pairs if m.state is Standing.CURRENT}
         self._state.to_keep = current - self._state.harmed
 
-    def _extend_all(self) -> None:
-        """Give every image its length back: what it lacks is on record."""
+    def _extend_all(self, length: int = 0) -> None:
+        """Give every image its length back: what it lacks is on record.
+
+        *length*: that of the disk (bytes), which those without a sidecar are to have.
+        """
         for index in self._state.everyone:
             one = self._world.replicas[index]
-            if self._world.is_short(index):
+            its_own = self._world.length(index)
+            wanted = its_own if one.sidecar is not None else max(length, its_own)
+            if one.image.size < wanted:
                 self._world.note(f"{one.path} extended")
-                one.image.truncate(self._world.length(index))
+                one.image.truncate(wanted)
 
     def _choose_a_side(self, order: Sequence[int]) -> None:
         """Resolve a split brain."""
@@ -184,9 +190,11 @@ class Operator:
             resolution = resolve(found, keep)
         except AssemblyRefusedError as error:
             world.note(f"resolve --keep {keep} refused: {error}")
+            longest = max(world.length(index) for index in order)
             for index in order:  # as the messages say
                 if world.replicas[index].path != keep:
                     world.replicas[index].sidecar = None
+            self._extend_all(longest)
             resolution = resolve(world.found(order), keep)
         world.note(f"resolved: keep {resolution.kept}")
         self._state.forget_orders()

@@ -41,6 +41,7 @@ class SecondOpinion:
             if sidecar.record == latest
             and sidecar.own_state is RoleState.CURRENT
             and index not in state.harmed
+            and not _lacks_any(sidecar)
         }
 
     @property
@@ -193,3 +194,9 @@ class SecondOpinion:
         # Whoever was away when the disk grew has a shorter map.
         states = zip_longest(*(sidecar.map.planes[0] for sidecar in known), fillvalue=0)
         return any(reduce(or_, chunk) & bits == bits for chunk in states)
+
+
+def _lacks_any(sidecar: Sidecar) -> bool:
+    """Whether a replica lost something, by its own sidecar, which others may still hold."""
+    slot = sidecar.record.slot_of(sidecar.replica_id)
+    return slot is not None and bool(sidecar.map.count(out_of_sync(slot)))

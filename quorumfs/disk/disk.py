@@ -235,9 +235,10 @@ class Disk:
             if not self.ledger.prepared(offset, length):
                 await metadata.prepare(offset, length, ahead=True)
             claim.changes = ((offset, offset + length),)
+            losses = metadata.losses
             receivers = self.ledger.begin(offset, length)
             outcomes = await self.mirror.ask(receivers, kind, self.threshold, offset, length, data)
-            await self._conclude(claim, outcomes, offset, length)
+            await self._conclude(claim, outcomes, offset, length, losses)
         finally:
             self._locks.release(claim)
 
@@ -245,14 +246,23 @@ class Disk:
         """Finish a write that was taken over from the fast path; raises `OSError` if it fails."""
         try:
             await self.mirror.complete(taken.fan_out, taken.outcomes)
-            await self._conclude(taken.claim, taken.outcomes, taken.offset, len(taken.data))
+            length, losses = len(taken.data), taken.losses
+            await self._conclude(taken.claim, taken.outcomes, taken.offset, length, losses)
         finally:
             self._locks.release(taken.claim)
 
     async def _conclude(
-        self, claim: Claim, outcomes: Sequence[Outcome], offset: int, length: int
+        self,
+        claim: Claim,
+        outcomes: Sequence[Outcome],
+        offset: int,
+        length: int,
+        losses: int,
     ) -> None:
-        """Draw the conclusions of a change that has all its outcomes, under its *claim*."""
+        """Draw the conclusions of a change that has all its outcomes, under its *claim*.
+
+        *losses*: `Metadata.losses` when the change began.
+        """
         failed = [outcome for outcome in outcomes if outcome.error is not None]
         self.mirror.report(failed)
         try:
@@ -260,8 +270,10 @@ class Disk:
             if self.ledger.unreadable.overlaps(offset, offset + length):
                 claim.changes = ()
                 # If the bytes were readable before they are durable, a power cut in between
-                # would show whatever lay there before (P1).
-                await self.mirror.sync()
+                # would show whatever lay there before (P1). Chunks that wait to be made equal,
+                # as after a crash, say nothing of these bytes, unless a flush failed meanwhile.
+                if not await self.mirror.sync() and self.metadata.losses != losses:
+                    raise OSError(errno.EIO, "what was written may not be durable")
                 await self.metadata.written_over(offset, length)
         except OSError:
             self.events.failure(offset, length)

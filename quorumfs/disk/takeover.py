@@ -28,6 +28,8 @@ class Taken:
         self.data = data
         self.claim = mirror.locks.adopt(offset, offset + len(data))
         self.claim.changes = ((offset, offset + len(data)),)
+        self.losses = mirror.metadata.losses
+        """`Metadata.losses` when the write began."""
         self.fan_out = FanOut(mirror.threshold)
         self.outcomes: list[Outcome] = []
         mirror.requests += 1

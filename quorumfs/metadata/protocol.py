@@ -86,6 +86,13 @@ class Metadata(Protocol):
         The caller holds the range lock. Raises `OSError` if too few replicas took the change.
         """
 
+    @property
+    def losses(self) -> int:
+        """How many times until now current replicas lost what they had taken, as far as known.
+
+        The same number before a change and after a sync: no sync can have lost that change.
+        """
+
     async def record_losses(self) -> None:
         """Record the losses of failed syncs while other syncs are still awaited."""
 

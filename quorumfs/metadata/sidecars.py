@@ -192,6 +192,10 @@ class Sidecars:
             raise
         agreement.mend(offset, end)
 
+    @property
+    def losses(self) -> int:
+        return self.ledger.content.losses
+
     async def record_losses(self) -> None:
         self.ledger.chunks.note_pending()
         if not self._read_only:

@@ -219,6 +219,68 @@ async def power_cut_after_a_bad_block_was_written(story: Story) -> None:
     await story.ends_well()
 
 
+async def a_bad_block_is_written_while_others_are_settled(story: Story) -> None:
+    """What waits elsewhere to be made equal is no reason to fail the write."""
+    async with story.holding(*EXTENTS, size=EXTENT).durable().mounted() as guest:
+        await guest.write(8 * BLOCK)
+        await guest.write(EXTENTS[4])
+        story.world.kill()
+    spoil(story, range(story.setup.replicas))
+    async with story.mounted() as guest:
+        guest.mounted.repairs.limit = 256
+        await _unreadable(guest)
+        ledger = guest.mounted.sidecars.ledger
+        assert ledger.unreadable
+        assert ledger.unflushable()
+        await guest.write_surely(BAD)
+        await guest.read_surely(0, EXTENT)
+        guest.mounted.repairs.limit = None
+    await story.ends_well()
+
+
+async def a_bad_block_is_written_beside_a_flush_that_fails(story: Story) -> None:
+    """That one may have lost the write: the older version of the first is not to be shown."""
+    async with story.holding(0, size=EXTENT).durable().mounted() as guest:
+        story.world.detach(0)
+        await guest.write(0, EXTENT)
+        await guest.flush()
+        await guest.until(lambda: 0 not in guest.mounted.members)
+        story.world.kill()
+    spoil(story, [1])
+    async with story.mounted() as guest:
+        await _flushed(guest)
+        story.world.attach(0)
+        await guest.until(lambda: 0 in guest.mounted.members)
+        await _all_but_the_bad_block(guest)
+        await _flushed(guest)
+        for index in range(story.setup.replicas):
+            story.fail_once(index, Kind.SYNC, Fault(delay_s=1.0, error=errno.EIO))
+        heard: list[bool] = []
+
+        async def write() -> None:
+            try:
+                await guest.write(BAD)
+            except OSError:
+                heard.append(False)
+            else:
+                heard.append(True)
+
+        guest.begin(guest.flush)
+        await trio.sleep(0.5)
+        guest.begin(write)
+        await trio.sleep(0.3)
+        for index in range(story.setup.replicas):
+            story.drop_unsynced(index)
+        await guest.until(lambda: bool(heard), every_s=0.1)
+        story.world.power_cut()
+    async with story.mounted() as guest:
+        with suppress(OSError):
+            await guest.read(BAD)
+        await guest.write_surely(BAD)
+        await guest.read_surely(0, EXTENT)
+    await story.ends_well()
+
+
 async def a_read_error_that_passes(story: Story) -> None:
     """A store was away for a moment: what it can be read at again is not given up."""
     async with story.mounted() as guest:
@@ -348,6 +410,9 @@ STORIES = [
     (a_bad_block_is_written_in_part, PAIR),
     (a_bad_block_is_written_in_part, EQUALS),
     (bad_while_another_was_away, PAIR),
+    (a_bad_block_is_written_while_others_are_settled, PAIR),
+    (a_bad_block_is_written_while_others_are_settled, TRIO),
+    (a_bad_block_is_written_beside_a_flush_that_fails, PAIR),
     (all_fail_for_a_while, PAIR),
     (all_fail_for_a_while, TRIO),
 ]

@@ -5,7 +5,7 @@ import trio
 from quorumfs.decisions.slowness import slow_ones
 from quorumfs.disk.mirror import Mirror
 from quorumfs.replica.health import Sort
-from quorumfs.replica.ticks import until_tick
+from quorumfs.replica.ticks import next_tick
 
 TICK_S = 0.5
 """Seconds between looks at deadlines and held-back events: a timeout is noticed so much later."""
@@ -41,9 +41,12 @@ class Watchdog:
             await self._tick()
 
     async def _tick(self) -> None:
+        due = next_tick(TICK_S)
         while True:
-            late = await until_tick(TICK_S)
+            await trio.sleep_until(due)
             now = trio.current_time()
+            late = now - due
+            due = next_tick(TICK_S)  # before the rest, which counts as well if it takes long
             for replica in self._mirror.replicas:
                 if late > TICK_S:
                     replica.pardon(late, now)  # this process was starved, not the replica

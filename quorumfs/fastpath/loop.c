@@ -155,7 +155,7 @@ static void leave_to_python(struct server *me, enum phase phase, int outcome)
 
 /*
  * Whether the gate is open, and stays so until the phase changes. Waits a moment for that, unless
- * nothing of the kind was served when it was last open: in a resync, or on far stores.
+ * nothing of the kind was served when it was last open, as on far stores.
  */
 static int enter(struct server *me)
 {

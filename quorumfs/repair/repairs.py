@@ -30,7 +30,6 @@ from quorumfs.repair.settle import Settling
 from quorumfs.repair.verify import Verification
 from quorumfs.repair.work import Progress, Work
 from quorumfs.replica.replica import Replica
-from quorumfs.replica.ticks import next_tick
 
 log = logging.getLogger(__name__)
 
@@ -181,7 +180,7 @@ class Repairs:
                 # Taken after the attempt, so that the attempt itself does not set it.
                 changed = self._sidecars.changed
                 if not worked and not self._work.stopping:
-                    with trio.move_on_at(next_tick(RETRY_S[0])):
+                    with trio.move_on_after(RETRY_S[0]):
                         await changed.wait()
         self.resolving.close()
         await self.scrub.close()

@@ -204,7 +204,8 @@ class Work:
             def worked() -> None:
                 now, size = trio.current_time(), self.map.chunk_size
                 self._locked.took(parallel * (-(-(end - start) // size) * size), began, now)
-                self._quick = int((end - start) * QUICK_S / max(now - began, QUICK_S / BATCH))
+                quick = int((end - start) * QUICK_S / max(now - began, QUICK_S / BATCH))
+                self._quick = min(2 * self._quick + 1, quick)
 
             yield worked
 

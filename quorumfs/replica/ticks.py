@@ -4,12 +4,12 @@ import trio
 
 
 def next_tick(every_s: float) -> float:
-    """The next whole multiple of *every_s* seconds on trio's clock, at most *every_s* from now."""
-    return (trio.current_time() // every_s + 1) * every_s
+    """The next whole multiple of *every_s* seconds on trio's clock: later than now."""
+    now = trio.current_time()
+    tick = (now // every_s + 1) * every_s
+    return tick if tick > now else tick + every_s  # where every_s is not exact in binary
 
 
-async def until_tick(every_s: float) -> float:
-    """Sleep until `next_tick`; returns how late (seconds) this task wakes."""
-    due = next_tick(every_s)
-    await trio.sleep_until(due)
-    return trio.current_time() - due
+async def until_tick(every_s: float) -> None:
+    """Sleep until `next_tick`."""
+    await trio.sleep_until(next_tick(every_s))

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -664,10 +664,11 @@ def access_of(disk: SetMount, device: Path) -> set[int]:
     """How the daemon has *device* open."""
     found = set()
     for entry in Path(f"/proc/{disk.pid}/fd").iterdir():
-        if os.readlink(entry) == str(device):
-            text = Path(f"/proc/{disk.pid}/fdinfo/{entry.name}").read_text()
-            flags = next(line.split()[1] for line in text.splitlines() if "flags" in line)
-            found.add(int(flags, 8) & os.O_ACCMODE)
+        with suppress(FileNotFoundError):  # another file, closed meanwhile
+            if os.readlink(entry) == str(device):
+                text = Path(f"/proc/{disk.pid}/fdinfo/{entry.name}").read_text()
+                flags = next(line.split()[1] for line in text.splitlines() if "flags" in line)
+                found.add(int(flags, 8) & os.O_ACCMODE)
     return found
 
 

@@ -38,6 +38,7 @@ from quorumfs.disk.disk import Disk
 from quorumfs.disk.mirror import Mirror
 from quorumfs.disk.rangelock import Claim, RangeLock
 from quorumfs.fastpath.publish import Publisher
+from quorumfs.live.actions import Action
 from quorumfs.live.grow import Growth
 from quorumfs.live.membership import Membership
 from quorumfs.metadata.claims import Claims
@@ -923,7 +924,9 @@ def first_answer_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 def recorded_before_it_is_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """R10: the record says that the disk has grown, and no image has yet."""
 
-    async def later(self: Growth, replicas: Sequence[Replica], size: int) -> list[Replica]:
+    async def later(
+        self: Growth, replicas: Sequence[Replica], size: int, _: Action
+    ) -> list[Replica]:
         assert size > self._disk.size
         await trio.lowlevel.checkpoint()
         return list(replicas)

@@ -12,6 +12,8 @@ import trio
 
 T = TypeVar("T")
 
+_UNFINISHED = OSError(errno.EIO, "the flush was not finished")
+
 
 class GroupFlush(Generic[T]):
     """Runs flushes one after the other, each for all callers that asked before the flush began.
@@ -56,6 +58,3 @@ class GroupFlush(Generic[T]):
             return self._outcome
         finally:
             self._lock.release()
-
-
-_UNFINISHED = OSError(errno.EIO, "the flush was not finished")

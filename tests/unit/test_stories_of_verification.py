@@ -133,6 +133,21 @@ async def all_others_are_removed(story: Story) -> None:
     await story.ends_well()
 
 
+async def the_other_is_only_away(story: Story) -> None:
+    """It comes back, with what only the operator may decide on (P4)."""
+    story.world.replicas[1].image.rot(EXTENTS[5], WRONG)
+    async with story.mounted() as guest:
+        known = guest.mounted.sidecars.ledger.map
+        await guest.until(lambda: known.count(UNVERIFIED) < 3)
+        story.fail(1, CHANGES)
+        await guest.write_surely(0)
+        await trio.sleep(10.0)
+        story.mend(1)
+        await guest.until(lambda: len(guest.mounted.sidecars.ledger.members) == 2)
+        if story.world.replicas[1].image.cache.read(EXTENTS[5], EXTENTS[5] + BLOCK) != WRONG:
+            raise BrokenError("the one that stayed was believed against the one that was away")
+
+
 async def a_write_beside_a_bad_sector(story: Story) -> None:
     """It fails because another block of the extent cannot be read on one of two."""
     _bad_sector(story, 0, EXTENTS[5] + CHUNK)
@@ -281,6 +296,7 @@ STORIES = [
     (compared_without_one_that_could_not_be_read, RAW_TRIO),
     (undecided_for_one_read_error, RAW_TRIO),
     (all_others_are_removed, RAW),
+    (the_other_is_only_away, RAW),
     (a_write_beside_a_bad_sector, replace(RAW, threshold=2)),
     (written_anew_and_still_undecided, RAW),
     (written_where_it_cannot_be_read, RAW),

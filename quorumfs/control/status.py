@@ -671,9 +671,15 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
     if reasons:
         happened += f" ({'; '.join(reasons)})"
     if replica.needs_operator:
-        current = (one.path for one in status.replicas if one.current)
-        keep = next(map(shlex.quote, current), "REPLICA")
-        return f"{happened} and is not touched: {advice}, or {_resolve(status, keep)}"
+        if status.read_only:
+            current = (one.path for one in status.replicas if one.current)
+            keep = next(map(shlex.quote, current), "REPLICA")
+            return f"{happened} and is not touched: {advice}, or {_resolve(status, keep)}"
+        names = _quoted(status.mountpoint, replica.path)
+        return (
+            f"{happened} and is not touched: {advice}, or give up what it holds: quorumfs add "
+            f"--overwrite {names}"
+        )
     if status.metadata == "none":
         return (
             f"{happened}: it is not used where it lacks something, which nobody remembers after "

@@ -15,7 +15,8 @@ A new standing is added in these steps:
    * `quorumfs.metadata.ledger.ledger.Ledger`: the plan's standings, at first; STALE or OFFLINE in
      `eject` and `give_up_target`;
    * `quorumfs.metadata.enrolment.Enrolment`: OFFLINE when a replica is taken out or removed, STALE
-     in `take_in` and `admit`, MISSING in `attach`;
+     in `take_in` and `admit`, MISSING or OFFLINE in `attach`;
+   * `quorumfs.live.admission.Admission`: MISSING, once the sidecar of a FOREIGN one is made anew;
    * `quorumfs.metadata.joining.Joining`: RESYNCING in `start_resync`, CURRENT in `join`;
    * `quorumfs.repair.rejoin.Rejoin.rejoin`: as judged, or FOREIGN where another mount has it;
    * `quorumfs.metadata.volatile.Holdings`: STALE and CURRENT, without sidecars;

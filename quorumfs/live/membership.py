@@ -3,23 +3,21 @@ the disk.
 """
 
 import errno
-import os
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from functools import partial
 from typing import Any
 
 import trio
 
-from quorumfs.decisions.dirtymap import REPLICAS_MAX, UNVERIFIED
+from quorumfs.decisions.dirtymap import UNVERIFIED
 from quorumfs.decisions.record import RoleState
 from quorumfs.decisions.standing import Standing
 from quorumfs.disk.disk import Disk
-from quorumfs.errors import UsageError, UserError
+from quorumfs.errors import UserError
 from quorumfs.live.actions import Action, Request, not_cut_off
-from quorumfs.live.names import find, named
-from quorumfs.live.newcomer import make_files
+from quorumfs.live.admission import Admission
+from quorumfs.live.names import absent, find, named
 from quorumfs.live.settings import Settings
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.repairs import Repairs
@@ -45,6 +43,7 @@ class Membership:
         mountpoint: str,
     ) -> None:
         """*changing* is held while the replicas, or the size, of the set change."""
+        self._admission = Admission(disk, sidecars, repairs, changing, settings, mountpoint)
         self._disk = disk
         self._mountpoint = mountpoint
         self._settings = settings
@@ -90,13 +89,28 @@ class Membership:
     async def add(self, request: Request, action: Action) -> dict[str, Any]:
         """Make an image a replica, which gets everything by a resync."""
         self._require_no_blkverify()
-        replica = await self._enrol(
-            request, "image", request.number("at"), action, self._require_no_blkverify
+        replica = await self._admission.admit(
+            request.text("image"),
+            request.number("at"),
+            action,
+            overwrite=request.flag("overwrite"),
+            require=self._require_no_blkverify,
         )
+        await self._await_look(replica, action)
+        anew = f"{replica.reason}; to give up what it holds, use --overwrite"
+        if replica.standing.needs_operator:
+            raise UserError(f"{replica.path} is a replica of this set, and cannot be used: {anew}")
         if request.flag("wait"):
             await self._await_current(replica, action)
-            return self._told(replica, f"{replica.path} is a replica, and holds everything")
-        return self._told(replica, f"{replica.path} is a replica now: it gets all data by a resync")
+        if replica.standing is Standing.OFFLINE:
+            message = f"{replica.path} is offline: take it in again with quorumfs online"
+        elif replica.standing is Standing.MISSING:
+            message = f"{replica.path} is a replica of this set, and missing: {anew}"
+        elif replica.standing.is_member:
+            message = f"{replica.path} is a replica, and holds everything"
+        else:
+            message = f"{replica.path} is a replica now: it gets all data by a resync"
+        return self._told(replica, message)
 
     async def remove(self, request: Request, action: Action) -> dict[str, Any]:
         """Remove a replica from the set for good."""
@@ -107,12 +121,17 @@ class Membership:
     async def replace(self, request: Request, action: Action) -> dict[str, Any]:
         """Make an image a replica in the place of another one, which serves until then."""
         name, path = request.text("replica"), request.text("image")
-        gone = self._absent(name) is not None or self._was_removed(name)
+        gone = absent(self._disk, self._ledger.record, name) is not None or self._was_removed(name)
         old = self._find(name)
         if old is not None or not gone:
             old = self._named(name)
             self._require_no_member(path, old)
-        new = await self._enrol(request, "image", None if old is None else old.index + 1, action)
+        new = await self._admission.admit(
+            path,
+            None if old is None else old.index + 1,
+            action,
+            overwrite=request.flag("overwrite"),
+        )
         await self._await_current(new, action)
         removed = await self._remove(name, action)
         await self._settings.replaced(removed["replica"], new.path)
@@ -134,68 +153,19 @@ class Membership:
                 f"{shlex.quote(self._mountpoint)} blkverify=off"
             )
 
-    async def _enrol(
-        self,
-        request: Request,
-        name: str,
-        at: int | None,
-        action: Action,
-        require: Callable[[], None] = lambda: None,
-    ) -> Replica:
-        """The new replica, at the place *at* (from 1); the one there, if this was done before.
-
-        *require* raises `UserError` if it may not become one, when its files have been made.
-        """
-        path = request.text(name)
-        if not os.path.isabs(path):
-            raise UsageError(f"{path} is no absolute path")
-        async with self._changing:
-            replicas = self._disk.replicas
-            for replica in replicas:
-                if replica.path == path and replica.slot is not None:
-                    return replica
-            if at is not None and not 1 <= at <= len(replicas) + 1:
-                raise UsageError(f"--at: got {at}, allowed: 1 to {len(replicas) + 1}")
-            index = len(replicas) if at is None else at - 1
-            new = Replica(index, path, None, self._mirror.search_s)
-            enrolment, record = self._sidecars.enrolment, self._ledger.record
-            if (slot := self._absent(path)) is not None:  # this was begun before the last mount
-                with not_cut_off():
-                    async with self._whole_disk():
-                        await enrolment.attach(new, slot)
-                return new
-            if (place := enrolment.new_role(path)) is None:
-                raise UserError(
-                    f"a set has at most {REPLICAS_MAX} replicas: remove one first; the place of a "
-                    "removed one is free once all others are current"
-                )
-            action.doing = f"making {path}"
-            make = partial(
-                make_files,
-                path,
-                enrolment.first_sidecar(*place),
-                record,
-                self._mountpoint,
-                self._settings.present.sidecars,
-                overwrite=request.flag("overwrite"),
-            )
-            # It holds up other verbs.
-            with trio.move_on_after(2 * self._mirror.search_s) as patience:
-                await trio.to_thread.run_sync(make, abandon_on_cancel=True)
-            if patience.cancelled_caught:
-                raise UserError(f"cannot make {path}: its file system does not answer")
-            with not_cut_off():
-                async with self._whole_disk():
-                    require()
-                    await enrolment.admit(new, *place)
-            self._repairs.try_at_once(new)
-            return new
+    async def _await_look(self, replica: Replica, action: Action) -> None:
+        """Wait until what *replica* holds has been looked at, but no longer than that may take."""
+        action.doing = f"looking at {replica.path}"
+        with trio.move_on_after(2 * self._mirror.search_s):
+            while replica.standing is Standing.MISSING and replica.reason is None:
+                with trio.move_on_after(LOOK_S):
+                    await self._sidecars.changed.wait()
 
     async def _await_current(self, replica: Replica, action: Action) -> None:
         """Wait until *replica* has become current. Raises `UserError` if that is given up."""
         while not replica.standing.is_member:
             if replica not in self._disk.replicas or replica.standing is Standing.OFFLINE:
-                raise UserError(f"{replica.path} was taken out meanwhile")
+                raise UserError(f"{replica.path} was taken out: take it in with quorumfs online")
             if replica.standing.needs_operator:
                 raise UserError(f"{replica.path} cannot be used: {replica.reason}")
             progress = self._repairs.progress
@@ -210,9 +180,10 @@ class Membership:
     async def _remove(self, name: str, action: Action) -> dict[str, Any]:
         async with self._changing:
             replica, enrolment = self._find(name), self._sidecars.enrolment
-            if replica is None and (slot := self._absent(name)) is not None:
+            record = self._ledger.record
+            if replica is None and (slot := absent(self._disk, record, name)) is not None:
                 self._require_count(slot)
-                path = self._ledger.record.roles[slot].path
+                path = record.roles[slot].path
                 with not_cut_off():
                     await enrolment.remove_absent(slot)
                 return {"message": self._removed(path), "replica": path}
@@ -283,15 +254,6 @@ class Membership:
         """As `_named`; None if there is none, or it is no part of the set any more."""
         replica = find(self._disk, name)
         return None if replica is None or replica.slot is None else replica
-
-    def _absent(self, name: str) -> int | None:
-        """The slot of a replica with this path or id that the mount was not given."""
-        record, given = self._ledger.record, {one.slot for one in self._disk.replicas}
-        for slot in record.slots:
-            role = record.roles[slot]
-            if slot not in given and name in (role.path, role.replica_id.hex()):
-                return slot
-        return None
 
     def _was_removed(self, name: str) -> bool:
         """Whether a replica with this path or id was removed."""

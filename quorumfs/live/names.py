@@ -2,6 +2,7 @@
 
 import os
 
+from quorumfs.decisions.record import Record
 from quorumfs.disk.disk import Disk
 from quorumfs.errors import UsageError
 from quorumfs.replica.replica import Replica
@@ -32,4 +33,15 @@ def find(disk: Disk, name: str) -> Replica | None:
             raise UsageError(f"{name} may be each of {paths}: give the whole path")
         if matches:
             return matches[0]
+    return None
+
+
+def absent(disk: Disk, record: Record, name: str) -> int | None:
+    """The slot, in the *record* of its set, of a replica with this path or id that the mount of
+    *disk* was not given; None if there is none."""
+    given = {one.slot for one in disk.replicas}
+    for slot in record.slots:
+        role = record.roles[slot]
+        if slot not in given and name in (role.path, role.replica_id.hex()):
+            return slot
     return None

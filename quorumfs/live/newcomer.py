@@ -48,7 +48,7 @@ def make_files(
                 raise UserError(f"{place} is inside the mount point {mountpoint}")
             refuse_claimed(path, place)
             if (found := _sidecar_at(path, place)) is not None:
-                _refuse_member(path, found, record, overwrite=overwrite)
+                _refuse_member(path, found, sidecar, record, overwrite=overwrite)
             if found is None and not overwrite:
                 _make_blank(path, record.size, undo)
             else:
@@ -81,14 +81,19 @@ def _sidecar_at(path: str, place: str) -> Sidecar | str | None:
         close(fd, place)
 
 
-def _refuse_member(path: str, found: Sidecar | str, record: Record, *, overwrite: bool) -> None:
-    """Refuse an image with a sidecar unless it was begun here, or may be overwritten."""
+def _refuse_member(
+    path: str, found: Sidecar | str, sidecar: Sidecar, record: Record, *, overwrite: bool
+) -> None:
+    """Refuse an image with the sidecar *found* unless it was begun here, or may be overwritten; or
+    is the replica that is to get a new *sidecar*."""
     again = "to give up what it holds, use --overwrite"
     if isinstance(found, str):
         if not overwrite:
             raise UserError(f"{path} has a sidecar that cannot be read ({found}): {again}")
         return
     ours = found.record.set_id == record.set_id
+    if ours and found.replica_id == sidecar.replica_id:
+        return
     if ours and record.slot_of(found.replica_id) is not None:
         raise UserError(
             f"{path} is a replica of this set already, and was not given to this mount: name it "

@@ -12,6 +12,10 @@ stale, with a map by which it lacks every chunk. (The seventh replica needs a wi
 map and record: `quorumfs.decisions.sidecar` says why no step of that breaks a set.) After a crash
 between both the set does not know the replica, and the same command takes the image again.
 
+**Anew**: the members commit that a replica which has a role, and is out of use, is stale and lacks
+every chunk. Then its sidecar is made as for a new one, with the same role. After a crash between
+both the replica is what it was: its sidecar, such as one of another side of a split, keeps it out.
+
 Each step can be repeated.
 """
 
@@ -163,8 +167,19 @@ class Enrolment:
         state, at = RoleState.STALE, record.sequence
         return slot, Role(os.urandom(16), state, record.generation, path, at, latest)
 
+    def present_role(self, slot: int) -> Role:
+        """The role of the replica with *slot*, for a `first_sidecar` after `give_up_content`."""
+        record = self._ledger.record
+        latest = record.mounts[0].identity if record.mounts else 0
+        return replace(
+            record.roles[slot],
+            generation=record.generation,
+            sequence=record.sequence,
+            mount=latest,
+        )
+
     def first_sidecar(self, slot: int, role: Role) -> Sidecar:
-        """The sidecar to make beside the image of a new replica, before `admit`."""
+        """The sidecar to make beside an image that is to become a replica: it lacks everything."""
         # Of a lower number than the members' record: it must never be taken for the set's latest,
         # in which the replica has a place while no other map says that it lacks everything.
         record = self._ledger.record
@@ -194,18 +209,27 @@ class Enrolment:
             await self._record_locked(slot, Order(role.state, role))
             self._join_the_others(replica, slot, Standing.STALE)
 
+    async def give_up_content(self, slot: int) -> None:
+        """Have on record that the replica with *slot*, which is out of use, lacks everything: its
+        sidecar is about to be made anew. Raises `OSError`."""
+        async with self._recorder.lock:
+            self._ledger.recorded.add(out_of_sync(slot), range(len(self._ledger.map)))
+            await self._recorder.write_map_locked()
+            await self._record_locked(slot, Order(RoleState.STALE))
+
     async def attach(self, replica: Replica, slot: int) -> None:
         """Have *replica*, with *slot* in the set and missing in this mount, rejoin, at the place of
-        its `index`. The caller holds a lock on the whole disk.
+        its `index`, unless it is offline. The caller holds a lock on the whole disk.
         """
         async with self._recorder.lock:
-            self._join_the_others(replica, slot, Standing.MISSING)
+            offline = self._ledger.records.is_offline(slot)
+            self._join_the_others(replica, slot, Standing.OFFLINE if offline else Standing.MISSING)
 
     def _join_the_others(self, replica: Replica, slot: int, standing: Standing) -> None:
         replica.slot, replica.standing = slot, standing
         self._serve(replica)
         self._ledger.targets.of(replica)
-        others = list(self._ledger.replicas)
+        others = [one for one in self._ledger.replicas if one.path != replica.path]
         others.insert(replica.index, replica)
         self._line_up(others)
         self._ledger.notify()

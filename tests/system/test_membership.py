@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
@@ -386,6 +386,85 @@ def test_an_image_with_data_is_not_overwritten_unasked(tmp_path: Path, images: l
         assert paths_of(disk) == list(map(str, images))
         verb(disk, "add", "--overwrite", "--wait", other)
     assert same([*images, other])
+
+
+ALONE = f"{FIFO},degraded"
+
+
+def part(tmp_path: Path, images: list[Path]) -> None:
+    """Each was used without the other, once the set is mounted again."""
+    with SetMount(images[1:], tmp_path, ALONE) as disk:
+        write(disk, b"apart", chunk=3)
+
+
+def lose_sidecar(_: Path, images: list[Path]) -> None:
+    sidecar(images[1]).unlink()
+
+
+def garble_sidecar(_: Path, images: list[Path]) -> None:
+    sidecar(images[1]).write_bytes(b"x" * sidecar(images[1]).stat().st_size)
+
+
+def take_sidecar_of_another_set(tmp_path: Path, images: list[Path]) -> None:
+    (tmp_path / "theirs").mkdir()
+    theirs = create(named(tmp_path / "theirs", 2), SIZE)
+    shutil.copy(sidecar(theirs[1]), sidecar(images[1]))
+
+
+@pytest.mark.parametrize("spoil", [part, lose_sidecar, garble_sidecar, take_sidecar_of_another_set])
+def test_one_that_cannot_be_used_is_made_anew_when_asked(
+    tmp_path: Path, images: list[Path], spoil: Callable[[Path, list[Path]], None]
+) -> None:
+    """To add a replica of the set again does not say that it is one while it cannot be used."""
+    with SetMount(images, tmp_path, FIFO) as disk:
+        write(disk, b"a")
+    spoil(tmp_path, images)
+    held = images[1].read_bytes()
+    with SetMount(images[:1], tmp_path, ALONE) as disk:
+        write(disk, b"b", chunk=1)
+        for _ in range(2):  # the mount has it from the first time on
+            done = quorumfs("add", disk.mountpoint, images[1], check=False)
+            assert "and missing" in done.stdout or "cannot be used" in done.stderr
+            assert "use --overwrite" in done.stdout + done.stderr
+        if disk.replica(images[1])["state"] == "foreign":
+            shown = quorumfs("status", disk.mountpoint, check=False).stdout
+            assert f"quorumfs add --overwrite {disk.mountpoint} {images[1]}" in shown
+        assert images[1].read_bytes() == held
+        assert verb(disk, "add", "--overwrite", "--wait", images[1])["state"] == "current"
+        assert paths_of(disk) == list(map(str, images))
+        write(disk, b"c", chunk=2)
+    assert same(images)
+    with SetMount(images, tmp_path, FIFO) as disk:
+        assert disk.status()["state"] == "healthy"
+
+
+@pytest.mark.parametrize("wait", [[], ["--wait"]])
+def test_one_that_is_offline_stays_so_when_it_is_added(
+    tmp_path: Path, images: list[Path], wait: list[str]
+) -> None:
+    with SetMount(images, tmp_path, FIFO) as disk:
+        write(disk, b"a")
+        verb(disk, "offline", images[1])
+    with SetMount(images[:1], tmp_path, FIFO) as disk:
+        done = quorumfs("add", "--overwrite", *wait, disk.mountpoint, images[1], check=False)
+        assert done.returncode == (1 if wait else 0)
+        assert "quorumfs online" in done.stdout + done.stderr
+        assert disk.states() == ["current", "offline"]
+        verb(disk, "online", images[1])
+        disk.wait_healthy()
+
+
+def test_one_that_is_absent_is_added_again_as_missing(tmp_path: Path, images: list[Path]) -> None:
+    away = tmp_path / "away.img"
+    with SetMount(images, tmp_path, FIFO) as disk:
+        write(disk, b"a")
+    images[1].rename(away)
+    with SetMount(images[:1], tmp_path, ALONE) as disk:
+        message = str(verb(disk, "add", images[1])["message"])
+        assert "missing" in message
+        assert "No such file" in message
+        away.rename(images[1])
+        disk.wait_healthy()
 
 
 def test_of_another_set(tmp_path: Path, images: list[Path]) -> None:

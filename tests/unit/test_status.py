@@ -618,11 +618,7 @@ def test_a_healthy_disk_needs_no_advice() -> None:
         ("stale", "it is brought up to date by itself"),
         ("resyncing", "nothing to do"),
         ("suspect", "it is compared in full and repaired by itself"),
-        (
-            "foreign",
-            "quorumfs umount /mnt/vdisk && quorumfs resolve --keep /nas1/a.img "
-            "/nas1/a.img /nas2/b.img",
-        ),
+        ("foreign", "quorumfs add --overwrite /mnt/vdisk /nas2/b.img"),
         ("something-new", "see the log"),
     ],
 )
@@ -732,7 +728,7 @@ def test_where_nothing_is_repaired_by_itself_it_is_not_promised() -> None:
 def test_commands_may_be_pasted_into_a_shell() -> None:
     odd = "/nas 2/b's.img"
     (line,) = describe(with_replica(replace(B, path=odd, state="foreign")))
-    assert shlex.split(line.partition("quorumfs resolve")[2])[-1] == odd
+    assert shlex.split(line.partition("quorumfs add")[2])[-1] == odd
 
 
 @given(statuses)

@@ -27,8 +27,8 @@ from quorumfs.decisions.record import Record, Role, RoleState, Sidecar
 from quorumfs.decisions.sidecar import FormatError
 from quorumfs.decisions.standing import Standing
 from quorumfs.errors import UserError
+from quorumfs.live import admission, newcomer
 from quorumfs.live import membership as membership_module
-from quorumfs.live import newcomer
 from quorumfs.live import settings as settings_module
 from quorumfs.live.actions import Action, Request, Verb
 from quorumfs.live.grow import Growth
@@ -240,7 +240,8 @@ class Administrator:
         """Make an image a replica."""
         path, dice = self._world.replicas[index].path, self._dice
         arguments: dict[str, Any] = {"image": path}
-        if index in self._state.removed or dice.random() < 0.3:
+        given_up = index in self._state.removed | self._state.parted
+        if given_up or dice.random() < 0.3:
             arguments["overwrite"] = True
         if dice.random() < 0.3:
             arguments["at"] = dice.randrange(1, len(self._mounted.order) + 2)
@@ -314,6 +315,10 @@ class Administrator:
             for slot in ledger.record.slots:
                 if slot not in given:
                     await self.add(self._world.index_of(ledger.record.roles[slot].path))
+            for index in sorted(self._state.parted):
+                replica = self._mounted.replica(index)
+                if replica is not None and replica.standing.needs_operator:
+                    await self.add(index)
             for index in sorted(self._mounted.taken_out):
                 replica = self._mounted.replica(index)
                 assert replica is not None
@@ -464,8 +469,9 @@ class Administrator:
 
         with (
             mock.patch.object(membership_module, "not_cut_off", not_cut_off),
+            mock.patch.object(admission, "not_cut_off", not_cut_off),
             mock.patch.object(settings_module, "not_cut_off", not_cut_off),
-            mock.patch.object(membership_module, "make_files", self._make_files),
+            mock.patch.object(admission, "make_files", self._make_files),
             mock.patch.object(trio.to_thread, "run_sync", in_thread),
         ):
             yield
@@ -492,7 +498,7 @@ class Administrator:
                 found = decode(one.sidecar.whole)
             except FormatError as error:
                 found = str(error)
-            newcomer._refuse_member(path, found, record, overwrite=overwrite)
+            newcomer._refuse_member(path, found, sidecar, record, overwrite=overwrite)
         elif not overwrite and one.image.cache.allocated:
             raise UserError(f"{path} is there, and is not empty")
         if one.image.size != record.size:

@@ -198,6 +198,7 @@ class Operator:
             resolution = resolve(world.found(order), keep)
         world.note(f"resolved: keep {resolution.kept}")
         self._state.forget_orders()
+        self._state.parted = (self._state.parted | set(self._state.everyone)) - set(order)
         by_path = {one.path: index for index, one in enumerate(world.replicas)}
         kept = [world.replicas[by_path[path]].image for path in resolution.kept]
         oracle.forget_reads()

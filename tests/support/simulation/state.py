@@ -49,6 +49,8 @@ class SetState:
     """Who was kept the last time, until all have seen it."""
     resolved: bool = False
     """Somebody was kept, once."""
+    parted: set[int] = field(default_factory=set)
+    """Replicas that were not named when a side was kept: they may be of another side for ever."""
     ordered: dict[int, RoleState] = field(default_factory=dict)
     """What the administrator's last order made of a replica: OFFLINE, REMOVED, or STALE when it was
     added or taken in again. Nothing of a replica of which that is not certain."""

@@ -1,0 +1,143 @@
+"""Making an image a replica, while a guest uses the disk.
+
+The image may be new; or be known to the set, which it was not given to at the mount, or which
+cannot use what it holds.
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+
+import trio
+
+from quorumfs.decisions.dirtymap import REPLICAS_MAX
+from quorumfs.decisions.record import Sidecar
+from quorumfs.decisions.standing import Standing
+from quorumfs.disk.disk import Disk
+from quorumfs.errors import UsageError, UserError
+from quorumfs.live.actions import Action, not_cut_off
+from quorumfs.live.names import absent
+from quorumfs.live.newcomer import make_files
+from quorumfs.live.settings import Settings
+from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.repair.repairs import Repairs
+from quorumfs.replica.replica import Replica
+
+
+class Admission:
+    """Admits images to the set of *disk*; admitting one can be repeated."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        sidecars: Sidecars,
+        repairs: Repairs,
+        changing: trio.Lock,
+        settings: Settings,
+        mountpoint: str,
+    ) -> None:
+        """*changing* is held while the replicas, or the size, of the set change."""
+        self._disk = disk
+        self._mirror = disk.mirror
+        self._ledger = sidecars.ledger
+        self._enrolment = sidecars.enrolment
+        self._repairs = repairs
+        self._changing = changing
+        self._settings = settings
+        self._mountpoint = mountpoint
+
+    async def admit(
+        self,
+        path: str,
+        at: int | None,
+        action: Action,
+        *,
+        overwrite: bool,
+        require: Callable[[], None] = lambda: None,
+    ) -> Replica:
+        """The replica at *path*, at the place *at* (from 1) if it is new.
+
+        *require* raises `UserError` if no replica may be added, when its files have been made.
+        *overwrite*: give up what the image holds, unless the set uses it already. Without, a
+        replica that the set knows, and cannot use, is returned as it is. Raises `UsageError` and
+        `UserError`.
+        """
+        if not os.path.isabs(path):
+            raise UsageError(f"{path} is no absolute path")
+        async with self._changing:
+            replicas = self._disk.replicas
+            known = next((one for one in replicas if one.path == path), None)
+            if known is not None and known.slot is not None:
+                if overwrite and self._is_unused(known):
+                    await self._renew(known, known.slot, action)
+                    if self._is_unused(known):
+                        known.standing, known.reason = Standing.MISSING, None
+                    self._repairs.try_at_once(known)
+                return known
+            if at is not None and not 1 <= at <= len(replicas) + 1:
+                raise UsageError(f"--at: got {at}, allowed: 1 to {len(replicas) + 1}")
+            last = len(replicas) if known is None else known.index
+            index = last if at is None else at - 1
+            new = Replica(index, path, None, self._mirror.search_s)
+            if (slot := absent(self._disk, self._ledger.record, path)) is not None:
+                if overwrite and not self._ledger.records.is_offline(slot):
+                    await self._renew(new, slot, action)
+                with not_cut_off():
+                    async with self._whole_disk():
+                        await self._enrolment.attach(new, slot)
+            else:
+                await self._admit_new(new, action, require, overwrite=overwrite)
+            self._repairs.try_at_once(new)
+            return new
+
+    @staticmethod
+    def _is_unused(replica: Replica) -> bool:
+        """Whether *replica* is neither in use, nor about to be, nor taken out by an order."""
+        return not replica.standing.is_ours and replica.standing is not Standing.OFFLINE
+
+    async def _renew(self, replica: Replica, slot: int, action: Action) -> None:
+        """Make the sidecar of *replica*, which has *slot* in the set, anew: it lacks everything."""
+        with not_cut_off():
+            await self._enrolment.give_up_content(slot)
+        role = self._enrolment.present_role(slot)
+        sidecar = self._enrolment.first_sidecar(slot, role)
+        await self._make_files(replica.path, sidecar, action, overwrite=True)
+
+    async def _admit_new(
+        self, new: Replica, action: Action, require: Callable[[], None], *, overwrite: bool
+    ) -> None:
+        if (place := self._enrolment.new_role(new.path)) is None:
+            raise UserError(
+                f"a set has at most {REPLICAS_MAX} replicas: remove one first; the place of a "
+                "removed one is free once all others are current"
+            )
+        sidecar = self._enrolment.first_sidecar(*place)
+        await self._make_files(new.path, sidecar, action, overwrite=overwrite)
+        with not_cut_off():
+            async with self._whole_disk():
+                require()
+                await self._enrolment.admit(new, *place)
+
+    async def _make_files(
+        self, path: str, sidecar: Sidecar, action: Action, *, overwrite: bool
+    ) -> None:
+        action.doing = f"making {path}"
+        make = partial(
+            make_files,
+            path,
+            sidecar,
+            self._ledger.record,
+            self._mountpoint,
+            self._settings.present.sidecars,
+            overwrite=overwrite,
+        )
+        # It holds up other verbs.
+        with trio.move_on_after(2 * self._mirror.search_s) as patience:
+            await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+        if patience.cancelled_caught:
+            raise UserError(f"cannot make {path}: its file system does not answer")
+
+    def _whole_disk(self) -> AbstractAsyncContextManager[None]:
+        """A lock on all of the disk: no request is under way, nor any vote."""
+        return self._mirror.locks.held(0, self._disk.size, exclusive=True)

@@ -17,6 +17,8 @@ class BlockDevice(RegularFile):
     It has a size that we cannot change, and no holes that can be asked for: all is data.
     """
 
+    plain = False
+
     def __init__(self, fd: int, size: int, device: Device) -> None:
         super().__init__(fd, size)
         self.device = device

@@ -82,6 +82,8 @@ class Buffers:
 class DirectFile(RegularFile):
     """An open image that is read and written with O_DIRECT, except for its tail."""
 
+    plain = False
+
     def __init__(self, fd: int, size: int, direct: Direct) -> None:
         """*fd* as for `RegularFile`, without O_DIRECT; *direct* is taken over, too."""
         super().__init__(fd, size)

@@ -5,6 +5,7 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 
 from quorumfs.decisions.record import identity_of
+from quorumfs.replica import rangecopy
 from quorumfs.replica.storage import FileStatus, TruncatedError
 
 _COPY_BUFFER = 256 << 10
@@ -13,6 +14,9 @@ _COPY_BUFFER = 256 << 10
 
 class RegularFile:
     """An open image, or sidecar, of *size* bytes. The methods raise `OSError`."""
+
+    plain = True
+    """Whether the file's length, reads and writes are those of its descriptor, and no more."""
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
@@ -101,6 +105,8 @@ class RegularFile:
         one bad block would be the end of both. Between file systems, where replicas should be, it
         does not work anyway, and it is no faster.
         """
+        if rangecopy.available and self.plain and source.plain:
+            return self._copy_in_c(source, offset, length)
         buffer = memoryview(bytearray(min(length, _COPY_BUFFER)))
         copied = 0
         while copied < length:
@@ -113,6 +119,14 @@ class RegularFile:
             self.refuse_if_truncated()
             self.write(offset + copied, buffer[:read])
             copied += read
+        return copied
+
+    def _copy_in_c(self, source: "RegularFile", offset: int, length: int) -> int:
+        copied, ended = rangecopy.copy_range(source.fd, self.fd, offset, length, self.size)
+        if ended == rangecopy.TRUNCATED:
+            self.refuse_if_truncated()
+        elif ended:
+            raise OSError(ended, os.strerror(ended))
         return copied
 
     def seek_data(self, offset: int) -> int:

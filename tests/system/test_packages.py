@@ -13,12 +13,16 @@ import pytest
 
 CHECKOUT = Path(__file__).parents[2]
 
+LIBRARY_NAMES = ("fuse/_shim", "fastpath/_native", "replica/_copy")
+"""What is written in C."""
+
 LIBRARIES = """
 from quorumfs.fastpath import native
 from quorumfs.fuse import shim
-print(shim._library._name, native.library._name)
+from quorumfs.replica import rangecopy
+print(*(one._name for one in (shim._library, native.library, rangecopy._library)))
 """
-"""Prints where the two libraries in C were loaded from."""
+"""Prints where the libraries in C were loaded from."""
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +62,7 @@ def test_a_package_installs_and_mounts(packages: list[Path], kind: str, tmp_path
     found = succeeds(python, "-c", "import quorumfs.fuse as room; print(room.__file__)")
     assert found.startswith(own)
     loaded = succeeds(python, "-c", LIBRARIES)
-    assert loaded.split() == [
-        f"{own}/quorumfs/{name}.abi3.so" for name in ("fuse/_shim", "fastpath/_native")
-    ]
+    assert loaded.split() == [f"{own}/quorumfs/{name}.abi3.so" for name in LIBRARY_NAMES]
     command = environment / "bin" / "quorumfs"
     assert succeeds(command, "--version").startswith("quorumfs, version ")
     succeeds(command, "manual", "--directory", tmp_path / "man")
@@ -86,7 +88,7 @@ def test_one_wheel_is_for_every_python(packages: list[Path], tmp_path: Path) -> 
     with zipfile.ZipFile(package) as archive:
         libraries = [name for name in archive.namelist() if name.endswith(".so")]
         archive.extractall(tmp_path, libraries)
-    assert sorted(libraries) == ["quorumfs/fastpath/_native.abi3.so", "quorumfs/fuse/_shim.abi3.so"]
+    assert set(libraries) == {f"quorumfs/{name}.abi3.so" for name in LIBRARY_NAMES}
     for library in libraries:
         asked_for = succeeds("nm", "--dynamic", "--undefined-only", tmp_path / library)
         assert "@GLIBC" in asked_for

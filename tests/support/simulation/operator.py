@@ -202,6 +202,8 @@ class Operator:
         by_path = {one.path: index for index, one in enumerate(world.replicas)}
         kept = [world.replicas[by_path[path]].image for path in resolution.kept]
         oracle.forget_reads()
+        record = resolution.sidecars[resolution.kept[0]].record
+        oracle.resize(record.size)  # the side may have grown apart from the other one
         for image in kept:
             oracle.allow([image.cache, image.durable])
         for path, sidecar in resolution.sidecars.items():

@@ -164,6 +164,7 @@ class SetState:
             i for i, m in zip(order, plan.members, strict=True) if m.state is Standing.CURRENT
         ]
         self.oracle.forget_reads()
+        self.oracle.resize(plan.record.size)  # what is here may have grown apart from the others
         self.forget_orders()
         for index in members:
             image = self.world.replicas[index].image

@@ -20,6 +20,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from quorumfs.mount.path_watch import PathWatch
 from quorumfs.replica import filestorage as module
+from quorumfs.replica import rangecopy
 from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.filesystems import Locality, locality
 from quorumfs.replica.replica import Replica
@@ -136,19 +137,19 @@ async def test_a_source_is_closed_when_nobody_copies_from_it_any_more(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Until then it has its locks, and cannot be opened again: who waits for it has to know."""
-    begun, may_go_on, read = Event(), Event(), os.preadv
+    begun, may_go_on, copy = Event(), Event(), rangecopy.copy_range
 
-    def read_slowly(*arguments: Any) -> int:
+    def copy_slowly(*arguments: Any) -> tuple[int, int]:
         begun.set()
         assert may_go_on.wait(60)
-        return read(*arguments)
+        return copy(*arguments)
 
     def is_open() -> bool:
         return str(source) in {str(link.readlink()) for link in open_files()}
 
     async with opened(target) as storage, trio.open_nursery() as nursery:
         one = FileStorage(os.open(source, os.O_RDWR), SIZE, "source", locality=Locality.HERE)
-        monkeypatch.setattr(os, "preadv", read_slowly)
+        monkeypatch.setattr(rangecopy, "copy_range", copy_slowly)
         operation = storage.copying(one, 0, SIZE)
         assert operation is not None
         nursery.start_soon(outcome, storage, operation)
@@ -207,7 +208,11 @@ async def test_what_is_put_off_is_done(
 def test_a_copy_that_is_put_off_is_done(
     source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    PutOff(monkeypatch, "pwrite", 3)
+    put_off = [(KIB, errno.EAGAIN)] * 3
+    copy = rangecopy.copy_range
+    monkeypatch.setattr(
+        rangecopy, "copy_range", lambda *arguments: put_off.pop() if put_off else copy(*arguments)
+    )
     assert copied(source, target, 0, SIZE) == SIZE
     assert target.read_bytes() == source.read_bytes()
 

@@ -167,21 +167,29 @@ class Record:
         return record
 
     def entered(
-        self, identity: int, *, changed: bool, passed: Iterable[PastMount] = ()
+        self,
+        identity: int,
+        first: int | None = None,
+        *,
+        changed: bool,
+        passed: Iterable[PastMount] = (),
     ) -> "Record":
         """The same record with the mount *identity* as the latest.
 
+        *first*: the number of the first record that the mount tried to make valid; None: this one.
+        Records that failed before the mount was entered do not make the mount before last longer.
         *changed*: the mount may change the disk from now on. *passed*: mounts that were prepared
         after the latest one and led nowhere, or that were given up. A passed mount that was on
         record went on afterwards, and is moved. Mounts on record count as ended now, whenever the
         passed mounts began.
         """
+        first = self.sequence if first is None else first
         latest = self.mounts[0] if self.mounts else None
         if latest and latest.identity == identity:
             latest = replace(latest, changed=latest.changed or changed)
             return replace(self, mounts=(latest, *self.mounts[1:]))
-        latest = PastMount(identity, self.sequence, changed)
-        ended = (replace(mount, first=self.sequence) for mount in passed)
+        latest = PastMount(identity, first, changed)
+        ended = (replace(mount, first=first) for mount in passed)
         later = {mount.identity: mount for mount in (latest, *ended)}
         earlier = (one for one in self.lineage if one.identity not in later)
         return replace(self, mounts=(*later.values(), *earlier)[:MOUNTS_MAX])

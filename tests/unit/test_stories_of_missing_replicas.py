@@ -13,6 +13,7 @@ from support.simulation.oracle import BrokenError
 from support.simulation.setup import Setup
 from support.simulation.storage import Fault, Weather
 from support.simulation.story import (
+    EIO,
     EQUALS,
     EXTENT,
     EXTENTS,
@@ -91,6 +92,39 @@ async def away_in_turn(story: Story) -> None:
         except AssemblyRefusedError as error:
             raise BrokenError(f"refused without need: {error}") from error
         story.world.attach(away)
+    await story.ends_well()
+
+
+async def current_alone_in_turn(story: Story) -> None:
+    """Nobody was used without the others where too few were current for any write to succeed.
+
+    Nor does a record that failed say that the mount before lasted longer.
+    """
+    story.world.detach(2)
+    async with story.mounted() as guest:
+        await guest.write_surely(EXTENTS[0])
+    story.world.detach(0)
+    story.world.attach(2)
+    story.fail(2, (Kind.WRITE, Kind.COPY))  # it is not brought up to date
+    async with story.mounted() as guest:
+        story.world.replicas[1].sidecar_faults.plan(Kind.SYNC, EIO)
+        with pytest.raises(OSError, match="Input/output error"):
+            await guest.mounted.disk.write(EXTENTS[1], bytes(EXTENT))
+        with pytest.raises(OSError, match="too few"):
+            await guest.mounted.disk.write(EXTENTS[1], bytes(EXTENT))
+        story.world.kill()
+    story.mend(2)
+    story.world.attach(0)
+    story.world.detach(1)
+    async with story.mounted() as guest:
+        await guest.until(lambda: len(guest.mounted.sidecars.ledger.members) > 1)
+        await guest.write_surely(EXTENTS[2])
+    story.world.attach(1)
+    try:
+        async with story.mounted() as guest:
+            await guest.converged()
+    except AssemblyRefusedError as error:
+        raise BrokenError(f"refused without need: {error}") from error
     await story.ends_well()
 
 
@@ -208,6 +242,7 @@ STORIES = [
     (a_hole_passed_over_without_a_record, replace(TRIO, fifo=True)),
     (a_hole_sought_without_a_record, TRIO),
     (away_in_turn, TRIO),
+    (current_alone_in_turn, TRIO),
 ]
 
 

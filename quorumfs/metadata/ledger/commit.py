@@ -83,6 +83,9 @@ class Records:
         pages for as many."""
         self._identity = identity
         self._sequence = max(plan.sequence_seen, plan.record.sequence)
+        self._begun: int | None = None
+        """The number of the first record that this mount has tried to make valid, if no later one
+        of another mount was seen since; None: there is none."""
         self._certain = True
         """False while an unfinished commit may have left a later record on some replica."""
         self._tried: set[tuple[object, ...]] = set()
@@ -93,7 +96,9 @@ class Records:
 
     def saw(self, sequences: Iterable[int]) -> None:
         """Note sequence numbers found in a sidecar: the next record gets a higher number."""
-        self._sequence = max(self._sequence, *sequences)
+        latest = max(sequences)
+        if latest > self._sequence:
+            self._sequence, self._begun = latest, None
 
     @property
     def keys(self) -> set[tuple[object, ...]]:
@@ -142,6 +147,8 @@ class Records:
         if not left:
             record = self._as_ordered(record)
         self._sequence += 1
+        if self._begun is None:
+            self._begun = self._sequence
         threshold = self.next_threshold or self.threshold
         if not enough:  # too few may not change that
             threshold = record.threshold
@@ -151,6 +158,7 @@ class Records:
         acknowledging = not left and len(members) >= self.threshold
         record = record.entered(
             self._identity,
+            self._begun,
             changed=self.changing and acknowledging,
             passed=self._passed_mounts,
         )

@@ -197,6 +197,9 @@ class Oracle:
         """What was known by then is durable."""
         self._untold_loss: int | None = None
         """When something acknowledged was lost on all replicas, until a flush has failed for it."""
+        self._parted: set[int] = set()
+        """The sectors that replicas have lost unlike each other, until a flush has failed: who asks
+        one replica sees what that one holds, which nobody can know to be wrong."""
         self._inherited_loss = False
         """A loss that an earlier life told nobody of: a sync of this one may hear of it."""
         self._power_cut = 0
@@ -313,7 +316,7 @@ class Oracle:
             if not seen:
                 raise self._violation(sector, index, content)
             self.checked += 1
-            if len(allowed) == 1 or reading.overtaken:
+            if len(allowed) == 1 or reading.overtaken or index in self._parted:
                 continue  # what else there was is excluded already, or may be there again
             before = max(reading.began, min(version.issued for version in seen))
             sector.seen(seen, before, now)
@@ -338,6 +341,7 @@ class Oracle:
     def flush_failed(self) -> None:
         """A flush failed: whatever was lost before is told by it."""
         self._untold_loss = None
+        self._parted.clear()
         self._inherited_loss = False
 
     @property
@@ -350,7 +354,12 @@ class Oracle:
 
         No set of copies survives that, but one flush has to fail for it.
         """
-        if self.allow(images):
+        excluded = self.allow(images)
+        for index in range(len(self._sectors)):
+            place = index * SECTOR, (index + 1) * SECTOR
+            if len({image.read(*place) for image in images}) > 1:
+                self._parted.add(index)
+        if excluded:
             self._untold_loss = self._tick()
 
     def killed(self) -> None:
@@ -360,6 +369,7 @@ class Oracle:
         self._readings.clear()
         self._inherited_loss |= self._untold_loss is not None
         self._untold_loss = None  # whoever was to be told is gone, too
+        self._parted.clear()
 
     def power_cut(self) -> None:
         """Power was cut: only what was flushed is sure."""

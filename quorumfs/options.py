@@ -45,6 +45,9 @@ class MountOptions:
     write_mostly: tuple[str, ...] = ()
     """Names of replicas that are read only where no other can answer: paths, or file names."""
     replica_timeout_s: float = 8.0
+    write_ack: str = "all"
+    """``all``, or ``threshold``: writes and flushes wait for those that lag `behind_max_s`."""
+    behind_max_s: float = 0.1
     replica_io: str = "buffered"
     """One of `quorumfs.decisions.replicaio.ASKED`."""
     sync: bool = False
@@ -57,6 +60,12 @@ class MountOptions:
     fsname: str | None = None
     kernel_flags: frozenset[str] = frozenset()
     """Options that go to the kernel or libfuse as they are."""
+
+    @property
+    def patience_with_laggards_s(self) -> float | None:
+        """How much longer (seconds) than on others that suffice a write may take on a replica;
+        None: until the timeout."""
+        return self.behind_max_s if self.write_ack == "threshold" else None
 
 
 class RefusedError(Exception):
@@ -122,11 +131,23 @@ def _background(text: str) -> int:
 
 
 def _duration(text: str) -> float:
-    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|m|)", text)
-    seconds = float(match[1]) * {"ms": 0.001, "s": 1, "": 1, "m": 60}[match[2]] if match else 0
+    seconds = _seconds(text)
     if not 0.1 <= seconds <= 3600:
         raise RefusedError("a time from 100ms to 60m, like 8s")
     return seconds
+
+
+def _short_duration(text: str) -> float:
+    seconds = _seconds(text)
+    if not 0.001 <= seconds <= 60:
+        raise RefusedError("a time from 1ms to 60s, like 100ms")
+    return seconds
+
+
+def _seconds(text: str) -> float:
+    """A time in *text*; 0 if there is none."""
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)(ms|s|m|)", text)
+    return float(match[1]) * {"ms": 0.001, "s": 1, "": 1, "m": 60}[match[2]] if match else 0.0
 
 
 def _interval(text: str) -> float | None:
@@ -319,6 +340,23 @@ OPTIONS: Mapping[str, Option] = {
             "that none can, four times for a flush (default: 8s)",
         ),
         Option(
+            "write-ack",
+            "all|threshold",
+            _choice("all", "threshold"),
+            "write_ack",
+            "all: a write or flush waits for every current replica (default); threshold: once "
+            "vote-threshold of them have done it, it waits behind-max for the others; who takes "
+            "longer is ejected, and caught up later",
+        ),
+        Option(
+            "behind-max",
+            "TIME",
+            _short_duration,
+            "behind_max_s",
+            "with write-ack=threshold: how much longer than the others a replica may take for a "
+            "write, and four times as long for a flush (default: 100ms)",
+        ),
+        Option(
             "replica-io",
             "|".join(ASKED),
             _choice(*ASKED),
@@ -421,7 +459,7 @@ def option_text(options: MountOptions, name: str) -> str:
     """The field *name*, which one option with a value sets, as ``-o`` takes it."""
     value = getattr(options, name)
     match name, value:
-        case "replica_timeout_s", _:
+        case (("replica_timeout_s" | "behind_max_s"), _):
             text = f"{value:g}s"
         case "scrub_every_s", None:
             text = "off"

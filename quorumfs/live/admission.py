@@ -80,6 +80,7 @@ class Admission:
             last = len(replicas) if known is None else known.index
             index = last if at is None else at - 1
             new = Replica(index, path, None, self._mirror.search_s)
+            new.behind_max_s = self._settings.present.patience_with_laggards_s
             if (slot := absent(self._disk, self._ledger.record, path)) is not None:
                 if overwrite and not self._ledger.records.is_offline(slot):
                     await self._renew(new, slot, action)

@@ -29,6 +29,8 @@ TUNED = (
     "rewrite_corrupted",
     "blkverify",
     "replica_timeout_s",
+    "write_ack",
+    "behind_max_s",
     "resync_rate",
     "scrub_every_s",
     "on_event",
@@ -168,6 +170,7 @@ class Settings:
         mirror.search_s = new.replica_timeout_s
         for replica in mirror.replicas:
             replica.timeout_s = new.replica_timeout_s
+            replica.behind_max_s = new.patience_with_laggards_s
         if self._repairs is None:
             self._disk.repair_by(Rewriting(mirror) if new.rewrite_corrupted else None)
         else:

@@ -171,6 +171,8 @@ class ReplicaSet:
         )
         mirror.read_order.write_mostly = write_mostly([one.path for one in replicas], options)
         mirror.read_order.hedges = plan is not None
+        for replica in replicas:
+            replica.behind_max_s = options.patience_with_laggards_s
         zero_kind = {"off": None, "on": Kind.ZERO, "unmap": Kind.DISCARD}[options.detect_zeroes]
         if sidecars is None or options.read_only:
             rewriting = Rewriting(mirror) if options.rewrite_corrupted else None

@@ -40,6 +40,10 @@ class _Waiting(NamedTuple):
     to_sidecar: bool
 
 
+_LEAVING_BEHIND = frozenset({Kind.WRITE, Kind.DISCARD, Kind.ZERO, Kind.SYNC})
+"""Kinds of operations for which a replica can be left behind."""
+
+
 class InFlight:
     """The operations on one replica that have not returned."""
 
@@ -51,6 +55,9 @@ class InFlight:
         """Operations of threads that are not the replica's, given up or not."""
         self.timeout_s = timeout_s
         """How long an operation may take (seconds)."""
+        self.behind_max_s: float | None = None
+        """How much longer (seconds) a change may take than on others that suffice; None: until the
+        timeout."""
 
     def __len__(self) -> int:
         return len(self.waiting) + len(self.abandoned)
@@ -200,6 +207,16 @@ class Replica:
     @timeout_s.setter
     def timeout_s(self, timeout_s: float) -> None:
         self._in_flight.timeout_s = timeout_s
+
+    @property
+    def behind_max_s(self) -> float | None:
+        """How much longer (seconds) than on others that suffice a write may take, and a flush
+        `SYNC_PATIENCE` times as long; None: until the timeout."""
+        return self._in_flight.behind_max_s
+
+    @behind_max_s.setter
+    def behind_max_s(self, behind_max_s: float | None) -> None:
+        self._in_flight.behind_max_s = behind_max_s
 
     @property
     def hung(self) -> bool:
@@ -427,6 +444,14 @@ class Replica:
         if self._closing.waiting:
             self._close_detached()
 
+    def leave_behind(self, operation: Operation, patience_s: float) -> None:
+        """Answer *operation*, if it has no outcome, with ETIMEDOUT: others did it *patience_s*
+        seconds ago."""
+        if operation in self._in_flight.waiting:
+            self._abandon(
+                operation, f"a {operation.kind.value} took {patience_s:g} s longer than elsewhere"
+            )
+
     def give_up(self) -> None:
         """Answer every operation in flight with ETIMEDOUT."""
         for operation in list(self._in_flight.waiting):
@@ -465,14 +490,29 @@ class FanOut:
     is in, and no scheduler turn when every replica answered at once.
     """
 
-    __slots__ = ("_eager", "_failed", "_impatient", "_needed", "_pending", "_succeeded", "_task")
+    __slots__ = (
+        "_eager",
+        "_failed",
+        "_impatient",
+        "_may_lag",
+        "_needed",
+        "_others_do",
+        "_pending",
+        "_satisfied",
+        "_succeeded",
+        "_task",
+    )
 
     def __init__(self, needed: int) -> None:
         """*needed*: how many successes make the request succeed without the rest."""
         self._needed = needed
+        self._others_do = needed > 0
+        """Whether successes of others can make a replica dispensable."""
         self._pending = 0
         self._failed = self._impatient = False
-        self._succeeded = self._eager = False
+        self._succeeded = self._eager = self._satisfied = False
+        self._may_lag: list[tuple[Replica, Operation]] | None = None
+        """Operations whose replicas may be left behind; None, as for most: there are none."""
         self._task: trio.lowlevel.Task | None = None
 
     @property
@@ -488,7 +528,18 @@ class FanOut:
         """Start *operation* on *replica*."""
         self._pending += 1
         operation.counts = not replica.standing.is_target
+        if replica.behind_max_s is not None and operation.kind in _LEAVING_BEHIND:
+            self._note_behind(replica, operation)
         replica.submit(operation, self, to_sidecar=to_sidecar)
+
+    def _note_behind(self, replica: Replica, operation: Operation) -> None:
+        """Note that *replica* may be left behind, if others can do for it.
+
+        A target is waited for: else one that is busy being resynced would never become current.
+        """
+        if self._others_do and operation.counts:
+            self._may_lag = self._may_lag or []
+            self._may_lag.append((replica, operation))
 
     def answered(self, operation: Operation) -> None:
         """Take the outcome of *operation*."""
@@ -502,6 +553,7 @@ class FanOut:
             not self._pending
             or (self._impatient and self._failed)
             or (self._eager and self._succeeded)
+            or (self._satisfied and self.enough)
         ):
             task, self._task = self._task, None
             trio.lowlevel.reschedule(task)
@@ -510,6 +562,8 @@ class FanOut:
         """Wait for *operation* too, which another thread has begun on *replica*."""
         self._pending += 1
         operation.counts = replica.standing is not Standing.RESYNCING
+        if replica.behind_max_s is not None:
+            self._note_behind(replica, operation)
         replica.adopt(operation, self)
 
     async def complete_or_failed(self) -> bool:
@@ -540,12 +594,49 @@ class FanOut:
     async def complete(self) -> None:
         """Wait until every operation has an outcome.
 
+        Once the successes suffice, replicas that take longer than `Replica.behind_max_s` are left
+        behind: their operations are given up.
+
         **Cancellation**: submitted operations happen anyway, unseen. Only the end of the whole
         mount cancels requests: a disk must not be used after a request was cancelled.
         """
-        if self._pending:
-            self._task = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._abort)
+        if self._pending and self._may_lag is not None:
+            await self._leave_behind(self._may_lag)
+        elif self._pending:
+            await self._wait()
+
+    async def _leave_behind(self, may_lag: list[tuple[Replica, Operation]]) -> None:
+        self._satisfied = True
+        if not self.enough:
+            await self._wait()
+        self._satisfied = False
+        replica, operation = may_lag[0]
+        patience_s = replica.behind_max_s
+        if patience_s is not None and operation.kind is Kind.SYNC:
+            patience_s *= SYNC_PATIENCE
+        while patience_s is not None and self._waits and self.enough:
+            due = trio.current_time() + patience_s
+            with trio.move_on_at(due):
+                await self._wait()
+            if trio.current_time() - due > patience_s:
+                continue  # this process was starved, and could not hear of outcomes
+            with trio.CancelScope(shield=True):  # outcomes may have come with the end of patience
+                await trio.lowlevel.checkpoint()
+            for lagging, late in may_lag:
+                lagging.leave_behind(late, patience_s)
+            break
+        if self._waits:
+            await self._wait()
+
+    @property
+    def _waits(self) -> bool:
+        """Whether there is still an outcome to wait for."""
+        return self._pending > 0 and not (self._impatient and self._failed)
+
+    async def _wait(self) -> None:
+        """Wait until all operations have outcomes, or what else is waited for has come."""
+        self._task = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort)
 
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self._task = None

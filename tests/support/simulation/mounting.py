@@ -76,6 +76,8 @@ class Mounting:
             search_s=TIMEOUT_S,
             events=EventLog("disk", self.heard),
         )
+        for replica in replicas:
+            replica.behind_max_s = setup.behind_max_s
         mirror.read_order.write_mostly = frozenset(r.path for r in replicas[: setup.mostly])
         present = {
             replica: one
@@ -109,6 +111,8 @@ class Mounting:
             rewrite_corrupted=setup.rewrite_corrupted,
             replica_timeout_s=TIMEOUT_S,
             resync_rate=limit,
+            write_ack="all" if setup.behind_max_s is None else "threshold",
+            behind_max_s=setup.behind_max_s or 0.1,
         )
         settings = Settings(
             disk, repairs, options, lambda new, _: setup.pattern(new.vote_threshold)

@@ -102,6 +102,8 @@ class Setup:
     """Of patterns that read one replica: the one that lately answered fastest."""
     mostly: bool = False
     """The first replica of a mount is marked write-mostly."""
+    behind_max_s: float | None = None
+    """How long a write waits for replicas that the threshold can do without; None: the timeout."""
 
     def pattern(self, threshold: int) -> ReadPattern:
         """How reads are answered."""
@@ -131,6 +133,7 @@ class Setup:
             fast=dice.choice((0.0, 0.0, 0.7, 1.0)),
             fastest=dice.random() < 0.4,
             mostly=dice.random() < 0.3,
+            behind_max_s=dice.choice((None, None, 0.05)),
         )
 
 

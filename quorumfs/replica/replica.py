@@ -614,7 +614,7 @@ class FanOut:
         patience_s = replica.behind_max_s
         if patience_s is not None and operation.kind is Kind.SYNC:
             patience_s *= SYNC_PATIENCE
-        while patience_s is not None and self._waits and self.enough:
+        while patience_s is not None and self._waits:
             due = trio.current_time() + patience_s
             with trio.move_on_at(due):
                 await self._wait()

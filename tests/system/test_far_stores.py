@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import pytest
 from conftest import MakeImages
@@ -158,3 +158,46 @@ def test_a_vote_does_not_wait_for_the_far_one(tmp_path: Path) -> None:
         disk.mounted.wait(lambda status: status["replicas"][0]["copied_bytes"], "the repair")
         assert disk.mounted.replica(rotten)["state"] == "current"
         assert backing.read_bytes()[BLOCK : 2 * BLOCK] == CONTENT[BLOCK : 2 * BLOCK]
+
+
+ACK = "vote-threshold=2,write-ack=threshold,behind-max=50ms"
+
+
+def write_all(disk: FarDisk, content: bytes) -> float:
+    """Write the disk block by block, and flush it; how long (seconds) that took."""
+    began = time.monotonic()
+    for offset in range(0, len(content), BLOCK):
+        disk.file.write(offset, content[offset : offset + BLOCK])
+    disk.file.flush()
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("operation", ["write", "fsync"])
+def test_who_is_far_behind_is_ejected_and_caught_up(
+    tmp_path: Path, operation: Literal["write", "fsync"]
+) -> None:
+    """The guest pays for it once, and what was acknowledged is on record as missed (P1)."""
+    with far_disk(tmp_path, 3, ACK) as disk:
+        write_all(disk, CONTENT)
+        disk.fs.inject("c.img", operation, delay=2.0)
+        written = CONTENT[BLOCK:] + CONTENT[:BLOCK]
+        assert write_all(disk, written) < 2.0
+        far = disk.mounted.replicas[2]
+        assert disk.mounted.replica(far)["state"] != "current"
+        assert disk.file.read(0, BLOCK) == written[:BLOCK]
+        disk.fs.clear()
+        disk.mounted.wait_healthy()
+        assert disk.fs.backing("c.img").read_bytes() == written
+
+
+def test_waiting_for_all_is_set_and_taken_back_in_use(tmp_path: Path) -> None:
+    with far_disk(tmp_path, 3, ACK) as disk:
+        quorumfs("set", disk.mounted.mountpoint, "write-ack=all")
+        disk.fs.inject("c.img", "write", delay=FAR_S)
+        disk.file.write(0, CONTENT[:BLOCK])
+        assert disk.mounted.states() == ["current"] * 3
+        quorumfs("set", disk.mounted.mountpoint, "write-ack=threshold,behind-max=10ms")
+        disk.file.write(0, CONTENT[:BLOCK])
+        assert disk.mounted.states()[2] != "current"
+        disk.fs.clear()
+        disk.mounted.wait_healthy()

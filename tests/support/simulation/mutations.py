@@ -591,6 +591,18 @@ def any_sync_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Mirror, "sync", credulous)
 
 
+def laggards_count_as_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P1: who has not written what the threshold has stays current when that is acknowledged."""
+
+    async def not_waiting(self: FanOut, _: object) -> None:
+        self._satisfied = True
+        if not self.enough:
+            await self._wait()
+        self._satisfied = False
+
+    monkeypatch.setattr(FanOut, "_leave_behind", not_waiting)
+
+
 def source_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """P9: after a crash all get what the first replica holds, whatever a majority does."""
 
@@ -1006,6 +1018,7 @@ MUTATIONS: dict[str, Patch] = {
     "R14 not read back": not_read_back,
     "R14 goes on": fenced_goes_on,
     "P2 one sync is enough": one_sync_is_enough,
+    "P1 laggards count as done": laggards_count_as_done,
     "P2 any sync is believed": any_sync_is_believed,
     "P2 record in memory": flush_ejects_in_memory,
     "P4 ties are repaired": ties_are_repaired,

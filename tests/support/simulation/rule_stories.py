@@ -612,6 +612,15 @@ async def only_one_can_sync(story: Story) -> None:
     await story.ends_well()
 
 
+async def acknowledged_before_one_has_written(story: Story) -> None:
+    """Write-ack is ``threshold``: who is behind is ejected first, and not read."""
+    async with story.holding(EXTENTS[0]).mounted() as guest:
+        story.fail_once(0, Kind.WRITE, Fault(delay_s=1.0))
+        await guest.write(EXTENTS[0])
+        await guest.read(EXTENTS[0])
+    await story.ends_well()
+
+
 async def a_flush_waits_for_one_that_fails(story: Story) -> None:
     """That one is told of the loss; this one is answered when all is durable after all."""
     await ejected(story)
@@ -1014,6 +1023,11 @@ TOLD = (
     Told("R13 told to the administrator", all_lose_what_an_order_hears_of),
     Told("R14 not read back", taken_over_while_at_work, replace(PAIR, claims=True)),
     Told("R14 goes on", taken_over_while_at_work, replace(PAIR, claims=True)),
+    Told(
+        "P1 laggards count as done",
+        acknowledged_before_one_has_written,
+        replace(PAIR, behind_max_s=0.05),
+    ),
     Told("P2 any sync is believed", a_flush_waits_for_one_that_fails),
     Told("P2 one sync is enough", only_one_can_sync, TRIO),
     Told("P2 record in memory", power_cut_after_one_failed_to_sync),

@@ -444,10 +444,14 @@ class Replica:
         if self._closing.waiting:
             self._close_detached()
 
+    def owes(self, operation: Operation) -> bool:
+        """Whether *operation* has no outcome yet."""
+        return operation in self._in_flight.waiting
+
     def leave_behind(self, operation: Operation, patience_s: float) -> None:
         """Answer *operation*, if it has no outcome, with ETIMEDOUT: others did it *patience_s*
         seconds ago."""
-        if operation in self._in_flight.waiting:
+        if self.owes(operation):
             self._abandon(
                 operation, f"a {operation.kind.value} took {patience_s:g} s longer than elsewhere"
             )
@@ -496,7 +500,7 @@ class FanOut:
         "_impatient",
         "_may_lag",
         "_needed",
-        "_others_do",
+        "_needed_of_all",
         "_pending",
         "_satisfied",
         "_succeeded",
@@ -505,9 +509,7 @@ class FanOut:
 
     def __init__(self, needed: int) -> None:
         """*needed*: how many successes make the request succeed without the rest."""
-        self._needed = needed
-        self._others_do = needed > 0
-        """Whether successes of others can make a replica dispensable."""
+        self._needed = self._needed_of_all = needed
         self._pending = 0
         self._failed = self._impatient = False
         self._succeeded = self._eager = self._satisfied = False
@@ -537,7 +539,7 @@ class FanOut:
 
         A target is waited for: else one that is busy being resynced would never become current.
         """
-        if self._others_do and operation.counts:
+        if self._needed_of_all > 0 and operation.counts:
             self._may_lag = self._may_lag or []
             self._may_lag.append((replica, operation))
 
@@ -622,8 +624,15 @@ class FanOut:
                 continue  # this process was starved, and could not hear of outcomes
             with trio.CancelScope(shield=True):  # outcomes may have come with the end of patience
                 await trio.lowlevel.checkpoint()
-            for lagging, late in may_lag:
-                lagging.leave_behind(late, patience_s)
+            well = [
+                one
+                for one, done in may_lag
+                if one.standing.is_member and not one.owes(done) and done.error is None
+            ]
+            # One that succeeded may have been ejected meanwhile: it stands in for nobody.
+            if len(well) >= self._needed_of_all:
+                for lagging, late in may_lag:
+                    lagging.leave_behind(late, patience_s)
             break
         if self._waits:
             await self._wait()

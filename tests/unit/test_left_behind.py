@@ -135,6 +135,19 @@ async def test_a_target_is_waited_for(nursery: trio.Nursery, autojump_clock: Moc
     assert not behind(bench)
 
 
+async def test_one_that_was_ejected_stands_in_for_nobody(
+    nursery: trio.Nursery, autojump_clock: MockClock
+) -> None:
+    """Else one that is needed would be given up, and a flush fail that could have succeeded."""
+    bench = bench_of(nursery, 2, 0.0, 1.0, 5.0)
+    replicas = bench.disk.replicas
+    nursery.start_soon(ask, 2, *replicas)
+    await trio.sleep(0.5)
+    replicas[1].standing = Standing.STALE
+    await trio.sleep(3.0)
+    assert not behind(bench)
+
+
 async def test_what_has_no_substitute_is_waited_for(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:

@@ -98,7 +98,7 @@ class Mounting:
                 if claim is not None and tenure.lost_to(claim) and not claim.released:
                     raise ForeignError(f"in use by {claim}")
                 world.sign(index, tenure.mine)
-            return Returned(one, life.image(index, mirror.size), life.sidecar(index))
+            return Returned(one, life.image(index, sidecars.ledger.map.size), life.sidecar(index))
 
         outvoted = setup.rewrite_corrupted
         repairs = Repairs(mirror, sidecars, reopen, present=present, limit=limit, outvoted=outvoted)

@@ -327,7 +327,7 @@ class Fate:
             yield
         finally:
             crowd.paused = crowd.reads_only = crowd.full = False
-            crowd.patience_s = None
+            crowd.patience_s = Crowd().patience_s
             crowd.acknowledged = Crowd().acknowledged
             self.life.watch = None
             for one in self._world.replicas:
@@ -599,15 +599,17 @@ class Fate:
         """It costs a timeout, once."""
         if (index := self._dispensable()) is None:
             return
-        crowd = self._crowd
+        crowd, mounted = self._crowd, self._mounted
         crowd.reads_only = True
         await trio.sleep(2.0)
         self._world.detach(index, hang=True)
         await self._do(self._guest.read, *self._somewhere())
         await trio.sleep(3 * TIMEOUT_S)
-        crowd.patience_s = TIMEOUT_S / 4
+        orders = mounted.orders  # while one is carried out, it may be the first to ask the replica
+        still = orders % 2 == 0
+        crowd.patience_s = lambda: TIMEOUT_S / 4 if still and mounted.orders == orders else None
         await trio.sleep(self._dice.uniform(5.0, 30.0))
-        crowd.patience_s = None
+        crowd.patience_s = Crowd().patience_s
         crowd.reads_only = False
         self._world.attach(index)
 

@@ -36,8 +36,8 @@ class Crowd:
     paused: bool = False
     reads_only: bool = False
     requests: int = 0
-    patience_s: float | None = None
-    """A request that begins and ends while this is set takes no longer."""
+    patience_s: Callable[[], float | None] = lambda: None
+    """A request that begins and ends while this gives a time (seconds) takes no longer."""
     nothing_fails: Callable[[], bool] = lambda: False
     """Whether there is no reason for a request to fail."""
     full: bool = False
@@ -97,7 +97,7 @@ class Guest:
         """One request; whether it succeeded."""
         name, action = self._chosen()
         crowd = self._crowd
-        sure, patience_s = crowd.nothing_fails(), crowd.patience_s
+        sure, patience_s = crowd.nothing_fails(), crowd.patience_s()
         began, owed = trio.current_time(), self.oracle.owes_an_error
         self._note(f"guest {self._number} {name}")
         try:
@@ -113,7 +113,7 @@ class Guest:
             return False
         self._note(f"guest {self._number} {name}: ok")
         took_s = trio.current_time() - began
-        if patience_s is not None and crowd.patience_s is not None and took_s > patience_s:
+        if patience_s is not None and crowd.patience_s() is not None and took_s > patience_s:
             raise BrokenError(f"{name} waited {took_s:.1f} s, and one replica hung long before")
         return True
 

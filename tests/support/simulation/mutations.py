@@ -481,8 +481,8 @@ def opening_is_changing(monkeypatch: pytest.MonkeyPatch) -> None:
     """R14: who only had a set in use is taken for one that changed it."""
     entered = Record.entered
 
-    def changed(self: Record, identity: int, **others: Any) -> Record:
-        return entered(self, identity, **others | {"changed": True})
+    def changed(self: Record, *arguments: Any, **others: Any) -> Record:
+        return entered(self, *arguments, **others | {"changed": True})
 
     monkeypatch.setattr(Record, "entered", changed)
 

@@ -16,7 +16,8 @@ A new standing is added in these steps:
      `eject` and `give_up_target`;
    * `quorumfs.metadata.enrolment.Enrolment`: OFFLINE when a replica is taken out or removed, STALE
      in `take_in` and `admit`, MISSING or OFFLINE in `attach`;
-   * `quorumfs.live.admission.Admission`: MISSING, once the sidecar of a FOREIGN one is made anew;
+   * `quorumfs.live.admission.Admission`: OFFLINE while the sidecar of one that is out of use is
+     made anew, then MISSING;
    * `quorumfs.metadata.joining.Joining`: RESYNCING in `start_resync`, CURRENT in `join`;
    * `quorumfs.repair.rejoin.Rejoin.rejoin`: as judged, or FOREIGN where another mount has it;
    * `quorumfs.metadata.volatile.Holdings`: STALE and CURRENT, without sidecars;

@@ -70,9 +70,14 @@ class Admission:
             known = next((one for one in replicas if one.path == path), None)
             if known is not None and known.slot is not None:
                 if overwrite and self._is_unused(known):
-                    await self._renew(known, known.slot, action)
-                    if self._is_unused(known):
-                        known.standing, known.reason = Standing.MISSING, None
+                    after = known.standing, known.reason
+                    # Else it might rejoin, and become current, before it is on record as given up.
+                    known.standing, known.reason = Standing.OFFLINE, "it is being made anew"
+                    try:
+                        await self._renew(known, known.slot, action)
+                        after = Standing.MISSING, None
+                    finally:
+                        known.standing, known.reason = after
                     self._repairs.try_at_once(known)
                 return known
             if at is not None and not 1 <= at <= len(replicas) + 1:

@@ -347,6 +347,9 @@ def test_who_was_removed_is_said_when_and_comes_back_when_asked(
     with SetMount(images, tmp_path, FIFO) as disk:
         assert disk.states() == ["current", "foreign"]
         assert "removed from the set on 20" in disk.replica(images[1])["reason"]
+        assert verb(disk, "add", "--overwrite", "--wait", images[1])["state"] == "current"
+        assert paths_of(disk) == list(map(str, images))
+        verb(disk, "remove", images[1])
     with SetMount(images[:1], tmp_path, FIFO) as disk:
         assert disk.status()["state"] == "healthy"
         text = refusal(disk, "add", images[1])

@@ -725,6 +725,11 @@ def test_where_nothing_is_repaired_by_itself_it_is_not_promised() -> None:
     assert "mount without -o ro" in line
 
 
+def test_a_read_only_mount_makes_nothing_anew() -> None:
+    (line,) = describe(with_replica(replace(B, state="foreign"), read_only=True))
+    assert "quorumfs umount /mnt/vdisk && quorumfs resolve --keep" in line
+
+
 def test_commands_may_be_pasted_into_a_shell() -> None:
     odd = "/nas 2/b's.img"
     (line,) = describe(with_replica(replace(B, path=odd, state="foreign")))

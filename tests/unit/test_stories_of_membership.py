@@ -81,6 +81,32 @@ async def removal_that_failed_is_not_taken_back(story: Story) -> None:
         await sidecars.enrolment.take_in(replica)
 
 
+async def made_anew_while_it_comes_back(story: Story) -> None:
+    """It does not rejoin while the others put on record that it lacks everything."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        story.world.detach(1)
+        await guest.write_surely(EXTENTS[0])
+    async with story.mounted() as guest:
+        replica, enrolment = guest.replica(1), guest.mounted.sidecars.enrolment
+        require(replica.standing is Standing.MISSING, "it is there")
+        give_up_content = enrolment.give_up_content
+
+        async def slowly(slot: int) -> None:
+            story.world.attach(1)
+            await trio.sleep(100.0)
+            require(not replica.standing.is_ours, "it has rejoined meanwhile")
+            await give_up_content(slot)
+
+        story.state.parted = {1}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(enrolment, "give_up_content", slowly)
+            administrator = guest.administrator()
+            async with administrator._until_killed():
+                await administrator.add(1)
+        await guest.converged()
+    await story.ends_well()
+
+
 async def taken_out_under_writes(story: Story) -> None:
     """No write is under way to the one that leaves when it does: its image is of one moment."""
 
@@ -203,6 +229,7 @@ STORIES: list[Script] = [
     taken_out_under_writes,
     begun_to_be_added,
     out_and_in_again,
+    made_anew_while_it_comes_back,
     removal_that_failed_is_not_taken_back,
 ]
 

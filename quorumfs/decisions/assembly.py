@@ -455,6 +455,8 @@ class _Survey:
         if not prepared:
             return sidecar
         if not _current_in(prepared, sidecar):  # the members were to resync this replica
+            if prepared.generation == sidecar.record.generation:
+                return sidecar  # too few to eject it, and no copying began: it did not commit
             stale = sidecar.record.with_role(sidecar.slot, state=RoleState.RESYNCING)
             return replace(sidecar, record=stale)
         committed = [

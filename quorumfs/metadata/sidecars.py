@@ -39,6 +39,7 @@ from quorumfs.metadata.protocol import ReplicaReport, SetReport
 from quorumfs.metadata.recorder import Recorder
 from quorumfs.metadata.report import report_on, report_on_set
 from quorumfs.metadata.writer import SidecarWriter
+from quorumfs.replica.health import is_away
 from quorumfs.replica.replica import Replica
 
 
@@ -210,7 +211,10 @@ class Sidecars:
             unfit = [] if self._read_only else ledger.unfit(outcomes)
             await recorder.eject(unfit, range(0), "it could not make writes durable")
         except OSError:
-            await recorder.lose([o.replica for o in outcomes if o.error is not None])
+            # First who said that writes are lost: a replica that is away may hold them yet.
+            for away in False, True:
+                failed = (o for o in outcomes if o.error is not None and is_away(o.error) is away)
+                await recorder.lose([replica for replica, _ in failed])
             ledger.chunks.end_flush()
             raise
         ledger.chunks.end_flush()

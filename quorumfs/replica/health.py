@@ -12,6 +12,11 @@ _GONE = frozenset({errno.ENOTCONN, errno.ESTALE, errno.ENODEV})
 """Errors of a file whose file system is gone, even if another took its place."""
 
 
+def is_away(error: OSError) -> bool:
+    """Whether *error* says that a replica could not be asked, or did not answer, and no more."""
+    return error.errno in _GONE or error.errno == errno.ETIMEDOUT
+
+
 class Sort(Enum):
     """Sorts of operations: a success ends an earlier failure of the same sort."""
 

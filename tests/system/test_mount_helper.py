@@ -55,8 +55,9 @@ class Host:
         )
 
     def command(self, *command: str | Path) -> list[str | Path]:
-        inside: list[str | Path] = ["nsenter", f"--mount=/proc/{self._namespace.pid}/ns/mnt"]
-        return [*inside, *command]
+        entered = f"--mount=/proc/{self._namespace.pid}/ns/mnt"
+        # Else it is the root of this machine, where anything may lie.
+        return ["nsenter", entered, f"--wd={self._root}", *command]
 
     def quorumfs(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return self.run(*QUORUMFS, *arguments)

@@ -450,6 +450,16 @@ def test_who_was_about_to_be_resynced_knows_that_it_is_stale() -> None:
     assert plan.sequence_seen == begun.sequence
 
 
+def test_who_was_about_to_be_resynced_by_too_few_is_as_it_was() -> None:
+    """They could eject nobody, and their record led nowhere: not a byte was copied."""
+    record = first_record(3, 2)
+    begun = next_record(record).with_state([A], RESYNCING)
+    target = found(record, A, prepared=begun)
+    plan = assemble([target, found(record, B), found(record, C, prepared=begun)])
+    assert states(plan) == ["current"] * 3
+    assert plan.sequence_seen == begun.sequence
+
+
 def test_a_mixture_is_never_current() -> None:
     """Whatever another record says of it: only a join makes it current, and it has seen none."""
     record = first_record(3, 2)

@@ -4,12 +4,14 @@ resync or repair, and promised by no later flush."""
 import errno
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import trio
 import trio.testing
 from support import simulated
 from support.simulation.oracle import BrokenError
+from support.simulation.rule_stories import away_and_lost
 from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
@@ -446,6 +448,12 @@ async def compared_with_what_only_memory_shows(story: Story) -> None:
 
 
 STORIES = [
+    *(
+        (away_and_lost(away, known=known), setup)
+        for away, known, setup in product(
+            (0, 1), (False, True), (EQUALS, replace(EQUALS, fifo=True))
+        )
+    ),
     (compared_with_what_only_memory_shows, PAIR),
     (gone_and_back_after_it_alone_had_synced, EQUALS),
     (gone_and_back_after_it_alone_had_synced, replace(EQUALS, fifo=True)),

@@ -214,13 +214,20 @@ class Chunks:
             for part, lacking, last in list(self.content.losers(losses, range(start, end))):
                 self.content.lose(lacking, part)
                 if last:
-                    self._untold_loss = True
+                    # What a flush has failed for already, and nobody has changed since, it told.
+                    told = all(self._is_risked(one, part) for one in last)
+                    self._untold_loss = self._untold_loss or not told
                     self.targets.lacks(part)  # the target alone may hold the lost data
                     self.content.risk(last, part)
         self.content.decided(replicas)
         for start, end in everything:
             self.believe_the_one_left(range(start, end))
         self._notify()
+
+    def _is_risked(self, replica: Replica, chunks: range) -> bool:
+        """Whether all of *chunks* is RISKED on *replica*, without a change since."""
+        new = next(self.content.risked(replica).outside(chunks.start, chunks.stop), None)
+        return new is None and not self.epochs.waits(replica, chunks)
 
     def believe_the_one_left(self, chunks: range) -> None:
         """Believe the only member left to hold UNVERIFIED chunks: count the chunks as compared.

@@ -41,6 +41,7 @@ from quorumfs.fastpath.publish import Publisher
 from quorumfs.live.actions import Action
 from quorumfs.live.grow import Growth
 from quorumfs.live.membership import Membership
+from quorumfs.metadata import sidecars as sidecars_module
 from quorumfs.metadata.claims import Claims
 from quorumfs.metadata.enrolment import Enrolment
 from quorumfs.metadata.joining import Joining
@@ -245,6 +246,11 @@ def lost_by_all_alike(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(content_module.Content, "losers", all_lack_it)
     written_beside_a_loss(monkeypatch)  # a second line, which hides the first
+
+
+def away_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: who could not be asked has lost as much as who said that it did."""
+    monkeypatch.setattr(sidecars_module, "is_away", _always(False))
 
 
 def repaired_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -973,6 +979,7 @@ MUTATIONS: dict[str, Patch] = {
     "R4 loss in memory": loss_in_memory,
     "R4 all were given it": all_were_given_it,
     "R4 lost by the last": lost_by_all_alike,
+    "R4 away is lost": away_is_lost,
     "R4 repaired in memory": repaired_in_memory,
     "R4 written beside a loss": written_beside_a_loss,
     "R4 given for nothing": given_for_nothing,

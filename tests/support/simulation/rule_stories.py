@@ -292,6 +292,42 @@ async def a_sync_fails_of_the_last_that_holds_it(story: Story) -> None:
     await story.ends_well()
 
 
+def away_and_lost(away: int, *, known: bool) -> Script:
+    """While one of two is *away*, the other one loses what both were given.
+
+    Who is away may hold it yet. *known*: it was missed before the flush.
+    """
+
+    async def script(story: Story) -> None:
+        async with story.mounted() as guest:
+            await guest.write_surely(0)
+            story.world.detach(away)
+            if known:
+                with suppress(OSError):
+                    await guest.write(EXTENTS[2])
+                await guest.until(lambda: guest.replica(away).image is None)
+            story.fail_writeback(1 - away)
+            try:
+                await guest.flush()
+            except OSError:
+                pass
+            else:
+                raise BrokenError("a flush succeeded over what is nowhere for sure")
+            await trio.sleep(10.0)
+            story.world.attach(away)
+            await trio.sleep(10.0)
+            try:
+                await guest.flush()
+            except OSError as error:
+                raise BrokenError(f"a loss was told twice: {error}") from error
+            await guest.converged()
+            await guest.read_surely(0)
+        await story.ends_well()
+
+    script.__name__ = f"{away}_is_away_and_" + ("missed" if known else "not_missed_yet")
+    return script
+
+
 async def repaired_is_on_record_before_it_is_shown(story: Story) -> None:
     """Killed at that moment, the next mount must believe the one that was given it, too."""
     async with story.mounted() as guest:
@@ -973,6 +1009,7 @@ TOLD = (
     Told("R4 all were given it", a_sync_fails_of_one_that_was_given_nothing, ALL_OF_THREE),
     Told("R4 lost by the last", a_sync_fails_of_the_last_that_holds_it, EQUALS),
     Told("R4 lost by the last", a_sync_fails_of_the_last_that_holds_it, ALL_OF_THREE),
+    Told("R4 away is lost", away_and_lost(0, known=True), EQUALS),
     Told("R4 repaired in memory", repaired_is_on_record_before_it_is_shown, EQUALS),
     Told("R4 written beside a loss", each_loses_what_the_other_one_holds, EQUALS),
     Told("R4 written beside a loss", each_loses_what_the_other_one_holds, ALL_OF_THREE),

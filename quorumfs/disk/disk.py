@@ -240,6 +240,7 @@ class Disk:
             outcomes = await self.mirror.ask(receivers, kind, self.threshold, offset, length, data)
             await self._conclude(claim, outcomes, offset, length, losses)
         finally:
+            self.mirror.zeroings += kind is not Kind.WRITE
             self._locks.release(claim)
 
     async def finish(self, taken: Taken) -> None:

@@ -55,6 +55,8 @@ class Mirror:
         self.locks = RangeLock()
         self.requests = 0
         """Requests of the guest so far; repairs see by them whether the guest is at work."""
+        self.zeroings = 0
+        """Zeros and discards of the guest so far, each of which may have made holes of data."""
         self._flush = GroupFlush[bool]()
         self._announced = {replica: replica.state for replica in self.replicas}
 

@@ -49,8 +49,9 @@ class Copying:
         self._map = work.map
         self._copies = trio.CapacityLimiter(COPIES_MAX)
         self._known_data: tuple[tuple[Replica | None, int], int, int] = (None, 0), 0, 0
-        """A source and the guest's requests when it was asked, then where its data begins and ends.
-        Without an extent tree, a file system seeks for as long as it would read the file."""
+        """A source and the guest's zeroings when it was asked, then where its data begins and ends.
+        Without an extent tree, a file system seeks for as long as it would read the file, and may
+        let nobody write to the file meanwhile."""
 
     async def copy(self, chunks: range) -> int:
         """Give the target *chunks*; returns how many chunks cannot be read on any replica.
@@ -115,9 +116,9 @@ class Copying:
         """
         while offset < end:
             asked, data_from, data_to = self._known_data
-            unchanged = asked == (source, self._mirror.requests)
+            unchanged = asked == (source, self._mirror.zeroings)
             if not unchanged or not data_from <= offset < data_to:
-                asked = source, self._mirror.requests
+                asked = source, self._mirror.zeroings
                 data_from = await self._next_data(source, offset, end)
                 if data_from > offset:
                     await self._make_hole(offset, min(end, data_from))

@@ -16,8 +16,10 @@ from quorumfs.decisions.dirtymap import UNVERIFIED
 from quorumfs.decisions.model import Found
 from quorumfs.metadata.ledger.target import Target
 from quorumfs.repair.copying import Copying
+from quorumfs.repair.replica_io import seek
 from quorumfs.repair.work import Work
 from quorumfs.replica.replica import Replica
+from quorumfs.replica.storage import Kind
 
 
 class Resync:
@@ -44,7 +46,11 @@ class Resync:
         copied_before = replica.counters.copied_bytes
         error: str | None = "it was broken off"
         try:
-            await self._catch_up(target, Copying(self._work, target, compare=full), full=full)
+            # What is a hole from end to end is different wherever anybody has data.
+            compare = (
+                full and await seek(self._mirror, replica, Kind.SEEK_DATA, 0) < self._mirror.size
+            )
+            await self._catch_up(target, Copying(self._work, target, compare=compare), full=full)
             await sidecars.joining.join()
             error = None
         except Exception as caught:

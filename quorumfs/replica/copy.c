@@ -8,6 +8,7 @@
 #define _FILE_OFFSET_BITS 64
 
 #include <errno.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -72,6 +73,7 @@ PUBLIC uint64_t copy_range(int from, int to, uint64_t offset, uint64_t length, u
 		if (*ended)
 			break;
 		copied += got;
+		sched_yield(); /* a guest's request may wait for the processor */
 	}
 	free(buffer);
 	return copied;

@@ -300,6 +300,7 @@ def test_a_good_one_is_replaced_and_serves_until_then(tmp_path: Path, images: li
         assert paths_of(disk) == [str(new), *map(str, images)]
         replacing.join()
         assert paths_of(disk) == [str(new), str(images[1])]
+        assert disk.replica(new)["bytes_read"] == 0, "a hole was compared"
         again = verb(disk, "replace", images[0], new)["message"]
         assert "was removed before" in str(again)
     assert same([new, images[1]])

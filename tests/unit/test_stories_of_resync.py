@@ -14,6 +14,7 @@ from support.simulation.storage import Effect, Fault, Weather
 from support.simulation.story import (
     BLOCK,
     CHUNK,
+    DISK,
     EXTENT,
     EXTENTS,
     PAIR,
@@ -282,7 +283,51 @@ async def resync_fails_in_a_commit_that_ejects_another(story: Story) -> None:
     await story.ends_well()
 
 
+async def searched_for_holes_beside_a_guest(story: Story) -> None:
+    """A file system may take long to find the next hole, and let no guest write meanwhile."""
+    async with story.mounted() as guest:
+        story.world.detach(1)
+        for at in range(0, DISK, CHUNK):
+            await guest.write_surely(at, CHUNK)
+        searches = 0
+
+        def count(operation: Operation) -> None:
+            nonlocal searches
+            searches += operation.kind is Kind.SEEK_HOLE
+
+        story.world.replicas[0].image_faults.script = count
+        story.slow_down(1, 0.05)
+        story.world.attach(1)
+        units = 0
+        while guest.mounted.members != [0, 1]:
+            await guest.read_surely(EXTENTS[units % len(EXTENTS)])
+            units += 1
+            await trio.sleep(0.01)
+        if searches > 8:  # a few, whatever the guest does
+            raise BrokenError(f"{searches} searches for holes where there is none")
+    await story.ends_well()
+
+
+async def discarded_beside_a_resync(story: Story) -> None:
+    """What became a hole since the search is one on the target, too."""
+    async with story.mounted() as guest:
+        story.world.detach(1)
+        for at in range(0, DISK, CHUNK):
+            await guest.write_surely(at, CHUNK)
+        story.slow_down(1, 0.2)
+        story.world.attach(1)
+        await guest.until(lambda: bool(guest.replica(1).counters.copied_bytes), every_s=0.05)
+        await guest.surely(guest._zeros(DISK // 2, DISK // 2, discard=True))
+        await guest.converged()
+        source, target = (one.image.cache.allocated for one in story.world.replicas)
+        if target > source:
+            raise BrokenError(f"{target} bytes of space, {source} on the source")
+    await story.ends_well()
+
+
 STORIES = [
+    (discarded_beside_a_resync, PAIR),
+    (searched_for_holes_beside_a_guest, PAIR),
     (copied_from_one_that_had_lost_it, replace(TRIO, threshold=1, fifo=True)),
     (joins_amid_settling, TRIO),
     (joins_before_a_loss_is_heard, replace(TRIO, threshold=1, fifo=True)),

@@ -239,7 +239,7 @@ class Repairs:
                 return True
         # Also while chunks are divergent: with more members, a member that refuses writes can be
         # ejected.
-        for replica in self._mirror.replicas:
+        for replica in self._in_order_of_need():
             if self._work.resync_paused:
                 break
             if await self._rejoin.rejoin(replica):
@@ -253,6 +253,15 @@ class Repairs:
         if self._map.count(UNVERIFIED) and await self._verification.verify():
             return True
         return await self.scrub.step()
+
+    def _in_order_of_need(self) -> list[Replica]:
+        """The replicas that are not current: the one that lacks the least is the next copy."""
+
+        def lacking_bytes(replica: Replica) -> int:
+            return 0 if replica.slot is None else self._map.lacking_bytes(replica.slot)
+
+        out = (one for one in self._mirror.replicas if not one.standing.is_member)
+        return sorted(out, key=lacking_bytes)
 
     async def _clear_marks(self) -> None:
         """Clear write-intent marks of extents that are idle (R5), until stopped."""

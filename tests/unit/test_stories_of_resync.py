@@ -283,6 +283,25 @@ async def resync_fails_in_a_commit_that_ejects_another(story: Story) -> None:
     await story.ends_well()
 
 
+async def several_are_back_at_once(story: Story) -> None:
+    """The one that lacks the least is the next copy, whatever the order given."""
+    for away, written in ((0, EXTENTS), (1, EXTENTS[:1])):
+        async with story.mounted() as guest:
+            story.world.detach(away)
+            for at in written:
+                await guest.write_surely(at)
+    story.world.attach(0)
+    story.world.attach(1)
+    order: list[int] = []
+    async with story.mounted() as guest:
+        while len(order) < 2:
+            order += [i for i in guest.mounted.members if i != 2 and i not in order]
+            await trio.sleep(0.01)
+    if order != [1, 0]:
+        raise BrokenError(f"they became current in the order {order}")
+    await story.ends_well()
+
+
 async def searched_for_holes_beside_a_guest(story: Story) -> None:
     """A file system may take long to find the next hole, and let no guest write meanwhile."""
     async with story.mounted() as guest:
@@ -326,6 +345,7 @@ async def discarded_beside_a_resync(story: Story) -> None:
 
 
 STORIES = [
+    (several_are_back_at_once, replace(TRIO, threshold=1)),
     (discarded_beside_a_resync, PAIR),
     (searched_for_holes_beside_a_guest, PAIR),
     (copied_from_one_that_had_lost_it, replace(TRIO, threshold=1, fifo=True)),

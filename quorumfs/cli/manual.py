@@ -28,7 +28,35 @@ CONFIGURATION = "quorumfs.conf"
 HELPER = "mount.quorumfs"
 """The page of fstab, and of what mount(8) and umount(8) run."""
 
-OTHERS = {CONFIGURATION: 5, RECOVERY: 7, HELPER: 8}
+TEXTS = {
+    "quorumfs-administration": (
+        "change, back up, check and watch a disk of quorumfs that is in use",
+        ["add", "events", "grow", "metrics", "offline", "replace", "scrub", "set", "status"],
+    ),
+    "quorumfs-concepts": (
+        "what quorumfs promises, and how it keeps it",
+        ["create", "mount", "status"],
+    ),
+    "quorumfs-limits": (
+        "what quorumfs does not do, or does otherwise than expected",
+        ["mount", "resolve"],
+    ),
+    "quorumfs-machines": (
+        "disks of quorumfs for QEMU and libvirt, and at boot",
+        ["grow", "install-units", "mount"],
+    ),
+    RECOVERY: (
+        "what to do when something is wrong with a disk of quorumfs",
+        ["examine", "replace", "resolve", "scrub", "status"],
+    ),
+    "quorumfs-stores": (
+        "replicas of quorumfs on block devices, and on stores that are far or slow",
+        ["create", "mount", "replace", "set"],
+    ),
+}
+"""Pages of the files in ``pages``, with a summary, and the commands that they tell of."""
+
+OTHERS = {CONFIGURATION: 5, **dict.fromkeys(TEXTS, 7), HELPER: 8}
 """Pages that are none of a command, and their sections."""
 
 
@@ -49,7 +77,8 @@ OTHERS = {CONFIGURATION: 5, RECOVERY: 7, HELPER: 8}
 @click.pass_context
 def manual(ctx: click.Context, directory: Path) -> None:
     """Write the manual pages: quorumfs(1), one for each command, quorumfs.conf(5),
-    quorumfs-recovery(7) and mount.quorumfs(8).
+    mount.quorumfs(8), and in section 7 quorumfs-concepts, -administration, -stores, -machines,
+    -limits and -recovery.
 
     Pages that are there are replaced.
     """
@@ -70,7 +99,7 @@ def pages(group: click.Group) -> dict[str, str]:
     made = {"quorumfs.1": _overview(group, verbs)}
     made |= {f"quorumfs-{name}.1": _page(name, verb) for name, verb in sorted(verbs.items())}
     others = {f"{CONFIGURATION}.5": _configuration(), f"{HELPER}.8": _helper()}
-    return made | others | {f"{RECOVERY}.7": _recovery()}
+    return made | others | {f"{name}.7": _text(name) for name in TEXTS}
 
 
 def _overview(group: click.Group, verbs: Mapping[str, Verb]) -> str:
@@ -209,14 +238,15 @@ def _helper() -> str:
     )
 
 
-def _recovery() -> str:
-    source = files("quorumfs.cli").joinpath("recovery.md").read_text(encoding="utf-8")
-    summary = "what to do when something is wrong with a disk of quorumfs"
-    also = {f"quorumfs-{name}": 1 for name in ("examine", "replace", "resolve", "scrub", "status")}
+def _text(name: str) -> str:
+    summary, verbs = TEXTS[name]
+    place = files("quorumfs.cli").joinpath("pages", f"{name.removeprefix('quorumfs-')}.md")
+    also = {f"quorumfs-{verb}": 1 for verb in verbs} | dict.fromkeys(TEXTS, 7)
+    del also[name]
     return "".join(
         [
-            _head(RECOVERY, 7, summary),
-            mdoc.from_markdown(source),
+            _head(name, 7, summary),
+            mdoc.from_markdown(place.read_text(encoding="utf-8")),
             mdoc.section("See also", mdoc.references({"quorumfs": 1, **also})),
         ]
     )

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 LINE_MAX = 76
 """Columns of a line of text."""
@@ -68,8 +68,10 @@ def references(pages: Mapping[str, int]) -> str:
 
 
 def from_markdown(source: str) -> str:
-    """The sections of a Markdown text: headings, paragraphs, listings, and tables of three columns,
-    which become lists: what is seen, what it means, what to do.
+    """The sections of a Markdown text: headings, paragraphs, lists, listings, and tables.
+
+    A table becomes a list: of the first column, with the second below it, and then any further one
+    with its heading.
     """
     return "".join(_blocks(source.split("\n")))
 
@@ -92,22 +94,42 @@ def _blocks(lines: Sequence[str]) -> Iterator[str]:
         elif line:
             block.append(line)
         elif block:
-            table = block[0].startswith("|")
-            if not begun and not table:
+            made = _LISTS.get(block[0][0])
+            if not begun and made is None:
                 yield ".Pp\n"
-            yield _table(block) if table else text(" ".join(block))
+            yield text(" ".join(block)) if made is None else made(block)
             block, begun = [], False
 
 
 def _table(lines: Sequence[str]) -> str:
+    (_, _, *headings), _, *others = map(_cells, lines)
     entries = []
-    for line in lines[2:]:  # the first two are its head
-        seen, means, do = (cell.strip() for cell in line.strip("|").split("|"))
+    for seen, means, *further in others:
         told = [f"{means[:1].upper()}{means[1:]}."] if means else []
-        told.append(f"To do: {do}.")
+        named = zip(headings, further, strict=True)
+        told += [f"{name[:1].upper()}{name[1:]}: {cell}." for name, cell in named]
         term = _inline(seen).replace('"', '""')  # as one argument: a word may be a macro's name
         entries.append((f'"{term}"', paragraphs(*map(text, told))))
     return rows(entries)
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    items: list[str] = []
+    for line in lines:
+        if line.startswith("- "):
+            items.append(line.removeprefix("- "))
+        else:
+            items[-1] += f" {line}"
+    body = "".join(f".It\n{text(item)}" for item in items)
+    return f".Bl -bullet\n{body}.El\n"
+
+
+_LISTS: Mapping[str, Callable[[Sequence[str]], str]] = {"|": _table, "-": _bullets}
+"""Blocks that are no paragraphs, by how their first line begins."""
 
 
 def _inline(words: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+from support import manual_pages
 
 from quorumfs.cli import mdoc, quorumfs
 from quorumfs.cli.command import EXIT_STATUS, Verb
@@ -15,6 +16,8 @@ from quorumfs.cli.manual import metavar, pages
 from quorumfs.errors import ExitCode
 from quorumfs.mount import configuration
 from quorumfs.options import OPTIONS
+
+CHECKOUT = Path(__file__).parents[2]
 
 SECTIONS = ["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS", "EXIT STATUS", "EXAMPLES", "SEE ALSO"]
 
@@ -47,9 +50,23 @@ def verbs() -> list[Verb]:
 
 
 def test_there_is_a_page_for_each_command_and_for_what_is_none(manual: Path) -> None:
-    expected = ["mount.quorumfs.8", "quorumfs-recovery.7", "quorumfs.1", "quorumfs.conf.5"]
+    texts = Path(mdoc.__file__).with_name("pages").glob("*.md")
+    expected = ["mount.quorumfs.8", "quorumfs.1", "quorumfs.conf.5"]
+    expected += [f"quorumfs-{text.stem}.7" for text in texts]
     expected += [f"quorumfs-{verb.name}.1" for verb in verbs()]
     assert named(manual) == sorted(expected)
+
+
+def test_the_pages_on_the_repository_say_the_same() -> None:
+    there = {path.name: path.read_text("utf-8") for path in manual_pages.DIRECTORY.iterdir()}
+    assert there == manual_pages.rendered(), "cd tests && python -m support.manual_pages"
+
+
+def test_what_readme_and_pages_refer_to_is_there() -> None:
+    made = manual_pages.DIRECTORY.glob("*.md")
+    for source in (CHECKOUT / "README.md", CHECKOUT / "tests/benchmark/README.md", *made):
+        for link in re.findall(r"\]\(([^)#:]+)\)", source.read_text("utf-8")):
+            assert (source.parent / link).exists(), (source, link)
 
 
 def test_a_checker_of_manuals_finds_nothing(manual: Path) -> None:
@@ -175,15 +192,25 @@ def test_markdown_becomes_lists_and_paragraphs() -> None:
 One `--word`. Two,
 on a line.
 
-| seen | means | do |
+| seen | means | to do |
 |---|---|---|
 | `No` space | it is full | make "room" |
 | other | | wait |
+
+- a list - of
+  two,
+- items
+
+| a | b |
+|---|---|
+| c | d |
 """
     assert mdoc.from_markdown(source) == (
         ".Sh RECIPES\nOne \\fB\\-\\-word\\fP.\nTwo, on a line.\n.Bl -tag -width Ds\n"
         '.It "\\fBNo\\fP space"\nIt is full.\n.Pp\nTo do: make "room".\n'
         '.It "other"\nTo do: wait.\n.El\n'
+        ".Bl -bullet\n.It\na list \\- of two,\n.It\nitems\n.El\n"
+        '.Bl -tag -width Ds\n.It "c"\nD.\n.El\n'
     )
 
 

@@ -1,4 +1,4 @@
-# Sourced by debian.sh, distributions.sh and systemd.sh, which name what they make: a Debian in a
+# Sourced by debian.sh and its like, which name what they make: a Debian in a
 # directory, with nothing but Debian's own packages. It needs root, and is removed again at the end.
 
 PATH="$PATH:/sbin:/usr/sbin"

@@ -2,38 +2,15 @@
 # What systemd.sh runs in the Debian that it boots: as a service, once in each boot, as the root of
 # that machine alone. Each boot has a part below; the next one finds what the last one left.
 # The stores are two disks, /nas1 and /nas2, which fstab mounts.
-set -Eeuo pipefail  # the trap is for functions, too
-PATH=/venv/bin:$PATH
+. /usr/local/lib/quorumfs-test.sh
 disk=/mnt/vdisk/disk.img
 unit=quorumfs@vdisk.service
 boots=/var/lib/quorumfs-boots
 
-# tell WHAT...: for who watches the console.
-tell() { printf 'quorumfs-systemd: %s\n' "$*" >/dev/console; }
-
-failed() {
-    set +e
-    tell "failed at boot $boot, line $1: $2"
-    {
-        systemctl status --no-pager --full "$unit" mnt-vdisk.mount
-        journalctl --no-pager -b -n 60 -o short-monotonic
-    } >/dev/console 2>&1
-    systemctl poweroff --force
-    exit 1
-}
-trap 'failed "$LINENO" "$BASH_COMMAND"' ERR
-
-# not COMMAND...: fails where that succeeds. (The shell overlooks it where ! does.)
-not() { if "$@"; then return 1; fi; }
-
-# within SECONDS COMMAND...: waits until it succeeds.
-within() {
-    local until=$((SECONDS + $1))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        [ "$SECONDS" -lt "$until" ]
-        sleep 0.2
-    done
+evidence() {
+    echo "boot $boot"
+    systemctl status --no-pager --full "$unit" mnt-vdisk.mount
+    journalctl --no-pager -b -n 60 -o short-monotonic
 }
 
 # write TEXT, holds TEXT: at the begin of the disk.

@@ -16,7 +16,7 @@ from quorumfs.metadata.ledger.known import Outcome
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.replica.lengthening import Steps
 from quorumfs.replica.replica import Replica
-from quorumfs.replica.storage import Kind
+from quorumfs.replica.storage import Kind, TooShortError
 
 Announce = Callable[[int], Awaitable[None]]
 """Tells whoever knows the size of the file (bytes) that it is larger."""
@@ -97,7 +97,8 @@ class Growth:
     ) -> list[Replica]:
         """Make the images of *replicas*, members, *size* bytes long; returns those that are.
 
-        The others are ejected. Raises `OSError` if too few members would be left.
+        The others are ejected. Raises `OSError` if too few members would be left, or if a device is
+        too short: no command of an administrator costs a copy for want of another command.
         """
         at, done = self._disk.size, list(replicas)
         steps, failed = Steps(at, size), list[Outcome]()
@@ -115,9 +116,10 @@ class Growth:
             return done
         voted = voted_error(outcome.error for outcome in failed)
         told = [outcome.error for outcome in failed if outcome.error is not None]
-        error = next((one for one in told if one.errno == voted.errno), voted)
+        short = next((one for one in told if isinstance(one, TooShortError)), None)
+        error = short or next((one for one in told if one.errno == voted.errno), voted)
         reason = f"it could not grow: {error.strerror}"
-        if self._ledger.enough_without(gone):
+        if short is None and self._ledger.enough_without(gone):
             await self._sidecars.recorder.eject(gone, range(0), reason)
             return done
         await self._ask(done, at, 0)

@@ -8,7 +8,7 @@ from quorumfs.decisions.record import Identity
 from quorumfs.replica.devices import Device, content_identity, size_of
 from quorumfs.replica.punching import Puncher
 from quorumfs.replica.regularfile import RegularFile
-from quorumfs.replica.storage import FileStatus, Kind
+from quorumfs.replica.storage import FileStatus, Kind, TooShortError
 
 
 class BlockDevice(RegularFile):
@@ -40,10 +40,10 @@ class BlockDevice(RegularFile):
     def resize(self, offset: int, length: int) -> None:
         """Make zeros of *length* bytes from *offset* on, if the device is as long as that.
 
-        Raises `OSError`, that says what to do, if it is not.
+        Raises `TooShortError`, that says what to do, if it is not.
         """
         if (size := self.length()) < offset + length:
-            raise OSError(
+            raise TooShortError(
                 errno.ENOSPC,
                 f"the device has {size} bytes, and is to have {offset + length}: make it longer "
                 "first (with lvextend or the like)",

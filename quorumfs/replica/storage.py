@@ -116,6 +116,10 @@ class TruncatedError(OSError):
         self.size = size
 
 
+class TooShortError(OSError):
+    """A device is shorter than it is to be, and only its administrator can make it longer."""
+
+
 class Storage(Protocol):
     """One replica's file."""
 

@@ -634,6 +634,19 @@ def test_grow_needs_a_longer_device_first(shelf: Shelf) -> None:
         assert disk.events("RESYNC_STARTED") == [began]
 
 
+def test_a_device_that_is_too_short_costs_no_copy(shelf: Shelf) -> None:
+    """Whoever forgot to make it longer still has two replicas."""
+    image, device = shelf.directory / "near.img", shelf.attach("b.raw")
+    shelf.create(image, device)
+    with SetMount([image, device], shelf.directory, shelf.options(FIFO)) as disk:
+        fill(disk, b"a", 0)
+        line = refusal("grow", disk.mountpoint, str(SIZE + MIB))
+        assert f"{device}: the device has {SIZE} bytes" in line
+        assert disk.states() == ["current", "current"]
+        assert disk.status()["size"] == SIZE
+        assert image.stat().st_size == SIZE
+
+
 # Without sidecars, and without writing
 
 

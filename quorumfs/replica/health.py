@@ -8,8 +8,9 @@ from typing import NamedTuple
 from quorumfs.decisions.latency import Latency
 from quorumfs.replica.storage import CHANGES, Kind, Operation, TruncatedError
 
-_GONE = frozenset({errno.ENOTCONN, errno.ESTALE, errno.ENODEV})
-"""Errors of a file whose file system is gone, even if another took its place."""
+_GONE = frozenset({errno.ENOTCONN, errno.ESHUTDOWN, errno.ESTALE, errno.ENODEV})
+"""Errors of a file whose file system is gone, even if another took its place. nbdfuse, whose server
+has gone, answers with the first two."""
 
 
 def is_away(error: OSError) -> bool:

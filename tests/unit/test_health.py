@@ -2,6 +2,8 @@
 
 import errno
 
+import pytest
+
 from quorumfs.replica.health import Health, Sort
 from quorumfs.replica.storage import Kind, Operation, TruncatedError
 
@@ -12,6 +14,15 @@ def failed(health: Health, kind: Kind, error: OSError, *, to_sidecar: bool = Fal
     if not to_sidecar:
         health.counters.count(operation)
     health.failed(operation, error, 1.0, to_sidecar=to_sidecar)
+
+
+@pytest.mark.parametrize("gone", [errno.ENOTCONN, errno.ESHUTDOWN, errno.ESTALE, errno.ENODEV])
+def test_a_file_system_is_gone_until_it_answers_otherwise(gone: int) -> None:
+    health = Health()
+    health.answered(OSError(gone, "gone"))
+    assert health.dead
+    health.answered(OSError(errno.EIO, "error"))
+    assert not health.dead
 
 
 def test_forgetting_errors_keeps_what_still_stands() -> None:

@@ -111,7 +111,7 @@ class Guest:
         number, version = struct.unpack_from("<QQ", data)
         if (number, data) != (block, content(block, version)) or not oldest <= version <= newest:
             self.faults.append(
-                f"block {block} holds version {version} of {number}, not {oldest} to {newest} of its own"
+                f"block {block} holds version {version} of {number}, not {oldest} to {newest}"
             )
 
 

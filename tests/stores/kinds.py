@@ -71,7 +71,7 @@ class Store(ABC):
         run("fusermount3", "-u", "-z", self.image)
         self.mount(address, port)
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027 (a store that tells late has more to do here)
         """Wait until what was closed is at the server."""
 
     def unmount(self) -> None:

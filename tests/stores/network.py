@@ -2,9 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,10 +25,11 @@ def run(*command: str | Path, timeout_s: float = 120) -> str:
     )
     try:
         output, complaint = process.communicate(timeout=timeout_s)
-    except BaseException as error:
+    except subprocess.TimeoutExpired as error:
         process.kill()
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise RuntimeError(f"{' '.join(texts)}: no end after {timeout_s} s") from error
+        raise RuntimeError(f"{' '.join(texts)}: no end after {timeout_s} s") from error
+    except BaseException:
+        process.kill()
         raise
     if process.returncode:
         raise RuntimeError(
@@ -47,7 +49,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 30) 
 
 def require_own_namespace() -> None:
     """Raises `RuntimeError` where there is a network already: the host's, perhaps."""
-    interfaces = {name for _, name in __import__("socket").if_nameindex()}
+    interfaces = {name for _, name in socket.if_nameindex()}
     if interfaces != {"lo"}:
         raise RuntimeError(f"not in a network namespace of its own (unshare --net): {interfaces}")
 
@@ -91,7 +93,7 @@ class Network:
     @contextmanager
     def loss(self) -> Iterator[None]:
         """Drop 1 % of the packets in each direction."""
-        sides = (self.enter(), [])
+        sides: tuple[list[str], list[str]] = (self.enter(), [])
         # Else what is lost at once is a burst of many packets.
         run("ip", "link", "set", "client", "gso_max_segs", "1")
         run(*self.enter("ip", "link", "set", "server", "gso_max_segs", "1"))
@@ -106,7 +108,7 @@ class Network:
 
 @contextmanager
 def network() -> Iterator[Network]:
-    """A server's namespace, joined with ours; at the end nothing runs in either but this process."""
+    """A server's namespace, joined with ours; at the end only this process runs in either."""
     run("ip", "link", "set", "lo", "up")
     holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"], start_new_session=True)
     try:
@@ -169,8 +171,3 @@ def _processes_in(member: int) -> list[int]:
                 if os.readlink(entry / "ns/net") == namespace:
                     found.append(int(entry.name))
     return found
-
-
-def words(texts: Sequence[str]) -> str:
-    """A list for people."""
-    return ", ".join(texts) or "-"

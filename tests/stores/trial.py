@@ -2,6 +2,7 @@
 
 import filecmp
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -150,8 +151,6 @@ def _attempt(made: Bench, outage: str) -> Outcome:
 
 def _snapshot(made: Bench) -> Path:
     """The server's files as they are at one moment."""
-    import signal
-
     target = made.directory / "snapshot"
     made.network.signal_server(signal.SIGSTOP)
     copy_served(made.store.served, target)

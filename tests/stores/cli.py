@@ -11,14 +11,13 @@ from benchmark.table import lines
 from stores import speed
 from stores.kinds import KINDS
 from stores.network import require_own_namespace
-from stores.outages import OUTAGES
-from stores.trial import Outcome, TrialError, attempt, versions
+from stores.trial import CASES, Outcome, TrialError, attempt, versions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tests/stores", description=__doc__)
     parser.add_argument("--stores", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--outages", nargs="*", choices=list(OUTAGES), default=list(OUTAGES))
+    parser.add_argument("--outages", nargs="*", choices=list(CASES), default=list(CASES))
     parser.add_argument("--no-speed", action="store_true", help="only the outages")
     parsed = parser.parse_args(arguments)
     for signum in (signal.SIGTERM, signal.SIGHUP):
@@ -31,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = []
         for outage in parsed.outages:
             try:
-                outcome = attempt(KINDS[name], outage)
+                outcome = attempt(KINDS[name], CASES[outage])
             except TrialError as error:
                 failures += (f"{name}, {outage}: {line}" for line in str(error).splitlines())
                 print(f"FAILED {name}, {outage}: {error}", file=sys.stderr, flush=True)

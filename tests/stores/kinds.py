@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stores.network import SERVER, Network, run, wait_until
 
+REPLICA_TIMEOUT_S = 4
 _SSH_PORT = 22
 _NBD_PORT = 10809
 _RC = "127.0.0.1:5572"
@@ -33,7 +34,10 @@ class Store(ABC):
     """The outages after which a person, or a unit, has to mount it again."""
     told_only_at_close = False
     """What is written is at the server only some time after the image was closed."""
-    options = "read-pattern=fifo,vote-threshold=1,write-mostly=b.img,replica-timeout=4s"
+    options = (
+        "read-pattern=fifo,vote-threshold=1,write-mostly=b.img,"
+        f"replica-timeout={REPLICA_TIMEOUT_S}s"
+    )
     """What README recommends to mount the set with."""
 
     def __init__(self, network: Network, directory: Path) -> None:

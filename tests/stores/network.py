@@ -79,12 +79,22 @@ class Network:
         return [pid for pid in _processes_in(self._holder) if pid != self._holder]
 
     def signal_server(self, signum: int) -> None:
-        """Send a signal to all that runs at the server's; with SIGKILL until nothing does."""
+        """Send a signal to all that runs at the server's."""
         for pid in self.server_processes():
             with suppress(ProcessLookupError):
                 os.kill(pid, signum)
-        if signum in (signal.SIGKILL, signal.SIGTERM):
-            wait_until(lambda: not self.server_processes(), "the server's processes ended")
+
+    def kill_server(self) -> None:
+        """End all that runs at the server's, at once."""
+        self.signal_server(signal.SIGKILL)
+        wait_until(lambda: not self.server_processes(), "the server's processes ended")
+
+    def end_server(self, patience_s: float) -> None:
+        """End it in order, as a service manager does: what takes longer is killed."""
+        self.signal_server(signal.SIGTERM)
+        with suppress(RuntimeError):
+            wait_until(lambda: not self.server_processes(), "they ended", patience_s)
+        self.kill_server()
 
     def set_cable(self, state: str) -> None:
         """*state* is ``up`` or ``down``; both ends see no carrier while one is down."""
@@ -135,7 +145,7 @@ def network() -> Iterator[Network]:
         run(*made.enter("ip", "link", "set", "lo", "up"))
         made.set_cable("up")
         yield made
-        made.signal_server(signal.SIGKILL)
+        made.kill_server()
     finally:
         end_processes(holder.pid)
         holder.wait()

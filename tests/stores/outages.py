@@ -13,6 +13,8 @@ from stores.network import Network
 from stores.relay import Relay
 
 LASTS_S = 15.0
+_STOP_S = 5.0
+"""What a server that is restarted has to end in order; nbdkit waits for its clients to go."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Outage(Protocol):
 
 @contextmanager
 def _killed(scene: Scene) -> Iterator[None]:
-    scene.network.signal_server(signal.SIGKILL)
+    scene.network.kill_server()
     yield
     scene.store.serve()
 
@@ -46,7 +48,7 @@ def _stopped(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def _restarted(scene: Scene) -> Iterator[None]:
-    scene.network.signal_server(signal.SIGTERM)
+    scene.network.end_server(_STOP_S)
     scene.store.serve()
     yield
 
@@ -66,7 +68,7 @@ def _lossy(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def _rolled_back(scene: Scene) -> Iterator[None]:
-    scene.network.signal_server(signal.SIGKILL)
+    scene.network.kill_server()
     copy_served(scene.snapshot, scene.store.served)
     yield
     scene.store.serve()

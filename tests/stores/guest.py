@@ -66,6 +66,13 @@ class Guest:
         """How many chunks were written to since that time (`time.monotonic`)."""
         return sum(at >= moment for at in list(self._written_at.values()))
 
+    def write_once(self, first: int, length: int) -> None:
+        """Write to each block of these bytes, outside of the area, and flush."""
+        buffer = mmap.mmap(-1, BLOCK)
+        for block in range(first // BLOCK, (first + length) // BLOCK):
+            self._write_block(block, buffer)
+        os.fsync(self._file)
+
     def check_all(self) -> None:
         """Every block holds what was acknowledged last."""
         buffer = mmap.mmap(-1, 1 << 20)
@@ -89,7 +96,9 @@ class Guest:
             self.counts[kind] += 1
 
     def _write(self, chance: random.Random, buffer: mmap.mmap) -> None:
-        block = chance.randrange(self._area)
+        self._write_block(chance.randrange(self._area), buffer)
+
+    def _write_block(self, block: int, buffer: mmap.mmap) -> None:
         version = self._started[block] + 1
         self._started[block] = version
         buffer[:] = content(block, version)

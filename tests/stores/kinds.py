@@ -136,7 +136,7 @@ class SSHFS(_OverSSH):
 class NBDFuse(Store):
     name = "nbdfuse"
     port = _NBD_PORT
-    remount_after = frozenset({"killed", "restarted", "rolled back"})
+    remount_after = frozenset({"killed", "restarted", "rolled back", "image rolled back"})
 
     def serve(self) -> None:
         image = self.served / "b.img"

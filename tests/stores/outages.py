@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from stores.kinds import Store, copy_served
-from stores.network import Network
+from stores.network import Network, run
 from stores.relay import Relay
 
-LASTS_S = 15.0
+LASTS_S = 20.0
+"""Longer than a flush waits for a replica that does not answer."""
 _STOP_S = 5.0
 """What a server that is restarted has to end in order; nbdkit waits for its clients to go."""
 
@@ -74,6 +75,15 @@ def _rolled_back(scene: Scene) -> Iterator[None]:
     scene.store.serve()
 
 
+@contextmanager
+def _image_rolled_back(scene: Scene) -> Iterator[None]:
+    scene.network.kill_server()
+    run("cp", "--preserve=all", scene.snapshot / "b.img", scene.store.served / "restored")
+    (scene.store.served / "restored").rename(scene.store.served / "b.img")
+    yield
+    scene.store.serve()
+
+
 def _far(round_trip_s: float) -> Outage:
     @contextmanager
     def far(scene: Scene) -> Iterator[None]:
@@ -94,8 +104,10 @@ OUTAGES: dict[str, Outage] = {
     "20 ms": _far(0.02),
     "200 ms": _far(0.2),
     "rolled back": _rolled_back,
+    "image rolled back": _image_rolled_back,
 }
 
+ROLLS_BACK = frozenset({"rolled back", "image rolled back"})
 NEEDS_RELAY = frozenset({"20 ms", "200 ms"})
 
 

@@ -13,12 +13,14 @@ from pathlib import Path
 from stores.guest import CHUNK, Guest
 from stores.kinds import REPLICA_TIMEOUT_S, Store, copy_served, mounts
 from stores.network import SERVER, Network, client_processes, network, run, wait_until
-from stores.outages import NEEDS_RELAY, OUTAGES, Scene, last
+from stores.outages import NEEDS_RELAY, OUTAGES, ROLLS_BACK, Scene, last
 from stores.relay import Relay, relay
 from stores.sets import SIZE, MountedSet, Watch
 
 _AREA = 8 << 20
 _CALM_S = 4.0
+_MARKED_S = 65.0
+"""What was written to longer ago has no mark any more, and is compared for other reasons alone."""
 _HEALTHY_AFTER_S = 120.0
 """A replica that failed again and again is tried once a minute."""
 _SLACK_S = 2.0
@@ -117,7 +119,8 @@ def _attempt(made: Bench, case: Case) -> Outcome:
         guest.start()
         time.sleep(_CALM_S)
         snapshot = _snapshot(made)
-        time.sleep(_CALM_S)
+        guest.write_once(2 * _AREA, _AREA // 2)
+        time.sleep(_MARKED_S if case.outage in ROLLS_BACK else _CALM_S)
         guest.forget_stalls()
         copied_before = _copied(made.set)
 

@@ -72,7 +72,7 @@ class Store(ABC):
 
     def remount(self, address: str, port: int) -> None:
         """The command that README gives for after an outage."""
-        run("fusermount3", "-u", "-z", self.image)
+        self.abandon()
         self.mount(address, port)
 
     def settle(self) -> None:  # noqa: B027 (a store that tells late has more to do here)
@@ -123,6 +123,7 @@ class _OverSSH(Store):
 
 class SSHFS(_OverSSH):
     name = "sshfs"
+    remount_after = frozenset({"image rolled back"})
 
     def mount(self, address: str, port: int) -> None:
         options = [

@@ -81,6 +81,9 @@ def _image_rolled_back(scene: Scene) -> Iterator[None]:
     run("cp", "--preserve=all", scene.snapshot / "b.img", scene.store.served / "restored")
     (scene.store.served / "restored").rename(scene.store.served / "b.img")
     yield
+    if "image rolled back" in scene.store.remount_after:
+        # In the mount that had it before, nothing would tell it from what it was.
+        scene.store.abandon()
     scene.store.serve()
 
 

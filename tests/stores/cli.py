@@ -24,11 +24,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signum, _interrupt)
     require_own_namespace()
     print(versions(), flush=True)
+    try:
+        failures = _run(parsed.stores, parsed.outages, speeds=not parsed.no_speed)
+    except KeyboardInterrupt:
+        return 130
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return 1 if failures else 0
 
+
+def _run(stores: Sequence[str], outages: Sequence[str], *, speeds: bool) -> list[str]:
+    """Try all of it, print the tables, and return what was wrong."""
     failures: list[str] = []
-    for name in parsed.stores:
+    for name in stores:
         rows = []
-        for outage in parsed.outages:
+        for outage in outages:
             try:
                 outcome = attempt(KINDS[name], CASES[outage])
             except TrialError as error:
@@ -38,11 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append(_row(outage, outcome))
             print(f"{name}: {'  '.join(rows[-1])}", file=sys.stderr, flush=True)
         _print_table(f"{name}: outages", _OUTAGE_HEADER, rows)
-        if not parsed.no_speed:
+        if speeds:
             _print_table(f"{name}: speed", speed.HEADER, speed.rows(KINDS[name]))
-    for failure in failures:
-        print(failure, file=sys.stderr)
-    return 1 if failures else 0
+    return failures
 
 
 _OUTAGE_HEADER = [

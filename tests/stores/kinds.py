@@ -32,8 +32,6 @@ class Store(ABC):
     port: int
     remount_after: frozenset[str] = frozenset()
     """The outages after which a person, or a unit, has to mount it again."""
-    told_only_at_close = False
-    """What is written is at the server only some time after the image was closed."""
     options = (
         "read-pattern=fifo,vote-threshold=1,write-mostly=b.img,"
         f"replica-timeout={REPLICA_TIMEOUT_S}s"
@@ -61,6 +59,9 @@ class Store(ABC):
         """The last that server and client said."""
         lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
         return "\n".join(lines[-10:])
+
+    def prepare(self, size: int) -> None:  # noqa: B027 (most servers need no image of *size* bytes)
+        """Make what the server needs before it is started first."""
 
     @abstractmethod
     def serve(self) -> None:
@@ -139,6 +140,10 @@ class NBDFuse(Store):
     port = _NBD_PORT
     remount_after = frozenset({"killed", "restarted", "rolled back", "image rolled back"})
 
+    def prepare(self, size: int) -> None:
+        with (self.served / "b.img").open("wb") as file:
+            file.truncate(size)
+
     def serve(self) -> None:
         image = self.served / "b.img"
         command = ["nbdkit", "-f", "-i", SERVER, "-p", str(self.port), "file", str(image)]
@@ -156,7 +161,6 @@ class NBDFuse(Store):
 
 class Rclone(_OverSSH):
     name = "rclone"
-    told_only_at_close = True
 
     def mount(self, address: str, port: int) -> None:
         config = self._directory / "rclone.conf"

@@ -92,6 +92,7 @@ def bench(kind: type[Store], *, relayed: bool) -> Iterator[Bench]:
         store.serve()
         store.mount(*made.address)
         made.set.create()
+        store.settle()
         yield made
         _require_nothing_left(made)
 

@@ -49,7 +49,10 @@ def _run(stores: Sequence[str], outages: Sequence[str], *, speeds: bool) -> list
             print(f"{name}: {'  '.join(rows[-1])}", file=sys.stderr, flush=True)
         _print_table(f"{name}: outages", _OUTAGE_HEADER, rows)
         if speeds:
-            _print_table(f"{name}: speed", speed.HEADER, speed.rows(KINDS[name]))
+            try:
+                _print_table(f"{name}: speed", speed.HEADER, speed.rows(KINDS[name]))
+            except (RuntimeError, TrialError) as error:
+                failures += (f"{name}, speed: {line}" for line in str(error).splitlines())
     return failures
 
 

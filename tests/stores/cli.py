@@ -41,7 +41,7 @@ def _run(stores: Sequence[str], outages: Sequence[str], *, speeds: bool) -> list
         for outage in outages:
             try:
                 outcome = attempt(KINDS[name], CASES[outage])
-            except TrialError as error:
+            except (RuntimeError, OSError, TrialError) as error:
                 failures += (f"{name}, {outage}: {line}" for line in str(error).splitlines())
                 print(f"FAILED {name}, {outage}: {error}", file=sys.stderr, flush=True)
                 continue
@@ -51,7 +51,7 @@ def _run(stores: Sequence[str], outages: Sequence[str], *, speeds: bool) -> list
         if speeds:
             try:
                 _print_table(f"{name}: speed", speed.HEADER, speed.rows(KINDS[name]))
-            except (RuntimeError, TrialError) as error:
+            except (RuntimeError, OSError, TrialError) as error:
                 failures += (f"{name}, speed: {line}" for line in str(error).splitlines())
     return failures
 

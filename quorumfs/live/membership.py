@@ -322,9 +322,12 @@ class Membership:
     async def _await_close(self, replica: Replica, action: Action) -> None:
         """Wait until the files of *replica*, which is out, are closed. Raises `UserError`."""
         action.doing = f"closing {replica.path}"
-        with trio.move_on_after(replica.timeout_s):
-            while replica.in_flight:
-                await self._sidecars.changed.wait()
+        try:
+            with trio.move_on_after(replica.timeout_s):
+                while replica.in_flight:
+                    await self._sidecars.changed.wait()
+        finally:
+            replica.give_up()  # of one that is removed nobody else watches the deadlines
         if replica.in_flight:
             raise UserError(
                 f"{replica.path} is out, and its file system does not answer: its files are not "

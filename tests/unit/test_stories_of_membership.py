@@ -8,6 +8,7 @@ import trio
 from support.simulation.administrator import RefusedOrderError
 from support.simulation.fate import TIMEOUT_S
 from support.simulation.oracle import BrokenError
+from support.simulation.storage import Fault
 from support.simulation.story import EIO, EXTENTS, PAIR, TRIO, Guest, Script, Story, told
 
 from quorumfs.decisions.assembly import assemble
@@ -79,6 +80,28 @@ async def removal_that_failed_is_not_taken_back(story: Story) -> None:
             raise BrokenError("a replica that is being removed was taken in")
         del sidecars.ledger.records.orders[1]
         await sidecars.enrolment.take_in(replica)
+
+
+async def removed_while_a_request_hangs_on_it(story: Story) -> None:
+    """Whoever waits for that is answered, though the replica is watched no more."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        story.fail(1, [Kind.SEEK_DATA], Fault(hang=True))
+        ended = trio.Event()
+
+        async def ask() -> None:
+            with suppress(OSError):
+                await guest.mounted.disk.next_data(0)
+            ended.set()
+
+        guest.life.nursery.start_soon(ask)
+        await trio.sleep(0.1)
+        administrator = guest.administrator()
+        async with administrator._until_killed():
+            with suppress(RefusedOrderError):
+                await administrator.remove(1)
+        with trio.move_on_after(60.0):
+            await ended.wait()
+        require(ended.is_set(), "a request has no answer")
 
 
 async def made_anew_while_it_comes_back(story: Story) -> None:
@@ -230,6 +253,7 @@ STORIES: list[Script] = [
     begun_to_be_added,
     out_and_in_again,
     made_anew_while_it_comes_back,
+    removed_while_a_request_hangs_on_it,
     removal_that_failed_is_not_taken_back,
 ]
 

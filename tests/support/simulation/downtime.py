@@ -95,7 +95,10 @@ class Downtime:
             case 2 if backups:
                 image = dice.random() < 0.7
                 sidecar = not image or dice.random() < 0.7
-                world.restore(index, dice.choice(backups), image=image, sidecar=sidecar)
+                backup = dice.choice(backups)
+                if not sidecar and self._opinion.believes_an_image_alone(index):
+                    return
+                world.restore(index, backup, image=image, sidecar=sidecar)
             case 3 | 4:
                 length = world.length(index)
                 size = dice.randrange(length // SECTOR) * SECTOR

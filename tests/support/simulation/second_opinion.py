@@ -95,6 +95,20 @@ class SecondOpinion:
         latest = max(one.record.sequence for one in self._state.known().values())
         return sidecar.own_state is RoleState.RESYNCING and sidecar.record.sequence < latest
 
+    def _was_lengthened(self, index: int, sidecar: Sidecar) -> bool:
+        """Whether a daemon died when it had made an image longer, and its sidecar not said so yet:
+        then the image looks changed."""
+        known = sidecar.identity
+        return bool(known.mtime_ns) and self._world.replicas[index].image.size > known.size
+
+    def believes_an_image_alone(self, index: int) -> bool:
+        """Whether a mount, which misses too many without it, believes an image that nothing proves
+        to be the one of its sidecar."""
+        sidecar = self._state.known().get(index)
+        vouched = sidecar is not None and bool(sidecar.identity.mtime_ns)
+        few = len(self.sound - {index}) < max(self._state.thresholds)
+        return self._setup.passing and few and not vouched
+
     def all_is_here(self, order: Sequence[int]) -> bool:
         """Whether a mount refused because of those that were harmed loses nothing."""
         sound = self.sound
@@ -133,6 +147,7 @@ class SecondOpinion:
         here -= strangers
         # The first sidecar of a replica whose addition was cut off tells nothing of the set.
         here -= {index for index, one in state.known().items() if self._is_unfinished(one)}
+        here -= {index for index, one in state.known().items() if self._was_lengthened(index, one)}
         usable = here - state.taken_out()
         needed = max(state.thresholds | {threshold or 0})
         sure = len(here) == count

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Replicas on sshfs, nbdfuse and rclone, whose servers and networks fail: what README says of stores on
-# the network, as tests (tests/stores), in a chroot with Debian's packages.
+# Replicas on sshfs, nbdfuse and rclone, whose servers and networks fail: what quorumfs-stores(7) says of
+# stores on the network, as tests (tests/stores), in a chroot with Debian's packages.
 # The chroot is in /var/tmp (2 GB), and is removed again. Needs root (or sudo).
 # The argument is a suite, by default: tests/stores.sh trixie; those behind it go to python tests/stores.
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""The stores: how each is served, and mounted as README says."""
+"""The stores: how each is served, and mounted as quorumfs-stores(7) says."""
 
 import json
 import os
@@ -36,7 +36,7 @@ class Store(ABC):
         "read-pattern=fifo,vote-threshold=1,write-mostly=b.img,"
         f"replica-timeout={REPLICA_TIMEOUT_S}s"
     )
-    """What README recommends to mount the set with."""
+    """What quorumfs-stores(7) recommends to mount the set with."""
 
     def __init__(self, network: Network, directory: Path) -> None:
         self._network = network
@@ -72,7 +72,7 @@ class Store(ABC):
         """Mount it from there."""
 
     def remount(self, address: str, port: int) -> None:
-        """The command that README gives for after an outage."""
+        """The command that quorumfs-stores(7) gives for after an outage."""
         self.abandon()
         self.mount(address, port)
 

@@ -29,7 +29,7 @@ _SLACK_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """An outage of a set with some options more than those that README recommends for the store."""
+    """An outage of a set with some options more than those that are recommended for the store."""
 
     outage: str
     more_options: str

@@ -30,7 +30,7 @@ from quorumfs.decisions.assembly import AssemblyRefusedError
 from quorumfs.decisions.dirtymap import UNVERIFIED
 from quorumfs.mount import snapshot
 from quorumfs.options import MountOptions
-from quorumfs.replica.storage import Kind
+from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 
 async def a_hole_passed_over_without_a_record(story: Story) -> None:
@@ -232,7 +232,52 @@ async def gone_and_back_after_a_commit_that_failed(story: Story) -> None:
     await story.ends_well()
 
 
+async def its_open_files_are_dead(story: Story) -> None:
+    """Its store is back, and fails every request to the files that were open; it cannot be ejected.
+
+    So does sshfs that has connected again.
+    """
+    async with story.holding(*EXTENTS).mounted() as guest:
+        replica, opened = guest.replica(1), guest.replica(1).image
+        one = story.world.replicas[1]
+
+        def dead(operation: Operation) -> Fault | None:
+            lives = operation.kind is Kind.CLOSE or replica.image not in (opened, None)
+            return None if lives else EIO
+
+        one.image_faults.script = one.sidecar_faults.script = dead
+        with trio.move_on_after(120.0):
+            while replica.image is opened:
+                with suppress(OSError):
+                    await guest.write(EXTENTS[1])
+                await trio.sleep(1.0)
+            await guest.converged()
+            await guest.write_surely(EXTENTS[2])
+            await guest.flush()
+            return
+        raise BrokenError("the replica is not opened anew")
+
+
+async def its_medium_is_full(story: Story) -> None:
+    """That is no reason to open its files anew."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        opened = guest.replica(1).image
+        story.fail(1, CHANGES, Fault(error=errno.ENOSPC))
+        for _ in range(20):
+            with suppress(OSError):
+                await guest.write(EXTENTS[1])
+            await trio.sleep(1.0)
+        if guest.replica(1).image is not opened:
+            raise BrokenError("its files were opened anew")
+        story.mend(1)
+        await guest.converged()
+    await story.ends_well()
+
+
 STORIES = [
+    (its_open_files_are_dead, EQUALS),
+    (its_open_files_are_dead, replace(EQUALS, fifo=True)),
+    (its_medium_is_full, EQUALS),
     (away_while_others_are_compared, RAW_TRIO),
     (a_majority_that_comes_later, RAW_TRIO),
     (gone_and_back_when_chunks_differ, EQUALS),

@@ -12,7 +12,6 @@ _GONE = frozenset({errno.ENOTCONN, errno.ESHUTDOWN, errno.ESTALE, errno.ENODEV})
 """Errors of a file whose file system is gone, even if another took its place. nbdfuse, whose server
 has gone, answers with the first two."""
 
-
 _LOST_FILE = _GONE | {errno.EIO, errno.EINVAL, errno.EBADF, errno.ENXIO}
 """Errors of a file that its file system does not serve any more, though it may serve the same path:
 sshfs, connected again, answers with EIO for ever, nbdfuse with ESHUTDOWN and EINVAL. A bad medium

@@ -115,23 +115,17 @@ class Rejoin:
         return True
 
     async def reopen_member(self, replica: Replica) -> bool:
-        """Open again a member whose files are lost; whether the member is back.
+        """Open again a member whose file system was gone; whether the member is back.
 
-        Its file system was gone, or fails every request to the files that are open. Such a member
-        is still current because too few others are left to eject it.
+        Such a member is still current because too few others are left to eject it.
         """
-        retry, now = self._retries.setdefault(replica, _Retry()), trio.current_time()
-        lost = replica.health.lost and now >= retry.at
-        gone = replica.standing.is_member and (replica.dead or lost or not replica.attached)
+        gone = replica.standing.is_member and (replica.dead or not replica.attached)
+        retry = self._retries.setdefault(replica, _Retry())
         if gone and replica.attached:
             replica.detach()
-        if not gone or replica.in_flight or now < retry.at:
+        if not gone or replica.in_flight or trio.current_time() < retry.at:
             return False
-        wait_s = RETRY_S[0]
-        if lost:  # perhaps its medium is bad, and files that are opened anew fail as well
-            wait_s = RETRY_S[0] if now - retry.at > RETRY_S[1] else retry.wait_s
-            retry.wait_s = min(2 * wait_s, RETRY_S[1])
-        retry.at = now + wait_s
+        retry.at = trio.current_time() + RETRY_S[0]
         try:
             returned = await self._reopen(replica)
             replica.attach(returned.image, returned.sidecar)

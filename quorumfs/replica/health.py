@@ -12,14 +12,6 @@ _GONE = frozenset({errno.ENOTCONN, errno.ESHUTDOWN, errno.ESTALE, errno.ENODEV})
 """Errors of a file whose file system is gone, even if another took its place. nbdfuse, whose server
 has gone, answers with the first two."""
 
-_LOST_FILE = _GONE | {errno.EIO, errno.EINVAL, errno.EBADF, errno.ENXIO}
-"""Errors of a file that its file system does not serve any more, though it may serve the same path:
-sshfs, connected again, answers with EIO for ever, nbdfuse with ESHUTDOWN and EINVAL. A bad medium
-answers so, too, but not to each request."""
-
-FAILED_MAX = 4
-"""Requests in a row that fail like that before the files are opened anew, if that helps."""
-
 
 def is_away(error: OSError) -> bool:
     """Whether *error* says that a replica could not be asked, or did not answer, and no more."""
@@ -121,8 +113,6 @@ class Health:
         """The file system was gone at its last answer."""
         self.truncated_to: int | None = None
         """The length (bytes) of the image when last found to be too short."""
-        self._failed = 0
-        """How many requests failed as those of a lost file do, since another answer."""
         self.latency = {sort: Latency() for sort in (Sort.READ, Sort.WRITE, Sort.FLUSH)}
         """Of the image, by sort; what the fast path serves is not among it."""
         self._failures: dict[Sort, Failure] = {}
@@ -152,19 +142,11 @@ class Health:
         """Forget failures, because other files are in use now."""
         self.dead = False
         self.truncated_to = None
-        self._failed = 0
         self._failures.clear()
 
     def answered(self, error: OSError | None) -> None:
         """Note that the file system has answered, with *error* or without."""
         self.dead = error is not None and error.errno in _GONE
-        lost = error is not None and error.errno in _LOST_FILE
-        self._failed = self._failed + 1 if lost and not isinstance(error, TruncatedError) else 0
-
-    @property
-    def lost(self) -> bool:
-        """Whether the files may serve no request any more."""
-        return self._failed >= FAILED_MAX
 
     def took(self, operation: Operation, seconds: float, now: float) -> None:
         """Note that *operation* had its outcome, or was given up, after *seconds*.

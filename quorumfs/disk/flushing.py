@@ -4,7 +4,6 @@ A flush covers everything written before the flush began, by any caller. Callers
 flush need only a flush that begins later, and a single one serves all callers waiting by then.
 """
 
-import errno
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -12,21 +11,19 @@ import trio
 
 T = TypeVar("T")
 
-_UNFINISHED = OSError(errno.EIO, "the flush was not finished")
-
 
 class GroupFlush(Generic[T]):
     """Runs flushes one after the other, each for all callers that asked before the flush began.
 
-    *T*: the result of a flush, which all its callers get.
+    *T*: the result of a flush, which all its callers get; not None.
     """
 
     def __init__(self) -> None:
         self._lock = trio.Lock()
         self._begun = 0
         """How many flushes have begun."""
-        self._outcome: T | OSError = _UNFINISHED
-        """The result of the latest flush, or why it failed."""
+        self._outcome: T | OSError | None = None
+        """The result of the latest flush, or why it failed; None: it was not finished."""
 
     @property
     def running(self) -> bool:
@@ -36,7 +33,8 @@ class GroupFlush(Generic[T]):
     async def run(self, flush: Callable[[], Awaitable[T]]) -> T:
         """Wait for a flush that begins from now on: *flush*, or another caller's.
 
-        Returns the result of that flush, or raises `OSError` as it did.
+        Returns the result of that flush, or raises `OSError` as it did. A flush that is cancelled
+        with its caller is no outcome: the next caller that waits begins another one.
         """
         asked = self._begun
         if self._lock.locked():
@@ -44,10 +42,9 @@ class GroupFlush(Generic[T]):
         else:
             self._lock.acquire_nowait()  # the other way costs a turn of the scheduler
         try:
-            if self._begun == asked:
+            if self._begun == asked or self._outcome is None:
                 self._begun += 1
-                # For the callers that share this flush, should it end in any other way.
-                self._outcome = _UNFINISHED
+                self._outcome = None
                 try:
                     self._outcome = await flush()
                 except OSError as error:

@@ -212,9 +212,9 @@ class Sidecars:
             await recorder.eject(unfit, range(0), "it could not make writes durable")
         except OSError:
             # First who said that writes are lost: a replica that is away may hold them yet.
-            for away in False, True:
-                failed = (o for o in outcomes if o.error is not None and is_away(o.error) is away)
-                await recorder.lose([replica for replica, _ in failed])
+            away = [o.replica for o in outcomes if o.error is not None and is_away(o.error)]
+            await recorder.lose([one for one in ledger.failed(outcomes) if one not in away])
+            await recorder.lose(away)
             ledger.chunks.end_flush()
             raise
         ledger.chunks.end_flush()

@@ -264,6 +264,47 @@ async def a_flush_behind_one_that_failed(story: Story) -> None:
     await story.ends_well()
 
 
+async def a_flush_that_is_cut_off(story: Story) -> None:
+    """One has failed, and the other is awaited, when nobody waits for the flush any more: as for
+    an administrator's order at the unmount. The next flush counts the failed one."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC)
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(4.0))
+        with trio.move_on_after(1.0):
+            await guest.mounted.disk.mirror.sync()
+        assert guest.mounted.sidecars.ledger.content.pending
+        story.evict(0)
+        with suppress(OSError):  # where both have to have it, only one has
+            await guest.flush()
+        await guest.read_surely(0)
+        await guest.converged()
+        await guest.flush()
+        story.evict(0)
+        story.world.power_cut()
+    async with story.mounted() as guest:
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
+async def behind_a_flush_that_is_cut_off(story: Story) -> None:
+    """Whoever waits for its outcome has a flush of its own, which succeeds."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.world.replicas[0].image_faults.plan(Kind.SYNC, Fault(4.0), Fault(4.0))
+        mirror = guest.mounted.disk.mirror
+        with trio.move_on_after(6.0):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(mirror.sync)
+                await trio.sleep(1.0)
+                nursery.start_soon(mirror.sync)
+                await trio.sleep(1.0)
+                guest.begin(guest.surely, guest.flush())
+                await trio.sleep_forever()
+        await guest.converged()
+    await story.ends_well()
+
+
 async def _lose_amid_settling(story: Story, guest: Guest) -> None:
     """Who is being given what it could not take loses it before it has told that it has it."""
     await guest.write(0)
@@ -458,6 +499,10 @@ STORIES = [
     (gone_and_back_after_it_alone_had_synced, EQUALS),
     (gone_and_back_after_it_alone_had_synced, replace(EQUALS, fifo=True)),
     (a_flush_behind_one_that_failed, EQUALS),
+    (a_flush_that_is_cut_off, PAIR),
+    (a_flush_that_is_cut_off, EQUALS),
+    (a_flush_that_is_cut_off, TRIO),
+    (behind_a_flush_that_is_cut_off, PAIR),
     (a_flush_fails_amid_settling, EQUALS),
     (a_flush_fails_amid_settling, replace(EQUALS, fifo=True)),
     (a_flush_fails_amid_settling_and_memory_is_short, EQUALS),

@@ -47,7 +47,8 @@ class Crowd:
 
 
 class ToldError(OSError):
-    """A read failed where it was told that no replica can be read."""
+    """A read failed where it was told that no replica can be read, or a flush for what was lost
+    before it began."""
 
 
 class Guest:
@@ -98,7 +99,7 @@ class Guest:
         name, action = self._chosen()
         crowd = self._crowd
         sure, patience_s = crowd.nothing_fails(), crowd.patience_s()
-        began, owed = trio.current_time(), self.oracle.owes_an_error
+        began = trio.current_time()
         self._note(f"guest {self._number} {name}")
         try:
             await action()
@@ -107,7 +108,7 @@ class Guest:
                 return False
             self._note(f"guest {self._number} {name}: {error.strerror}")
             excused = crowd.full and error.errno == errno.ENOSPC
-            excused |= isinstance(error, ToldError) or (owed and "flush" in name)
+            excused |= isinstance(error, ToldError)
             if sure and crowd.nothing_fails() and not excused:
                 raise BrokenError(f"{name} failed without a fault: {error}") from error
             return False
@@ -197,12 +198,14 @@ class Guest:
 
     async def flush(self) -> None:
         """Make durable; raises `OSError`."""
-        flushing = self.oracle.begin_flush()
+        flushing, owed = self.oracle.begin_flush(), self.oracle.owes_an_error
         try:
             await self._disk.flush()
-        except OSError:
+        except OSError as error:
             self._check_alive()
             self.oracle.flush_failed()
+            if owed:
+                raise ToldError(error.errno, error.strerror) from error
             raise
         self._check_alive()
         self.oracle.flushed(flushing)

@@ -65,6 +65,12 @@ class SecondOpinion:
             for index in self._state.everyone
         )
 
+    def fault_to_come(self, mounted: Mounted) -> bool:
+        """Whether a fault is planned, for an administrator's order, that a request may meet when
+        no member can be spared any more: the threshold was raised, or a replica taken out."""
+        planned = any(self._world.replicas[i].image_faults.planned for i in mounted.members)
+        return planned and len(mounted.members) <= mounted.sidecars.ledger.least
+
     def may_harm(self, index: int) -> bool:
         """Whether all that a replica holds is elsewhere, and nothing else is wrong."""
         if (

@@ -176,6 +176,11 @@ class Faults:
         """What becomes of the next operations of *kind*, one after the other."""
         self._planned.setdefault(kind, deque()).extend(faults)
 
+    @property
+    def planned(self) -> bool:
+        """Whether a planned fault is still to come."""
+        return any(self._planned.values())
+
     def forget_plans(self) -> None:
         """Leave everything to the weather again."""
         self._planned.clear()

@@ -65,7 +65,8 @@ class Workload:
 
     def nothing_fails(self, mounted: Mounted) -> Callable[[], bool]:
         """Tells, while there are no faults, whether a request has no reason to fail."""
-        return lambda: mounted.enough and not self._opinion.at_risk
+        opinion = self._opinion
+        return lambda: mounted.enough and not opinion.at_risk and not opinion.fault_to_come(mounted)
 
     def _guest(self, life: Life, mounted: Mounted, crowd: Crowd) -> Guest:
         return Guest(self._state.oracle, life, mounted.disk, self.next_number(), crowd)

@@ -213,7 +213,7 @@ class Sidecars:
         except OSError:
             # First who said that writes are lost: a replica that is away may hold them yet.
             away = [o.replica for o in outcomes if o.error is not None and is_away(o.error)]
-            await recorder.lose([one for one in ledger.failed(outcomes) if one not in away])
+            await recorder.lose([one for one in ledger.chunks.failed(outcomes) if one not in away])
             await recorder.lose(away)
             ledger.chunks.end_flush()
             raise

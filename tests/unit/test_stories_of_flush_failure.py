@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from support import simulated
 from support.simulation.oracle import BrokenError
-from support.simulation.rule_stories import away_and_lost
+from support.simulation.rule_stories import a_flush_that_is_cut_off, away_and_lost
 from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
@@ -261,29 +261,6 @@ async def a_flush_behind_one_that_failed(story: Story) -> None:
         story.world.power_cut()
     async with story.mounted() as guest:
         await guest.read(0)
-    await story.ends_well()
-
-
-async def a_flush_that_is_cut_off(story: Story) -> None:
-    """One has failed, and the other is awaited, when nobody waits for the flush any more: as for
-    an administrator's order at the unmount. The next flush counts the failed one."""
-    async with story.mounted() as guest:
-        await guest.write(0)
-        story.fail_once(0, Kind.SYNC)
-        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(4.0))
-        with trio.move_on_after(1.0):
-            await guest.mounted.disk.mirror.sync()
-        assert guest.mounted.sidecars.ledger.content.pending
-        story.evict(0)
-        with suppress(OSError):  # where both have to have it, only one has
-            await guest.flush()
-        await guest.read_surely(0)
-        await guest.converged()
-        await guest.flush()
-        story.evict(0)
-        story.world.power_cut()
-    async with story.mounted() as guest:
-        await guest.read_surely(0)
     await story.ends_well()
 
 

@@ -14,6 +14,7 @@ from quorumfs.metadata.ledger.agreement import Agreement, Event
 from quorumfs.metadata.ledger.commit import Records
 from quorumfs.metadata.ledger.content import Content, bit
 from quorumfs.metadata.ledger.epochs import Epochs
+from quorumfs.metadata.ledger.known import Outcome
 from quorumfs.metadata.ledger.recorded import Recorded
 from quorumfs.metadata.ledger.sources import Sources
 from quorumfs.metadata.ledger.target import Targets
@@ -183,6 +184,14 @@ class Chunks:
         self.content.suspend(replica, runs)
         for run in runs:
             self.targets.lost_by(replica, run)
+
+    def failed(self, outcomes: Iterable[Outcome]) -> list[Replica]:
+        """The replicas that failed a flush with *outcomes*, and the members whose failed sync is
+        pending since before: the flush that heard of the failure was cut off.
+        """
+        failed = [replica for replica, operation in outcomes if operation.error is not None]
+        pending = self.content.pending.difference(failed)
+        return [*failed, *(replica for replica in self.content.members if replica in pending)]
 
     def note_pending(self) -> None:
         """Set the out-of-sync bits due if no further sync of the flush fails."""

@@ -322,16 +322,9 @@ class Ledger:
         if replica.standing.is_member:
             self.chunks.suspend(replica)
 
-    def failed(self, outcomes: Sequence[Outcome]) -> list[Replica]:
-        """The replicas that failed a flush, and the members with an earlier failed sync that is
-        pending: the flush that heard of it was cut off."""
-        failed = [o.replica for o in outcomes if o.error is not None]
-        pending = self.content.pending.difference(failed)
-        return [*failed, *(replica for replica in self.members if replica in pending)]
-
     def unfit(self, outcomes: Sequence[Outcome]) -> list[Replica]:
         """The failed or lossy replicas to eject after a flush; `OSError` if too few are left."""
-        failed = self.failed(outcomes)
+        failed = self.chunks.failed(outcomes)
         if not self.in_use and not self.agreement.inherited and not failed:
             return []  # no write ever came
         lossy = self.chunks.lossy_in_flush()

@@ -253,6 +253,15 @@ def away_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sidecars_module, "is_away", _always(False))
 
 
+def cut_off_flush_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: a sync that failed in a flush that was cut off counts for no later one."""
+
+    def failed(_: Chunks, outcomes: Iterable[Outcome]) -> list[Replica]:
+        return [replica for replica, operation in outcomes if operation.error is not None]
+
+    monkeypatch.setattr(Chunks, "failed", failed)
+
+
 def repaired_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: what was made good is shown before the sidecars say so."""
 
@@ -980,6 +989,7 @@ MUTATIONS: dict[str, Patch] = {
     "R4 all were given it": all_were_given_it,
     "R4 lost by the last": lost_by_all_alike,
     "R4 away is lost": away_is_lost,
+    "R4 cut off": cut_off_flush_is_forgotten,
     "R4 repaired in memory": repaired_in_memory,
     "R4 written beside a loss": written_beside_a_loss,
     "R4 given for nothing": given_for_nothing,

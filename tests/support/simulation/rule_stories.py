@@ -328,6 +328,29 @@ def away_and_lost(away: int, *, known: bool) -> Script:
     return script
 
 
+async def a_flush_that_is_cut_off(story: Story) -> None:
+    """One has failed, and the other is awaited, when nobody waits for the flush any more: as for
+    an administrator's order at the unmount. The next flush counts the failed one."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        story.fail_once(0, Kind.SYNC)
+        story.world.replicas[1].image_faults.plan(Kind.SYNC, Fault(4.0))
+        with trio.move_on_after(1.0):
+            await guest.mounted.disk.mirror.sync()
+        assert guest.mounted.sidecars.ledger.content.pending
+        story.evict(0)
+        with suppress(OSError):  # where both have to have it, only one has
+            await guest.flush()
+        await guest.read_surely(0)
+        await guest.converged()
+        await guest.flush()
+        story.evict(0)
+        story.world.power_cut()
+    async with story.mounted() as guest:
+        await guest.read_surely(0)
+    await story.ends_well()
+
+
 async def repaired_is_on_record_before_it_is_shown(story: Story) -> None:
     """Killed at that moment, the next mount must believe the one that was given it, too."""
     async with story.mounted() as guest:
@@ -1010,6 +1033,7 @@ TOLD = (
     Told("R4 lost by the last", a_sync_fails_of_the_last_that_holds_it, EQUALS),
     Told("R4 lost by the last", a_sync_fails_of_the_last_that_holds_it, ALL_OF_THREE),
     Told("R4 away is lost", away_and_lost(0, known=True), EQUALS),
+    Told("R4 cut off", a_flush_that_is_cut_off, EQUALS),
     Told("R4 repaired in memory", repaired_is_on_record_before_it_is_shown, EQUALS),
     Told("R4 written beside a loss", each_loses_what_the_other_one_holds, EQUALS),
     Told("R4 written beside a loss", each_loses_what_the_other_one_holds, ALL_OF_THREE),

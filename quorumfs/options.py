@@ -297,7 +297,7 @@ OPTIONS: Mapping[str, Option] = {
             _flag,
             "takeover",
             "mount although another host has the set open: for a host that is down; if it is not, "
-            "its mount stops within 3 s",
+            "its mount stops within 8 s",
         ),
         Option(
             "chunk-size",

@@ -47,7 +47,7 @@ BACKLOG = 64
 """Connections that wait to be accepted."""
 
 TICK_S = 1.0
-"""How often (seconds) the thread looks at what it watches over, if nobody asks."""
+"""How often (seconds) the thread looks at what it watches over, unless told otherwise."""
 
 CROWDED_S = 0.05
 """How long (seconds) to wait before another client is let in where that was not possible."""
@@ -65,10 +65,11 @@ async def serve(
     *,
     refresh: Callable[[], None] = lambda: None,
     tick: Callable[[], None] = lambda: None,
+    period_s: Callable[[], float] = lambda: TICK_S,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """As `serving`, until cancelled; started once clients can connect."""
-    with serving(path, commands, refresh=refresh, tick=tick):
+    with serving(path, commands, refresh=refresh, tick=tick, period_s=period_s):
         task_status.started()
         await trio.sleep_forever()
 
@@ -80,11 +81,12 @@ def serving(
     *,
     refresh: Callable[[], None] = lambda: None,
     tick: Callable[[], None] = lambda: None,
+    period_s: Callable[[], float] = lambda: TICK_S,
 ) -> Iterator[None]:
     """Answer *commands* at the socket *path* from a thread, within this context.
 
-    The thread calls *refresh* once before it answers all requests that are there, and *tick* every
-    `TICK_S`; neither may take longer than a client may have to wait.
+    The thread calls *refresh* once before it answers all requests that are there, and *tick* after
+    every *period_s* (seconds); neither may take longer than a client may have to wait.
 
     The caller holds the lock of this mount in the runtime directory (`runtime.claim`): what is
     at *path* was left by a daemon that died. Without a socket the disk serves all the same.
@@ -97,7 +99,7 @@ def serving(
         return
     try:
         with listener:
-            clients = _Clients(listener, commands, refresh, tick)
+            clients = _Clients(listener, commands, refresh, tick, period_s)
             thread = Thread(target=clients.serve, name="control", daemon=True)
             thread.start()
             try:
@@ -217,11 +219,13 @@ class _Clients:
         commands: Mapping[str, Command],
         refresh: Callable[[], None],
         tick: Callable[[], None],
+        period_s: Callable[[], float],
     ) -> None:
         self._listener = listener
         self._commands = commands
         self._refresh = refresh
         self._tick = tick
+        self._period_s = period_s
         self._stopper, self._stopped = socket.socketpair()
         self._selector = selectors.DefaultSelector()
         self._clients: dict[_Client, None] = {}
@@ -240,11 +244,11 @@ class _Clients:
         with self._selector, self._stopped:
             self._selector.register(self._listener, selectors.EVENT_READ)
             self._selector.register(self._stopped, selectors.EVENT_READ)
-            tick_at = monotonic() + TICK_S
+            tick_at = monotonic() + self._period_s()
             while self._turn(tick_at):
                 if monotonic() >= tick_at:
                     self._guarded(self._tick)
-                    tick_at = monotonic() + TICK_S
+                    tick_at = monotonic() + self._period_s()
             for client in list(self._clients):
                 self._drop(client)
 

@@ -42,11 +42,11 @@ import xxhash
 from quorumfs.decisions.sidecar import PAGE
 
 CHECK_S = 1.0
-"""How often (seconds) a mount reads its claim back."""
+"""How often (seconds) a mount in use reads its claim back; an idle one, every few seconds."""
 
-NOTICE_S = 3.0
+NOTICE_S = 8.0
 """How long (seconds) a mount waits after taking over, so that an older mount that is still at work
-has noticed, and the requests of the older mount are done."""
+has noticed, even if it was idle, and the requests of the older mount are done."""
 
 _MAGIC = b"quorumfs claim 1"
 _TEXT_MAX = 128

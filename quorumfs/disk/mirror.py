@@ -18,6 +18,7 @@ from quorumfs.metadata.protocol import Metadata
 from quorumfs.replica.health import Sort
 from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation, TruncatedError
+from quorumfs.replica.ticks import Rhythm
 
 
 class Mirror:
@@ -53,6 +54,8 @@ class Mirror:
         self.search_s = search_s
         self.events = events
         self.locks = RangeLock()
+        self.rhythm = Rhythm()
+        """How often those who watch the disk look again."""
         self.requests = 0
         """Requests of the guest so far; repairs see by them whether the guest is at work."""
         self.zeroings = 0

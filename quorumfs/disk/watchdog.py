@@ -2,6 +2,7 @@
 
 import trio
 
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.slowness import slow_ones
 from quorumfs.disk.mirror import Mirror
 from quorumfs.replica.health import Sort
@@ -10,6 +11,9 @@ from quorumfs.replica.ticks import next_tick
 TICK_S = 0.5
 """Seconds between looks at deadlines and held-back events: a timeout is noticed so much later."""
 
+QUIET_S = 2.0
+"""Seconds without a request of the guest after which the disk is idle. It counts as in use, too,
+while an operation on a replica takes longer than `TICK_S`, or a replica is not current."""
 
 COMPARED_EVERY_S = 10.0
 """Seconds between comparisons of how long replicas take."""
@@ -19,13 +23,16 @@ COMPARED_FROM = 50
 
 
 class Watchdog:
-    """Watches deadlines, held-back events, and the claim on the set."""
+    """Watches deadlines, held-back events, the claim on the set, and whether anybody uses it."""
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
         self._inherited = list(mirror.ledger.unreadable)
         """Ranges that earlier mounts found unreadable (start, end; bytes), until they are told."""
         self._compared_at = 0.0
+        self._used_at = 0.0
+        self._requests = mirror.requests
+        """Requests of the guest by then."""
 
     async def run(self) -> None:
         """Watch until cancelled.
@@ -37,7 +44,7 @@ class Watchdog:
         for start, end in inherited:
             self._mirror.events.unreadable(start, end - start)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._mirror.metadata.watch)
+            nursery.start_soon(self._mirror.metadata.watch, self._mirror.rhythm)
             await self._tick()
 
     async def _tick(self) -> None:
@@ -46,7 +53,8 @@ class Watchdog:
             await trio.sleep_until(due)
             now = trio.current_time()
             late = now - due
-            due = next_tick(TICK_S)  # before the rest, which counts as well if it takes long
+            self._note_use(now)
+            due = next_tick(self._pause_s)  # before the rest, which counts as well if it takes long
             for replica in self._mirror.replicas:
                 if late > TICK_S:
                     replica.pardon(late, now)  # this process was starved, not the replica
@@ -57,6 +65,24 @@ class Watchdog:
                 for sort in (Sort.READ, Sort.WRITE, Sort.FLUSH):
                     self._compare(sort)
             self._mirror.events.tick(now)
+
+    @property
+    def _pause_s(self) -> float:
+        """No longer than a replica timeout, even while the disk is idle: an operation that begins
+        in it is seen before its time is over."""
+        timeouts = (replica.timeout_s for replica in self._mirror.replicas)
+        return min(self._mirror.rhythm.period_s(TICK_S), max(TICK_S, min(timeouts, default=TICK_S)))
+
+    def _note_use(self, now: float) -> None:
+        """See whether the disk is in use at *now*."""
+        used = self._mirror.requests != self._requests or any(
+            replica.state not in (Standing.CURRENT, Standing.OFFLINE)
+            or ((waiting := replica.waiting) is not None and now - waiting[1] > TICK_S)
+            for replica in self._mirror.replicas
+        )
+        if used:
+            self._requests, self._used_at = self._mirror.requests, now
+        self._mirror.rhythm.idle = now - self._used_at >= QUIET_S
 
     def _compare(self, sort: Sort) -> None:
         """Note which members take much longer than others for operations of this *sort*."""

@@ -1,10 +1,11 @@
-"""Which mount has the set: the claims in the sidecars, read back every second.
+"""Which mount has the set: the claims in the sidecars, read back every few seconds.
 
 A mount that finds the claim of a different mount is *fenced*: it never touches the files again.
 """
 
 import errno
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from quorumfs.decisions.claim import CHECK_S, Claim, Tenure, decode_claim, encode_claim
 from quorumfs.decisions.sidecar import CLAIM_OFFSET, PAGE
@@ -13,6 +14,7 @@ from quorumfs.metadata.writer import SidecarWriter
 from quorumfs.replica.looking import look_after
 from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation
+from quorumfs.replica.ticks import Rhythm
 
 
 class Claims:
@@ -33,14 +35,15 @@ class Claims:
         self._ledger = ledger
         self._writer = writer
 
-    async def watch(self) -> None:
+    async def watch(self, rhythm: Rhythm) -> None:
         """Check every `CHECK_S` seconds whether the set is still ours, until cancelled.
 
-        The checks go on while the set is idle: a read of the page cache, without waking a disk, on
-        local file systems; a small request to the server on shared file systems.
+        The checks go on while the set is idle, though not as often: a read of the page cache,
+        without waking a disk, on local file systems; a small request to the server on shared ones.
         """
         if self._watched:  # a hung replica must not hide other claims
-            await look_after(lambda: self._ledger.replicas, self._look_at, CHECK_S)
+            pause = partial(rhythm.until_tick, CHECK_S)
+            await look_after(lambda: self._ledger.replicas, self._look_at, pause)
 
     async def _look_at(self, replica: Replica) -> None:
         if replica in self._ledger.membership.receivers and replica.attached:

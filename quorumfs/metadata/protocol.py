@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 from quorumfs.decisions.claim import Claim
 from quorumfs.metadata.ledger.known import Known, Outcome
 from quorumfs.replica.replica import Replica
+from quorumfs.replica.ticks import Rhythm
 
 
 class ReplicaReport(NamedTuple):
@@ -135,7 +136,7 @@ class Metadata(Protocol):
     def require_ours(self) -> None:
         """Raise `OSError` (EIO) if a different mount has the set."""
 
-    async def watch(self) -> None:
+    async def watch(self, rhythm: Rhythm) -> None:
         """Watch for a takeover by a different mount, until cancelled."""
 
     async def release(self) -> None:

@@ -41,6 +41,7 @@ from quorumfs.metadata.report import report_on, report_on_set
 from quorumfs.metadata.writer import SidecarWriter
 from quorumfs.replica.health import is_away
 from quorumfs.replica.replica import Replica
+from quorumfs.replica.ticks import Rhythm
 
 
 class Sidecars:
@@ -329,8 +330,8 @@ class Sidecars:
     def require_ours(self) -> None:
         self.claims.require_ours()
 
-    async def watch(self) -> None:
-        await self.claims.watch()
+    async def watch(self, rhythm: Rhythm) -> None:
+        await self.claims.watch(rhythm)
 
     async def release(self) -> None:
         await self.claims.release()

@@ -15,6 +15,7 @@ from quorumfs.metadata.ledger.known import Outcome, ReadSegment, Writable, succe
 from quorumfs.metadata.protocol import ReplicaReport, SetReport
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import CHANGES, Kind, Operation
+from quorumfs.replica.ticks import Rhythm
 
 MISSED_MAX = 65_536
 """Separate missed ranges kept per replica (a few MiB); beyond the limit, ranges are joined."""
@@ -308,7 +309,7 @@ class Volatile:
     def require_ours(self) -> None:
         pass
 
-    async def watch(self) -> None:
+    async def watch(self, rhythm: Rhythm) -> None:
         pass
 
     async def release(self) -> None:

@@ -48,8 +48,8 @@ from quorumfs.replica.space import Space
 
 log = logging.getLogger(__name__)
 
-IDLE_S = 2.0
-"""Without a request for this long (up to twice as long), a mount is idle."""
+BURST_S = 2.0
+"""Without a request for this long (up to twice as long), a burst of requests is over."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -146,7 +146,7 @@ async def _serve(
     events = EventLog(plan.mountpoint, logs.tell)
     disk, repairs = replica_set.make_disk(plan.options, events)
     mtime_ns = max(image.mtime_ns for image in replica_set.images)
-    space = Space(lambda: disk.replicas)
+    space = Space(lambda: disk.replicas, disk.mirror.rhythm)
     fast = _fast_path(disk, plan.options)
     operations = DiskOperations(disk, plan.options, mtime_ns, space, fast)
     try:
@@ -162,7 +162,7 @@ async def _serve(
             nursery.start_soon(disk.run)
             nursery.start_soon(_return_memory, disk, fast)
 
-            path_watch = PathWatch(lambda: disk.replicas)
+            path_watch = PathWatch(lambda: disk.replicas, disk.mirror.rhythm)
             nursery.start_soon(path_watch.run)
             nursery.start_soon(space.run)
 
@@ -194,9 +194,7 @@ async def _serve(
                     standstill=standstill,
                 )
 
-            pulse = Pulse()
-            nursery.start_soon(pulse.run)
-            reporter = Reporter(take, pulse)
+            reporter = Reporter(take, Pulse())
             announce = session.announce_size
             named = verbs(disk, repairs, plan.mountpoint, settings, announce)
             actions = Actions({**named, "set": manager.reloading(named["set"])})
@@ -213,7 +211,8 @@ async def _serve(
                 reporter.watch()
                 line.watch()
 
-            serve = partial(server.serve, refresh=reporter.refresh, tick=tick)
+            period_s = partial(disk.mirror.rhythm.period_s, server.TICK_S)
+            serve = partial(server.serve, refresh=reporter.refresh, tick=tick, period_s=period_s)
             await nursery.start(serve, claim.path("sock"), commands)
             await nursery.start(_tell_on_signal, lambda: take(trio.current_time(), None))
             if repairs is not None:
@@ -371,7 +370,7 @@ async def _return_memory(disk: Disk, fast: FastPath | None) -> None:
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
     seen = returned = disk.mirror.requests
     while malloc_trim is not None:
-        await trio.sleep(IDLE_S)
+        await disk.mirror.rhythm.until_tick(BURST_S)
         if disk.mirror.requests == seen != returned:
             malloc_trim(0)
             if fast is not None:

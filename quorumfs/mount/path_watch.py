@@ -6,30 +6,33 @@ next mount will not find it; so it has to be said while it is there.
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
 from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.looking import look_after
 from quorumfs.replica.replica import Replica
+from quorumfs.replica.ticks import Rhythm
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 5.0
-"""How often (seconds) each path is looked at."""
+LOOK_S, IDLE_LOOK_S = 5.0, 60.0
+"""How often (seconds) each path is looked at: of a disk in use, and of an idle one."""
 
 
 class PathWatch:
     """Looks after the paths of *replicas*, which may come and go."""
 
-    def __init__(self, replicas: Callable[[], Sequence[Replica]]) -> None:
+    def __init__(self, replicas: Callable[[], Sequence[Replica]], rhythm: Rhythm) -> None:
         self._replicas = replicas
+        self._pause = partial(rhythm.until_tick, LOOK_S, IDLE_LOOK_S)
         self.astray: dict[Replica, str] = {}
         """Those whose path leads elsewhere, as far as known, and where."""
 
     async def run(self) -> None:
         """Look again and again, until cancelled."""
-        await look_after(self._replicas, self._look_at, LOOK_S)
+        await look_after(self._replicas, self._look_at, self._pause)
 
     async def look(self) -> None:
         """Look at all paths once. A file system that hangs makes this wait: set a deadline."""

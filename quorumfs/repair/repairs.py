@@ -30,6 +30,7 @@ from quorumfs.repair.settle import Settling
 from quorumfs.repair.verify import Verification
 from quorumfs.repair.work import Progress, Work
 from quorumfs.replica.replica import Replica
+from quorumfs.replica.ticks import next_tick
 
 log = logging.getLogger(__name__)
 
@@ -180,11 +181,17 @@ class Repairs:
                 # Taken after the attempt, so that the attempt itself does not set it.
                 changed = self._sidecars.changed
                 if not worked and not self._work.stopping:
-                    with trio.move_on_after(RETRY_S[0]):
+                    with trio.move_on_at(next_tick(self._pause_s)):
                         await changed.wait()
         self.resolving.close()
         await self.scrub.close()
         self._stopped.set()
+
+    @property
+    def _pause_s(self) -> float:
+        """How often (seconds) to look whether there is something to repair."""
+        unfinished = self._ledger.agreement.divergent
+        return RETRY_S[0] if unfinished else self._mirror.rhythm.period_s(RETRY_S[0])
 
     async def _try_to_repair(self) -> bool:
         """As `_repair`, but log why the repair failed, once for each reason."""

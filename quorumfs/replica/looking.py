@@ -5,15 +5,14 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from quorumfs.replica.replica import Replica
-from quorumfs.replica.ticks import until_tick
 
 
 async def look_after(
     replicas: Callable[[], Sequence[Replica]],
     look: Callable[[Replica], Awaitable[None]],
-    every_s: float,
+    pause: Callable[[], Awaitable[None]],
 ) -> None:
-    """Call *look* for each of *replicas* every *every_s* seconds, until cancelled.
+    """Call *look* for each of *replicas*, and *pause*, in turns, until cancelled.
 
     Each is looked at in a task of its own, because one may hang. Replicas may come and go.
     """
@@ -22,12 +21,12 @@ async def look_after(
     async def watch(replica: Replica) -> None:
         while replica in replicas():
             await look(replica)
-            await until_tick(every_s)
+            await pause()
         watched.remove(replica)
 
     async with trio.open_nursery() as nursery:
         while True:
-            await until_tick(every_s)
+            await pause()
             for replica in replicas():
                 if replica not in watched:
                     watched.add(replica)

@@ -5,6 +5,7 @@ Threads ask now and then, so that a store that does not answer does not hold up 
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import trio
 
@@ -12,16 +13,18 @@ from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.looking import look_after
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Usage
+from quorumfs.replica.ticks import Rhythm
 
-LOOK_S = 5.0
-"""How often (seconds) each store is asked."""
+LOOK_S, IDLE_LOOK_S = 5.0, 60.0
+"""How often (seconds) each store is asked: of a disk in use, and of an idle one."""
 
 
 class Space:
     """Looks after the free space of the stores of *replicas*, which may come and go."""
 
-    def __init__(self, replicas: Callable[[], Sequence[Replica]]) -> None:
+    def __init__(self, replicas: Callable[[], Sequence[Replica]], rhythm: Rhythm) -> None:
         self._replicas = replicas
+        self._pause = partial(rhythm.until_tick, LOOK_S, IDLE_LOOK_S)
         self._known: dict[Replica, Usage] = {}
         """The last answer of each store."""
         self.allocated = 0
@@ -43,11 +46,11 @@ class Space:
         return min((left // sharers for left, sharers in free if left is not None), default=None)
 
     async def run(self) -> None:
-        """Ask each store every `LOOK_S`, until cancelled."""
+        """Ask each store again and again, until cancelled."""
         async with trio.open_nursery() as nursery:
             for replica in self._replicas():
                 nursery.start_soon(self._ask, replica)
-            nursery.start_soon(look_after, self._replicas, self._ask, LOOK_S)
+            nursery.start_soon(look_after, self._replicas, self._ask, self._pause)
 
     async def _ask(self, replica: Replica) -> None:
         image = replica.image

@@ -2,6 +2,9 @@
 
 import trio
 
+IDLE_S = 6.0
+"""How often (seconds) they look while nobody uses the disk; a multiple of what it is else."""
+
 
 def next_tick(every_s: float) -> float:
     """The next whole multiple of *every_s* seconds on trio's clock: later than now."""
@@ -10,6 +13,17 @@ def next_tick(every_s: float) -> float:
     return tick if tick > now else tick + every_s  # where every_s is not exact in binary
 
 
-async def until_tick(every_s: float) -> None:
-    """Sleep until `next_tick`."""
-    await trio.sleep_until(next_tick(every_s))
+class Rhythm:
+    """How often those who watch a disk look again."""
+
+    def __init__(self) -> None:
+        self.idle = False
+        """Whether nobody uses the disk, and nothing is wrong with it."""
+
+    def period_s(self, every_s: float, idle_s: float = IDLE_S) -> float:
+        """How often to look now (seconds): every *every_s*, or *idle_s* while the disk is idle."""
+        return idle_s if self.idle else every_s
+
+    async def until_tick(self, every_s: float, idle_s: float = IDLE_S) -> None:
+        """Sleep until the `next_tick` of that period."""
+        await trio.sleep_until(next_tick(self.period_s(every_s, idle_s)))

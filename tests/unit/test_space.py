@@ -13,6 +13,7 @@ from quorumfs.options import parse_options
 from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.space import LOOK_S, Space
 from quorumfs.replica.storage import Usage
+from quorumfs.replica.ticks import Rhythm
 
 MIB = 1 << 20
 
@@ -35,7 +36,7 @@ class _Replica:
 
 
 def looked(replicas: list[Any]) -> Space:
-    space = Space(lambda: replicas)
+    space = Space(lambda: replicas, Rhythm())
 
     async def run() -> None:
         with trio.move_on_after(2.5 * LOOK_S):

@@ -25,6 +25,7 @@ from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.filesystems import Locality, locality
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation, TruncatedError, Value
+from quorumfs.replica.ticks import Rhythm
 
 KIB = 1 << 10
 SIZE = 1200 * KIB
@@ -298,6 +299,33 @@ def test_a_path_that_leads_elsewhere_is_told(tmp_path: Path, local: bool) -> Non
     trio.run(main)
 
 
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
+async def test_what_is_cached_of_a_local_file_is_read_back_without_a_thread(
+    source: Path, monkeypatch: pytest.MonkeyPatch, *, cached: bool, local: bool
+) -> None:
+    """What is not cached waits for the device, in a thread; and others may have written to a shared
+    file what this host has not cached."""
+
+    def preadv(fd: int, buffers: list[bytearray], offset: int, flags: int = 0) -> int:
+        assert flags == os.RWF_NOWAIT
+        if not cached:
+            raise BlockingIOError(errno.EAGAIN, "not cached")
+        (buffer,) = buffers
+        buffer[:] = os.pread(fd, len(buffer), offset)
+        return len(buffer)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    answers: list[Value] = []
+    async with opened(source, local=local) as storage:
+        operation = Operation(Kind.REREAD, 4 * KIB, 4 * KIB)
+        storage.submit(operation, lambda _, value, __: answers.append(value))
+        assert len(answers) == (cached and local)
+        while not answers:
+            await trio.lowlevel.checkpoint()
+    assert answers == [content_of(source)[4 * KIB : 8 * KIB]]
+
+
 def test_a_look_at_a_path_that_hangs_can_be_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,7 +337,7 @@ def test_a_look_at_a_path_that_hangs_can_be_given_up(
     async def main() -> None:
         async with opened(path) as storage:
             replica = Replica(0, str(path), storage, 1)
-            path_watch = PathWatch(lambda: [replica])
+            path_watch = PathWatch(lambda: [replica], Rhythm())
             try:
                 with trio.move_on_after(0.1) as patience:
                     await path_watch.look()

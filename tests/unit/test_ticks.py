@@ -1,16 +1,22 @@
-"""`quorumfs.replica.ticks`: whoever looks again looks later than now; and the watchdog by it."""
+"""`quorumfs.replica.ticks`: whoever looks again looks later than now, and seldom at an idle disk;
+and the watchdog by it."""
+
+import math
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from support.simulated import make_bench
+from support.simulated import Bench, make_bench, takes
 from trio.testing import MockClock
 
+from quorumfs.decisions.model import Standing
 from quorumfs.decisions.patterns import Fifo
-from quorumfs.disk.watchdog import TICK_S
+from quorumfs.disk.events import EventLog
+from quorumfs.disk.watchdog import QUIET_S, TICK_S
 from quorumfs.replica.replica import Replica
-from quorumfs.replica.ticks import next_tick, until_tick
+from quorumfs.replica.storage import Kind
+from quorumfs.replica.ticks import IDLE_S, Rhythm, next_tick
 
 
 @given(st.sampled_from([0.1, 0.3, 0.5, 1.0, 1 / 3, 5.0]), st.integers(0, 10_000))
@@ -22,7 +28,7 @@ def test_the_next_tick_is_later_than_now(every_s: float, ticks: int) -> None:
         now = trio.current_time()
         assert now < next_tick(every_s) <= now + 2 * every_s
         clock.autojump_threshold = 0.0
-        await until_tick(every_s)
+        await Rhythm().until_tick(every_s)
         assert trio.current_time() > now
 
     trio.run(main, clock=clock)
@@ -48,3 +54,69 @@ def test_a_tick_that_takes_long_is_pardoned(monkeypatch: pytest.MonkeyPatch) -> 
 
     trio.run(main, clock=clock)
     assert pardoned == [pytest.approx(5.0 - TICK_S)]
+
+
+def is_idle(bench: Bench) -> bool:
+    return bench.disk.mirror.rhythm.idle
+
+
+def looks_of(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The times (seconds) at which a watchdog looks, from now on."""
+    looks: list[float] = []
+    monkeypatch.setattr(EventLog, "tick", lambda _, now: looks.append(now))
+    return looks
+
+
+def test_an_idle_disk_is_looked_at_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = looks_of(monkeypatch)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            bench = make_bench(nursery, 2, pattern=Fifo())
+            await trio.sleep(101.0)
+            assert is_idle(bench)
+            assert len([look for look in looks if look > QUIET_S + IDLE_S]) <= 100.0 / IDLE_S
+            await bench.disk.write(0, bytes(512))
+            await trio.sleep(IDLE_S)
+            assert not is_idle(bench)
+            looks.clear()
+            await trio.sleep(2 * TICK_S)
+            assert len(looks) == 2
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0.0))
+
+
+@pytest.mark.parametrize("timeout_s", [1.0, 3.0, 5.0, 16.0])
+@pytest.mark.parametrize("pause_s", [0.0, 1.7, 4.9])
+def test_a_timeout_is_noticed_in_time_though_the_disk_was_idle(
+    timeout_s: float, pause_s: float
+) -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            bench = make_bench(nursery, 2, pattern=Fifo(), threshold=1, timeout_s=timeout_s)
+            await trio.sleep(20 * IDLE_S + pause_s)
+            assert is_idle(bench)
+            bench.files[0].choose = takes(math.inf, Kind.WRITE)
+            began = trio.current_time()
+            await bench.disk.write(0, bytes(512))
+            assert timeout_s <= trio.current_time() - began <= timeout_s + 2 * TICK_S
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0.0))
+
+
+@pytest.mark.parametrize("state", [Standing.STALE, Standing.MISSING, Standing.RESYNCING])
+def test_a_disk_is_not_idle_while_a_replica_is_not_current(state: Standing) -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            bench = make_bench(nursery, 2, pattern=Fifo(), threshold=1)
+            bench.disk.replicas[1].standing = state
+            await trio.sleep(20.0)
+            assert not is_idle(bench)
+            bench.disk.replicas[1].standing = Standing.OFFLINE
+            await trio.sleep(20.0)
+            assert is_idle(bench), "it was taken out, and nobody waits for it"
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0.0))

@@ -6,6 +6,8 @@ They come and go, power is cut, sidecars rot, images are truncated or put back f
 import random
 from contextlib import suppress
 
+from quorumfs.decisions.dirtymap import out_of_sync
+from quorumfs.decisions.record import RoleState
 from quorumfs.decisions.sidecar import MAP_OFFSET, PAGE, SLOT_OFFSETS, FormatError
 from support.sidecars import decode
 from support.simulation.media import SECTOR
@@ -58,7 +60,8 @@ class Downtime:
         chosen = [dice.choice(world.replicas)]
         garbage = dice.randbytes(SECTOR)
         if dice.random() < 0.7:
-            for one in world.replicas if dice.random() < 0.5 else chosen:
+            everywhere = dice.random() < 0.5 and not self._losses_on_record()
+            for one in world.replicas if everywhere else chosen:
                 self._rot_map(one, garbage)
             return
         sidecar = chosen[0].sidecar
@@ -71,6 +74,15 @@ class Downtime:
             if records[0].record == records[1].record:  # else a commit was cut off
                 world.note(f"the slot at {offset} of {sidecar.name} rots")
                 sidecar.rot(offset, garbage)
+
+    def _losses_on_record(self) -> bool:
+        """Whether the maps alone know that a current replica lost what others hold."""
+        for sidecar in self._state.known().values():
+            roles = enumerate(sidecar.record.roles)
+            current = [slot for slot, role in roles if role.state is RoleState.CURRENT]
+            if any(sidecar.map.count(out_of_sync(slot)) for slot in current):
+                return True
+        return False
 
     def _rot_map(self, replica: SimulatedReplica, garbage: bytes) -> None:
         if replica.sidecar is None:

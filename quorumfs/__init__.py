@@ -30,7 +30,3 @@ The rooms, top to bottom. Imports point downwards only (``tests/unit/test_layout
 ``errors``
     What a user is told when something cannot be done, and the exit codes.
 """
-
-from importlib.metadata import version
-
-__version__ = version("quorumfs")

@@ -4,7 +4,6 @@ An option is a row in one table: its name, its help and its parser stand togethe
 help cannot drift from what is accepted.
 """
 
-import difflib
 import grp
 import os
 import pwd
@@ -624,7 +623,9 @@ def _find(given: str) -> Option:
     """The option meant by *given*. Raises `UsageError`."""
     option = _spelled(given)
     if option is None:
-        close = difflib.get_close_matches(given, OPTIONS, 1)
+        from difflib import get_close_matches  # noqa: PLC0415 (no daemon needs it)
+
+        close = get_close_matches(given, OPTIONS, 1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise UsageError(f"unknown option {given!r}{hint}; there are: {', '.join(OPTIONS)}")
     return option

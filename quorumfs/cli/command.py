@@ -1,11 +1,15 @@
 """What each command tells of itself, beside its options: the source of ``--help`` and manual."""
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import click
 
 from quorumfs.errors import ExitCode
+
+COMPLETION = "_QUORUMFS_COMPLETE"
+"""The variable by which a shell asks for completions; click names it after the command."""
 
 Rows = Sequence[tuple[str, str]]
 """Pairs of a term and what it means."""
@@ -76,7 +80,39 @@ class Verb(click.Command):
 
 
 class Verbs(click.Group):
-    """All commands, with the exit codes that they have in common."""
+    """All commands, with the exit codes that they have in common.
+
+    A command is imported when it is asked for.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,  # noqa: ANN401
+        places: Mapping[str, str],
+        **attributes: Any,  # noqa: ANN401
+    ) -> None:
+        """*places*: by the name of a command, its module and what the module calls it, with dots
+        between."""
+        super().__init__(*arguments, **attributes)
+        self._places = places
+
+    def list_commands(self, ctx: click.Context | None) -> list[str]:
+        """The names of all commands, in the order in which help shows them."""
+        return list(self._places)
+
+    def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
+        """The command of that name, if there is one."""
+        if cmd_name not in self._places:
+            return None
+        module, _, name = self._places[cmd_name].rpartition(".")
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def shown(self) -> list[click.Command]:
+        """The commands that help shows."""
+        every = (self.get_command(None, name) for name in self.list_commands(None))
+        return [command for command in every if command is not None and not command.hidden]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Show what comes after the commands."""

@@ -18,7 +18,7 @@ from click.shell_completion import (
 )
 from click.types import StringParamType
 
-from quorumfs.cli.command import Verb
+from quorumfs.cli.command import COMPLETION, Verb
 from quorumfs.control import client, mounts
 from quorumfs.control.goals import CURRENT, GOALS
 from quorumfs.errors import UserError
@@ -26,9 +26,6 @@ from quorumfs.mount import configuration
 from quorumfs.options import OPTIONS, Option
 
 SHELLS = ("bash", "zsh", "fish")
-
-VARIABLE = "_QUORUMFS_COMPLETE"
-"""Set by a shell that asks; click looks for it by the name of the command."""
 
 PATIENCE_S = 1.0
 """How long (seconds) a user at the keyboard waits for a daemon."""
@@ -279,4 +276,4 @@ def completion(ctx: click.Context, shell: str) -> None:
 def script(command: click.Command, shell: str) -> str:
     """The same, of *command*, for whoever installs it."""
     kind: Any = get_completion_class(shell)
-    return str(kind(command, {}, "quorumfs", VARIABLE).source()).strip()
+    return str(kind(command, {}, "quorumfs", COMPLETION).source()).strip()

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from quorumfs.cli import mdoc
-from quorumfs.cli.command import EXIT_STATUS, Verb
+from quorumfs.cli.command import EXIT_STATUS, Verb, Verbs
 from quorumfs.cli.mount_helper import EXIT_STATUS as HELPER_STATUS
 from quorumfs.cli.mount_helper import FSTAB_ONLY, FSTAB_ONLY_BEGIN
 from quorumfs.control.mounts import FS_TYPE, SUBTYPE
@@ -83,7 +83,7 @@ def manual(ctx: click.Context, directory: Path) -> None:
     Pages that are there are replaced.
     """
     group = ctx.find_root().command
-    assert isinstance(group, click.Group)
+    assert isinstance(group, Verbs)
     for name, page in pages(group).items():
         place = directory / f"man{name[-1]}" / name
         try:
@@ -93,9 +93,9 @@ def manual(ctx: click.Context, directory: Path) -> None:
             raise UserError(f"cannot write {place}: {error.strerror}") from None
 
 
-def pages(group: click.Group) -> dict[str, str]:
+def pages(group: Verbs) -> dict[str, str]:
     """All manual pages of *group* by file name."""
-    verbs = {name: verb for name, verb in group.commands.items() if isinstance(verb, Verb)}
+    verbs = {verb.name or "": verb for verb in group.shown() if isinstance(verb, Verb)}
     made = {"quorumfs.1": _overview(group, verbs)}
     made |= {f"quorumfs-{name}.1": _page(name, verb) for name, verb in sorted(verbs.items())}
     others = {f"{CONFIGURATION}.5": _configuration(), f"{HELPER}.8": _helper()}

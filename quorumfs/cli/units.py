@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from quorumfs.cli.command import Verb
+from quorumfs.cli.command import Verb, Verbs
 from quorumfs.cli.completion import script
 from quorumfs.cli.manual import pages
 from quorumfs.cli.output import complain
@@ -62,7 +62,7 @@ def install_units(ctx: click.Context, only_print: bool, root: Path, for_package:
     Where a package of the distribution has brought the command it has brought all this, too.
     """
     group = ctx.find_root().command
-    assert isinstance(group, click.Group)
+    assert isinstance(group, Verbs)
     command = [PACKAGED] if for_package else _this_command()
     if not only_print and root == Path("/"):
         if for_package:
@@ -99,7 +99,7 @@ def generate_units(directory: Path, others: tuple[str, ...]) -> None:
             raise UserError(f"{place}: {error.strerror}") from None
 
 
-def _for_people(group: click.Group, share: str) -> dict[str, tuple[str, int]]:
+def _for_people(group: Verbs, share: str) -> dict[str, tuple[str, int]]:
     """Manual pages and completions of the commands of *group*: by path below *share*, contents
     and mode.
     """

@@ -6,7 +6,6 @@ Every change or comparison of data takes the range lock here and goes to the rep
 from collections.abc import Iterable, Sequence
 
 from quorumfs.decisions.patterns import ReadPattern
-from quorumfs.decisions.slowness import Slow
 from quorumfs.decisions.voting import Outvoted
 from quorumfs.disk.earlyvote import LateAnswers
 from quorumfs.disk.events import EventLog
@@ -15,7 +14,6 @@ from quorumfs.disk.rangelock import RangeLock
 from quorumfs.disk.readorder import ReadOrder
 from quorumfs.metadata.ledger.known import Outcome
 from quorumfs.metadata.protocol import Metadata
-from quorumfs.replica.health import Sort
 from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation, TruncatedError
 from quorumfs.replica.ticks import Rhythm
@@ -49,8 +47,6 @@ class Mirror:
         """How a guest's reads are answered."""
         self.read_order = ReadOrder()
         self.late_answers = LateAnswers(self.report)
-        self.slow: dict[Sort, dict[Replica, Slow]] = {}
-        """By sort of operation, the members that take much longer than others."""
         self.search_s = search_s
         self.events = events
         self.locks = RangeLock()

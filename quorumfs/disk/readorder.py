@@ -16,7 +16,9 @@ import trio
 from quorumfs.decisions.latency import Latency
 from quorumfs.decisions.patterns import Fastest, Fifo, Quorum, ReadPattern
 from quorumfs.decisions.ranges import RangeSet
+from quorumfs.decisions.slowness import Slow
 from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.replica.health import Sort
 from quorumfs.replica.replica import FanOut, Replica
 from quorumfs.replica.storage import Kind, Operation
 
@@ -139,6 +141,9 @@ class ReadOrder:
         self.hedges = True
         """Whether a read may ask a second replica. Without sidecars nothing tells where replicas
         differ, and a read must not turn back (P7)."""
+        self.slow: dict[Sort, dict[Replica, Slow]] = {}
+        """By sort of operation, the members that take much longer than others; what a read does
+        about it goes by each replica's own reads."""
         self._manners: defaultdict[Replica, _Manner] = defaultdict(_Manner)
         self._budget = BUDGET_MAX
 

@@ -92,7 +92,7 @@ class Watchdog:
             unread = sort is Sort.READ and replica.path in self._mirror.read_order.write_mostly
             if latency.count >= COMPARED_FROM and not unread:
                 medians[replica] = latency.percentile(0.5)
-        before = self._mirror.slow.get(sort, {})
-        slow = self._mirror.slow[sort] = slow_ones(medians, before)
+        before = self._mirror.read_order.slow.get(sort, {})
+        slow = self._mirror.read_order.slow[sort] = slow_ones(medians, before)
         for replica in slow.keys() - before.keys():
             self._mirror.events.slow(replica.path, sort.value, slow[replica])

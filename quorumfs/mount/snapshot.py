@@ -221,7 +221,7 @@ def _replica(
         ),
         slow=tuple(
             Slowness(sort.value, round(slow[replica].median_s * 1e6), round(slow[replica].times))
-            for sort, slow in list(mirror.slow.items())
+            for sort, slow in list(mirror.read_order.slow.items())
             if replica in slow
         ),
         io=None if replica.way is None else replica.way.value,

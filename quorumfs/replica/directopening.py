@@ -8,7 +8,6 @@ import struct
 from contextlib import suppress
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 from pathlib import Path
-from statistics import median
 from time import perf_counter_ns
 
 from quorumfs.decisions.dirtymap import CHUNK_MIN
@@ -156,7 +155,7 @@ def _measured_us(direct: Direct) -> float | None:
             began = perf_counter_ns()
             os.preadv(direct.fd, [buffer[:length]], at - at % length)
             times.append((perf_counter_ns() - began) / 1000)
-    return median(times) if times else None
+    return sorted(times)[len(times) // 2] if times else None
 
 
 def _medium(fd: int, where: Locality) -> Medium:

@@ -12,7 +12,7 @@ from support.mounting import quorumfs
 from support.sets import MIB, SetMount, create, named
 
 from quorumfs.cli import quorumfs as commands
-from quorumfs.cli.completion import VARIABLE
+from quorumfs.cli.command import COMPLETION
 
 COMMAND = Path(sys.executable).with_name("quorumfs")
 
@@ -29,7 +29,7 @@ def offered(line: str, shell: str = "zsh") -> list[str]:
     *words, incomplete = line.split(" ")
     kind: type[ShellComplete] | None = get_completion_class(shell)
     assert kind is not None
-    found = kind(commands, {}, "quorumfs", VARIABLE).get_completions(words, incomplete)
+    found = kind(commands, {}, "quorumfs", COMPLETION).get_completions(words, incomplete)
     return [item.value if item.type == "plain" else f"<{item.type}>" for item in found]
 
 
@@ -130,7 +130,7 @@ def test_a_real_bash_completes(disk: SetMount, tmp_path: Path) -> None:
 def test_each_shell_can_read_its_script(shell: str, check: list[str], tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text(quorumfs("completion", shell).stdout)
-    assert VARIABLE in script.read_text()
+    assert COMPLETION in script.read_text()
     subprocess.run([*check, script], check=True)
 
 

@@ -22,7 +22,7 @@ from support.command import (
 )
 from support.mounting import QUORUMFS, quorumfs
 
-from quorumfs.cli.completion import VARIABLE
+from quorumfs.cli.command import COMPLETION
 
 INSTALLED = ("etc", "usr/sbin")
 
@@ -150,7 +150,7 @@ def test_a_name_is_a_source(host: Host, mountpoint: Path, make_images: MakeImage
 def offered(host: Host, *words: str) -> list[str]:
     """What is offered for the last of *words*, as zsh is told it: type, value and help by turns."""
     line = " ".join(["quorumfs", *words])
-    asked = [f"{VARIABLE}=zsh_complete", f"COMP_WORDS={line}", f"COMP_CWORD={len(words)}"]
+    asked = [f"{COMPLETION}=zsh_complete", f"COMP_WORDS={line}", f"COMP_CWORD={len(words)}"]
     told = host.succeeds("env", *asked, *QUORUMFS).splitlines()
     items = zip(told[::3], told[1::3], strict=False)  # one empty line, if there are none
     return [value if kind == "plain" else f"<{kind}>" for kind, value in items]

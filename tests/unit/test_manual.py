@@ -44,7 +44,7 @@ def shown(page: Path) -> str:
 
 def verbs() -> list[Verb]:
     """All commands for people; each is one that tells of itself."""
-    found = [verb for verb in quorumfs.commands.values() if not verb.hidden]
+    found = quorumfs.shown()
     assert all(isinstance(verb, Verb) for verb in found)
     return [verb for verb in found if isinstance(verb, Verb)]
 

@@ -23,6 +23,7 @@ from quorumfs.disk.readorder import (
 from quorumfs.disk.watchdog import COMPARED_EVERY_S, COMPARED_FROM, TICK_S
 from quorumfs.replica.health import Sort
 from quorumfs.replica.storage import Kind, Operation
+from quorumfs.replica.ticks import IDLE_S
 
 BLOCK = 4096
 USUAL_S = 0.002
@@ -258,18 +259,18 @@ async def test_a_replica_that_is_much_slower_than_others_is_told_once(
     async def use() -> None:
         for _ in range(COMPARED_FROM):
             await bench.disk.write(0, bytes(BLOCK))
-        await trio.sleep(COMPARED_EVERY_S + TICK_S)
+        await trio.sleep(COMPARED_EVERY_S + IDLE_S)
 
     await use()
     await use()
     assert told_slow(bench) == [("r2", "write")]
     await timed(bench, 50 * COMPARED_FROM)  # most votes are decided without it
-    await trio.sleep(COMPARED_EVERY_S + TICK_S)
+    await trio.sleep(COMPARED_EVERY_S + IDLE_S)
     assert told_slow(bench) == [("r2", "write"), ("r2", "read")]
     usually(bench, (USUAL_S,) * 3)
     await trio.sleep(5 * HALF_LIFE_S)
     await use()
-    assert bench.disk.mirror.slow[Sort.WRITE] == {}
+    assert bench.disk.mirror.read_order.slow[Sort.WRITE] == {}
 
 
 async def test_a_far_replica_that_is_not_read_is_not_slow_at_reading(
@@ -279,7 +280,7 @@ async def test_a_far_replica_that_is_not_read_is_not_slow_at_reading(
     usually(bench, (USUAL_S, USUAL_S, 50 * USUAL_S))
     await timed(bench, COMPARED_FROM)
     mostly_written(bench, 2)
-    await trio.sleep(COMPARED_EVERY_S + TICK_S)
+    await trio.sleep(COMPARED_EVERY_S + IDLE_S)
     assert told_slow(bench) == []
 
 

@@ -193,7 +193,7 @@ class ReplicaSet:
         repairs = Repairs(
             mirror,
             sidecars,
-            reopener.reopen,
+            reopener,
             present=present,
             limit=options.resync_rate,
             outvoted=options.rewrite_corrupted,
@@ -378,6 +378,7 @@ class _Reopener:
         self._patience_s = patience_s
         self._directory = directory
         self._opening: set[str] = set()
+        self._looking: set[str] = set()
 
     async def reopen(self, replica: Replica) -> Returned:
         """Open, check and lock *replica* again; raises `OSError` or `UserError`."""
@@ -412,6 +413,26 @@ class _Reopener:
             self._close(image)
             raise
         return Returned(image.found, storage, sidecar)
+
+    async def is_lost(self, replica: Replica) -> bool:
+        """Whether the open image of *replica* fails what the image answers when opened anew.
+
+        False if its file system does not answer in time.
+        """
+        image, path = replica.image, replica.path
+        if not isinstance(image, FileStorage) or path in self._looking:
+            return False
+
+        def look() -> bool:
+            try:
+                return image.is_lost(path)
+            finally:
+                self._looking.discard(path)
+
+        self._looking.add(path)
+        with trio.move_on_after(self._patience_s()):
+            return await trio.to_thread.run_sync(look, abandon_on_cancel=True)
+        return False
 
     def _open(self, replica: Replica, sidecar_size: int) -> Image:
         """In a thread: whatever touches the files may hang."""

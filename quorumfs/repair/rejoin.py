@@ -4,8 +4,8 @@ An ejected replica is tried again, ever more rarely: its files are opened anew, 
 mount, and resynced.
 """
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
@@ -34,8 +34,14 @@ class ForeignError(UserError):
     """Another mount has this replica."""
 
 
-Reopen = Callable[[Replica], Awaitable[Returned]]
-"""Opens, checks and locks the files of a replica again; raises `OSError` or `UserError`."""
+class Opener(Protocol):
+    """Opens the files of replicas again. None of its methods waits for ever."""
+
+    async def reopen(self, replica: Replica) -> Returned:
+        """Open, check and lock the files of *replica*; raises `OSError` or `UserError`."""
+
+    async def is_lost(self, replica: Replica) -> bool:
+        """Whether the open image of *replica* fails what the image answers when opened anew."""
 
 
 @dataclass(slots=True)
@@ -45,6 +51,13 @@ class _Retry:
     at: float = 0.0
     wait_s: float = RETRY_S[0]
 
+    def put_off(self, now: float) -> None:
+        """Wait from *now* on: twice as long as the last time, unless that is long ago."""
+        if now - self.at > RETRY_S[1]:
+            self.wait_s = RETRY_S[0]
+        self.at = now + self.wait_s
+        self.wait_s = min(2 * self.wait_s, RETRY_S[1])
+
 
 class Rejoin:
     """Has the replicas of one disk rejoin."""
@@ -53,16 +66,18 @@ class Rejoin:
         self,
         sidecars: Sidecars,
         resync: Resync,
-        reopen: Reopen,
+        opener: Opener,
         present: dict[Replica, Found],
     ) -> None:
         """*present*: what was found of each replica that is open and not current."""
         self._sidecars = sidecars
         self._ledger = sidecars.ledger
         self._resync = resync
-        self._reopen = reopen
+        self._opener = opener
         self._present = present
         self._retries: dict[Replica, _Retry] = {}
+        self._looks: dict[Replica, _Retry] = {}
+        """When to look again whether the files of a member are lost."""
         self._claimed: set[Replica] = set()
         """Replicas that another mount had open at the last attempt."""
 
@@ -115,11 +130,13 @@ class Rejoin:
         return True
 
     async def reopen_member(self, replica: Replica) -> bool:
-        """Open again a member whose file system was gone; whether the member is back.
+        """Open again a member whose file system was gone, or whose files are lost; whether the
+        member is back.
 
         Such a member is still current because too few others are left to eject it.
         """
         gone = replica.standing.is_member and (replica.dead or not replica.attached)
+        gone = gone or await self._is_lost(replica)
         retry = self._retries.setdefault(replica, _Retry())
         if gone and replica.attached:
             replica.detach()
@@ -127,7 +144,7 @@ class Rejoin:
             return False
         retry.at = trio.current_time() + RETRY_S[0]
         try:
-            returned = await self._reopen(replica)
+            returned = await self._opener.reopen(replica)
             replica.attach(returned.image, returned.sidecar)
             if not replica.standing.is_member:
                 raise UserError("it was ejected meanwhile")
@@ -140,11 +157,24 @@ class Rejoin:
         replica.reason = None
         return True
 
+    async def _is_lost(self, replica: Replica) -> bool:
+        """Whether the files of *replica*, a member, serve nothing any more, though they would if
+        they were opened anew: only then is it right to close them. A bad sector is none of theirs.
+        """
+        look, now = self._looks.setdefault(replica, _Retry()), trio.current_time()
+        suspected = replica.standing.is_member and replica.health.perhaps_lost
+        if not suspected or replica.hung or now < look.at:
+            return False
+        look.put_off(now)
+        image = replica.image
+        lost = await self._opener.is_lost(replica)
+        return lost and replica.image is image and replica.standing.is_member
+
     async def _look_at(self, replica: Replica) -> tuple[Member, Found]:
         assert replica.slot is not None
         found = self._present.pop(replica, None)
         if found is None or not replica.attached:
-            returned = await self._reopen(replica)
+            returned = await self._opener.reopen(replica)
             replica.attach(returned.image, returned.sidecar)
             found = returned.found
         if found.is_short(self._ledger.map.size):

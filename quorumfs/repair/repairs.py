@@ -21,7 +21,7 @@ from quorumfs.decisions.model import Found
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.repair.rejoin import RETRY_S, Rejoin, Reopen
+from quorumfs.repair.rejoin import RETRY_S, Opener, Rejoin
 from quorumfs.repair.resolving import Resolving
 from quorumfs.repair.resync import Resync
 from quorumfs.repair.rewrite import read_and_rewrite
@@ -55,7 +55,7 @@ class Repairs:
         self,
         mirror: Mirror,
         sidecars: Sidecars,
-        reopen: Reopen,
+        opener: Opener,
         *,
         present: dict[Replica, Found],
         limit: int | None = None,
@@ -76,7 +76,7 @@ class Repairs:
         self._work = work = Work(mirror, sidecars, limit)
         self._settling = Settling(work)
         self._verification = Verification(work)
-        self._rejoin = Rejoin(sidecars, Resync(work), reopen, present)
+        self._rejoin = Rejoin(sidecars, Resync(work), opener, present)
         self.scrub = Scrub(
             mirror, sidecars, limit=limit, every_s=scrub_every_s, repair_unasked=outvoted
         )

@@ -3,6 +3,8 @@
 import errno
 import os
 import stat
+from contextlib import suppress
+from mmap import PAGESIZE
 from time import sleep
 
 from quorumfs.decisions.replicaio import Way
@@ -19,6 +21,7 @@ from quorumfs.replica.storage import (
     Kind,
     Operation,
     Storage,
+    TruncatedError,
     Usage,
     Value,
 )
@@ -110,6 +113,27 @@ class FileStorage:
         elif self._identity is not None and not os.path.samestat(status, self._identity):
             return "its file was removed or replaced: another one is at its path"
         return None
+
+    def is_lost(self, path: str) -> bool:
+        """Whether this file fails a read that the file at *path*, opened anew, answers.
+
+        Asks the file system, which may take long.
+        """
+        length = min(PAGESIZE, self._file.size)
+        with suppress(OSError):
+            anew = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if len(os.pread(anew, length, 0)) < length:
+                    return False
+            finally:
+                os.close(anew)
+            # Else a page that was read before may hide the failure.
+            os.posix_fadvise(self._file.fd, 0, length, os.POSIX_FADV_DONTNEED)
+            try:
+                self._file.read(0, length)
+            except OSError as error:
+                return not isinstance(error, TruncatedError)
+        return False
 
     def usage(self) -> Usage | None:
         """How much the file takes of its file system, and how much is left; None if unknown.

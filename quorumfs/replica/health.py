@@ -13,6 +13,11 @@ _GONE = frozenset({errno.ENOTCONN, errno.ESHUTDOWN, errno.ESTALE, errno.ENODEV})
 has gone, answers with the first two."""
 
 
+_LOST_FILE = frozenset({errno.EIO, errno.EINVAL, errno.EBADF, errno.ENXIO})
+"""Errors with which some file systems answer for ever to files that were open in an outage: sshfs
+with EIO, nbdfuse with EINVAL. A bad medium answers so as well."""
+
+
 def is_away(error: OSError) -> bool:
     """Whether *error* says that a replica could not be asked, or did not answer, and no more."""
     return error.errno in _GONE or error.errno == errno.ETIMEDOUT
@@ -111,6 +116,8 @@ class Health:
         self.counters = Counters()
         self.dead = False
         """The file system was gone at its last answer."""
+        self.perhaps_lost = False
+        """The last answer was that of files that the file system may never serve again."""
         self.truncated_to: int | None = None
         """The length (bytes) of the image when last found to be too short."""
         self.latency = {sort: Latency() for sort in (Sort.READ, Sort.WRITE, Sort.FLUSH)}
@@ -140,13 +147,14 @@ class Health:
 
     def opened(self) -> None:
         """Forget failures, because other files are in use now."""
-        self.dead = False
+        self.dead = self.perhaps_lost = False
         self.truncated_to = None
         self._failures.clear()
 
     def answered(self, error: OSError | None) -> None:
         """Note that the file system has answered, with *error* or without."""
         self.dead = error is not None and error.errno in _GONE
+        self.perhaps_lost = error is not None and error.errno in _LOST_FILE
 
     def took(self, operation: Operation, seconds: float, now: float) -> None:
         """Note that *operation* had its outcome, or was given up, after *seconds*.

@@ -257,6 +257,11 @@ class FaultFS:
         """Forget every rule of a file, or of all; requests that hang or are delayed go on."""
         self._command("clear", name)
 
+    def lose_open_files(self) -> None:
+        """Answer requests to files that are open now with EIO for ever; as sshfs does after an
+        outage, which serves files that are opened later."""
+        self._command("outage", None)
+
     def counters(self, name: str) -> Counters:
         return Counters(**self._command("counters", name))
 
@@ -387,6 +392,7 @@ class Faults:
     def __init__(self) -> None:
         self.rules: list[ActiveRule] = []
         self.recording = False
+        self.outages = 0
         self.journals: defaultdict[str, list[JournalEntry]] = defaultdict(list)
         self.counters: defaultdict[str, Counter[str]] = defaultdict(
             lambda: Counter(dataclasses.asdict(Counters()))
@@ -434,6 +440,8 @@ class Faults:
                 self.forget(argument, only_hanging=True)
             case "clear":
                 self.forget(argument)
+            case "outage":
+                self.outages += 1
             case "record":
                 self.recording = True
             case "journals":
@@ -498,6 +506,8 @@ class Passthrough(pyfuse3.Operations):
         self.root_fd = os.open(backing, os.O_PATH | os.O_DIRECTORY)
         self.files: dict[int, File] = {pyfuse3.ROOT_INODE: File(self.root_fd, "", lookups=1)}
         self.open_files: dict[int, File] = {}
+        self.outages: dict[int, int] = {}
+        """By open file, how many outages there had been before."""
         self.listings: dict[int, list[str]] = {}
 
     def find(self, name: str) -> tuple[int, File]:
@@ -515,7 +525,14 @@ class Passthrough(pyfuse3.Operations):
 
     def info(self, fd: int, file: File) -> pyfuse3.FileInfo:
         self.open_files[fd] = file
+        self.outages[fd] = self.faults.outages
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fd), direct_io=True, keep_cache=False)
+
+    def name_of(self, fh: int) -> str:
+        """The name of an open file; raises `pyfuse3.FUSEError` if an outage took the file."""
+        if self.outages[fh] < self.faults.outages:
+            raise pyfuse3.FUSEError(errno_codes.EIO)
+        return self.open_files[fh].name
 
     @guarded
     async def lookup(
@@ -623,7 +640,7 @@ class Passthrough(pyfuse3.Operations):
 
     @guarded
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
-        name = self.open_files[fh].name
+        name = self.name_of(fh)
         async with self.faults.request(name, "read", off, off + size) as fault:
             data = os.pread(fh, size, off)[: fault.short]
             self.faults.counters[name]["bytes_read"] += len(data)
@@ -634,7 +651,7 @@ class Passthrough(pyfuse3.Operations):
         # Writes are as durable, and as direct, as the file was opened: the shim's marks are not
         # needed.
         fh = pyfuse3.FileHandleT(fh & ~(shim.DURABLE_WRITE | shim.DIRECT_WRITE))
-        name = self.open_files[fh].name
+        name = self.name_of(fh)
         async with self.faults.request(name, "write", off, off + len(buf)) as fault:
             data = buf[: fault.short]
             if fault.drop:
@@ -648,7 +665,7 @@ class Passthrough(pyfuse3.Operations):
 
     @guarded
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
-        name = self.open_files[fh].name
+        name = self.name_of(fh)
         journal = self.faults.journals[name]
         arrived = len(journal)
         try:

@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -28,11 +29,14 @@ from support.sets import (
     filled,
     named,
     opened,
+    read,
     same,
     sidecar,
     tmpfs,
     write,
 )
+
+from quorumfs.repair.rejoin import RETRY_S
 
 SIZE = 4 * MIB
 FIFO = "read-pattern=fifo,vote-threshold=1"
@@ -296,6 +300,48 @@ def end_of_killed(export: FaultFS) -> None:
     """A FaultFS says that it did not end well when it was killed."""
     with pytest.raises(RuntimeError, match="did not end well"):
         export.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_files_that_are_never_served_again_are_opened_anew(
+    faulty: FaultFS, tmp_path: Path, *, idle: bool
+) -> None:
+    """After an outage of sshfs, for one; also if both have to take each write."""
+    images = create([tmp_path / "a.img", faulty.path("b.img")], SIZE, "--vote-threshold=2")
+    with mounted(faulty, images, tmp_path) as disk:
+        write(disk, b"w")
+        faulty.lose_open_files()
+        with pytest.raises(OSError, match="Input/output error"):
+            write(disk, b"x")
+
+        def writes() -> bool:
+            try:
+                write(disk, b"y")
+            except OSError:
+                return False
+            return True
+
+        if idle:
+            disk.wait_healthy()
+        wait_until(writes, "writes succeed again")
+        disk.wait_healthy()
+        write(disk, b"z", 1)
+    assert same([images[0], faulty.backing("b.img")])
+
+
+def test_a_bad_sector_is_no_reason_to_open_files_anew(faulty: FaultFS, tmp_path: Path) -> None:
+    """Meanwhile all that is not bad would fail."""
+    images = create([tmp_path / "a.img", faulty.path("b.img")], SIZE, "--vote-threshold=2")
+    with mounted(faulty, images, tmp_path) as disk:
+        write(disk, b"w")
+        write(disk, b"x", 1)
+        faulty.inject("b.img", "read", start=CHUNK, end=2 * CHUNK, errno=errno.EIO)
+        until = time.monotonic() + 4 * RETRY_S[0]
+        while time.monotonic() < until:
+            for _ in range(10):
+                with pytest.raises(OSError, match="Input/output error"):
+                    read(disk, 1)
+            assert read(disk) == b"w"
 
 
 def test_after_an_outage_a_replica_returns_and_meanwhile_its_store_can_be_unmounted(

@@ -2,8 +2,9 @@
 
 import errno
 import os
+from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import trio
@@ -14,6 +15,16 @@ from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.rejoin import Rejoin, Returned
 from quorumfs.repair.resync import Resync
 from quorumfs.replica.replica import Replica
+
+
+class _Refusing:
+    """An `Opener` that opens nothing."""
+
+    def __init__(self, reopen: Callable[[Replica], Coroutine[Any, Any, Returned]]) -> None:
+        self.reopen = reopen
+
+    async def is_lost(self, replica: Replica) -> bool:
+        return False
 
 
 @pytest.mark.parametrize(
@@ -36,7 +47,10 @@ def test_why_a_current_replica_cannot_be_opened_is_said_in_words(
         replica = Replica(0, "/b.img", None, 8.0)
         replica.standing = Standing.CURRENT
         rejoin = Rejoin(
-            cast("Sidecars", SimpleNamespace(ledger=None)), cast("Resync", None), reopen, {}
+            cast("Sidecars", SimpleNamespace(ledger=None)),
+            cast("Resync", None),
+            _Refusing(reopen),
+            {},
         )
         assert not await rejoin.reopen_member(replica)
         return replica
@@ -58,7 +72,10 @@ def test_a_replica_that_is_to_be_tried_at_once_waits_for_nothing() -> None:
         replica.standing = Standing.STALE
         ledger = SimpleNamespace(members=[object()])
         rejoin = Rejoin(
-            cast("Sidecars", SimpleNamespace(ledger=ledger)), cast("Resync", None), reopen, {}
+            cast("Sidecars", SimpleNamespace(ledger=ledger)),
+            cast("Resync", None),
+            _Refusing(reopen),
+            {},
         )
         assert rejoin.may_come_back(replica)
         for _ in range(3):

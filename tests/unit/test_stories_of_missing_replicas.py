@@ -248,6 +248,27 @@ async def its_medium_is_full(story: Story) -> None:
     await story.ends_well()
 
 
+async def its_open_files_are_lost(story: Story) -> None:
+    """Its store is back, and fails every request to the files that were open; it cannot be ejected.
+
+    So does sshfs that has connected again.
+    """
+    async with story.holding(*EXTENTS).mounted() as guest:
+        opened = guest.replica(1).image
+        for storage in guest.life.storages(1):
+            storage.break_off(errno.EIO)
+        with trio.move_on_after(120.0):
+            while guest.replica(1).image is opened:
+                with suppress(OSError):
+                    await guest.write(EXTENTS[1])
+                await trio.sleep(1.0)
+            await guest.converged()
+            await guest.write_surely(EXTENTS[2])
+            await guest.flush()
+            return
+        raise BrokenError("the replica is not opened anew")
+
+
 async def one_bad_place_is_read_again_and_again(story: Story) -> None:
     """That is no reason to open files anew: meanwhile every other request would fail."""
     async with story.holding(*EXTENTS).mounted() as guest:
@@ -267,6 +288,8 @@ async def one_bad_place_is_read_again_and_again(story: Story) -> None:
 
 
 STORIES = [
+    (its_open_files_are_lost, EQUALS),
+    (its_open_files_are_lost, replace(EQUALS, fifo=True)),
     (one_bad_place_is_read_again_and_again, EQUALS),
     (its_medium_is_full, EQUALS),
     (away_while_others_are_compared, RAW_TRIO),

@@ -28,6 +28,7 @@ from support.simulation.invariants import broken_invariants
 from support.simulation.media import SECTOR
 from support.simulation.oracle import BrokenError
 from support.simulation.state import SetState
+from support.simulation.storage import SimulatedStorage
 from support.simulation.world import Life
 
 
@@ -37,6 +38,38 @@ class RefusedError(Exception):
     def __init__(self, mounted: Mounted) -> None:
         super().__init__("what it was told cannot be put on record")
         self.mounted = mounted
+
+
+class _Opener:
+    """Opens the files of one life's replicas again."""
+
+    def __init__(self, life: Life, sidecars: Sidecars, tenure: Tenure | None) -> None:
+        self._life = life
+        self._sidecars = sidecars
+        self._tenure = tenure
+
+    async def reopen(self, replica: Replica) -> Returned:
+        life, sidecars, tenure = self._life, self._sidecars, self._tenure
+        world = life.world
+        index = world.index_of(replica.path)
+        await trio.sleep(0.01)
+        (one,) = world.found([index])
+        if one.image is None or one.sidecar is None:
+            raise UserError(one.problem or "there is no sidecar")
+        if not all(storage.closed for storage in life.storages(index)):
+            raise BrokenError(f"{one.path} is opened anew while it is open: in use by itself")
+        if tenure is not None and tenure.mine is not None and sidecars.fenced is None:
+            claim = world.claim(index)
+            if claim is not None and tenure.lost_to(claim) and not claim.released:
+                raise ForeignError(f"in use by {claim}")
+            world.sign(index, tenure.mine)
+        return Returned(one, life.image(index, sidecars.ledger.map.size), life.sidecar(index))
+
+    async def is_lost(self, replica: Replica) -> bool:
+        await trio.sleep(0.01)
+        world, image = self._life.world, replica.image
+        there = world.replicas[world.index_of(replica.path)].reachable
+        return there and isinstance(image, SimulatedStorage) and bool(image.broken)
 
 
 class Mounting:
@@ -85,23 +118,8 @@ class Mounting:
             if not replica.standing.is_member and replica.attached
         }
 
-        async def reopen(replica: Replica) -> Returned:
-            index = world.index_of(replica.path)
-            await trio.sleep(0.01)
-            (one,) = world.found([index])
-            if one.image is None or one.sidecar is None:
-                raise UserError(one.problem or "there is no sidecar")
-            if not all(storage.closed for storage in life.storages(index)):
-                raise BrokenError(f"{one.path} is opened anew while it is open: in use by itself")
-            if tenure is not None and tenure.mine is not None and sidecars.fenced is None:
-                claim = world.claim(index)
-                if claim is not None and tenure.lost_to(claim) and not claim.released:
-                    raise ForeignError(f"in use by {claim}")
-                world.sign(index, tenure.mine)
-            return Returned(one, life.image(index, sidecars.ledger.map.size), life.sidecar(index))
-
-        outvoted = setup.rewrite_corrupted
-        repairs = Repairs(mirror, sidecars, reopen, present=present, limit=limit, outvoted=outvoted)
+        opener, outvoted = _Opener(life, sidecars, tenure), setup.rewrite_corrupted
+        repairs = Repairs(mirror, sidecars, opener, present=present, limit=limit, outvoted=outvoted)
         disk = Disk(mirror, repairs, zero_kind=setup.zero_kind)
         if setup.fast:
             disk = FastDisk(mirror, repairs, life, setup.fast, setup.zero_kind)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from benchmark import (
     contenders,
+    idle,
     interrupts,
     matrix,
     memory,
@@ -52,6 +53,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
         "metavar": "RATE",
         "help": "of the resync, bytes a second",
     },
+    "mounts": {"type": int, "default": 20, "help": "at once"},
     "rounds": {"type": int, "default": 3, "help": "of which medians are taken"},
     "seconds": {"type": float, "default": 3.0, "help": "of each run"},
     "json": {"type": Path, "metavar": "FILE", "help": "save every run here"},
@@ -123,6 +125,15 @@ def _parser() -> argparse.ArgumentParser:
         _memory,
         "directory size-mib seconds json",
         "resident memory: idle, busy, idle again",
+    )
+    _command(
+        commands,
+        "idle",
+        _idle,
+        "contenders directory mounts seconds json",
+        "what many mounts cost while nobody uses them",
+        contenders=["ours", "peer"],
+        seconds=60.0,
     )
     _command(
         commands,
@@ -229,6 +240,19 @@ def _memory(asked: _Asked) -> None:
         for each in memory.measure(directory, asked.size_mib * MIB, asked.seconds)
     ]
     _print(memory.report(measured))
+    if asked.json:
+        saving.save(asked.json, about, measured)
+
+
+def _idle(asked: _Asked) -> None:
+    entrants = [contenders.named(name) for name in asked.contenders]
+    about = saving.facts(entrants)
+    measured = [
+        each
+        for directory in asked.directory
+        for each in idle.measure(directory, entrants, asked.mounts, asked.seconds)
+    ]
+    _print(idle.report(measured))
     if asked.json:
         saving.save(asked.json, about, measured)
 

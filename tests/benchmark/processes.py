@@ -36,6 +36,18 @@ def usage(pid: int | None) -> Usage:
     )
 
 
+def pss_bytes(pid: int) -> int:
+    """What the process has in memory of its own, and its share of what it has with others."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+
+
+def cpu_s(pid: int) -> float:
+    """The CPU time (seconds) of all threads that live, to the nanosecond."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
 def forget_peak(pid: int) -> None:
     """Let the peak of resident memory begin anew."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")

@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmark import machine
 from benchmark.alternation import Run
 from benchmark.contenders import Contender
+from benchmark.idle import Idle
 from benchmark.memory import Memory
 from benchmark.replacing import Felt
 from benchmark.resync import Copy
@@ -21,7 +22,7 @@ def facts(contenders: Iterable[Contender]) -> dict[str, object]:
 
 
 def save(
-    path: Path, about: Mapping[str, object], runs: Iterable[Run | Copy | Memory | Felt]
+    path: Path, about: Mapping[str, object], runs: Iterable[Run | Copy | Memory | Felt | Idle]
 ) -> None:
     """Write *runs* and what `facts` gave to *path*."""
     text = json.dumps({**about, "runs": [asdict(run) for run in runs]}, indent=1)

@@ -1,8 +1,8 @@
 """What each command tells of itself, beside its options: the source of ``--help`` and manual."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -79,6 +79,26 @@ class Verb(click.Command):
             _write_rows(formatter, self.examples)
 
 
+class _Imported(Mapping[str, click.Command]):
+    """Commands by name, each imported when it is looked up."""
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        """*places*: as for `Verbs`."""
+        self._places = places
+
+    def __getitem__(self, name: str) -> click.Command:
+        module, _, attribute = self._places[name].rpartition(".")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
 class Verbs(click.Group):
     """All commands, with the exit codes that they have in common.
 
@@ -94,25 +114,11 @@ class Verbs(click.Group):
         """*places*: by the name of a command, its module and what the module calls it, with dots
         between."""
         super().__init__(*arguments, **attributes)
-        self._places = places
-
-    def list_commands(self, ctx: click.Context | None) -> list[str]:
-        """The names of all commands, in the order in which help shows them."""
-        return list(self._places)
-
-    def get_command(self, ctx: click.Context | None, cmd_name: str) -> click.Command | None:
-        """The command of that name, if there is one."""
-        if cmd_name not in self._places:
-            return None
-        module, _, name = self._places[cmd_name].rpartition(".")
-        command = getattr(import_module(module), name)
-        assert isinstance(command, click.Command)
-        return command
+        self.commands = cast("MutableMapping[str, click.Command]", _Imported(places))
 
     def shown(self) -> list[click.Command]:
         """The commands that help shows."""
-        every = (self.get_command(None, name) for name in self.list_commands(None))
-        return [command for command in every if command is not None and not command.hidden]
+        return [command for command in self.commands.values() if not command.hidden]
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Show what comes after the commands."""

@@ -68,9 +68,10 @@ class Watchdog:
 
     @property
     def _pause_s(self) -> float:
-        """No longer than a replica timeout, even while the disk is idle: an operation that begins
-        in it is seen before its time is over."""
-        timeouts = (replica.timeout_s for replica in self._mirror.replicas)
+        """Shorter than a replica timeout, even while the disk is idle: an operation that begins in
+        it is seen before its time is over, and before a process that was starved for nearly as
+        long blames the replica."""
+        timeouts = (replica.timeout_s - 2 * TICK_S for replica in self._mirror.replicas)
         return min(self._mirror.rhythm.period_s(TICK_S), max(TICK_S, min(timeouts, default=TICK_S)))
 
     def _note_use(self, now: float) -> None:

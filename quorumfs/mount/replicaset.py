@@ -420,14 +420,20 @@ class _Reopener:
         False if its file system does not answer in time.
         """
         image, path = replica.image, replica.path
-        if not isinstance(image, FileStorage) or path in self._looking:
+        if not isinstance(image, FileStorage) or path in self._looking or not image.lend():
             return False
+        token = trio.lowlevel.current_trio_token()
+
+        def ended() -> None:
+            self._looking.discard(path)
+            image.give_back()
 
         def look() -> bool:
             try:
                 return image.is_lost(path)
             finally:
-                self._looking.discard(path)
+                with suppress(trio.RunFinishedError):
+                    token.run_sync_soon(ended)
 
         self._looking.add(path)
         with trio.move_on_after(self._patience_s()):

@@ -165,6 +165,9 @@ class Rejoin:
         suspected = replica.standing.is_member and replica.health.perhaps_lost
         if not suspected or replica.hung or now < look.at:
             return False
+        content = self._ledger.content
+        if content.risked(replica) or replica in content.pending:
+            return False  # what it shows may be all that is left
         look.put_off(now)
         image = replica.image
         lost = await self._opener.is_lost(replica)

@@ -117,8 +117,12 @@ class FileStorage:
     def is_lost(self, path: str) -> bool:
         """Whether this file fails a read that the file at *path*, opened anew, answers.
 
-        Asks the file system, which may take long.
+        Never on a file system of this host: both would have one page cache. Asks the file system,
+        which may take long. A page that the file alone shows, since it could not be written back,
+        is not shown any more.
         """
+        if self.local or self._is_device:
+            return False
         length = min(PAGESIZE, self._file.size)
         with suppress(OSError):
             anew = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -185,8 +189,6 @@ class FileStorage:
         if self._is_cheap(operation):
             self._perform_now(operation, done)
             return
-        if operation.kind is Kind.REREAD and self._answer_from_cache(operation, done):
-            return
         if isinstance(operation, _Copying):
             self._copy(operation, operation.source, done)
             return
@@ -226,18 +228,6 @@ class FileStorage:
             done(operation, 0, error)
         else:
             done(operation, value, None)
-
-    def _answer_from_cache(self, operation: Operation, done: Done) -> bool:
-        """Whether a read back was answered at once: an idle disk reads its claims back without
-        waking a thread."""
-        if not self.local:
-            return False  # what is cached may not be what others wrote
-        try:
-            data = self._file.read_cached(operation.offset, operation.length)
-        except BlockingIOError:
-            return False
-        done(operation, data, None)
-        return True
 
     def copying(self, source: Storage, offset: int, length: int) -> Operation | None:
         if not (isinstance(source, FileStorage) and source.local and self.local):

@@ -49,17 +49,6 @@ class RegularFile:
             data += more
         return data
 
-    def read_cached(self, offset: int, length: int) -> bytes:
-        """As `read`, without waiting; raises `BlockingIOError` where only a `read` can tell."""
-        data = bytearray(length)
-        try:
-            read = os.preadv(self.fd, [data], offset, os.RWF_NOWAIT)
-        except OSError:
-            read = 0
-        if read < length:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return bytes(data)
-
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Read to *buffer*; returns the bytes read, which may be fewer, and 0 at the end."""
         return os.preadv(self.fd, [buffer], offset)

@@ -300,30 +300,26 @@ def test_a_path_that_leads_elsewhere_is_told(tmp_path: Path, local: bool) -> Non
 
 
 @pytest.mark.parametrize("local", [True, False])
-@pytest.mark.parametrize("cached", [True, False])
-async def test_what_is_cached_of_a_local_file_is_read_back_without_a_thread(
-    source: Path, monkeypatch: pytest.MonkeyPatch, *, cached: bool, local: bool
+def test_a_file_is_lost_only_if_it_fails_what_the_same_file_opened_anew_answers(
+    tmp_path: Path, local: bool
 ) -> None:
-    """What is not cached waits for the device, in a thread; and others may have written to a shared
-    file what this host has not cached."""
+    """And never on a file system of this host: both have one page cache, which would be dropped."""
+    path = image(tmp_path / "a.img", bytes(SIZE))
 
-    def preadv(fd: int, buffers: list[bytearray], offset: int, flags: int = 0) -> int:
-        assert flags == os.RWF_NOWAIT
-        if not cached:
-            raise BlockingIOError(errno.EAGAIN, "not cached")
-        (buffer,) = buffers
-        buffer[:] = os.pread(fd, len(buffer), offset)
-        return len(buffer)
+    async def main() -> None:
+        async with opened(path, local=local) as storage:
+            assert not storage.is_lost(str(path))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(storage.file, "read", failing)
+                assert storage.is_lost(str(path)) == (not local)
+                assert not storage.is_lost(str(tmp_path / "gone.img"))
+                path.write_bytes(b"")
+                assert not storage.is_lost(str(path)), "the one opened anew does not answer either"
 
-    monkeypatch.setattr(os, "preadv", preadv)
-    answers: list[Value] = []
-    async with opened(source, local=local) as storage:
-        operation = Operation(Kind.REREAD, 4 * KIB, 4 * KIB)
-        storage.submit(operation, lambda _, value, __: answers.append(value))
-        assert len(answers) == (cached and local)
-        while not answers:
-            await trio.lowlevel.checkpoint()
-    assert answers == [content_of(source)[4 * KIB : 8 * KIB]]
+    def failing(offset: int, length: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    trio.run(main)
 
 
 def test_a_look_at_a_path_that_hangs_can_be_given_up(

@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 from support.simulation.fate import TIMEOUT_S
+from support.simulation.mounting import Opener
 from support.simulation.oracle import BrokenError
 from support.simulation.setup import Setup
 from support.simulation.storage import Fault, Weather
@@ -30,6 +31,7 @@ from quorumfs.decisions.assembly import AssemblyRefusedError
 from quorumfs.decisions.dirtymap import UNVERIFIED
 from quorumfs.mount import snapshot
 from quorumfs.options import MountOptions
+from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import CHANGES, Kind
 
 
@@ -269,6 +271,35 @@ async def its_open_files_are_lost(story: Story) -> None:
         raise BrokenError("the replica is not opened anew")
 
 
+async def its_open_files_alone_show_what_was_written(story: Story) -> None:
+    """Neither could write it to its medium, and one flush has failed for it: nobody asks whether
+    the files are lost, for that drops what they have cached."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        for index in (0, 1):
+            story.fail_once(index, Kind.SYNC)
+        with suppress(OSError):
+            await guest.flush()
+        asked: list[Replica] = []
+
+        async def is_lost(_: object, replica: Replica) -> bool:
+            asked.append(replica)
+            return False
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Opener, "is_lost", is_lost)
+            for index in (0, 1):
+                story.fail(index, [Kind.WRITE])
+                guest.replica(index).health.perhaps_lost = True
+            await trio.sleep(5.0)
+            if any(guest.mounted.sidecars.ledger.content.risked(one) for one in asked):
+                raise BrokenError("it was asked")
+        for index in (0, 1):
+            story.mend(index)
+        await guest.converged()
+    await story.ends_well()
+
+
 async def one_bad_place_is_read_again_and_again(story: Story) -> None:
     """That is no reason to open files anew: meanwhile every other request would fail."""
     async with story.holding(*EXTENTS).mounted() as guest:
@@ -288,6 +319,7 @@ async def one_bad_place_is_read_again_and_again(story: Story) -> None:
 
 
 STORIES = [
+    (its_open_files_alone_show_what_was_written, EQUALS),
     (its_open_files_are_lost, EQUALS),
     (its_open_files_are_lost, replace(EQUALS, fifo=True)),
     (one_bad_place_is_read_again_and_again, EQUALS),

@@ -77,7 +77,7 @@ def test_an_idle_disk_is_looked_at_seldom(monkeypatch: pytest.MonkeyPatch) -> No
             assert is_idle(bench)
             assert len([look for look in looks if look > QUIET_S + IDLE_S]) <= 100.0 / IDLE_S
             await bench.disk.write(0, bytes(512))
-            await trio.sleep(IDLE_S)
+            await trio.sleep_until(next_tick(IDLE_S) + 0.1)
             assert not is_idle(bench)
             looks.clear()
             await trio.sleep(2 * TICK_S)
@@ -117,6 +117,53 @@ def test_a_disk_is_not_idle_while_a_replica_is_not_current(state: Standing) -> N
             bench.disk.replicas[1].standing = Standing.OFFLINE
             await trio.sleep(20.0)
             assert is_idle(bench), "it was taken out, and nobody waits for it"
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=MockClock(autojump_threshold=0.0))
+
+
+def test_a_process_that_starved_over_a_whole_pause_blames_no_replica() -> None:
+    clock = MockClock(autojump_threshold=0.0)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            bench = make_bench(nursery, 2, pattern=Fifo(), threshold=1, timeout_s=4.0)
+            await trio.sleep(20 * IDLE_S + 0.01)  # just after a look
+            assert is_idle(bench)
+            bench.files[0].choose = takes(4.45, Kind.WRITE)
+            nursery.start_soon(bench.disk.write, 0, bytes(512))
+            await trio.lowlevel.checkpoint()
+            clock.jump(4.4)
+            await trio.sleep(1.0)
+            assert bench.disk.replicas[0].counters.timeouts == 0
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=clock)
+
+
+def test_who_sleeps_long_looks_soon_once_the_disk_is_used() -> None:
+    async def main() -> None:
+        rhythm = Rhythm()
+        rhythm.idle = True
+        looks: list[float] = []
+
+        async def look() -> None:
+            while True:
+                await rhythm.until_tick(5.0, 60.0)
+                looks.append(trio.current_time())
+
+        began = trio.current_time() // 60.0 * 60.0 + 60.0
+        await trio.sleep_until(began + 1.0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            await trio.sleep(10.0)
+            assert not looks
+            rhythm.idle = False
+            await trio.sleep(10.0)
+            assert looks == [began + 15.0, began + 20.0]
+            rhythm.idle = True
+            await trio.sleep(100.0)
+            assert looks[2:] == [began + 25.0, began + 60.0, began + 120.0]
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=MockClock(autojump_threshold=0.0))

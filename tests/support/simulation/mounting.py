@@ -40,7 +40,7 @@ class RefusedError(Exception):
         self.mounted = mounted
 
 
-class _Opener:
+class Opener:
     """Opens the files of one life's replicas again."""
 
     def __init__(self, life: Life, sidecars: Sidecars, tenure: Tenure | None) -> None:
@@ -118,7 +118,7 @@ class Mounting:
             if not replica.standing.is_member and replica.attached
         }
 
-        opener, outvoted = _Opener(life, sidecars, tenure), setup.rewrite_corrupted
+        opener, outvoted = Opener(life, sidecars, tenure), setup.rewrite_corrupted
         repairs = Repairs(mirror, sidecars, opener, present=present, limit=limit, outvoted=outvoted)
         disk = Disk(mirror, repairs, zero_kind=setup.zero_kind)
         if setup.fast:

@@ -37,7 +37,8 @@ class Workers:
     @property
     def returned(self) -> list[Operation]:
         """Operations that a thread has done, and that are not delivered yet."""
-        return [operation for operation, *_ in self._finished]
+        # Of a copy, for threads add to it meanwhile.
+        return [operation for operation, *_ in self._finished.copy()]
 
     def hand_over(self, operation: Operation, done: Done) -> None:
         """Have a thread perform *operation*, and *done* called in the trio thread.

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import mmap
 import os
+import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -320,6 +321,25 @@ def test_a_file_is_lost_only_if_it_fails_what_the_same_file_opened_anew_answers(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     trio.run(main)
+
+
+def test_what_has_returned_is_told_while_more_returns(target: Path) -> None:
+    """Threads go on while the thread of trio looks at what they have done."""
+    operations = [Operation(Kind.WRITE, 0, 1, b"x") for _ in range(1000)]
+    interval_s = sys.getswitchinterval()
+
+    async def main() -> None:
+        async with opened(target, local=False) as storage:
+            for operation in operations:
+                storage.submit(operation, lambda *_: None)
+            while len(storage.returned) < len(operations):
+                pass
+
+    sys.setswitchinterval(1e-6)
+    try:
+        trio.run(main)
+    finally:
+        sys.setswitchinterval(interval_s)
 
 
 def test_a_look_at_a_path_that_hangs_can_be_given_up(

@@ -1,6 +1,6 @@
-# Sourced by systemd.sh and machine_stores.sh, after chroot.sh: a Debian that boots, emulated without
-# KVM, with systemd as its first process. It is made of a chroot, and runs one script in each boot, which
-# sources machine_guest.sh.
+# Sourced by systemd.sh, machine_stores.sh and machine_nfs.sh, after chroot.sh: a Debian that boots, emulated
+# without KVM, with systemd as its first process. It is made of a chroot, and runs one script in each boot,
+# which sources machine_guest.sh.
 
 install_packages e2fsprogs qemu-system-x86
 packages+=(dbus e2fsprogs kmod linux-image-cloud-amd64 mount procps systemd-sysv udev util-linux)

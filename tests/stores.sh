@@ -22,4 +22,4 @@ inside apt-get install -y --no-install-recommends fio iproute2 iptables nbdfuse 
 begin "stores that fail"
 # In a network namespace of its own: nothing here meets the network of the host, and whatever is
 # made for the servers is gone with the last process.
-inside unshare --net python3 tests/stores "${@:2}"
+inside unshare --net python3 tests/stores --stores sshfs nbdfuse rclone "${@:2}"

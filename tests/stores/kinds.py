@@ -2,15 +2,24 @@
 
 import json
 import os
+import signal
 import subprocess
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from stores.network import SERVER, Network, run, wait_until
+from stores.network import SERVER, Network, end_processes, run, wait_until
 
 REPLICA_TIMEOUT_S = 4
+_STOP_S = 5.0
+"""What a server that is ended in order has for that; nbdkit waits for its clients to go."""
 _SSH_PORT = 22
 _NBD_PORT = 10809
+_NFS_PORT = 2049
+_LEASE_S = 10
+"""The shortest that nfsd has, for its grace time, too: each outage is longer."""
+_NFSD = Path("/proc/fs/nfsd")
+_BUSY = 16
+"""What umount.nfs says as exit code of a mount that is in use."""
 _RC = "127.0.0.1:5572"
 
 _SSHD_CONFIG = """
@@ -29,6 +38,8 @@ class Store(ABC):
     """One store, whose server has its files in `served`."""
 
     name: str
+    packages: tuple[str, ...]
+    """What Debian's packages of server and client are called."""
     port: int
     remount_after: frozenset[str] = frozenset()
     """The outages after which a person, or a unit, has to mount it again."""
@@ -66,6 +77,25 @@ class Store(ABC):
     @abstractmethod
     def serve(self) -> None:
         """Start the server, also again after it was ended."""
+
+    def kill(self) -> None:
+        """End the server at once."""
+        self._network.kill_server()
+
+    def end(self) -> None:
+        """End the server in order, as a service manager does."""
+        self._network.end_server(_STOP_S)
+
+    def stop(self) -> None:
+        """Have the server answer nothing that needs its disk, until it goes on."""
+        self._network.signal_server(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        self._network.signal_server(signal.SIGCONT)
+
+    def clear(self) -> None:
+        """Take away what is left of the server, whatever state it is in."""
+        self.kill()
 
     @abstractmethod
     def mount(self, address: str, port: int) -> None:
@@ -124,6 +154,7 @@ class _OverSSH(Store):
 
 class SSHFS(_OverSSH):
     name = "sshfs"
+    packages = ("sshfs", "openssh-server")
     remount_after = frozenset({"image rolled back"})
 
     def mount(self, address: str, port: int) -> None:
@@ -137,6 +168,7 @@ class SSHFS(_OverSSH):
 
 class NBDFuse(Store):
     name = "nbdfuse"
+    packages = ("libnbd-bin", "nbdkit")
     port = _NBD_PORT
     remount_after = frozenset({"killed", "restarted", "rolled back", "image rolled back"})
 
@@ -161,6 +193,7 @@ class NBDFuse(Store):
 
 class Rclone(_OverSSH):
     name = "rclone"
+    packages = ("rclone", "openssh-server")
 
     def mount(self, address: str, port: int) -> None:
         config = self._directory / "rclone.conf"
@@ -183,14 +216,104 @@ class Rclone(_OverSSH):
         return not (told["uploadsInProgress"] or told["uploadsQueued"])
 
 
-KINDS: dict[str, type[Store]] = {kind.name: kind for kind in (SSHFS, NBDFuse, Rclone)}
+class NFS(Store):
+    """The kernel's server and client.
+
+    The server runs in the kernel, in the network namespace that it was started in. No signal stops
+    it, so its file system, which is one of its own, is frozen instead: requests that write wait.
+    """
+
+    name = "nfs"
+    packages = ("linux-image-cloud-amd64", "nfs-kernel-server")
+    port = _NFS_PORT
+    recovery = "hard"
+    """What the client does when the server does not answer, as mount options."""
+
+    def prepare(self, size: int) -> None:
+        disk = self._directory / "served.img"
+        with disk.open("wb") as file:
+            file.truncate(4 * size)
+        run("mkfs.ext4", "-q", disk)
+        run("mount", "-o", "loop", disk, self.served)
+        (self.served / "lost+found").rmdir()
+        # What is seen there is of the network namespace that it was mounted in.
+        run(*self._network.enter("mount", "-t", "nfsd", "nfsd", _NFSD))
+        for each in (self._pipes, self._clients):
+            each.mkdir()
+        run(*self._network.enter("mount", "-t", "rpc_pipefs", "rpc_pipefs", self._pipes))
+
+    def serve(self) -> None:
+        # It remembers who may reclaim files and locks in the grace time.
+        places = ("-p", self._pipes, "-s", self._clients)
+        self._network.serve("nfsdcld", "-F", *places, log=self._log)
+        self._network.serve("rpc.mountd", "-F", "-N", "3", log=self._log)
+        export = ["-o", "rw,insecure,no_root_squash,no_subtree_check,fsid=0", f"*:{self.served}"]
+        run(*self._network.enter("exportfs", "-i", *export))
+        times = ["-G", str(_LEASE_S), "-L", str(_LEASE_S)]
+        run(*self._network.enter("rpc.nfsd", "-H", SERVER, "-N", "3", *times, "8"))
+
+    def kill(self) -> None:
+        run(*self._network.enter("rpc.nfsd", "0"))
+        super().kill()
+
+    def end(self) -> None:
+        self.kill()
+
+    def stop(self) -> None:
+        run("fsfreeze", "-f", self.served)
+
+    def go_on(self) -> None:
+        run("fsfreeze", "-u", self.served)
+
+    def clear(self) -> None:
+        subprocess.run(["fsfreeze", "-u", self.served], check=False, stderr=subprocess.DEVNULL)
+        super().clear()
+        for each in (self._pipes, _NFSD, self.served):
+            run("umount", each)
+
+    def mount(self, address: str, port: int) -> None:
+        options = f"vers=4.2,{self.recovery},port={port}"
+        run("mount", "-t", "nfs", "-o", options, f"{address}:/", self.mountpoint)
+
+    def unmount(self) -> None:
+        run("umount", self.mountpoint)
+
+    def abandon(self) -> None:
+        # What waits for a server that is gone ends only when its requests are given up, here: after
+        # a lazy unmount nothing could do that any more.
+        end_processes(os.getpid())
+        wait_until(self._has_let_go, "the mount is gone", timeout_s=60)
+
+    def _has_let_go(self) -> bool:
+        command = ["umount", "-f", str(self.mountpoint)]
+        return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode != _BUSY
+
+    @property
+    def _pipes(self) -> Path:
+        return self._directory / "pipes"
+
+    @property
+    def _clients(self) -> Path:
+        return self._directory / "clients"
+
+
+class NFSSoft(NFS):
+    """Requests fail that have no answer in time."""
+
+    name = "nfs-soft"
+    recovery = "softerr,timeo=20,retrans=1"
+
+
+KINDS: dict[str, type[Store]] = {kind.name: kind for kind in (SSHFS, NBDFuse, Rclone, NFS, NFSSoft)}
 
 
 def mounts() -> list[str]:
-    """Where something is mounted through FUSE."""
+    """Where something is mounted through FUSE or NFS."""
     rows = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
     return [
-        row[1] for row in rows if row[2].startswith("fuse") and row[1] != "/sys/fs/fuse/connections"
+        row[1]
+        for row in rows
+        if row[2].startswith(("fuse", "nfs4")) and row[1] != "/sys/fs/fuse/connections"
     ]
 
 

@@ -1,6 +1,5 @@
 """What happens to a store: each outage begins, lasts, and ends."""
 
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,8 +13,6 @@ from stores.relay import Relay
 
 LASTS_S = 20.0
 """Longer than a flush waits for a replica that does not answer."""
-_STOP_S = 5.0
-"""What a server that is restarted has to end in order; nbdkit waits for its clients to go."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +32,21 @@ class Outage(Protocol):
 
 @contextmanager
 def _killed(scene: Scene) -> Iterator[None]:
-    scene.network.kill_server()
+    scene.store.kill()
     yield
     scene.store.serve()
 
 
 @contextmanager
 def _stopped(scene: Scene) -> Iterator[None]:
-    scene.network.signal_server(signal.SIGSTOP)
+    scene.store.stop()
     yield
-    scene.network.signal_server(signal.SIGCONT)
+    scene.store.go_on()
 
 
 @contextmanager
 def _restarted(scene: Scene) -> Iterator[None]:
-    scene.network.end_server(_STOP_S)
+    scene.store.end()
     scene.store.serve()
     yield
 
@@ -69,7 +66,7 @@ def _lossy(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def _rolled_back(scene: Scene) -> Iterator[None]:
-    scene.network.kill_server()
+    scene.store.kill()
     copy_served(scene.snapshot, scene.store.served)
     yield
     scene.store.serve()
@@ -77,7 +74,7 @@ def _rolled_back(scene: Scene) -> Iterator[None]:
 
 @contextmanager
 def _image_rolled_back(scene: Scene) -> Iterator[None]:
-    scene.network.kill_server()
+    scene.store.kill()
     run("cp", "--preserve=all", scene.snapshot / "b.img", scene.store.served / "restored")
     (scene.store.served / "restored").rename(scene.store.served / "b.img")
     yield

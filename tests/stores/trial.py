@@ -2,10 +2,9 @@
 
 import filecmp
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,6 @@ _MARKED_S = 65.0
 """What was written to longer ago has no mark any more, and is compared for other reasons alone."""
 _HEALTHY_AFTER_S = 90.0
 """A replica that failed again and again is tried once a minute; then it is compared."""
-_SLACK_S = 2.0
-"""The machine is busy, and the daemon is not alone on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +83,10 @@ def bench(kind: type[Store], *, relayed: bool) -> Iterator[Bench]:
         store = kind(joined, directory)
         passes = stack.enter_context(relay((SERVER, store.port))) if relayed else None
         made = Bench(joined, store, passes, MountedSet(directory, store), directory)
+        store.prepare(SIZE)
+        stack.callback(store.clear)
         stack.callback(store.abandon)
         stack.callback(made.set.abandon)
-        store.prepare(SIZE)
         store.serve()
         store.mount(*made.address)
         made.set.create()
@@ -97,18 +95,21 @@ def bench(kind: type[Store], *, relayed: bool) -> Iterator[Bench]:
         _require_nothing_left(made)
 
 
-def attempt(kind: type[Store], case: Case) -> Outcome:
-    """Raises `TrialError` if a promise was broken."""
+def attempt(kind: type[Store], case: Case, slack_s: float) -> Outcome:
+    """*slack_s*: how much longer (seconds) than promised a request may take.
+
+    Raises `TrialError` if a promise was broken.
+    """
     with bench(kind, relayed=case.outage in NEEDS_RELAY) as made:
         try:
-            return _attempt(made, case)
-        except RuntimeError as error:
+            return _attempt(made, case, slack_s)
+        except (RuntimeError, TrialError) as error:
             said = made.store.what_went_wrong()
-            log = made.set.log.read_text().splitlines()[-15:] if made.set.log.exists() else []
+            log = made.set.log.read_text().splitlines()[-40:] if made.set.log.exists() else []
             raise TrialError("\n".join([str(error), said, *log])) from error
 
 
-def _attempt(made: Bench, case: Case) -> Outcome:
+def _attempt(made: Bench, case: Case, slack_s: float) -> Outcome:
     made.set.mount(made.store.options + case.more_options)
     made.set.wait_until_healthy(_HEALTHY_AFTER_S)
     guest = Guest(made.set.disk, SIZE, _AREA)
@@ -117,9 +118,12 @@ def _attempt(made: Bench, case: Case) -> Outcome:
         began = time.monotonic()
         guest.start()
         time.sleep(_CALM_S)
-        snapshot = _snapshot(made)
+        snapshot = made.directory / "snapshot"
+        if case.outage in ROLLS_BACK:
+            _take_snapshot(made, snapshot)
         guest.write_once(2 * _AREA, _AREA // 2)
         time.sleep(_MARKED_S if case.outage in ROLLS_BACK else _CALM_S)
+        made.set.wait_until_healthy(_HEALTHY_AFTER_S)  # the snapshot may have taken too long
         guest.forget_stalls()
         copied_before = _copied(made.set)
 
@@ -154,7 +158,7 @@ def _attempt(made: Bench, case: Case) -> Outcome:
     faults += [
         f"a {kind} took {took:.1f} s, and {limits[kind]:g} s are promised"
         for kind, took in guest.longest.items()
-        if took > limits[kind] + _SLACK_S
+        if took > limits[kind] + slack_s
     ]
     if not all(guest.counts.values()):
         faults.append(f"the guest did not do everything: {guest.counts}")
@@ -168,13 +172,11 @@ def _attempt(made: Bench, case: Case) -> Outcome:
     return Outcome(guest.longest, healthy_after_s, copied, watch.states)
 
 
-def _snapshot(made: Bench) -> Path:
-    """The server's files as they are at one moment."""
-    target = made.directory / "snapshot"
-    made.network.signal_server(signal.SIGSTOP)
+def _take_snapshot(made: Bench, target: Path) -> None:
+    """Copy the server's files to *target*, as they are at one moment."""
+    made.store.stop()
     copy_served(made.store.served, target)
-    made.network.signal_server(signal.SIGCONT)
-    return target
+    made.store.go_on()
 
 
 def _copied(watched: MountedSet) -> int:
@@ -191,9 +193,9 @@ def _require_nothing_left(made: Bench) -> None:
         raise TrialError(f"processes are left: {client_processes()}") from None
 
 
-def versions() -> str:
-    """What was tried, for the head of the tables."""
+def versions(kinds: Sequence[type[Store]]) -> str:
+    """What is tried, for the head of the tables."""
+    packages = dict.fromkeys(package for kind in kinds for package in kind.packages)
     return ", ".join(
-        run("dpkg-query", "-W", "-f", "${Package} ${Version}", package)
-        for package in ("sshfs", "openssh-server", "libnbd-bin", "nbdkit", "rclone")
+        run("dpkg-query", "-W", "-f", "${Package} ${Version}", package) for package in packages
     )

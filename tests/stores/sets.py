@@ -1,4 +1,4 @@
-"""The set under test: one local replica, one on the store."""
+"""The set under test: one local replica, one elsewhere."""
 
 import subprocess
 import threading
@@ -8,7 +8,6 @@ from typing import Any
 
 from quorumfs.control import client
 from stores.guest import fill
-from stores.kinds import Store
 from stores.network import run
 
 SIZE = 64 << 20
@@ -17,9 +16,9 @@ SIZE = 64 << 20
 class MountedSet:
     """The set, mounted with some options."""
 
-    def __init__(self, directory: Path, store: Store) -> None:
+    def __init__(self, directory: Path, far: Path) -> None:
         self.near = directory / "near.img"
-        self.far = store.image
+        self.far = far
         self.mountpoint = directory / "mnt"
         self.disk = self.mountpoint / "disk.img"
         self.log = directory / "quorumfs.log"

@@ -1,10 +1,12 @@
 """What a store costs that is well, near or far: 4k requests of fio with some sets of options."""
 
 import json
+import tempfile
+from pathlib import Path
 
 from stores.kinds import Store
 from stores.network import run
-from stores.sets import SIZE
+from stores.sets import SIZE, MountedSet
 from stores.trial import bench
 
 HEADER = ["distance", "options", "read MB/s", "p99 ms", "write MB/s", "p99 ms", "replica"]
@@ -18,8 +20,8 @@ _SECONDS = 3
 
 
 def rows(kind: type[Store]) -> list[list[str]]:
-    """One for each distance and set of options."""
-    found = []
+    """One for each distance and set of options, after those of a set without a store."""
+    found = _rows_here()
     for distance, round_trip_s in _DISTANCES_S.items():
         with bench(kind, relayed=True) as made:
             assert made.relay is not None
@@ -29,15 +31,34 @@ def rows(kind: type[Store]) -> list[list[str]]:
                 made.set.wait_until_healthy(120)
                 made.set.set_options(options)
                 made.relay.round_trip_s = round_trip_s
-                read, write = (_fio(str(made.set.disk), rw) for rw in ("randread", "randwrite"))
-                state = made.set.status()["replicas"][1]["state"]
-                found.append([distance, name, *read, *write, state])
+                found.append([distance, name, *_figures(made.set)])
                 made.relay.round_trip_s = 0.0
             made.set.wait_until_healthy(120)
             made.set.unmount()
             made.store.settle()
             made.store.unmount()
     return found
+
+
+def _rows_here() -> list[list[str]]:
+    """Both replicas are local: what all else is to be compared with."""
+    with tempfile.TemporaryDirectory(prefix="stores-", dir="/var/tmp") as directory:
+        here = MountedSet(Path(directory), Path(directory) / "b.img")
+        here.create()
+        here.mount(Store.options)
+        try:
+            here.set_options(_DEFAULTS)
+            found = [["both here", "defaults", *_figures(here)]]
+            here.set_options(_RECOMMENDED)
+            found.append(["both here", "recommended", *_figures(here)])
+        finally:
+            here.unmount()
+    return found
+
+
+def _figures(measured: MountedSet) -> list[str]:
+    read, write = (_fio(str(measured.disk), pattern) for pattern in ("randread", "randwrite"))
+    return [*read, *write, measured.status()["replicas"][1]["state"]]
 
 
 def _fio(disk: str, pattern: str) -> tuple[str, str]:

@@ -82,7 +82,7 @@ def bench(kind: type[Store], *, relayed: bool) -> Iterator[Bench]:
         joined = stack.enter_context(network())
         store = kind(joined, directory)
         passes = stack.enter_context(relay((SERVER, store.port))) if relayed else None
-        made = Bench(joined, store, passes, MountedSet(directory, store), directory)
+        made = Bench(joined, store, passes, MountedSet(directory, store.image), directory)
         store.prepare(SIZE)
         stack.callback(store.clear)
         stack.callback(store.abandon)

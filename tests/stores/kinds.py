@@ -247,8 +247,8 @@ class NFS(Store):
         places = ("-p", self._pipes, "-s", self._clients)
         self._network.serve("nfsdcld", "-F", *places, log=self._log)
         self._network.serve("rpc.mountd", "-F", "-N", "3", log=self._log)
-        export = ["-o", "rw,insecure,no_root_squash,no_subtree_check,fsid=0", f"*:{self.served}"]
-        run(*self._network.enter("exportfs", "-i", *export))
+        options = "rw,insecure,no_root_squash,no_subtree_check,fsid=0"
+        run(*self._network.enter("exportfs", "-i", "-o", options, self._export))
         times = ["-G", str(_LEASE_S), "-L", str(_LEASE_S)]
         run(*self._network.enter("rpc.nfsd", "-H", SERVER, "-N", "3", *times, "8"))
 
@@ -268,6 +268,7 @@ class NFS(Store):
     def clear(self) -> None:
         subprocess.run(["fsfreeze", "-u", self.served], check=False, stderr=subprocess.DEVNULL)
         super().clear()
+        run(*self._network.enter("exportfs", "-u", self._export))
         for each in (self._pipes, _NFSD, self.served):
             run("umount", each)
 
@@ -287,6 +288,10 @@ class NFS(Store):
     def _has_let_go(self) -> bool:
         command = ["umount", "-f", str(self.mountpoint)]
         return subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode != _BUSY
+
+    @property
+    def _export(self) -> str:
+        return f"*:{self.served}"
 
     @property
     def _pipes(self) -> Path:

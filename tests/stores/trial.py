@@ -20,8 +20,9 @@ _AREA = 8 << 20
 _CALM_S = 4.0
 _MARKED_S = 65.0
 """What was written to longer ago has no mark any more, and is compared for other reasons alone."""
-_HEALTHY_AFTER_S = 90.0
-"""A replica that failed again and again is tried once a minute; then it is compared."""
+_HEALTHY_AFTER_S = 300.0
+"""A replica that failed again and again is tried once a minute; then it is compared, which takes
+minutes where the machine is emulated."""
 
 
 @dataclass(frozen=True, slots=True)

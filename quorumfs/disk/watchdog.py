@@ -2,7 +2,6 @@
 
 import trio
 
-from quorumfs.decisions.model import Standing
 from quorumfs.decisions.slowness import slow_ones
 from quorumfs.disk.mirror import Mirror
 from quorumfs.replica.health import Sort
@@ -13,7 +12,7 @@ TICK_S = 0.5
 
 QUIET_S = 2.0
 """Seconds without a request of the guest after which the disk is idle. It counts as in use, too,
-while an operation on a replica takes longer than `TICK_S`, or a replica is not current."""
+while an operation on a replica takes longer than `TICK_S`, or a replica is to become current."""
 
 COMPARED_EVERY_S = 10.0
 """Seconds between comparisons of how long replicas take."""
@@ -77,7 +76,8 @@ class Watchdog:
     def _note_use(self, now: float) -> None:
         """See whether the disk is in use at *now*."""
         used = self._mirror.requests != self._requests or any(
-            replica.state not in (Standing.CURRENT, Standing.OFFLINE)
+            replica.state.is_coming
+            or replica.state.is_retried
             or ((waiting := replica.waiting) is not None and now - waiting[1] > TICK_S)
             for replica in self._mirror.replicas
         )

@@ -15,7 +15,6 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -225,23 +224,12 @@ static int read_from(const struct gate_replica *replica, char *into, const struc
     return preadv2(replica->fd, &part, 1, request->offset, flags) == (ssize_t)request->length;
 }
 
-/* The end of a file, or of a device; negative, with errno, if it cannot be told. */
-static off_t end_of(int fd)
-{
-    struct stat status;
-
-    if (fstat(fd, &status))
-        return -1;
-    /* A seek waits for every other one through the same descriptor: a search for holes takes long. */
-    return S_ISBLK(status.st_mode) ? lseek(fd, 0, SEEK_END) : status.st_size;
-}
-
 static int write_to(struct server *me, uint32_t place, const struct asked *asked)
 {
     const struct request *request = &me->request;
     int fd = asked->replica[place].fd;
     /* A write to a truncated image would hide that it lost its end (R10). */
-    off_t end = end_of(fd);
+    off_t end = lseek(fd, 0, SEEK_END); /* half the time of fstat; nobody searches through it */
     ssize_t written;
 
     if (end < 0)

@@ -89,6 +89,7 @@ class FileStorage:
         if self.local and self.way is Way.BUFFERED:
             reads = self._in_memory or answers_from_cache(fd)
             self.fast_file = FastFile(fd, memory=self._in_memory, reads=reads)
+            self._file.searched_apart = True
         self._lent = 0
         """How many copies from the file are under way."""
         self._closed = False

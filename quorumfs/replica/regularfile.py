@@ -2,7 +2,8 @@
 
 import errno
 import os
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from threading import Lock
 
 from quorumfs.decisions.record import identity_of
 from quorumfs.replica import rangecopy
@@ -24,6 +25,12 @@ class RegularFile:
         """Bytes that the file must have; a shorter file was truncated."""
         self.sector = 1
         """Bytes at least, and their multiples, that fallocate takes."""
+        self.searched_apart = False
+        """Whether searches for data and holes are made through a descriptor of their own. One takes
+        long, and holds up every other seek through the same open file: the fast path seeks to the
+        end before each write."""
+        self._searching = Lock()
+        self._search_fd: int | None = None
 
     def length(self) -> int:
         """Bytes that the file has."""
@@ -140,7 +147,7 @@ class RegularFile:
     def _seek(self, offset: int, whence: int, *, if_unknown: int) -> int:
         self.refuse_if_truncated()
         try:
-            found = os.lseek(self.fd, offset, whence)
+            found = os.lseek(self._searched(), offset, whence)
         except OSError as error:
             if error.errno == errno.ENXIO:
                 return self.size
@@ -149,9 +156,22 @@ class RegularFile:
             raise
         return min(found, self.size)
 
+    def _searched(self) -> int:
+        """The descriptor to search through."""
+        with self._searching:
+            if self._search_fd is None and self.searched_apart:
+                with suppress(OSError):  # without /proc, or with too few descriptors
+                    own = f"/proc/self/fd/{self.fd}"
+                    self._search_fd = os.open(own, os.O_RDONLY | os.O_CLOEXEC)
+        return self.fd if self._search_fd is None else self._search_fd
+
     def return_memory(self) -> None:
         """Give memory kept for further requests back to the system; never waits."""
 
     def close(self) -> None:
         """Close the file, even if this raises."""
-        os.close(self.fd)
+        try:
+            if self._search_fd is not None:
+                os.close(self._search_fd)
+        finally:
+            os.close(self.fd)

@@ -323,6 +323,26 @@ def test_a_file_is_lost_only_if_it_fails_what_the_same_file_opened_anew_answers(
     trio.run(main)
 
 
+@pytest.mark.parametrize("local", [True, False])
+def test_a_search_holds_up_no_seek_of_the_fast_path(tmp_path: Path, local: bool) -> None:
+    """Which seeks to the end of the same open file before each write."""
+    path = image(tmp_path / "a.img", bytes(SIZE))
+
+    def opened_now() -> int:
+        return [os.readlink(link) for link in open_files()].count(str(path))
+
+    async def main() -> None:
+        async with opened(path, local=local) as storage:
+            for _ in range(2):
+                assert await outcome(storage, Operation(Kind.SEEK_DATA, 4 * KIB)) == 4 * KIB
+            moved = os.lseek(storage.descriptor, 0, os.SEEK_CUR) != 0
+            assert moved == (not local), "a search leaves its place behind"
+            assert opened_now() == 1 + local
+
+    trio.run(main)
+    assert opened_now() == 0
+
+
 def test_what_has_returned_is_told_while_more_returns(target: Path) -> None:
     """Threads go on while the thread of trio looks at what they have done."""
     operations = [Operation(Kind.WRITE, 0, 1, b"x") for _ in range(1000)]

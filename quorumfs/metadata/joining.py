@@ -160,8 +160,12 @@ class Joining:
         recorder.writer.resized(replica, known.size)
         ledger.recorded.found(own.map)
         spared = len(ledger.members) > 1 and not ledger.chunks.sources.held_only_by([replica])
-        everything = [range(len(ledger.map))] if spared and not proven else []
-        await recorder.lose([replica], everything)
+        lost = [range(len(ledger.map))] if spared and not proven else None
+        if replica in ledger.content.gone and lost is None:
+            # Of two that were gone, the one that is back first has lost no more than the other.
+            lost = list(ledger.epochs.unsynced(replica))
+        ledger.content.gone.discard(replica)
+        await recorder.lose([replica], lost)
 
 
 async def _sync(replica: Replica) -> OSError | None:

@@ -157,7 +157,9 @@ class Recorder:
             self.eject_in_memory(gone, f"its sidecar: {failed[gone[0]].strerror}")
             await self.commit_locked(clean=False)
 
-    async def lose(self, replicas: Sequence[Replica], chunks: Sequence[range] = ()) -> None:
+    async def lose(
+        self, replicas: Sequence[Replica], chunks: Sequence[range] | None = None
+    ) -> None:
         """As `Chunks.lose`, recording the loss in the map if possible."""
         if not replicas:
             return  # the flush failed for want of members, not of syncs

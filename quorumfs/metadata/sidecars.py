@@ -216,6 +216,7 @@ class Sidecars:
             away = [o.replica for o in outcomes if o.error is not None and is_away(o.error)]
             await recorder.lose([one for one in ledger.chunks.failed(outcomes) if one not in away])
             await recorder.lose(away)
+            ledger.content.gone.update(one for one in ledger.members if one in away and one.dead)
             ledger.chunks.end_flush()
             raise
         ledger.chunks.end_flush()

@@ -242,8 +242,9 @@ ORDER = (
         "A replica whose sync failed may have lost everything that it was given since its last "
         "good one, and nothing else. The kernel tells of it once and drops the page, so that a "
         "read may show it still: a resync copies it all, however equal it looks. A failure counts "
-        "for the next flush if the flush that heard of it was cut off. Where all that are left "
-        "have lost something of a chunk, those that lost the least are believed, and one "
+        "for the next flush if the flush that heard of it was cut off, and once: to open files "
+        "anew whose file system was gone is no second loss. Where all that are left have lost "
+        "something of a chunk, those that lost the least are believed, and one "
         "that was away before one that said so; and what one lost is made good before more is "
         "written beside it.",
         "Data that a flush promised is gone after a power cut, on a replica that passed for good.",
@@ -251,6 +252,7 @@ ORDER = (
             "quorumfs.metadata.ledger.epochs.Epochs",
             "quorumfs.metadata.ledger.chunks.Chunks.lose",
             "quorumfs.metadata.ledger.chunks.Chunks.failed",
+            "quorumfs.metadata.joining.Joining.reopen_member",
             "quorumfs.metadata.ledger.content.Content.losers",
             "quorumfs.metadata.sidecars.Sidecars.finish_flush",
             "quorumfs.metadata.ledger.ledger.Ledger.sync_ended",

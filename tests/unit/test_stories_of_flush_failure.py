@@ -11,7 +11,11 @@ import trio
 import trio.testing
 from support import simulated
 from support.simulation.oracle import BrokenError
-from support.simulation.rule_stories import a_flush_that_is_cut_off, away_and_lost
+from support.simulation.rule_stories import (
+    a_flush_that_is_cut_off,
+    away_and_lost,
+    both_are_gone,
+)
 from support.simulation.setup import Setup
 from support.simulation.storage import Fault
 from support.simulation.story import (
@@ -476,6 +480,10 @@ STORIES = [
     (gone_and_back_after_it_alone_had_synced, EQUALS),
     (gone_and_back_after_it_alone_had_synced, replace(EQUALS, fifo=True)),
     (a_flush_behind_one_that_failed, EQUALS),
+    *(
+        (both_are_gone(first), setup)
+        for first, setup in product((0, 1), (PAIR, EQUALS, replace(EQUALS, fifo=True)))
+    ),
     (a_flush_that_is_cut_off, PAIR),
     (a_flush_that_is_cut_off, EQUALS),
     (a_flush_that_is_cut_off, TRIO),

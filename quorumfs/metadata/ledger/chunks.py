@@ -199,7 +199,7 @@ class Chunks:
             for replica in replicas:
                 self.recorded.add(bit(replica), part)
 
-    def lose(self, replicas: Sequence[Replica], chunks: Sequence[range] = ()) -> None:
+    def lose(self, replicas: Sequence[Replica], chunks: Sequence[range] | None = None) -> None:
         """Note the loss of *chunks* on *replicas*, which are not ejected for the loss.
 
         Default: all `losable` chunks of each replica. The last member to hold a chunk stays
@@ -211,7 +211,7 @@ class Chunks:
         everything = RangeSet()
         for replica in replicas:
             lost = losses[replica] = RangeSet()
-            for run in chunks or list(self.losable(replica)):
+            for run in list(self.losable(replica)) if chunks is None else chunks:
                 lost.add(run.start, run.stop)
                 self.targets.lost_by(replica, run)
                 # Not `diverge`: the errors of this sync have surfaced.

@@ -68,6 +68,9 @@ class Content:
         and out of sync in some chunk, apart from chunks pending."""
         self.truncated: set[Replica] = set()
         """Members whose image lost its end. All chunks are LACKING, even if the size grows back."""
+        self.gone: set[Replica] = set()
+        """The members whose file system was gone when a sync of theirs failed: what they may have
+        lost with it is counted, and opening them again adds no other loss."""
         self.losses = 0
         """The number of losses by members until now."""
         self._recorded = recorded
@@ -233,7 +236,7 @@ class Content:
         """Forget *replica*, a member no more: its out-of-sync bits alone tell the losses."""
         for kept in (self._risked, self._pending):
             kept.pop(replica, None)
-        for members in (self.lossy, self.truncated):
+        for members in (self.lossy, self.truncated, self.gone):
             members.discard(replica)
 
     def _tell(self, event: Event, replicas: Iterable[Replica], chunks: range) -> None:

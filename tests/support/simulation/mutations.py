@@ -262,6 +262,16 @@ def cut_off_flush_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Chunks, "failed", failed)
 
 
+def gone_is_lost_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R4: who is opened anew has lost again what a failed sync has told of."""
+
+    def find_out(content: content_module.Content) -> set[Replica]:
+        return set()
+
+    none = property(find_out, lambda *_: None)
+    monkeypatch.setattr(content_module.Content, "gone", none, raising=False)
+
+
 def repaired_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """R4: what was made good is shown before the sidecars say so."""
 
@@ -990,6 +1000,7 @@ MUTATIONS: dict[str, Patch] = {
     "R4 lost by the last": lost_by_all_alike,
     "R4 away is lost": away_is_lost,
     "R4 cut off": cut_off_flush_is_forgotten,
+    "R4 gone twice": gone_is_lost_twice,
     "R4 repaired in memory": repaired_in_memory,
     "R4 written beside a loss": written_beside_a_loss,
     "R4 given for nothing": given_for_nothing,

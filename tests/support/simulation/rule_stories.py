@@ -328,6 +328,35 @@ def away_and_lost(away: int, *, known: bool) -> Script:
     return script
 
 
+def both_are_gone(first: int) -> Script:
+    """A flush failed for what both may have lost. The *first* one to be back still has it, is shown
+    and synced; then the other one is back without it. Opening files anew is no second loss.
+    """
+
+    async def script(story: Story) -> None:
+        async with story.mounted() as guest:
+            await guest.write(0)
+            story.world.detach(first)
+            story.world.detach(1 - first, lose_cache=True)
+            with suppress(OSError):
+                await guest.flush()
+            story.world.attach(first)
+            await guest.until(lambda: guest.replica(first).image is not None)
+            for _ in range(20):
+                with suppress(OSError):
+                    await guest.read(0)
+                    await guest.flush()
+                await trio.sleep(1.0)
+            story.world.attach(1 - first)
+            await guest.until(lambda: guest.replica(1 - first).image is not None)
+            await guest.converged()
+            await guest.read_surely(0)
+        await story.ends_well()
+
+    script.__name__ = f"both_are_gone_and_{first}_is_back_first"
+    return script
+
+
 async def a_flush_that_is_cut_off(story: Story) -> None:
     """One has failed, and the other is awaited, when nobody waits for the flush any more: as for
     an administrator's order at the unmount. The next flush counts the failed one."""
@@ -1033,6 +1062,7 @@ TOLD = (
     Told("R4 lost by the last", a_sync_fails_of_the_last_that_holds_it, EQUALS),
     Told("R4 lost by the last", a_sync_fails_of_the_last_that_holds_it, ALL_OF_THREE),
     Told("R4 away is lost", away_and_lost(0, known=True), EQUALS),
+    Told("R4 gone twice", both_are_gone(0), EQUALS),
     Told("R4 cut off", a_flush_that_is_cut_off, EQUALS),
     Told("R4 repaired in memory", repaired_is_on_record_before_it_is_shown, EQUALS),
     Told("R4 written beside a loss", each_loses_what_the_other_one_holds, EQUALS),

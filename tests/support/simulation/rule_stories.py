@@ -1062,7 +1062,7 @@ TOLD = (
     Told("R4 lost by the last", a_sync_fails_of_the_last_that_holds_it, EQUALS),
     Told("R4 lost by the last", a_sync_fails_of_the_last_that_holds_it, ALL_OF_THREE),
     Told("R4 away is lost", away_and_lost(0, known=True), EQUALS),
-    Told("R4 gone twice", both_are_gone(0), EQUALS),
+    Told("R4 gone twice", both_are_gone(0), EQUALS, seeds=4),
     Told("R4 cut off", a_flush_that_is_cut_off, EQUALS),
     Told("R4 repaired in memory", repaired_is_on_record_before_it_is_shown, EQUALS),
     Told("R4 written beside a loss", each_loses_what_the_other_one_holds, EQUALS),

@@ -263,7 +263,7 @@ def end_copy(chunks: range, ledger: Ledger) -> None:
 
 
 def sync_target(ledger: Ledger) -> None:
-    if ledger.target:
+    if ledger.target and ledger.target.replica in ledger.membership.receivers:  # else: fenced
         replica = ledger.target.replica
         epoch = ledger.epochs.begin_sync([replica], ())
         ledger.epochs.cover([replica], epoch)

@@ -207,6 +207,7 @@ class Sidecars:
     async def finish_flush(self, outcomes: Sequence[Outcome]) -> None:
         ledger, recorder = self.ledger, self.recorder
         self.require_ours()
+        ledger.content.gone.difference_update(o.replica for o in outcomes if o.error is None)
         try:
             # A read-only mount has nothing to make durable, and may record nothing.
             unfit = [] if self._read_only else ledger.unfit(outcomes)
@@ -215,8 +216,9 @@ class Sidecars:
             # First who said that writes are lost: a replica that is away may hold them yet.
             away = [o.replica for o in outcomes if o.error is not None and is_away(o.error)]
             await recorder.lose([one for one in ledger.chunks.failed(outcomes) if one not in away])
-            await recorder.lose(away)
+            # Without an await before they are counted: one may be opened anew at any time.
             ledger.content.gone.update(one for one in ledger.members if one in away and one.dead)
+            await recorder.lose(away)
             ledger.chunks.end_flush()
             raise
         ledger.chunks.end_flush()

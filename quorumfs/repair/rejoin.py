@@ -165,13 +165,18 @@ class Rejoin:
         suspected = replica.standing.is_member and replica.health.perhaps_lost
         if not suspected or replica.hung or now < look.at:
             return False
-        content = self._ledger.content
-        if content.risked(replica) or replica in content.pending:
-            return False  # what it shows may be all that is left
+        if self._alone_shows_something(replica):
+            return False
         look.put_off(now)
         image = replica.image
         lost = await self._opener.is_lost(replica)
-        return lost and replica.image is image and replica.standing.is_member
+        still = replica.image is image and replica.standing.is_member
+        return lost and still and not self._alone_shows_something(replica)
+
+    def _alone_shows_something(self, replica: Replica) -> bool:
+        """Whether what the open files of *replica* have cached may be all that is left."""
+        content = self._ledger.content
+        return bool(content.risked(replica)) or replica in content.pending
 
     async def _look_at(self, replica: Replica) -> tuple[Member, Found]:
         assert replica.slot is not None

@@ -268,6 +268,17 @@ async def a_flush_behind_one_that_failed(story: Story) -> None:
     await story.ends_well()
 
 
+async def gone_no_longer_than_until_a_good_sync(story: Story) -> None:
+    """Something answered before the files were opened anew. A later outage has to be counted."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        gone = guest.mounted.sidecars.ledger.content.gone
+        gone.add(guest.replica(0))
+        await guest.flush()
+        assert not gone
+    await story.ends_well()
+
+
 async def behind_a_flush_that_is_cut_off(story: Story) -> None:
     """Whoever waits for its outcome has a flush of its own, which succeeds."""
     async with story.mounted() as guest:
@@ -488,6 +499,7 @@ STORIES = [
     (a_flush_that_is_cut_off, EQUALS),
     (a_flush_that_is_cut_off, TRIO),
     (behind_a_flush_that_is_cut_off, PAIR),
+    (gone_no_longer_than_until_a_good_sync, EQUALS),
     (a_flush_fails_amid_settling, EQUALS),
     (a_flush_fails_amid_settling, replace(EQUALS, fifo=True)),
     (a_flush_fails_amid_settling_and_memory_is_short, EQUALS),

@@ -69,8 +69,8 @@ class Content:
         self.truncated: set[Replica] = set()
         """Members whose image lost its end. All chunks are LACKING, even if the size grows back."""
         self.gone: set[Replica] = set()
-        """The members whose file system was gone when a sync of theirs failed: what they may have
-        lost with it is counted, and opening them again adds no other loss."""
+        """The members whose file system was gone when a sync of theirs failed, and that have not
+        synced since: what they may have lost is counted, and opening them again adds no loss."""
         self.losses = 0
         """The number of losses by members until now."""
         self._recorded = recorded

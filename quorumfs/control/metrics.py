@@ -5,17 +5,25 @@ Metrics may be added; none is ever renamed. Pure, but for the library that write
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
+from itertools import accumulate
 from typing import NamedTuple
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from quorumfs.control.status import (
     DiskState,
+    DurationsStatus,
     LatencyStatus,
     ReplicaStatus,
     Status,
     Trouble,
 )
+from quorumfs.decisions.latency import BOUNDS_NS
 from quorumfs.decisions.model import Standing
 
 _DISK = ("mountpoint",)
@@ -140,7 +148,7 @@ def _of_replicas(statuses: list[tuple[str, Status]]) -> Iterator[Metric]:
         waiting.add_metric(labels, replica.in_flight)
         for kind in ("read", "write", "flush", "mismatch", "timeout"):
             errors.add_metric([*labels, kind], getattr(replica.errors, kind))
-    yield from (state, trouble, lacking, waiting, errors, _latency(each))
+    yield from (state, trouble, lacking, waiting, errors, _latency(each), _durations(each))
     for member, (name, text) in _COUNTERS.items():
         family = CounterMetricFamily(name, text, labels=_REPLICA)
         for labels, replica in each:
@@ -167,4 +175,23 @@ def _latency(each: list[tuple[list[str], ReplicaStatus]]) -> Metric:
             quantiles = {"0.5": latency.p50_us, "0.99": latency.p99_us, "1": latency.max_us}
             for quantile, microseconds in quantiles.items():
                 family.add_metric([*labels, operation, quantile], microseconds / 1e6)
+    return family
+
+
+_BOUNDS = (*(str(nanoseconds / 1e9) for nanoseconds in BOUNDS_NS), "+Inf")
+
+
+def _durations(each: list[tuple[list[str], ReplicaStatus]]) -> Metric:
+    family = HistogramMetricFamily(
+        "quorumfs_replica_request_duration_seconds",
+        "How long a replica took for a request, of all since the mount",
+        labels=(*_REPLICA, "operation"),
+    )
+    for labels, replica in each:
+        for operation in ("read", "write", "flush"):
+            durations: DurationsStatus | None = getattr(replica.durations, operation)
+            if durations is None or len(durations.counts) != len(_BOUNDS):
+                continue
+            buckets = list(zip(_BOUNDS, accumulate(durations.counts), strict=True))
+            family.add_metric([*labels, operation], buckets, durations.total_us / 1e6)
     return family

@@ -199,6 +199,24 @@ class Latencies:
 
 
 @dataclass(frozen=True, slots=True)
+class DurationsStatus:
+    """How long all requests of one sort took since the mount, as a histogram."""
+
+    counts: tuple[int, ...]
+    """Of at most 10 us, 30 us, 100 us and so on to 30 s; the last one of those above."""
+    total_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class AllDurations:
+    """By sort of request; None: of a version that does not count them."""
+
+    read: DurationsStatus | None = None
+    write: DurationsStatus | None = None
+    flush: DurationsStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Slowness:
     """A sort of requests for which a replica takes much longer than the fastest other one."""
 
@@ -244,6 +262,7 @@ class ReplicaStatus:
     write_mostly: bool = False
     """It is read only where no other replica can answer."""
     latency: Latencies = field(default_factory=Latencies)
+    durations: AllDurations = field(default_factory=AllDurations)
     slow: tuple[Slowness, ...] = ()
     """For what it takes much longer than the fastest other replica."""
     io: Word | None = None

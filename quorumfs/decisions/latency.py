@@ -1,10 +1,17 @@
-"""How long a store takes for one kind of request, lately: percentiles of a decaying histogram.
+"""How long a store takes for one kind of request.
 
-Buckets are four to each power of two of nanoseconds, so that a percentile is right to a fifth, and
-to note a latency costs no memory. Counts are halved from time to time: what a store did minutes ago
-tells little about what it does now. Pure: the caller has the clock.
+`Latency`: lately, as percentiles of a decaying histogram. Its buckets are four to each power of two
+of nanoseconds, so that a percentile is right to a fifth, and to note a latency costs no memory.
+Counts are halved from time to time: what a store did minutes ago tells little about what it does
+now.
+
+`Durations`: since the mount, as a histogram for monitoring, of few buckets that never change.
+
+Pure: the caller has the clock.
 """
 
+from array import array
+from bisect import bisect_left
 from typing import NamedTuple
 
 HALF_LIFE_S = 60.0
@@ -67,6 +74,46 @@ class Latency:
         self.count = sum(self._counts)
         self._longest_before = self._longest if times == 1 else 0.0
         self._longest = 0.0
+
+
+BOUNDS_NS = tuple(
+    digit * 10**exponent for exponent in range(4, 11) for digit in (1, 3)
+)  # 10 µs to 30 s
+"""The longest duration in each bucket of `Durations` but the last, which has no end (nanoseconds).
+
+Others have stored what was counted by these: they never change.
+"""
+
+
+class Durations:
+    """The histogram of how long the requests of one kind took that one store was asked for.
+
+    The fast path counts in the same memory: ``struct gate_durations`` in gate.h.
+    """
+
+    __slots__ = ("_words", "address")
+
+    def __init__(self) -> None:
+        self._words = array("Q", bytes(8 * (len(BOUNDS_NS) + 5)))
+        """The counts, `total_ns`, and three words of the fast path."""
+        self.address = self._words.buffer_info()[0]
+        """Of that memory."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Requests by bucket: those above the bound before, and not above its own."""
+        return tuple(self._words[: len(BOUNDS_NS) + 1])
+
+    @property
+    def total_ns(self) -> int:
+        """Of all requests together (nanoseconds)."""
+        return self._words[len(BOUNDS_NS) + 1]
+
+    def note(self, seconds: float) -> None:
+        """Note that a request took *seconds*."""
+        nanoseconds = int(seconds * 1e9)
+        self._words[bisect_left(BOUNDS_NS, nanoseconds)] += 1
+        self._words[len(BOUNDS_NS) + 1] += nanoseconds
 
 
 def _bucket(seconds: float) -> int:

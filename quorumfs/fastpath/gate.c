@@ -103,7 +103,27 @@ PUBLIC int gate_admits(const struct gate *gate, const struct request *request)
     return request->kind == REQUEST_READ ? gate->readers != 0 : may_write(gate, request);
 }
 
-PUBLIC void gate_note(struct gate *gate, const struct request *request)
+PUBLIC int gate_times(const struct gate *gate, enum request_kind kind)
+{
+    return !(kind == REQUEST_READ ? gate->reader : gate->writer)->durations->untimed;
+}
+
+static void note_duration(const struct gate *gate, struct gate_durations *durations,
+                          const uint64_t *took_ns)
+{
+    if (took_ns) {
+        uint64_t place = 0;
+        while (place < GATE_BOUNDS && *took_ns > gate->bounds_ns[place])
+            place++;
+        durations->last_place = place;
+        durations->last_ns = *took_ns;
+    }
+    durations->counts[durations->last_place]++;
+    durations->total_ns += durations->last_ns;
+    durations->untimed = (durations->untimed + 1) % GATE_TIMED;
+}
+
+PUBLIC void gate_note(struct gate *gate, const struct request *request, const uint64_t *took_ns)
 {
     gate->requests++;
     if (request->kind == REQUEST_READ) {
@@ -111,6 +131,7 @@ PUBLIC void gate_note(struct gate *gate, const struct request *request)
             struct gate_counters *counters = &gate->counters[gate->reader[i].slot];
             counters->reads++;
             counters->bytes_read += request->length;
+            note_duration(gate, gate->reader[i].durations, took_ns ? &took_ns[i] : NULL);
         }
         return;
     }
@@ -118,6 +139,7 @@ PUBLIC void gate_note(struct gate *gate, const struct request *request)
         struct gate_counters *counters = &gate->counters[gate->writer[i].slot];
         counters->writes++;
         counters->bytes_written += request->length;
+        note_duration(gate, gate->writer[i].durations, took_ns ? &took_ns[i] : NULL);
     }
     gate->wrote[request->handle] = 1;
     uint64_t last = (request->offset + request->length - 1) / gate->chunk_size;

@@ -38,6 +38,8 @@ enum {
     GATE_RANGES = 64,    /* looked through for every request; with more, Python keeps it closed */
     GATE_JOURNAL = 4096, /* changed chunks until Python is woken to fold them */
     GATE_HANDLES = 1024, /* open files that C serves; others go the long way */
+    GATE_BOUNDS = 14,    /* of the histograms of durations: as many as Python has */
+    GATE_TIMED = 16,     /* of so many requests one is timed: two looks at the clock take 1-2 % */
 };
 
 /* The largest request: what the kernel was told when the connection was negotiated. */
@@ -52,11 +54,22 @@ struct gate_range {
     uint32_t unused;
 };
 
+/*
+ * A histogram, in memory of Python's own: how many requests took more than the bound before and
+ * not more than this one; the last one has no bound. A request that was not timed counts as the
+ * last one that was.
+ */
+struct gate_durations {
+    uint64_t counts[GATE_BOUNDS + 1], total_ns;
+    uint64_t last_place, last_ns, untimed; /* what C goes on with */
+};
+
 struct gate_replica {
     int32_t fd;
     uint32_t slot;   /* the place of its counters */
     uint32_t memory; /* whether the file is in memory: a read of it never waits for a device */
     uint32_t unused;
+    struct gate_durations *durations; /* of reads or of writes */
 };
 
 struct gate_counters {
@@ -74,6 +87,7 @@ struct gate {
     /* Filled in by Python before the gate is opened. */
     uint64_t size; /* of the disk */
     uint64_t chunk_size;
+    uint64_t bounds_ns[GATE_BOUNDS]; /* of the histograms, rising */
     struct gate_plane plane[GATE_PLANES];
     uint32_t planes;     /* 0: all chunks may be written to */
     uint32_t keep_zeros; /* whether aligned blocks of zeros go the long way, to become holes */
@@ -113,7 +127,13 @@ enum request_kind request_parse(const void *message, size_t length, uint64_t ino
 /* Whether C may serve a request that is well formed. */
 int gate_admits(const struct gate *gate, const struct request *request);
 
-/* Leave behind what a request that was served leaves behind. */
-void gate_note(struct gate *gate, const struct request *request);
+/* Whether the next request of this kind is to be timed. */
+int gate_times(const struct gate *gate, enum request_kind kind);
+
+/*
+ * Leave behind what a request that was served leaves behind. Each replica took `took_ns` of it;
+ * NULL: it was not timed.
+ */
+void gate_note(struct gate *gate, const struct request *request, const uint64_t *took_ns);
 
 #endif

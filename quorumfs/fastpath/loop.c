@@ -213,7 +213,20 @@ struct asked {
     uint32_t count;
     uint64_t size; /* of the disk */
     struct gate_replica replica[GATE_REPLICAS];
+    int64_t since;                   /* when the replica at work was asked; 0: it is not timed */
+    uint64_t took_ns[GATE_REPLICAS]; /* by place: those before */
 };
+
+static void note_end(struct asked *asked, uint32_t place)
+{
+    int64_t now;
+
+    if (!asked->since)
+        return;
+    now = now_ns();
+    asked->took_ns[place] = now - asked->since;
+    asked->since = now;
+}
 
 static int read_from(const struct gate_replica *replica, char *into, const struct request *request)
 {
@@ -244,7 +257,7 @@ static int write_to(struct server *me, uint32_t place, const struct asked *asked
 
 enum { LONG_WAY, SERVED };
 
-static int serve_read(struct server *me, const struct asked *asked)
+static int serve_read(struct server *me, struct asked *asked)
 {
     const struct request *request = &me->request;
     int agree = 1;
@@ -256,11 +269,12 @@ static int serve_read(struct server *me, const struct asked *asked)
         char *into = place ? me->other : me->answer;
         agree = read_from(&asked->replica[place], into, request) &&
                 (!place || !memcmp(me->answer, me->other, request->length));
+        note_end(asked, place);
     }
     if (!go_on(me, at(BUSY, place - 1), at(BRIEF, 0)))
         goto taken;
     if (agree)
-        gate_note(gate, request);
+        gate_note(gate, request, asked->since ? asked->took_ns : NULL);
     set_phase(me, IDLE);
     if (!agree)
         return LONG_WAY;
@@ -271,7 +285,7 @@ taken:
     return SERVED;
 }
 
-static int serve_write(struct server *me, const struct asked *asked)
+static int serve_write(struct server *me, struct asked *asked)
 {
     const struct request *request = &me->request;
     struct fuse_write_out written = {.size = request->length};
@@ -283,6 +297,7 @@ static int serve_write(struct server *me, const struct asked *asked)
             goto taken;
         if ((outcome = write_to(me, place, asked)))
             break;
+        note_end(asked, place);
     }
     if (outcome == TRY_AGAIN && !place) { /* nothing happened that the long way would not do */
         if (!go_on(me, at(BUSY, 0), at(BRIEF, 0)))
@@ -299,7 +314,7 @@ static int serve_write(struct server *me, const struct asked *asked)
     }
     if (!go_on(me, at(BUSY, place - 1), at(BRIEF, 0)))
         goto taken;
-    gate_note(gate, request);
+    gate_note(gate, request, asked->since ? asked->took_ns : NULL);
     set_phase(me, IDLE);
     reply(request->unique, 0, &written, sizeof(written));
     return SERVED;
@@ -320,6 +335,7 @@ static void copy_asked(enum request_kind kind, struct asked *asked)
 static int serve(struct server *me)
 {
     struct asked asked;
+    int timed;
 
     if (request_parse(buffer_at(me->message), me->length, file_inode, &me->request) ==
         REQUEST_OTHER)
@@ -331,7 +347,9 @@ static int serve(struct server *me)
         return LONG_WAY;
     }
     copy_asked(me->request.kind, &asked);
+    timed = gate_times(gate, me->request.kind);
     begin(me);
+    asked.since = timed ? now_ns() : 0;
     return me->request.kind == REQUEST_READ ? serve_read(me, &asked) : serve_write(me, &asked);
 }
 

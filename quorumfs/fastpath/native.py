@@ -5,7 +5,7 @@ import os
 from enum import IntEnum
 from pathlib import Path
 
-REPLICAS, PLANES, RANGES, JOURNAL, HANDLES = 32, 5, 64, 4096, 1024
+REPLICAS, PLANES, RANGES, JOURNAL, HANDLES, BOUNDS = 32, 5, 64, 4096, 1024, 14
 """The limits of gate.h."""
 
 SERVERS = REPLICAS + 1
@@ -59,6 +59,7 @@ class GateReplica(ctypes.Structure):
         ("slot", ctypes.c_uint32),
         ("memory", ctypes.c_uint32),
         ("unused", ctypes.c_uint32),
+        ("durations", ctypes.c_void_p),
     )
 
 
@@ -90,6 +91,7 @@ class Gate(ctypes.Structure):
     _fields_ = (
         ("size", ctypes.c_uint64),
         ("chunk_size", ctypes.c_uint64),
+        ("bounds_ns", ctypes.c_uint64 * BOUNDS),
         ("plane", GatePlane * PLANES),
         ("planes", ctypes.c_uint32),
         ("keep_zeros", ctypes.c_uint32),
@@ -171,7 +173,11 @@ def _load() -> tuple[ctypes.CDLL, ctypes.PyDLL] | str:
         ctypes.POINTER(Request),
     )
     library.gate_admits.argtypes = (ctypes.POINTER(Gate), ctypes.POINTER(Request))
-    library.gate_note.argtypes = (ctypes.POINTER(Gate), ctypes.POINTER(Request))
+    library.gate_note.argtypes = (
+        ctypes.POINTER(Gate),
+        ctypes.POINTER(Request),
+        ctypes.POINTER(ctypes.c_uint64),
+    )
     return library, ctypes.PyDLL(str(place))
 
 

@@ -4,11 +4,13 @@ import ctypes
 from collections.abc import Sequence
 
 from quorumfs.decisions.dirtymap import plane_bits
+from quorumfs.decisions.latency import BOUNDS_NS
 from quorumfs.decisions.patterns import ends_early
 from quorumfs.disk.mirror import Mirror
 from quorumfs.fastpath.native import RANGES, REPLICAS, Gate, GatePlane, GateReplica, KeepsOut, Range
 from quorumfs.metadata.ledger.known import Writable
 from quorumfs.replica.fastfile import FastFile
+from quorumfs.replica.health import Sort
 from quorumfs.replica.replica import Replica
 
 Ranges = list[tuple[int, int, int]]
@@ -33,6 +35,7 @@ class Publisher:
         self._places: list[GatePlane] = []
         """What the gate says of each plane."""
         gate.chunk_size = 1
+        gate.bounds_ns[:] = BOUNDS_NS
         gate.keep_zeros = keep_zeros
 
     def publish_nothing(self) -> None:
@@ -78,7 +81,7 @@ class Publisher:
         asked = pattern.ask_now(len(first), 0)
         if asked < pattern.needed(len(first) - asked):
             return 0
-        return _publish(self._gate.reader, first[:asked], to_read=True)
+        return _publish(self._gate.reader, first[:asked], Sort.READ)
 
     def _publish_writers(self, ranges: Ranges) -> int:
         """Publish the replicas that a write goes to, and what it needs; as `_publish_readers`."""
@@ -87,7 +90,7 @@ class Publisher:
             return 0
         self._publish_map(writable)
         ranges += ((start, end, KeepsOut.WRITES) for start, end in writable.kept_out)
-        return _publish(self._gate.writer, writable.receivers, to_read=False)
+        return _publish(self._gate.writer, writable.receivers, Sort.WRITE)
 
     def _publish_map(self, writable: Writable) -> None:
         gate = self._gate
@@ -104,15 +107,14 @@ class Publisher:
             place.wanted = plane_bits(writable.wanted, number)
 
 
-def _publish(
-    places: "ctypes.Array[GateReplica]", replicas: Sequence[Replica], *, to_read: bool
-) -> int:
+def _publish(places: "ctypes.Array[GateReplica]", replicas: Sequence[Replica], sort: Sort) -> int:
     """Fill in *places* with *replicas*; returns how many, 0 if C may not use one of them."""
     if len(replicas) > REPLICAS:
         return 0
     for place, replica in zip(places, replicas, strict=False):
         file: FastFile | None = replica.fast_file
-        if file is None or (to_read and not file.reads) or replica.index >= REPLICAS:
+        if file is None or (sort is Sort.READ and not file.reads) or replica.index >= REPLICAS:
             return 0
         place.fd, place.slot, place.memory = file.fd, replica.index, file.memory
+        place.durations = replica.health.durations[sort].address
     return len(replicas)

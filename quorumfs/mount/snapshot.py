@@ -13,6 +13,8 @@ from quorumfs.control import mounts
 from quorumfs.control.pulse import Standstill
 from quorumfs.control.status import (
     HANGS,
+    AllDurations,
+    DurationsStatus,
     ErrorCounts,
     Fenced,
     LastError,
@@ -218,6 +220,12 @@ def _replica(
         write_mostly=replica.path in mirror.read_order.write_mostly,
         latency=Latencies(
             **{sort.value: _latency(one) for sort, one in replica.health.latency.items()}
+        ),
+        durations=AllDurations(
+            **{
+                sort.value: DurationsStatus(one.counts, one.total_ns // 1000)
+                for sort, one in replica.health.durations.items()
+            }
         ),
         slow=tuple(
             Slowness(sort.value, round(slow[replica].median_s * 1e6), round(slow[replica].times))

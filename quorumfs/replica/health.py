@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from quorumfs.decisions.latency import Latency
+from quorumfs.decisions.latency import Durations, Latency
 from quorumfs.replica.storage import CHANGES, Kind, Operation, TruncatedError
 
 _GONE = frozenset({errno.ENOTCONN, errno.ESHUTDOWN, errno.ESTALE, errno.ENODEV})
@@ -122,6 +122,8 @@ class Health:
         """The length (bytes) of the image when last found to be too short."""
         self.latency = {sort: Latency() for sort in (Sort.READ, Sort.WRITE, Sort.FLUSH)}
         """Of the image, by sort; what the fast path serves is not among it."""
+        self.durations = {sort: Durations() for sort in self.latency}
+        """As many as are counted in `counters`, by sort."""
         self._failures: dict[Sort, Failure] = {}
 
     @property
@@ -162,8 +164,10 @@ class Health:
         *now*: by trio's clock (seconds).
         """
         sort = _SORTS.get(operation.kind)
-        if sort is not None and operation.length <= TIMED_MAX:
-            self.latency[sort].note(seconds, now)
+        if sort is not None:
+            self.durations[sort].note(seconds)
+            if operation.length <= TIMED_MAX:
+                self.latency[sort].note(seconds, now)
 
     def failed(self, operation: Operation, error: OSError, now: float, *, to_sidecar: bool) -> None:
         """Note that *operation*, which was counted, failed *now* (trio's clock, seconds)."""

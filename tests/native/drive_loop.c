@@ -368,7 +368,7 @@ ssize_t __wrap_preadv2(int fd, const struct iovec *parts, int count, off_t offse
 /* What C decides and notes takes a moment, in which Python may come and has to wait. */
 
 int __real_gate_admits(const struct gate *gate, const struct request *request);
-void __real_gate_note(struct gate *gate, const struct request *request);
+void __real_gate_note(struct gate *gate, const struct request *request, const uint64_t *took_ns);
 
 int __wrap_gate_admits(const struct gate *gate, const struct request *request)
 {
@@ -377,11 +377,11 @@ int __wrap_gate_admits(const struct gate *gate, const struct request *request)
     return __real_gate_admits(gate, request);
 }
 
-void __wrap_gate_note(struct gate *gate, const struct request *request)
+void __wrap_gate_note(struct gate *gate, const struct request *request, const uint64_t *took_ns)
 {
     if (happens(scenario.late / 4))
         pass_us(below(1000));
-    __real_gate_note(gate, request);
+    __real_gate_note(gate, request, took_ns);
 }
 
 /* The guest */
@@ -560,6 +560,7 @@ static uint8_t states[SIZE / SECTOR];
 static uint64_t folded; /* what C left behind, since all was compared */
 static uint8_t folded_chunks[SIZE / SECTOR], folded_handles[GATE_HANDLES];
 static struct gate_counters folded_by[REPLICAS];
+static struct gate_durations reads_took[REPLICAS], writes_took[REPLICAS];
 
 static struct {
     int held;  /* calls elsewhere that have not returned */
@@ -755,8 +756,10 @@ static int publish(void)
         if (replicas[i].stale)
             continue;
         struct gate_replica replica = {.fd = replica_fd[i], .slot = i, .memory = 1};
+        replica.durations = &reads_took[i];
         if (!replicas[i].held && (!count || below(2)))
             gate->reader[gate->readers++] = replica;
+        replica.durations = &writes_took[i];
         gate->writer[count++] = replica;
     }
     gate->writers = count;
@@ -774,6 +777,14 @@ static int publish(void)
             .start = start, .end = start + below(SIZE / 8), .keeps_out = 1 + below(3)};
     }
     return gate->readers || gate->writers;
+}
+
+static uint64_t counted(const struct gate_durations *durations)
+{
+    uint64_t all = 0;
+    for (int i = 0; i <= GATE_BOUNDS; i++)
+        all += durations->counts[i];
+    return all;
 }
 
 /* Take what C left behind; the gate was just closed. */
@@ -804,6 +815,12 @@ static void compare(void)
     if (to_compare && all_returned()) {
         MUST(folded == served);
         MUST(!memcmp(folded_by, served_by, sizeof(served_by)));
+        for (int i = 0; i < REPLICAS; i++) {
+            MUST(counted(&reads_took[i]) == served_by[i].reads);
+            MUST(counted(&writes_took[i]) == served_by[i].writes);
+        }
+        memset(reads_took, 0, sizeof(reads_took));
+        memset(writes_took, 0, sizeof(writes_took));
         MUST(!memcmp(folded_handles, served_handles, sizeof(served_handles)));
         if (memcmp(folded_chunks, served_chunks, sizeof(served_chunks)))
             fail("the journal names other chunks than those that C wrote to");

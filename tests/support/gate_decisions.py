@@ -8,6 +8,7 @@ import random
 import sys
 from dataclasses import dataclass
 
+from quorumfs.decisions.latency import Durations
 from quorumfs.fastpath.native import (
     HANDLES,
     JOURNAL,
@@ -26,6 +27,8 @@ BLOCK = 4096
 REQUEST_MAX = 1 << 20
 PER_GATE = 64
 """Requests decided on with one gate."""
+
+UNWATCHED = Durations()
 
 
 @dataclass
@@ -148,6 +151,7 @@ def fill(gate: Gate, said: Situation) -> object:
     for places, slots in ((gate.reader, said.readers), (gate.writer, said.writers)):
         for place, slot in enumerate(slots):
             places[place].slot = slot
+            places[place].durations = UNWATCHED.address
     for place, one in enumerate(said.ranges):
         gate.range[place] = Range(*one)
     gate.journalled = len(said.journal)
@@ -206,7 +210,7 @@ def _compare(gate: Gate, said: Situation, asked: Asked, *, note: bool) -> bool:
     decision = bool(library.gate_admits(gate, request))
     assert decision is admits(said, asked), (said, asked)
     if decision and note:
-        library.gate_note(gate, request)
+        library.gate_note(gate, request, None)
         assert left_behind(gate, asked) == expected_behind(said, asked), (said, asked)
     return decision
 

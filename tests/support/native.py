@@ -45,8 +45,14 @@ def gate_library() -> ctypes.CDLL:
         compile_c(file, "-shared", "-fPIC", SOURCES / "gate.c")
         library = ctypes.CDLL(str(file))
     library.gate_admits.argtypes = (ctypes.POINTER(Gate), ctypes.POINTER(Request))
-    library.gate_note.argtypes = (ctypes.POINTER(Gate), ctypes.POINTER(Request))
+    library.gate_note.argtypes = (
+        ctypes.POINTER(Gate),
+        ctypes.POINTER(Request),
+        ctypes.POINTER(ctypes.c_uint64),
+    )
     library.gate_note.restype = None
+    library.gate_times.argtypes = (ctypes.POINTER(Gate), ctypes.c_int)
+    library.gate_times.restype = ctypes.c_bool
     return library
 
 

@@ -58,6 +58,25 @@ def test_metrics_tell_what_the_status_does(disk: SetMount) -> None:
     assert sample(text, "quorumfs_replica_state", replica=second, state="offline") == 1
 
 
+def test_a_histogram_counts_every_request_of_a_replica(disk: SetMount) -> None:
+    """Those that the fast path served included: the same place, written to again and again."""
+    with opened(disk.file) as fd:
+        for _ in range(100):
+            os.pwrite(fd, b"x" * 4096, 0)
+        os.fsync(fd)
+    text = quorumfs("metrics", disk.mountpoint).stdout
+    name = "quorumfs_replica_request_duration_seconds"
+    for replica in map(str, disk.replicas):
+        for operation in ("read", "write", "flush"):
+            ending = "es" if operation == "flush" else "s"
+            asked = sample(text, f"quorumfs_replica_{operation}{ending}_total", replica=replica)
+            within = {"replica": replica, "operation": operation}
+            assert sample(text, f"{name}_count", **within) == asked
+            assert sample(text, f"{name}_bucket", le="+Inf", **within) == asked
+            assert (sample(text, f"{name}_sum", **within) > 0) is (asked > 0)
+        assert sample(text, "quorumfs_replica_writes_total", replica=replica) >= 100
+
+
 def test_a_mount_that_is_dead_is_not_up(disk: SetMount) -> None:
     os.kill(disk.pid, signal.SIGKILL)
     text = quorumfs("metrics", disk.mountpoint).stdout

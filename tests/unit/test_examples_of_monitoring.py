@@ -42,7 +42,8 @@ def test_each_metric_that_is_asked_for_is_told(path: Path) -> None:
 
 
 def names(metric: str, kind: str) -> list[str]:
-    return [f"{metric}_total"] if kind == "counter" else [metric]
+    endings = {"counter": ["_total"], "histogram": ["_bucket", "_count", "_sum"]}
+    return [metric + ending for ending in endings.get(kind, [""])]
 
 
 def test_the_dashboard_is_for_any_prometheus() -> None:

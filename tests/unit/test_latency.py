@@ -1,4 +1,4 @@
-"""Percentiles of what a store did lately: right to a fifth, and soon forgotten."""
+"""Percentiles of what a store did lately: right to a fifth, and soon forgotten; and a histogram."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quorumfs.decisions.latency import HALF_LIFE_S, Latency
+from quorumfs.decisions.latency import BOUNDS_NS, HALF_LIFE_S, Durations, Latency
 
 SECONDS = st.floats(1e-8, 900)
 
@@ -49,3 +49,15 @@ def test_without_requests_nothing_is_shown() -> None:
     latency = Latency()
     assert latency.percentiles() is None
     assert latency.percentile(0.99) == 0
+
+
+@given(st.lists(st.one_of(SECONDS, st.sampled_from([bound / 1e9 for bound in BOUNDS_NS]))))
+def test_a_histogram_counts_each_request_within_its_bounds(took: list[float]) -> None:
+    durations = Durations()
+    for seconds in took:
+        durations.note(seconds)
+    nanoseconds = [int(seconds * 1e9) for seconds in took]
+    for place, bound in enumerate(BOUNDS_NS):
+        assert sum(durations.counts[: place + 1]) == sum(one <= bound for one in nanoseconds)
+    assert sum(durations.counts) == len(took)
+    assert durations.total_ns == sum(nanoseconds)

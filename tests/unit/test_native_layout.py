@@ -5,6 +5,7 @@ from pathlib import Path
 
 from support.native import compile_c, run
 
+from quorumfs.decisions.latency import BOUNDS_NS
 from quorumfs.fastpath import native
 
 STRUCTURES = {
@@ -21,6 +22,9 @@ NUMBERS = {
     "GATE_RANGES": native.RANGES,
     "GATE_JOURNAL": native.JOURNAL,
     "GATE_HANDLES": native.HANDLES,
+    "GATE_BOUNDS": native.BOUNDS,
+    "sizeof(struct gate_durations)": 8 * (len(BOUNDS_NS) + 5),
+    "offsetof(struct gate_durations, total_ns)": 8 * (len(BOUNDS_NS) + 1),
     "SERVERS": native.SERVERS,
     "TRY_AGAIN": native.TRY_AGAIN,
     **{f"KEEPS_OUT_{one.name}": one.value for one in native.KeepsOut},

@@ -401,6 +401,7 @@ def left(mirror: Mirror, ledger: Ledger) -> object:
         [list(ledger.content.risked(one)) for one in ledger.members],
         ([one.index for one in ledger.content.lacking], ledger.content.losses),
         (mirror.requests, [one.counters for one in mirror.replicas]),
+        [[sum(by.counts) for by in one.health.durations.values()] for one in mirror.replicas],
         [one.standing for one in mirror.replicas],
     )
 
@@ -422,7 +423,7 @@ def admits(gate: Gate, request: Asked, data: bytes) -> bool:
     seen = Request(kind, request.length, 1, 5, request.offset, address)
     admitted = bool(library.gate_admits(gate, seen))
     if admitted:
-        library.gate_note(gate, seen)
+        library.gate_note(gate, seen, (ctypes.c_uint64 * REPLICAS)())
     return admitted
 
 
@@ -686,6 +687,7 @@ def lost_and_counted(mirror: Mirror, metadata: Volatile) -> object:
     return (
         [(list(one.missed), list(one.unsure)) for one in metadata.holdings.values()],
         (mirror.requests, [one.counters for one in mirror.replicas]),
+        [[sum(by.counts) for by in one.health.durations.values()] for one in mirror.replicas],
         [one.standing for one in mirror.replicas],
     )
 

@@ -18,7 +18,7 @@ from trio.testing import wait_all_tasks_blocked
 from quorumfs.disk.disk import Disk, Repairer
 from quorumfs.disk.mirror import Mirror
 from quorumfs.disk.takeover import Taken
-from quorumfs.fastpath.native import TRY_AGAIN, Gate, Request, RequestKind, library
+from quorumfs.fastpath.native import REPLICAS, TRY_AGAIN, Gate, Request, RequestKind, library
 from quorumfs.fastpath.path import as_error, fold, take_read, take_write
 from quorumfs.fastpath.publish import Publisher
 from quorumfs.replica.storage import Kind, Operation, TruncatedError, Value
@@ -27,6 +27,9 @@ from support.simulation.world import Life
 
 REQUEST_MAX = 1 << 20
 """As in gate.h: what is longer goes the long way."""
+
+NO_TIME = (ctypes.c_uint64 * REPLICAS)()
+"""By the clock of a simulation what is answered at once takes no time."""
 
 log = logging.getLogger("quorumfs.fastpath")
 
@@ -120,7 +123,7 @@ class Loop(trio.abc.Instrument):
         return small and self.open() and bool(self._admits(self._gate, request))
 
     def _served(self, request: Request) -> None:
-        self._note(self._gate, request)
+        self._note(self._gate, request, NO_TIME)
         self._tell(request, "served")
 
     def _tell(self, request: Request, what: str) -> None:

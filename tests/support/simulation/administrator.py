@@ -430,8 +430,15 @@ class Administrator:
                 raise BrokenError(f"{one.path} does not say that the threshold is {threshold}")
 
     def _records(self) -> Iterator[tuple[Replica, Record]]:
-        """What the sidecars of all that are current say durably."""
-        for one in self._mounted.sidecars.ledger.members:
+        """What the sidecars of all that are current say durably.
+
+        The replica that is joining is a member in memory before its sidecar has the record.
+        """
+        ledger = self._mounted.sidecars.ledger
+        joining = ledger.resyncing if ledger.joining else None
+        for one in ledger.members:
+            if one is joining:
+                continue
             file = self._world.replicas[self._world.index_of(one.path)].sidecar
             assert file is not None
             yield one, decode(file.durable.read(0, file.durable.size)).record

@@ -87,7 +87,8 @@ class Downtime:
     def _rot_map(self, replica: SimulatedReplica, garbage: bytes) -> None:
         if replica.sidecar is None:
             return
-        for page in range(MAP_OFFSET // PAGE, replica.sidecar.size // PAGE):
+        on_medium = min(replica.sidecar.size, replica.sidecar.durable.size)
+        for page in range(MAP_OFFSET // PAGE, on_medium // PAGE):
             if self._dice.random() < 0.8:
                 self._world.note(f"page {page} of {replica.sidecar.name} rots")
                 at = page * PAGE + self._dice.randrange(8) * SECTOR

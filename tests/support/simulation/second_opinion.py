@@ -209,8 +209,15 @@ class SecondOpinion:
                 )
 
     def _lost_by_all(self, here: set[int]) -> bool:
-        """Whether it is on record that none of these could flush some chunk, and all stayed."""
-        known = [sidecar for index, sidecar in self._state.known().items() if index in here]
+        """Whether it is on record that none of these could flush some chunk, and all stayed.
+
+        One that was being filled is no source, whatever it has got by then.
+        """
+        known = [
+            sidecar
+            for index, sidecar in self._state.known().items()
+            if index in here and sidecar.own_state is not RoleState.RESYNCING
+        ]
         bits = sum(out_of_sync(sidecar.slot) for sidecar in known)
         # Whoever was away when the disk grew has a shorter map.
         states = zip_longest(*(sidecar.map.planes[0] for sidecar in known), fillvalue=0)

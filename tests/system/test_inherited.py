@@ -163,6 +163,20 @@ def test_a_copy_that_was_interrupted_says_how_it_goes_on(tmp_path: Path) -> None
     assert same([source, other])
 
 
+def test_a_copy_that_was_killed_is_finished_by_the_same_command(tmp_path: Path) -> None:
+    """Also with --if-needed: a copy that was begun is not a set that is there already."""
+    source, other = tmp_path / "a.img", tmp_path / "b.img"
+    source.write_bytes(os.urandom(128 * MIB))
+    copy = ("create", "--if-needed", "--source", source, other)
+    with quorumfs_in_background(*copy) as process:
+        wait_until(lambda: other.exists() and other.stat().st_blocks, "the begin of the copy")
+        process.kill()
+    assert not same([source, other])
+    quorumfs(*copy)
+    assert same([source, other])
+    assert quorumfs(*copy).stdout.startswith("nothing to do: ")
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_a_mount_that_cannot_be_used_until_a_resync_ends_says_so(
     tmp_path: Path, mountpoint: Path, ends: bool

@@ -101,7 +101,8 @@ class Examined:
             return None
         if self.sidecar.identity == UNKNOWN_IDENTITY:
             return None
-        return image_changed(self.found()) or image_unproven(self.found())
+        # Of a set in use, the mount answers for it.
+        return image_changed(self.found()) or (not self.in_use and image_unproven(self.found()))
 
     def found(self) -> Found:
         """The same for `assemble`."""

@@ -168,15 +168,20 @@ def image_unproven(found: Found) -> bool:
     """Whether nothing proves that the image is the one of its sidecar (R15).
 
     True where the sidecar does not vouch for an image that was in use, and the mount that held the
-    image is gone: an older image, or an empty one, may be in its place. And of a device that
-    nothing tells from others, for a fingerprint is of a part of it.
+    image is gone, or does not vouch for it either: an older image, or an empty one, may be in its
+    place. And of a device that nothing tells from others, for a fingerprint is of a part of it.
     """
     assert found.sidecar is not None
     known = found.sidecar.identity
     if found.device and not known.inode:
         return True
-    if found.instance is None or known.mtime_ns or known.ctime_ns:
+    if found.instance is None or found.proven or known.mtime_ns or known.ctime_ns:
         return False
+    return found.exchangeable or _was_remounted(found)
+
+
+def _was_remounted(found: Found) -> bool:
+    """Whether the mount that held an image in use is gone, as far as known."""
     return not found.instance or not _is_as_in_use(found)
 
 
@@ -601,8 +606,8 @@ class _Assembly:
             away = [out_of_sync(slot) for slot in self._record.slots if slot not in current]
             unsure = sum(away) | (UNVERIFIED if len(current) > 1 else 0)
             disk_map.add(unsure, range(len(disk_map)))
-        elif len(current) > 1 and any(self._is_nameless(one) for one in present):
-            survey.notes.append("nothing tells these devices from others: comparing them")
+        elif len(current) > 1 and any(self._is_to_verify(one) for one in present):
+            survey.notes.append("nothing tells these images from others: comparing them")
             disk_map.add(UNVERIFIED, range(len(disk_map)))
         record = self._record
         if not rule:
@@ -645,28 +650,32 @@ class _Assembly:
     def _unproven(self, present: Sequence[Found], changed: set[str]) -> set[str]:
         """The images not believed to be those of their sidecars, for want of proof (R15).
 
-        Empty if too few replicas would be current without them: a set whose stores were all mounted
-        anew, perhaps after a power cut, must be usable.
+        None more than can be spared: a set whose stores were all mounted anew, perhaps after a
+        power cut, must be usable. An image whose mount lasts is believed before others.
         """
         unproven = {one.path for one in present if image_unproven(one)}
-        members = [self._judge(one.path, changed=one.path in changed | unproven) for one in present]
-        if sum(member.state is Standing.CURRENT for member in members) >= self._threshold:
-            return unproven
+        remounted = {one.path for one in present if one.path in unproven and _was_remounted(one)}
+        for doubted in (unproven, remounted, set[str]()):
+            untrue = changed | doubted
+            members = [self._judge(one.path, changed=one.path in untrue) for one in present]
+            if sum(member.state is Standing.CURRENT for member in members) >= self._threshold:
+                break
+        self._believed = unproven - doubted
         self._survey.notes += [
             f"{path}: {_UNPROVEN}; it is believed, for too few others are current"
-            for path in unproven
+            for path in self._believed
         ]
-        self._believed = unproven
-        return set()
+        return doubted
 
-    def _is_nameless(self, one: Found) -> bool:
-        """Whether *one* is a device believed without proof, in a set that was closed in order.
+    def _is_to_verify(self, one: Found) -> bool:
+        """Whether *one* is believed without proof, and compared with the others, beside the guest.
 
-        After a crash the replicas may differ, and are made equal, where they were being written.
+        Of devices only those without a name, in a set that was closed in order: a part of the
+        content tells the others.
         """
-        sidecar = self._survey.present[one.path]
-        nameless = one.device and one.path in self._believed and not sidecar.identity.inode
-        return nameless and bool(sidecar.identity.mtime_ns)
+        known = self._survey.present[one.path].identity
+        nameless = not known.inode and bool(known.mtime_ns)
+        return one.path in self._believed and (nameless or not one.device)
 
     def _judge(self, path: str, *, changed: bool, unproven: bool = False) -> Member:
         """The part of one replica with a readable sidecar, by the latest record."""
@@ -684,7 +693,7 @@ class _Assembly:
                 reason = _CHANGED if changed else _UNPROVEN
                 return Member(path, slot, Standing.SUSPECT, reason, compare=True)
             return Member(path, slot, Standing.CURRENT)
-        if not covered and _went_apart(sidecar, record):
+        if self._was_apart(sidecar, slot):
             reason = "mounted without the others, and nothing was written to it since"
             return Member(path, slot, Standing.STALE, reason, compare=True)
         if role.state is RoleState.CURRENT:
@@ -699,6 +708,12 @@ class _Assembly:
             )
         reason = "ejected longer ago than the others remember"
         return Member(path, slot, Standing.STALE, reason, compare=True)
+
+    def _was_apart(self, sidecar: Sidecar, slot: int | None) -> bool:
+        """Whether the replica with *slot* was mounted without those that hold the latest record,
+        and they know nothing of that."""
+        known = slot is not None and _covered(self._record, slot, sidecar)
+        return not known and _went_apart(sidecar, self._record)
 
     def _refuse_without_current(self, members: dict[str, Member]) -> None:
         if any(member.state is Standing.CURRENT for member in members.values()):
@@ -725,7 +740,14 @@ class _Assembly:
         record = self._record
         present = {member.slot for member in members.values()}
         absent = [slot for slot in record.slots if slot not in present]
-        replaced = {m.slot for m in members.values() if m.state is Standing.STALE and m.compare}
+        # One that was mounted without the others has itself on record that nothing was written.
+        replaced = {
+            member.slot
+            for path, member in members.items()
+            if member.state is Standing.STALE
+            and member.compare
+            and not self._was_apart(self._survey.present[path], member.slot)
+        }
         unaware = [
             slot
             for slot in record.slots
@@ -871,7 +893,7 @@ def _date(seconds: int) -> str:
 OFFLINE = "the administrator took it out: quorumfs online takes it in again"
 """Why a replica is offline."""
 _CHANGED = "the image was changed behind its sidecar"
-_UNPROVEN = "its store was mounted anew, and nothing shows that it holds the same image"
+_UNPROVEN = "nothing shows that its store holds the same image as before"
 
 
 def _current_in(record: Record, sidecar: Sidecar) -> bool:

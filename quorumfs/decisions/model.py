@@ -30,6 +30,15 @@ class Found:
     """Where its sidecar is, or should be; empty: beside the image."""
     device: bool = False
     """It is a block device: it may be longer than on record, and has a fingerprint for times."""
+    proven: bool = False
+    """The image was found to hold what this mount wrote last, so it is no older copy."""
+
+    @property
+    def exchangeable(self) -> bool:
+        """Whether another image may come to its path while the mount `instance` lasts, as where a
+        server of FUSE comes back: the mount says little, then, and proves nothing."""
+        numbered = self.image is not None and bool(self.image.inode)
+        return self.instance is not None and not self.device and not numbered
 
     @property
     def sidecar_place(self) -> str:

@@ -152,6 +152,7 @@ class Joining:
         # It may be longer than before, after a growth that failed.
         same = same and found.in_use.size >= known.size
         proven = bool(found.in_use.inode) and found.in_use.inode == known.inode
+        proven = proven and not found.exchangeable
         if not proven and found.instance is None:
             same = False
         if not same or own.record.slot_of(own.replica_id) != replica.slot:

@@ -53,6 +53,7 @@ class Recorder:
             spare = 1 - spare
         self._unreadable_number = max(self._unreadable_number, own.unreadable_number)
         self.writer.know(replica, found, spare)
+        replica.health.last_writes.forget()
         ledger.records.saw([own.record.sequence, own.prepared.sequence if own.prepared else 0])
 
     async def open(self, *, to_change: bool = False) -> None:

@@ -4,15 +4,18 @@ An ejected replica is tried again, ever more rarely: its files are opened anew, 
 mount, and resynced.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import trio
 
 from quorumfs.decisions.assembly import OFFLINE, judge_returned
+from quorumfs.decisions.dirtymap import out_of_sync
 from quorumfs.decisions.model import Found, Member, Standing
 from quorumfs.errors import UserError
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.repair.proof import holds_last_writes
 from quorumfs.repair.resync import Resync
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Storage
@@ -187,7 +190,16 @@ class Rejoin:
             found = returned.found
         if found.is_short(self._ledger.map.size):
             await self._sidecars.truncated(replica)
+        if found.exchangeable:
+            lacks = partial(self._may_lack, replica)
+            found = replace(found, proven=await holds_last_writes(replica, lacks))
         return judge_returned(self._ledger.record, replica.slot, found), found
+
+    def _may_lack(self, replica: Replica, offset: int, length: int) -> bool:
+        """Whether *replica*, which is stale, may lack some of a range (bytes)."""
+        assert replica.slot is not None
+        known = self._ledger.map
+        return known.any(out_of_sync(replica.slot), known.chunks(offset, length))
 
 
 def _in_words(error: OSError | UserError) -> str | None:

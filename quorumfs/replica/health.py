@@ -6,6 +6,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from quorumfs.decisions.latency import Durations, Latency
+from quorumfs.replica.lastwrites import LastWrites
 from quorumfs.replica.storage import CHANGES, Kind, Operation, TruncatedError
 
 _GONE = frozenset({errno.ENOTCONN, errno.ESHUTDOWN, errno.ESTALE, errno.ENODEV})
@@ -124,6 +125,8 @@ class Health:
         """Of the image, by sort; what the fast path serves is not among it."""
         self.durations = {sort: Durations() for sort in self.latency}
         """As many as are counted in `counters`, by sort."""
+        self.last_writes = LastWrites()
+        """To the image; those of the fast path, which no network store has, are not among them."""
         self._failures: dict[Sort, Failure] = {}
 
     @property
@@ -163,6 +166,7 @@ class Health:
 
         *now*: by trio's clock (seconds).
         """
+        self.last_writes.note(operation)
         sort = _SORTS.get(operation.kind)
         if sort is not None:
             self.durations[sort].note(seconds)

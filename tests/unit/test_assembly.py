@@ -586,37 +586,63 @@ def test_in_use_the_times_of_an_image_move_but_it_stays_the_same_file() -> None:
     assert not image_changed(replace(closed, sidecar=nothing_known))
 
 
-def passing(record: Record, slot: int, *, then: int, now: int) -> Found:
-    """As `found`, on a store without lasting identity, of a mount *then* and of another *now*."""
-    one = found(replace(record, clean=False), slot, image=Identity(0, SIZE, 5, 0))
+def passing(record: Record, slot: int, *, then: int, now: int, inode: int = 0) -> Found:
+    """As `found`, on a store without lasting identity, of a mount *then* and of another *now*.
+
+    *inode*: 0 on FUSE, else it is on another file system than its sidecar.
+    """
+    one = found(replace(record, clean=False), slot, image=Identity(inode, SIZE, 5, 0))
     assert one.sidecar
     sidecar = replace(one.sidecar, identity=Identity(then, SIZE))
     return replace(one, sidecar=sidecar, instance=now)
 
 
 @pytest.mark.parametrize(
-    ("then", "now", "state"),
-    [(7, 7, "current"), (7, 8, "suspect"), (0, 0, "suspect"), (7, 0, "suspect")],
+    ("then", "now", "inode", "state"),
+    [
+        (7, 7, 9, "current"),
+        (7, 8, 9, "suspect"),
+        (0, 0, 9, "suspect"),
+        (7, 0, 9, "suspect"),
+        (7, 7, 0, "suspect"),
+        (7, 8, 0, "suspect"),
+    ],
 )
 def test_after_a_crash_a_sidecar_vouches_only_for_the_store_that_holds_it(
-    then: int, now: int, state: str
+    then: int, now: int, inode: int, state: str
 ) -> None:
-    """R15: an image whose mount is gone may be an older one, or an empty one."""
+    """R15: an image whose mount is gone may be an older one, or an empty one; on FUSE any may."""
     record = first_record(2, 1)
-    plan = assemble([passing(record, A, then=then, now=now), found(record, B)])
+    plan = assemble([passing(record, A, then=then, now=now, inode=inode), found(record, B)])
     assert states(plan) == [state, "current"]
     assert plan.members[A].compare is (state == "suspect")
 
 
 def test_stores_without_lasting_identity_are_believed_where_too_few_others_are_current() -> None:
-    """A power cut of the host: all were mounted anew, and the set goes on, with a warning."""
+    """A power cut of the host: all were mounted anew, and the set goes on, with a warning, and
+    compares them."""
     record = first_record(2, 1)
-    plan = assemble([passing(record, A, then=7, now=8), passing(record, B, then=9, now=10)])
-    assert states(plan) == ["current", "current"]
-    assert sum("nothing shows that it holds the same image" in note for note in plan.notes) == 2
+    for now in (7, 9), (8, 10):
+        a, b = (
+            passing(record, slot, then=7 + 2 * slot, now=instance)
+            for slot, instance in enumerate(now)
+        )
+        plan = assemble([a, b])
+        assert states(plan) == ["current", "current"]
+        assert (
+            sum("nothing shows that its store holds the same" in note for note in plan.notes) == 2
+        )
+        assert all(mark & UNVERIFIED for mark in marks(plan))
     record = first_record(3, 2)
     plan = assemble([passing(record, A, then=7, now=8), found(record, B), found(record, C)])
     assert states(plan) == ["suspect", "current", "current"]
+
+
+def test_one_whose_mount_lasts_is_believed_before_one_that_was_mounted_anew() -> None:
+    record = first_record(2, 1)
+    plan = assemble([passing(record, A, then=7, now=8), passing(record, B, then=9, now=9)])
+    assert states(plan) == ["suspect", "current"]
+    assert plan.members[A].compare
 
 
 def test_a_sidecar_tells_who_went_on_though_its_image_cannot_be_proven() -> None:
@@ -632,12 +658,24 @@ def test_a_sidecar_tells_who_went_on_though_its_image_cannot_be_proven() -> None
 def test_one_that_comes_back_in_another_mount_is_compared_in_full() -> None:
     record = first_record(2, 1)
     later = record.with_state([B], RoleState.STALE).minted()
-    same = passing(record, B, then=7, now=7)
+    same = passing(record, B, then=7, now=7, inode=9)
     assert judge_returned(later, B, same).state is Standing.STALE
     assert not judge_returned(later, B, same).compare
-    other = passing(record, B, then=7, now=8)
+    other = passing(record, B, then=7, now=8, inode=9)
     assert judge_returned(later, B, other).state is Standing.SUSPECT
     assert judge_returned(later, B, other).compare
+
+
+@pytest.mark.parametrize("now", [7, 8])
+def test_one_that_comes_back_on_fuse_is_compared_unless_its_content_proves_it(now: int) -> None:
+    record = first_record(2, 1)
+    later = record.with_state([B], RoleState.STALE).minted()
+    one = passing(record, B, then=7, now=now)
+    assert judge_returned(later, B, one).state is Standing.SUSPECT
+    assert judge_returned(later, B, one).compare
+    proven = judge_returned(later, B, replace(one, proven=True))
+    assert proven.state is Standing.STALE
+    assert not proven.compare
 
 
 def test_a_set_that_was_copied_as_a_whole_is_usable_and_verified() -> None:

@@ -8,6 +8,10 @@ import pytest
 import trio
 from support.simulation.media import Backup
 from support.simulation.oracle import BrokenError
+from support.simulation.rule_stories import (
+    an_old_image_behind_a_mount_that_stays,
+    goes_and_comes_back,
+)
 from support.simulation.setup import Setup
 from support.simulation.storage import Weather
 from support.simulation.story import (
@@ -178,6 +182,17 @@ async def an_old_image_under_its_sidecar(story: Story) -> None:
     story.oracle.check_images(story.world.contents())
 
 
+async def a_server_that_comes_back_as_it_was(story: Story) -> None:
+    """P3: what was written last proves the image, and it gets nothing but what it missed."""
+    async with story.holding(*EXTENTS, size=EXTENT).durable().mounted() as guest:
+        await trio.sleep(5 * MINUTE)
+        await goes_and_comes_back(story, guest)
+        await _back_and_never_believed(story, guest)
+    (started,) = (line for line in story.world.trace if "RESYNC_STARTED" in line)
+    if f"up to {story.world.size} bytes" in started:
+        raise BrokenError("it was compared in full")
+
+
 async def an_empty_image_after_a_kill(story: Story) -> None:
     """It is the first one, which all are made equal to: not before it was compared (R15)."""
     empty = story.world.backup(0).image
@@ -237,7 +252,10 @@ STORIES = [
     (rolled_back_by_seconds, TRIO),
     (rolled_back_by_seconds_and_unmounted, PAIR),
     (a_snapshot_that_is_up_to_date, PAIR),
+    (a_snapshot_that_is_up_to_date, replace(PAIR, passing=True)),
     (an_old_image_under_its_sidecar, replace(PAIR, passing=True)),
+    (an_old_image_behind_a_mount_that_stays, replace(TRIO, passing=True)),
+    (a_server_that_comes_back_as_it_was, replace(PAIR, passing=True)),
     (an_empty_image_after_a_kill, replace(PAIR, passing=True)),
     (an_empty_image_after_a_kill, replace(TRIO, passing=True)),
     (an_empty_image_where_none_can_be_spared, replace(EQUALS, passing=True)),

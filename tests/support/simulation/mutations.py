@@ -29,7 +29,7 @@ import trio
 from quorumfs.decisions import assembly, sidecar, voting
 from quorumfs.decisions.assembly import _Assembly, _Survey
 from quorumfs.decisions.dirtymap import INTENT
-from quorumfs.decisions.model import Standing
+from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.record import Phase, Record
 from quorumfs.decisions.voting import Outvoted
@@ -64,6 +64,7 @@ from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.scrub import Scrub
 from quorumfs.repair.verify import Verification
 from quorumfs.replica import replica as replica_module
+from quorumfs.replica.lastwrites import LastWrite
 from quorumfs.replica.replica import FanOut, InFlight, Replica
 from quorumfs.replica.storage import Kind, Operation
 from support.simulation.media import Content
@@ -656,6 +657,16 @@ def any_image_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assembly, "image_unproven", _always(False))
 
 
+def last_writes_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R15: what a server took last it still has when it comes back."""
+    monkeypatch.setattr(LastWrite, "is_held", _always(True))
+
+
+def any_mount_vouches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R15: as long as it lasts, a mount of FUSE shows the same image."""
+    monkeypatch.setattr(Found, "exchangeable", False)
+
+
 def loss_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """R13: who hears of a loss that nobody can make good keeps it from the guest."""
     monkeypatch.setattr(Ledger, "tell_loss", _always(False))
@@ -1041,6 +1052,8 @@ MUTATIONS: dict[str, Patch] = {
     "P2 bad sector": unreadable_is_undecided,
     "R15 log believed": log_is_believed,
     "R15 all proven": any_image_is_proven,
+    "R15 last writes believed": last_writes_are_believed,
+    "R15 a mount vouches": any_mount_vouches,
     "R13 not told": loss_is_not_told,
     "R13 told to the administrator": told_to_the_administrator,
     "R14 not read back": not_read_back,

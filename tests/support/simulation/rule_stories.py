@@ -29,7 +29,7 @@ from support.simulation.administrator import RefusedOrderError
 from support.simulation.copies import copies_used_alike, mounted_alone_and_only_read
 from support.simulation.fate import TIMEOUT_S
 from support.simulation.guest import REQUEST_MAX_S
-from support.simulation.media import SECTOR
+from support.simulation.media import SECTOR, Backup
 from support.simulation.oracle import BrokenError
 from support.simulation.setup import Setup
 from support.simulation.storage import Effect, Fault, Weather
@@ -654,6 +654,42 @@ async def an_empty_image_after_a_kill(story: Story) -> None:
     await story.ends_well()
 
 
+async def goes_and_comes_back(story: Story, guest: Guest, image: Backup | None = None) -> None:
+    """The first replica hangs, is ejected, and answers again, by the same mount; perhaps for
+    another *image*."""
+    story.world.detach(0, hang=True)
+    await guest.write(EXTENTS[3])
+    await guest.until(lambda: 0 not in guest.mounted.members)
+    if image is not None:
+        story.world.restore(0, ReplicaBackup(image, None), sidecar=False, anew=False)
+    story.world.attach(0)
+
+
+async def an_old_image_behind_a_mount_that_stays(story: Story) -> None:
+    """Its server comes back without what it had got, and no mark is left of that."""
+    async with story.holding(0).durable().mounted() as guest:
+        old = story.world.backup(0).image
+        await guest.write(EXTENTS[1])
+        await guest.flush()
+        await trio.sleep(300)
+        await goes_and_comes_back(story, guest, old)
+        await guest.until(lambda: 0 in guest.mounted.members)
+        await guest.read_surely(EXTENTS[1])
+    await story.ends_well()
+
+
+async def an_old_image_after_a_kill(story: Story) -> None:
+    """Behind a mount that stays; the other image is on a local file system, and proves itself."""
+    story.world.replicas[1].instance = None
+    async with story.mounted() as guest:
+        await guest.converged()
+    old = ReplicaBackup(story.world.backup(0).image, None)
+    async with story.holding(0).durable().mounted():
+        story.world.kill()
+    story.world.restore(0, old, sidecar=False, anew=False)
+    await story.ends_well()
+
+
 async def a_sector_is_bad_everywhere(story: Story) -> None:
     async with story.holding(0, size=EXTENT).durable().mounted() as guest:
         story.world.kill()
@@ -1110,6 +1146,12 @@ TOLD = (
     Told("P2 bad sector", a_sector_is_bad_everywhere),
     Told("R15 log believed", rolled_back_by_seconds),
     Told("R15 all proven", an_empty_image_after_a_kill, replace(PAIR, passing=True)),
+    Told(
+        "R15 last writes believed",
+        an_old_image_behind_a_mount_that_stays,
+        replace(PAIR, passing=True),
+    ),
+    Told("R15 a mount vouches", an_old_image_after_a_kill, replace(PAIR, passing=True)),
     Told("R13 not told", all_lose_what_a_repair_hears_of),
     Told("R13 told to the administrator", all_lose_what_an_order_hears_of),
     Told("R14 not read back", taken_over_while_at_work, replace(PAIR, claims=True)),

@@ -456,19 +456,24 @@ class World:
             replica.sidecar.restore(backup.sidecar, in_place=True)
 
     def restore(
-        self, index: int, backup: ReplicaBackup, *, image: bool = True, sidecar: bool = True
+        self,
+        index: int,
+        backup: ReplicaBackup,
+        *,
+        image: bool = True,
+        sidecar: bool = True,
+        anew: bool = True,
     ) -> None:
         """Put a backup in the place of a replica, or only its image, or only its sidecar.
 
-        A store without lasting identities is mounted anew for it: what is exchanged behind the back
-        of the same mount nobody can tell.
+        *anew*: a store without lasting identities is mounted anew for it.
         """
         replica = self.replicas[index]
         assert self.life is None or not replica.reachable, "not under a daemon that has it open"
         self.note(f"{replica.path} put back from a backup: {image=} {sidecar=}")
         if image:
             replica.image.restore(backup.image)
-            if replica.instance is not None:
+            if replica.instance is not None and anew:
                 replica.instance += 1
         if sidecar:
             if backup.sidecar is None:

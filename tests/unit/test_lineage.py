@@ -16,7 +16,7 @@ from quorumfs.errors import ExitCode
 CHUNK = 64 << 10
 CHUNKS = 4
 SIZE = CHUNKS * CHUNK
-A, B, C = range(3)
+A, B, C, D = range(4)
 GOLDEN, ONE, OTHER, NEXT = 100, 101, 102, 103
 
 
@@ -39,7 +39,7 @@ def alone(record: Record, slot: int, mount: int, *, changed: bool = True) -> Rec
 
 def first_record(count: int = 2, threshold: int = 1) -> Record:
     """The same each time."""
-    paths = [f"/{letter}.img" for letter in "abc"[:count]]
+    paths = [f"/{letter}.img" for letter in "abcd"[:count]]
     return new_record(paths, SIZE, threshold, random_bytes=Random(0).randbytes)
 
 
@@ -146,6 +146,16 @@ def test_members_that_were_opened_apart_are_compared() -> None:
     assert sorted(states(plan)) == ["current", "current", "stale"]
     (stale,) = [member for member in plan.members if member.state is Standing.STALE]
     assert stale.compare
+
+
+def test_one_that_was_opened_alone_has_no_later_writes() -> None:
+    """It is there, and says so: no operator need be asked, though nobody recorded it as stale."""
+    record = golden(4, 2).with_state([A, D], RoleState.STALE).minted()
+    one = used(record, ONE, changed=False)
+    other = used(record, OTHER, changed=False, commits=3)
+    plan = assemble([found(other, C), found(one, B), found(record, D)])
+    assert states(plan) == ["current", "stale", "stale"]
+    assert plan.members[1].compare
 
 
 def test_what_comes_back_of_another_history_is_foreign() -> None:

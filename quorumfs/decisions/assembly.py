@@ -608,7 +608,7 @@ class _Assembly:
             disk_map.add(unsure, range(len(disk_map)))
         elif len(current) > 1 and any(self._is_to_verify(one) for one in present):
             survey.notes.append("nothing tells these images from others: comparing them")
-            disk_map.add(UNVERIFIED, range(len(disk_map)))
+            _add_to_unmarked(disk_map, UNVERIFIED)
         record = self._record
         if not rule:
             crashed = any(
@@ -872,6 +872,15 @@ class _Assembly:
         for own in self._maps_of_current(members):
             joined.join(own)
         return joined.any_has(lost)
+
+
+def _add_to_unmarked(disk_map: DirtyMap, bits: int) -> None:
+    """Set *bits* where nothing is on record: what was being written is made equal anyway."""
+    start = 0
+    for marked in list(disk_map.runs(INTENT | ALL_OUT_OF_SYNC, longest=len(disk_map))):
+        disk_map.add(bits, range(start, marked.start))
+        start = marked.stop
+    disk_map.add(bits, range(start, len(disk_map)))
 
 
 def _stranger(record: Record, sidecar: Sidecar) -> str:

@@ -836,6 +836,7 @@ class _Assembly:
         everything = range(len(joined))
         for own in self._maps_of_current(members):
             joined.join(own)
+        self._add_unmarked(joined, members)
         joined.remove(ALL_OUT_OF_SYNC & ~sum(map(out_of_sync, record.slots)), everything)
         for slot in record.slots:
             role = record.roles[slot]
@@ -863,6 +864,29 @@ class _Assembly:
         for path, member in members.items():
             if member.state is Standing.CURRENT:
                 yield self._survey.present[path].map.read_as(sum(map(out_of_sync, others)))
+
+    def _add_unmarked(self, joined: DirtyMap, members: dict[str, Member]) -> None:
+        """Add to *joined* what current members lack, for others alone have marks of it.
+
+        A change begins when all members have its mark. So one without the mark was given nothing
+        new: or it is some seconds older than the others, and lacks what they were given (R15).
+        Where a member is known to have lost something, nothing is made of that.
+        """
+        maps = {
+            member.slot: self._survey.present[path].map
+            for path, member in members.items()
+            if member.state is Standing.CURRENT and member.slot is not None
+        }
+        lost = sum(map(out_of_sync, maps))
+        marked = self._record.new_map()
+        for own in maps.values():
+            marked.join(own.read_as(0, mark=0))
+        for slot, own in maps.items():
+            known = own.read_as(0)
+            for run in marked.runs(INTENT, longest=len(marked)):
+                for unmarked in known.runs_without(INTENT, run):
+                    if not marked.any(lost, unmarked):
+                        joined.add(out_of_sync(slot), unmarked)
 
     def _lost_by_all(self, members: dict[str, Member]) -> bool:
         """Whether syncs that failed lost some chunk on every current member present (R4)."""

@@ -135,10 +135,11 @@ class DirtyMap:
         added = (bytearray(len(self)) for _ in range(planes - len(self.planes)))
         self.planes = (*self.planes, *added)
 
-    def read_as(self, behind: int) -> "DirtyMap":
+    def read_as(self, behind: int, *, mark: int = INTENT) -> "DirtyMap":
         """A copy in which only replicas *behind* (bits) lack unreadable chunks (`UNKNOWN`).
 
-        Else an unreadable page would hide a real loss of a current replica.
+        Else an unreadable page would hide a real loss of a current replica. *mark*: a further fact
+        of those chunks.
         """
         read = DirtyMap(self.size, self.chunk_size, map(bytearray, self.planes))
         read._widen(_planes_needed(behind))
@@ -148,7 +149,7 @@ class DirtyMap:
                 continue
             for number, plane in enumerate(read.planes):
                 kept = _both(plane[part], unread.translate(_flags(0, 0xFF)))
-                given = unread.translate(_flags(plane_bits(INTENT | behind, number), 0))
+                given = unread.translate(_flags(plane_bits(mark | behind, number), 0))
                 plane[part] = _either([kept, given])
         return read
 
@@ -284,6 +285,13 @@ class DirtyMap:
         start = chunks.start
         while (first := self._next(bits, start, chunks.stop)) < chunks.stop:
             start = self._next(bits, first, chunks.stop, having=False)
+            yield range(first, start)
+
+    def runs_without(self, bits: int, chunks: range) -> Iterator[range]:
+        """Adjacent chunks of *chunks*, as far as the map goes, that have none of *bits*."""
+        start, stop = chunks.start, min(chunks.stop, len(self))
+        while (first := self._next(bits, start, stop, having=False)) < stop:
+            start = self._next(bits, first, stop)
             yield range(first, start)
 
     def _next(self, bits: int, start: int, stop: int, *, having: bool = True) -> int:

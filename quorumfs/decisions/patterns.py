@@ -114,7 +114,7 @@ class Reconcile:
     ) -> ReadVerdict:
         if not answers or undecided(answers, len(errnos), offset):
             return ReadVerdict(None, errnos[-1] if errnos else errno.EIO)
-        vote = reconcile(answers, offset, self.threshold)
+        vote = reconcile(answers, offset)
         return ReadVerdict(vote.data, outvoted=vote.outvoted)
 
 

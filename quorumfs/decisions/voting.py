@@ -96,12 +96,12 @@ def vote_data(answers: Sequence[tuple[int, bytes]], offset: int, threshold: int)
     return DataVerdict(b"".join(winning) if decided else None, tuple(_joined(losses)))
 
 
-def reconcile(answers: Sequence[tuple[int, bytes]], offset: int, threshold: int) -> DataVerdict:
+def reconcile(answers: Sequence[tuple[int, bytes]], offset: int) -> DataVerdict:
     """The data to make replicas equal to; as `vote_data`, but always decided.
 
-    Each block is the version of a strict majority of `VOTERS_MIN` or more answers, if that reaches
-    *threshold* (P9); else the block of the first answer, which is the same after every mount if
-    the order of the answers is (P7).
+    Each block is the version of a strict majority of `VOTERS_MIN` or more answers, whatever the
+    threshold (P9); else the block of the first answer, which is the same after every mount if the
+    order of the answers is (P7).
     """
     first = answers[0][1]
     if len(answers) < VOTERS_MIN or all(data == first for _, data in answers[1:]):
@@ -110,7 +110,7 @@ def reconcile(answers: Sequence[tuple[int, bytes]], offset: int, threshold: int)
     losses: list[Outvoted] = []
     for start, end in blocks(offset, len(first)):
         ballots = [data[start:end] for _, data in answers]
-        winner = majority(ballots, len(ballots), threshold)
+        winner = majority(ballots, len(ballots), 1)
         decided.append(ballots[0] if winner is None else winner)
         losses += [
             Outvoted(voter, start, end, strict=True)

@@ -2,9 +2,9 @@
 
 **Out**: the order is committed on the members first; from then on no mount takes the replica for
 current. Then the replica's own sidecar gets the same record, with the identity of the image as it
-is left, so that a change of the image behind its sidecar is noticed when the replica comes back.
-After a crash between both the replica lacks what the members tracked since the record that its role
-names, as after any ejection.
+is left, so that a change of the image behind its sidecar is noticed when the replica comes back;
+and so is an older copy of both, since its role names that record. After a crash between both the
+replica is compared in full.
 
 **New**: the image and its sidecar are made first, and say that the replica is a mixture, to be
 resynced; no mount takes it for more. Then the members commit a record that names the replica, as
@@ -88,6 +88,8 @@ class Enrolment:
                 raise OSError(errno.EBUSY, "too few replicas would be left")
             if not ledger.may_record:
                 raise OSError(errno.EBUSY, "too few replicas are current to have it on record")
+            if whole and order.state is RoleState.OFFLINE:
+                order = order._replace(told=True)
             ledger.records.orders[replica.slot] = order  # decides what becomes of it
             if whole:
                 ledger.eject([replica], OFFLINE)

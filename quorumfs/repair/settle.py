@@ -297,7 +297,7 @@ class Settling:
             second = await self._settle_piece(middle, rest, sources, deadline)
             return first[0] and second[0], first[1] | second[1]
         self._ledger.pin_source(voters[0], offset, length)
-        verdict = reconcile(answers, offset, self._mirror.threshold)
+        verdict = reconcile(answers, offset)
         assert verdict.data is not None
         chunks = self._map.chunks(offset, length)
         after_crash = self._ledger.agreement.inherited.overlaps(chunks.start, chunks.stop)

@@ -258,7 +258,7 @@ class World:
         ((_, sources),) = ledger.chunks.sources.of(CHUNK)
         answers = [(r.slot or 0, bytes([self.truth_of(r).shown])) for r in sources]
         ledger.pin_source(sources[0], *PLACE)
-        data = reconcile(answers, 0, self.threshold).data
+        data = reconcile(answers, 0).data
         assert data is not None
         self.prepare(repair=True)
         asked = [

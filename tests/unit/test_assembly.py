@@ -112,10 +112,21 @@ def test_after_a_crash_what_any_of_them_marked_may_differ() -> None:
     """Equal generation is not equal data: the union of the maps counts."""
     record = first_record(2, 1)
     dirty = next_record(record, clean=False)
-    plan = assemble([found(dirty, A, {0: INTENT}), found(dirty, B, {2: INTENT, 3: UNVERIFIED})])
+    both = {1: INTENT}
+    plan = assemble([found(dirty, A, both), found(dirty, B, both | {3: UNVERIFIED})])
     assert plan.rule == "crash: not closed in order"
     assert states(plan) == ["current", "current"]
-    assert marks(plan) == [INTENT, 0, INTENT, UNVERIFIED]
+    assert marks(plan) == [0, INTENT, 0, UNVERIFIED]
+
+
+def test_one_without_a_mark_that_others_have_lacks_what_they_were_given() -> None:
+    """Its store may be some seconds older, and no number on record tells so (R15)."""
+    dirty = next_record(first_record(2, 1), clean=False)
+    plan = assemble([found(dirty, A, {0: INTENT}), found(dirty, B, {2: INTENT})])
+    assert marks(plan) == [INTENT | out_of_sync(B), 0, INTENT | out_of_sync(A), 0]
+    lost = {2: INTENT | out_of_sync(B)}
+    plan = assemble([found(dirty, A), found(dirty, B, lost)])  # B alone knows that, and has it not
+    assert marks(plan) == [0, 0, INTENT | out_of_sync(B), 0]
 
 
 def test_an_unreadable_map_page_means_that_all_of_it_may_differ() -> None:
@@ -151,7 +162,7 @@ def test_a_join_that_one_committed_is_valid_for_all_that_prepared_it() -> None:
     for prepared in (joined, next_record(joined)):
         plan = assemble([found(joined, A), found(before, B, {0: INTENT}, prepared=prepared)])
         assert states(plan) == ["current", "current"]
-        assert marks(plan) == [INTENT, 0, 0, 0]
+        assert marks(plan) == [INTENT | out_of_sync(A), 0, 0, 0]
         assert plan.ejected == ()
 
 
@@ -190,7 +201,7 @@ def test_damage_is_reported_and_is_no_reason_to_fail() -> None:
 def test_enough_replicas_are_proof_that_nothing_is_elsewhere() -> None:
     """Scenario 17: N=3, threshold 2, and A may come back later."""
     record = first_record(3, 2)
-    here = [found(record, B, {1: INTENT}), found(record, C)]
+    here = [found(record, B, {1: INTENT}), found(record, C, {1: INTENT})]
     for plan in (assemble(here), assemble([gone("/a.img"), *here])):
         assert plan.rule == "enough are present: nothing acknowledged can be elsewhere"
         assert states(plan)[-2:] == ["current", "current"]
@@ -380,7 +391,7 @@ def test_the_direction_never_depends_on_the_order_of_the_command_line(
     replicas = [
         found(replace(record, clean=False), A, {0: INTENT, 1: out_of_sync(C)}),
         found(later, B, {1: INTENT}),
-        found(later, C, {2: out_of_sync(A)}),
+        found(later, C, {1: INTENT, 2: out_of_sync(A)}),
     ]
     plan = assemble([replicas[slot] for slot in order])
     assert {m.slot: m.state for m in plan.members} == {
@@ -768,7 +779,7 @@ def test_a_disk_that_began_to_grow_keeps_its_size_until_one_has_committed_the_la
     assert (plan.record.size, len(plan.map), states(plan)) == (SIZE, CHUNKS, ["current"] * 2)
     plan = assemble([grown(record, A, {0: INTENT}, prepared=larger), grown(larger, B)])
     assert (plan.record.size, states(plan)) == (LARGER, ["current"] * 2)
-    assert marks(plan) == [INTENT, *[0] * 6]
+    assert marks(plan) == [INTENT | out_of_sync(B), *[0] * 6]
 
 
 def test_one_that_was_away_when_the_disk_grew_lacks_what_the_others_say() -> None:
@@ -1035,8 +1046,10 @@ def test_what_any_of_many_says_of_any_of_them_counts() -> None:
     """Of 32, the last two are behind; by one map or another."""
     last = REPLICAS_MAX - 1
     record = without(first_record(REPLICAS_MAX, 17), last - 1, last)
-    lacked = {0: {0: out_of_sync(last)}, 9: {1: out_of_sync(last - 1) | INTENT}, 20: {}}
-    everybody = [found(record, slot, lacked.get(slot, {})) for slot in range(last - 1)]
+    lacked = {0: {0: out_of_sync(last)}, 9: {1: out_of_sync(last - 1) | INTENT}}
+    everybody = [
+        found(record, slot, {1: INTENT} | lacked.get(slot, {})) for slot in range(last - 1)
+    ]
     plan = assemble(everybody)
     assert states(plan) == ["current"] * (REPLICAS_MAX - 2)
     behind = out_of_sync(last - 1) | out_of_sync(last)
@@ -1063,10 +1076,11 @@ def test_one_that_knows_nothing_of_the_seventh_goes_with_those_that_do() -> None
     plan = assemble([*reached, *ahead])
     assert plan.record == large
     assert states(plan) == ["current"] * 6
-    assert states_of(plan.map) == [out_of_sync(6) | INTENT * (c == 1) for c in range(CHUNKS)]
+    unmarked = INTENT | sum(map(out_of_sync, range(3)))
+    assert states_of(plan.map) == [out_of_sync(6) | unmarked * (c == 1) for c in range(CHUNKS)]
     plan = assemble(ahead + [found(small, slot, prepared=large) for slot in range(3)])
     assert plan.record == small
-    assert states_of(plan.map) == [0, INTENT, 0, 0]
+    assert states_of(plan.map) == [0, unmarked, 0, 0]
 
 
 def test_what_was_lacked_by_one_that_is_removed_is_forgotten() -> None:

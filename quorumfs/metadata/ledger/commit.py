@@ -52,6 +52,9 @@ class Order(NamedTuple):
     """Of a replica that is new in the set: its role."""
     at: int = 0
     """When it was removed, in seconds since 1970."""
+    told: bool = False
+    """A replica that goes offline gets the first record that follows the order, as its last one:
+    what comes back with an earlier record is an older copy (R15)."""
 
     def applied(self, role: Role) -> Role:
         """*role* as ordered."""
@@ -164,6 +167,9 @@ class Records:
         )
         current = {replica.slot: replica.path for replica in members if replica.slot is not None}
         record = record.with_state(current, RoleState.CURRENT)
+        if not left:
+            told = [slot for slot, order in self.orders.items() if order.told]
+            record = record.with_state(told, RoleState.OFFLINE)
         if resyncing is not None and resyncing.slot is not None:
             record = record.with_state([resyncing.slot], RoleState.RESYNCING)
         for slot, path in current.items():

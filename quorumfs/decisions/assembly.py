@@ -95,6 +95,7 @@ def assemble(
         plan = _adoption(found, begun, threshold or begun.threshold)
     else:
         _refuse_strangers(found)
+        _refuse_exchanged(found)
         plan = _Assembly(found, threshold, degraded=degraded, read_only=read_only).plan()
     if chunk_size not in (None, plan.record.chunk_size):
         raise AssemblyRefusedError(
@@ -334,11 +335,20 @@ def _refuse_strangers(found: Sequence[Found]) -> None:
             if not members:
                 continue
             where = f" (there is no {one.sidecar_place})" if one.device else ""
+            everybody = " ".join(f.path for f in found)
+            whole = [f.path for f in members if f.sidecar and not f.sidecar.is_mixture]
+            if not whole:
+                raise AssemblyRefusedError(
+                    "stranger",
+                    f"{one.path} has no sidecar{where}, and {members[0].path} was being made a "
+                    "copy, which was cut off: it is no disk. Run the same command again; or, to "
+                    f"keep what {one.path} holds, quorumfs resolve --keep {one.path} {everybody}",
+                )
             raise AssemblyRefusedError(
                 "stranger",
-                f"{one.path} has no sidecar{where}, but {members[0].path} is a member of a set: to "
-                f"make {one.path} a copy of it, run: quorumfs resolve --keep {members[0].path} "
-                f"{' '.join(f.path for f in found)}",
+                f"{one.path} has no sidecar{where}, but {whole[0]} is a member of a set: to "
+                f"make {one.path} a copy of it, run: quorumfs resolve --keep {whole[0]} "
+                f"{everybody}",
             )
     seen: dict[bytes, Found] = {}
     for one in members:
@@ -374,6 +384,24 @@ def _refuse_strangers(found: Sequence[Found]) -> None:
             "sidecars, and the images are adopted anew",
             ExitCode.UNUSABLE,
         )
+
+
+def _refuse_exchanged(found: Sequence[Found]) -> None:
+    """Refuse an image that is the one of another replica's sidecar: they were renamed."""
+    for one in found:
+        for other in found:
+            if one is other or not one.sidecar or not other.sidecar or not one.image:
+                continue
+            left = other.sidecar.identity
+            known = left.inode and left.mtime_ns and not one.device and not other.device
+            same = known and replace(left, ctime_ns=0) == replace(one.image, ctime_ns=0)
+            if same and image_changed(one) and image_changed(other):
+                raise AssemblyRefusedError(
+                    "exchanged",
+                    f"{one.path} is the image that the sidecar of {other.path} was left with: the "
+                    "images were renamed, and their sidecars were not. Give them back their names",
+                    ExitCode.NEEDS_OPERATOR,
+                )
 
 
 class _Survey:
@@ -567,7 +595,7 @@ class _Assembly:
         self._degraded = degraded
         self._read_only = read_only
         self._believed: set[str] = set()
-        """The images that are believed without proof."""
+        """The images that are believed without proof, and compared beside the guest."""
         self._threshold = self._record.threshold if threshold is None else threshold
         if self._threshold > len(self._record.slots):
             raise AssemblyRefusedError(
@@ -591,6 +619,8 @@ class _Assembly:
             judged = {path: self._judge(path, changed=False) for path in changed}
             members |= {path: m for path, m in judged.items() if m.state is Standing.CURRENT}
         self._refuse_without_current(members)
+        if moved:
+            self._refuse_overwriting(members, present)
         # A sidecar tells which replicas were ejected, whether or not its image is proven: more than
         # N - threshold sidecars cannot all have missed a later record.
         as_left = {path: self._judge(path, changed=False) for path in members.keys() - changed}
@@ -606,7 +636,7 @@ class _Assembly:
             away = [out_of_sync(slot) for slot in self._record.slots if slot not in current]
             unsure = sum(away) | (UNVERIFIED if len(current) > 1 else 0)
             disk_map.add(unsure, range(len(disk_map)))
-        elif len(current) > 1 and any(self._is_to_verify(one) for one in present):
+        elif len(current) > 1 and self._believed:
             survey.notes.append("nothing tells these images from others: comparing them")
             _add_to_unmarked(disk_map, UNVERIFIED)
         record = self._record
@@ -667,16 +697,6 @@ class _Assembly:
         ]
         return doubted
 
-    def _is_to_verify(self, one: Found) -> bool:
-        """Whether *one* is believed without proof, and compared with the others, beside the guest.
-
-        Of devices only those without a name, in a set that was closed in order: a part of the
-        content tells the others.
-        """
-        known = self._survey.present[one.path].identity
-        nameless = not known.inode and bool(known.mtime_ns)
-        return one.path in self._believed and (nameless or not one.device)
-
     def _judge(self, path: str, *, changed: bool, unproven: bool = False) -> Member:
         """The part of one replica with a readable sidecar, by the latest record."""
         sidecar, record = self._survey.present[path], self._record
@@ -727,6 +747,27 @@ class _Assembly:
             f"{stale}. Current in generation {record.generation:016x} are: {names}. "
             f"{self._survey.accounts(newer, members)}. If that is impossible, give up what only "
             f"{_them(newer)} may hold: {self._survey.command('--keep', next(iter(members)))}",
+        )
+
+    def _refuse_overwriting(self, members: dict[str, Member], present: Sequence[Found]) -> None:
+        """Refuse a changed image that nothing is compared with, and others are overwritten with.
+
+        One that was copied with its times is what it was.
+        """
+        (*current,) = (path for path, m in members.items() if m.state is Standing.CURRENT)
+        behind = [path for path, m in members.items() if m.state.is_coming]
+        image = next(one.image for one in present if one.path == current[0])
+        left = self._survey.present[current[0]].identity
+        kept = image is not None and (image.size, image.mtime_ns) == (left.size, left.mtime_ns)
+        if len(current) > 1 or not behind or kept:
+            return
+        raise AssemblyRefusedError(
+            "changed",
+            f"{current[0]}: {_CHANGED}, with no other current replica to compare it with, and "
+            f"{', '.join(behind)} would be overwritten with it. Put the image back that belongs "
+            "there; or, if it holds what is to be kept: "
+            f"{self._survey.command('--keep', current[0])}",
+            ExitCode.NEEDS_OPERATOR,
         )
 
     def _absence_rule(

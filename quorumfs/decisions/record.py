@@ -263,6 +263,11 @@ class Sidecar:
         """The state of this replica in its own record."""
         return self.record.roles[self.slot].state
 
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the image was being given the data of others: what it holds is no disk."""
+        return self.own_state is RoleState.RESYNCING
+
 
 def path_for(image_path: str) -> str:
     """The path of the sidecar of an image: beside the file itself, not beside a symbolic link.

@@ -74,6 +74,13 @@ def resolve(
             f"{keep} was being resynced: it is a mixture of two times, and no disk. Keep "
             f"{whole[0].path}, or give only those that are to be copies of {keep}",
         )
+    raw = [one.path for one in found if one.image and not one.sidecar and not one.problem]
+    if raw and kept.sidecar.is_mixture:
+        raise AssemblyRefusedError(
+            "resolve",
+            f"{keep} was being made a copy: it is a mixture of two images, and no disk. Keep "
+            f"{raw[0]}, or give only those that are to be copies of {keep}",
+        )
     return _Resolving(found, kept.path, kept.sidecar, random_bytes).resolution()
 
 
@@ -152,11 +159,12 @@ class _Resolving:
         # Whatever its own state: with no other left, it may have been in a resync.
         self._roles[own_slot] = replace(self._roles[own_slot], state=RoleState.CURRENT)
         taken = {own_slot}
+        new = [one for one in self._found if not one.sidecar or self._never_joined(one.sidecar)]
         for one in self._found:
-            if one.path != self._keep and one.sidecar:
+            if one.path != self._keep and one.sidecar and one not in new:
                 taken.add(self._member(one.path, one.sidecar, one))
-        for one in self._found:
-            if one.path != self._keep and not one.sidecar:
+        for one in new:
+            if one.path != self._keep:
                 taken.add(self._newcomer(one, taken))
         for slot, role in enumerate(self._roles):
             if slot in taken:
@@ -202,6 +210,12 @@ class _Resolving:
             for path, (slot, why) in self._behind.items()
         )
         return Resolution(tuple(self._kept), overwritten, _last(sidecars, self._keep))
+
+    def _never_joined(self, sidecar: Sidecar) -> bool:
+        """Whether a replica was being made a copy of the kept one, and that was cut off."""
+        own = sidecar.record
+        same = own.set_id == self._parent.set_id and own.disk == self._parent.disk
+        return same and sidecar.is_mixture and self._parent.slot_of(sidecar.replica_id) is None
 
     def _slot(self, one: Found) -> int:
         slot = self._parent.slot_of(one.sidecar.replica_id) if one.sidecar else None

@@ -708,6 +708,36 @@ def test_a_set_that_was_copied_as_a_whole_is_usable_and_verified() -> None:
     assert "all images were moved or changed together" in plan.notes[0]
 
 
+def test_images_that_were_renamed_without_their_sidecars_are_refused() -> None:
+    """The stale one would be taken for the current one, and overwrite it."""
+    before = first_record(2, 1)
+    a, b = found(without(before, B), A), found(before, B)
+    assert a.image is not None
+    assert b.image is not None
+    renamed = [replace(a, image=replace(b.image, ctime_ns=9)), replace(b, image=a.image)]
+    error = refusal(*renamed)
+    assert (error.rule, error.exit_code) == ("exchanged", ExitCode.NEEDS_OPERATOR)
+    assert "/a.img is the image that the sidecar of /b.img was left with" in str(error)
+    assert states(assemble([a, b])) == ["current", "stale"]
+
+
+def test_a_changed_image_does_not_overwrite_a_stale_one() -> None:
+    """Nothing tells whether it holds more than the stale one, or is a backup of last year."""
+    before = first_record(2, 1)
+    record, stale = without(before, B), found(before, B)
+    error = refusal(found(record, A, image=Identity(50, SIZE, 9, 9)), stale)
+    assert (error.rule, error.exit_code) == ("changed", ExitCode.NEEDS_OPERATOR)
+    assert "/b.img would be overwritten" in str(error)
+    assert "quorumfs resolve --keep /a.img" in str(error)
+    changed = found(record, A, image=Identity(50, SIZE, 9, 9))
+    alone = assemble([changed, gone("/b.img")], degraded=True)
+    assert states(alone) == ["current", "missing"]
+    whole = found(record, A)
+    assert whole.sidecar is not None
+    copied = replace(whole, image=replace(whole.sidecar.identity, inode=50, ctime_ns=9))
+    assert states(assemble([copied, stale])) == ["current", "stale"], "it has its times"
+
+
 def test_a_copied_set_cannot_prove_that_nothing_is_elsewhere() -> None:
     """It may be a copy of yesterday; N=3, threshold 2, C is missing."""
     record = first_record(3, 2)
@@ -898,6 +928,17 @@ def test_a_raw_image_beside_a_member_is_refused() -> None:
     assert error.rule == "stranger"
     assert "/b.img has no sidecar" in str(error)
     assert "quorumfs resolve --keep /a.img /b.img /a.img" in str(error)
+
+
+def test_what_a_copy_that_was_cut_off_left_is_never_to_be_kept() -> None:
+    """Its sidecar is the first of two that were to be made, and the source has none yet."""
+    record = first_record(2, 1).with_state([B], RESYNCING)
+    begun = found(record, B)
+    error = refusal(Found("/a.img", image_of(A)), begun)
+    assert error.rule == "stranger"
+    assert "/b.img was being made a copy, which was cut off" in str(error)
+    assert "quorumfs resolve --keep /a.img" in str(error)
+    assert "--keep /b.img" not in str(error)
 
 
 def test_a_copy_with_its_sidecar_is_refused() -> None:

@@ -99,26 +99,48 @@ def _from_raw(
             raise AssemblyRefusedError(
                 "resolve", f"{one.path} has {one.image.size} bytes, {kept.path} has {size}"
             )
-    record = new_record(
-        [one.path for one in found],
-        size,
-        threshold or len(found) // 2 + 1,
-        random_bytes=random_bytes,
+    slot = found.index(kept)
+    record = record_of_copies(
+        [one.path for one in found], slot, size, threshold, random_bytes=random_bytes
     )
-    others = [slot for slot, one in enumerate(found) if one.path != kept.path]
-    record = record.with_state(others, RoleState.RESYNCING)
-    disk_map = record.new_map()
-    for slot in others:
-        disk_map.add(out_of_sync(slot), range(len(disk_map)))
     sidecars = {
-        one.path: Sidecar(record.roles[slot].replica_id, record, disk_map, one.image)
-        for slot, one in enumerate(found)
+        one.path: first_sidecar(record, place, one.image)
+        for place, one in enumerate(found)
         if one.image
     }
-    overwritten = [
-        Overwritten(found[slot].path, size, "nothing is known of what it holds") for slot in others
-    ]
-    return Resolution((kept.path,), tuple(overwritten), _last(sidecars, kept.path))
+    # First of all whose data it is: else images without data might be taken for a majority.
+    sidecars = {kept.path: sidecars.pop(kept.path), **sidecars}
+    overwritten = tuple(
+        Overwritten(one.path, size, "nothing is known of what it holds")
+        for one in found
+        if one is not kept
+    )
+    return Resolution((kept.path,), overwritten, sidecars)
+
+
+def record_of_copies(
+    paths: Sequence[str],
+    source: int,
+    size: int,
+    threshold: int | None,
+    *,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> Record:
+    """The first record of a set in which all of *paths* are to be copies of the one at the place
+    *source*. *threshold*: None for a majority."""
+    enough = threshold or len(paths) // 2 + 1
+    record = new_record(paths, size, enough, random_bytes=random_bytes)
+    others = [slot for slot in range(len(paths)) if slot != source]
+    return record.with_state(others, RoleState.RESYNCING)
+
+
+def first_sidecar(record: Record, slot: int, image: Identity) -> Sidecar:
+    """The sidecar of one *image* of a set with a `record_of_copies`."""
+    disk_map = record.new_map()
+    for other, role in enumerate(record.roles):
+        if role.state is RoleState.RESYNCING:
+            disk_map.add(out_of_sync(other), range(len(disk_map)))
+    return Sidecar(record.roles[slot].replica_id, record, disk_map, image)
 
 
 class _Resolving:

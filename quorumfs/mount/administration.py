@@ -21,7 +21,12 @@ from quorumfs.decisions.assembly import (
 from quorumfs.decisions.claim import Tenure
 from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.record import Identity, Record, RoleState, Sidecar
-from quorumfs.decisions.resolution import Resolution, resolve
+from quorumfs.decisions.resolution import (
+    Resolution,
+    first_sidecar,
+    record_of_copies,
+    resolve,
+)
 from quorumfs.decisions.sectors import unreachable, whole
 from quorumfs.disk.events import EventLog
 from quorumfs.errors import ExitCode, UsageError, UserError
@@ -203,10 +208,13 @@ def _untouched(sidecar: Sidecar, names: Sequence[str], size: int) -> bool:
 
 
 @contextmanager
-def _opened(names: Sequence[str], directory: str | None) -> Iterator[list[Image]]:
-    """What there is of *names*, to be looked at. Raises `UserError`, also if it is in use."""
+def _opened(
+    names: Sequence[str], directory: str | None, *, read_only: bool = True
+) -> Iterator[list[Image]]:
+    """What there is of *names*, to be looked at, or written to. Raises `UserError`, also if it is
+    in use."""
     with ExitStack() as stack:
-        opened = open_set(names, None, read_only=True, directory=directory)
+        opened = open_set(names, None, read_only=read_only, directory=directory)
         images = [one for one in opened if isinstance(one, Image)]
         for image in images:
             stack.callback(image.close)
@@ -271,7 +279,7 @@ class _Begun(Enum):
     """How far a `create_from` got that was interrupted."""
 
     SIDECARS = "sidecars"
-    """Not all were written. The source, which gets its own last, belongs to no set yet."""
+    """The source has its own, and says that the others are to be copies; not all have theirs."""
     COPYING = "copying"
 
 
@@ -281,17 +289,22 @@ def _begun_copy(
     """How far a `create_from` of the first of *names* to the others got; None if the sidecars there
     tell of anything else, or if it came to its end.
     """
-    with _opened(names, directory) as images:
-        if len(images) < len(names):
+    # An image that is empty still was just being made.
+    made = [path for path in names if is_device(path) or _size_of_file(path) > 0]
+    with _opened(made, directory) as images:
+        source = next((image for image in images if image.path == names[0]), None)
+        own = None if source is None else source.sidecar
+        others = [image for image in images if image is not source]
+        if own is None or any(image.problem for image in images):
             return None
-        source, *others = images
-        if source.sidecar is None and source.problem is None:
-            begun = all(
-                image.sidecar is not None
-                and _untouched(image.sidecar, names, source.size)
-                and _copies_of_first(image.sidecar.record)
-                for image in others
-                if image.sidecar or image.problem
+        if len(images) < len(names) or any(image.sidecar is None for image in others):
+            begun = (
+                _untouched(own, names, own.record.size)
+                and _copies_of_first(own.record)
+                and threshold in (None, own.record.threshold)
+                and all(
+                    image.sidecar is None or image.sidecar.record == own.record for image in others
+                )
             )
             return _Begun.SIDECARS if begun else None
         try:
@@ -350,16 +363,56 @@ def _begin_copy(
                 command = f"truncate -s {whole(size)} {shlex.quote(source)}"
                 raise UserError(f"{source}: {why}; make it longer first: {command}")
             require_file_size(size, "the copies")
+            written = [path for path in paths if _is_overwritten(path, size)]
+            keep(source, [source, *written], directory=directory, dry_run=True)
             if dry_run:
-                written = [path for path in paths if _is_overwritten(path, size)]
-                keep(source, [source, *written], directory=directory, dry_run=True)
                 return
+            # The source first: images without data, if they are more, would pass for a majority.
+            record = _record_source([source, *paths], threshold, directory, undo)
             for path in paths:
                 _create_if_absent(path, size, mode, undo)
         except OSError as error:
             raise UserError(f"{error.filename}: {error.strerror}") from None
-        keep(source, [source, *paths], directory=directory, threshold=threshold)
+        _record_copies([source, *paths], record, directory, undo)
         undo.pop_all()
+
+
+def _record_source(
+    names: Sequence[str], threshold: int | None, directory: str | None, undo: ExitStack
+) -> Record:
+    """Have on record, at the first of *names*, that all others are to be copies of it; returns the
+    record. *undo* removes it. Raises `UserError`."""
+    with _opened(names[:1], directory, read_only=False) as (source,):
+        if source.sidecar is not None:
+            return source.sidecar.record
+        record = record_of_copies(names, 0, source.size, threshold)
+        place = source.found.sidecar_place
+        undo.callback(remove, place)
+        _write(source.path, first_sidecar(record, 0, source.identity), place)
+        return record
+
+
+def _record_copies(
+    names: Sequence[str], record: Record, directory: str | None, undo: ExitStack
+) -> None:
+    """Have on record at each of *names* what *record* says of them, where nothing is yet; *undo*
+    removes it. Raises `UserError`."""
+    with _opened(names, directory, read_only=False) as images:
+        if gone := set(names).difference(image.path for image in images):
+            raise UserError(f"{min(gone)}: it was there a moment ago, and cannot be opened now")
+        for image in images:
+            if image.sidecar is None:
+                slot, place = names.index(image.path), image.found.sidecar_place
+                undo.callback(remove, place)
+                _write(image.path, first_sidecar(record, slot, image.identity), place)
+
+
+def _size_of_file(path: str) -> int:
+    """Bytes of the file at *path*; 0 if there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _create_if_absent(path: str, size: int, mode: int, undo: ExitStack) -> None:

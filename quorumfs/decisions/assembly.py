@@ -39,6 +39,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from quorumfs.decisions.crashmarks import add_where_unmarked, marked_by_others
 from quorumfs.decisions.dirtymap import (
     ALL_OUT_OF_SYNC,
     CHUNKS_MAX,
@@ -638,7 +639,7 @@ class _Assembly:
             disk_map.add(unsure, range(len(disk_map)))
         elif len(current) > 1 and self._believed:
             survey.notes.append("nothing tells these images from others: comparing them")
-            _add_to_unmarked(disk_map, UNVERIFIED)
+            add_where_unmarked(disk_map, UNVERIFIED)
         record = self._record
         if not rule:
             crashed = any(
@@ -877,7 +878,13 @@ class _Assembly:
         everything = range(len(joined))
         for own in self._maps_of_current(members):
             joined.join(own)
-        self._add_unmarked(joined, members)
+        maps = {
+            member.slot: self._survey.present[path].map
+            for path, member in members.items()
+            if member.state is Standing.CURRENT and member.slot is not None
+        }
+        for slot, chunks in marked_by_others(maps, record.new_map()):
+            joined.add(out_of_sync(slot), chunks)
         joined.remove(ALL_OUT_OF_SYNC & ~sum(map(out_of_sync, record.slots)), everything)
         for slot in record.slots:
             role = record.roles[slot]
@@ -906,29 +913,6 @@ class _Assembly:
             if member.state is Standing.CURRENT:
                 yield self._survey.present[path].map.read_as(sum(map(out_of_sync, others)))
 
-    def _add_unmarked(self, joined: DirtyMap, members: dict[str, Member]) -> None:
-        """Add to *joined* what current members lack, for others alone have marks of it.
-
-        A change begins when all members have its mark. So one without the mark was given nothing
-        new: or it is some seconds older than the others, and lacks what they were given (R15).
-        Where a member is known to have lost something, nothing is made of that.
-        """
-        maps = {
-            member.slot: self._survey.present[path].map
-            for path, member in members.items()
-            if member.state is Standing.CURRENT and member.slot is not None
-        }
-        lost = sum(map(out_of_sync, maps))
-        marked = self._record.new_map()
-        for own in maps.values():
-            marked.join(own.read_as(0, mark=0))
-        for slot, own in maps.items():
-            known = own.read_as(0)
-            for run in marked.runs(INTENT, longest=len(marked)):
-                for unmarked in known.runs_without(INTENT, run):
-                    if not marked.any(lost, unmarked):
-                        joined.add(out_of_sync(slot), unmarked)
-
     def _lost_by_all(self, members: dict[str, Member]) -> bool:
         """Whether syncs that failed lost some chunk on every current member present (R4)."""
         slots = [m.slot for m in members.values() if m.state is Standing.CURRENT]
@@ -937,15 +921,6 @@ class _Assembly:
         for own in self._maps_of_current(members):
             joined.join(own)
         return joined.any_has(lost)
-
-
-def _add_to_unmarked(disk_map: DirtyMap, bits: int) -> None:
-    """Set *bits* where nothing is on record: what was being written is made equal anyway."""
-    start = 0
-    for marked in list(disk_map.runs(INTENT | ALL_OUT_OF_SYNC, longest=len(disk_map))):
-        disk_map.add(bits, range(start, marked.start))
-        start = marked.stop
-    disk_map.add(bits, range(start, len(disk_map)))
 
 
 def _stranger(record: Record, sidecar: Sidecar) -> str:

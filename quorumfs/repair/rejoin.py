@@ -190,6 +190,9 @@ class Rejoin:
             found = returned.found
         if found.is_short(self._ledger.map.size):
             await self._sidecars.truncated(replica)
+        if found.sidecar is not None and self._ledger.records.is_unfinished(found.sidecar):
+            # By the record that is valid still it went on alone, with a mount that nobody knows.
+            await self._sidecars.recorder.open()
         if found.exchangeable:
             lacks = partial(self._may_lack, replica)
             found = replace(found, proven=await holds_last_writes(replica, lacks))

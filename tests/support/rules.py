@@ -395,13 +395,14 @@ ORDER = (
         "A snapshot that is some seconds old, or an empty image under a mount point, is believed.",
         (
             "quorumfs.decisions.assembly.image_unproven",
+            "quorumfs.decisions.crashmarks.marked_by_others",
             "quorumfs.repair.proof.holds_last_writes",
             "quorumfs.metadata.ledger.target.Target.doubt_log",
             "quorumfs.metadata.joining.Joining.reopen_member",
         ),
         (
             "test_assembly_real.py::test_the_image_alone_put_back",
-            "test_exchanged_images.py::test_an_old_image_is_not_believed",
+            "test_exchanged_images.py::test_an_old_image_is_not_believed_after_a_crash",
             "test_block_devices.py::test_after_a_crash_a_device_that_was_gone_is_compared",
             "test_block_devices.py::test_a_nameless_device_is_never_believed_where_another_is",
         ),

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from quorumfs.decisions.model import Plan
-from quorumfs.decisions.record import Phase, Record, Role, RoleState
+from quorumfs.decisions.record import Phase, Record, Role, RoleState, Sidecar
 from quorumfs.decisions.voting import voted_error
 from quorumfs.replica.replica import Replica
 
@@ -107,6 +107,10 @@ class Records:
     def keys(self) -> set[tuple[object, ...]]:
         """The keys of the record and of all later records that a replica may hold."""
         return {self.record.key, *self._tried}
+
+    def is_unfinished(self, sidecar: Sidecar) -> bool:
+        """Whether *sidecar* has a record of this mount that is not valid yet, and may never be."""
+        return any(one.key in self._tried for one in (sidecar.record, sidecar.prepared) if one)
 
     @property
     def entered(self) -> bool:

@@ -254,6 +254,31 @@ def test_the_threshold_changes(memory: Path) -> None:
     assert sweep(memory, live, check) > 6
 
 
+def test_copies_of_a_source(memory: Path) -> None:
+    """Never is the source taken for one of those to overwrite; the same command goes on."""
+    data = os.urandom(SIZE // 2) + bytes(SIZE // 2)
+
+    def live(run: Run) -> None:
+        run.replicas[0].write_bytes(data)
+        run.arm()
+        if run.quorumfs("create", "--source", run.replicas[0], *run.replicas).returncode:
+            raise KilledError
+
+    def check(run: Run) -> None:
+        run.disarm()
+        run.mountpoint.mkdir()
+        mounted = quorumfs("mount", "-o", ONE, *run.replicas, run.mountpoint, check=False)
+        if not mounted.returncode:
+            run.wait_healthy()
+            assert run.file.read_bytes() == data
+            quorumfs("umount", run.mountpoint)
+        assert run.replicas[0].read_bytes() == data
+        quorumfs("create", "--if-needed", "--source", run.replicas[0], *run.replicas)
+        assert all(path.read_bytes() == data for path in run.replicas)
+
+    assert sweep(memory, live, check, replicas=3) > 6
+
+
 def test_create(memory: Path) -> None:
     """What is there of a set is mounted, or refused by name; and made again when it is removed."""
 

@@ -66,6 +66,15 @@ def quorumfs() -> None:
     """
 
 
+def _is_somewhere() -> bool:
+    """Whether the current directory is there."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def main() -> None:
     """Run the command line; every failure is one line on stderr and an exit code of ours."""
     reset()
@@ -87,6 +96,11 @@ def main() -> None:
         if error.ctx is not None and error.ctx.command is quorumfs:
             message = f"{message} Commands: {', '.join(one.name or '' for one in quorumfs.shown())}"
         complain(f"quorumfs: {message}")
+    except FileNotFoundError:
+        if _is_somewhere():
+            raise
+        exit_code = ExitCode.FAILED
+        complain("quorumfs: the current directory was removed: change to another one first")
     except click.Abort:
         exit_code = ExitCode.INTERRUPTED
         complain("quorumfs: interrupted")

@@ -21,7 +21,7 @@ from click.types import StringParamType
 from quorumfs.cli.command import COMPLETION, Verb
 from quorumfs.control import client, mounts
 from quorumfs.control.goals import CURRENT, GOALS
-from quorumfs.errors import UserError
+from quorumfs.errors import UsageError, UserError
 from quorumfs.mount import configuration
 from quorumfs.options import OPTIONS, Option
 
@@ -80,8 +80,21 @@ class _Bash(BashComplete):
 add_completion_class(_Bash)
 
 
+def _named(text: str, param: click.Parameter | None) -> str:
+    """*text*. Raises `UsageError` if it is empty: it would stand for the current directory."""
+    if not text:
+        name = "an argument" if param is None else param.make_metavar(click.get_current_context())
+        raise UsageError(f"{name}: got an empty text, allowed: a path")
+    return text
+
+
 class FilePath(StringParamType):
     """The path of a file, which is not looked at: its file system may never answer."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        return _named(super().convert(value, param, ctx), param)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -99,7 +112,7 @@ class MountPoint(StringParamType):
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> str:
         """The mount point. Raises `UsageError` if it is a NAME, and its file tells of none."""
-        return configuration.mountpoint_of(super().convert(value, param, ctx))
+        return configuration.mountpoint_of(_named(super().convert(value, param, ctx), param))
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

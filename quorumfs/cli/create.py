@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import stat
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from quorumfs.cli.needed import option_of_devices, options_of_change, would
 from quorumfs.cli.output import printable
 from quorumfs.control.status import human_bytes
 from quorumfs.decisions.assembly import assemble
+from quorumfs.decisions.dirtymap import UNVERIFIED
 from quorumfs.decisions.record import RoleState
 from quorumfs.errors import ExitCode, UsageError, UserError
 from quorumfs.mount.daemon import in_child_process
@@ -159,6 +161,12 @@ class _Asked:
         whole = all(role.state is RoleState.CURRENT for role in roles)
         if self.size is None and not in_use and not whole:
             return False
+        if self.size is None and not in_use and any(one.map.count(UNVERIFIED) for one in sidecars):
+            raise UserError(
+                f"{', '.join(self.paths)} were taken as they are, and not found equal: mount them, "
+                "and quorumfs status tells where they differ; to have copies of the first, run: "
+                f"quorumfs resolve --keep {shlex.join([self.paths[0], *self.paths])}"
+            )
         differences = []
         if len(roles) == len(self.paths):
             assemble([one.found() for one in all_examined])  # refuses what are not one set

@@ -1,5 +1,6 @@
 """``quorumfs metrics``."""
 
+import os
 import signal
 from collections.abc import Iterable
 from pathlib import Path
@@ -71,6 +72,7 @@ def metrics(
         _serve(listen, registry)
     elif textfile is not None:
         path = textfile / FILE
+        os.umask(0o022)  # node_exporter runs as somebody else
         try:
             write_to_textfile(str(path), registry)
         except OSError as error:

@@ -24,7 +24,9 @@ def set_options(
 ) -> None:
     """Change mount options of the disk at MOUNTPOINT while it stays in use: all of them, or none.
 
-    read-pattern, rewrite-corrupted, blkverify, replica-timeout, resync-rate and scrub-every, as
-    mount takes them; until it is unmounted. Any other is refused, unless it has that value already.
+    vote-threshold, read-pattern, write-mostly, rewrite-corrupted, blkverify, replica-timeout,
+    write-ack, behind-max, resync-rate, scrub-every, on-event and sidecars, as mount takes them;
+    until it is unmounted, but vote-threshold is that of the set from then on. Any other is refused,
+    unless it has that value already.
     """
     act(mountpoint, "set", as_json=as_json, runtime_dir=runtime_dir, options=list(options))

@@ -14,7 +14,7 @@ from quorumfs.replica.filesystems import close
 from quorumfs.replica.imagelock import ImageLockedError, lock_image
 from quorumfs.replica.images import inside, open_device
 from quorumfs.replica.newimages import PRIVATE, make_image
-from quorumfs.replica.places import place_for
+from quorumfs.replica.places import place_for, refuse_sidecar
 from quorumfs.replica.sidecarfile import (
     SidecarLockedError,
     create_sidecar,
@@ -124,6 +124,7 @@ def _make_blank(path: str, size: int, undo: ExitStack) -> None:
 
 def _require_usable(path: str, size: int, undo: ExitStack) -> None:
     """Have an image at *path* that may be overwritten, and is nobody else's."""
+    refuse_sidecar(path)
     if not os.path.lexists(path):
         make_image(path, size, PRIVATE, undo)
         return

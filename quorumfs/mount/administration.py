@@ -262,7 +262,7 @@ def create_from(
     members = [path for path in names if os.path.lexists(places[path])]
     begun = _begun_copy(names, threshold, directory) if members else None
     if members and begun is None:
-        raise UserError(_not_copied(source, paths, {path: places[path] for path in members}))
+        raise UserError(_not_copied(source, {path: places[path] for path in members}))
     if begun is not _Begun.COPYING:
         _begin_copy(source, paths, threshold, mode, directory, dry_run=dry_run)
     if dry_run:
@@ -328,19 +328,16 @@ def _copies_of_first(record: Record) -> bool:
     )
 
 
-def _not_copied(source: str, paths: Sequence[str], members: Mapping[str, str]) -> str:
-    """Why *source* is not copied over *paths*, where *members* have sidecars (path and sidecar),
-    and what to do."""
+def _not_copied(source: str, members: Mapping[str, str]) -> str:
+    """Why *source* is not copied, where *members* have sidecars (path and sidecar), and what to
+    do."""
     member = next((path for path in members if path != source), None)
     if member is not None:
         return (
             f"{member} is a member of a set already: mount it; or, to give up what it holds, "
             f"remove {members[member]} first"
         )
-    return (
-        f"{source} is a member of a set: to add replicas to it, run: quorumfs resolve --keep "
-        f"{source} {' '.join([source, *paths])}"
-    )
+    return f"{source} is a member of a set: to add replicas to it, mount it, and run: quorumfs add"
 
 
 def _begin_copy(

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NoReturn, TypeVar, cast
 
 from quorumfs.errors import ExitCode, UserError
+from quorumfs.mount.limits import short_of
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -112,9 +113,11 @@ def _work_in_child_process(
     except KeyboardInterrupt:
         _let_go_of_streams()
         os._exit(ExitCode.INTERRUPTED)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        word = None, "internal error, see above", ExitCode.FAILED
+    except BaseException as error:
+        why = short_of(error)
+        if why is None:
+            sys.excepthook(*sys.exc_info())
+        word = None, why or "internal error, see above", ExitCode.FAILED
     _let_go_of_streams()
     with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "wb") as pipe:
         pipe.write(pickle.dumps(word))
@@ -171,10 +174,12 @@ def _be_the_daemon(serve: Callable[[Ready], None], writer: int) -> NoReturn:
         if not said:
             _let_go_of_streams()
             say(exit_code, str(error))
-    except BaseException:
+    except BaseException as error:
         exit_code = ExitCode.FAILED
         if not said:
-            sys.excepthook(*sys.exc_info())
+            why = short_of(error)
+            if why is None:
+                sys.excepthook(*sys.exc_info())
             _let_go_of_streams()
-            say(exit_code, "internal error, see above")
+            say(exit_code, why or "internal error, see above")
     os._exit(exit_code)

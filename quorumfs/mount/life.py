@@ -157,6 +157,13 @@ async def _serve(
     except BaseException:
         replica_set.give_up()
         raise
+    served = False
+
+    def serving() -> None:
+        nonlocal served
+        served = True
+        ready()
+
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(_stop_on_signal, plan.mountpoint)
@@ -234,7 +241,7 @@ async def _serve(
             replica_set.tell_log()
             for note in notes():
                 log.warning("%s", note)
-            nursery.start_soon(_say_when_serving, ready, manager, take)
+            nursery.start_soon(_say_when_serving, serving, manager, take)
             nursery.start_soon(manager.beat)
             await session.serve(operations, fast)
             manager.tell("STOPPING=1")
@@ -247,8 +254,9 @@ async def _serve(
             nursery.cancel_scope.cancel()
     except BaseException:
         disk.events.close()
-        log.critical("the mount at %s died and stays dead", plan.mountpoint, exc_info=True)
-        session.close(unmount=False)
+        if served:
+            log.critical("the mount at %s died and stays dead", plan.mountpoint, exc_info=True)
+        session.close(unmount=not served)  # nobody has used it yet
         raise
     session.close(unmount=True)
     log.info("unmounted %s", plan.mountpoint)

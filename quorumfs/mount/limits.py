@@ -4,6 +4,7 @@ Limits of resources (``getrlimit(2)``) and the like: what can be set right is, a
 refused by name before anything begins.
 """
 
+import errno
 import os
 import resource
 import signal
@@ -72,3 +73,17 @@ def _raised(kind: int, wanted: int) -> int:
 def _less(limit: int, wanted: int) -> bool:
     infinity = resource.RLIM_INFINITY
     return limit != infinity and (wanted == infinity or limit < wanted)
+
+
+def short_of(error: BaseException) -> str | None:
+    """What to tell the user of *error* if a limit of this process, or of its service, is its cause;
+    else None."""
+    if isinstance(error, BaseExceptionGroup):
+        return next(filter(None, map(short_of, error.exceptions)), None)
+    code = error.errno if isinstance(error, OSError) else None
+    no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
+    if no_thread or code == errno.EAGAIN:
+        return "no further thread can be started: ulimit -u, or TasksMax of the service, is too low"
+    if isinstance(error, MemoryError) or code == errno.ENOMEM:
+        return "memory is short: ulimit -v, or MemoryMax of the service, is too low"
+    return None

@@ -30,7 +30,7 @@ from quorumfs.replica.directfile import Direct
 from quorumfs.replica.directopening import open_direct
 from quorumfs.replica.filesystems import Locality, close, is_fuse, locality, mount_instance
 from quorumfs.replica.imagelock import ImageLockedError, holders, lock_image
-from quorumfs.replica.places import place_of_device, require_directory
+from quorumfs.replica.places import place_of_device, refuse_sidecar, require_directory
 from quorumfs.replica.sidecarfile import (
     SidecarLockedError,
     file_of,
@@ -327,6 +327,7 @@ def inside(path: str, mountpoint: str) -> bool:
 def _open(path: str, directory: str | None, *, read_only: bool, sidecars: bool) -> Image:
     given = os.stat(path)
     _require_usable(path, given)
+    refuse_sidecar(path)
     if sidecars and stat.S_ISBLK(given.st_mode):
         require_directory(path, directory)
     # Resolved once: a link that is changed later must not part the image from its sidecar.

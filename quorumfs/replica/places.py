@@ -35,6 +35,13 @@ def place_of_device(path: str, device: Device, directory: str | None) -> str:
     return os.path.join(require_directory(path, directory), file_name(name) + SUFFIX)
 
 
+def refuse_sidecar(path: str) -> None:
+    """Raise `UserError` if *path* is the sidecar of an image beside it, as in ``mount /nas/*``."""
+    image = os.path.realpath(path).removesuffix(SUFFIX)
+    if image != os.path.realpath(path) and os.path.lexists(image):
+        raise UserError(f"{path} is the sidecar of {image}: name that one")
+
+
 def require_directory(path: str, directory: str | None) -> str:
     """The *directory* for the sidecar of the device at *path*. Raises `UserError` if it is None."""
     if directory is None:

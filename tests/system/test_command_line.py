@@ -40,6 +40,31 @@ def daemon_of(mountpoint: Path) -> int:
 # The command
 
 
+def test_an_empty_path_is_not_the_current_directory(make_images: MakeImages) -> None:
+    """As an unset variable leaves it."""
+    for command in (("mount", *make_images(2), ""), ("status", "")):
+        line = one_line(quorumfs(*command, check=False), 4)
+        assert "got an empty text, allowed: a path" in line
+
+
+def test_a_sidecar_is_no_replica(make_images: MakeImages, mountpoint: Path) -> None:
+    """As after ``mount /nas/*``."""
+    images = make_images(2)
+    quorumfs("mount", *images, mountpoint)
+    quorumfs("umount", mountpoint)
+    line = refused(sorted(images[0].parent.glob("*.img*")), mountpoint)
+    assert f"{images[0]}.quorumfs is the sidecar of {images[0]}: name that one" in line
+
+
+def test_a_directory_that_is_gone_is_told(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    command = (
+        f"mkdir {gone}; cd {gone}; rmdir {gone}; exec {' '.join(map(str, QUORUMFS))} examine x"
+    )
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert "the current directory was removed" in one_line(done, 1)
+
+
 @pytest.mark.parametrize("arguments", [["status", "--json-schema"], ["--help"]])
 def test_output_that_finds_no_space_is_an_error_in_one_line(arguments: list[str]) -> None:
     """Where it was closed nobody wants it: no error, and no file opened since gets it."""

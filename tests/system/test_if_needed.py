@@ -103,6 +103,20 @@ def test_copies_are_made_once(make_images: MakeImages, tmp_path: Path) -> None:
     nothing_to_do("create", "--source", a, b, c)
 
 
+def test_images_that_were_only_taken_as_they_are_are_no_copies(
+    make_images: MakeImages, mountpoint: Path
+) -> None:
+    """Nobody has decided which of them is the disk."""
+    a, b = make_images(2)
+    a.write_bytes(os.urandom(1 << 20))
+    b.write_bytes(os.urandom(1 << 20))
+    quorumfs("mount", a, b, mountpoint)
+    quorumfs("umount", mountpoint)
+    line = refusal("create", "--source", a, a, b)
+    assert "not found equal: mount them, and quorumfs status tells where they differ" in line
+    assert f"quorumfs resolve --keep {a} {a} {b}" in line
+
+
 @pytest.mark.parametrize(
     ("options", "names", "reason"),
     [

@@ -70,6 +70,18 @@ def test_no_image_is_begun_that_the_limit_on_files_would_not_let_be(tmp_path: Pa
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("megabytes", [100, 200])
+def test_too_little_memory_leaves_no_mount_behind(
+    make_images: MakeImages, mountpoint: Path, megabytes: int
+) -> None:
+    """However far the mount has come: nobody has used it yet."""
+    limit = limited(resource.RLIMIT_AS, megabytes * 1000 * 1000)
+    line = one_line(inheriting(limit, "mount", *make_images(2, MIB), mountpoint), 1)
+    assert "ulimit -" in line
+    assert filesystem_at(mountpoint) is None
+    assert processes_of(mountpoint) == []
+
+
 def test_limits_that_may_be_raised_are_raised(make_images: MakeImages, mountpoint: Path) -> None:
     """What a process may give itself nobody has to be asked for."""
     infinity = resource.RLIM_INFINITY

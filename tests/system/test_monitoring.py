@@ -89,7 +89,9 @@ def test_a_text_file_is_for_node_exporter(disk: SetMount, tmp_path: Path) -> Non
     directory = tmp_path / "textfile"
     directory.mkdir()
     assert quorumfs("metrics", "--textfile", directory, disk.mountpoint).stdout == ""
-    assert [path.name for path in directory.iterdir()] == ["quorumfs.prom"]
+    (file,) = directory.iterdir()
+    assert file.name == "quorumfs.prom"
+    assert file.stat().st_mode & 0o777 == 0o644, "node_exporter is somebody else"
     assert sample((directory / "quorumfs.prom").read_text(), "quorumfs_up") == 1
 
 

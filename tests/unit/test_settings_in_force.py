@@ -1,5 +1,6 @@
 """`quorumfs.live.settings`: an order to change options changes all that it names, or nothing."""
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import fields, replace
 
@@ -9,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.simulated import Bench, make_bench
 
+from quorumfs.cli.setting import set_options
 from quorumfs.decisions.patterns import Blkverify, Fastest, Fifo, Quorum
 from quorumfs.disk.mirror import Mirror
 from quorumfs.errors import UsageError, UserError
 from quorumfs.live.actions import Action, Request
 from quorumfs.live.settings import FIXED, TUNED, Settings, in_force
 from quorumfs.mount.replicaset import read_pattern
-from quorumfs.options import OPTIONS, MountOptions, changed_options
+from quorumfs.options import OPTIONS, MountOptions, changed_options, option_of_field
 
 MOUNTED = MountOptions("quorum", 2)
 GIVEN_ONCE = "vote_threshold_given"
@@ -59,6 +61,11 @@ def test_every_option_is_tuned_or_refused_with_a_reason() -> None:
     assert names == {*TUNED, *FIXED}
     assert not {*TUNED}.intersection(FIXED)
     assert {option.field for option in OPTIONS.values() if option.field} == names
+
+
+def test_the_help_of_set_names_what_can_be_set() -> None:
+    told = set(re.findall(r"[a-z-]+", set_options.help or ""))
+    assert {option_of_field(name) for name in TUNED} <= told
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from quorumfs.decisions.record import Record, RoleState, Sidecar
 from quorumfs.decisions.sidecar import FormatError
 from quorumfs.errors import UserError
 from quorumfs.replica.claiming import refuse_claimed
-from quorumfs.replica.devices import is_device
+from quorumfs.replica.devices import backing_of, is_device
 from quorumfs.replica.filesystems import close
 from quorumfs.replica.imagelock import ImageLockedError, lock_image
 from quorumfs.replica.images import inside, open_device
@@ -52,7 +52,7 @@ def make_files(
             if found is None and not overwrite:
                 _make_blank(path, record.size, undo)
             else:
-                _require_usable(path, record.size, undo)
+                _require_usable(path, record.size, mountpoint, undo)
             if os.path.lexists(place):
                 replace_sidecar(path, sidecar, place)
             else:
@@ -122,7 +122,27 @@ def _make_blank(path: str, size: int, undo: ExitStack) -> None:
         ) from None
 
 
-def _require_usable(path: str, size: int, undo: ExitStack) -> None:
+def _refuse_backing(path: str, number: int, mountpoint: str) -> None:
+    """Refuse a loop device over the disk itself, or over an image in use, such as a replica."""
+    if (backing := backing_of(number)) is None:
+        return
+    if backing.startswith(mountpoint.rstrip("/") + "/"):
+        raise UserError(f"{path} is a loop device over {backing}, inside the mount point")
+    try:
+        fd = os.open(backing, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return  # it was removed: nobody has it by a path
+    try:
+        lock_image(fd, read_only=True)
+    except ImageLockedError:
+        raise UserError(
+            f"{path} is a loop device over {backing}, which is in use already, as a replica or else"
+        ) from None
+    finally:
+        close(fd, backing)
+
+
+def _require_usable(path: str, size: int, mountpoint: str, undo: ExitStack) -> None:
     """Have an image at *path* that may be overwritten, and is nobody else's."""
     refuse_sidecar(path)
     if not os.path.lexists(path):
@@ -130,6 +150,7 @@ def _require_usable(path: str, size: int, undo: ExitStack) -> None:
         return
     status = os.stat(path)
     if stat.S_ISBLK(status.st_mode):
+        _refuse_backing(path, status.st_rdev, mountpoint)
         open_device(path, size).close()
         return
     if not stat.S_ISREG(status.st_mode):

@@ -21,7 +21,8 @@ from quorumfs.replica.filesystems import Locality, locality
 
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_INFO64 = 232
-"""Bytes of ``struct loop_info64`` of ``linux/loop.h``; the backing file's inode is the second."""
+"""Bytes of ``struct loop_info64`` of ``linux/loop.h``; the backing file's device and inode number
+come first."""
 
 _BAD_PLACE = (errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EBADMSG)
 """Errors of a place on a medium; the rest of the medium may be good."""
@@ -66,7 +67,8 @@ def device_of(fd: int) -> Device:
     read = partial(_attribute, number)
     name = stable_name(read)
     sector = int(read("queue/logical_block_size") or read("../queue/logical_block_size") or 512)
-    identity = number_of(name, _inode_behind(fd)) if name else 0
+    behind = file_behind(fd)
+    identity = number_of(name, behind[1] if behind else 0) if name else 0
     turn = read("diskseq") or read("../diskseq")
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     # What is nameless may be given another medium without the kernel counting that: so zram is, and
@@ -161,12 +163,20 @@ def _number(path: str) -> int:
     return os.makedev(int(major), int(minor))
 
 
-def _inode_behind(fd: int) -> int:
-    """The inode number of the file behind a loop device; 0 for any other device."""
-    if not _attribute(os.fstat(fd).st_rdev, "loop/backing_file"):
-        return 0
+def backing_of(number: int) -> str | None:
+    """The path of the file behind the loop device with *number* (``st_rdev``), as it was when the
+    device was made; None for any other device."""
+    return _attribute(number, "loop/backing_file") or None
+
+
+def file_behind(fd: int) -> tuple[int, int] | None:
+    """Device and inode number of the file behind the loop device that is open at *fd*; None for any
+    other device."""
+    if backing_of(os.fstat(fd).st_rdev) is None:
+        return None
     try:
         info = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64))
     except OSError:
-        return 0
-    return int(struct.unpack_from("<Q", info, 8)[0])
+        return None
+    device, inode = struct.unpack_from("<QQ", info)
+    return int(device), int(inode)

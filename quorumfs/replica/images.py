@@ -23,6 +23,7 @@ from quorumfs.replica.devices import (
     Device,
     content_identity,
     device_of,
+    file_behind,
     locality_of_device,
     who_has,
 )
@@ -83,6 +84,8 @@ class Image:
     """Where its sidecar is, or should be; empty for a device without one."""
     device: Device | None = None
     """None: it is a regular file."""
+    behind: tuple[int, int] | None = None
+    """Device and inode number of the file behind a loop device."""
 
     @property
     def found(self) -> Found:
@@ -236,10 +239,12 @@ class _Files:
     def take(self, image: Image) -> None:
         """Note the file of *image*; raises `UserError` if another path led to it."""
         with self._lock:
-            other = self._taken.setdefault(image.file, image.path)
-        if other != image.path:
-            first, second = sorted((other, image.path), key=self._paths.index)
-            raise _SameFileError(f"{first} and {second} are the same file")
+            files = [image.file] + ([image.behind] if image.behind else [])
+            others = [self._taken.setdefault(file, image.path) for file in files]
+        for other in others:
+            if other != image.path:
+                first, second = sorted((other, image.path), key=self._paths.index)
+                raise _SameFileError(f"{first} and {second} are the same file")
 
 
 def open_again(
@@ -341,12 +346,13 @@ def _open(path: str, directory: str | None, *, read_only: bool, sidecars: bool) 
         if real_path != path and not os.path.samestat(given, status):
             raise UserError(f"{path} led to another file a moment ago than {real_path}")
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
-        device: Device | None = None
+        device, behind = None, None
         if stat.S_ISBLK(status.st_mode):
             device = device_of(fd)
             place = "" if directory is None else place_of_device(path, device, directory)
             file = (0, status.st_rdev)  # no file system has the number 0
             identity, where = content_identity(fd, device), locality_of_device(status.st_rdev)
+            behind = file_behind(fd)
         else:
             place = path_for(real_path)
             file = (status.st_dev, status.st_ino)
@@ -365,6 +371,7 @@ def _open(path: str, directory: str | None, *, read_only: bool, sidecars: bool) 
         where,
         place=place,
         device=device,
+        behind=behind,
     )
 
 

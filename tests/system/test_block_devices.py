@@ -315,6 +315,23 @@ def test_a_device_in_use_is_refused(shelf: Shelf) -> None:
     assert f"{device} and {link} are the same file" in line
 
 
+def test_a_file_and_the_device_over_it_are_one_store(shelf: Shelf) -> None:
+    """Nor may what an image in use lies behind, or the disk itself, become a replica."""
+    device, file = shelf.attach("a"), shelf.directory / "a"
+    create = ("create", "--source", file, "--sidecars", shelf.sidecars, file, device)
+    assert f"{file} and {device} are the same file" in refusal(*create)
+    shelf.detach(device)
+    images = [file, shelf.directory / "b.img"]
+    quorumfs("create", "--source", *images[:1], *images)
+    with SetMount(images, shelf.directory, shelf.options("vote-threshold=1")) as disk:
+        for behind, why in ((file, "in use already"), (disk.file, "inside the mount point")):
+            device = shelf.attach(behind.name, where=behind.parent)
+            line = refusal("add", "--overwrite", disk.mountpoint, device)
+            assert f"{device} is a loop device over {behind}" in line
+            assert why in line
+            shelf.detach(device)
+
+
 def test_sidecars_inside_the_mount_are_refused(shelf: Shelf) -> None:
     """The daemon would wait for itself."""
     device, image = shelf.attach("a.raw"), shelf.directory / "b.img"

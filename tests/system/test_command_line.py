@@ -42,7 +42,8 @@ def daemon_of(mountpoint: Path) -> int:
 
 def test_an_empty_path_is_not_the_current_directory(make_images: MakeImages) -> None:
     """As an unset variable leaves it."""
-    for command in (("mount", *make_images(2), ""), ("status", "")):
+    commands: list[list[str | Path]] = [["mount", *make_images(2), ""], ["status", ""]]
+    for command in commands:
         line = one_line(quorumfs(*command, check=False), 4)
         assert "got an empty text, allowed: a path" in line
 

@@ -156,6 +156,7 @@ def mount_replicas(
     options = parse_options(texts, len(replicas))
     # Only now: a refusal needs no FUSE, and what it imports takes most of the start-up time.
     from quorumfs.mount.life import MountPlan, rehearse, serve  # noqa: PLC0415
+    from quorumfs.replica.images import inside  # noqa: PLC0415
 
     plan = MountPlan(
         [os.path.abspath(path) for path in replicas],
@@ -165,6 +166,8 @@ def mount_replicas(
         log_json,
         runtime_dir,
     )
+    if plan.log_file is not None and inside(str(plan.log_file), plan.mountpoint):
+        raise UserError(f"the log file {plan.log_file} is inside the mount point {plan.mountpoint}")
     if if_needed and already_mounted(plan.mountpoint, plan.replicas, options, runtime_dir):
         print(f"nothing to do: {printable(plan.mountpoint)} is mounted already")
         _tell(plan.mountpoint, runtime_dir, options.replica_timeout_s)

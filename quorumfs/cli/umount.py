@@ -69,6 +69,8 @@ def umount(
 ) -> ExitCode:
     """Unmount MOUNTPOINT, and wait until the replicas are synced and the daemon is gone."""
     if pid is not None:
+        if pid and not pid.isdecimal():
+            raise UsageError(f"option --pid: got {pid!r}, allowed: the number of a process")
         if mountpoint is not None:
             raise UsageError("option --pid: got a mount point too, allowed: one of them")
         mountpoint = _served_by(pid, runtime_dir)
@@ -124,7 +126,8 @@ def unmount(mountpoint: str, runtime_dir: Path | None = None, *, wait: bool = Fa
     pid = runtime.daemon_pid(mountpoint, mounted.owner, runtime_dir)
     # Before unmounting, so that the number cannot be that of another process by then.
     daemon = _process(pid, mounted.owner) if pid else None
-    hidden = pid is None and is_ours and not mounts.is_dead(mountpoint)
+    shown_elsewhere = mounts.first_of(mounted).mountpoint != mountpoint  # by a bind mount
+    hidden = pid is None and is_ours and not shown_elsewhere and not mounts.is_dead(mountpoint)
     watch = _Watch(mounted, runtime_dir)
     watch.note_who_hangs()
     try:

@@ -444,6 +444,11 @@ class _Question:
         )
 
     def _without_socket(self) -> ControlError:
+        first = mounts.first_of(self.mount).mountpoint
+        if first != self.place:
+            return NotMountedError(
+                f"{self.place} is a bind mount of what is mounted at {first}: name that one"
+            )
         pid = self._finder.daemon_pid(self.place, self.mount.owner)
         if pid is not None:
             return ProtocolError(

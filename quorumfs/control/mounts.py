@@ -38,6 +38,8 @@ class Mount:
     fs_type: str
     owner: int
     """User id of who mounted a FUSE file system; 0 for others."""
+    device: str = ""
+    """Major and minor number of the file system, which a bind mount shows once more."""
 
 
 def table() -> Iterator[Mount]:
@@ -62,9 +64,22 @@ def is_ours(mountpoint: str) -> bool:
 
 
 def of_quorumfs() -> list[Mount]:
-    """All quorumfs mounts that can be reached, dead ones included, in the order mounted."""
+    """All quorumfs mounts that can be reached, dead ones included, in the order mounted.
+
+    Of several places that show the same one, the first.
+    """
     topmost = {place: mount for _, place, mount in _table()}
-    return [mount for mount in topmost.values() if mount.fs_type == FS_TYPE]
+    ours = [mount for mount in topmost.values() if mount.fs_type == FS_TYPE]
+    first: dict[str, Mount] = {}
+    for mount in ours:
+        first.setdefault(mount.device or mount.mountpoint, mount)
+    return list(first.values())
+
+
+def first_of(mount: Mount) -> Mount:
+    """Where the file system of *mount*, a quorumfs, was mounted first, if that is there still."""
+    same = (one for one in of_quorumfs() if one.device == mount.device)
+    return next(same, mount)
 
 
 def store_of(path: str) -> str | None:
@@ -87,12 +102,13 @@ def _table() -> Iterator[tuple[int, bytes, Mount]]:
     for line in Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n"):
         fields, _, rest = line.partition(b" - ")
         # At single spaces: the source may be empty, and other white space is part of a path.
-        number, _, _, _, path, *_ = fields.split(b" ")
+        number, _, device, _, path, *_ = fields.split(b" ")
         place = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), path)
         kind, _, options = rest.split(b" ")[:3]
         owner = re.search(rb"(?:^|,)user_id=(\d+)", options)
         fs_type = kind.decode("ascii", "backslashreplace")
-        yield int(number), place, Mount(os.fsdecode(place), fs_type, int(owner[1]) if owner else 0)
+        uid = int(owner[1]) if owner else 0
+        yield int(number), place, Mount(os.fsdecode(place), fs_type, uid, device.decode("ascii"))
 
 
 def is_dead(mountpoint: str) -> bool:

@@ -57,6 +57,24 @@ def test_a_sidecar_is_no_replica(make_images: MakeImages, mountpoint: Path) -> N
     assert f"{images[0]}.quorumfs is the sidecar of {images[0]}: name that one" in line
 
 
+def test_a_log_inside_the_mount_is_refused(make_images: MakeImages, mountpoint: Path) -> None:
+    """The daemon would keep its own disk in use for ever."""
+    line = refused(["--log-file", mountpoint / "disk.img", *make_images(2)], mountpoint)
+    assert f"is inside the mount point {mountpoint}" in line
+
+
+def test_a_bind_mount_is_no_second_disk(make_images: MakeImages, mountpoint: Path) -> None:
+    quorumfs("mount", *make_images(2), mountpoint)
+    shown = mountpoint.parent / "shown"
+    shown.mkdir()
+    subprocess.run(["mount", "--bind", mountpoint, shown], check=True)
+    assert "1 healthy" in quorumfs("check").stdout
+    line = one_line(quorumfs("status", shown, check=False), 4)
+    assert f"{shown} is a bind mount of what is mounted at {mountpoint}" in line
+    assert quorumfs("umount", shown).stderr == ""
+    quorumfs("umount", mountpoint)
+
+
 def test_a_directory_that_is_gone_is_told(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     command = (

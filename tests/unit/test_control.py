@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -978,13 +979,20 @@ def test_only_root_of_a_user_namespace_heeds_the_environment(
 
 
 def test_the_kernel_s_table_is_read_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Octal escapes for odd characters; a mount that another one covers is not there."""
+    """Octal escapes for odd characters; a mount that another one covers is not there, and one that
+    is shown at two places is one."""
     table = (
         b"22 1 0:21 / / rw - ext4 /dev/sda rw\n"
         b"30 22 0:40 / /mnt/a\\040b rw - fuse.quorumfs x rw,user_id=7,group_id=7\n"
         b"31 22 0:41 / /mnt/covered rw - fuse.quorumfs x rw,user_id=7,group_id=7\n"
         b"32 31 0:42 / /mnt/covered rw - tmpfs tmpfs rw\n"
+        b"34 22 0:40 / /mnt/bind rw - fuse.quorumfs x rw,user_id=7,group_id=7\n"
+        b"35 22 0:44 / /mnt/c rw - fuse.quorumfs x rw,user_id=7,group_id=7\n"
         b"33 22 0:43 / /mnt/other rw - fuse.sshfs - rw,user_id=7,group_id=7\n"
     )
     monkeypatch.setattr(Path, "read_bytes", lambda _: table)
-    assert mounts.of_quorumfs() == [mounts.Mount("/mnt/a b", "fuse.quorumfs", 7)]
+    assert mounts.of_quorumfs() == [
+        first := mounts.Mount("/mnt/a b", "fuse.quorumfs", 7, "0:40"),
+        mounts.Mount("/mnt/c", "fuse.quorumfs", 7, "0:44"),
+    ]
+    assert mounts.first_of(replace(first, mountpoint="/mnt/bind")) == first

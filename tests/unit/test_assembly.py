@@ -941,6 +941,25 @@ def test_what_a_copy_that_was_cut_off_left_is_never_to_be_kept() -> None:
     assert "--keep /b.img" not in str(error)
 
 
+def test_a_resolve_that_was_killed_between_two_sidecars_can_be_repeated() -> None:
+    """The set of the kept one does not know the other's new sidecar."""
+    kept, raw = found(first_record(2, 1), A), Found("/b.img", image_of(B))
+    first = resolve([kept, raw], "/a.img")
+    assert list(first.sidecars) == ["/b.img", "/a.img"]
+    begun = replace(raw, sidecar=first.sidecars["/b.img"])
+    again = resolve([kept, begun], "/a.img")
+    assert again.kept == ("/a.img",)
+    assert [one.path for one in again.overwritten] == ["/b.img"]
+    with pytest.raises(AssemblyRefusedError, match="was being resynced"):
+        resolve([kept, begun], "/b.img")
+
+
+def test_of_raw_images_the_kept_one_is_recorded_first() -> None:
+    """Else two without data might pass for a majority after a crash."""
+    raw = [Found(f"/{one}.img", image_of(slot)) for slot, one in enumerate("abc")]
+    assert next(iter(resolve(raw, "/b.img").sidecars)) == "/b.img"
+
+
 def test_a_copy_with_its_sidecar_is_refused() -> None:
     """Scenario 32: both named."""
     record = first_record(2, 1)

@@ -27,6 +27,7 @@ from quorumfs.decisions.assembly import (
     assemble,
     image_changed,
     image_unproven,
+    written_after_crash,
 )
 from quorumfs.decisions.claim import Claim, ClaimState, FoundClaim, claim_state, in_the_way
 from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED, DirtyMap, out_of_sync
@@ -82,6 +83,8 @@ class Examined:
     """Who says that the set is in use, or said it last."""
     instance: int | None = None
     """As in `Found`."""
+    recorded_ns: int = 0
+    """As in `Found`."""
     claim: Claim | None = None
     """The same, as far as it can be judged."""
     claim_state: ClaimState | None = None
@@ -101,8 +104,10 @@ class Examined:
             return None
         if self.sidecar.identity == UNKNOWN_IDENTITY:
             return None
-        # Of a set in use, the mount answers for it.
-        return image_changed(self.found()) or (not self.in_use and image_unproven(self.found()))
+        found = self.found()
+        if image_changed(found) or self.in_use:  # then the mount answers for it
+            return image_changed(found)
+        return image_unproven(found) or written_after_crash(found)
 
     def found(self) -> Found:
         """The same for `assemble`."""
@@ -110,7 +115,14 @@ class Examined:
             return Found(self.path, None, None, self.image_problem)
         problem = None if self.absent else self.sidecar_problem
         return Found(
-            self.path, self.image, self.sidecar, problem, self.instance, self.place, self.device
+            self.path,
+            self.image,
+            self.sidecar,
+            problem,
+            self.instance,
+            self.place,
+            self.device,
+            self.recorded_ns,
         )
 
 
@@ -241,7 +253,8 @@ def look_at(path: str, directory: str | None = None) -> Examined:
         return replace(examined, sidecar_problem=error.strerror or str(error))
     try:
         if examined.image is not None and not examined.device:
-            examined = replace(examined, instance=passing_identity(path, fd))
+            when = os.fstat(fd).st_mtime_ns
+            examined = replace(examined, instance=passing_identity(path, fd), recorded_ns=when)
         examined = _look_at_sidecar(examined, fd)
         known = examined.device and examined.sidecar is not None
         return _look_at_device(path, place, examined) if known else examined

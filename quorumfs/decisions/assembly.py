@@ -62,6 +62,9 @@ from quorumfs.decisions.record import (
 )
 from quorumfs.errors import ExitCode, UserError
 
+LATER_NS = 300 * 10**9
+"""So much later than its sidecar no daemon writes to an image."""
+
 
 class AssemblyRefusedError(UserError):
     """The replicas cannot be used together as they are; the message says what to do."""
@@ -153,8 +156,8 @@ def covers(record: Record, slot: int, generation: int, sequence: int = 0) -> boo
 def image_changed(found: Found) -> bool:
     """Whether the image was changed behind its sidecar, as far as a stat can tell.
 
-    An image in use has no times on record, because times move. Where the sidecar does not vouch for
-    the image, `image_unproven` says more.
+    An image in use has no times on record, because times move: `written_after_crash` says more, and
+    where the sidecar does not vouch for the image, `image_unproven`.
     """
     assert found.sidecar is not None
     known = found.sidecar.identity
@@ -164,6 +167,20 @@ def image_changed(found: Found) -> bool:
             now = replace(now, size=min(now.size, known.size))
         return known != now
     return bool(known.inode) and found.instance is None and not _is_as_in_use(found)
+
+
+def written_after_crash(found: Found) -> bool:
+    """Whether somebody else wrote to the image after a crash, such as a guest booted on it.
+
+    Both times are of the clock of one store. The record moves on each half minute in which
+    something is written, if not for a store that hangs.
+    """
+    assert found.sidecar is not None
+    known, now = found.sidecar.identity, found.image
+    closed = known.mtime_ns or known.ctime_ns
+    if found.device or closed or now is None or not found.recorded_ns:
+        return False
+    return now.mtime_ns > found.recorded_ns + LATER_NS
 
 
 def image_unproven(found: Found) -> bool:
@@ -609,7 +626,7 @@ class _Assembly:
     def plan(self) -> Plan:
         survey = self._survey
         present = [one for one in survey.found if one.path in survey.present]
-        changed = {one.path for one in present if image_changed(one)}
+        changed = {one.path for one in present if image_changed(one) or written_after_crash(one)}
         unproven = self._unproven(present, changed)
         members = {
             path: self._judge(path, changed=path in changed, unproven=path in unproven)

@@ -30,6 +30,8 @@ class Found:
     """Where its sidecar is, or should be; empty: beside the image."""
     device: bool = False
     """It is a block device: it may be longer than on record, and has a fingerprint for times."""
+    recorded_ns: int = 0
+    """When its sidecar was last written (mtime); 0: unknown."""
     proven: bool = False
     """The image was found to hold what this mount wrote last, so it is no older copy."""
 

@@ -108,14 +108,12 @@ def _from_raw(
         for place, one in enumerate(found)
         if one.image
     }
-    # First of all whose data it is: else images without data might be taken for a majority.
-    sidecars = {kept.path: sidecars.pop(kept.path), **sidecars}
     overwritten = tuple(
         Overwritten(one.path, size, "nothing is known of what it holds")
         for one in found
         if one is not kept
     )
-    return Resolution((kept.path,), overwritten, sidecars)
+    return Resolution((kept.path,), overwritten, _last(sidecars, kept.path))
 
 
 def record_of_copies(

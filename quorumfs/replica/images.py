@@ -78,6 +78,8 @@ class Image:
     """Why the sidecar cannot be read."""
     instance: int | None = None
     """As in `Found`."""
+    recorded_ns: int = 0
+    """As in `Found`."""
     direct: Direct | None = None
     """What it takes to read and write the image past the page cache; None: through it."""
     place: str = ""
@@ -98,6 +100,7 @@ class Image:
             self.instance,
             self.place,
             self.device is not None,
+            self.recorded_ns,
         )
 
     def found_claim(self, here: Claim) -> FoundClaim | None:
@@ -420,7 +423,7 @@ def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
     stack.callback(close, fd, place)
     image = replace(image, sidecar_fd=fd, sidecar_locality=locality(fd))
     passing = passing_identity(image.fd, fd) if image.device is None else image.device.attachment
-    image = replace(image, instance=passing)
+    image = replace(image, instance=passing, recorded_ns=os.fstat(fd).st_mtime_ns)
     try:
         image = replace(image, claim=read_claim(fd))
         image = replace(image, sidecar=read_sidecar(fd))

@@ -6,18 +6,19 @@ Each of these once had old data shown, or copied over the later one.
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from support.command import one_line
 from support.mounting import quorumfs
-from support.sets import EXTENT, MIB, SetMount, create, read, same, sidecar, write
+from support.sets import CHUNK, EXTENT, MIB, SetMount, create, read, same, sidecar, write
 
 from quorumfs.errors import ExitCode
 
 FIFO = "read-pattern=fifo,vote-threshold=1"
 SIZE = 64 * MIB
-FAR = 2 * EXTENT // (64 << 10)
+FAR = 2 * EXTENT // CHUNK
 """A chunk in an extent of its own."""
 
 
@@ -76,6 +77,31 @@ def test_after_a_crash_one_without_a_mark_is_the_older_one(
     put_back(store)
     with SetMount(pair, tmp_path, FIFO) as disk:
         assert read(disk, FAR) == b"n"
+        disk.wait_healthy()
+    assert same(pair)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_somebody_else_did_to_an_image_after_a_crash_is_found(
+    pair: list[Path], tmp_path: Path, *, cut: bool
+) -> None:
+    """A guest booted on it, or its end cut off and made long again: where nothing was marked."""
+    with SetMount(pair, tmp_path, FIFO) as disk:
+        write(disk, b"o", FAR)
+    with SetMount(pair, tmp_path, FIFO) as disk:
+        write(disk, b"n")
+        kill(disk)
+    if cut:
+        os.truncate(pair[0], MIB)
+        os.truncate(pair[0], SIZE)
+    else:
+        with pair[0].open("r+b") as image:
+            image.seek(FAR * CHUNK)
+            image.write(b"x" * 4096)
+    later = time.time() + 1000  # nobody waits for that here
+    os.utime(pair[0], (later, later))
+    with SetMount(pair, tmp_path, FIFO) as disk:
+        assert read(disk, FAR) == b"o"
         disk.wait_healthy()
     assert same(pair)
 

@@ -613,7 +613,7 @@ class _Assembly:
         self._degraded = degraded
         self._read_only = read_only
         self._believed: set[str] = set()
-        """The images that are believed without proof, and compared beside the guest."""
+        """The images that are believed without proof."""
         self._threshold = self._record.threshold if threshold is None else threshold
         if self._threshold > len(self._record.slots):
             raise AssemblyRefusedError(
@@ -654,7 +654,7 @@ class _Assembly:
             away = [out_of_sync(slot) for slot in self._record.slots if slot not in current]
             unsure = sum(away) | (UNVERIFIED if len(current) > 1 else 0)
             disk_map.add(unsure, range(len(disk_map)))
-        elif len(current) > 1 and self._believed:
+        elif len(current) > 1 and any(self._is_to_verify(one) for one in present):
             survey.notes.append("nothing tells these images from others: comparing them")
             add_where_unmarked(disk_map, UNVERIFIED)
         record = self._record
@@ -714,6 +714,11 @@ class _Assembly:
             for path in self._believed
         ]
         return doubted
+
+    def _is_to_verify(self, one: Found) -> bool:
+        """Whether *one* is believed without proof, after a crash, or because it has no name."""
+        crashed = not self._survey.present[one.path].record.clean
+        return one.path in self._believed and (crashed or one.device)
 
     def _judge(self, path: str, *, changed: bool, unproven: bool = False) -> Member:
         """The part of one replica with a readable sidecar, by the latest record."""

@@ -379,7 +379,8 @@ def _record_source(
 ) -> Record:
     """Have on record, at the first of *names*, that all others are to be copies of it; returns the
     record. *undo* removes it. Raises `UserError`."""
-    with _opened(names[:1], directory, read_only=False) as (source,):
+    with _opened(names[:1], directory, read_only=False) as images:
+        source = _all_of(names[:1], images)[0]
         if source.sidecar is not None:
             return source.sidecar.record
         record = record_of_copies(names, 0, source.size, threshold)
@@ -395,13 +396,18 @@ def _record_copies(
     """Have on record at each of *names* what *record* says of them, where nothing is yet; *undo*
     removes it. Raises `UserError`."""
     with _opened(names, directory, read_only=False) as images:
-        if gone := set(names).difference(image.path for image in images):
-            raise UserError(f"{min(gone)}: it was there a moment ago, and cannot be opened now")
-        for image in images:
+        for image in _all_of(names, images):
             if image.sidecar is None:
                 slot, place = names.index(image.path), image.found.sidecar_place
                 undo.callback(remove, place)
                 _write(image.path, first_sidecar(record, slot, image.identity), place)
+
+
+def _all_of(names: Sequence[str], images: Sequence[Image]) -> Sequence[Image]:
+    """*images*. Raises `UserError` if one of *names* is not among them."""
+    if gone := set(names).difference(image.path for image in images):
+        raise UserError(f"{min(gone)}: it was there a moment ago, and cannot be opened now")
+    return images
 
 
 def _size_of_file(path: str) -> int:

@@ -10,7 +10,6 @@ from quorumfs.disk.mirror import Mirror
 from quorumfs.fastpath.native import RANGES, REPLICAS, Gate, GatePlane, GateReplica, KeepsOut, Range
 from quorumfs.metadata.ledger.known import Writable
 from quorumfs.replica.fastfile import FastFile
-from quorumfs.replica.health import Sort
 from quorumfs.replica.replica import Replica
 
 Ranges = list[tuple[int, int, int]]
@@ -81,7 +80,7 @@ class Publisher:
         asked = pattern.ask_now(len(first), 0)
         if asked < pattern.needed(len(first) - asked):
             return 0
-        return _publish(self._gate.reader, first[:asked], Sort.READ)
+        return _publish(self._gate.reader, first[:asked], to_read=True)
 
     def _publish_writers(self, ranges: Ranges) -> int:
         """Publish the replicas that a write goes to, and what it needs; as `_publish_readers`."""
@@ -90,7 +89,7 @@ class Publisher:
             return 0
         self._publish_map(writable)
         ranges += ((start, end, KeepsOut.WRITES) for start, end in writable.kept_out)
-        return _publish(self._gate.writer, writable.receivers, Sort.WRITE)
+        return _publish(self._gate.writer, writable.receivers, to_read=False)
 
     def _publish_map(self, writable: Writable) -> None:
         gate = self._gate
@@ -107,14 +106,16 @@ class Publisher:
             place.wanted = plane_bits(writable.wanted, number)
 
 
-def _publish(places: "ctypes.Array[GateReplica]", replicas: Sequence[Replica], sort: Sort) -> int:
+def _publish(
+    places: "ctypes.Array[GateReplica]", replicas: Sequence[Replica], *, to_read: bool
+) -> int:
     """Fill in *places* with *replicas*; returns how many, 0 if C may not use one of them."""
     if len(replicas) > REPLICAS:
         return 0
     for place, replica in zip(places, replicas, strict=False):
         file: FastFile | None = replica.fast_file
-        if file is None or (sort is Sort.READ and not file.reads) or replica.index >= REPLICAS:
+        if file is None or (to_read and not file.reads) or replica.index >= REPLICAS:
             return 0
         place.fd, place.slot, place.memory = file.fd, replica.index, file.memory
-        place.durations = replica.health.durations[sort].address
+        place.durations = replica.health.addresses[to_read]
     return len(replicas)

@@ -125,6 +125,9 @@ class Health:
         """Of the image, by sort; what the fast path serves is not among it."""
         self.durations = {sort: Durations() for sort in self.latency}
         """As many as are counted in `counters`, by sort."""
+        self.addresses = tuple(self.durations[sort].address for sort in (Sort.WRITE, Sort.READ))
+        """Where the fast path counts writes, and reads: it asks whenever Python is about to sleep,
+        and to look up a sort takes as long as all else that it asks."""
         self.last_writes = LastWrites()
         """To the image; those of the fast path, which no network store has, are not among them."""
         self._failures: dict[Sort, Failure] = {}

@@ -129,7 +129,7 @@ class Health:
         """Where the fast path counts writes, and reads: it asks whenever Python is about to sleep,
         and to look up a sort takes as long as all else that it asks."""
         self.last_writes = LastWrites()
-        """To the image; those of the fast path, which no network store has, are not among them."""
+        """To the image, where the fast path has no part in it: on a network, or on FUSE."""
         self._failures: dict[Sort, Failure] = {}
 
     @property
@@ -169,7 +169,6 @@ class Health:
 
         *now*: by trio's clock (seconds).
         """
-        self.last_writes.note(operation)
         sort = _SORTS.get(operation.kind)
         if sort is not None:
             self.durations[sort].note(seconds)

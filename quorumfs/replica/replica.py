@@ -427,6 +427,8 @@ class Replica:
         if not waiting.to_sidecar:
             self.counters.count(operation)
             self.health.took(operation, now - waiting.since, now)
+            if self._image is None or self._image.fast_file is None:
+                self.health.last_writes.note(operation)
             self.settled(operation)
         if operation.error is not None:
             self.health.failed(operation, operation.error, now, to_sidecar=waiting.to_sidecar)

@@ -182,6 +182,7 @@ class Life:
         if file is None or not replica.reachable:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), replica.path)
         name = f"{file.name}/{len(self._storages)}"
+        fast = FastFile(len(self._storages), memory=True, reads=True)
         storage = SimulatedStorage(
             file,
             self.agenda,
@@ -189,7 +190,7 @@ class Life:
             faults=faults,
             size=size,
             local=replica.local,
-            fast_file=FastFile(len(self._storages), memory=True, reads=True),
+            fast_file=fast if replica.instance is None else None,  # as on FUSE
             step=self.step,
             asked=lambda operation: self.watch and self.watch(replica, file, operation),
             truncated=lambda: self.seen_short.add(replica.path),

@@ -4,7 +4,7 @@
 current. Then the replica's own sidecar gets the same record, with the identity of the image as it
 is left, so that a change of the image behind its sidecar is noticed when the replica comes back;
 and so is an older copy of both, since its role names that record. After a crash between both the
-replica is compared in full.
+replica is compared in full. If its sidecar cannot be written, its role names the record before.
 
 **New**: the image and its sidecar are made first, and say that the replica is a mixture, to be
 resynced; no mount takes it for more. Then the members commit a record that names the replica, as
@@ -23,7 +23,7 @@ import errno
 import os
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from quorumfs.decisions.assembly import OFFLINE
@@ -83,7 +83,7 @@ class Enrolment:
         ledger, recorder = self._ledger, self._recorder
         assert replica.slot is not None
         async with self._locked_beside_join(replica):
-            whole = replica.standing.is_member
+            whole, role = replica.standing.is_member, ledger.record.roles[replica.slot]
             if whole and not ledger.enough_without([replica]):
                 raise OSError(errno.EBUSY, "too few replicas would be left")
             if not ledger.may_record:
@@ -103,6 +103,10 @@ class Enrolment:
                     return None
                 if (problem := await self._tell(replica)) is None:
                     ledger.targets.of(replica).left_in_order()
+                elif order.told:
+                    with suppress(OSError):  # then the next record follows the order
+                        role = replace(role, state=order.state)
+                        await self._record_locked(replica.slot, Order(order.state, role))
                 return problem
             finally:
                 replica.detach(there=True)

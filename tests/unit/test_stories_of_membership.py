@@ -11,7 +11,7 @@ from support.simulation.oracle import BrokenError
 from support.simulation.storage import Fault
 from support.simulation.story import EIO, EXTENTS, PAIR, TRIO, Guest, Script, Story, told
 
-from quorumfs.decisions.assembly import assemble
+from quorumfs.decisions.assembly import assemble, covers
 from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.record import RoleState
 from quorumfs.live.actions import Action, Request
@@ -178,6 +178,20 @@ async def taken_out_again_after_a_failure(story: Story) -> None:
     await story.ends_well()
 
 
+async def taken_out_without_a_word_to_it(story: Story) -> None:
+    """The set knows it by the record that it has, where it cannot be given the one that follows."""
+    async with story.holding(*EXTENTS).mounted() as guest:
+        await guest.write_surely(EXTENTS[0])
+        story.fail_once(1, Kind.SEAL)
+        await guest.administrator().offline(1)
+        record, own = guest.mounted.sidecars.ledger.record, story.world.found()[1].sidecar
+        require(record.roles[1].state is RoleState.OFFLINE, "that is not on record")
+        assert own is not None
+        known = covers(record, 1, own.record.generation, own.record.sequence)
+        require(known, "the record names one that it never had")
+    await story.ends_well()
+
+
 async def taken_out_amid_a_removal_that_failed(story: Story) -> None:
     """It is going to be removed, whatever is asked for."""
     async with story.holding(*EXTENTS).mounted() as guest:
@@ -249,6 +263,7 @@ STORIES: list[Script] = [
     raised_while_one_fails,
     taken_out_again_after_a_failure,
     taken_out_amid_a_removal_that_failed,
+    taken_out_without_a_word_to_it,
     taken_out_under_writes,
     begun_to_be_added,
     out_and_in_again,

@@ -207,12 +207,14 @@ def _was_remounted(found: Found) -> bool:
 def _is_as_in_use(found: Found) -> bool:
     """Whether the image is the one that was in use, as far as its identity tells.
 
-    It may be longer: a daemon that died had begun to grow the disk. What is behind the end of the
-    disk says nothing of what is before.
+    It may be longer: a daemon that died had begun to grow the disk. Or shorter: that was not
+    durable, and a power cut took it back. What is behind the end of the disk says nothing of what
+    is before.
     """
     assert found.sidecar is not None
-    known, now = found.sidecar.identity, found.in_use
-    return now is not None and known == replace(now, size=min(now.size, known.size))
+    now, size = found.in_use, found.sidecar.record.size
+    same = now is not None and found.sidecar.identity.inode == now.inode
+    return same and not found.is_short(size)
 
 
 def judge_returned(record: Record, slot: int, found: Found) -> Member:

@@ -850,6 +850,15 @@ def test_an_image_shorter_than_its_own_record_is_truncated_however_long_the_disk
     assert judge_returned(larger, B, cut) == member
 
 
+def test_an_image_that_lost_what_a_killed_grow_had_added_is_what_it_was() -> None:
+    """A power cut took back what was not durable, after another mount had it on record."""
+    record = first_record(2, 1)
+    left = found(replace(without(record, B), clean=False), A)
+    assert left.sidecar
+    left = replace(left, sidecar=replace(left.sidecar, identity=Identity(1, LARGER)))
+    assert states(assemble([left, found(record, B)])) == ["current", "stale"]
+
+
 def test_a_member_that_is_not_as_long_as_the_record_was_truncated() -> None:
     """Its image had been made longer before that record was prepared."""
     record = replace(first_record(3, 2), clean=False)

@@ -49,8 +49,8 @@ class Order(NamedTuple):
 
     state: RoleState
     role: Role | None = None
-    """Its role, if that is not to follow from the one in the present record: of a new replica, and of
-    one that went offline without the record that its role names."""
+    """Its role, if that does not follow from the one in the present record: that of a new replica,
+    and of one that went offline without the record that its role names."""
     at: int = 0
     """When it was removed, in seconds since 1970."""
     told: bool = False

@@ -280,7 +280,7 @@ def _without_sidecar(examined: Examined, place: str) -> Examined:
 
 def _look_at_device(path: str, place: str, examined: Examined | None = None) -> Examined:
     """What there is at *path*, a block device; its fingerprint as the sidecar *examined* has it."""
-    known = examined.sidecar.identity.size if examined and examined.sidecar else 0
+    known = examined.sidecar.identity if examined and examined.sidecar else UNKNOWN_IDENTITY
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -288,7 +288,7 @@ def _look_at_device(path: str, place: str, examined: Examined | None = None) -> 
         return Examined(path, place, None, image_problem=why, device=True)
     try:
         device = device_of(fd)
-        identity = content_identity(fd, device, known or None)
+        identity = content_identity(fd, device, known.size or None, known.places)
         file = (0, os.fstat(fd).st_rdev)
     except OSError as error:
         why = error.strerror or str(error)

@@ -218,8 +218,12 @@ class Identity:
     """Bytes."""
     mtime_ns: int = 0
     ctime_ns: int = 0
+    places: tuple[int, ...] = ()
+    """Of a device: offsets (bytes) of the last writes, at most `PLACES`. The fingerprint, which it
+    has in place of an mtime, covers them."""
 
 
+PLACES = 24
 UNKNOWN_IDENTITY = Identity()
 
 

@@ -34,7 +34,9 @@ A **slot** holds the *record*, which all members share, and the facts of this re
                     5 removed); path length u16; generation u64; sequence u64; mount u64, of a
                     removed replica the time (seconds since 1970); path
     3440    19 of 13 bytes: mount u64; sequence u32; changed u8; latest first; 0 ends the list
-    3687    …       zeros
+    3687    u8      of a device: the number of places that the fingerprint in the mtime covers
+    3688    24 u64  these: offsets, bytes
+    3880    …       zeros
     4056    u64     in version 4: features, 0
     4064    16s     in version 4: the xxh3-128 of the further roles
     4080    16s     xxh3-128 of bytes 0 to 4079
@@ -114,7 +116,7 @@ So each slot is good with the map pages that its own size calls for; bytes behin
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import xxhash
 
@@ -132,6 +134,7 @@ from quorumfs.decisions.dirtymap import (
 from quorumfs.decisions.record import (
     ANCESTORS_MAX,
     MOUNTS_MAX,
+    PLACES,
     Identity,
     PastMount,
     Phase,
@@ -175,6 +178,8 @@ _ROLE_SIZE = 512
 _STATES_OF_VERSION_2 = (RoleState.CURRENT, RoleState.STALE, RoleState.RESYNCING)
 _MOUNT = struct.Struct("<QIB")
 _MOUNTS_OFFSET = _HEAD.size + NARROW * _ROLE_SIZE
+_PLACES = struct.Struct(f"<B{PLACES}Q")
+_PLACES_OFFSET = _MOUNTS_OFFSET + MOUNTS_MAX * _MOUNT.size
 _FEATURES = struct.Struct("<Q")
 _SEALED = PAGE - _SEAL_SIZE
 _ROLES_SEALED = _SEALED - _SEAL_SIZE
@@ -273,6 +278,9 @@ def encode_slot(record: Record, replica_id: bytes, identity: Identity, phase: Ph
     body += bytes(_MOUNTS_OFFSET - len(body))
     for mount in record.mounts[:MOUNTS_MAX]:
         body += _MOUNT.pack(mount.identity, min(mount.first, _SEQUENCE_MAX), mount.changed)
+    body += bytes(_PLACES_OFFSET - len(body))
+    places = identity.places[:PLACES]
+    body += _PLACES.pack(len(places), *places, *[0] * (PLACES - len(places)))
     if len(record.roles) > NARROW:
         body += bytes(_ROLES_SEALED - len(body))  # no features
         body += xxhash.xxh3_128_digest(_encode_roles(record.roles[NARROW:]))
@@ -487,7 +495,12 @@ def _decode_slot(content: bytes, number: int, read: Read) -> _Slot:
         raise FormatError(f"it cannot be true: closed in order {clean}")
     if lie := _impossible(record):
         raise FormatError(f"it cannot be true: {lie}")
-    return _Slot(number, record, replica_id, Identity(*rest[6 + ANCESTORS_MAX :]), phase)
+    count, *places = _PLACES.unpack_from(body, _PLACES_OFFSET)
+    if count > PLACES:
+        raise FormatError(f"it cannot be true: {count} places of a fingerprint")
+    image = Identity(*rest[6 + ANCESTORS_MAX :])
+    identity = replace(image, places=tuple(places[:count]))
+    return _Slot(number, record, replica_id, identity, phase)
 
 
 def _read_further_roles(body: bytes, number: int, role_count: int, read: Read) -> bytes:

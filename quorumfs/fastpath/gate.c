@@ -140,6 +140,9 @@ PUBLIC void gate_note(struct gate *gate, const struct request *request, const ui
         counters->writes++;
         counters->bytes_written += request->length;
         note_duration(gate, gate->writer[i].durations, took_ns ? &took_ns[i] : NULL);
+        struct gate_places *places = gate->writer[i].places;
+        if (places)
+            places->place[places->turn++ % GATE_PLACES] = request->offset;
     }
     gate->wrote[request->handle] = 1;
     uint64_t last = (request->offset + request->length - 1) / gate->chunk_size;

@@ -39,6 +39,7 @@ enum {
     GATE_JOURNAL = 4096, /* changed chunks until Python is woken to fold them */
     GATE_HANDLES = 1024, /* open files that C serves; others go the long way */
     GATE_BOUNDS = 14,    /* of the histograms of durations: as many as Python has */
+    GATE_PLACES = 24,    /* of the last writes to a device: as many as Python has */
     GATE_TIMED = 16,     /* of so many requests one is timed: two looks at the clock take 1-2 % */
 };
 
@@ -64,12 +65,18 @@ struct gate_durations {
     uint64_t last_place, last_ns, untimed; /* what C goes on with */
 };
 
+/* Where a device was written to last, in memory of Python's own: each write in its turn. */
+struct gate_places {
+    uint64_t turn, place[GATE_PLACES];
+};
+
 struct gate_replica {
     int32_t fd;
     uint32_t slot;   /* the place of its counters */
     uint32_t memory; /* whether the file is in memory: a read of it never waits for a device */
     uint32_t unused;
     struct gate_durations *durations; /* of reads or of writes */
+    struct gate_places *places;       /* NULL: nobody asks for them */
 };
 
 struct gate_counters {

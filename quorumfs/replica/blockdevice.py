@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from quorumfs.decisions.record import Identity
 from quorumfs.replica.devices import Device, content_identity, size_of
+from quorumfs.replica.lastplaces import LastPlaces
 from quorumfs.replica.punching import Puncher
 from quorumfs.replica.regularfile import RegularFile
 from quorumfs.replica.storage import FileStatus, Kind, TooShortError
@@ -19,10 +20,12 @@ class BlockDevice(RegularFile):
 
     plain = False
 
-    def __init__(self, fd: int, size: int, device: Device) -> None:
+    def __init__(self, fd: int, size: int, device: Device, written: LastPlaces) -> None:
+        """*written*: the fingerprint covers the places there, too."""
         super().__init__(fd, size)
         self.device = device
         self.sector = device.sector
+        self._written = written
 
     def length(self) -> int:
         if (size := size_of(self.fd)) == 0:
@@ -33,7 +36,7 @@ class BlockDevice(RegularFile):
         return FileStatus(-(-self.size // 512), Identity(self.device.identity, self.size))
 
     def sealed(self) -> FileStatus:
-        identity = content_identity(self.fd, self.device, over=self.size)
+        identity = content_identity(self.fd, self.device, self.size, tuple(self._written))
         # With the size that the fingerprint is of: what is behind may change.
         return FileStatus(-(-self.size // 512), replace(identity, size=self.size))
 
@@ -65,7 +68,7 @@ def clear(fd: int, size: int, device: Device) -> None:
 
     Raises `OSError`.
     """
-    file = BlockDevice(fd, size, device)
+    file = BlockDevice(fd, size, device, LastPlaces())
     puncher, offset = Puncher(file), 0
     while offset < size:
         stop = puncher.find_reach(offset, size - offset)

@@ -93,24 +93,27 @@ def size_at(path: str) -> int:
         os.close(fd)
 
 
-def content_identity(fd: int, device: Device, over: int | None = None) -> Identity:
+def content_identity(
+    fd: int, device: Device, over: int | None = None, places: tuple[int, ...] = ()
+) -> Identity:
     """What tells the content of the *device* open at *fd*: in place of an inode number what the
     device is, and in place of times a fingerprint of what it holds.
 
-    *over*: how many bytes the fingerprint is taken of, at most; None: all. A place that cannot be
-    read counts as a change of the content. Raises `OSError`, if the device is gone.
+    *over*: how many bytes the fingerprint is taken of, at most; None: all. *places*: as of
+    `samples`. A place that cannot be read counts as a change of the content. Raises `OSError`, if
+    the device is gone.
     """
     size = size_of(fd)
     whole = size if over is None else min(over, size)
     digest = xxhash.xxh3_64()
-    for offset, length in samples(whole):
+    for offset, length in samples(whole, places):
         try:
             digest.update(os.pread(fd, length, offset))
         except OSError as error:
             if error.errno not in _BAD_PLACE:
                 raise
             digest.update(b"unreadable")
-    return Identity(device.identity, size, digest.intdigest() >> 1 or 1)
+    return Identity(device.identity, size, digest.intdigest() >> 1 or 1, places=places)
 
 
 def locality_of_device(number: int) -> Locality:

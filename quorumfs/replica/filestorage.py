@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from mmap import PAGESIZE
 from time import sleep
@@ -13,10 +14,12 @@ from quorumfs.replica.devices import device_of
 from quorumfs.replica.directfile import Direct, DirectFile
 from quorumfs.replica.fastfile import FastFile
 from quorumfs.replica.filesystems import Locality
+from quorumfs.replica.lastplaces import LastPlaces
 from quorumfs.replica.pagecache import answers_from_cache
 from quorumfs.replica.punching import Puncher
 from quorumfs.replica.regularfile import RegularFile
 from quorumfs.replica.storage import (
+    CHANGES,
     Done,
     Kind,
     Operation,
@@ -65,11 +68,12 @@ class FileStorage:
         *,
         locality: Locality = Locality.ELSEWHERE,
         direct: Direct | None = None,
+        written: Iterable[int] = (),
     ) -> None:
         """Take over the open *fd* of an image of *size* bytes; *name* is for thread names.
 
         *locality*: where the file system has its data. *direct* has bytes read and written past the
-        page cache, and is taken over, too.
+        page cache, and is taken over, too. *written*: where a device was written to before.
         """
         self.local = locality is not Locality.ELSEWHERE
         """Whether answers depend on this host alone."""
@@ -77,7 +81,8 @@ class FileStorage:
         """How bytes are read and written."""
         status = os.fstat(fd)
         self._is_device = stat.S_ISBLK(status.st_mode)
-        self._file = _file(fd, size, direct, is_device=self._is_device)
+        self._written = LastPlaces(written) if self._is_device else None
+        self._file = _file(fd, size, direct, self._written)
         self._puncher = Puncher(self._file)
         self._workers = Workers(name, self._insist)
         self._identity = status if self.local or self._is_device else None
@@ -88,7 +93,12 @@ class FileStorage:
         it is buffered, as all that C reads and writes."""
         if self.local and self.way is Way.BUFFERED:
             reads = self._in_memory or answers_from_cache(fd)
-            self.fast_file = FastFile(fd, memory=self._in_memory, reads=reads)
+            self.fast_file = FastFile(
+                fd,
+                memory=self._in_memory,
+                reads=reads,
+                places=self._written.address if self._written else 0,
+            )
             self._file.searched_apart = True
         self._lent = 0
         """How many copies from the file are under way."""
@@ -187,6 +197,8 @@ class FileStorage:
         if operation.kind is Kind.SYNC and self._in_memory:
             done(operation, 0, None)  # there is no medium
             return
+        if self._written is not None and operation.kind in CHANGES:
+            self._written.note(operation.offset)
         if self._is_cheap(operation):
             self._perform_now(operation, done)
             return
@@ -299,7 +311,7 @@ class FileStorage:
         return 0
 
 
-def _file(fd: int, size: int, direct: Direct | None, *, is_device: bool) -> RegularFile:
-    if is_device:
-        return BlockDevice(fd, size, device_of(fd))
+def _file(fd: int, size: int, direct: Direct | None, written: LastPlaces | None) -> RegularFile:
+    if written is not None:
+        return BlockDevice(fd, size, device_of(fd), written)
     return RegularFile(fd, size) if direct is None else DirectFile(fd, size, direct)

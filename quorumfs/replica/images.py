@@ -13,7 +13,7 @@ from threading import Lock
 
 from quorumfs.decisions.claim import Claim, FoundClaim, claim_state
 from quorumfs.decisions.model import Found
-from quorumfs.decisions.record import Identity, Sidecar, identity_of, path_for
+from quorumfs.decisions.record import UNKNOWN_IDENTITY, Identity, Sidecar, identity_of, path_for
 from quorumfs.decisions.replicaio import Way
 from quorumfs.decisions.sidecar import FormatError, UnknownVersionError
 from quorumfs.errors import UserError
@@ -382,8 +382,8 @@ def identity_now(image: Image) -> Identity:
     """The identity of *image* as it is now; that of a device as its sidecar has it on record."""
     if image.device is None:
         return lasting_identity(image.fd)
-    over = image.sidecar.identity.size if image.sidecar else None
-    return content_identity(image.fd, image.device, over or None)
+    known = image.sidecar.identity if image.sidecar else UNKNOWN_IDENTITY
+    return content_identity(image.fd, image.device, known.size or None, known.places)
 
 
 def lasting_identity(file: int | str) -> Identity:

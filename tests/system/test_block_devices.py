@@ -22,6 +22,7 @@ from support.sets import BLOCK, CHUNK, MIB, SetMount, named, opened, sidecar
 from quorumfs.replica.blockdevice import BlockDevice
 from quorumfs.replica.devices import device_of
 from quorumfs.replica.filestorage import FileStorage
+from quorumfs.replica.lastplaces import LastPlaces
 from quorumfs.replica.punching import Puncher
 from quorumfs.replica.sidecarfile import sign
 from quorumfs.replica.storage import Kind, Usage
@@ -416,6 +417,44 @@ def test_a_device_changed_behind_its_sidecar_is_noticed(shelf: Shelf) -> None:
     assert same([image, device])
 
 
+@pytest.mark.parametrize("way", ["fast", "long"])
+def test_a_device_that_was_rolled_back_is_noticed(shelf: Shelf, way: str) -> None:
+    """It lacks the last write that changed anything, wherever that was, and in whichever mount."""
+    device, image = shelf.attach("a.raw"), shelf.directory / "b.img"
+    options = f"{FIFO},fast-path={'on' if way == 'fast' else 'off'}"
+    shelf.create(image, device)
+    with SetMount([image, device], shelf.directory, shelf.options(options)) as disk:
+        fill(disk, b"o", 100 * CHUNK + BLOCK)
+    before = head(device)
+    with SetMount([image, device], shelf.directory, shelf.options(options)) as disk:
+        fill(disk, b"o", 100 * CHUNK + BLOCK)  # the first touch is never on the fast path
+        fill(disk, b"n", 100 * CHUNK)  # no fixed sample is there
+    with SetMount([image, device], shelf.directory, shelf.options(options)) as disk:
+        fill(disk, b"o", 100 * CHUNK + BLOCK)
+        assert disk.events("RESYNC_STARTED") == []
+    with opened(device, os.O_RDWR) as fd:
+        os.pwrite(fd, before, 0)
+    with SetMount([device, image], shelf.directory, shelf.options(options)) as disk:
+        assert held(disk.file, 100 * CHUNK) == b"n" * BLOCK
+        disk.wait_healthy()
+        assert disk.events("RESYNC_STARTED")
+    assert same([image, device])
+
+
+def test_a_device_that_was_offline_and_rolled_back_is_noticed(shelf: Shelf) -> None:
+    device, image = shelf.attach("a.raw"), shelf.directory / "b.img"
+    shelf.create(image, device)
+    with SetMount([image, device], shelf.directory, shelf.options(FIFO)) as disk:
+        before = head(device)
+        fill(disk, b"n", 100 * CHUNK)
+        quorumfs("offline", disk.mountpoint, device)
+        with opened(device, os.O_RDWR) as fd:
+            os.pwrite(fd, before, 0)
+        quorumfs("online", disk.mountpoint, device)
+        disk.wait_healthy()
+        assert same([image, device])
+
+
 def test_a_backing_file_put_in_the_place_of_another_is_no_proof(shelf: Shelf) -> None:
     """The same path, the same bytes where a fingerprint looks, and another file."""
     device, image = shelf.attach("a.raw"), shelf.directory / "b.img"
@@ -744,7 +783,7 @@ def test_zeros_begin_and_end_anywhere(shelf: Shelf, store: str) -> None:
         stack.callback(shelf.detach, device)
         expected = bytearray(b"x" * MIB)
         with opened(device, os.O_RDWR | os.O_EXCL) as fd:
-            file = BlockDevice(fd, MIB, device_of(fd))
+            file = BlockDevice(fd, MIB, device_of(fd), LastPlaces())
             puncher = Puncher(file)
             for offset, length in ((1000, 9000), (20480, 4096), (40000, 7), (MIB - 700, 700)):
                 for kind in (Kind.DISCARD, Kind.ZERO):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.native import gate_library
 
 from quorumfs.decisions.assembly import (
     AssemblyRefusedError,
@@ -30,11 +31,14 @@ from quorumfs.decisions.devices import (
     stable_name,
 )
 from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap
+from quorumfs.decisions.latency import Durations
 from quorumfs.decisions.model import Found, Standing
-from quorumfs.decisions.record import Identity, Sidecar
+from quorumfs.decisions.record import PLACES, Identity, Sidecar
 from quorumfs.errors import UserError
+from quorumfs.fastpath.native import Gate, Request, RequestKind
 from quorumfs.replica import devices
 from quorumfs.replica.filesystems import Locality
+from quorumfs.replica.lastplaces import LastPlaces
 from quorumfs.replica.lengthening import FIRST, Steps
 from quorumfs.replica.places import place_for, require_directory
 
@@ -224,6 +228,43 @@ def test_a_fingerprint_is_of_what_the_disk_takes(tmp_path: Path) -> None:
         short = devices.content_identity(file.fileno(), facts, over=1 << 20)
         os.pwrite(file.fileno(), b"c", 1 << 20)
         assert devices.content_identity(file.fileno(), facts, over=1 << 20) == short
+
+
+@given(st.lists(st.integers(0, 1 << 21), max_size=PLACES))
+def test_a_fingerprint_covers_where_the_last_writes_were(places: list[int]) -> None:
+    size = 1 << 20
+    covered = {piece for offset, length in samples(size, places) for piece in (offset, length)}
+    for place in places:
+        assert (place - place % SAMPLE in covered) or place >= size
+    assert sum(1 for _ in samples(size, places)) <= 3 * ENDS + SPREAD + PLACES
+
+
+@given(st.lists(st.integers(0, 40), max_size=3 * PLACES))
+def test_the_places_of_the_last_writes_are_kept(writes: list[int]) -> None:
+    places = LastPlaces(writes[:5])
+    for place in writes[5:]:
+        places.note(place)
+    last = writes[-PLACES:]
+    assert list(places) == list(dict.fromkeys(last))
+    assert list(LastPlaces(places)) == list(places)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 250)), max_size=3 * PLACES))
+def test_the_fast_path_notes_places_in_the_same_memory(writes: list[tuple[bool, int]]) -> None:
+    """Of each replica that asks for them."""
+    gate, library = Gate(size=1 << 20, chunk_size=1 << 20, writers=2), gate_library()
+    places, expected, durations = LastPlaces(), LastPlaces(), Durations()
+    for place in gate.writer[:2]:
+        place.durations = durations.address
+    gate.writer[1].places = places.address
+    for in_c, block in writes:
+        expected.note(block * SAMPLE)
+        if in_c:
+            request = Request(RequestKind.WRITE, SAMPLE, 1, 0, block * SAMPLE, None)
+            library.gate_note(gate, request, None)
+        else:
+            places.note(block * SAMPLE)
+    assert list(places) == list(expected)
 
 
 def test_one_changed_device_is_compared_and_the_other_believed() -> None:

@@ -219,8 +219,8 @@ class Identity:
     mtime_ns: int = 0
     ctime_ns: int = 0
     places: tuple[int, ...] = ()
-    """Of a device: offsets (bytes) of the last writes, at most `PLACES`. The fingerprint, which it
-    has in place of an mtime, covers them."""
+    """Of a device: where the last writes began and ended (offsets in bytes), at most `PLACES`. The
+    fingerprint, which it has in place of an mtime, covers that."""
 
 
 PLACES = 24

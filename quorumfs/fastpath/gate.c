@@ -123,6 +123,13 @@ static void note_duration(const struct gate *gate, struct gate_durations *durati
     durations->untimed = (durations->untimed + 1) % GATE_TIMED;
 }
 
+static void note_places(struct gate_places *places, const struct request *request)
+{
+    places->place[places->turn++ % GATE_PLACES] = request->offset;
+    if (request->length > GATE_SAMPLE)
+        places->place[places->turn++ % GATE_PLACES] = request->offset + request->length - 1;
+}
+
 PUBLIC void gate_note(struct gate *gate, const struct request *request, const uint64_t *took_ns)
 {
     gate->requests++;
@@ -140,9 +147,8 @@ PUBLIC void gate_note(struct gate *gate, const struct request *request, const ui
         counters->writes++;
         counters->bytes_written += request->length;
         note_duration(gate, gate->writer[i].durations, took_ns ? &took_ns[i] : NULL);
-        struct gate_places *places = gate->writer[i].places;
-        if (places)
-            places->place[places->turn++ % GATE_PLACES] = request->offset;
+        if (gate->writer[i].places)
+            note_places(gate->writer[i].places, request);
     }
     gate->wrote[request->handle] = 1;
     uint64_t last = (request->offset + request->length - 1) / gate->chunk_size;

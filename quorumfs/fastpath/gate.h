@@ -40,6 +40,7 @@ enum {
     GATE_HANDLES = 1024, /* open files that C serves; others go the long way */
     GATE_BOUNDS = 14,    /* of the histograms of durations: as many as Python has */
     GATE_PLACES = 24,    /* of the last writes to a device: as many as Python has */
+    GATE_SAMPLE = 4096,  /* bytes that are looked at in each place, as Python does */
     GATE_TIMED = 16,     /* of so many requests one is timed: two looks at the clock take 1-2 % */
 };
 
@@ -65,7 +66,10 @@ struct gate_durations {
     uint64_t last_place, last_ns, untimed; /* what C goes on with */
 };
 
-/* Where a device was written to last, in memory of Python's own: each write in its turn. */
+/*
+ * Where a device was written to last, in memory of Python's own, each place in its turn: where a
+ * write began, and where one of more than GATE_SAMPLE bytes ended.
+ */
 struct gate_places {
     uint64_t turn, place[GATE_PLACES];
 };

@@ -198,7 +198,7 @@ class FileStorage:
             done(operation, 0, None)  # there is no medium
             return
         if self._written is not None and operation.kind in CHANGES:
-            self._written.note(operation.offset)
+            self._written.note(operation.offset, operation.length)
         if self._is_cheap(operation):
             self._perform_now(operation, done)
             return

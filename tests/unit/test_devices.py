@@ -239,31 +239,37 @@ def test_a_fingerprint_covers_where_the_last_writes_were(places: list[int]) -> N
     assert sum(1 for _ in samples(size, places)) <= 3 * ENDS + SPREAD + PLACES
 
 
-@given(st.lists(st.integers(0, 40), max_size=3 * PLACES))
-def test_the_places_of_the_last_writes_are_kept(writes: list[int]) -> None:
-    places = LastPlaces(writes[:5])
-    for place in writes[5:]:
-        places.note(place)
-    last = writes[-PLACES:]
-    assert list(places) == list(dict.fromkeys(last))
+LENGTHS = st.sampled_from((512, SAMPLE, SAMPLE + 1, 16 * SAMPLE))
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), LENGTHS), max_size=2 * PLACES))
+def test_the_places_of_the_last_writes_are_kept(writes: list[tuple[int, int]]) -> None:
+    """Where each began, and where a longer one than a sample ended."""
+    places, expected = LastPlaces([7, 8]), [7, 8]
+    for offset, length in writes:
+        places.note(offset, length)
+        expected += [offset, offset + length - 1] if length > SAMPLE else [offset]
+    assert list(places) == list(dict.fromkeys(expected[-PLACES:]))
     assert list(LastPlaces(places)) == list(places)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 250)), max_size=3 * PLACES))
-def test_the_fast_path_notes_places_in_the_same_memory(writes: list[tuple[bool, int]]) -> None:
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 200), LENGTHS), max_size=2 * PLACES))
+def test_the_fast_path_notes_places_in_the_same_memory(
+    writes: list[tuple[bool, int, int]],
+) -> None:
     """Of each replica that asks for them."""
     gate, library = Gate(size=1 << 20, chunk_size=1 << 20, writers=2), gate_library()
     places, expected, durations = LastPlaces(), LastPlaces(), Durations()
     for place in gate.writer[:2]:
         place.durations = durations.address
     gate.writer[1].places = places.address
-    for in_c, block in writes:
-        expected.note(block * SAMPLE)
+    for in_c, block, length in writes:
+        expected.note(block * SAMPLE, length)
         if in_c:
-            request = Request(RequestKind.WRITE, SAMPLE, 1, 0, block * SAMPLE, None)
+            request = Request(RequestKind.WRITE, length, 1, 0, block * SAMPLE, None)
             library.gate_note(gate, request, None)
         else:
-            places.note(block * SAMPLE)
+            places.note(block * SAMPLE, length)
     assert list(places) == list(expected)
 
 

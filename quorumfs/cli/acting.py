@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from quorumfs.cli.output import complain, printable
+from quorumfs.errors import UsageError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -23,6 +24,14 @@ def options_of_action(command: F) -> F:
     )
     as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
     return as_json(runtime_dir(command))
+
+
+def one_of(**flags: bool) -> str | None:
+    """The name of the flag that was given, None if none was. Raises `UsageError` for two."""
+    given = [name for name, is_given in flags.items() if is_given]
+    if len(given) > 1:
+        raise UsageError(f"--{given[1]}: got --{given[0]} too, allowed: one of them")
+    return given[0] if given else None
 
 
 def act(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from quorumfs.cli.acting import act, options_of_action
+from quorumfs.cli.acting import act, one_of, options_of_action
 from quorumfs.cli.command import OF_A_MOUNT, Verb
 from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.waiting import wait_for
@@ -22,15 +22,16 @@ from quorumfs.errors import ExitCode
     see=["status", "wait"],
 )
 @options_of_action
-@click.option("--pause", "order", flag_value="pause", help="Break it off, and begin none.")
-@click.option("--resume", "order", flag_value="resume", help="Go on.")
+@click.option("--pause", is_flag=True, help="Break it off, and begin none.")
+@click.option("--resume", is_flag=True, help="Go on.")
 @click.option("--limit", metavar="RATE", help="Bytes a second that are copied, like 50M, or none.")
 @click.option("--wait", is_flag=True, help="Wait until all that can be brought up to date is.")
 @click.argument("mountpoint", type=MountPoint())
 def resync(
     as_json: bool,
     runtime_dir: Path | None,
-    order: str | None,
+    pause: bool,
+    resume: bool,
     limit: str | None,
     wait: bool,
     mountpoint: str,
@@ -46,7 +47,7 @@ def resync(
         "resync",
         as_json=as_json,
         runtime_dir=runtime_dir,
-        order=order or "show",
+        order=one_of(pause=pause, resume=resume) or "show",
         limit=[] if limit is None else [limit],
     )
     if wait:

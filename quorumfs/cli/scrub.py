@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import click
 
-from quorumfs.cli.acting import act, options_of_action
+from quorumfs.cli.acting import act, one_of, options_of_action
 from quorumfs.cli.command import OF_A_MOUNT, Verb
 from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import complain, printable
@@ -38,9 +38,9 @@ LOOK_S = 0.5
 )
 @options_of_action
 @click.option("--repair", is_flag=True, help="Rewrite replicas that a strict majority outvotes.")
-@click.option("--pause", "order", flag_value="pause", help="Have it wait, also at later mounts.")
-@click.option("--resume", "order", flag_value="resume", help="Have it go on.")
-@click.option("--stop", "order", flag_value="stop", help="End it.")
+@click.option("--pause", is_flag=True, help="Have it wait, also at later mounts.")
+@click.option("--resume", is_flag=True, help="Have it go on.")
+@click.option("--stop", is_flag=True, help="End it.")
 @click.option("--limit", metavar="RATE", help="Bytes a second of each replica, like 50M, or none.")
 @click.option("--wait", is_flag=True, help="Wait for its end.")
 @click.argument("mountpoint", type=MountPoint())
@@ -48,7 +48,9 @@ def scrub(
     as_json: bool,
     runtime_dir: Path | None,
     repair: bool,
-    order: str | None,
+    pause: bool,
+    resume: bool,
+    stop: bool,
     limit: str | None,
     wait: bool,
     mountpoint: str,
@@ -59,6 +61,7 @@ def scrub(
     What a replica cannot be read at is rewritten; what differs is told, and repaired with --repair
     where a majority decides.
     """
+    order = one_of(pause=pause, resume=resume, stop=stop)
     if order is not None and (repair or wait):
         raise UsageError(f"--{order}: got --repair or --wait too, allowed: none of them")
     order, rate = order or "start", None if limit is None else _rate(limit)

@@ -178,14 +178,21 @@ def destination(
     else:
         place = str(log_file or fallback)
         try:
-            # The one asked for survives logrotate.
-            handler = (
-                logging.handlers.WatchedFileHandler(log_file) if log_file else _RuntimeLog(fallback)
-            )
+            if log_file is None:
+                handler = _RuntimeLog(fallback)
+            else:
+                _refuse_unread(log_file)
+                handler = logging.handlers.WatchedFileHandler(log_file)  # survives logrotate
         except OSError as error:
             raise UserError(f"cannot write the log file {place}: {error.strerror}") from None
     runtime.note_log(fallback, place)
     return handler
+
+
+def _refuse_unread(log_file: Path) -> None:
+    """Raise `OSError` if *log_file* is a FIFO that nobody reads: to open it would wait for that."""
+    with contextlib.suppress(FileNotFoundError):
+        os.close(os.open(log_file, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def _syslog() -> logging.Handler:

@@ -477,6 +477,22 @@ def test_a_signal_puts_the_status_into_the_log(make_images: MakeImages, tmp_path
         quorumfs("status", mounted.mountpoint)
 
 
+@pytest.mark.parametrize("command", ["resync", "scrub"])
+def test_orders_that_contradict_each_other_are_refused(command: str, tmp_path: Path) -> None:
+    done = quorumfs(command, "--resume", "--pause", tmp_path, check=False)
+    assert done.returncode == 4
+    assert "--resume: got --pause too, allowed: one of them" in done.stderr
+
+
+def test_a_signal_that_means_nothing_ends_nothing(make_images: MakeImages, tmp_path: Path) -> None:
+    with Mounted(make_images(2), tmp_path) as mounted:
+        os.kill(mounted.pid, signal.SIGHUP)
+        os.kill(mounted.pid, signal.SIGUSR2)
+        os.kill(mounted.pid, signal.SIGUSR1)  # they are taken in order of number
+        mounted.wait_for_events("STATUS")
+        quorumfs("status", mounted.mountpoint)
+
+
 def test_logrotate_may_rename_the_log(make_images: MakeImages, tmp_path: Path) -> None:
     """After a rename the next record goes to a new file of the old name; no signal is needed."""
     with Mounted(make_images(2), tmp_path) as mounted:
@@ -492,6 +508,9 @@ def test_a_log_file_that_cannot_be_written_is_refused(
     """A log that was asked for is never silently left out."""
     line = refused(["--log-file", "/no/such/log", *make_images(2)], mountpoint)
     assert "/no/such/log: No such file or directory" in line
+    os.mkfifo(fifo := mountpoint.parent / "fifo")
+    line = refused(["--log-file", str(fifo), *make_images(2)], mountpoint)
+    assert f"cannot write the log file {fifo}: No such device or address" in line
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ A new standing is added in these steps:
      does not answer, and its standing stays as it is.
 
 4. What is true of one standing alone: conditions that name it. They are in assembly, which decides
-   what is CURRENT, in `Joining.join`, and in the status, which tells why one is MISSING.
+   what is CURRENT; in `Joining`; in `quorumfs.live`, `Rejoin` and `quorumfs.control.goals`, of a
+   replica that an administrator took out; and where it is told why one is MISSING or STALE.
 """
 
 from enum import Enum

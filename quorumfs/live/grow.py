@@ -12,6 +12,7 @@ from quorumfs.decisions.voting import voted_error
 from quorumfs.disk.disk import Disk
 from quorumfs.errors import UsageError, UserError
 from quorumfs.live.actions import Action, Request
+from quorumfs.metadata.growing import grow
 from quorumfs.metadata.ledger.known import Outcome
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.replica.lengthening import Steps
@@ -67,7 +68,7 @@ class Growth:
                     lengthened.update(await self._lengthen(missing, size, action))
                 await self._mirror.sync()
                 action.doing = "putting the new size on record"
-                grown = await self._sidecars.growing.grow(size, lengthened)
+                grown = await grow(self._sidecars.recorder, size, lengthened)
             except OSError as error:
                 await self._cut_back(lengthened)
                 raise UserError(

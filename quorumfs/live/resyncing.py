@@ -36,7 +36,7 @@ class Resyncing:
         if repairs.resync_paused:
             message = "resyncs are paused: --resume lets them go on"
         elif progress is not None and progress.kind == "resync":
-            done, total = min(progress.done_bytes, progress.total_bytes), progress.total_bytes
+            done, total = progress.done_bytes, progress.total_bytes
             message = f"resync of {progress.replica}: {done} of {total} bytes are copied"
         else:
             message = "no resync is under way"

@@ -12,7 +12,7 @@ from quorumfs.decisions.sidecar import CLAIM_OFFSET, PAGE
 from quorumfs.metadata.ledger.ledger import Ledger
 from quorumfs.metadata.writer import SidecarWriter
 from quorumfs.replica.looking import look_after
-from quorumfs.replica.replica import FanOut, Replica
+from quorumfs.replica.replica import FanOut, Replica, carry_out
 from quorumfs.replica.storage import Kind, Operation
 from quorumfs.replica.ticks import Rhythm
 
@@ -53,11 +53,8 @@ class Claims:
         """Read the claims in the sidecars of *replicas* back, ignoring read errors."""
         if not self._watched or self.fenced is not None:
             return
-        fan_out = FanOut(0)
         asked = [Operation(Kind.REREAD, CLAIM_OFFSET, PAGE) for _ in replicas]
-        for replica, operation in zip(replicas, asked, strict=True):
-            fan_out.submit(replica, operation, to_sidecar=True)
-        await fan_out.complete()
+        await carry_out(zip(replicas, asked, strict=True), to_sidecar=True)
         for operation in asked:
             if operation.error is None and isinstance(operation.value, bytes | bytearray):
                 claim = decode_claim(bytes(operation.value))

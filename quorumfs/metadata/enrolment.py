@@ -89,8 +89,10 @@ class Enrolment:
             if not ledger.may_record:
                 raise OSError(errno.EBUSY, "too few replicas are current to have it on record")
             if whole and order.state is RoleState.OFFLINE:
-                order = order._replace(told=True)
-            ledger.records.orders[replica.slot] = order  # decides what becomes of it
+                order = order._replace(gets_last_record=True)
+            # Before the map is written: a member that fails then is ejected by a record, which must
+            # follow the order.
+            ledger.records.orders[replica.slot] = order
             if whole:
                 ledger.eject([replica], OFFLINE)
             elif ledger.is_target(replica):
@@ -103,7 +105,7 @@ class Enrolment:
                     return None
                 if (problem := await self._tell(replica)) is None:
                     ledger.targets.of(replica).left_in_order()
-                elif order.told:
+                elif order.gets_last_record:
                     with suppress(OSError):  # then the next record follows the order
                         role = replace(role, state=order.state)
                         await self._record_locked(replica.slot, Order(order.state, role))

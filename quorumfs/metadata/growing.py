@@ -15,42 +15,38 @@ of its resync.
 
 from collections.abc import Collection
 
-from quorumfs.metadata.ledger.ledger import grow
 from quorumfs.metadata.recorder import Recorder
 from quorumfs.replica.replica import Replica
 
 
-class Growing:
-    """The growth of the disk of one set."""
+async def grow(recorder: Recorder, size: int, lengthened: Collection[Replica]) -> bool:
+    """Have on record, and in the ledger, that the disk has *size* bytes, more than before.
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-        self._ledger = recorder.ledger
-
-    async def grow(self, size: int, lengthened: Collection[Replica]) -> bool:
-        """Have on record, and in the ledger, that the disk has *size* bytes, more than before.
-
-        *lengthened*: the replicas whose images durably have as many. False, and nothing done, if a
-        member is not among them, or a replica is about to become one. After an `OSError` the disk
-        has the size of the record, and if that is the old one, some replicas may hold a record with
-        the new one, unless `Membership.recorded`.
-        """
-        ledger, recorder = self._ledger, self._recorder
-        async with recorder.lock:
-            if ledger.joining or not set(ledger.members).issubset(lengthened):
-                return False
-            if ledger.resyncing is not None:  # its image is made longer when it comes back
-                recorder.drop_target(ledger.resyncing, "the disk grew meanwhile")
-            lacking = ledger.membership.out_bits
-            if ledger.map.size % ledger.map.chunk_size:  # the last chunk grows, too
-                ledger.recorded.add(lacking, range(len(ledger.map))[-1:])
-            await recorder.write_map_locked(ledger.map.resized(size, lacking))
-            for replica in ledger.members:
-                recorder.writer.resized(replica, size)
-            ledger.records.size = size
-            try:
-                await recorder.commit_locked(clean=False)
-            finally:
-                ledger.records.size = ledger.record.size
-            grow(ledger, lacking)
-        return True
+    *lengthened*: the replicas whose images durably have as many. False, and nothing done, if a
+    member is not among them, or a replica is about to become one. After an `OSError` the disk has
+    the size of the record, and if that is the old one, some replicas may hold a record with the
+    new one, unless `Membership.recorded`.
+    """
+    ledger = recorder.ledger
+    async with recorder.lock:
+        if ledger.joining or not set(ledger.members).issubset(lengthened):
+            return False
+        if ledger.resyncing is not None:  # its image is made longer when it comes back
+            recorder.drop_target(ledger.resyncing, "the disk grew meanwhile")
+        lacking = ledger.membership.out_bits
+        if ledger.map.size % ledger.map.chunk_size:  # the last chunk grows, too
+            ledger.recorded.add(lacking, range(len(ledger.map))[-1:])
+        await recorder.write_map_locked(ledger.map.resized(size, lacking))
+        for replica in ledger.members:
+            recorder.writer.resized(replica, size)
+        ledger.records.size = size
+        try:
+            await recorder.commit_locked(clean=False)
+        finally:
+            ledger.records.size = ledger.record.size
+        ledger.recorded.grow(size, lacking)
+        ledger.marks.intents.grow()
+        for replica in ledger.replicas:
+            replica.resized(size)
+        ledger.notify()
+    return True

@@ -13,7 +13,7 @@ from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.record import RoleState
 from quorumfs.metadata.ledger.target import Target
 from quorumfs.metadata.recorder import Recorder
-from quorumfs.replica.replica import FanOut, Replica
+from quorumfs.replica.replica import Replica, carry_out
 from quorumfs.replica.storage import Kind, Operation
 
 _UNCERTAIN_MARKS = (RoleState.CURRENT, RoleState.STALE)
@@ -82,7 +82,7 @@ class Joining:
         """
         ledger = self._ledger
         epoch = ledger.epochs.begin_sync([target.replica], ledger.chunks_of(changing))
-        error = await _sync(target.replica)
+        error = await _outcome(target.replica, Operation(Kind.SYNC))
         if error is not None or ledger.target is not target:
             self._recorder.drop_target(target.replica, "it could not be synced")
             raise error or OSError(errno.EIO, "it failed meanwhile")
@@ -117,7 +117,7 @@ class Joining:
             async with recorder.lock:
                 # The disk's flush lock is not held. This sync covers the target's writes until now;
                 # flushes, which include the target from here on, cover the later writes.
-                error = await _sync(replica)
+                error = await _outcome(replica, Operation(Kind.SYNC))
                 if error is not None:
                     raise error
                 await recorder.write_all_to(replica)
@@ -169,14 +169,7 @@ class Joining:
         await recorder.lose([replica], lost)
 
 
-async def _sync(replica: Replica) -> OSError | None:
-    """Sync the image of *replica*; returns the error, None on success."""
-    return await _outcome(replica, Operation(Kind.SYNC))
-
-
 async def _outcome(replica: Replica, operation: Operation) -> OSError | None:
     """Have *operation* done on the image of *replica*; returns the error, None on success."""
-    fan_out = FanOut(0)
-    fan_out.submit(replica, operation)
-    await fan_out.complete()
+    await carry_out([(replica, operation)])
     return operation.error

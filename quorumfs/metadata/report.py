@@ -1,7 +1,7 @@
 """The status of a set with sidecars, taken from its ledger without waiting."""
 
 from quorumfs.decisions.dirtymap import UNVERIFIED
-from quorumfs.decisions.record import Role, RoleState
+from quorumfs.decisions.record import RoleState
 from quorumfs.metadata.ledger.ledger import Ledger
 from quorumfs.metadata.protocol import AbsentReplica, ReplicaReport, SetReport
 from quorumfs.replica.replica import Replica
@@ -29,15 +29,15 @@ def report_on_set(ledger: Ledger) -> SetReport:
         record.set_id,
         record.generation,
         tuple(
-            _absent(record.roles[slot], ledger.map.lacking_bytes(slot))
-            for slot in record.slots
-            if slot not in given
+            AbsentReplica(
+                role.path,
+                role.replica_id,
+                ledger.map.lacking_bytes(slot),
+                offline=role.state is RoleState.OFFLINE,
+            )
+            for slot, role in enumerate(record.roles)
+            if slot in record.slots and slot not in given
         ),
         unequal=bool(ledger.agreement.divergent),
         unverified=bool(ledger.map.count(UNVERIFIED)),
     )
-
-
-def _absent(role: Role, lacking_bytes: int) -> AbsentReplica:
-    offline = role.state is RoleState.OFFLINE
-    return AbsentReplica(role.path, role.replica_id, lacking_bytes, offline=offline)

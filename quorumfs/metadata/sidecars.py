@@ -30,7 +30,6 @@ from quorumfs.decisions.scrub import NO_SCRUB
 from quorumfs.decisions.voting import voted_error
 from quorumfs.metadata.claims import Claims
 from quorumfs.metadata.enrolment import Enrolment
-from quorumfs.metadata.growing import Growing
 from quorumfs.metadata.joining import Joining
 from quorumfs.metadata.ledger.commit import Records
 from quorumfs.metadata.ledger.known import Outcome
@@ -92,7 +91,6 @@ class Sidecars:
             default=NO_SCRUB,
         )
         """What the members remembered of scrubs when the set was mounted."""
-        self.growing = Growing(self.recorder)
         self._read_only = read_only
         for replica, one in zip(replicas, found, strict=True):
             self._serve(replica)

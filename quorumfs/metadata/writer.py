@@ -7,7 +7,7 @@ from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import Identity, Phase, Record
 from quorumfs.decisions.sidecar import SLOT_OFFSETS, encode_further_roles, encode_slot
 from quorumfs.metadata.ledger.commit import Records
-from quorumfs.replica.replica import FanOut, Replica
+from quorumfs.replica.replica import Replica, carry_out
 from quorumfs.replica.storage import FileStatus, Kind, Operation
 
 
@@ -95,7 +95,6 @@ class SidecarWriter:
         """
         failed: dict[Replica, OSError] = {}
         for kind in kinds:
-            fan_out = FanOut(self._records.threshold)
             asked = []
             for replica in replicas:
                 if replica in failed:
@@ -105,8 +104,7 @@ class SidecarWriter:
                     offset, data = pieces if isinstance(pieces, tuple) else pieces[replica]
                     operation = Operation(kind, offset, len(data), data)
                 asked.append((replica, operation))
-                fan_out.submit(replica, operation, to_sidecar=True)
-            await fan_out.complete()
+            await carry_out(asked, self._records.threshold, to_sidecar=True)
             for replica, operation in asked:
                 if operation.error is not None:
                     failed[replica] = operation.error
@@ -115,11 +113,8 @@ class SidecarWriter:
 
 async def identities_of(replicas: Iterable[Replica]) -> dict[Replica, Identity]:
     """The identities of the images of *replicas*, to which no more writes will come."""
-    fan_out = FanOut(0)
     asked = {replica: Operation(Kind.SEAL) for replica in replicas}
-    for replica, operation in asked.items():
-        fan_out.submit(replica, operation)
-    await fan_out.complete()
+    await carry_out(asked.items())
     return {
         replica: operation.value.identity
         for replica, operation in asked.items()

@@ -19,11 +19,12 @@ from quorumfs.decisions.ranges import segments
 from quorumfs.decisions.voting import blocks, middle_block, vote_data
 from quorumfs.disk import holes
 from quorumfs.disk.reading import read_locked, sole_source
+from quorumfs.metadata.ledger.known import Outcome
 from quorumfs.metadata.ledger.target import Target
 from quorumfs.repair.replica_io import cannot_be_read, next_data, seek
 from quorumfs.repair.work import PIECE, Work, pieces
-from quorumfs.replica.replica import FanOut, Replica
-from quorumfs.replica.storage import Kind, Operation, TruncatedError
+from quorumfs.replica.replica import Replica, carry_out
+from quorumfs.replica.storage import Kind, Operation
 
 COPIES_MAX = 2
 """Copies between images at a time: one can read while another writes. More would not help, because
@@ -275,11 +276,8 @@ class Copying:
 
     async def _tell(self, operation: Operation) -> None:
         self.require_target()
-        fan_out = FanOut(0)
-        fan_out.submit(self._to, operation)
-        await fan_out.complete()
-        if isinstance(operation.error, TruncatedError):
-            await self._sidecars.truncated(self._to)
+        await carry_out([(self._to, operation)])
+        await self._mirror.note_truncated([Outcome(self._to, operation)])
         if operation.error is not None:
             raise operation.error
 

@@ -31,6 +31,32 @@ class Pacer:
         return now + (now - began) * YIELD_TO_GUEST
 
 
+@dataclass(slots=True)
+class Backoff:
+    """When to try again: each wait is twice the last one, and begins anew after a long rest.
+
+    Times are monotonic, in seconds.
+    """
+
+    first_s: float
+    longest_s: float
+    due_at: float = 0.0
+    """When the next attempt is due."""
+    _wait_s: float = 0.0
+    """The last wait; 0: there was none lately."""
+
+    def tried(self, began: float, now: float) -> None:
+        """Note an attempt from *began* until *now*."""
+        rested = began - self.due_at > self.longest_s
+        self._wait_s = min(2 * self._wait_s, self.longest_s) if not rested else 0.0
+        self._wait_s = self._wait_s or self.first_s
+        self.due_at = now + self._wait_s
+
+    def start_anew(self) -> None:
+        """Have an attempt be due at once, and the one after it soon."""
+        self.due_at = self._wait_s = 0.0
+
+
 MEMORY_S = 10.0
 """How long ago (seconds) work was done that counts for the present speed by a third."""
 

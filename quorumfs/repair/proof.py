@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from quorumfs.replica.replica import FanOut, Replica
+from quorumfs.replica.replica import Replica, carry_out
 from quorumfs.replica.storage import Kind, Operation
 
 
@@ -16,10 +16,7 @@ async def holds_last_writes(replica: Replica, doubtful: Callable[[int, int], boo
     # What this host has cached of the file is what it wrote itself.
     reads = [Operation(Kind.READ, one.offset, one.length) for one in writes]
     for operations in ([Operation(Kind.EVICT)], reads):
-        fan_out = FanOut(0)
-        for operation in operations:
-            fan_out.submit(replica, operation)
-        await fan_out.complete()
+        await carry_out((replica, operation) for operation in operations)
         if any(operation.error is not None for operation in operations):
             return False
     return bool(writes) and all(

@@ -4,6 +4,7 @@ An ejected replica is tried again, ever more rarely: its files are opened anew, 
 mount, and resynced.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -15,6 +16,7 @@ from quorumfs.decisions.dirtymap import out_of_sync
 from quorumfs.decisions.model import Found, Member, Standing
 from quorumfs.errors import UserError
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.repair.pacing import Backoff
 from quorumfs.repair.proof import holds_last_writes
 from quorumfs.repair.resync import Resync
 from quorumfs.replica.replica import Replica
@@ -47,21 +49,6 @@ class Opener(Protocol):
         """Whether the open image of *replica* fails what the image answers when opened anew."""
 
 
-@dataclass(slots=True)
-class _Retry:
-    """When to try a replica again."""
-
-    at: float = 0.0
-    wait_s: float = RETRY_S[0]
-
-    def put_off(self, now: float) -> None:
-        """Wait from *now* on: twice as long as the last time, unless that is long ago."""
-        if now - self.at > RETRY_S[1]:
-            self.wait_s = RETRY_S[0]
-        self.at = now + self.wait_s
-        self.wait_s = min(2 * self.wait_s, RETRY_S[1])
-
-
 class Rejoin:
     """Has the replicas of one disk rejoin."""
 
@@ -78,35 +65,38 @@ class Rejoin:
         self._resync = resync
         self._opener = opener
         self._present = present
-        self._retries: dict[Replica, _Retry] = {}
-        self._looks: dict[Replica, _Retry] = {}
+        self._attempts = defaultdict[Replica, Backoff](partial(Backoff, *RETRY_S))
+        self._looks = defaultdict[Replica, Backoff](partial(Backoff, *RETRY_S))
         """When to look again whether the files of a member are lost."""
         self._claimed: set[Replica] = set()
         """Replicas that another mount had open at the last attempt."""
 
     def may_come_back(self, replica: Replica) -> bool:
         """Whether *replica* is out, or its file system gone, and it is tried again and again."""
-        if replica.standing.is_member:
-            return replica.dead or not replica.attached
+        return self._is_gone(replica) or self._is_out(replica)
+
+    def _is_gone(self, replica: Replica) -> bool:
+        """Whether *replica* is a member whose file system is gone."""
+        return replica.standing.is_member and (replica.dead or not replica.attached)
+
+    def _is_out(self, replica: Replica) -> bool:
+        """Whether *replica* is no member, and is tried again and again."""
         return replica.standing.is_retried or replica in self._claimed
 
     def try_at_once(self, replica: Replica) -> None:
         """Have the next attempt with *replica* come at once, and the one after it soon."""
-        self._retries.pop(replica, None)
+        self._attempts.pop(replica, None)
 
     async def rejoin(self, replica: Replica) -> bool:
         """Make *replica* current if it is not, and can be opened; whether that succeeded."""
-        out = replica.standing.is_retried or replica in self._claimed
+        out = self._is_out(replica)
         if out and replica.attached and replica not in self._present:
             replica.detach(there=True)
         if not out or replica.slot is None or replica.in_flight:
             return False
-        retry = self._retries.setdefault(replica, _Retry())
-        now = trio.current_time()
-        if now < retry.at or not self._ledger.members:
+        attempts, began = self._attempts[replica], trio.current_time()
+        if began < attempts.due_at or not self._ledger.members:
             return False
-        if now - retry.at > RETRY_S[1]:
-            retry.wait_s = RETRY_S[0]  # the last attempt is long ago
         opened = False
         try:
             member, found = await self._look_at(replica)
@@ -128,8 +118,7 @@ class Rejoin:
             return False
         finally:
             # The wait grows after a success, too: a replica that soon fails costs a generation.
-            retry.at = trio.current_time() + retry.wait_s
-            retry.wait_s = min(2 * retry.wait_s, RETRY_S[1])
+            attempts.tried(began, trio.current_time())
         return True
 
     async def reopen_member(self, replica: Replica) -> bool:
@@ -138,14 +127,13 @@ class Rejoin:
 
         Such a member is still current because too few others are left to eject it.
         """
-        gone = replica.standing.is_member and (replica.dead or not replica.attached)
-        gone = gone or await self._is_lost(replica)
-        retry = self._retries.setdefault(replica, _Retry())
+        gone = self._is_gone(replica) or await self._is_lost(replica)
+        attempts = self._attempts[replica]
         if gone and replica.attached:
             replica.detach()
-        if not gone or replica.in_flight or trio.current_time() < retry.at:
+        if not gone or replica.in_flight or trio.current_time() < attempts.due_at:
             return False
-        retry.at = trio.current_time() + RETRY_S[0]
+        attempts.due_at = trio.current_time() + RETRY_S[0]
         try:
             returned = await self._opener.reopen(replica)
             replica.attach(returned.image, returned.sidecar)
@@ -164,13 +152,13 @@ class Rejoin:
         """Whether the files of *replica*, a member, serve nothing any more, though they would if
         they were opened anew: only then is it right to close them. A bad sector is none of theirs.
         """
-        look, now = self._looks.setdefault(replica, _Retry()), trio.current_time()
+        looks, now = self._looks[replica], trio.current_time()
         suspected = replica.standing.is_member and replica.health.perhaps_lost
-        if not suspected or replica.hung or now < look.at:
+        if not suspected or replica.hung or now < looks.due_at:
             return False
         if self._alone_shows_something(replica):
             return False
-        look.put_off(now)
+        looks.tried(now, now)
         image = replica.image
         lost = await self._opener.is_lost(replica)
         still = replica.image is image and replica.standing.is_member

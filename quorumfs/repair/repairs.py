@@ -1,14 +1,16 @@
 """The repairs of a disk: make the replicas equal again, without being asked.
 
-There are five kinds of work, done in this order, under the disk's locks and beside the guest:
+There are six kinds of work, done in this order, under the disk's locks and beside the guest:
 
+* *reopen* members whose file system went away (`quorumfs.repair.rejoin`);
 * *settle* divergent chunks, after a crash or a failed change (`quorumfs.repair.settle`);
 * *resync* ejected replicas (`quorumfs.repair.rejoin`, `quorumfs.repair.resync`);
 * *resolve* what an administrator has decided (`quorumfs.repair.resolving`);
 * *verify* images that were adopted as they were (`quorumfs.repair.verify`);
 * *scrub*: read all there is, if an administrator asked for it (`quorumfs.repair.scrub`).
 
-Any of this work can stop at any point, with the process or with a replica, and be done again.
+Beside them, write-intent marks of idle extents are cleared (R5). Any of this work can stop at any
+point, with the process or with a replica, and be done again.
 """
 
 import logging
@@ -80,9 +82,7 @@ class Repairs:
         self.scrub = Scrub(
             mirror, sidecars, limit=limit, every_s=scrub_every_s, repair_unasked=outvoted
         )
-        self.resolving = Resolving(
-            Work(mirror, sidecars, limit), self.scrub, self._verification, lambda: self.undecided
-        )
+        self.resolving = Resolving(work, self.scrub, self._verification, lambda: self.undecided)
         self._told: set[str] = set()
         """Reasons why repairs stopped that the log has had since a repair last did something."""
         self._stopped = trio.Event()
@@ -102,7 +102,7 @@ class Repairs:
     def limit(self, limit: int | None) -> None:
         if self.scrub.limit == self.limit:  # else an administrator gave the scrub one of its own
             self.scrub.limit = limit
-        self._work.limit = self.resolving.limit = limit
+        self._work.limit = limit
 
     @property
     def resync_paused(self) -> bool:
@@ -215,7 +215,6 @@ class Repairs:
     async def stop(self) -> None:
         """Stop repairing, and wait until the repair at work has ended."""
         self._work.stop()
-        self.resolving.stop_work()
         self.scrub.stop_work()
         self._sidecars.notify()
         patience_s = STOP_S

@@ -13,12 +13,11 @@ from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
 
 
-async def seek(mirror: Mirror, replica: Replica | None, kind: Kind, offset: int) -> int:
+async def seek(mirror: Mirror, replica: Replica, kind: Kind, offset: int) -> int:
     """Where the next data or hole of *replica* is; without an answer everything is data."""
-    if replica is not None:
-        (outcome,) = await mirror.ask([replica], kind, 0, offset)
-        if outcome.error is None:
-            return cast("int", outcome.operation.value)
+    (outcome,) = await mirror.ask([replica], kind, 0, offset)
+    if outcome.error is None:
+        return cast("int", outcome.operation.value)
     return offset if kind is Kind.SEEK_DATA else mirror.size
 
 

@@ -58,23 +58,10 @@ class Resolving:
         self._undecided = undecided
         self._choices: deque[Choice] = deque()
 
-    @property
-    def limit(self) -> int | None:
-        """Bytes a second that are made equal at most; None: no limit."""
-        return self._work.limit
-
-    @limit.setter
-    def limit(self, limit: int | None) -> None:
-        self._work.limit = limit
-
     def choose(self, choice: Choice) -> None:
         """Have *choice* carried out; `Choice.done` is set in the end."""
         self._choices.append(choice)
         self._sidecars.notify()
-
-    def stop_work(self) -> None:
-        """Have all work end as soon as possible: the set is about to be unmounted."""
-        self._work.stop()
 
     def close(self) -> None:
         """End all choices that were not carried out."""
@@ -85,6 +72,7 @@ class Resolving:
         """Carry out a choice if there is one; whether there was."""
         if not self._choices:
             return False
+        self._work.progress = None  # a resync that failed just now left its own
         choice, undecided = self._choices[0], self._undecided()
 
         async def decide_unit(chunks: range) -> None:

@@ -50,12 +50,12 @@ class Pass:
     findings: Findings = field(default_factory=Findings)
     scrubbed: RangeSet = field(default_factory=RangeSet)
     """The chunks that it has behind it."""
-    seconds: float = 0.0
-    """How long it has been at work."""
-    began_at: int = 0
-    """The bytes that this mount found done."""
-    at_work_s: float = 0.0
-    """How long (seconds) this mount has been at work."""
+    work_s: float = 0.0
+    """Seconds at work, in all mounts."""
+    work_here_s: float = 0.0
+    """Seconds at work in this mount."""
+    done_before_bytes: int = 0
+    """Bytes that earlier mounts had done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +117,11 @@ class Scrub:
             at = record.position // self._work.map.chunk_size
             if record.position >= self._work.map.size:
                 at = len(self._work.map)
-            self.current = Pass(record.repairing, record.paused, seconds=record.seconds)
+            self.current = Pass(record.repairing, record.paused, work_s=record.seconds)
             self.current.findings.counts = record.counts
             if at:
                 self.current.scrubbed.add(0, at)
-            self.current.began_at = self.done_bytes
-            self._work.begin("scrub", None, self._work.map.size)
+            self.current.done_before_bytes = self.done_bytes
         number = record.number - record.running
         return Ended(number, record.ended, record.took, record.stopped, record.found)
 
@@ -140,9 +139,7 @@ class Scrub:
 
     @limit.setter
     def limit(self, limit: int | None) -> None:
-        # Not of the same work: what it rests for may be long after a low limit.
-        self._work = Work(self._mirror, self._sidecars, limit)
-        self._work.begin("scrub", None, self._work.map.size)
+        self._work.limit = limit
 
     @property
     def hindrance(self) -> str | None:
@@ -156,7 +153,6 @@ class Scrub:
             return
         self._number += 1
         self.current = Pass(repair)
-        self._work.begin("scrub", None, self._work.map.size)
         self._mirror.events.scrub_started(self._work.map.size, repair=repair)
         self._remember()
 
@@ -171,7 +167,7 @@ class Scrub:
         one, self.current = self.current, None
         if one is None:
             return
-        counts, seconds = one.findings.counts, int(one.seconds)
+        counts, seconds = one.findings.counts, int(one.work_s)
         finds = tuple(one.findings.finds)
         ended = max(1, int(self._wall()))
         self.last = Ended(self._number, ended, seconds, stopped, counts, finds)
@@ -201,9 +197,9 @@ class Scrub:
     def rate_bytes_per_s(self) -> float:
         """How fast the scrub under way was in this mount."""
         one = self.current
-        if one is None or one.at_work_s <= 0:
+        if one is None or one.work_here_s <= 0:
             return 0.0
-        return (self.done_bytes - one.began_at) / one.at_work_s
+        return (self.done_bytes - one.done_before_bytes) / one.work_here_s
 
     @property
     def undecided_bytes(self) -> int:
@@ -244,8 +240,8 @@ class Scrub:
             await self._go_on(one, began + STEP_S)
         finally:
             spent = trio.current_time() - began
-            one.seconds += spent
-            one.at_work_s += spent
+            one.work_s += spent
+            one.work_here_s += spent
         whole = not list(one.scrubbed.outside(0, len(self._work.map)))
         if whole and one is self.current:
             self.end(stopped=False)
@@ -341,7 +337,7 @@ class Scrub:
                 repairing=one.repair,
                 position=min(at, self._work.map.size),
                 counts=one.findings.counts,
-                seconds=int(one.seconds),
+                seconds=int(one.work_s),
             )
         with suppress(OSError):
             await self._sidecars.recorder.write_scrub(record)

@@ -17,6 +17,7 @@ from quorumfs.decisions.voting import middle_block, reconcile, undecided
 from quorumfs.disk.holes import next_hole
 from quorumfs.disk.reading import read_locked
 from quorumfs.metadata.ledger.known import holders_of
+from quorumfs.repair.pacing import Backoff
 from quorumfs.repair.replica_io import cannot_be_read, next_data, repair_write
 from quorumfs.repair.work import Work, pieces
 from quorumfs.replica.replica import Replica
@@ -36,9 +37,9 @@ class Settling:
         self._ledger = work.ledger
         self._map = work.map
         self._surfacing = trio.Lock()
-        self._again_at = 0.0
+        self._attempts = Backoff(*AGAIN_S)
         self._earliest_at = 0.0
-        self._pause_s = AGAIN_S[0]
+        """When the next attempt is due if other members are there (seconds)."""
         self._tried_with = self._who()
         self._unwritable = RangeSet()
         """Bytes that some member could not take at the last attempt."""
@@ -54,27 +55,27 @@ class Settling:
             return False  # all are needed, and one cannot take anything
         if who != self._tried_with:  # with others it may succeed
             self._tried_with = who
-            self._again_at = min(self._again_at, self._earliest_at)
-        return trio.current_time() >= self._again_at
+            self._attempts.due_at = min(self._attempts.due_at, self._earliest_at)
+        return trio.current_time() >= self._attempts.due_at
 
     async def settle(self) -> None:
         """Settle every divergent chunk that can be settled, beside the guest."""
-        if trio.current_time() - self._again_at > AGAIN_S[1]:
-            self._pause_s = AGAIN_S[0]  # the last attempt is long ago
+        began = trio.current_time()
         try:
             await self._settle_what_differs()
         finally:
-            self._wait()
+            self._wait(began)
 
-    def _wait(self) -> None:
-        """Have the next attempt wait, if a chunk is still divergent."""
+    def _wait(self, began: float) -> None:
+        """Have the next attempt wait, after one from *began* on, if a chunk is still divergent."""
         if not self._ledger.agreement.divergent:
-            self._pause_s, self._earliest_at, self._again_at = AGAIN_S[0], 0.0, 0.0
+            self._attempts.start_anew()
+            self._earliest_at = 0.0
             self._unwritable, self._unwritable_on = RangeSet(), {}
             return
         now = trio.current_time()
-        self._earliest_at, self._again_at = now + AGAIN_S[0], now + self._pause_s
-        self._pause_s = min(2 * self._pause_s, AGAIN_S[1])
+        self._attempts.tried(began, now)
+        self._earliest_at = now + AGAIN_S[0]
         self._tried_with = self._who()
 
     def _who(self) -> tuple[frozenset[Replica], frozenset[Replica]]:

@@ -14,6 +14,7 @@ from quorumfs.decisions.dirtymap import UNVERIFIED
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.voting import blocks, majority, middle_block
 from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.repair.pacing import Backoff
 from quorumfs.repair.replica_io import repair_write
 from quorumfs.repair.work import Work, pieces
 from quorumfs.replica.replica import Replica
@@ -41,10 +42,8 @@ class Verification:
         """Chunks that could not be compared as a whole, and are to be tried again."""
         self._written = RangeSet()
         """Chunks that a guest wrote to although they differ, or could not be compared."""
-        self._pause_s = AGAIN_S[0]
-        """How long to wait after the next comparison (seconds)."""
-        self._again_at = 0.0
-        """When left-out chunks are compared again; trio's clock, seconds."""
+        self._attempts = Backoff(*AGAIN_S)
+        """When left-out chunks are compared again."""
         self._compared: frozenset[Replica] = frozenset()
         """The members at the last attempt."""
         self._answering: frozenset[Replica] = frozenset()
@@ -72,7 +71,7 @@ class Verification:
 
         None is due while only one replica is current, unless all others were removed from the set.
         """
-        members = frozenset(self._ledger.members)
+        began, members = trio.current_time(), frozenset(self._ledger.members)
         if len(members) < 2:
             return await self._accept_the_last(members)
         if not members <= self._compared:  # with one member more there may be a majority
@@ -80,7 +79,7 @@ class Verification:
         self._compared = members
         answering = frozenset(r for r in members if r.state.answers)
         if not answering <= self._answering:  # a member is back
-            self._again_at = 0.0
+            self._attempts.start_anew()
         self._answering = answering
         unverified = self._map.runs(UNVERIFIED, longest=len(self._map))
         runs = list(_without(unverified, self._left_out()))
@@ -94,8 +93,7 @@ class Verification:
                 if self._work.save_due:
                     await self._work.save()
         await self._work.save()
-        self._again_at = trio.current_time() + self._pause_s
-        self._pause_s = min(2 * self._pause_s, AGAIN_S[1])
+        self._attempts.tried(began, trio.current_time())
         return True
 
     async def _accept_the_last(self, members: frozenset[Replica]) -> bool:
@@ -110,11 +108,8 @@ class Verification:
 
     def _left_out(self) -> RangeSet:
         """Chunks that were compared in vain, and are not due to be compared again."""
-        late = trio.current_time() - self._again_at
-        if late < 0:
+        if trio.current_time() < self._attempts.due_at:
             return self._differing.union(self._unread)
-        if late > AGAIN_S[1]:
-            self._pause_s = AGAIN_S[0]  # the last comparison is long ago
         left_out = self._differing.union(RangeSet())
         for start, end in self._unread.union(self._written):
             left_out.remove(start, end)

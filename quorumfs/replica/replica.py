@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -565,7 +565,7 @@ class FanOut:
     def adopt(self, replica: Replica, operation: Operation) -> None:
         """Wait for *operation* too, which another thread has begun on *replica*."""
         self._pending += 1
-        operation.counts = replica.standing is not Standing.RESYNCING
+        operation.counts = not replica.standing.is_target
         if replica.behind_max_s is not None:
             self._note_behind(replica, operation)
         replica.adopt(operation, self)
@@ -652,3 +652,16 @@ class FanOut:
     def _abort(self, _: object) -> trio.lowlevel.Abort:
         self._task = None
         return trio.lowlevel.Abort.SUCCEEDED
+
+
+async def carry_out(
+    asked: Iterable[tuple[Replica, Operation]], needed: int = 0, *, to_sidecar: bool = False
+) -> None:
+    """Have each operation done on its replica, and wait for all: each has its outcome then.
+
+    *needed* as for `FanOut`.
+    """
+    fan_out = FanOut(needed)
+    for replica, operation in asked:
+        fan_out.submit(replica, operation, to_sidecar=to_sidecar)
+    await fan_out.complete()

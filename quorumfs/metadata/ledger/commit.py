@@ -53,9 +53,9 @@ class Order(NamedTuple):
     and of one that went offline without the record that its role names."""
     at: int = 0
     """When it was removed, in seconds since 1970."""
-    told: bool = False
-    """A replica that goes offline gets the first record that follows the order, as its last one:
-    what comes back with an earlier record is an older copy (R15)."""
+    gets_last_record: bool = False
+    """The replica itself gets the first record that follows the order. If it comes back with an
+    earlier one, it is an older copy (R15)."""
 
     def applied(self, role: Role) -> Role:
         """*role* as ordered."""
@@ -173,8 +173,8 @@ class Records:
         current = {replica.slot: replica.path for replica in members if replica.slot is not None}
         record = record.with_state(current, RoleState.CURRENT)
         if not left:
-            told = [slot for slot, order in self.orders.items() if order.told]
-            record = record.with_state(told, RoleState.OFFLINE)
+            holders = [slot for slot, order in self.orders.items() if order.gets_last_record]
+            record = record.with_state(holders, RoleState.OFFLINE)
         if resyncing is not None and resyncing.slot is not None:
             record = record.with_state([resyncing.slot], RoleState.RESYNCING)
         for slot, path in current.items():

@@ -45,8 +45,6 @@ class Membership:
     """``out_of_sync`` bits of all slots without a receiver."""
     member_bits: int
     """``out_of_sync`` bits of the members."""
-    looked_at: int
-    """The bits of a chunk that a write looks at: the long way, unless `INTENT` alone is set."""
     recorded: bool
     """Only members can be taken for current by a reader of any sidecar."""
     ready: bool
@@ -68,7 +66,6 @@ class Membership:
             receivers,
             _bits_but(receivers, records.record),
             member_bits,
-            INTENT | UNVERIFIED | member_bits,
             recorded=recorded,
             ready=may_change and not joining and len(members) >= records.threshold,
         )
@@ -101,7 +98,7 @@ class Ledger:
         self.marks = Marks(self.recorded, self.agreement)
         self.in_use = False
         """The record in the sidecars names the set as in use by this mount."""
-        self.membership = Membership((), (), 0, 0, 0, recorded=False, ready=False)
+        self.membership = Membership((), (), 0, 0, recorded=False, ready=False)
         self.replicas: Sequence[Replica] = tuple(replicas)
         self._fenced = False
         """A different mount has the set: there are no members here."""
@@ -157,16 +154,16 @@ class Ledger:
         membership, target = self.membership, self.target
         if not membership.ready or self.agreement.torn or self.content:
             return None
-        looked_at = membership.looked_at | membership.out_bits
+        mask = INTENT | UNVERIFIED | membership.member_bits | membership.out_bits
         wanted = INTENT | membership.out_bits  # what else a change would set, it finds set
         kept_out = [*self.agreement.unreadable, *self.recorded.lagging(membership.member_bits)]
         if target is not None:
-            looked_at |= target.bit
+            mask |= target.bit
             if not target.mirroring:  # a change makes chunks LACKING: only where they are
                 wanted |= target.bit
                 kept_out += [self.map.bounds_of(target.given)] if target.given else []
         return Writable(
-            self.receivers, self.map.chunk_size, self.map.planes, looked_at, wanted, kept_out
+            self.receivers, self.map.chunk_size, self.map.planes, mask, wanted, kept_out
         )
 
     def wrote(self, chunks: Collection[int]) -> None:
@@ -357,7 +354,8 @@ class Ledger:
     @property
     def may_clear_marks(self) -> bool:
         """Whether there may be marks to clear, or extents to count as unused."""
-        return self.marks.in_use or (self.all_current() and self.marks.idle)
+        intents = self.marks.intents
+        return any(intents.in_use()) or (self.all_current() and any(intents.idle()))
 
     def arrange(self) -> None:
         """Rebuild the membership from the replicas' standings."""
@@ -422,19 +420,6 @@ class Ledger:
         self._fenced = True
         self.arrange()
         self.notify()
-
-
-def grow(ledger: Ledger, bits: int) -> None:
-    """Take over the size of the record, which all members hold: the disk has grown.
-
-    *bits*: the states of the added chunks in all sidecars.
-    """
-    size = ledger.record.size
-    ledger.recorded.grow(size, bits)
-    ledger.marks.intents.grow()
-    for replica in ledger.replicas:
-        replica.resized(size)
-    ledger.notify()
 
 
 def _bits_but(replicas: Sequence[Replica], record: Record) -> int:

@@ -47,16 +47,6 @@ class Marks:
         """
         return not self._map.any(UNVERIFIED, self._map.extent_chunks(extents))
 
-    @property
-    def in_use(self) -> bool:
-        """Whether any extent has had a write since `Intents.look_anew`."""
-        return next(self.intents.in_use(), None) is not None
-
-    @property
-    def idle(self) -> bool:
-        """Whether any marked span has had no write since `Intents.look_anew`."""
-        return next(self.intents.idle(), None) is not None
-
     def clear(self, idle: Iterable[range], claimed: Iterable[tuple[int, int]]) -> None:
         """Clear the marks of *idle* extents, except extents in use, divergent or torn.
 

@@ -79,14 +79,14 @@ class RangeSet:
 
     def inside(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The parts of ``[start, end)`` that are in the set, in order. It may change meanwhile."""
-        for low, high, outside in segments(start, end, [self]):
-            if not outside:
+        for low, high, inside in segments(start, end, [self]):
+            if inside:
                 yield low, high
 
     def outside(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """As `inside`: the parts of ``[start, end)`` that are not in the set."""
-        for low, high, outside in segments(start, end, [self]):
-            if outside:
+        for low, high, inside in segments(start, end, [self]):
+            if not inside:
                 yield low, high
 
     def bounds_between(self, start: int, end: int) -> list[int]:
@@ -96,20 +96,18 @@ class RangeSet:
 
 
 def segments(
-    start: int, end: int, excluded: Sequence[RangeSet]
+    start: int, end: int, sets: Sequence[RangeSet]
 ) -> Iterator[tuple[int, int, list[int]]]:
-    """Cut ``[start, end)`` where the choice of replicas changes.
+    """Cut ``[start, end)`` where a range of any of *sets* begins or ends.
 
-    *excluded* has one set per replica: the bytes for which it must not be used. Yields
-    ``(start, end, usable)`` in order, without gaps; *usable* lists the indexes of the replicas
-    that may be used for the whole segment.
+    Yields ``(start, end, inside)`` in order, without gaps: *inside* lists the indexes of the sets
+    that the part is in.
     """
     cuts = {start, end}
-    for ranges in excluded:
+    for ranges in sets:
         cuts.update(ranges.bounds_between(start, end))
-    ordered = sorted(cuts)
-    for low, high in pairwise(ordered):
-        yield low, high, [i for i, ranges in enumerate(excluded) if not ranges.overlaps(low, high)]
+    for low, high in pairwise(sorted(cuts)):
+        yield low, high, [i for i, ranges in enumerate(sets) if ranges.overlaps(low, high)]
 
 
 def least_coverage(size: int, missed: Sequence[RangeSet]) -> int:

@@ -221,10 +221,10 @@ class Volatile:
             ReadSegment(
                 start,
                 end - start,
-                [self.receivers[index] for index in holders],
-                lacking=tuple(r for i, r in enumerate(self.receivers) if i not in holders),
+                [r for i, r in enumerate(self.receivers) if i not in lacking],
+                lacking=tuple(self.receivers[index] for index in lacking),
             )
-            for start, end, holders in segments(offset, offset + length, missed)
+            for start, end, lacking in segments(offset, offset + length, missed)
         ]
         if len(parts) > PARTS_MAX:
             complete = [r for r in self.receivers if all(r in part.holders for part in parts)]

@@ -68,9 +68,10 @@ class Copying:
                     if torn or (undecided and len(sources) > 1):
                         await self._copy_agreed(sources, *bounds)
                         continue
-                    unproven = [self._target.unproven]
-                    for start, stop, proven in segments(run.start, run.stop, unproven):
-                        compare = self._compare or not proven
+                    for start, stop, unproven in segments(
+                        run.start, run.stop, [self._target.unproven]
+                    ):
+                        compare = self._compare or bool(unproven)
                         bounds = self._work.bounds(range(start, stop))
                         await self._copy(sources[0], *bounds, compare=compare)
         except _UnreadableError:

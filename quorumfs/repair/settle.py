@@ -143,12 +143,12 @@ class Settling:
         await self._surface_writeback_errors(chunks)
         parts = []
         unsettled = self._ledger.agreement.divergent
-        for start, stop, settled in segments(chunks.start, chunks.stop, [unsettled]):
+        for start, stop, divergent in segments(chunks.start, chunks.stop, [unsettled]):
             first, last = max(offset, start * size), min(offset + length, stop * size)
-            if settled:
-                parts.append((await read_locked(self._mirror, first, last - first)).data)
-            else:
+            if divergent:
                 parts.append(await self._held_by_all(first, last - first))
+            else:
+                parts.append((await read_locked(self._mirror, first, last - first)).data)
         return b"".join(parts)
 
     async def _held_by_all(self, offset: int, length: int) -> bytes:
@@ -198,9 +198,9 @@ class Settling:
         ledger, known = self._ledger, self._ledger.chunks
         everywhere = True
         divergent = known.agreement.divergent
-        for start, stop, settled in segments(chunks.start, chunks.stop, [divergent]):
-            # A chunk that is not divergent may be UNVERIFIED; a vote or the operator decides it.
-            for part, sources in known.sources.of(range(start, stop)) if not settled else ():
+        # A chunk that is not divergent may be UNVERIFIED; a vote or the operator decides it.
+        for start, stop in divergent.inside(chunks.start, chunks.stop):
+            for part, sources in known.sources.of(range(start, stop)):
                 belief = known.believe()
                 equal, refused = await self._settle_part(*self._work.bounds(part), sources)
                 if not known.still_believed(belief):

@@ -55,7 +55,7 @@ def test_ranges_are_sorted_disjoint_and_do_not_touch(
 
 
 @given(st.lists(changes, min_size=1, max_size=4), spans)
-def test_segments_name_exactly_the_replicas_usable_for_each_byte(
+def test_segments_name_exactly_the_sets_that_each_byte_is_in(
     histories: list[list[tuple[bool, tuple[int, int]]]], span: tuple[int, int]
 ) -> None:
     pairs = [applied(history) for history in histories]
@@ -63,9 +63,9 @@ def test_segments_name_exactly_the_replicas_usable_for_each_byte(
     cut = list(segments(*span, [ranges for ranges, _ in pairs]))
 
     assert [byte for start, end, _ in cut for byte in range(start, end)] == list(range(*span))
-    for start, end, usable in cut:
+    for start, end, inside in cut:
         for byte in range(start, end):
-            assert usable == [i for i, model in enumerate(models) if byte not in model]
+            assert inside == [i for i, model in enumerate(models) if byte in model]
 
 
 @given(st.lists(changes, max_size=4))

@@ -96,9 +96,8 @@ class Agreement:
             unverified.add(run.start, run.stop)
         kept = (unverified, self.inherited, self.divergent)
         states = (Agreed.UNVERIFIED, Agreed.INHERITED, Agreed.DIVERGENT)
-        for start, stop, outside in segments(chunks.start, chunks.stop, kept):
-            inside = (state for index, state in enumerate(states) if index not in outside)
-            yield range(start, stop), next(inside, Agreed.AGREED)
+        for start, stop, inside in segments(chunks.start, chunks.stop, kept):
+            yield range(start, stop), states[inside[0]] if inside else Agreed.AGREED
 
     def tell(self, event: Event, chunks: range) -> None:
         """Apply *event* to *chunks*."""

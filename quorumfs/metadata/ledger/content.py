@@ -95,9 +95,9 @@ class Content:
     def _states(self, replica: Replica, chunks: range) -> Iterator[tuple[range, Held]]:
         """Cut *chunks* where the state on *replica* changes."""
         kept = (self.lacked(replica, chunks), self._risked.get(replica, _NOTHING))
-        for start, stop, outside in segments(chunks.start, chunks.stop, kept):
-            state = Held.LACKING if 0 not in outside else Held.RISKED
-            yield range(start, stop), state if len(outside) < len(kept) else Held.HELD
+        states = (Held.LACKING, Held.RISKED)
+        for start, stop, inside in segments(chunks.start, chunks.stop, kept):
+            yield range(start, stop), states[inside[0]] if inside else Held.HELD
 
     def lacked(self, replica: Replica, chunks: range) -> RangeSet:
         """The part of *chunks* LACKING on *replica*, a member."""

@@ -68,17 +68,17 @@ class Sources:
         agreement, members = self._agreement, self._content.members
         size = self._map.chunk_size
         chunks, end = self._map.chunks(offset, length), offset + length
-        for start, stop, agreed in segments(chunks.start, chunks.stop, [agreement.divergent]):
+        cuts = [agreement.torn, agreement.unreadable]
+        for start, stop, divergent in segments(chunks.start, chunks.stop, [agreement.divergent]):
             for part, sources in self.of(range(start, stop)):
                 first, last = max(offset, part.start * size), min(end, part.stop * size)
-                holders = [r for r in members if r in sources] if agreed else sources
+                holders = sources if divergent else [r for r in members if r in sources]
                 # Sources are right even if losses leave too few sources for a vote.
                 few = len(sources) < min(self._records.threshold, len(members))
-                cuts = [agreement.torn, agreement.unreadable]
-                for low, high, sound in segments(first, last, cuts):
-                    pinned = not agreed or few
-                    held_by = holders if _READABLE in sound else []
-                    torn = _WHOLE not in sound
+                pinned = bool(divergent) or few
+                for low, high, inside in segments(first, last, cuts):
+                    held_by = [] if _UNREADABLE in inside else holders
+                    torn = _TORN in inside
                     yield ReadSegment(low, high - low, held_by, pinned=pinned, torn=torn)
 
     def pin_source(self, replica: Replica, chunks: range) -> None:
@@ -113,5 +113,5 @@ class Sources:
                 yield part
 
 
-_WHOLE, _READABLE = range(2)
-"""The indexes listed by `segments` for parts without torn, and without unreadable, bytes."""
+_TORN, _UNREADABLE = range(2)
+"""Indexes of the sets of torn, and of unreadable, bytes."""

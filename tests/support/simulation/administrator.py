@@ -199,6 +199,7 @@ class Administrator:
         """Some orders meet a replica that loses its pages, or the daemon dies amid them."""
         dice, mounted = self._dice, self._mounted
         spare = mounted.even and len(mounted.members) > mounted.sidecars.ledger.least
+        spare = spare and not any(one.image_faults.planned for one in self._world.replicas)
         draw = dice.random()
         if draw < 0.1 and spare and index in mounted.members:
             kind = dice.choice((Kind.SYNC, Kind.SEAL))

@@ -32,7 +32,15 @@ from quorumfs.decisions.assembly import (
 from quorumfs.decisions.claim import Claim, ClaimState, FoundClaim, claim_state, in_the_way
 from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED, DirtyMap, out_of_sync
 from quorumfs.decisions.model import Found, Plan
-from quorumfs.decisions.record import SUFFIX, UNKNOWN_IDENTITY, Identity, Record, Sidecar, path_for
+from quorumfs.decisions.record import (
+    SUFFIX,
+    UNKNOWN_IDENTITY,
+    Identity,
+    Record,
+    RoleState,
+    Sidecar,
+    path_for,
+)
 from quorumfs.decisions.sidecar import FormatError, UnknownVersionError
 from quorumfs.errors import ExitCode, UserError
 from quorumfs.mount.daemon import in_child_process
@@ -86,9 +94,9 @@ class Examined:
     recorded_ns: int = 0
     """As in `Found`."""
     claim: Claim | None = None
-    """The same, as far as it can be judged."""
+    """The claim in the sidecar: which mount has the set, or had it last; None: there is none."""
     claim_state: ClaimState | None = None
-    """What is known of the mount that left the claim; None: there is none."""
+    """What this host knows of that mount; None: there is no claim."""
     device: bool = False
     """It is a block device."""
 
@@ -532,7 +540,9 @@ def replica_text(examined: Examined) -> Iterator[str]:
     yield _line("image", _image_text(examined, sidecar))
     yield from _map_text(sidecar.map, record)
     for slot, role in enumerate(record.roles):
-        since = "" if role.state.name == "CURRENT" else f" since generation {role.generation:016x}"
+        since = (
+            "" if role.state is RoleState.CURRENT else f" since generation {role.generation:016x}"
+        )
         own = ", this one" if slot == sidecar.slot else ""
         path = role.path or role.replica_id.hex()
         yield _line(f"slot {slot}", f"{role.state.name.lower()}{since}: {path}{own}")

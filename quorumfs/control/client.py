@@ -1,9 +1,9 @@
-"""The other end of the control socket, for the commands: who serves a mount point, and ask it.
+"""The client's side of the control socket: finds the daemon of a mount point, and asks it.
 
-Blocking, with one deadline for everything. What answers may be another user's, and anything: it
-gets neither more time nor more memory than any other, and speaks for nothing but the mount that
-the kernel says is that user's. Never touches the mounted file system, which may be dead
-or hung: the kernel's table of mounts says who owns a mount, and so where its socket is.
+Blocking, with one deadline for everything. What answers may be a process of another user, and
+anything: the time and memory for each answer are bounded, and an answer is believed only about the
+mount that, by the kernel's table, is that user's. Never touches the mounted file system, which may
+be dead or hung: the kernel's table of mounts says who owns a mount, and so where its socket is.
 """
 
 import errno

@@ -138,7 +138,8 @@ DISABLING = frozenset(
         Trouble.HANGING,
     )
 )
-"""With which a replica is no help for the threshold: requests that need it fail or wait."""
+"""Troubles with which a replica does not count towards the threshold: what needs it fails, or
+waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,16 +183,18 @@ _OPERATIONS = {
 
 @dataclass(frozen=True, slots=True)
 class LatencyStatus:
-    """How long (microseconds) requests of one sort took lately; of the longest, in minutes."""
+    """How long requests of one sort took lately (microseconds)."""
 
     p50_us: int
     p99_us: int
     max_us: int
+    """The longest of the last minute or two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """Of requests of at most 256 KiB that the fast path did not serve; None: there were none."""
+    """Of requests of at most 256 KiB; those that the fast path served are not among them. None:
+    there were no requests."""
 
     read: LatencyStatus | None = None
     write: LatencyStatus | None = None
@@ -657,7 +660,8 @@ def _advised(replica: ReplicaStatus) -> bool:
     return not replica.current or replica.reason is not None
 
 
-_AGAIN = "then it is brought up to date by itself"
+_UPDATED = "it is brought up to date by itself"
+_AGAIN = f"then {_UPDATED}"
 
 ADVICE = MappingProxyType(
     {
@@ -720,7 +724,7 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
                 "what is in flight keeps it busy"
             )
         look = "look at its disk, or the network to it"
-        return f"{happened}: {look}; when it answers, {_AGAIN[5:]}{busy}"
+        return f"{happened}: {look}; when it answers, {_UPDATED}{busy}"
     return f"{happened}: {advice}"
 
 

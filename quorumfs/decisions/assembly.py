@@ -63,7 +63,8 @@ from quorumfs.decisions.record import (
 from quorumfs.errors import ExitCode, UserError
 
 LATER_NS = 300 * 10**9
-"""So much later than its sidecar no daemon writes to an image."""
+"""The longest time (nanoseconds) between a daemon's last write to a sidecar and a later one of its
+own to the image."""
 
 
 class AssemblyRefusedError(UserError):
@@ -143,7 +144,8 @@ def new_record(
 
 
 def covers(record: Record, slot: int, generation: int, sequence: int = 0) -> bool:
-    """Whether *record* tracked all that a replica lacks that holds *generation* and *sequence*."""
+    """Whether *record* tracks all that the replica with *slot* lacks, if the last record that it
+    held is the one with *generation* and *sequence*."""
     role = record.roles[slot]
     if generation == role.generation:
         return sequence >= role.sequence
@@ -163,7 +165,7 @@ def image_changed(found: Found) -> bool:
     known = found.sidecar.identity
     if known.mtime_ns or known.ctime_ns:
         now = found.image
-        if found.device and now is not None:  # a longer one is no other one
+        if found.device and now is not None:  # one that was lengthened is still the same
             now = replace(now, size=min(now.size, known.size))
         return known != now
     return bool(known.inode) and found.instance is None and not _is_as_in_use(found)
@@ -172,8 +174,8 @@ def image_changed(found: Found) -> bool:
 def written_after_crash(found: Found) -> bool:
     """Whether somebody else wrote to the image after a crash, such as a guest booted on it.
 
-    Both times are of the clock of one store. The record moves on each half minute in which
-    something is written, if not for a store that hangs.
+    Both times are of the clock of one store. While the disk is written to, sidecars are written
+    every half minute, unless a store hangs.
     """
     assert found.sidecar is not None
     known, now = found.sidecar.identity, found.image
@@ -188,7 +190,8 @@ def image_unproven(found: Found) -> bool:
 
     True where the sidecar does not vouch for an image that was in use, and the mount that held the
     image is gone, or does not vouch for it either: an older image, or an empty one, may be in its
-    place. And of a device that nothing tells from others, for a fingerprint is of a part of it.
+    place. Also true of a device without an identity of its own: its fingerprint covers only a part
+    of it.
     """
     assert found.sidecar is not None
     known = found.sidecar.identity
@@ -207,9 +210,8 @@ def _was_remounted(found: Found) -> bool:
 def _is_as_in_use(found: Found) -> bool:
     """Whether the image is the one that was in use, as far as its identity tells.
 
-    It may be longer: a daemon that died had begun to grow the disk. Or shorter: that was not
-    durable, and a power cut took it back. What is behind the end of the disk says nothing of what
-    is before.
+    It may be longer than on record, because a daemon died while it grew the disk; or shorter,
+    because that was not durable. It must not be shorter than the disk.
     """
     assert found.sidecar is not None
     now, size = found.in_use, found.sidecar.record.size
@@ -355,20 +357,19 @@ def _refuse_strangers(found: Sequence[Found]) -> None:
             if not members:
                 continue
             where = f" (there is no {one.sidecar_place})" if one.device else ""
-            everybody = " ".join(f.path for f in found)
+            paths = [f.path for f in found]
             whole = [f.path for f in members if f.sidecar and not f.sidecar.is_mixture]
             if not whole:
                 raise AssemblyRefusedError(
                     "stranger",
                     f"{one.path} has no sidecar{where}, and {members[0].path} was being made a "
                     "copy, which was cut off: it is no disk. Run the same command again; or, to "
-                    f"keep what {one.path} holds, quorumfs resolve --keep {one.path} {everybody}",
+                    f"keep what {one.path} holds, {_resolve('--keep', one.path, paths)}",
                 )
             raise AssemblyRefusedError(
                 "stranger",
                 f"{one.path} has no sidecar{where}, but {whole[0]} is a member of a set: to "
-                f"make {one.path} a copy of it, run: quorumfs resolve --keep {whole[0]} "
-                f"{everybody}",
+                f"make {one.path} a copy of it, run: {_resolve('--keep', whole[0], paths)}",
             )
     seen: dict[bytes, Found] = {}
     for one in members:
@@ -600,8 +601,7 @@ class _Survey:
 
     def command(self, option: str, keep: str) -> str:
         """The command that makes all replicas here copies of *keep*."""
-        here = [one.path for one in self.found if one.image]
-        return f"quorumfs resolve {option} {shlex.join([keep, *here])}"
+        return _resolve(option, keep, [one.path for one in self.found if one.image])
 
 
 class _Assembly:
@@ -1036,6 +1036,10 @@ def _account(one: Found, problem: str, resolve: str | None = None) -> str:
     if problem == os.strerror(errno.ENOENT):
         return f"{what}: bring it back, or name it where it is"
     return f"{what}: mend that"
+
+
+def _resolve(option: str, keep: str, paths: Sequence[str]) -> str:
+    return f"quorumfs resolve {option} {shlex.join([keep, *paths])}"
 
 
 def _giving_up(slots: Collection[int]) -> str:

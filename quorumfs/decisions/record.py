@@ -125,6 +125,11 @@ class Record:
         roles = enumerate(self.roles)
         return [slot for slot, role in roles if role.state is not RoleState.REMOVED]
 
+    @property
+    def latest_mount(self) -> int:
+        """The identity of the latest mount; 0: none is known."""
+        return self.mounts[0].identity if self.mounts else 0
+
     def slot_of(self, replica_id: bytes) -> int | None:
         """The slot of a replica; None if the replica is not, or no more, in the set."""
         slot = self.place_of(replica_id)
@@ -162,7 +167,7 @@ class Record:
                 state=state,
                 generation=self.generation,
                 sequence=self.sequence,
-                mount=self.mounts[0].identity if self.mounts else 0,
+                mount=self.latest_mount,
             )
         return record
 

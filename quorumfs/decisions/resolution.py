@@ -9,6 +9,7 @@ replica given up.
 """
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -335,7 +336,7 @@ class _Resolving:
         """Enter an image without a sidecar; returns its new slot."""
         assert one.image is not None
         if one.image.size < (size := self._parent.size):
-            command = f": truncate -s {size} {one.path}"
+            command = f": truncate -s {size} {shlex.quote(one.path)}"
             how = " (with lvextend or the like)" if one.device else command
             raise AssemblyRefusedError(
                 "resolve",

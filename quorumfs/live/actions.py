@@ -38,8 +38,8 @@ Verb = Callable[["Request", "Action"], Awaitable[dict[str, Any]]]
 
 
 def not_cut_off() -> trio.CancelScope:
-    """A scope in which the end of the mount waits: for requests to the disk, which is closed only
-    when each has ended, and for records, which no other may overtake."""
+    """A scope that the end of the mount waits for: for requests, because the disk is closed after
+    the last one; for records, because no other one may overtake them."""
     return trio.CancelScope(shield=True)
 
 

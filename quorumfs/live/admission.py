@@ -1,7 +1,7 @@
 """Making an image a replica, while a guest uses the disk.
 
-The image may be new; or be known to the set, which it was not given to at the mount, or which
-cannot use what it holds.
+The image is new; or it is one of a replica of the set that this mount was not given, or whose data
+the set cannot use.
 """
 
 import os
@@ -58,7 +58,8 @@ class Admission:
     ) -> Replica:
         """The replica at *path*, at the place *at* (from 1) if it is new.
 
-        *require* raises `UserError` if no replica may be added, when its files have been made.
+        *require*, called once the files are made, raises `UserError` if no replica may be added any
+        more.
         *overwrite*: give up what the image holds, unless the set uses it already. Without, a
         replica that the set knows, and cannot use, is returned as it is. Raises `UsageError` and
         `UserError`.

@@ -42,7 +42,7 @@ _REMOUNT = "unmount, and mount again with it"
 _KERNEL = f"the kernel is told of it when the disk is mounted: {_REMOUNT}"
 
 FIXED = {
-    "metadata": f"what the replicas missed is known in the one way alone: {_REMOUNT}",
+    "metadata": f"what replicas miss is kept in one way from the mount on: {_REMOUNT}",
     "chunk_size": "the sidecars are made with it: it counts for new sets alone",
     "degraded": "it is a consent that a mount asks for when it begins: give it to the next one",
     "takeover": "it is a consent that a mount asks for when it begins: give it to the next one",

@@ -171,19 +171,18 @@ class Enrolment:
             slot = min(removed)[1] if removed else slot
         if slot >= REPLICAS_MAX:
             return None
-        latest = record.mounts[0].identity if record.mounts else 0
         state, at = RoleState.STALE, record.sequence
-        return slot, Role(os.urandom(16), state, record.generation, path, at, latest)
+        new = Role(os.urandom(16), state, record.generation, path, at, record.latest_mount)
+        return slot, new
 
     def present_role(self, slot: int) -> Role:
         """The role of the replica with *slot*, for a `first_sidecar` after `give_up_content`."""
         record = self._ledger.record
-        latest = record.mounts[0].identity if record.mounts else 0
         return replace(
             record.roles[slot],
             generation=record.generation,
             sequence=record.sequence,
-            mount=latest,
+            mount=record.latest_mount,
         )
 
     def first_sidecar(self, slot: int, role: Role) -> Sidecar:

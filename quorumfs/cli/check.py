@@ -10,7 +10,8 @@ from quorumfs.cli.command import Verb
 from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import printable
 from quorumfs.cli.status import Answer, ask_all
-from quorumfs.control.status import DiskState, Status, describe
+from quorumfs.control.advice import describe
+from quorumfs.control.status import DiskState, Status
 from quorumfs.errors import ExitCode
 
 NOTHING = ("ok", "warning", "critical", "unknown")

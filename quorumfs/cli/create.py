@@ -15,7 +15,7 @@ from quorumfs.cli.completion import FilePath
 from quorumfs.cli.examine import look_at_all
 from quorumfs.cli.needed import option_of_devices, options_of_change, would
 from quorumfs.cli.output import printable
-from quorumfs.control.status import human_bytes
+from quorumfs.control.human import human_bytes
 from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.dirtymap import UNVERIFIED
 from quorumfs.decisions.record import RoleState

@@ -21,7 +21,7 @@ from quorumfs.cli.command import Verb
 from quorumfs.cli.completion import FilePath
 from quorumfs.cli.needed import option_of_devices
 from quorumfs.cli.output import forget_stdout, printable
-from quorumfs.control.status import human_bytes
+from quorumfs.control.human import human_bytes
 from quorumfs.decisions.assembly import (
     AssemblyRefusedError,
     assemble,

@@ -13,8 +13,9 @@ from quorumfs.cli.completion import FilePathOrName, OptionList
 from quorumfs.cli.needed import already_mounted, options_of_change, would
 from quorumfs.cli.output import complain, printable
 from quorumfs.control import client
+from quorumfs.control.advice import describe
 from quorumfs.control.journald import WARNING
-from quorumfs.control.status import DiskState, Status, describe
+from quorumfs.control.status import DiskState, Status
 from quorumfs.decisions.growth import LONGER
 from quorumfs.decisions.sectors import unreachable
 from quorumfs.errors import ExitCode, UsageError, UserError

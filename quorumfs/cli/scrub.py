@@ -14,7 +14,8 @@ from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import complain, printable
 from quorumfs.cli.status import last_scrub_line, scrub_line
 from quorumfs.control import schema
-from quorumfs.control.status import LastScrub, ScrubPlace, ScrubStatus, human_bytes
+from quorumfs.control.human import human_bytes
+from quorumfs.control.status import LastScrub, ScrubPlace, ScrubStatus
 from quorumfs.errors import ExitCode, UsageError, UserError
 
 if TYPE_CHECKING:

@@ -15,6 +15,8 @@ from quorumfs.cli.command import Verb
 from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import OutputError, forget_stdout, printable
 from quorumfs.control import schema
+from quorumfs.control.advice import describe
+from quorumfs.control.human import human_bytes, human_time
 from quorumfs.control.status import (
     SCHEMA,
     DiskState,
@@ -23,9 +25,6 @@ from quorumfs.control.status import (
     ResyncStatus,
     ScrubStatus,
     Status,
-    describe,
-    human_bytes,
-    human_time,
     worst,
 )
 from quorumfs.decisions.replicaio import Way

@@ -29,8 +29,10 @@ from quorumfs.cli.status import (
     scrub_lines,
     state_word,
 )
+from quorumfs.control.advice import describe
 from quorumfs.control.diskmap import CELLS_MAX, DiskMap
-from quorumfs.control.status import ReplicaStatus, Status, describe, human_bytes
+from quorumfs.control.human import human_bytes
+from quorumfs.control.status import ReplicaStatus, Status
 from quorumfs.errors import ExitCode, UserError
 
 if TYPE_CHECKING:

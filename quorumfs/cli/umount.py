@@ -14,8 +14,9 @@ from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.needed import options_of_change, would
 from quorumfs.cli.output import complain, printable
 from quorumfs.control import client, mounts, runtime
+from quorumfs.control.advice import awaited, describe
 from quorumfs.control.journald import WARNING
-from quorumfs.control.status import HANGS, Status, awaited, describe
+from quorumfs.control.status import HANGS, Status
 from quorumfs.errors import ExitCode, UsageError, UserError
 
 PATIENCE_S = 10.0

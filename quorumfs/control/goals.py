@@ -4,7 +4,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quorumfs.control.status import DiskState, ReplicaStatus, Status, describe, human_bytes
+from quorumfs.control.advice import describe
+from quorumfs.control.human import human_bytes
+from quorumfs.control.status import DiskState, ReplicaStatus, Status
 from quorumfs.decisions.model import Standing
 from quorumfs.errors import ExitCode, UsageError, UserError
 

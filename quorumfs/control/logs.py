@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from quorumfs.control import journald, runtime
+from quorumfs.control.advice import describe
+from quorumfs.control.human import human_bytes
 from quorumfs.control.journald import JournalHandler
-from quorumfs.control.status import Status, describe, human_bytes
+from quorumfs.control.status import Status
 from quorumfs.disk.events import Event
 from quorumfs.errors import UserError
 

@@ -4,8 +4,10 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from quorumfs.control.advice import describe
+from quorumfs.control.human import human_time
 from quorumfs.control.pulse import Pulse, Standstill
-from quorumfs.control.status import Status, describe, human_time
+from quorumfs.control.status import Status
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,10 @@ from typing import ParamSpec, Self, TypeVar
 
 import trio
 
+from quorumfs.control.advice import describe
+from quorumfs.control.human import human_bytes
 from quorumfs.control.reporter import Reporter
-from quorumfs.control.status import DiskState, Status, Trouble, describe, human_bytes
+from quorumfs.control.status import DiskState, Status, Trouble
 
 AGAIN_S = 0.1
 """How long (seconds) to wait before a message is sent again that could not be taken."""

@@ -6,7 +6,7 @@ A new standing is added in these steps:
    name is False. No condition elsewhere names two standings. `tests/unit/test_standing.py` fails
    first: it holds what is promised of every row, and a promise that the new row breaks on purpose
    (such as that only a person's decision keeps a replica from being tried again) is to be changed.
-2. What to do about it: a line in `quorumfs.control.status.ADVICE`, which `test_standing.py` misses.
+2. What to do about it: a line in `quorumfs.control.advice.ADVICE`, which `test_standing.py` misses.
 3. Its transitions. Standings are assigned in these places alone:
 
    * `quorumfs.decisions.assembly`: at the mount (`_judge`, `absent_member`), and when the files of

@@ -6,7 +6,7 @@ from typing import Any
 
 import trio
 
-from quorumfs.control.status import human_bytes
+from quorumfs.control.human import human_bytes
 from quorumfs.decisions.growth import wanted_size
 from quorumfs.decisions.voting import voted_error
 from quorumfs.disk.disk import Disk

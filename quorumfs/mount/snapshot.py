@@ -10,6 +10,8 @@ from types import MappingProxyType
 import trio
 
 from quorumfs.control import mounts
+from quorumfs.control.advice import no_answer
+from quorumfs.control.human import human_time
 from quorumfs.control.pulse import Standstill
 from quorumfs.control.status import (
     HANGS,
@@ -32,8 +34,6 @@ from quorumfs.control.status import (
     Trouble,
     Waiting,
     added_up,
-    human_time,
-    no_answer,
     overall_state,
     progress,
 )

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from quorumfs.control import client, mounts, pulse
+from quorumfs.control.advice import awaited, describe
 from quorumfs.control.pulse import Pulse, Standstill
 from quorumfs.control.reporter import Reporter
 from quorumfs.control.status import (
@@ -18,8 +19,6 @@ from quorumfs.control.status import (
     Status,
     Trouble,
     Waiting,
-    awaited,
-    describe,
     overall_state,
 )
 

@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 import quorumfs
-from quorumfs.control.status import ADVICE
+from quorumfs.control.advice import ADVICE
 from quorumfs.decisions import standing as module
 from quorumfs.decisions.standing import Row, Standing
 from quorumfs.replica.replica import Replica

@@ -22,6 +22,8 @@ from rich.console import Console
 
 from quorumfs.cli.output import OutputError
 from quorumfs.control import client, mounts, server
+from quorumfs.control.advice import describe
+from quorumfs.control.human import human_bytes, human_time
 from quorumfs.control.status import (
     DISABLING,
     HANGS,
@@ -40,9 +42,6 @@ from quorumfs.control.status import (
     StatusFormatError,
     Trouble,
     Waiting,
-    describe,
-    human_bytes,
-    human_time,
     overall_state,
     progress,
     worst,

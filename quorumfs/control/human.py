@@ -1,0 +1,21 @@
+"""Numbers for a reader."""
+
+
+def human_bytes(count: int) -> str:
+    """A number of bytes for a reader."""
+    if count < 1024:
+        return f"{count} B"
+    value, units = count / 1024, iter(("KiB", "MiB", "GiB", "TiB", "PiB"))
+    unit = next(units)
+    while value >= 1023.95 and unit != "PiB":  # what would be shown as 1024.0
+        value, unit = value / 1024, next(units)
+    return f"{value:.1f} {unit}"
+
+
+def human_time(seconds: int) -> str:
+    """A time for a reader."""
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -12,7 +12,6 @@ import click
 
 from quorumfs.cli.command import IF_NEEDED, Verb
 from quorumfs.cli.completion import FilePath
-from quorumfs.cli.examine import look_at_all
 from quorumfs.cli.needed import option_of_devices, options_of_change, would
 from quorumfs.cli.output import printable
 from quorumfs.control.human import human_bytes
@@ -21,6 +20,7 @@ from quorumfs.decisions.dirtymap import UNVERIFIED
 from quorumfs.decisions.record import RoleState
 from quorumfs.errors import ExitCode, UsageError, UserError
 from quorumfs.mount.daemon import in_child_process
+from quorumfs.mount.examination import look_at_all
 from quorumfs.options import RefusedError, parse_size
 
 

@@ -1,4 +1,4 @@
-"""The status of a mount: what ``status --json`` shows. `quorumfs.control.advice` puts it into words.
+"""The status of a mount: what ``status --json`` shows; `quorumfs.control.advice` puts it in words.
 
 The daemon fills in a `Status`, the command line prints it; on the way it is one JSON object. Keys
 may be added to schema 1; none is ever renamed or given another meaning. What was added later has

@@ -12,10 +12,11 @@ from pathlib import Path
 from string import ascii_letters
 from typing import Any, Self
 
-from quorumfs.cli.examine import decide, decision_json, look_at, replica_json
+from quorumfs.cli.examine import decision_json, replica_json
 from quorumfs.control import client
 from quorumfs.control.status import Status
 from quorumfs.decisions.record import path_for
+from quorumfs.mount.examination import decide, look_at
 from support.command import PATIENCE_S, is_alive, one_line, wait_until
 from support.mounting import Mounted, quorumfs
 

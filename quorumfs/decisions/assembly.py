@@ -35,7 +35,7 @@ is ejected, the others mint a new *generation*, whose ancestors are all earlier 
 import errno
 import os
 import shlex
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -55,16 +55,19 @@ from quorumfs.decisions.lineage import adds, parting
 from quorumfs.decisions.model import Found, Member, Plan, Standing
 from quorumfs.decisions.record import (
     Identity,
+    PastMount,
     Record,
     Role,
     RoleState,
     Sidecar,
 )
+from quorumfs.decisions.sameimage import (
+    image_changed,
+    image_unproven,
+    was_remounted,
+    written_after_crash,
+)
 from quorumfs.errors import ExitCode, UserError
-
-LATER_NS = 300 * 10**9
-"""The longest time (nanoseconds) between a daemon's last write to a sidecar and a later one of its
-own to the image."""
 
 
 class AssemblyRefusedError(UserError):
@@ -153,70 +156,6 @@ def covers(record: Record, slot: int, generation: int, sequence: int = 0) -> boo
     if role.generation in later:  # else the role's is older than all that are remembered
         later = later[: later.index(role.generation)]
     return generation in later
-
-
-def image_changed(found: Found) -> bool:
-    """Whether the image was changed behind its sidecar, as far as a stat can tell.
-
-    An image in use has no times on record, because times move: `written_after_crash` says more, and
-    where the sidecar does not vouch for the image, `image_unproven`.
-    """
-    assert found.sidecar is not None
-    known = found.sidecar.identity
-    if known.mtime_ns or known.ctime_ns:
-        now = found.image
-        if found.device and now is not None:  # one that was lengthened is still the same
-            now = replace(now, size=min(now.size, known.size))
-        return known != now
-    return bool(known.inode) and found.instance is None and not _is_as_in_use(found)
-
-
-def written_after_crash(found: Found) -> bool:
-    """Whether somebody else wrote to the image after a crash, such as a guest booted on it.
-
-    Both times are of the clock of one store. While the disk is written to, sidecars are written
-    every half minute, unless a store hangs.
-    """
-    assert found.sidecar is not None
-    known, now = found.sidecar.identity, found.image
-    closed = known.mtime_ns or known.ctime_ns
-    if found.device or closed or now is None or not found.recorded_ns:
-        return False
-    return now.mtime_ns > found.recorded_ns + LATER_NS
-
-
-def image_unproven(found: Found) -> bool:
-    """Whether nothing proves that the image is the one of its sidecar (R15).
-
-    True where the sidecar does not vouch for an image that was in use, and the mount that held the
-    image is gone, or does not vouch for it either: an older image, or an empty one, may be in its
-    place. Also true of a device without an identity of its own: its fingerprint covers only a part
-    of it.
-    """
-    assert found.sidecar is not None
-    known = found.sidecar.identity
-    if found.device and not known.inode:
-        return True
-    if found.instance is None or found.proven or known.mtime_ns or known.ctime_ns:
-        return False
-    return found.exchangeable or _was_remounted(found)
-
-
-def _was_remounted(found: Found) -> bool:
-    """Whether the mount that held an image in use is gone, as far as known."""
-    return not found.instance or not _is_as_in_use(found)
-
-
-def _is_as_in_use(found: Found) -> bool:
-    """Whether the image is the one that was in use, as far as its identity tells.
-
-    It may be longer than on record, because a daemon died while it grew the disk; or shorter,
-    because that was not durable. It must not be shorter than the disk.
-    """
-    assert found.sidecar is not None
-    now, size = found.in_use, found.sidecar.record.size
-    same = now is not None and found.sidecar.identity.inode == now.inode
-    return same and not found.is_short(size)
 
 
 def judge_returned(record: Record, slot: int, found: Found) -> Member:
@@ -579,7 +518,7 @@ class _Survey:
         """
         accounts = []
         left = set(slots)
-        good = next((p for p, m in members.items() if m.state is Standing.CURRENT), None)
+        good = next(iter(_current(members)), None)
         resolve = good and f"make it a copy of {good}: {self.command('--keep', good)}"
         for one in self.found:
             slot = self.slot_of(one)
@@ -599,9 +538,37 @@ class _Survey:
         ]
         return "; ".join(accounts)
 
+    def prepared(self) -> tuple[tuple[int, ...], tuple[PastMount, ...]]:
+        """The generations and the mounts known only from records that were prepared, for the
+        replicas that these records have as current."""
+        sidecars = [one.sidecar for one in self.found if one.sidecar]
+        records = [r for one in sidecars if (r := one.prepared) and _current_in(r, one)]
+        known = {mount.identity for mount in self.record.lineage}
+        generations = dict.fromkeys(
+            one for record in records for one in record.history if one not in self.record.history
+        )
+        mounts = {
+            mount.identity: mount
+            for record in records
+            for mount in record.mounts
+            if mount.identity not in known
+        }
+        return tuple(generations), tuple(mounts.values())
+
+    def sequence_seen(self) -> int:
+        """The highest number of any record, valid or prepared."""
+        sidecars = [one.sidecar for one in self.found if one.sidecar]
+        records = [record for one in sidecars for record in (one.record, one.prepared) if record]
+        return max(record.sequence for record in records)
+
     def command(self, option: str, keep: str) -> str:
         """The command that makes all replicas here copies of *keep*."""
         return _resolve(option, keep, [one.path for one in self.found if one.image])
+
+
+def _current(members: Mapping[str, Member]) -> dict[str, Member]:
+    """The current ones of *members*, by path."""
+    return {path: one for path, one in members.items() if one.state is Standing.CURRENT}
 
 
 class _Assembly:
@@ -626,76 +593,89 @@ class _Assembly:
             )
 
     def plan(self) -> Plan:
-        survey = self._survey
+        survey, record = self._survey, self._record
         present = [one for one in survey.found if one.path in survey.present]
         changed = {one.path for one in present if image_changed(one) or written_after_crash(one)}
-        unproven = self._unproven(present, changed)
-        members = {
-            path: self._judge(path, changed=path in changed, unproven=path in unproven)
-            for path in survey.present
-        }
-        moved = not any(member.state is Standing.CURRENT for member in members.values())
-        if moved:  # no unchanged current image is left to compare with
-            judged = {path: self._judge(path, changed=False) for path in changed}
-            members |= {path: m for path, m in judged.items() if m.state is Standing.CURRENT}
-        self._refuse_without_current(members)
-        if moved:
-            self._refuse_overwriting(members, present)
-        # A sidecar tells which replicas were ejected, whether or not its image is proven: more than
-        # N - threshold sidecars cannot all have missed a later record.
-        as_left = {path: self._judge(path, changed=False) for path in members.keys() - changed}
-        knowing = sum(m.slot is not None and not m.compare for m in as_left.values())
-        rule, quorum = self._absence_rule(members, knowing, moved=moved)
-        if (consent := self._lowering_rule(members, quorum)) is not None:
-            rule, quorum = consent, self._threshold
+        members, moved = self._judge_all(present, changed)
+        rule, quorum = self._rule(members, changed, moved=moved)
         self._compare_unknown(members)
         disk_map = self._joined_map(members)
-        current = {member.slot for member in members.values() if member.state is Standing.CURRENT}
-        if moved:  # nor is it known what was changed
-            survey.notes.append("all images were moved or changed together: comparing them")
-            away = [out_of_sync(slot) for slot in self._record.slots if slot not in current]
-            unsure = sum(away) | (UNVERIFIED if len(current) > 1 else 0)
-            disk_map.add(unsure, range(len(disk_map)))
-        elif len(current) > 1 and any(self._is_to_verify(one) for one in present):
-            survey.notes.append("nothing tells these images from others: comparing them")
-            add_where_unmarked(disk_map, UNVERIFIED)
-        record = self._record
-        if not rule:
-            crashed = any(
-                not survey.present[path].record.clean
-                for path, member in members.items()
-                if member.state is Standing.CURRENT
-            )
-            rule = "crash: not closed in order" if crashed else "clean: closed in order"
-        sidecars = [one.sidecar for one in survey.found if one.sidecar]
-        known = [record for one in sidecars for record in (one.record, one.prepared) if record]
-        prepared = [r for one in sidecars if (r := one.prepared) and _current_in(r, one)]
+        self._compare_unproven(disk_map, members, present, moved)
+        current = {member.slot for member in _current(members).values()}
+        generations, mounts = survey.prepared()
         return Plan(
             rule,
             record,
             self._threshold,
             disk_map,
-            tuple(members.get(one.path) or survey.absent_member(one) for one in survey.found),
-            tuple(
+            members=tuple(
+                members.get(one.path) or survey.absent_member(one) for one in survey.found
+            ),
+            ejected=tuple(
                 slot
                 for slot, role in enumerate(record.roles)
                 if role.state is RoleState.CURRENT and slot not in current
             ),
-            tuple(
-                dict.fromkeys(g for one in prepared for g in one.history if g not in record.history)
-            ),
-            tuple(
-                {
-                    mount.identity: mount
-                    for one in prepared
-                    for mount in one.mounts
-                    if all(mount.identity != known.identity for known in record.lineage)
-                }.values()
-            ),
-            max(one.sequence for one in known),
-            tuple(survey.notes),
+            prepared=generations,
+            prepared_mounts=mounts,
+            sequence_seen=survey.sequence_seen(),
+            notes=tuple(survey.notes),
             quorum=quorum,
         )
+
+    def _judge_all(
+        self, present: Sequence[Found], changed: set[str]
+    ) -> tuple[dict[str, Member], bool]:
+        """The part of each replica by its path; and whether all images of current replicas are
+        *changed*, and believed all the same."""
+        unproven = self._unproven(present, changed)
+        paths = [one.path for one in present]
+        members = {
+            path: self._judge(path, changed=path in changed, unproven=path in unproven)
+            for path in paths
+        }
+        moved = not _current(members)
+        if moved:  # no unchanged current image is left to compare with
+            members |= _current({path: self._judge(path, changed=False) for path in changed})
+        self._refuse_without_current(members)
+        if moved:
+            self._refuse_overwriting(members, present)
+        return members, moved
+
+    def _rule(
+        self, members: dict[str, Member], changed: set[str], *, moved: bool
+    ) -> tuple[str, int]:
+        """The name of the rule that decides, and the quorum of the first commit."""
+        # A sidecar tells which replicas were ejected, whether or not its image is proven: more than
+        # N - threshold sidecars cannot all have missed a later record.
+        as_left = [self._judge(path, changed=False) for path in members.keys() - changed]
+        knowing = sum(one.slot is not None and not one.compare for one in as_left)
+        rule, quorum = self._absence_rule(members, knowing, moved=moved)
+        if (consent := self._lowering_rule(members, quorum)) is not None:
+            return consent, self._threshold
+        if not rule:
+            sidecars = [self._survey.present[path] for path in _current(members)]
+            closed = all(sidecar.record.clean for sidecar in sidecars)
+            rule = "clean: closed in order" if closed else "crash: not closed in order"
+        return rule, quorum
+
+    def _compare_unproven(
+        self, disk_map: DirtyMap, members: dict[str, Member], present: Sequence[Found], moved: bool
+    ) -> None:
+        """Have images that are believed without proof compared, as far as *disk_map* does not."""
+        current = {member.slot for member in _current(members).values()}
+        if moved:  # nor is it known what was changed
+            self._survey.notes.append("all images were moved or changed together: comparing them")
+            away = [out_of_sync(slot) for slot in self._record.slots if slot not in current]
+            unsure = sum(away) | (UNVERIFIED if len(current) > 1 else 0)
+            disk_map.add(unsure, range(len(disk_map)))
+        elif len(current) > 1 and any(
+            one.path in self._believed
+            and (one.device or not self._survey.present[one.path].record.clean)
+            for one in present
+        ):
+            self._survey.notes.append("nothing tells these images from others: comparing them")
+            add_where_unmarked(disk_map, UNVERIFIED)
 
     def _unproven(self, present: Sequence[Found], changed: set[str]) -> set[str]:
         """The images not believed to be those of their sidecars, for want of proof (R15).
@@ -704,7 +684,7 @@ class _Assembly:
         power cut, must be usable. An image whose mount lasts is believed before others.
         """
         unproven = {one.path for one in present if image_unproven(one)}
-        remounted = {one.path for one in present if one.path in unproven and _was_remounted(one)}
+        remounted = {one.path for one in present if one.path in unproven and was_remounted(one)}
         for doubted in (unproven, remounted, set[str]()):
             untrue = changed | doubted
             members = [self._judge(one.path, changed=one.path in untrue) for one in present]
@@ -716,11 +696,6 @@ class _Assembly:
             for path in self._believed
         ]
         return doubted
-
-    def _is_to_verify(self, one: Found) -> bool:
-        """Whether *one* is believed without proof, after a crash, or because it has no name."""
-        crashed = not self._survey.present[one.path].record.clean
-        return one.path in self._believed and (crashed or one.device)
 
     def _judge(self, path: str, *, changed: bool, unproven: bool = False) -> Member:
         """The part of one replica with a readable sidecar, by the latest record."""
@@ -761,7 +736,7 @@ class _Assembly:
         return not known and _went_apart(sidecar, self._record)
 
     def _refuse_without_current(self, members: dict[str, Member]) -> None:
-        if any(member.state is Standing.CURRENT for member in members.values()):
+        if _current(members):
             return
         record = self._record
         newer = [s for s, role in enumerate(record.roles) if role.state is RoleState.CURRENT]
@@ -779,7 +754,7 @@ class _Assembly:
 
         One that was copied with its times is what it was.
         """
-        (*current,) = (path for path, m in members.items() if m.state is Standing.CURRENT)
+        current = list(_current(members))
         behind = [path for path, m in members.items() if m.state.is_coming]
         image = next(one.image for one in present if one.path == current[0])
         left = self._survey.present[current[0]].identity
@@ -820,7 +795,7 @@ class _Assembly:
             if (slot not in present or slot in replaced)
             and (record.roles[slot].state is RoleState.CURRENT or (moved and slot in absent))
         ]
-        current = sum(member.state is Standing.CURRENT for member in members.values())
+        current = len(_current(members))
         coming = sum(member.state.is_coming for member in members.values())
         usable = current + coming
         if usable < self._threshold:
@@ -864,7 +839,7 @@ class _Assembly:
 
         Else other replicas could go on by the old one. Returns the rule; None if none is needed.
         """
-        current = sum(member.state is Standing.CURRENT for member in members.values())
+        current = len(_current(members))
         if self._read_only or current >= quorum or self._threshold >= self._record.threshold:
             return None
         if self._degraded:
@@ -875,12 +850,9 @@ class _Assembly:
             f"option vote-threshold: got {self._threshold}, the set's is {old}, and only {current} "
             f"of its replicas are current: {old} must have it on record that it is lower. Mount "
             "without this option until the others have caught up; or with -o degraded,"
-            f"vote-threshold={self._threshold}, and never again without {self._current(members)}",
+            f"vote-threshold={self._threshold}, and never again without "
+            f"{', '.join(_current(members))}",
         )
-
-    def _current(self, members: dict[str, Member]) -> str:
-        """The paths of the current replicas."""
-        return ", ".join(path for path, m in members.items() if m.state is Standing.CURRENT)
 
     def _compare_unknown(self, members: dict[str, Member]) -> None:
         """Compare a stale replica in full if only absent replicas know the record of its role.
@@ -888,7 +860,7 @@ class _Assembly:
         Absent replicas, too few to eject those present, may have begun to resync it.
         """
         roles = self._record.roles
-        slots = [m.slot for m in members.values() if m.state is Standing.CURRENT]
+        slots = [member.slot for member in _current(members).values()]
         known = max(roles[slot].sequence for slot in slots if slot is not None)
         for path, member in members.items():
             if member.state is Standing.STALE and member.slot is not None:
@@ -931,15 +903,15 @@ class _Assembly:
 
     def _maps_of_current(self, members: dict[str, Member]) -> Iterator[DirtyMap]:
         """The maps of the current members; an unreadable page marks no losses of members."""
-        slots = {m.slot for m in members.values() if m.state is Standing.CURRENT}
+        current = _current(members)
+        slots = {member.slot for member in current.values()}
         others = [slot for slot in self._record.slots if slot not in slots]
-        for path, member in members.items():
-            if member.state is Standing.CURRENT:
-                yield self._survey.present[path].map.read_as(sum(map(out_of_sync, others)))
+        for path in current:
+            yield self._survey.present[path].map.read_as(sum(map(out_of_sync, others)))
 
     def _lost_by_all(self, members: dict[str, Member]) -> bool:
         """Whether syncs that failed lost some chunk on every current member present (R4)."""
-        slots = [m.slot for m in members.values() if m.state is Standing.CURRENT]
+        slots = [member.slot for member in _current(members).values()]
         lost = sum(out_of_sync(slot) for slot in slots if slot is not None)
         joined = self._record.new_map()
         for own in self._maps_of_current(members):

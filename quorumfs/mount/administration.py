@@ -11,13 +11,7 @@ from enum import Enum
 
 import trio
 
-from quorumfs.decisions.assembly import (
-    AssemblyRefusedError,
-    assemble,
-    image_changed,
-    new_record,
-    refuse_too_many,
-)
+from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, new_record, refuse_too_many
 from quorumfs.decisions.claim import Tenure
 from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.record import Identity, Record, RoleState, Sidecar
@@ -27,6 +21,7 @@ from quorumfs.decisions.resolution import (
     record_of_copies,
     resolve,
 )
+from quorumfs.decisions.sameimage import image_changed
 from quorumfs.decisions.sectors import unreachable, whole
 from quorumfs.disk.events import EventLog
 from quorumfs.errors import ExitCode, UsageError, UserError

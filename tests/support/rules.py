@@ -394,7 +394,7 @@ ORDER = (
         "systems, or the store has no identities that last.",
         "A snapshot that is some seconds old, or an empty image under a mount point, is believed.",
         (
-            "quorumfs.decisions.assembly.image_unproven",
+            "quorumfs.decisions.sameimage.image_unproven",
             "quorumfs.decisions.crashmarks.marked_by_others",
             "quorumfs.repair.proof.holds_last_writes",
             "quorumfs.metadata.ledger.target.Target.doubt_log",

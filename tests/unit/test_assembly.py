@@ -11,7 +11,6 @@ from quorumfs.decisions.assembly import (
     AssemblyRefusedError,
     assemble,
     covers,
-    image_changed,
     judge_returned,
     new_record,
 )
@@ -26,6 +25,7 @@ from quorumfs.decisions.dirtymap import (
 from quorumfs.decisions.model import Found, Member, Plan, Standing
 from quorumfs.decisions.record import ANCESTORS_MAX, Identity, Record, Role, RoleState, Sidecar
 from quorumfs.decisions.resolution import resolve
+from quorumfs.decisions.sameimage import image_changed
 from quorumfs.errors import ExitCode
 
 CHUNK = 64 << 10

@@ -12,13 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.native import gate_library
 
-from quorumfs.decisions.assembly import (
-    AssemblyRefusedError,
-    assemble,
-    image_changed,
-    image_unproven,
-    new_record,
-)
+from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, new_record
 from quorumfs.decisions.devices import (
     ENDS,
     FIRST_PARTITION,
@@ -34,6 +28,7 @@ from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap
 from quorumfs.decisions.latency import Durations
 from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.record import PLACES, Identity, Sidecar
+from quorumfs.decisions.sameimage import image_changed, image_unproven
 from quorumfs.errors import UserError
 from quorumfs.fastpath.native import Gate, Request, RequestKind
 from quorumfs.replica import devices

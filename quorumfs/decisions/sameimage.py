@@ -1,0 +1,73 @@
+"""Whether an image is the one that its sidecar was left with, as far as anything tells. Pure."""
+
+from dataclasses import replace
+
+from quorumfs.decisions.model import Found
+
+LATER_NS = 300 * 10**9
+"""The longest time (nanoseconds) between a daemon's last write to a sidecar and a later one of its
+own to the image."""
+
+
+def image_changed(found: Found) -> bool:
+    """Whether the image was changed behind its sidecar, as far as a stat can tell.
+
+    An image in use has no times on record, because times move: `written_after_crash` says more, and
+    where the sidecar does not vouch for the image, `image_unproven`.
+    """
+    assert found.sidecar is not None
+    known = found.sidecar.identity
+    if known.mtime_ns or known.ctime_ns:
+        now = found.image
+        if found.device and now is not None:  # one that was lengthened is still the same
+            now = replace(now, size=min(now.size, known.size))
+        return known != now
+    return bool(known.inode) and found.instance is None and not _is_as_in_use(found)
+
+
+def written_after_crash(found: Found) -> bool:
+    """Whether somebody else wrote to the image after a crash, such as a guest booted on it.
+
+    Both times are of the clock of one store. While the disk is written to, sidecars are written
+    every half minute, unless a store hangs.
+    """
+    assert found.sidecar is not None
+    known, now = found.sidecar.identity, found.image
+    closed = known.mtime_ns or known.ctime_ns
+    if found.device or closed or now is None or not found.recorded_ns:
+        return False
+    return now.mtime_ns > found.recorded_ns + LATER_NS
+
+
+def image_unproven(found: Found) -> bool:
+    """Whether nothing proves that the image is the one of its sidecar (R15).
+
+    True where the sidecar does not vouch for an image that was in use, and the mount that held the
+    image is gone, or does not vouch for it either: an older image, or an empty one, may be in its
+    place. Also true of a device without an identity of its own: its fingerprint covers only a part
+    of it.
+    """
+    assert found.sidecar is not None
+    known = found.sidecar.identity
+    if found.device and not known.inode:
+        return True
+    if found.instance is None or found.proven or known.mtime_ns or known.ctime_ns:
+        return False
+    return found.exchangeable or was_remounted(found)
+
+
+def was_remounted(found: Found) -> bool:
+    """Whether the mount that held an image in use is gone, as far as known."""
+    return not found.instance or not _is_as_in_use(found)
+
+
+def _is_as_in_use(found: Found) -> bool:
+    """Whether the image is the one that was in use, as far as its identity tells.
+
+    It may be longer than on record, because a daemon died while it grew the disk; or shorter,
+    because that was not durable. It must not be shorter than the disk.
+    """
+    assert found.sidecar is not None
+    now, size = found.in_use, found.sidecar.record.size
+    same = now is not None and found.sidecar.identity.inode == now.inode
+    return same and not found.is_short(size)

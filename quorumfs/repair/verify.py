@@ -154,9 +154,11 @@ class Verification:
         believed = self._believed(chunks)
         found = Findings()
         deadline = trio.current_time() + self._mirror.search_s
+        unreadable = self._ledger.agreement.unreadable  # on all replicas: nothing to compare
         for part, voters in believed:
-            for piece in pieces(*self._work.bounds(part)):
-                await self._verify_piece(*piece, voters, found, deadline)
+            for readable in unreadable.outside(*self._work.bounds(part)):
+                for piece in pieces(*readable):
+                    await self._verify_piece(*piece, voters, found, deadline)
         if believed != self._believed(chunks):
             return False
         for chunk in chunks:

@@ -24,6 +24,7 @@ from support.simulation.story import (
     told,
 )
 
+from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED
 from quorumfs.decisions.sidecar import MAP_OFFSET, UNREADABLE_OFFSET
 from quorumfs.repair.replica_io import cannot_be_read
 from quorumfs.replica.storage import CHANGES, Kind, Operation
@@ -89,6 +90,24 @@ async def bad_everywhere_after_a_crash(story: Story) -> None:
         story.world.kill()
     async with story.mounted() as guest:
         await guest.read_surely(0, EXTENT)
+    await story.ends_well()
+
+
+async def compared_around_a_bad_block(story: Story) -> None:
+    """Where no replica can be read there is nothing to compare: the comparison ends."""
+    await _crashed_after_writes(story)
+    spoil(story, range(story.setup.replicas), BAD + SECTOR, SECTOR)
+    async with story.mounted() as guest:
+        await _unreadable(guest)
+        ledger = guest.mounted.sidecars.ledger
+        await guest.until(lambda: not ledger.map.any(INTENT, ledger.map.chunks(BAD, BLOCK)))
+        await guest.write_surely(EXTENTS[4])
+        story.world.kill()
+    async with story.mounted() as guest:
+        ledger = guest.mounted.sidecars.ledger
+        assert ledger.map.count(UNVERIFIED)
+        await guest.until(lambda: not ledger.map.count(UNVERIFIED))
+        await _unreadable(guest)
     await story.ends_well()
 
 
@@ -407,6 +426,7 @@ STORIES = [
     (bad_everywhere_after_a_crash, EQUALS),
     (bad_everywhere_after_a_crash, TRIO),
     (bad_everywhere_after_a_crash, replace(TRIO, fifo=True, threshold=1)),
+    (compared_around_a_bad_block, replace(PAIR, passing=True)),
     (a_bad_block_is_written_in_part, PAIR),
     (a_bad_block_is_written_in_part, EQUALS),
     (bad_while_another_was_away, PAIR),

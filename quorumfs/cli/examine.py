@@ -147,7 +147,7 @@ def replica_json(examined: Examined) -> dict[str, Any]:
 def identity_json(identity: Identity) -> dict[str, Any]:
     """As of a stat; of a device the fingerprint is the mtime."""
     content = asdict(identity)
-    del content["places"]
+    del content["regions"]
     return content
 
 

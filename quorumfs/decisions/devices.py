@@ -8,7 +8,7 @@ sidecar is found, and that of another device is not.
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import xxhash
 
@@ -25,6 +25,9 @@ ENDS = 16
 """How many samples are taken side by side at both ends of a disk, and where the first partition
 begins by custom: there partition tables and the heads of file systems lie, which change whenever a
 file system is used."""
+
+REGION = 1 << 20
+"""Bytes that a fingerprint covers around each of the last writes."""
 
 FIRST_PARTITION = 1 << 20
 """Bytes before it."""
@@ -75,18 +78,13 @@ def number_of(*facts: object) -> int:
     return xxhash.xxh3_64_intdigest(repr(facts).encode(errors="surrogateescape")) >> 1 or 1
 
 
-def samples(size: int, places: Iterable[int] = ()) -> Iterator[tuple[int, int]]:
-    """The pieces (offset, length; bytes) of a disk of *size* bytes that stand for its content.
-
-    *places*: offsets that are covered, too. Those written to last tell an older copy, which lacks
-    at least the very last write, if that changed anything.
-    """
+def samples(size: int) -> Iterator[tuple[int, int]]:
+    """The pieces (offset, length; bytes) of a disk of *size* bytes that stand for its content."""
     last = -(-size // SAMPLE)
     """How many pieces there are in all."""
     chosen = {*range(min(ENDS, last)), *range(max(0, last - ENDS), last)}
     first = FIRST_PARTITION // SAMPLE
     chosen.update(range(first, min(first + ENDS, last)))
     chosen.update(last * number // SPREAD for number in range(SPREAD) if last)
-    chosen.update(place // SAMPLE for place in places if place < size)
     for piece in sorted(chosen):
         yield piece * SAMPLE, min(SAMPLE, size - piece * SAMPLE)

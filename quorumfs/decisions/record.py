@@ -223,12 +223,12 @@ class Identity:
     """Bytes."""
     mtime_ns: int = 0
     ctime_ns: int = 0
-    places: tuple[int, ...] = ()
-    """Of a device: where the last writes began and ended (offsets in bytes), at most `PLACES`. The
-    fingerprint, which it has in place of an mtime, covers that."""
+    regions: tuple[int, ...] = ()
+    """Of a device: the numbers of the regions that were written to last, the latest one first, at
+    most `REGIONS`. The fingerprint, which it has in place of an mtime, covers them."""
 
 
-PLACES = 24
+REGIONS = 16
 UNKNOWN_IDENTITY = Identity()
 
 

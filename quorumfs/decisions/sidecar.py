@@ -34,9 +34,9 @@ A **slot** holds the *record*, which all members share, and the facts of this re
                     5 removed); path length u16; generation u64; sequence u64; mount u64, of a
                     removed replica the time (seconds since 1970); path
     3440    19 of 13 bytes: mount u64; sequence u32; changed u8; latest first; 0 ends the list
-    3687    u8      of a device: the number of places that the fingerprint in the mtime covers
-    3688    24 u64  these: offsets, bytes
-    3880    …       zeros
+    3687    u8      of a device: how many regions of 1 MiB its fingerprint, the mtime, covers
+    3688    16 u64  their numbers
+    3816    …       zeros
     4056    u64     in version 4: features, 0
     4064    16s     in version 4: the xxh3-128 of the further roles
     4080    16s     xxh3-128 of bytes 0 to 4079
@@ -134,7 +134,7 @@ from quorumfs.decisions.dirtymap import (
 from quorumfs.decisions.record import (
     ANCESTORS_MAX,
     MOUNTS_MAX,
-    PLACES,
+    REGIONS,
     Identity,
     PastMount,
     Phase,
@@ -178,8 +178,8 @@ _ROLE_SIZE = 512
 _STATES_OF_VERSION_2 = (RoleState.CURRENT, RoleState.STALE, RoleState.RESYNCING)
 _MOUNT = struct.Struct("<QIB")
 _MOUNTS_OFFSET = _HEAD.size + NARROW * _ROLE_SIZE
-_PLACES = struct.Struct(f"<B{PLACES}Q")
-_PLACES_OFFSET = _MOUNTS_OFFSET + MOUNTS_MAX * _MOUNT.size
+_REGIONS = struct.Struct(f"<B{REGIONS}Q")
+_REGIONS_OFFSET = _MOUNTS_OFFSET + MOUNTS_MAX * _MOUNT.size
 _FEATURES = struct.Struct("<Q")
 _SEALED = PAGE - _SEAL_SIZE
 _ROLES_SEALED = _SEALED - _SEAL_SIZE
@@ -278,9 +278,9 @@ def encode_slot(record: Record, replica_id: bytes, identity: Identity, phase: Ph
     body += bytes(_MOUNTS_OFFSET - len(body))
     for mount in record.mounts[:MOUNTS_MAX]:
         body += _MOUNT.pack(mount.identity, min(mount.first, _SEQUENCE_MAX), mount.changed)
-    body += bytes(_PLACES_OFFSET - len(body))
-    places = identity.places[:PLACES]
-    body += _PLACES.pack(len(places), *places, *[0] * (PLACES - len(places)))
+    body += bytes(_REGIONS_OFFSET - len(body))
+    regions = identity.regions[:REGIONS]
+    body += _REGIONS.pack(len(regions), *regions, *[0] * (REGIONS - len(regions)))
     if len(record.roles) > NARROW:
         body += bytes(_ROLES_SEALED - len(body))  # no features
         body += xxhash.xxh3_128_digest(_encode_roles(record.roles[NARROW:]))
@@ -495,11 +495,11 @@ def _decode_slot(content: bytes, number: int, read: Read) -> _Slot:
         raise FormatError(f"it cannot be true: closed in order {clean}")
     if lie := _impossible(record):
         raise FormatError(f"it cannot be true: {lie}")
-    count, *places = _PLACES.unpack_from(body, _PLACES_OFFSET)
-    if count > PLACES:
-        raise FormatError(f"it cannot be true: {count} places of a fingerprint")
+    count, *regions = _REGIONS.unpack_from(body, _REGIONS_OFFSET)
+    if count > REGIONS:
+        raise FormatError(f"it cannot be true: {count} regions of a fingerprint")
     image = Identity(*rest[6 + ANCESTORS_MAX :])
-    identity = replace(image, places=tuple(places[:count]))
+    identity = replace(image, regions=tuple(regions[:count]))
     return _Slot(number, record, replica_id, identity, phase)
 
 

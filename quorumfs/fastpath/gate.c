@@ -123,11 +123,19 @@ static void note_duration(const struct gate *gate, struct gate_durations *durati
     durations->untimed = (durations->untimed + 1) % GATE_TIMED;
 }
 
-static void note_places(struct gate_places *places, const struct request *request)
+static void note_regions(struct gate_regions *regions, const struct request *request)
 {
-    places->place[places->turn++ % GATE_PLACES] = request->offset;
-    if (request->length > GATE_SAMPLE)
-        places->place[places->turn++ % GATE_PLACES] = request->offset + request->length - 1;
+    uint64_t last = (request->offset + request->length - 1) / GATE_REGION;
+    for (uint64_t region = request->offset / GATE_REGION; region <= last; region++) {
+        uint64_t moved = region + 1;
+        for (uint32_t i = 0; i < GATE_REGIONS; i++) {
+            uint64_t number = regions->number[i];
+            regions->number[i] = moved;
+            if (number == region + 1 || number == 0)
+                break;
+            moved = number;
+        }
+    }
 }
 
 PUBLIC void gate_note(struct gate *gate, const struct request *request, const uint64_t *took_ns)
@@ -147,8 +155,8 @@ PUBLIC void gate_note(struct gate *gate, const struct request *request, const ui
         counters->writes++;
         counters->bytes_written += request->length;
         note_duration(gate, gate->writer[i].durations, took_ns ? &took_ns[i] : NULL);
-        if (gate->writer[i].places)
-            note_places(gate->writer[i].places, request);
+        if (gate->writer[i].regions)
+            note_regions(gate->writer[i].regions, request);
     }
     gate->wrote[request->handle] = 1;
     uint64_t last = (request->offset + request->length - 1) / gate->chunk_size;

@@ -39,8 +39,7 @@ enum {
     GATE_JOURNAL = 4096, /* changed chunks until Python is woken to fold them */
     GATE_HANDLES = 1024, /* open files that C serves; others go the long way */
     GATE_BOUNDS = 14,    /* of the histograms of durations: as many as Python has */
-    GATE_PLACES = 24,    /* of the last writes to a device: as many as Python has */
-    GATE_SAMPLE = 4096,  /* bytes that are looked at in each place, as Python does */
+    GATE_REGIONS = 16,   /* written to last: as many as Python has */
     GATE_TIMED = 16,     /* of so many requests one is timed: two looks at the clock take 1-2 % */
 };
 
@@ -66,12 +65,13 @@ struct gate_durations {
     uint64_t last_place, last_ns, untimed; /* what C goes on with */
 };
 
-/*
- * Where a device was written to last, in memory of Python's own, each place in its turn: where a
- * write began, and where one of more than GATE_SAMPLE bytes ended.
- */
-struct gate_places {
-    uint64_t turn, place[GATE_PLACES];
+/* Bytes of a region of a device. */
+#define GATE_REGION (UINT64_C(1) << 20)
+
+/* Where a device was written to last, in memory of Python's own: numbers of regions plus 1, the
+ * latest one first; 0: there are no more. */
+struct gate_regions {
+    uint64_t number[GATE_REGIONS];
 };
 
 struct gate_replica {
@@ -80,7 +80,7 @@ struct gate_replica {
     uint32_t memory; /* whether the file is in memory: a read of it never waits for a device */
     uint32_t unused;
     struct gate_durations *durations; /* of reads or of writes */
-    struct gate_places *places;       /* NULL: nobody asks for them */
+    struct gate_regions *regions;     /* NULL: nobody asks for them */
 };
 
 struct gate_counters {

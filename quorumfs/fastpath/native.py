@@ -60,7 +60,7 @@ class GateReplica(ctypes.Structure):
         ("memory", ctypes.c_uint32),
         ("unused", ctypes.c_uint32),
         ("durations", ctypes.c_void_p),
-        ("places", ctypes.c_void_p),
+        ("regions", ctypes.c_void_p),
     )
 
 

@@ -118,5 +118,5 @@ def _publish(
             return 0
         place.fd, place.slot, place.memory = file.fd, replica.index, file.memory
         place.durations = replica.health.addresses[to_read]
-        place.places = file.places
+        place.regions = file.regions
     return len(replicas)

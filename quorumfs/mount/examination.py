@@ -195,7 +195,7 @@ def _look_at_device(examined: Examined) -> Examined:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             device = device_of(fd)
-            identity = content_identity(fd, device, known.size or None, known.places)
+            identity = content_identity(fd, device, known.size or None, known.regions)
             file = (0, os.fstat(fd).st_rdev)
         finally:
             close(fd, path)

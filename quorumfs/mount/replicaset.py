@@ -520,7 +520,7 @@ def _lengthen(sidecar_fd: int, size: int) -> None:
 
 def _image_storage(image: Image, size: int) -> FileStorage:
     name = os.path.basename(image.path)
-    written = image.sidecar.identity.places if image.sidecar else ()
+    written = image.sidecar.identity.regions if image.sidecar else ()
     return FileStorage(
         image.fd, size, name, locality=image.locality, direct=image.direct, written=written
     )

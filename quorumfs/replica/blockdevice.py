@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from quorumfs.decisions.record import Identity
 from quorumfs.replica.devices import Device, content_identity, size_of
-from quorumfs.replica.lastplaces import LastPlaces
+from quorumfs.replica.lastregions import LastRegions
 from quorumfs.replica.punching import Puncher
 from quorumfs.replica.regularfile import RegularFile
 from quorumfs.replica.storage import FileStatus, Kind, TooShortError
@@ -20,8 +20,8 @@ class BlockDevice(RegularFile):
 
     plain = False
 
-    def __init__(self, fd: int, size: int, device: Device, written: LastPlaces) -> None:
-        """*written*: the fingerprint covers the places there, too."""
+    def __init__(self, fd: int, size: int, device: Device, written: LastRegions) -> None:
+        """*written*: the fingerprint covers these regions, too."""
         super().__init__(fd, size)
         self.device = device
         self.sector = device.sector
@@ -68,7 +68,7 @@ def clear(fd: int, size: int, device: Device) -> None:
 
     Raises `OSError`.
     """
-    file = BlockDevice(fd, size, device, LastPlaces())
+    file = BlockDevice(fd, size, device, LastRegions())
     puncher, offset = Puncher(file), 0
     while offset < size:
         stop = puncher.find_reach(offset, size - offset)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import xxhash
 
-from quorumfs.decisions.devices import number_of, samples, stable_name
+from quorumfs.decisions.devices import REGION, number_of, samples, stable_name
 from quorumfs.decisions.record import Identity
 from quorumfs.replica.filesystems import Locality, locality
 
@@ -94,26 +94,27 @@ def size_at(path: str) -> int:
 
 
 def content_identity(
-    fd: int, device: Device, over: int | None = None, places: tuple[int, ...] = ()
+    fd: int, device: Device, over: int | None = None, regions: tuple[int, ...] = ()
 ) -> Identity:
     """What tells the content of the *device* open at *fd*: in place of an inode number what the
     device is, and in place of times a fingerprint of what it holds.
 
-    *over*: how many bytes the fingerprint is taken of, at most; None: all. *places*: as of
-    `samples`. A place that cannot be read counts as a change of the content. Raises `OSError`, if
-    the device is gone.
+    *over*: how many bytes the fingerprint is taken of, at most; None: all. *regions*: the numbers
+    of those that it covers, too. A place that cannot be read counts as a change of the content.
+    Raises `OSError`, if the device is gone.
     """
     size = size_of(fd)
     whole = size if over is None else min(over, size)
     digest = xxhash.xxh3_64()
-    for offset, length in samples(whole, places):
+    last = [(region * REGION, min(REGION, whole - region * REGION)) for region in sorted(regions)]
+    for offset, length in (*samples(whole), *(one for one in last if one[1] > 0)):
         try:
             digest.update(os.pread(fd, length, offset))
         except OSError as error:
             if error.errno not in _BAD_PLACE:
                 raise
             digest.update(b"unreadable")
-    return Identity(device.identity, size, digest.intdigest() >> 1 or 1, places=places)
+    return Identity(device.identity, size, digest.intdigest() >> 1 or 1, regions=regions)
 
 
 def locality_of_device(number: int) -> Locality:

@@ -17,8 +17,8 @@ class FastFile(NamedTuple):
     """The file is in memory: no read of it waits for a device."""
     reads: bool
     """A read of what is not in the page cache can be told not to wait."""
-    places: int = 0
-    """The address of a `quorumfs.replica.lastplaces.LastPlaces` to note writes in; 0: nobody asks
+    regions: int = 0
+    """The address of a `quorumfs.replica.lastregions.LastRegions` to note writes in; 0: nobody asks
     for them."""
 
 

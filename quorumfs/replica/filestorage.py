@@ -14,7 +14,7 @@ from quorumfs.replica.devices import device_of
 from quorumfs.replica.directfile import Direct, DirectFile
 from quorumfs.replica.fastfile import FastFile
 from quorumfs.replica.filesystems import Locality
-from quorumfs.replica.lastplaces import LastPlaces
+from quorumfs.replica.lastregions import LastRegions
 from quorumfs.replica.pagecache import answers_from_cache
 from quorumfs.replica.punching import Puncher
 from quorumfs.replica.regularfile import RegularFile
@@ -73,7 +73,8 @@ class FileStorage:
         """Take over the open *fd* of an image of *size* bytes; *name* is for thread names.
 
         *locality*: where the file system has its data. *direct* has bytes read and written past the
-        page cache, and is taken over, too. *written*: where a device was written to before.
+        page cache, and is taken over, too. *written*: the regions of a device that were written to
+        last.
         """
         self.local = locality is not Locality.ELSEWHERE
         """Whether answers depend on this host alone."""
@@ -81,7 +82,7 @@ class FileStorage:
         """How bytes are read and written."""
         status = os.fstat(fd)
         self._is_device = stat.S_ISBLK(status.st_mode)
-        self._written = LastPlaces(written) if self._is_device else None
+        self._written = LastRegions(written) if self._is_device else None
         self._file = _file(fd, size, direct, self._written)
         self._puncher = Puncher(self._file)
         self._workers = Workers(name, self._insist)
@@ -97,7 +98,7 @@ class FileStorage:
                 fd,
                 memory=self._in_memory,
                 reads=reads,
-                places=self._written.address if self._written else 0,
+                regions=self._written.address if self._written else 0,
             )
             self._file.searched_apart = True
         self._lent = 0
@@ -311,7 +312,7 @@ class FileStorage:
         return 0
 
 
-def _file(fd: int, size: int, direct: Direct | None, written: LastPlaces | None) -> RegularFile:
+def _file(fd: int, size: int, direct: Direct | None, written: LastRegions | None) -> RegularFile:
     if written is not None:
         return BlockDevice(fd, size, device_of(fd), written)
     return RegularFile(fd, size) if direct is None else DirectFile(fd, size, direct)

@@ -383,7 +383,7 @@ def identity_now(image: Image) -> Identity:
     if image.device is None:
         return lasting_identity(image.fd)
     known = image.sidecar.identity if image.sidecar else UNKNOWN_IDENTITY
-    return content_identity(image.fd, image.device, known.size or None, known.places)
+    return content_identity(image.fd, image.device, known.size or None, known.regions)
 
 
 def lasting_identity(file: int | str) -> Identity:

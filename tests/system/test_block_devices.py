@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ from support.sets import BLOCK, CHUNK, MIB, SetMount, named, opened, sidecar
 from quorumfs.replica.blockdevice import BlockDevice
 from quorumfs.replica.devices import device_of
 from quorumfs.replica.filestorage import FileStorage
-from quorumfs.replica.lastplaces import LastPlaces
+from quorumfs.replica.lastregions import LastRegions
 from quorumfs.replica.punching import Puncher
 from quorumfs.replica.sidecarfile import sign
 from quorumfs.replica.storage import Kind, Usage
 
 SIZE = 32 * MIB
 FIFO = "read-pattern=fifo,vote-threshold=1"
+AMID = 6 * MIB + 5 * BLOCK
+"""An offset where no sample of a fingerprint is."""
 
 
 ZRAM = Path("/sys/class/zram-control")
@@ -158,6 +160,13 @@ def fill(disk: SetMount, letter: bytes, offset: int, length: int = BLOCK) -> Non
 def held(path: Path, offset: int, length: int = BLOCK) -> bytes:
     with opened(path, os.O_RDONLY) as fd:
         return os.pread(fd, length, offset)
+
+
+def roll_back(device: Path, before: bytes) -> None:
+    """Have *device* hold what it held *before*, as after a merge of a snapshot."""
+    with opened(device, os.O_RDWR) as fd:
+        os.pwrite(fd, before, 0)
+        os.fsync(fd)
 
 
 def refusal(*arguments: str | Path, exit_code: int = 1) -> str:
@@ -417,27 +426,75 @@ def test_a_device_changed_behind_its_sidecar_is_noticed(shelf: Shelf) -> None:
     assert same([image, device])
 
 
+def write_once(disk: SetMount) -> None:
+    fill(disk, b"n", AMID)
+
+
+def write_amid_what_stays(disk: SetMount) -> None:
+    with opened(disk.file, os.O_RDWR) as fd:
+        os.pwrite(fd, b"o" * BLOCK + b"n" * BLOCK + b"o" * BLOCK, AMID - BLOCK)
+        os.fsync(fd)
+
+
+def write_before_what_changes_nothing(disk: SetMount) -> None:
+    fill(disk, b"n", AMID)
+    for _ in range(30):
+        fill(disk, b"o", AMID - 2 * BLOCK)
+    fill(disk, b"\0", 8 * MIB, 10 * MIB)
+
+
+def resync(disk: SetMount) -> None:
+    device = disk.replicas[1]
+    quorumfs("offline", disk.mountpoint, device)
+    fill(disk, b"n", AMID)
+    quorumfs("online", disk.mountpoint, device)
+    disk.wait_healthy()
+
+
 @pytest.mark.parametrize("way", ["fast", "long"])
-def test_a_device_that_was_rolled_back_is_noticed(shelf: Shelf, way: str) -> None:
+@pytest.mark.parametrize(
+    "change", [write_once, write_amid_what_stays, write_before_what_changes_nothing, resync]
+)
+def test_a_device_that_was_rolled_back_is_noticed(
+    shelf: Shelf, change: Callable[[SetMount], None], way: str
+) -> None:
     """It lacks the last write that changed anything, wherever that was, and in whichever mount."""
     device, image = shelf.attach("a.raw"), shelf.directory / "b.img"
     options = f"{FIFO},fast-path={'on' if way == 'fast' else 'off'}"
     shelf.create(image, device)
     with SetMount([image, device], shelf.directory, shelf.options(options)) as disk:
-        fill(disk, b"o", 100 * CHUNK + BLOCK)
+        fill(disk, b"o", AMID - 2 * BLOCK, 4 * BLOCK)
     before = head(device)
     with SetMount([image, device], shelf.directory, shelf.options(options)) as disk:
-        fill(disk, b"o", 100 * CHUNK + BLOCK)  # the first touch is never on the fast path
-        fill(disk, b"n", 100 * CHUNK)  # no fixed sample is there
+        fill(disk, b"o", AMID)  # the first touch is never on the fast path
+        change(disk)
     with SetMount([image, device], shelf.directory, shelf.options(options)) as disk:
-        fill(disk, b"o", 100 * CHUNK + BLOCK)
-        assert disk.events("RESYNC_STARTED") == []
-    with opened(device, os.O_RDWR) as fd:
-        os.pwrite(fd, before, 0)
+        fill(disk, b"o", AMID - BLOCK)
+        resyncs = len(disk.events("RESYNC_STARTED"))
+        assert resyncs == (change is resync)
+    roll_back(device, before)
     with SetMount([device, image], shelf.directory, shelf.options(options)) as disk:
-        assert held(disk.file, 100 * CHUNK) == b"n" * BLOCK
+        assert held(disk.file, AMID) == b"n" * BLOCK
         disk.wait_healthy()
-        assert disk.events("RESYNC_STARTED")
+        assert len(disk.events("RESYNC_STARTED")) == resyncs + 1
+    assert same([image, device])
+
+
+def test_a_device_that_was_rolled_back_to_before_a_crash_is_noticed(shelf: Shelf) -> None:
+    """What is made equal after a crash is where the last writes were."""
+    device, image = shelf.attach("a.raw"), shelf.directory / "b.img"
+    shelf.create(image, device)
+    before = head(device)
+    with SetMount([image, device], shelf.directory, shelf.options(FIFO)) as disk:
+        fill(disk, b"n", AMID)
+        disk.kill()
+    wait_until(lambda: not os.path.ismount(disk.mountpoint), "the end of the dead mount")
+    with SetMount([image, device], shelf.directory, shelf.options(FIFO)) as disk:
+        disk.wait_healthy()
+    roll_back(device, before)
+    with SetMount([device, image], shelf.directory, shelf.options(FIFO)) as disk:
+        assert held(disk.file, AMID) == b"n" * BLOCK
+        disk.wait_healthy()
     assert same([image, device])
 
 
@@ -446,10 +503,9 @@ def test_a_device_that_was_offline_and_rolled_back_is_noticed(shelf: Shelf) -> N
     shelf.create(image, device)
     with SetMount([image, device], shelf.directory, shelf.options(FIFO)) as disk:
         before = head(device)
-        fill(disk, b"n", 100 * CHUNK)
+        fill(disk, b"n", AMID)
         quorumfs("offline", disk.mountpoint, device)
-        with opened(device, os.O_RDWR) as fd:
-            os.pwrite(fd, before, 0)
+        roll_back(device, before)
         quorumfs("online", disk.mountpoint, device)
         disk.wait_healthy()
         assert same([image, device])
@@ -587,6 +643,7 @@ def test_a_bad_sector_is_read_elsewhere(shelf: Shelf, sampled: bool) -> None:
         shelf.create(device, image)
         with SetMount([device, image], shelf.directory, shelf.options(FIFO)) as disk:
             fill(disk, b"g", MIB, 4 * MIB)
+            fill(disk, b"h", 6 * MIB, 20 * MIB)  # a fingerprint covers what was written to last
         shelf.detach(device)
         faulty.inject("a.raw", "read", start=bad, end=bad + BLOCK, errno=errno.EIO)
         device = shelf.attach("a.raw", where=where)
@@ -783,7 +840,7 @@ def test_zeros_begin_and_end_anywhere(shelf: Shelf, store: str) -> None:
         stack.callback(shelf.detach, device)
         expected = bytearray(b"x" * MIB)
         with opened(device, os.O_RDWR | os.O_EXCL) as fd:
-            file = BlockDevice(fd, MIB, device_of(fd), LastPlaces())
+            file = BlockDevice(fd, MIB, device_of(fd), LastRegions())
             puncher = Puncher(file)
             for offset, length in ((1000, 9000), (20480, 4096), (40000, 7), (MIB - 700, 700)):
                 for kind in (Kind.DISCARD, Kind.ZERO):

@@ -4,11 +4,13 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.native import gate_library
 
@@ -17,6 +19,7 @@ from quorumfs.decisions.devices import (
     ENDS,
     FIRST_PARTITION,
     NAME_MAX,
+    REGION,
     SAMPLE,
     SPREAD,
     file_name,
@@ -27,13 +30,13 @@ from quorumfs.decisions.devices import (
 from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap
 from quorumfs.decisions.latency import Durations
 from quorumfs.decisions.model import Found, Standing
-from quorumfs.decisions.record import PLACES, Identity, Sidecar
+from quorumfs.decisions.record import REGIONS, Identity, Sidecar
 from quorumfs.decisions.sameimage import image_changed, image_unproven
 from quorumfs.errors import UserError
 from quorumfs.fastpath.native import Gate, Request, RequestKind
 from quorumfs.replica import devices
 from quorumfs.replica.filesystems import Locality
-from quorumfs.replica.lastplaces import LastPlaces
+from quorumfs.replica.lastregions import LastRegions
 from quorumfs.replica.lengthening import FIRST, Steps
 from quorumfs.replica.places import place_for, require_directory
 
@@ -225,47 +228,47 @@ def test_a_fingerprint_is_of_what_the_disk_takes(tmp_path: Path) -> None:
         assert devices.content_identity(file.fileno(), facts, over=1 << 20) == short
 
 
-@given(st.lists(st.integers(0, 1 << 21), max_size=PLACES))
-def test_a_fingerprint_covers_where_the_last_writes_were(places: list[int]) -> None:
-    size = 1 << 20
-    covered = {piece for offset, length in samples(size, places) for piece in (offset, length)}
-    for place in places:
-        assert (place - place % SAMPLE in covered) or place >= size
-    assert sum(1 for _ in samples(size, places)) <= 3 * ENDS + SPREAD + PLACES
-
-
-LENGTHS = st.sampled_from((512, SAMPLE, SAMPLE + 1, 16 * SAMPLE))
-
-
-@given(st.lists(st.tuples(st.integers(0, 40), LENGTHS), max_size=2 * PLACES))
-def test_the_places_of_the_last_writes_are_kept(writes: list[tuple[int, int]]) -> None:
-    """Where each began, and where a longer one than a sample ended."""
-    places, expected = LastPlaces([7, 8]), [7, 8]
-    for offset, length in writes:
-        places.note(offset, length)
-        expected += [offset, offset + length - 1] if length > SAMPLE else [offset]
-    assert list(places) == list(dict.fromkeys(expected[-PLACES:]))
-    assert list(LastPlaces(places)) == list(places)
-
-
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 200), LENGTHS), max_size=2 * PLACES))
-def test_the_fast_path_notes_places_in_the_same_memory(
-    writes: list[tuple[bool, int, int]],
+@given(st.sets(st.integers(0, 5), max_size=REGIONS), st.integers(0, 5 * REGION))
+def test_a_fingerprint_covers_the_regions_that_were_written_to_last(
+    regions: set[int], changed: int
 ) -> None:
-    """Of each replica that asks for them."""
-    gate, library = Gate(size=1 << 20, chunk_size=1 << 20, writers=2), gate_library()
-    places, expected, durations = LastPlaces(), LastPlaces(), Durations()
+    """It tells a change of any of their bytes, on a disk that ends in the fifth."""
+    size = 4 * REGION + 12345
+    assume(not any(offset <= changed < offset + length for offset, length in samples(size)))
+    with TemporaryFile() as file:
+        file.truncate(5 * REGION + 1)
+        facts = devices.Device((7, 0), None, 3, HERE, 512)
+        taken = partial(devices.content_identity, file.fileno(), facts, size, tuple(regions))
+        first = taken()
+        os.pwrite(file.fileno(), b"c", changed)
+        assert (taken() != first) == (changed < size and changed // REGION in regions)
+
+
+LENGTHS = st.sampled_from((1, 512, REGION // 2, REGION, 3 * REGION, 40 * REGION))
+WRITES = st.lists(st.tuples(st.booleans(), st.integers(0, 20 * REGION), LENGTHS), max_size=60)
+
+
+@given(st.lists(st.integers(0, 20), unique=True, max_size=REGIONS), WRITES)
+def test_the_regions_that_were_written_to_last_are_kept(
+    before: list[int], writes: list[tuple[bool, int, int]]
+) -> None:
+    """C and Python note them in the same memory, the latest one first, each once."""
+    gate, library = Gate(size=1 << 40, chunk_size=1 << 30, writers=2), gate_library()
+    kept, durations, expected = LastRegions(before), Durations(), before[::-1]
     for place in gate.writer[:2]:
         place.durations = durations.address
-    gate.writer[1].places = places.address
-    for in_c, block, length in writes:
-        expected.note(block * SAMPLE, length)
-        if in_c:
-            request = Request(RequestKind.WRITE, length, 1, 0, block * SAMPLE, None)
+    gate.writer[1].regions = kept.address
+    for in_c, offset, length in writes:
+        first, last = offset // REGION, (offset + length - 1) // REGION
+        written = list(range(first, last + 1)) if last - first < REGIONS else [first, last]
+        expected = [one for one in expected if one not in written] + written
+        if in_c and length <= REGION:
+            request = Request(RequestKind.WRITE, length, 1, 0, offset, None)
             library.gate_note(gate, request, None)
         else:
-            places.note(block * SAMPLE, length)
-    assert list(places) == list(expected)
+            kept.note(offset, length)
+    assert list(kept) == expected[::-1][:REGIONS]
+    assert list(LastRegions(kept)) == list(kept)
 
 
 def test_one_changed_device_is_compared_and_the_other_believed() -> None:

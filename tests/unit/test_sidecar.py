@@ -23,7 +23,7 @@ from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import (
     ANCESTORS_MAX,
     MOUNTS_MAX,
-    PLACES,
+    REGIONS,
     Identity,
     PastMount,
     Phase,
@@ -108,7 +108,7 @@ def make_record(draw: st.DrawFn) -> Record:
 
 
 records = make_record()
-places = st.lists(u64, max_size=PLACES).map(tuple)
+regions = st.lists(u64, max_size=REGIONS).map(tuple)
 
 
 @st.composite
@@ -117,7 +117,7 @@ def sidecars(draw: st.DrawFn) -> Sidecar:
     disk_map = DirtyMap(record.size, record.chunk_size)
     for chunk in draw(st.sets(st.integers(0, len(disk_map) - 1), max_size=5)):
         disk_map.add(draw(st.integers(1, 255)), range(chunk, chunk + 1))
-    identity = draw(st.builds(Identity, u64, u64, ns, ns, places))
+    identity = draw(st.builds(Identity, u64, u64, ns, ns, regions))
     own = draw(st.sampled_from(record.roles)).replica_id
     return Sidecar(own, record, disk_map, identity, spare_slot=1)
 
@@ -317,7 +317,7 @@ def number(value: int) -> bytes:
 ROLE = 368
 IMPOSSIBLE = {
     "no magic": [(0, b"\0")],
-    "too many places": [(3687, b"\x19")],
+    "too many regions": [(3687, b"\x11")],
     "no phase": [(12, b"\0")],
     "unknown phase": [(12, b"\3")],
     "neither clean nor not": [(13, b"\2")],

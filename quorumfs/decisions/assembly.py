@@ -595,7 +595,9 @@ class _Assembly:
     def plan(self) -> Plan:
         survey, record = self._survey, self._record
         present = [one for one in survey.found if one.path in survey.present]
-        changed = {one.path for one in present if image_changed(one) or written_after_crash(one)}
+        # An older sidecar says nothing of who is right: the image may be the only one that went on.
+        vouched = [one for one in present if not one.copied]
+        changed = {one.path for one in vouched if image_changed(one) or written_after_crash(one)}
         members, moved = self._judge_all(present, changed)
         rule, quorum = self._rule(members, changed, moved=moved)
         self._compare_unknown(members)

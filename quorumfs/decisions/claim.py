@@ -75,6 +75,8 @@ class Claim:
     """Device and inode number of the sidecar, as seen by the mount of the claim."""
     released: bool = False
     """The set was closed in order."""
+    turn: int = 0
+    """Which file it is that has the inode number, which may be used again; 0: unknown."""
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host} since {self.since}"
@@ -99,7 +101,8 @@ def decode_claim(page: bytes) -> Claim | None:
         return None
     try:
         content = json.loads(body)
-        known = {name: content[name] for name in Claim.__slots__}
+        known = {name: content[name] for name in Claim.__slots__ if name != "turn"}
+        known["turn"] = content.get("turn", 0)  # earlier versions did not say
         return _checked(known | {"mount": int(content["mount"], 16)})
     except (KeyError, RecursionError, TypeError, ValueError):
         return None
@@ -108,7 +111,7 @@ def decode_claim(page: bytes) -> Claim | None:
 def _checked(content: dict[str, Any]) -> Claim:
     """The claim with the members *content*. Raises `TypeError` and `ValueError` if impossible."""
     content["file"] = device, inode = tuple(content["file"])
-    for name in ("mount", "pid", "started"):
+    for name in ("mount", "pid", "started", "turn"):
         _require_number(content[name])
     for number in (device, inode):
         _require_number(number)

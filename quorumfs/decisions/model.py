@@ -32,6 +32,9 @@ class Found:
     """It is a block device: it may be longer than on record, and has a fingerprint for times."""
     recorded_ns: int = 0
     """When its sidecar was last written (mtime); 0: unknown."""
+    copied: bool = False
+    """Its sidecar is another file than the one that the last mount had open: a copy, perhaps an
+    older one, as where a directory of sidecars was put back from a backup."""
     proven: bool = False
     """The image was found to hold what this mount wrote last, so it is no older copy."""
 

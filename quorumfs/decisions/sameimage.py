@@ -36,7 +36,8 @@ def written_after_crash(found: Found) -> bool:
     closed = known.mtime_ns or known.ctime_ns
     if found.device or closed or now is None or not found.recorded_ns:
         return False
-    return now.mtime_ns > found.recorded_ns + LATER_NS
+    # Who puts a file back with its times, as from a backup, cannot do so with its ctime.
+    return max(now.mtime_ns, now.ctime_ns) > found.recorded_ns + LATER_NS
 
 
 def image_unproven(found: Found) -> bool:
@@ -44,12 +45,12 @@ def image_unproven(found: Found) -> bool:
 
     True where the sidecar does not vouch for an image that was in use, and the mount that held the
     image is gone, or does not vouch for it either: an older image, or an empty one, may be in its
-    place. Also true of a device without an identity of its own: its fingerprint covers only a part
-    of it.
+    place. Also true where the sidecar lies apart and is a copy; and of a device without an identity
+    of its own: its fingerprint covers only a part of it.
     """
     assert found.sidecar is not None
     known = found.sidecar.identity
-    if found.device and not known.inode:
+    if found.copied or (found.device and not known.inode):
         return True
     if found.instance is None or found.proven or known.mtime_ns or known.ctime_ns:
         return False

@@ -5,6 +5,7 @@ A mount that finds the claim of a different mount is *fenced*: it never touches 
 
 import errno
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from quorumfs.decisions.claim import CHECK_S, Claim, Tenure, decode_claim, encode_claim
@@ -49,17 +50,22 @@ class Claims:
         if replica in self._ledger.membership.receivers and replica.attached:
             await self.look([replica])
 
-    async def look(self, replicas: Sequence[Replica]) -> None:
-        """Read the claims in the sidecars of *replicas* back, ignoring read errors."""
+    async def look(self, replicas: Sequence[Replica]) -> dict[Replica, Claim]:
+        """Read the claims in the sidecars of *replicas* back; returns those that can be read."""
+        claims: dict[Replica, Claim] = {}
         if not self._watched or self.fenced is not None:
-            return
+            return claims
         asked = [Operation(Kind.REREAD, CLAIM_OFFSET, PAGE) for _ in replicas]
         await carry_out(zip(replicas, asked, strict=True), to_sidecar=True)
-        for operation in asked:
+        for replica, operation in zip(replicas, asked, strict=True):
             if operation.error is None and isinstance(operation.value, bytes | bytearray):
                 claim = decode_claim(bytes(operation.value))
-                if claim is not None and self.tenure.lost_to(claim):
+                if claim is None:
+                    continue
+                claims[replica] = claim
+                if self.tenure.lost_to(claim):
                     self._fence(claim)
+        return claims
 
     def _fence(self, claim: Claim) -> None:
         """Stop all I/O on the files for good: the set belongs to the mount of *claim*."""
@@ -86,9 +92,7 @@ class Claims:
         if mine is None:
             return
         signed = [r for r in self._ledger.replicas if r.attached and r.standing.is_ours]
-        await self.look(signed)
-        if self.fenced is None:
-            await self._unsign(signed, mine)
+        await self._unsign(signed, mine)
 
     async def release_one(self, replica: Replica) -> None:
         """As `release`, of *replica* alone, which is still open."""
@@ -96,4 +100,12 @@ class Claims:
             await self._unsign([replica], self.tenure.mine)
 
     async def _unsign(self, replicas: Sequence[Replica], mine: Claim) -> None:
-        await self._writer.put(replicas, (CLAIM_OFFSET, encode_claim(mine.release())))
+        claims = await self.look(replicas)
+        if self.fenced is not None:
+            return
+        pages = {}
+        for replica in replicas:  # each claim names the file that it is in
+            known = claims.get(replica, mine)
+            own = replace(mine, file=known.file, turn=known.turn)
+            pages[replica] = CLAIM_OFFSET, encode_claim(own.release())
+        await self._writer.put(replicas, pages)

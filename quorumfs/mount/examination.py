@@ -26,7 +26,14 @@ from quorumfs.replica.filesystems import close
 from quorumfs.replica.images import lasting_identity, passing_identity
 from quorumfs.replica.ofdlock import could_lock
 from quorumfs.replica.places import place_for
-from quorumfs.replica.sidecarfile import holder, misplaced, open_regular, read_claim, read_sidecar
+from quorumfs.replica.sidecarfile import (
+    holder,
+    is_copied,
+    misplaced,
+    open_regular,
+    read_claim,
+    read_sidecar,
+)
 
 READS_MAX = 3
 """Attempts at a sidecar that looks damaged while a daemon writes to it."""
@@ -58,6 +65,8 @@ class Examined:
     instance: int | None = None
     """As in `Found`."""
     recorded_ns: int = 0
+    """As in `Found`."""
+    copied: bool = False
     """As in `Found`."""
     claim: Claim | None = None
     """The claim in the sidecar: which mount has the set, or had it last; None: there is none."""
@@ -97,6 +106,7 @@ class Examined:
             self.place,
             self.device,
             self.recorded_ns,
+            self.copied,
         )
 
 
@@ -224,7 +234,9 @@ def _look_at_sidecar(examined: Examined, fd: int) -> Examined:
         examined = replace(examined, in_use=in_use, holder=holder(fd))
         if (claim := read_claim(fd)) is not None:
             known = claim_state(claim, claim_of_this_mount(), runs)
-            examined = replace(examined, claim=claim, claim_state=known)
+            apart = examined.device or examined.instance is not None
+            copied = apart and is_copied(fd, claim)
+            examined = replace(examined, claim=claim, claim_state=known, copied=copied)
         sidecar = read_sidecar(fd)
         for _ in range(READS_MAX - 1):
             if not (in_use and sidecar.damage):

@@ -35,6 +35,7 @@ from quorumfs.replica.places import place_of_device, refuse_sidecar, require_dir
 from quorumfs.replica.sidecarfile import (
     SidecarLockedError,
     file_of,
+    is_copied,
     misplaced,
     open_sidecar,
     read_claim,
@@ -80,6 +81,8 @@ class Image:
     """As in `Found`."""
     recorded_ns: int = 0
     """As in `Found`."""
+    copied: bool = False
+    """As in `Found`."""
     direct: Direct | None = None
     """What it takes to read and write the image past the page cache; None: through it."""
     place: str = ""
@@ -101,6 +104,7 @@ class Image:
             self.place,
             self.device is not None,
             self.recorded_ns,
+            self.copied,
         )
 
     def found_claim(self, here: Claim) -> FoundClaim | None:
@@ -426,6 +430,7 @@ def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
     image = replace(image, instance=passing, recorded_ns=os.fstat(fd).st_mtime_ns)
     try:
         image = replace(image, claim=read_claim(fd))
+        image = replace(image, copied=passing is not None and is_copied(fd, image.claim))
         image = replace(image, sidecar=read_sidecar(fd))
         return image if image.device is None else replace(image, identity=identity_now(image))
     except UnknownVersionError as error:

@@ -1,6 +1,7 @@
 """The sidecar as a file: found beside an image, locked, read, created."""
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from glob import escape, glob
 from quorumfs.decisions.claim import Claim, decode_claim, encode_claim
 from quorumfs.decisions.record import SUFFIX, Sidecar, path_for
 from quorumfs.decisions.sidecar import CLAIM_OFFSET, PAGE, decode, encode
-from quorumfs.replica.filesystems import Locality, close, locality
+from quorumfs.replica.filesystems import Locality, close, is_fuse, locality
 from quorumfs.replica.ofdlock import try_lock
+
+_FS_IOC_GETVERSION = 0x80087601  # linux/fs.h
 
 
 class SidecarLockedError(Exception):
@@ -226,7 +229,7 @@ def read_claim(fd: int) -> Claim | None:
 
 def sign(fd: int, claim: Claim) -> None:
     """Write *claim* durably to the sidecar open at *fd*, for other hosts. Raises `OSError`."""
-    page = encode_claim(replace(claim, file=file_of(fd)))
+    page = encode_claim(replace(claim, file=file_of(fd), turn=turn_of(fd)))
     if os.pwrite(fd, page, CLAIM_OFFSET) < PAGE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.fdatasync(fd)
@@ -236,3 +239,21 @@ def file_of(fd: int) -> tuple[int, int]:
     """Device and inode number of an open file."""
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
+
+
+def turn_of(fd: int) -> int:
+    """Which of the files that had its inode number an open file is; 0: the file system does not
+    tell."""
+    try:
+        answer = fcntl.ioctl(fd, _FS_IOC_GETVERSION, bytes(8))
+    except OSError:
+        return 0
+    return int.from_bytes(answer[:4], "little")
+
+
+def is_copied(fd: int, claim: Claim | None) -> bool:
+    """Whether the sidecar open at *fd* is another file than the one of its *claim*, as far as
+    known."""
+    if claim is None or not claim.file[1] or is_fuse(fd):
+        return False
+    return (os.fstat(fd).st_ino, turn_of(fd)) != (claim.file[1], claim.turn or turn_of(fd))

@@ -511,6 +511,24 @@ def test_a_device_that_was_offline_and_rolled_back_is_noticed(shelf: Shelf) -> N
         assert same([image, device])
 
 
+def test_sidecars_from_a_backup_prove_nothing(shelf: Shelf) -> None:
+    """They say of a device that was away since that it is current: all is compared."""
+    device, image = shelf.attach("a.raw"), shelf.attach("b.raw")
+    shelf.create(image, device)
+    with SetMount([image, device], shelf.directory, shelf.options(FIFO)) as disk:
+        fill(disk, b"o", AMID)
+    shutil.copytree(shelf.sidecars, backup := shelf.directory / "backup")
+    with SetMount([image], shelf.directory, shelf.options(FIFO + ",degraded")) as disk:
+        fill(disk, b"n", AMID)
+    shutil.rmtree(shelf.sidecars)
+    shutil.copytree(backup, shelf.sidecars)
+    shown = shelf.examine(image, device)
+    assert [one["image"]["changed"] for one in shown["replicas"]] == [True, True]
+    with SetMount([image, device], shelf.directory, shelf.options(FIFO)) as disk:
+        disk.wait(lambda status: status["undecided_bytes"] > 0, "the difference")
+        assert quorumfs("status", disk.mountpoint, check=False).returncode == 3
+
+
 def test_a_backing_file_put_in_the_place_of_another_is_no_proof(shelf: Shelf) -> None:
     """The same path, the same bytes where a fingerprint looks, and another file."""
     device, image = shelf.attach("a.raw"), shelf.directory / "b.img"

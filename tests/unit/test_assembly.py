@@ -708,13 +708,17 @@ def test_a_set_that_was_copied_as_a_whole_is_usable_and_verified() -> None:
     assert "all images were moved or changed together" in plan.notes[0]
 
 
-@pytest.mark.parametrize(("later_s", "state"), [(200, "current"), (400, "suspect")])
-def test_an_image_that_a_guest_was_booted_on_after_a_crash_is_compared(
-    later_s: int, state: str
+@pytest.mark.parametrize(
+    ("written_s", "changed_s", "state"),
+    [(1200, 1200, "current"), (1400, 5, "suspect"), (5, 1400, "suspect")],
+    ids=["by the daemon", "by a guest booted on it", "by a backup put back with its times"],
+)
+def test_an_image_that_was_written_to_after_a_crash_is_compared(
+    written_s: int, changed_s: int, state: str
 ) -> None:
     """Inode and size are the same: the time of the sidecar, of the same store, tells."""
     record = next_record(first_record(2, 1), clean=False)
-    one = found(record, A, image=Identity(1, SIZE, (1000 + later_s) * 10**9, 5))
+    one = found(record, A, image=Identity(1, SIZE, written_s * 10**9, changed_s * 10**9))
     assert one.sidecar is not None
     in_use = replace(one.sidecar, identity=Identity(1, SIZE))
     booted = replace(one, sidecar=in_use, recorded_ns=1000 * 10**9)

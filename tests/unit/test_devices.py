@@ -277,6 +277,18 @@ def test_one_changed_device_is_compared_and_the_other_believed() -> None:
     assert [member.state for member in plan.members] == [Standing.CURRENT, Standing.SUSPECT]
 
 
+def test_sidecars_that_are_copies_say_nothing_of_who_is_right() -> None:
+    """The device that changed since may be the only one that went on."""
+    good = replace(device(CLOSED, replace(CLOSED, mtime_ns=1)), copied=True)
+    stale = replace(device(CLOSED, CLOSED, number=1), copied=True)
+    for both in ([good, stale], [stale, good]):
+        plan = assemble(both)
+        assert [member.state for member in plan.members] == [Standing.CURRENT] * 2
+        assert plan.map.is_all(UNVERIFIED)
+    plan = assemble([good, replace(stale, copied=False)])
+    assert [member.state for member in plan.members] == [Standing.SUSPECT, Standing.CURRENT]
+
+
 def test_no_device_is_adopted() -> None:
     new = [Found("/dev/a", CLOSED, place="/side/a", device=True), Found("/b.img", CLOSED)]
     for found in (new, new[::-1], new[:1]):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -61,11 +62,13 @@ from quorumfs.replica.sidecarfile import (
     create_sidecar,
     file_of,
     holder,
+    is_copied,
     open_sidecar,
     read_claim,
     read_sidecar,
     replace_sidecar,
     sign,
+    turn_of,
 )
 
 GOLDEN = Path(__file__).parents[1] / "data" / "sidecar-v2.quorumfs"
@@ -725,7 +728,7 @@ def test_a_sidecar_has_its_claim_when_others_first_see_it(
     monkeypatch.setattr(os, "link", link)
     create_sidecar(image, example(), claim())
     fd = os.open(path_for(image), os.O_RDONLY)
-    assert seen == [read_claim(fd)] == [claim(file=file_of(fd))]
+    assert seen == [read_claim(fd)] == [claim(file=file_of(fd), turn=turn_of(fd))]
     os.close(fd)
 
 
@@ -745,7 +748,8 @@ def test_a_sidecar_in_use_is_locked_and_names_who_holds_it(image: str) -> None:
             with pytest.raises(SidecarLockedError, match="pid 7 on host"):
                 open_sidecar(path_for(image), read_only=read_only)
         assert same(read_sidecar(fd), example())
-        assert read_claim(fd) == claim(pid=7, host="host", file=file_of(fd))
+        signed = claim(pid=7, host="host", file=file_of(fd), turn=turn_of(fd))
+        assert read_claim(fd) == signed
         sign(fd, claim().release())
         assert holder(fd) == ""
         os.pwrite(fd, b"pid 8 on host".ljust(PAGE, b"\0"), CLAIM_OFFSET)  # as earlier versions did
@@ -830,3 +834,20 @@ def test_the_identity_of_an_image_is_what_stat_says(image: str) -> None:
     read = decode(encode(replace(example(), identity=identity)))
     assert read.identity == identity
     assert read.identity.mtime_ns == -5
+
+
+def test_a_sidecar_that_was_copied_is_another_file(image: str) -> None:
+    """Also one that has the same inode number, which was free again."""
+    create_sidecar(image, example(), claim())
+    place = path_for(image)
+    with open(place, "rb") as file:
+        own = read_claim(file.fileno())
+        assert own is not None
+        assert not is_copied(file.fileno(), own)
+        assert not is_copied(file.fileno(), replace(own, file=(0, 0)))
+        assert not is_copied(file.fileno(), replace(own, turn=0))  # of an earlier version
+        if own.turn:  # tmpfs does not tell
+            assert is_copied(file.fileno(), replace(own, turn=own.turn + 1))
+        shutil.copy2(place, f"{place}.copy")
+    with open(f"{place}.copy", "rb") as copy:
+        assert is_copied(copy.fileno(), read_claim(copy.fileno()))

@@ -21,8 +21,8 @@ from quorumfs.replica.filesystems import Locality, locality
 
 _LOOP_GET_STATUS64 = 0x4C05
 _LOOP_INFO64 = 232
-"""Bytes of ``struct loop_info64`` of ``linux/loop.h``; the backing file's device and inode number
-come first."""
+"""Bytes of ``struct loop_info64`` of ``linux/loop.h``; device and inode number of what is behind
+come first, and its own number if that is a device."""
 
 _BAD_PLACE = (errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EBADMSG)
 """Errors of a place on a medium; the rest of the medium may be good."""
@@ -168,19 +168,26 @@ def _number(path: str) -> int:
 
 
 def backing_of(number: int) -> str | None:
-    """The path of the file behind the loop device with *number* (``st_rdev``), as it was when the
-    device was made; None for any other device."""
-    return _attribute(number, "loop/backing_file") or None
+    """The path of the file behind the loop device with *number* (``st_rdev``), also through further
+    ones, as it was when the device was made; None for any other device."""
+    path = _attribute(number, "loop/backing_file")
+    if not path or not is_device(path):
+        return path or None
+    return backing_of(os.stat(path).st_rdev) or path
 
 
 def file_behind(fd: int) -> tuple[int, int] | None:
-    """Device and inode number of the file behind the loop device that is open at *fd*; None for any
-    other device."""
-    if backing_of(os.fstat(fd).st_rdev) is None:
+    """Device and inode number of the file behind the loop device that is open at *fd*, also through
+    further ones; 0 and its own number, if that is another device; None for any other device."""
+    backing = backing_of(os.fstat(fd).st_rdev)
+    if backing is None:
         return None
     try:
         info = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64))
+        device, inode, is_over_device = struct.unpack_from("<QQQ", info)
+        if not is_over_device:
+            return device, inode
+        status = os.stat(backing)
     except OSError:
         return None
-    device, inode = struct.unpack_from("<QQ", info)
-    return int(device), int(inode)
+    return (0, status.st_rdev) if status.st_rdev else (status.st_dev, status.st_ino)

@@ -21,6 +21,7 @@ from quorumfs.replica.answers import PATIENCE_S, Answer, UnansweredError, ask_al
 from quorumfs.replica.claimant import runs
 from quorumfs.replica.devices import (
     Device,
+    backing_of,
     content_identity,
     device_of,
     file_behind,
@@ -320,6 +321,12 @@ def open_device(path: str, size: int) -> Image:
         stack.callback(image.close)
         _claim(image, read_only=False)
         _lock(image, read_only=False)
+        backing = backing_of(os.fstat(image.fd).st_rdev)
+        if backing is not None and os.path.lexists(path_for(backing)):
+            raise UserError(
+                f"{path} lies on {backing}, which is a replica of a set ({path_for(backing)}): "
+                "take another device, or remove both first"
+            )
         if image.size < size:
             raise UserError(
                 f"{path} has {image.size} bytes, the disk has {size}: make it as long first (with "

@@ -339,7 +339,14 @@ def test_a_file_and_the_device_over_it_are_one_store(shelf: Shelf) -> None:
             line = refusal("add", "--overwrite", disk.mountpoint, device)
             assert f"{device} is a loop device over {behind}" in line
             assert why in line
+            over = shelf.attach(device.name, where=device.parent)
+            line = refusal("add", "--overwrite", disk.mountpoint, over)
+            assert f"{over} is a loop device over {behind}" in line
+            shelf.detach(over)
             shelf.detach(device)
+        device = shelf.attach(file.name)
+        line = refusal("create", "--size=1M", f"--sidecars={shelf.sidecars}", "--overwrite", device)
+        assert f"{device} lies on {file}, which is a replica of a set" in line
 
 
 def test_sidecars_inside_the_mount_are_refused(shelf: Shelf) -> None:

@@ -153,6 +153,22 @@ def who_has(number: int) -> str | None:
     return None
 
 
+def loop_in_use_over(path: str) -> str | None:
+    """A loop device over the file at *path* (without symbolic links) that somebody has for himself,
+    such as a file system that is mounted; None: there is none."""
+    for place in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):
+            if place.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n") != path:
+                continue
+            device = f"/dev/{place.parent.parent.name}"
+            try:
+                os.close(os.open(device, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL))
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    return device
+    return None
+
+
 def _attribute(number: int, attribute: str) -> str:
     """What sysfs says of the device with *number* (``st_rdev``)."""
     path = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/{attribute}")

@@ -26,6 +26,7 @@ from quorumfs.replica.devices import (
     device_of,
     file_behind,
     locality_of_device,
+    loop_in_use_over,
     who_has,
 )
 from quorumfs.replica.directfile import Direct
@@ -520,3 +521,5 @@ def _lock(image: Image, read_only: bool) -> None:
         raise UserError(f"{image.path} is in use by {who or unseen}") from None
     except OSError as error:
         raise UserError(f"cannot lock {image.path}: {error.strerror}") from None
+    if image.device is None and (loop := loop_in_use_over(image.real_path)) is not None:
+        raise UserError(f"{image.path} is in use: {loop} lies on it, and is in use")

@@ -349,6 +349,15 @@ def test_a_file_and_the_device_over_it_are_one_store(shelf: Shelf) -> None:
         assert f"{device} lies on {file}, which is a replica of a set" in line
 
 
+def test_a_file_whose_device_is_in_use_is_refused(shelf: Shelf) -> None:
+    devices, files = [shelf.attach("a"), shelf.attach("b")], [shelf.directory / x for x in "ab"]
+    shelf.create(*devices)
+    with SetMount(devices, shelf.directory, shelf.options()):
+        (other := shelf.directory / "other").mkdir()
+        line = refusal("mount", *files, other)
+        assert f"{files[0]} is in use: {devices[0]} lies on it, and is in use" in line
+
+
 def test_sidecars_inside_the_mount_are_refused(shelf: Shelf) -> None:
     """The daemon would wait for itself."""
     device, image = shelf.attach("a.raw"), shelf.directory / "b.img"

@@ -35,6 +35,8 @@ class Found:
     copied: bool = False
     """Its sidecar is another file than the one that the last mount had open: a copy, perhaps an
     older one, as where a directory of sidecars was put back from a backup."""
+    left_ns: int = 0
+    """The ctime of the image when this mount, which still lasts, closed it; 0: unknown."""
     proven: bool = False
     """The image was found to hold what this mount wrote last, so it is no older copy."""
 

@@ -22,6 +22,8 @@ def image_changed(found: Found) -> bool:
         if found.device and now is not None:  # one that was lengthened is still the same
             now = replace(now, size=min(now.size, known.size))
         return known != now
+    if found.left_ns and found.image is not None and found.image.ctime_ns > found.left_ns:
+        return True  # somebody wrote to it while it was out
     return bool(known.inode) and found.instance is None and not _is_as_in_use(found)
 
 

@@ -181,6 +181,7 @@ class Rejoin:
         if found.sidecar is not None and self._ledger.records.is_unfinished(found.sidecar):
             # By the record that is valid still it went on alone, with a mount that nobody knows.
             await self._sidecars.recorder.open()
+        found = replace(found, left_ns=replica.health.left_ns)
         if found.exchangeable:
             lacks = partial(self._may_lack, replica)
             found = replace(found, proven=await holds_last_writes(replica, lacks))

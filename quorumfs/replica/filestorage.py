@@ -308,7 +308,10 @@ class FileStorage:
                 os.fsync(file.fd)
                 return file.sealed()
             case Kind.CLOSE:
-                file.close()
+                try:
+                    return file.status() if self.local else 0
+                finally:
+                    file.close()
         return 0
 
 

@@ -130,6 +130,9 @@ class Health:
         and to look up a sort takes as long as all else that it asks."""
         self.last_writes = LastWrites()
         """To the image, where the fast path has no part in it: on a network, or on FUSE."""
+        self.left_ns = 0
+        """The ctime of the image when it was closed last (nanoseconds); 0: unknown, as it is of a
+        store elsewhere, which may write later what it was given."""
         self._failures: dict[Sort, Failure] = {}
 
     @property

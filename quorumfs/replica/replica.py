@@ -15,6 +15,7 @@ from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.health import Counters, Health
 from quorumfs.replica.storage import (
     CHANGES,
+    FileStatus,
     Kind,
     Operation,
     Storage,
@@ -137,14 +138,15 @@ class Closing:
             self.under_way[operation] = storage, path
             yield operation, storage
 
-    def ended(self, operation: Operation, error: OSError | None) -> None:
-        """Note the outcome of a close; after EAGAIN the file waits again."""
+    def ended(self, operation: Operation, error: OSError | None) -> str:
+        """Note the outcome of a close; after EAGAIN the file waits again. Returns its path."""
         storage, path = self.under_way.pop(operation)
         if error is not None and error.errno == errno.EAGAIN:
             self.waiting[storage] = path
         elif error is not None:
             # A sync has told what is durable, and the file is closed despite the error.
             log.warning("closing %s: %s", path, error.strerror)
+        return path
 
 
 class Replica:
@@ -330,12 +332,14 @@ class Replica:
             self._in_flight.add(operation, FanOut(0), to_sidecar=False)
             storage.submit(operation, self._returned)
 
-    def _go_on_closing(self, returned: Operation, error: OSError | None) -> None:
+    def _go_on_closing(self, returned: Operation, value: Value, error: OSError | None) -> None:
         """Go on after an operation on detached files has *returned*."""
         if returned.kind is not Kind.CLOSE:
             self._close_detached()
             return
-        self._closing.ended(returned, error)  # after EAGAIN, `abandon_overdue` begins it again
+        path = self._closing.ended(returned, error)  # `abandon_overdue` tries again after EAGAIN
+        if path == self.path and isinstance(value, FileStatus):
+            self.health.left_ns = value.identity.ctime_ns
         if not self.in_flight:
             self.let_go()
 
@@ -419,7 +423,7 @@ class Replica:
                 self.health.sidecar_synced()
             self._has_outcome(operation, waiting)
         if self._image is None:
-            self._go_on_closing(operation, error)
+            self._go_on_closing(operation, value, error)
 
     def _has_outcome(self, operation: Operation, waiting: _Waiting) -> None:
         """Report *operation*, which succeeded, failed, or was given up, to *waiting*."""

@@ -100,9 +100,10 @@ class Usage(NamedTuple):
 
 
 Value = bytes | int | FileStatus
-"""Of a read: exactly the bytes asked for. Of a stat and a seal: a `FileStatus`. Of a seek: the
-offset, or the size of the disk if there is none. Of a reach: where it ends. Of a copy: the bytes
-copied, from the offset on, fewer where the other image could not be read. Else 0."""
+"""Of a read: exactly the bytes asked for. Of a stat and a seal: a `FileStatus`; of a close, too, if
+the file is one of this host. Of a seek: the offset, or the size of the disk if there is none. Of a
+reach: where it ends. Of a copy: the bytes copied, from the offset on, fewer where the other image
+could not be read. Else 0."""
 
 Done = Callable[[Operation, Value, OSError | None], None]
 """Called once in the trio thread when an operation has returned."""

@@ -2,7 +2,7 @@
 
 import trio
 
-from quorumfs.replica.storage import Kind, Operation, Storage, Value
+from quorumfs.replica.storage import FileStatus, Kind, Operation, Storage, Value
 
 
 async def close(storage: Storage) -> None:
@@ -11,7 +11,7 @@ async def close(storage: Storage) -> None:
     errors: list[OSError] = []
 
     def done(_: Operation, value: Value, error: OSError | None) -> None:
-        assert value == 0
+        assert isinstance(value, FileStatus) or value == 0
         if error is not None:
             errors.append(error)
         returned.set()

@@ -213,6 +213,33 @@ def test_a_full_one_of_two_that_must_agree(tmp_path: Path) -> None:
         assert same(images)
 
 
+def test_an_image_that_is_overwritten_while_it_is_out_is_compared(tmp_path: Path) -> None:
+    """It has the same inode and size; that it was written to since it was closed tells."""
+    with tmpfs(tmp_path / "small", 32 * MIB) as small:
+        images = create([small / "b.img", tmp_path / "a.img"], 4 * EXTENT)
+        with SetMount(images, tmp_path, FIFO) as disk:
+            write(disk, b"o")
+        older = images[0].read_bytes()
+        with SetMount(images, tmp_path, FIFO) as disk:
+            write(disk, b"n")
+        with SetMount(images, tmp_path, FIFO) as disk:
+            with filled(small):
+                write(disk, b"e", 2 * EXTENT // CHUNK)
+                disk.wait_for_events("REPLICA_STATE_CHANGED")
+
+                def is_out() -> bool:  # and it was tried again, in vain, a moment ago
+                    tried = disk.replica(images[0])["reason"] == "No space left on device"
+                    files = Path(f"/proc/{disk.pid}/fd").iterdir()
+                    return tried and images[0] not in [file.resolve() for file in files]
+
+                wait_until(is_out, "an attempt that failed")
+                with images[0].open("r+b") as image:
+                    image.write(older[:BLOCK])
+            disk.wait_healthy()
+            assert read(disk) == b"n"
+        assert same(images)
+
+
 def test_one_that_does_not_answer_a_flush(faulty: FaultFS, tmp_path: Path) -> None:
     """Long before it is given up: whoever waits for the flush sees whom it waits for."""
     images = create([tmp_path / "a.img", faulty.path("b.img")], SIZE)

@@ -726,6 +726,20 @@ def test_an_image_that_was_written_to_after_a_crash_is_compared(
     assert states(assemble([replace(booted, recorded_ns=0), found(record, B)]))[0] == "current"
 
 
+@pytest.mark.parametrize(
+    ("left_ns", "state"),
+    [(0, Standing.STALE), (7, Standing.STALE), (9, Standing.STALE), (6, Standing.SUSPECT)],
+)
+def test_an_image_that_was_written_to_while_it_was_out_is_compared(
+    left_ns: int, state: Standing
+) -> None:
+    """Its ctime is later than when it was closed; after a power cut it may be earlier."""
+    record = replace(first_record(2, 1), clean=False)
+    back = found(record, B, image=Identity(2, SIZE, 3, 7))
+    member = judge_returned(without(record, B), B, replace(back, left_ns=left_ns))
+    assert (member.state, member.compare) == (state, state is Standing.SUSPECT)
+
+
 def test_images_that_were_renamed_without_their_sidecars_are_refused() -> None:
     """The stale one would be taken for the current one, and overwrite it."""
     before = first_record(2, 1)

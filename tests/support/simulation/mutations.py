@@ -66,7 +66,7 @@ from quorumfs.repair.verify import Verification
 from quorumfs.replica import replica as replica_module
 from quorumfs.replica.lastwrites import LastWrite
 from quorumfs.replica.replica import FanOut, InFlight, Replica
-from quorumfs.replica.storage import Kind, Operation
+from quorumfs.replica.storage import Kind, Operation, Value
 from support.simulation.media import Content
 from support.simulation.storage import DaemonKilledError, SimulatedStorage
 
@@ -434,13 +434,13 @@ def sidecar_closed_after_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing is not per file: after an error of the image's the sidecar stays open."""
     go_on = Replica._go_on_closing
 
-    def give_up(self: Replica, returned: Operation, error: OSError | None) -> None:
+    def give_up(self: Replica, returned: Operation, value: Value, error: OSError | None) -> None:
         if error is not None and returned in self._closing.under_way:
             self._in_flight.waiting.clear()
             for storage, _ in self._closing.under_way.values():
                 assert isinstance(storage, SimulatedStorage)
                 storage._in_flight.clear()  # the sidecar's close never happens
-        go_on(self, returned, error)
+        go_on(self, returned, value, error)
 
     monkeypatch.setattr(Replica, "_go_on_closing", give_up)
 

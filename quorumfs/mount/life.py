@@ -419,8 +419,9 @@ async def _stop_on_signal(
     mountpoint: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Unmount in good order at SIGTERM or SIGINT, even if the disk is in use."""
-    for meaningless in (signal.SIGHUP, signal.SIGUSR2):  # none of them takes a disk from its guest
-        signal.signal(meaningless, signal.SIG_IGN)
+    for meaningless in (signal.SIGHUP, signal.SIGUSR2):
+        if signal.getsignal(meaningless) is signal.SIG_DFL:  # which takes the disk from its guest
+            signal.signal(meaningless, signal.SIG_IGN)
     with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         task_status.started()

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.one_chunk import CHUNK, BrokenError, World, explore
+from support.one_chunk import CHUNK, SIZE, BrokenError, World, explore
 from support.simulation.invariants import broken_invariants
 from support.simulation.mutations import MUTATIONS
 
-from quorumfs.decisions.dirtymap import INTENT
+from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED
 from quorumfs.decisions.model import Standing
 from quorumfs.metadata.ledger.agreement import Event
 from quorumfs.metadata.ledger.chunks import Chunks
@@ -142,3 +142,16 @@ def test_what_a_target_missed_while_it_joined_it_lacks_as_a_member() -> None:
     assert ledger.agreement.divergent, "nobody would make it good"
     ((_, believed),) = ledger.chunks.sources.of(CHUNK)
     assert joining not in believed
+
+
+def test_a_comparison_beside_a_loss_leaves_the_rest_as_it_is() -> None:
+    """Only where something was lost may the loss have made them equal (seed 872514)."""
+    ledger = World(2, 2, 1).ledger
+    first, _ = ledger.members
+    ledger.recorded.grow(4 * SIZE, 0)
+    ledger.recorded.add(UNVERIFIED, range(4))
+    ledger.recorded.add(INTENT | bit(first), range(1, 2))
+    ledger.content.lossy.add(first)
+    ledger.chunks.compared(range(4))
+    assert list(ledger.agreement.divergent) == [(1, 2)]
+    assert list(broken_invariants(ledger)) == []

@@ -96,8 +96,8 @@ class Chunks:
         self.agreement.torn.remove(*self.map.bounds_of(chunks))
         self.targets.lacks(chunks)
         self.lacked_outside(chunks)  # these replicas were not compared
-        if self.content.lost_any(chunks):
-            self.diverge(chunks)  # a loss may have made them equal
+        for start, stop in self.content.lost(chunks):
+            self.diverge(range(start, stop))  # a loss may have made them equal
 
     def unflushable(self) -> bool:
         """Whether chunks must be made equal before a flush can tell what is durable."""
@@ -105,7 +105,7 @@ class Chunks:
 
     def to_equalize_first(self) -> list[range]:
         """The chunks to make equal before a flush can tell what is durable."""
-        first = self.agreement.inherited.union(self.content.lost_chunks())
+        first = self.agreement.inherited.union(self.content.lost(range(len(self.map))))
         return [range(start, end) for start, end in first]
 
     # Durability

@@ -141,21 +141,14 @@ class Content:
         """Whether any of *chunks* is LACKING on a lossy member."""
         return any(self.lacked(replica, chunks) for replica in self.lossy)
 
-    def lost_any(self, chunks: range) -> bool:
-        """Whether any of *chunks* is RISKED on a member, or LACKING on a lossy member."""
-        risked = self._risked.values()
-        return self.lacks_any(chunks) or any(
-            places.overlaps(chunks.start, chunks.stop) for places in risked
-        )
-
-    def lost_chunks(self) -> RangeSet:
-        """The chunks RISKED on a member, or LACKING on a lossy member."""
-        everything, lost = range(len(self._map)), RangeSet()
-        for places in (
-            *(self.lacked(replica, everything) for replica in self.lossy),
-            *self._risked.values(),
-        ):
-            lost = lost.union(places)
+    def lost(self, chunks: range) -> RangeSet:
+        """The part of *chunks* RISKED on a member, or LACKING on a lossy member."""
+        lost = RangeSet()
+        for replica in self.lossy:
+            lost = lost.union(self.lacked(replica, chunks))
+        for places in self._risked.values():
+            for start, stop in places.inside(chunks.start, chunks.stop):
+                lost.add(start, stop)
         return lost
 
     # Failed syncs

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from quorumfs.decisions.dirtymap import ALL_OUT_OF_SYNC, INTENT, DirtyMap, out_of_sync
+from quorumfs.decisions.dirtymap import ALL_OUT_OF_SYNC, INTENT, UNVERIFIED, DirtyMap, out_of_sync
 
 
 def marked_by_others(maps: Mapping[int, DirtyMap], empty: DirtyMap) -> Iterator[tuple[int, range]]:
@@ -11,7 +11,8 @@ def marked_by_others(maps: Mapping[int, DirtyMap], empty: DirtyMap) -> Iterator[
     *maps* are those of the members, *empty* is a map of the whole disk. A change begins when all
     members have its mark. So one without the mark was given nothing new: or it is some seconds
     older than the others, and lacks what they were given (R15). Where a member is known to have
-    lost something, nothing is made of that; nor is an unreadable page a mark, or none.
+    lost something, nothing is made of that; nor where images were never compared, for a comparison
+    decides there; nor is an unreadable page a mark, or none.
     """
     marked, lost = empty, sum(map(out_of_sync, maps))
     for own in maps.values():
@@ -20,8 +21,9 @@ def marked_by_others(maps: Mapping[int, DirtyMap], empty: DirtyMap) -> Iterator[
         known = own.read_as(0)
         for run in marked.runs(INTENT, longest=len(marked)):
             for unmarked in known.runs_without(INTENT, run):
-                if not marked.any(lost, unmarked):
-                    yield slot, unmarked
+                for compared in marked.runs_without(UNVERIFIED, unmarked):
+                    if not marked.any(lost, compared):
+                        yield slot, compared
 
 
 def add_where_unmarked(disk_map: DirtyMap, bits: int) -> None:

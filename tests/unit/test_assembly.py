@@ -1262,3 +1262,16 @@ def test_replicas_that_were_taken_out_are_told_where_they_are_too_many() -> None
     assert error.rule == "no quorum"
     assert "needs as many: offline /b.img: quorumfs online takes it in" in str(error)
     assert "missing" not in str(error)
+
+
+def test_marks_of_others_say_nothing_where_images_were_never_compared() -> None:
+    """A comparison decides there: who lacked the chunk would keep every flush from succeeding."""
+    record = replace(first_record(3, 3), clean=False)
+    maps: dict[int, dict[int, int]] = {
+        A: {0: INTENT, 1: INTENT | UNVERIFIED},
+        B: {0: INTENT, 1: INTENT | UNVERIFIED},
+        C: {1: UNVERIFIED},
+    }
+    plan = assemble([found(record, slot, marks) for slot, marks in maps.items()])
+    assert plan.map.any(out_of_sync(C), range(1))
+    assert not plan.map.any(out_of_sync(C), range(1, 2))

@@ -62,10 +62,11 @@ from quorumfs.decisions.record import (
     Sidecar,
 )
 from quorumfs.decisions.sameimage import (
+    has_its_times,
     image_changed,
     image_unproven,
+    touched_after_crash,
     was_remounted,
-    written_after_crash,
 )
 from quorumfs.errors import ExitCode, UserError
 
@@ -597,7 +598,7 @@ class _Assembly:
         present = [one for one in survey.found if one.path in survey.present]
         # An older sidecar says nothing of who is right: the image may be the only one that went on.
         vouched = [one for one in present if not one.copied]
-        changed = {one.path for one in vouched if image_changed(one) or written_after_crash(one)}
+        changed = {one.path for one in vouched if image_changed(one) or touched_after_crash(one)}
         members, moved = self._judge_all(present, changed)
         rule, quorum = self._rule(members, changed, moved=moved)
         self._compare_unknown(members)
@@ -754,13 +755,11 @@ class _Assembly:
     def _refuse_overwriting(self, members: dict[str, Member], present: Sequence[Found]) -> None:
         """Refuse a changed image that nothing is compared with, and others are overwritten with.
 
-        One that was copied with its times is what it was.
+        One that was copied with its times is what it was, as far as known.
         """
         current = list(_current(members))
         behind = [path for path, m in members.items() if m.state.is_coming]
-        image = next(one.image for one in present if one.path == current[0])
-        left = self._survey.present[current[0]].identity
-        kept = image is not None and (image.size, image.mtime_ns) == (left.size, left.mtime_ns)
+        kept = any(one.path == current[0] and has_its_times(one) for one in present)
         if len(current) > 1 or not behind or kept:
             return
         raise AssemblyRefusedError(

@@ -12,7 +12,7 @@ own to the image."""
 def image_changed(found: Found) -> bool:
     """Whether the image was changed behind its sidecar, as far as a stat can tell.
 
-    An image in use has no times on record, because times move: `written_after_crash` says more, and
+    An image in use has no times on record, because times move: `touched_after_crash` says more, and
     where the sidecar does not vouch for the image, `image_unproven`.
     """
     assert found.sidecar is not None
@@ -27,8 +27,21 @@ def image_changed(found: Found) -> bool:
     return bool(known.inode) and found.instance is None and not _is_as_in_use(found)
 
 
-def written_after_crash(found: Found) -> bool:
-    """Whether somebody else wrote to the image after a crash, such as a guest booted on it.
+def has_its_times(found: Found) -> bool:
+    """Whether the image has the size and the mtime that it was left with; if it was in use, whether
+    nothing but its ctime is later than its sidecar, as after a change of owner or mode."""
+    assert found.sidecar is not None
+    left, now = found.sidecar.identity, found.image
+    if now is None:
+        return False
+    if left.mtime_ns or left.ctime_ns:
+        return (now.size, now.mtime_ns) == (left.size, left.mtime_ns)
+    return not image_changed(found) and not _is_later(now.mtime_ns, found)
+
+
+def touched_after_crash(found: Found) -> bool:
+    """Whether somebody else touched the image after a crash: a guest was booted on it, or a backup
+    put over it, with its times.
 
     Both times are of the clock of one store. While the disk is written to, sidecars are written
     every half minute, unless a store hangs.
@@ -38,8 +51,11 @@ def written_after_crash(found: Found) -> bool:
     closed = known.mtime_ns or known.ctime_ns
     if found.device or closed or now is None or not found.recorded_ns:
         return False
-    # Who puts a file back with its times, as from a backup, cannot do so with its ctime.
-    return max(now.mtime_ns, now.ctime_ns) > found.recorded_ns + LATER_NS
+    return _is_later(max(now.mtime_ns, now.ctime_ns), found)  # nobody puts back a ctime
+
+
+def _is_later(time_ns: int, found: Found) -> bool:
+    return time_ns > found.recorded_ns + LATER_NS
 
 
 def image_unproven(found: Found) -> bool:

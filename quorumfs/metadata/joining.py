@@ -38,14 +38,15 @@ class Joining:
         own, target = found.sidecar, ledger.targets.of(replica)
         assert own is not None
         assert ledger.target is None
-        await recorder.open()
-        recorder.know(replica, found)
+        # Before anything is awaited: what showed this may not show it at the next attempt.
         target.doubt_log()
         if full:
             target.lacks(range(len(ledger.map)))
         elif own.own_state in _UNCERTAIN_MARKS and not target.ejected:
             for run in own.map.resized(ledger.map.size).runs(INTENT, longest=len(ledger.map)):
                 target.lacks(run)
+        await recorder.open()
+        recorder.know(replica, found)
         async with recorder.lock:
             if replica.standing is Standing.OFFLINE:
                 raise OSError(errno.EBUSY, OFFLINE)

@@ -15,7 +15,7 @@ from quorumfs.decisions.claim import Claim, ClaimState, FoundClaim, claim_state,
 from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap
 from quorumfs.decisions.model import Found, Plan
 from quorumfs.decisions.record import SUFFIX, UNKNOWN_IDENTITY, Identity, Sidecar, path_for
-from quorumfs.decisions.sameimage import image_changed, image_unproven, written_after_crash
+from quorumfs.decisions.sameimage import image_changed, image_unproven, touched_after_crash
 from quorumfs.decisions.sidecar import FormatError, UnknownVersionError
 from quorumfs.errors import ExitCode, UserError
 from quorumfs.replica.answers import PATIENCE_S, Answer, UnansweredError, ask_all
@@ -90,7 +90,7 @@ class Examined:
         found = self.found()
         if image_changed(found) or self.in_use:  # then the mount answers for it
             return image_changed(found)
-        return image_unproven(found) or written_after_crash(found)
+        return image_unproven(found) or touched_after_crash(found)
 
     def found(self) -> Found:
         """The same for `assemble`."""

@@ -70,6 +70,8 @@ class Rejoin:
         """When to look again whether the files of a member are lost."""
         self._claimed: set[Replica] = set()
         """Replicas that another mount had open at the last attempt."""
+        self._left: dict[Replica, int] = {}
+        """As `Found.left_ns`, through attempts that end before a resync."""
 
     def may_come_back(self, replica: Replica) -> bool:
         """Whether *replica* is out, or its file system gone, and it is tried again and again."""
@@ -98,6 +100,7 @@ class Rejoin:
         if began < attempts.due_at or not self._ledger.members:
             return False
         opened = False
+        self._left.setdefault(replica, replica.health.left_ns)
         try:
             member, found = await self._look_at(replica)
             opened = True
@@ -107,6 +110,7 @@ class Rejoin:
             replica.standing, replica.reason = member.state, member.reason or replica.reason
             if not member.state.is_coming:
                 raise UserError(member.reason or "it cannot be used")
+            del self._left[replica]
             await self._resync.resync(replica, found, full=member.compare)
         except (OSError, UserError) as error:
             if isinstance(error, ForeignError):
@@ -181,7 +185,7 @@ class Rejoin:
         if found.sidecar is not None and self._ledger.records.is_unfinished(found.sidecar):
             # By the record that is valid still it went on alone, with a mount that nobody knows.
             await self._sidecars.recorder.open()
-        found = replace(found, left_ns=replica.health.left_ns)
+        found = replace(found, left_ns=self._left[replica])
         if found.exchangeable:
             lacks = partial(self._may_lack, replica)
             found = replace(found, proven=await holds_last_writes(replica, lacks))

@@ -764,10 +764,13 @@ def test_a_changed_image_does_not_overwrite_a_stale_one() -> None:
     changed = found(record, A, image=Identity(50, SIZE, 9, 9))
     alone = assemble([changed, gone("/b.img")], degraded=True)
     assert states(alone) == ["current", "missing"]
-    whole = found(record, A)
+    whole = found(replace(record, clean=True), A)
     assert whole.sidecar is not None
     copied = replace(whole, image=replace(whole.sidecar.identity, inode=50, ctime_ns=9))
     assert states(assemble([copied, stale])) == ["current", "stale"], "it has its times"
+    used = found(replace(record, clean=False), A, image=Identity(1, SIZE, 5, 1400 * 10**9))
+    chowned = replace(used, recorded_ns=1000 * 10**9)
+    assert states(assemble([chowned, stale])) == ["current", "stale"], "after a crash"
 
 
 def test_a_copied_set_cannot_prove_that_nothing_is_elsewhere() -> None:

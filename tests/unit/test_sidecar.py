@@ -836,7 +836,9 @@ def test_the_identity_of_an_image_is_what_stat_says(image: str) -> None:
     assert read.identity.mtime_ns == -5
 
 
-def test_a_sidecar_that_was_copied_is_another_file(image: str) -> None:
+def test_a_sidecar_that_was_copied_is_another_file(
+    image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also one that has the same inode number, which was free again."""
     create_sidecar(image, example(), claim())
     place = path_for(image)
@@ -849,5 +851,8 @@ def test_a_sidecar_that_was_copied_is_another_file(image: str) -> None:
         if own.turn:  # tmpfs does not tell
             assert is_copied(file.fileno(), replace(own, turn=own.turn + 1))
         shutil.copy2(place, f"{place}.copy")
+        with monkeypatch.context() as patched:  # a client of NFS, after a mount of the server
+            patched.setattr("quorumfs.replica.sidecarfile.turn_of", lambda _: 0)
+            assert not is_copied(file.fileno(), replace(own, turn=7))
     with open(f"{place}.copy", "rb") as copy:
         assert is_copied(copy.fileno(), read_claim(copy.fileno()))

@@ -199,8 +199,7 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
     if status.read_only:
         return f"{happened}: a read-only mount brings nothing up to date: mount without -o ro"
     if "truncated" in (replica.reason or ""):
-        lengthen = f"truncate -s {status.size} {_quoted(replica.path)}"
-        return f"{happened}: put its length back: {lengthen}; {_AGAIN}"
+        return f"{happened}: {_lengthen(status, replica)}; {_AGAIN}"
     if replica.standing is Standing.STALE and error is not None and error.errno in _NO_SPACE:
         return f"{happened}: make space there; {_AGAIN}"
     if replica.standing is Standing.MISSING and replica.reason == HANGS:
@@ -221,8 +220,7 @@ def _way_out(status: Status, replica: ReplicaStatus) -> str:
     umount = f"quorumfs umount {_quoted(status.mountpoint)}"
     match replica.trouble:
         case Trouble.TRUNCATED.value:
-            lengthen = f"truncate -s {status.size} {_quoted(replica.path)}"
-            return f"put its length back, and mount again: {lengthen}; {umount}; quorumfs mount …"
+            return f"{_lengthen(status, replica)}; {umount}; quorumfs mount …"
         case Trouble.GONE.value:
             again = "it is used again by itself" if remembered else f"{umount}, and mount again"
             return f"bring its file system back, then {again}"
@@ -255,6 +253,13 @@ def _way_out(status: Status, replica: ReplicaStatus) -> str:
                 "put it back there if it was renamed"
             )
     return "see the log"
+
+
+def _lengthen(status: Status, replica: ReplicaStatus) -> str:
+    """How a replica gets the length of the disk again. No file system has a file in /dev."""
+    if replica.path.startswith("/dev/"):
+        return f"make the device {status.size} bytes long again, as with lvextend"
+    return f"put its length back: truncate -s {status.size} {_quoted(replica.path)}"
 
 
 def _resolve(status: Status, keep: str) -> str:

@@ -641,7 +641,7 @@ def test_a_current_replica_with_a_reason_gets_one_line_too() -> None:
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        (Trouble.TRUNCATED, "put its length back, and mount again: truncate -s 21474836480 /nas2/"),
+        (Trouble.TRUNCATED, "put its length back: truncate -s 21474836480 /nas2/b.img; quo"),
         (Trouble.GONE, "bring its file system back, then it is used again by itself"),
         (Trouble.FULL, "make space there; the rest is done by itself"),
         (Trouble.FAILING, "look at its disk, and at the log; to go on without it, quorumfs umount"),
@@ -660,6 +660,17 @@ def test_each_trouble_of_a_current_replica_has_a_way_out(trouble: Trouble, words
     assert line.startswith(f"/nas2/b.img: the reason{when}; ")
     assert words in line
     assert "nothing to do" not in repair
+
+
+def test_a_device_is_not_lengthened_as_a_file_is() -> None:
+    """``truncate`` does nothing to a device, or makes a file in its place."""
+    for state, trouble in (("current", Trouble.TRUNCATED.value), ("stale", None)):
+        device = replace(
+            B, path="/dev/vg/b", state=state, reason="its image was truncated", trouble=trouble
+        )
+        (line,) = describe(with_replica(device))
+        assert "make the device 21474836480 bytes long again, as with lvextend; " in line
+        assert "truncate -s" not in line
 
 
 def test_where_nothing_is_done_by_itself_no_trouble_says_so() -> None:

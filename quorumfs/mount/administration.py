@@ -40,7 +40,8 @@ from quorumfs.replica.claiming import (
     require_free,
     wait_until_noticed,
 )
-from quorumfs.replica.devices import content_identity, is_device, size_at
+from quorumfs.replica.devices import content_identity, files_of, is_device, size_at
+from quorumfs.replica.filesystems import close
 from quorumfs.replica.images import Image, close_all, open_device, open_set
 from quorumfs.replica.newimages import PRIVATE, make_image, remove, require_blank
 from quorumfs.replica.places import place_for
@@ -169,13 +170,16 @@ def _refuse_to_create(path: str, size: int) -> None:
 
 def _refuse_same(names: Sequence[str]) -> None:
     """Refuse paths that lead to one file: the second found it to be as new as the first."""
-    files: dict[tuple[int, int], str] = {}
+    taken: dict[tuple[int, int], str] = {}
     for path in names:
-        status = os.stat(path)
-        file = (status.st_dev, status.st_ino)
-        other = files.setdefault((0, status.st_rdev) if is_device(path) else file, path)
-        if other != path:
-            raise UserError(f"{other} and {path} are the same file")
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            others = [taken.setdefault(file, path) for file in files_of(fd)]
+        finally:
+            close(fd, path)
+        for other in others:
+            if other != path:
+                raise UserError(f"{other} and {path} are the same file")
 
 
 def _begun_empty(names: Sequence[str], size: int, directory: str | None) -> bool:

@@ -21,7 +21,7 @@ from quorumfs.errors import ExitCode, UserError
 from quorumfs.replica.answers import PATIENCE_S, Answer, UnansweredError, ask_all
 from quorumfs.replica.claimant import claim_of_this_mount, runs
 from quorumfs.replica.claiming import MOUNT
-from quorumfs.replica.devices import content_identity, device_of, is_device
+from quorumfs.replica.devices import content_identity, device_of, files_of, is_device
 from quorumfs.replica.filesystems import close
 from quorumfs.replica.images import lasting_identity, passing_identity
 from quorumfs.replica.ofdlock import could_lock
@@ -47,8 +47,8 @@ class Examined:
     place: str
     """Where its sidecar is, or should be."""
     image: Identity | None
-    file: tuple[int, int] | None = None
-    """Device and inode number of the image: the same for every path to the same file."""
+    files: tuple[tuple[int, int], ...] = ()
+    """As of `files_of`; empty if there is no image."""
     image_problem: str | None = None
     """Why there is no image that could be used."""
     refusal: str | None = None
@@ -206,13 +206,13 @@ def _look_at_device(examined: Examined) -> Examined:
         try:
             device = device_of(fd)
             identity = content_identity(fd, device, known.size or None, known.regions)
-            file = (0, os.fstat(fd).st_rdev)
+            files = files_of(fd)
         finally:
             close(fd, path)
     except OSError as error:
         why = error.strerror or str(error)
         return Examined(path, examined.place, None, image_problem=why, device=True)
-    return replace(examined, image=identity, file=file, instance=device.attachment)
+    return replace(examined, image=identity, files=files, instance=device.attachment)
 
 
 def _look_at_image(path: str, place: str) -> Examined:
@@ -225,7 +225,7 @@ def _look_at_image(path: str, place: str) -> Examined:
         problem = "not a regular file or block device"
         refusal = f"{path} is {problem}"
         return Examined(path, place, None, image_problem=problem, refusal=refusal)
-    return Examined(path, place, identity, (status.st_dev, status.st_ino))
+    return Examined(path, place, identity, ((status.st_dev, status.st_ino),))
 
 
 def _look_at_sidecar(examined: Examined, fd: int) -> Examined:
@@ -267,8 +267,8 @@ def decide(all_examined: Sequence[Examined]) -> Decision:
     for position, examined in enumerate(all_examined):
         if examined.refusal:
             return Decision("unusable", refusal=examined.refusal, exit_code=ExitCode.FAILED)
-        if examined.file is not None:
-            other = places.setdefault(examined.file, position)
+        for file in examined.files:
+            other = places.setdefault(file, position)
             if other != position:
                 text = f"{all_examined[other].path} and {examined.path} are the same file"
                 return Decision("same file", refusal=text, exit_code=ExitCode.FAILED)

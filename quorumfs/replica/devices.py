@@ -192,6 +192,18 @@ def backing_of(number: int) -> str | None:
     return backing_of(os.stat(path).st_rdev) or path
 
 
+def files_of(fd: int) -> tuple[tuple[int, int], ...]:
+    """Device and inode number of the file that is open at *fd*; of a device 0, which no file system
+    has, and its own number, and the file behind it, if it is a loop device. Two that have one in
+    common are one store.
+    """
+    status = os.fstat(fd)
+    if not stat.S_ISBLK(status.st_mode):
+        return ((status.st_dev, status.st_ino),)
+    behind = file_behind(fd)
+    return ((0, status.st_rdev), *([behind] if behind else []))
+
+
 def file_behind(fd: int) -> tuple[int, int] | None:
     """Device and inode number of the file behind the loop device that is open at *fd*, also through
     further ones; 0 and its own number, if that is another device; None for any other device."""

@@ -24,7 +24,7 @@ from quorumfs.replica.devices import (
     backing_of,
     content_identity,
     device_of,
-    file_behind,
+    files_of,
     locality_of_device,
     loop_in_use_over,
     who_has,
@@ -66,8 +66,8 @@ class Image:
     size: int
     """Bytes."""
     mtime_ns: int
-    file: tuple[int, int]
-    """Device and inode number: the same for every path to the same file, as to the same device."""
+    files: tuple[tuple[int, int], ...]
+    """As of `files_of`."""
     identity: Identity
     """Tells a later mount whether the image was changed."""
     locality: Locality
@@ -91,8 +91,6 @@ class Image:
     """Where its sidecar is, or should be; empty for a device without one."""
     device: Device | None = None
     """None: it is a regular file."""
-    behind: tuple[int, int] | None = None
-    """Device and inode number of the file behind a loop device."""
 
     @property
     def found(self) -> Found:
@@ -248,8 +246,7 @@ class _Files:
     def take(self, image: Image) -> None:
         """Note the file of *image*; raises `UserError` if another path led to it."""
         with self._lock:
-            files = [image.file] + ([image.behind] if image.behind else [])
-            others = [self._taken.setdefault(file, image.path) for file in files]
+            others = [self._taken.setdefault(file, image.path) for file in image.files]
         for other in others:
             if other != image.path:
                 first, second = sorted((other, image.path), key=self._paths.index)
@@ -361,17 +358,15 @@ def _open(path: str, directory: str | None, *, read_only: bool, sidecars: bool) 
         if real_path != path and not os.path.samestat(given, status):
             raise UserError(f"{path} led to another file a moment ago than {real_path}")
         fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
-        device, behind = None, None
+        device = None
         if stat.S_ISBLK(status.st_mode):
             device = device_of(fd)
             place = "" if directory is None else place_of_device(path, device, directory)
-            file = (0, status.st_rdev)  # no file system has the number 0
             identity, where = content_identity(fd, device), locality_of_device(status.st_rdev)
-            behind = file_behind(fd)
         else:
             place = path_for(real_path)
-            file = (status.st_dev, status.st_ino)
             identity, where = lasting_identity(fd), locality(fd)
+        files = files_of(fd)
     except BaseException:
         close(fd, path)
         raise
@@ -381,12 +376,11 @@ def _open(path: str, directory: str | None, *, read_only: bool, sidecars: bool) 
         fd,
         identity.size,
         status.st_mtime_ns,
-        file,
+        files,
         identity,
         where,
         place=place,
         device=device,
-        behind=behind,
     )
 
 
@@ -490,7 +484,7 @@ def _claim(image: Image, read_only: bool) -> None:
             raise
         raise UserError(f"{image.path} is in use: {_who(image)}") from None
     try:
-        if os.fstat(fd).st_rdev != image.file[1]:
+        if os.fstat(fd).st_rdev != image.files[0][1]:
             raise UserError(f"{image.path} led to another device a moment ago")
         os.dup2(fd, image.fd, inheritable=False)
     finally:
@@ -499,7 +493,7 @@ def _claim(image: Image, read_only: bool) -> None:
 
 def _who(image: Image) -> str:
     """Who has the device *image* for himself, in words."""
-    if (told := who_has(image.file[1])) is not None:
+    if (told := who_has(image.files[0][1])) is not None:
         return told
     others = ", ".join(f"pid {pid} ({name})" for pid, name in holders(image.fd))
     return f"by {others}" if others else "by a part of it, or a program, which has it for itself"

@@ -325,6 +325,18 @@ def test_a_device_in_use_is_refused(shelf: Shelf) -> None:
     assert f"{device} and {link} are the same file" in line
 
 
+def test_two_devices_over_one_file_are_one_store(shelf: Shelf) -> None:
+    """Before anything is cleared; ``examine`` says what a mount would."""
+    first, second = shelf.attach("a", letters=b"kept"), shelf.attach("a")
+    same = f"{first} and {second} are the same file"
+    options = (f"--sidecars={shelf.sidecars}", first, second)
+    assert same in refusal("create", f"--size={SIZE}", "--overwrite", *options)
+    assert (shelf.directory / "a").read_bytes() == b"kept" * (SIZE // 4)
+    assert not list(shelf.sidecars.iterdir())
+    assert same in shelf.examine(first, second)["assembly"]["refusal"]
+    assert same in refusal("mount", "-o", shelf.options(), first, second, shelf.directory)
+
+
 def test_a_file_and_the_device_over_it_are_one_store(shelf: Shelf) -> None:
     """Nor may what an image in use lies behind, or the disk itself, become a replica."""
     device, file = shelf.attach("a"), shelf.directory / "a"

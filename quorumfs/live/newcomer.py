@@ -9,7 +9,7 @@ from quorumfs.decisions.record import Record, RoleState, Sidecar
 from quorumfs.decisions.sidecar import FormatError
 from quorumfs.errors import UserError
 from quorumfs.replica.claiming import refuse_claimed
-from quorumfs.replica.devices import backing_of, is_device
+from quorumfs.replica.devices import backing_of, files_below, is_device
 from quorumfs.replica.filesystems import close
 from quorumfs.replica.imagelock import ImageLockedError, lock_image
 from quorumfs.replica.images import inside, open_device
@@ -41,6 +41,7 @@ def make_files(
     """
     if inside(path, mountpoint):
         raise UserError(f"{path} is inside the mount point {mountpoint}")
+    _refuse_on_disk(path, mountpoint)
     with ExitStack() as undo:
         try:
             place = place_for(path, directory)
@@ -52,7 +53,7 @@ def make_files(
             if found is None and not overwrite:
                 _make_blank(path, record.size, undo)
             else:
-                _require_usable(path, record.size, mountpoint, undo)
+                _require_usable(path, record.size, undo)
             if os.path.lexists(place):
                 replace_sidecar(path, sidecar, place)
             else:
@@ -122,12 +123,21 @@ def _make_blank(path: str, size: int, undo: ExitStack) -> None:
         ) from None
 
 
-def _refuse_backing(path: str, number: int, mountpoint: str) -> None:
-    """Refuse a loop device over the disk itself, or over an image in use, such as a replica."""
+def _refuse_on_disk(path: str, mountpoint: str) -> None:
+    """Refuse what lies on the disk itself: each write to it would wait for another one."""
+    try:
+        status = os.stat(path if os.path.exists(path) else os.path.dirname(path))
+    except OSError:
+        return  # making it will say why
+    for below in files_below(status.st_rdev or status.st_dev):
+        if below.startswith(mountpoint.rstrip("/") + "/"):
+            raise UserError(f"{path} lies on {below}, the disk that it would be a replica of")
+
+
+def _refuse_backing(path: str, number: int) -> None:
+    """Refuse a loop device over an image in use, such as a replica."""
     if (backing := backing_of(number)) is None:
         return
-    if backing.startswith(mountpoint.rstrip("/") + "/"):
-        raise UserError(f"{path} is a loop device over {backing}, inside the mount point")
     try:
         fd = os.open(backing, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -142,7 +152,7 @@ def _refuse_backing(path: str, number: int, mountpoint: str) -> None:
         close(fd, backing)
 
 
-def _require_usable(path: str, size: int, mountpoint: str, undo: ExitStack) -> None:
+def _require_usable(path: str, size: int, undo: ExitStack) -> None:
     """Have an image at *path* that may be overwritten, and is nobody else's."""
     refuse_sidecar(path)
     if not os.path.lexists(path):
@@ -150,7 +160,7 @@ def _require_usable(path: str, size: int, mountpoint: str, undo: ExitStack) -> N
         return
     status = os.stat(path)
     if stat.S_ISBLK(status.st_mode):
-        _refuse_backing(path, status.st_rdev, mountpoint)
+        _refuse_backing(path, status.st_rdev)
         open_device(path, size).close()
         return
     if not stat.S_ISREG(status.st_mode):

@@ -8,6 +8,7 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -167,6 +168,25 @@ def loop_in_use_over(path: str) -> str | None:
                 if error.errno == errno.EBUSY:
                     return device
     return None
+
+
+def files_below(number: int) -> Iterator[str]:
+    """The paths of the files that the device with *number* (``st_dev`` of a file on it, or
+    ``st_rdev``) lies on, the nearest first: through loop devices, partitions, devices made of
+    others, and the file systems of those files. It may ask any of them, and hang.
+    """
+    if backing := _attribute(number, "loop/backing_file"):
+        yield backing
+        with suppress(OSError):
+            status = os.stat(backing)
+            yield from files_below(status.st_rdev or status.st_dev)
+        return
+    path = os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    with suppress(OSError, ValueError):
+        if _attribute(number, "partition"):
+            yield from files_below(_number(os.path.dirname(path)))
+        for one in os.listdir(f"{path}/slaves"):
+            yield from files_below(_number(f"{path}/slaves/{one}"))
 
 
 def _attribute(number: int, attribute: str) -> str:

@@ -346,19 +346,42 @@ def test_a_file_and_the_device_over_it_are_one_store(shelf: Shelf) -> None:
     images = [file, shelf.directory / "b.img"]
     quorumfs("create", "--source", *images[:1], *images)
     with SetMount(images, shelf.directory, shelf.options("vote-threshold=1")) as disk:
-        for behind, why in ((file, "in use already"), (disk.file, "inside the mount point")):
+        for behind, why in (
+            (file, "is a loop device over {}, which is in use already"),
+            (disk.file, "lies on {}, the disk that it would be a replica of"),
+        ):
             device = shelf.attach(behind.name, where=behind.parent)
             line = refusal("add", "--overwrite", disk.mountpoint, device)
-            assert f"{device} is a loop device over {behind}" in line
-            assert why in line
+            assert f"{device} {why.format(behind)}" in line
             over = shelf.attach(device.name, where=device.parent)
             line = refusal("add", "--overwrite", disk.mountpoint, over)
-            assert f"{over} is a loop device over {behind}" in line
+            assert f"{over} {why.format(behind)}" in line
             shelf.detach(over)
             shelf.detach(device)
         device = shelf.attach(file.name)
         line = refusal("create", "--size=1M", f"--sidecars={shelf.sidecars}", "--overwrite", device)
         assert f"{device} lies on {file}, which is a replica of a set" in line
+
+
+def test_an_image_on_a_file_system_on_the_disk_itself_is_no_replica(shelf: Shelf) -> None:
+    """Each write to the disk would wait for another write to the disk."""
+    image, inner = shelf.directory / "a.img", shelf.directory / "inner"
+    inner.mkdir()
+    quorumfs("create", "--size=16M", image)
+    with SetMount([image], shelf.directory, shelf.options("vote-threshold=1")) as disk:
+        device = shelf.attach(disk.file.name, where=disk.file.parent)
+        run("mkfs.ext4", "-q", device)
+        run("mount", device, inner)
+        try:
+            over = shelf.attach("b", size=16 << 20, where=inner)
+            for path in (inner / "new.img", inner / "b", over):
+                line = refusal("add", "--overwrite", disk.mountpoint, path)
+                assert f"{path} lies on {disk.file}, the disk that it would be a replica" in line
+            assert not (inner / "new.img").exists()
+            shelf.detach(over)
+        finally:
+            run("umount", inner)
+        shelf.detach(device)
 
 
 def test_a_file_whose_device_is_in_use_is_refused(shelf: Shelf) -> None:

@@ -83,7 +83,8 @@ def create(
     Either new ones of --size, all zeros; or copies of --source, which is one of the replicas. If
     that was interrupted, the same command goes on.
     """
-    from quorumfs.mount.administration import create_empty, create_from  # noqa: PLC0415 (see mount)
+    from quorumfs.mount.copies import create_from  # noqa: PLC0415 (see mount)
+    from quorumfs.mount.creating import create_empty  # noqa: PLC0415
 
     if (size is None) == (source is None):
         raise UsageError("give either --size or --source")

@@ -89,12 +89,10 @@ def resolve(
         raise UsageError(
             f"--range: got replicas too, allowed: a mount point; {replicas[0]} is none"
         )
-    from quorumfs.mount import administration  # noqa: PLC0415 (see mount)
+    from quorumfs.mount.keeping import keep_one  # noqa: PLC0415 (see mount)
 
     resolution = in_child_process(
-        lambda: administration.keep(
-            keep, replicas, directory=sidecars, dry_run=dry_run, takeover=takeover
-        )
+        lambda: keep_one(keep, replicas, directory=sidecars, dry_run=dry_run, takeover=takeover)
     )
     if as_json:
         content = {

@@ -15,7 +15,9 @@ from quorumfs.decisions.dirtymap import DirtyMap
 from quorumfs.decisions.record import Sidecar, path_for
 from quorumfs.errors import UsageError, UserError
 from quorumfs.mount import replicaset
-from quorumfs.mount.administration import create_empty, create_from, keep
+from quorumfs.mount.copies import create_from
+from quorumfs.mount.creating import create_empty
+from quorumfs.mount.keeping import keep_one
 from quorumfs.mount.replicaset import ReplicaSet, open_replica_set
 from quorumfs.options import parse_options
 from quorumfs.replica.claimant import claim_of_this_mount
@@ -258,8 +260,8 @@ Command = Callable[[list[str]], object]
 @pytest.mark.parametrize(
     "command",
     [
-        lambda pair: keep(pair[0], pair),
-        lambda pair: keep(pair[0], pair, dry_run=True),
+        lambda pair: keep_one(pair[0], pair),
+        lambda pair: keep_one(pair[0], pair, dry_run=True),
         lambda pair: create_empty(pair, SIZE, None),
         lambda pair: create_from(pair[0], pair[1:], None, lambda *_: None),
         lambda pair: create_from(_raw(pair), pair[1:], None, lambda *_: None),
@@ -286,8 +288,8 @@ def test_resolve_takes_over_if_told_so(pair: list[str], slept: list[float]) -> N
     fds = [os.open(path_for(path), os.O_RDONLY) for path in pair]
     try:
         with pytest.raises(UserError, match="add --takeover"):
-            keep(pair[0], pair)
-        keep(pair[0], pair, takeover=True)
+            keep_one(pair[0], pair)
+        keep_one(pair[0], pair, takeover=True)
         assert slept == [NOTICE_S]
         for fd in fds:
             found = read_claim(fd)

@@ -25,7 +25,8 @@ from quorumfs.disk.events import EventLog
 from quorumfs.errors import UserError
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.mount import replicaset
-from quorumfs.mount.administration import create_empty, keep
+from quorumfs.mount.creating import create_empty
+from quorumfs.mount.keeping import keep_one
 from quorumfs.mount.replicaset import _Reopener, _sidecar_storage, open_replica_set
 from quorumfs.options import parse_options
 from quorumfs.repair.rejoin import ForeignError, Returned
@@ -339,7 +340,7 @@ def test_a_set_is_created_and_resolved_whatever_closing_says(
     """What was synced before is durable."""
     closes = _Closes(monkeypatch, str(tmp_path), error)
     paths = make_set(tmp_path, 2)
-    keep(paths[0], paths)
+    keep_one(paths[0], paths)
     assert closes.failed
     assert _held_open(tmp_path) == []
     open_again(paths[0]).close()

@@ -17,7 +17,9 @@ from support.sidecars import decode
 from quorumfs.decisions.record import path_for
 from quorumfs.decisions.standing import Standing
 from quorumfs.errors import UserError
-from quorumfs.mount.administration import _failed, create_empty, create_from, keep
+from quorumfs.mount.copies import _failed, create_from
+from quorumfs.mount.creating import create_empty
+from quorumfs.mount.keeping import keep_one
 from quorumfs.replica.imagelock import lock_image
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Storage
@@ -234,7 +236,7 @@ def test_a_sidecar_is_for_whom_its_image_is_for(
         os.unlink(path_for(path))
         os.chown(path, 7, 8)
         os.chmod(path, 0o660)
-    keep(a, paths)
+    keep_one(a, paths)
     for path in paths:
         status = os.stat(path_for(path))
         assert (status.st_uid, status.st_gid, mode_of(path_for(path))) == (7, 8, 0o660)
@@ -247,7 +249,7 @@ def test_a_sidecar_is_for_whom_its_image_is_for(
         for path in paths:
             os.unlink(path_for(path))
             os.chmod(path, mode)
-        keep(a, paths)
+        keep_one(a, paths)
         assert (os.stat(path_for(b)).st_gid, mode_of(path_for(b))) == (os.getegid(), expected)
 
 

@@ -1,18 +1,13 @@
 """From paths to a disk: the replicas' files opened, assembled, and put under a `Disk`."""
 
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock, Thread
-from types import MappingProxyType
 
-import trio
-
-from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, judge_returned
-from quorumfs.decisions.claim import Claim, FoundClaim, Tenure, in_the_way
+from quorumfs.decisions.assembly import AssemblyRefusedError, assemble
+from quorumfs.decisions.claim import Claim, FoundClaim, Tenure
 from quorumfs.decisions.growth import longer
 from quorumfs.decisions.model import Found, Plan
 from quorumfs.decisions.patterns import Blkverify, Fastest, Fifo, Quorum, ReadPattern
@@ -26,14 +21,13 @@ from quorumfs.metadata.protocol import Metadata
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.metadata.volatile import Volatile
 from quorumfs.mount.limits import require_file_size
+from quorumfs.mount.reopening import Reopener
+from quorumfs.mount.storages import image_storage, lengthen, sidecar_storage
 from quorumfs.options import MountOptions, write_mostly
-from quorumfs.repair.rejoin import ForeignError, Returned
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.rewrite import Rewriting
-from quorumfs.replica.answers import Answer
 from quorumfs.replica.claimant import claim_of_this_mount
 from quorumfs.replica.claiming import (
-    MOUNT,
     claim_all,
     claim_in,
     found_claims,
@@ -43,11 +37,10 @@ from quorumfs.replica.claiming import (
     require_ours,
     wait_until_noticed,
 )
-from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.filesystems import locality
-from quorumfs.replica.images import Image, Unanswered, open_again, open_images, open_set
+from quorumfs.replica.images import Image, Unanswered, open_images, open_set
 from quorumfs.replica.replica import Replica
-from quorumfs.replica.sidecarfile import SidecarLockedError, create_sidecar, open_sidecar, sign
+from quorumfs.replica.sidecarfile import SidecarLockedError, create_sidecar, open_sidecar
 from quorumfs.replica.storage import Kind
 
 log = logging.getLogger(__name__)
@@ -183,7 +176,7 @@ class ReplicaSet:
             if not replica.standing.is_member and replica.attached
         }
         late = {one.path: one.opening for one in self.opened if isinstance(one, Unanswered)}
-        reopener = _Reopener(
+        reopener = Reopener(
             sidecars,
             lambda: mirror.search_s,
             lambda: self.directory,
@@ -326,15 +319,15 @@ def _replica(index: int, one: Image | Found, options: MountOptions, plan: Plan |
     if isinstance(one, Found):
         return Replica(index, one.path, None, timeout_s)
     if plan is None:
-        return Replica(index, one.path, _image_storage(one, one.size), timeout_s)
+        return Replica(index, one.path, image_storage(one, one.size), timeout_s)
     usable = plan.members[index].state.is_ours
     sidecar_size = file_size(plan.map)
     sidecar = None
     if one.sidecar_fd is not None:
-        sidecar = _sidecar_storage(one, sidecar_size)
+        sidecar = sidecar_storage(one, sidecar_size)
         if usable:
-            _lengthen(one.sidecar_fd, sidecar_size)
-    image = _image_storage(one, plan.record.size)
+            lengthen(one.sidecar_fd, sidecar_size)
+    image = image_storage(one, plan.record.size)
     replica = Replica(index, one.path, image, timeout_s, sidecar=sidecar)
     if sidecar is None or not usable:
         replica.detach()
@@ -348,186 +341,3 @@ def read_pattern(options: MountOptions, threshold: int) -> ReadPattern:
     if options.read_pattern == "quorum":
         return Quorum(threshold)
     return Fifo() if options.read_pattern == "fifo" else Fastest()
-
-
-class _Reopener:
-    """Opens the files of replicas that were ejected.
-
-    Opening may hang for as long as the file system does. It then goes on in its thread, and is
-    not begun again; what it opens too late is closed.
-    """
-
-    def __init__(
-        self,
-        sidecars: Sidecars,
-        patience_s: Callable[[], float],
-        directory: Callable[[], str | None] = lambda: None,
-        late: Mapping[str, Answer[Image] | None] = MappingProxyType({}),
-        *,
-        replica_io: str,
-    ) -> None:
-        """*patience_s*: the replica timeout (seconds), which may change, and so may the
-        *directory* for sidecars of devices.
-
-        *late*: by path, an attempt of the mount that was given up, and may hold locks yet.
-        *replica_io*: the value of that option.
-        """
-        self._replica_io = replica_io
-        self._late = late
-        self._sidecars = sidecars
-        self._patience_s = patience_s
-        self._directory = directory
-        self._opening: set[str] = set()
-        self._looking: set[str] = set()
-
-    async def reopen(self, replica: Replica) -> Returned:
-        """Open, check and lock *replica* again; raises `OSError` or `UserError`."""
-        late = self._late.get(replica.path)
-        if replica.path in self._opening or (late is not None and late.pending):
-            raise UserError("its file system does not answer")
-        handover = _Handover()
-        # The disk may grow meanwhile: with the join, the sidecar does, too.
-        sidecar_size = file_size(self._sidecars.ledger.map)
-
-        def open_files() -> None:
-            try:
-                handover.give(self._open(replica, sidecar_size))
-            finally:
-                self._opening.discard(replica.path)
-
-        self._opening.add(replica.path)
-        try:
-            with trio.move_on_after(self._patience_s()):
-                await trio.to_thread.run_sync(open_files, abandon_on_cancel=True)
-        except trio.Cancelled:
-            if (image := handover.take()) is not None:
-                self._close(image)
-            raise
-        image = handover.take()
-        if image is None:
-            raise UserError("its file system does not answer")
-        try:
-            storage = _image_storage(image, self._sidecars.ledger.map.size)
-            sidecar = _sidecar_storage(image, sidecar_size)
-        except BaseException:
-            self._close(image)
-            raise
-        return Returned(image.found, storage, sidecar)
-
-    async def is_lost(self, replica: Replica) -> bool:
-        """Whether the open image of *replica* fails what the image answers when opened anew.
-
-        False if its file system does not answer in time.
-        """
-        image, path = replica.image, replica.path
-        if not isinstance(image, FileStorage) or path in self._looking or not image.lend():
-            return False
-        token = trio.lowlevel.current_trio_token()
-
-        def ended() -> None:
-            self._looking.discard(path)
-            image.give_back()
-
-        def look() -> bool:
-            try:
-                return image.is_lost(path)
-            finally:
-                with suppress(trio.RunFinishedError):
-                    token.run_sync_soon(ended)
-
-        self._looking.add(path)
-        with trio.move_on_after(self._patience_s()):
-            return await trio.to_thread.run_sync(look, abandon_on_cancel=True)
-        return False
-
-    def _open(self, replica: Replica, sidecar_size: int) -> Image:
-        """In a thread: whatever touches the files may hang."""
-        image = open_again(replica.path, self._directory(), replica_io=self._replica_io)
-        with ExitStack() as stack:
-            stack.callback(image.close)
-            if image.sidecar_fd is None or image.sidecar is None:
-                raise UserError(image.problem or f"there is no {image.place}")
-            if replica.slot is not None:
-                member = judge_returned(self._sidecars.ledger.record, replica.slot, image.found)
-                if member.state.is_ours:
-                    self._refuse_claimed(image)
-                    _lengthen(image.sidecar_fd, sidecar_size)
-                    self._sign(image)
-            stack.pop_all()
-        return image
-
-    def _refuse_claimed(self, image: Image) -> None:
-        """Raise `ForeignError` if another mount has this replica, or all of them."""
-        tenure = self._sidecars.claims.tenure
-        if self._sidecars.fenced is not None:
-            raise ForeignError(f"fenced: the set was taken over by {self._sidecars.fenced}")
-        if tenure.mine is None:
-            return
-        found = found_claims([image], tenure.mine)
-        if held := in_the_way(found, tenure.over):
-            raise ForeignError(held[0].in_words(MOUNT))
-
-    def _sign(self, image: Image) -> None:
-        if self._sidecars.claims.tenure.mine is not None and image.sidecar_fd is not None:
-            with suppress(OSError):
-                sign(image.sidecar_fd, self._sidecars.claims.tenure.mine)
-
-    def _close(self, image: Image) -> None:
-        """Close *image* in a thread; until that has ended it is not opened again."""
-
-        def give_back() -> None:
-            try:
-                image.close()
-            finally:
-                self._opening.discard(image.path)
-
-        self._opening.add(image.path)
-        Thread(target=give_back, name="close", daemon=True).start()
-
-
-class _Handover:
-    """What a thread opened goes to who waits for it, or is closed if nobody does any more.
-
-    The result of a thread that was given up is lost, whenever it ended: and with it the
-    descriptors, which hold the locks.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._image: Image | None = None
-        self._too_late = False
-
-    def give(self, image: Image) -> None:
-        """Leave *image* for who waits for it."""
-        with self._lock:
-            self._image, refused = image, self._too_late
-        if refused:
-            image.close()
-
-    def take(self) -> Image | None:
-        """Wait no longer: what was opened until now, for the caller to close."""
-        with self._lock:
-            self._too_late = True
-            return self._image
-
-
-def _lengthen(sidecar_fd: int, size: int) -> None:
-    """Give a sidecar its length back where it was cut off: it is written in place."""
-    with suppress(OSError):
-        if os.fstat(sidecar_fd).st_size < size:
-            os.ftruncate(sidecar_fd, size)
-
-
-def _image_storage(image: Image, size: int) -> FileStorage:
-    name = os.path.basename(image.path)
-    written = image.sidecar.identity.regions if image.sidecar else ()
-    return FileStorage(
-        image.fd, size, name, locality=image.locality, direct=image.direct, written=written
-    )
-
-
-def _sidecar_storage(image: Image, size: int) -> FileStorage:
-    assert image.sidecar_fd is not None
-    name = f"{os.path.basename(image.path)} sidecar"
-    where = image.sidecar_locality
-    return FileStorage(image.sidecar_fd, size, name, locality=where)

@@ -24,10 +24,12 @@ from quorumfs.decisions.record import path_for
 from quorumfs.disk.events import EventLog
 from quorumfs.errors import UserError
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.mount import replicaset
+from quorumfs.mount import reopening, storages
 from quorumfs.mount.creating import create_empty
 from quorumfs.mount.keeping import keep_one
-from quorumfs.mount.replicaset import _Reopener, _sidecar_storage, open_replica_set
+from quorumfs.mount.reopening import Reopener
+from quorumfs.mount.replicaset import open_replica_set
+from quorumfs.mount.storages import sidecar_storage
 from quorumfs.options import parse_options
 from quorumfs.repair.rejoin import ForeignError, Returned
 from quorumfs.replica.filestorage import FileStorage
@@ -62,7 +64,7 @@ def test_a_sidecar_is_waited_for_only_where_there_is_no_device(
         image = open_again(path)
         assert image.sidecar_fd is not None
         assert image.sidecar_locality is locality(image.sidecar_fd)
-        sidecar = _sidecar_storage(replace(image, sidecar_locality=where), 0)
+        sidecar = sidecar_storage(replace(image, sidecar_locality=where), 0)
         told: list[Operation] = []
         sidecar.submit(Operation(Kind.WRITE, 0, 4, b"new!"), lambda one, *_: told.append(one))
         assert bool(told) is (where is Locality.MEMORY)
@@ -125,7 +127,7 @@ def test_an_empty_image_of_no_set_is_refused(tmp_path: Path) -> None:
 
 
 @asynccontextmanager
-async def _ejected(directory: Path) -> AsyncGenerator[tuple[_Reopener, Replica]]:
+async def _ejected(directory: Path) -> AsyncGenerator[tuple[Reopener, Replica]]:
     """The second replica of a set of two, its files closed, and what opens them again."""
     paths = make_set(directory, 2)
     replica_set = open_replica_set(paths, None, OPTIONS)
@@ -133,7 +135,7 @@ async def _ejected(directory: Path) -> AsyncGenerator[tuple[_Reopener, Replica]]
     assert isinstance(disk.metadata, Sidecars)
     first, second = disk.replicas
     await second.close()
-    yield _Reopener(disk.metadata, lambda: OPTIONS.replica_timeout_s, replica_io="buffered"), second
+    yield Reopener(disk.metadata, lambda: OPTIONS.replica_timeout_s, replica_io="buffered"), second
     await first.close()
 
 
@@ -277,7 +279,7 @@ def test_what_is_opened_when_nobody_waits_any_more_is_not_left_locked(
                     scope.cancel if cancelled else lambda: clock.jump(OPTIONS.replica_timeout_s),
                     late=late,
                 )
-                patch.setattr(replicaset, "open_again", opening.open_again)
+                patch.setattr(reopening, "open_again", opening.open_again)
                 patch.setattr(trio.to_thread, "run_sync", opening.run_sync)
                 with suppress(UserError):  # a timeout; or it was in time after all
                     await _close(await reopener.reopen(replica))
@@ -393,7 +395,7 @@ def test_what_was_opened_again_and_cannot_be_used_is_closed(
                 close(image)
 
             with monkeypatch.context() as patch:
-                patch.setattr(replicaset, "FileStorage", storage)
+                patch.setattr(storages, "FileStorage", storage)
                 patch.setattr(Image, "close", slowly)
                 with pytest.raises(OSError, match="no status"):
                     await reopener.reopen(replica)
@@ -406,7 +408,7 @@ def test_what_was_opened_again_and_cannot_be_used_is_closed(
     trio.run(story)
 
 
-async def _reopened(reopener: _Reopener, replica: Replica) -> Returned:
+async def _reopened(reopener: Reopener, replica: Replica) -> Returned:
     """As soon as the attempt before has ended."""
     deadline = time.monotonic() + HANGS_S
     while True:

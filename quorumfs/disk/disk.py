@@ -7,7 +7,7 @@ missed are on record before the guest hears of success.
 import errno
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Protocol, cast
 
 import trio
@@ -108,6 +108,10 @@ class Disk:
     def size(self) -> int:
         """Bytes of the disk."""
         return self.mirror.size
+
+    def held(self) -> AbstractAsyncContextManager[None]:
+        """Hold all of the disk: no request is under way then, nor any vote."""
+        return self._locks.held(0, self.size, exclusive=True)
 
     def repair_by(self, repairer: Repairer | None) -> None:
         """Have *repairer* repair from the next request on; None: nothing is repaired."""

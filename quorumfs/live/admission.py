@@ -6,7 +6,6 @@ the set cannot use.
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from functools import partial
 
 import trio
@@ -91,7 +90,7 @@ class Admission:
                 if overwrite and not self._ledger.records.is_offline(slot):
                     await self._renew(new, slot, action)
                 with not_cut_off():
-                    async with self._whole_disk():
+                    async with self._disk.held():
                         await self._enrolment.attach(new, slot)
             else:
                 await self._admit_new(new, action, require, overwrite=overwrite)
@@ -122,7 +121,7 @@ class Admission:
         sidecar = self._enrolment.first_sidecar(*place)
         await self._make_files(new.path, sidecar, action, overwrite=overwrite)
         with not_cut_off():
-            async with self._whole_disk():
+            async with self._disk.held():
                 require()
                 await self._enrolment.admit(new, *place)
 
@@ -144,7 +143,3 @@ class Admission:
             await trio.to_thread.run_sync(make, abandon_on_cancel=True)
         if patience.cancelled_caught:
             raise UserError(f"cannot make {path}: its file system does not answer")
-
-    def _whole_disk(self) -> AbstractAsyncContextManager[None]:
-        """A lock on all of the disk: no request is under way, nor any vote."""
-        return self._mirror.locks.held(0, self._disk.size, exclusive=True)

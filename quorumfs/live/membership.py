@@ -5,7 +5,7 @@ the disk.
 import errno
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import trio
@@ -283,10 +283,6 @@ class Membership:
         compared may differ: each would be a different disk."""
         return bool(self._ledger.uniform_members) and not self._ledger.map.count(UNVERIFIED)
 
-    def _whole_disk(self) -> AbstractAsyncContextManager[None]:
-        """A lock on all of the disk: no request is under way, nor any vote."""
-        return self._mirror.locks.held(0, self._disk.size, exclusive=True)
-
     @asynccontextmanager
     async def _at_rest(self, replica: Replica, action: Action) -> AsyncIterator[None]:
         """Hold all requests of the guest, with everything it wrote durable on *replica*, if that is
@@ -305,7 +301,7 @@ class Membership:
                     if self._ledger.unflushable():
                         await self._repairs.settle_all()
                     await self._mirror.sync()
-                async with self._whole_disk():
+                async with self._disk.held():
                     if replica.standing.is_member and self._equal:
                         await self._mirror.sync()
                     if not replica.standing.is_member or self._equal:

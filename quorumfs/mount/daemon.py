@@ -9,15 +9,20 @@ import contextlib
 import json
 import os
 import pickle
+import select
 import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar, cast
 
 from quorumfs.errors import ExitCode, UserError
+from quorumfs.mount.letting_go import end, let_go_of_streams
 from quorumfs.mount.limits import short_of
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+PATIENCE_S = 3.0
+"""How long (seconds) a child that was told to end may take to give back what it has."""
 
 T = TypeVar("T")
 
@@ -44,13 +49,12 @@ def run_detached(serve: Callable[[Ready], None]) -> None:
         for signum in _STOPS:
             signal.signal(signum, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        with os.fdopen(reader, "rb") as pipe:
-            word = pipe.read()
+        word = _read(reader)
     except KeyboardInterrupt:
-        # The child may wait for a hung replica for ever.
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+        _stop(child, reader)
         raise
+    finally:
+        os.close(reader)
     if not word:
         _, status = os.waitpid(child, 0)
         raise UserError(f"the daemon ended unexpectedly ({_how(status)}); see the log")
@@ -59,6 +63,22 @@ def run_detached(serve: Callable[[Ready], None]) -> None:
         error = UserError(outcome["message"])
         error.exit_code = ExitCode(outcome["exit_code"])
         raise error
+
+
+def _read(reader: int) -> bytes:
+    """All that comes through the pipe."""
+    with os.fdopen(reader, "rb", closefd=False) as pipe:
+        return pipe.read()
+
+
+def _stop(child: int, reader: int) -> None:
+    """End *child*, which may wait for a hung replica for ever; it closes the other end of *reader*
+    with all that it has."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGINT)
+        ending, _, _ = select.select([reader], [], [], PATIENCE_S)
+        if not ending:
+            os.kill(child, signal.SIGKILL)
 
 
 def in_child_process(work: Callable[[], T]) -> T:
@@ -112,7 +132,7 @@ def _work_in_child_process(
         word = None, str(error), error.exit_code
     except KeyboardInterrupt:
         _let_go_of_streams()
-        os._exit(ExitCode.INTERRUPTED)
+        end(ExitCode.INTERRUPTED)
     except BaseException as error:
         why = short_of(error)
         if why is None:
@@ -121,7 +141,7 @@ def _work_in_child_process(
     _let_go_of_streams()
     with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "wb") as pipe:
         pipe.write(pickle.dumps(word))
-    os._exit(ExitCode.OK)
+    end(ExitCode.OK)
 
 
 def _let_go_of_streams() -> None:
@@ -129,10 +149,7 @@ def _let_go_of_streams() -> None:
     for text in (sys.stdout, sys.stderr):
         if text is not None:  # closed already when we were started
             text.flush()
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(null, stream)
-    os.close(null)
+    let_go_of_streams()
 
 
 def _how(status: int) -> str:
@@ -182,4 +199,4 @@ def _be_the_daemon(serve: Callable[[Ready], None], writer: int) -> NoReturn:
                 sys.excepthook(*sys.exc_info())
             _let_go_of_streams()
             say(exit_code, why or "internal error, see above")
-    os._exit(exit_code)
+    end(exit_code)

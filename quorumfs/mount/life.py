@@ -39,6 +39,7 @@ from quorumfs.live.actions import Actions
 from quorumfs.live.settings import Settings
 from quorumfs.live.verbs import verbs
 from quorumfs.mount import snapshot
+from quorumfs.mount.letting_go import STOP_SIGNALS, ended_by_signals
 from quorumfs.mount.limits import require_for_service
 from quorumfs.mount.mapping import picture
 from quorumfs.mount.path_watch import PathWatch
@@ -51,8 +52,6 @@ log = logging.getLogger(__name__)
 
 BURST_S = 2.0
 """Without a request for this long (up to twice as long), a burst of requests is over."""
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 TELL_SIGNAL = signal.SIGUSR1
 """Has the daemon put its status into the log."""
@@ -84,14 +83,16 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
             manager.close()
         _check_mountpoint(plan.mountpoint, plan.runtime_dir)
         require_for_service(len(plan.replicas))
-        # A replica may hang. Python would note a Ctrl-C and go on waiting in the system call.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.signal(TELL_SIGNAL, signal.SIG_IGN)  # but while somebody listens for it
         _become_io_flusher()
         _share_heaps()
-        replica_set = open_replica_set(plan.replicas, plan.mountpoint, plan.options)
+        with ended_by_signals():
+            replica_set = open_replica_set(plan.replicas, plan.mountpoint, plan.options)
         claim = runtime.claim(plan.mountpoint, plan.runtime_dir)
         stack.callback(claim.give_up)
+        if not plan.options.read_only:
+            with ended_by_signals(replica_set.give_up):
+                replica_set.take_into_use(plan.options)
         fields = {"QUORUMFS_MOUNTPOINT": plan.mountpoint}
         if replica_set.plan is not None:
             fields["QUORUMFS_SET"] = replica_set.plan.record.set_id.hex()
@@ -109,8 +110,6 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
         logs.events_log.addHandler(hook)
         stack.callback(hook.close)
         stack.callback(logs.events_log.removeHandler, hook)
-        if not plan.options.read_only:
-            replica_set.take_into_use(plan.options)
         trio.run(_serve, plan, claim, replica_set, journal, hook, manager, ready)
 
 

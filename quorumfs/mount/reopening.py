@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from threading import Lock, Thread
 from types import MappingProxyType
+from typing import Any
 
 import trio
 
@@ -34,7 +35,7 @@ class Reopener:
         sidecars: Sidecars,
         patience_s: Callable[[], float],
         directory: Callable[[], str | None] = lambda: None,
-        late: Mapping[str, Answer[Image] | None] = MappingProxyType({}),
+        late: Mapping[str, Answer[Any] | None] = MappingProxyType({}),
         *,
         replica_io: str,
     ) -> None:

@@ -1,9 +1,10 @@
 """From paths to a disk: the replicas' files opened, assembled, and put under a `Disk`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from quorumfs.decisions.assembly import AssemblyRefusedError, assemble
@@ -26,6 +27,7 @@ from quorumfs.mount.storages import image_storage, lengthen, sidecar_storage
 from quorumfs.options import MountOptions, write_mostly
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.rewrite import Rewriting
+from quorumfs.replica.answers import ask
 from quorumfs.replica.claimant import claim_of_this_mount
 from quorumfs.replica.claiming import (
     claim_all,
@@ -38,12 +40,15 @@ from quorumfs.replica.claiming import (
     wait_until_noticed,
 )
 from quorumfs.replica.filesystems import locality
-from quorumfs.replica.images import Image, Unanswered, open_images, open_set
+from quorumfs.replica.images import Image, Unanswered, close_all, open_images, open_set
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.sidecarfile import SidecarLockedError, create_sidecar, open_sidecar
 from quorumfs.replica.storage import Kind
 
 log = logging.getLogger(__name__)
+
+RELEASE_S = 1.0
+"""How long (seconds) the release of a claim may take: the claim of a process that ended is over."""
 
 
 @dataclass(slots=True)
@@ -73,24 +78,33 @@ class ReplicaSet:
         """
         if self.plan is None:
             return
+        patience_s = 2 * options.replica_timeout_s
         if self.plan.adopted:
             assert self.tenure.mine is not None
-            self.opened = _adopt(self.opened, self.plan, self.tenure.mine)
+            self.opened = _adopt(self.opened, self.plan, self.tenure.mine, patience_s)
         try:
-            claim_all(self._ours, self.tenure)
+            silent = claim_all(self._ours, self.tenure, patience_s)
+            self._leave_out(silent)
             if self.held:
                 wait_until_noticed(self.held)
                 require_ours(self._ours, self.tenure)
                 self.opened = look_again(self.opened)
+            if self.held or silent:
                 self.plan = _assembled(self.opened, options)
         except BaseException:
             self.give_up()
+            close_all(self.opened)
             raise
 
     def give_up(self) -> None:
         """Take back what says that they are in use, for they are not going to be."""
         if self.tenure.mine is not None:
-            release_all(self._ours, self.tenure.mine)
+            self._leave_out(release_all(self._ours, self.tenure.mine, RELEASE_S))
+
+    def _leave_out(self, silent: Sequence[Unanswered]) -> None:
+        """Use nothing of these any more: they are closed when their file systems answer."""
+        left_out = {one.path: one for one in silent}
+        self.opened = [left_out.get(one.path, one) for one in self.opened]
 
     @property
     def _ours(self) -> list[Image]:
@@ -268,17 +282,19 @@ def _with_who_hangs(
     return AssemblyRefusedError(error.rule, text, error.exit_code)
 
 
-def _adopt(opened: Sequence[Image | Found], plan: Plan, mine: Claim) -> list[Image | Found]:
+def _adopt(
+    opened: Sequence[Image | Found], plan: Plan, mine: Claim, patience_s: float
+) -> list[Image | Found]:
     """Write the first sidecars, where there is none, with our claim. Raises `UserError`."""
     images = [image for image in opened if isinstance(image, Image)]
     with ExitStack() as undo:
-        adopted = _create_sidecars(images, plan, mine, undo)
+        adopted = _create_sidecars(images, plan, mine, patience_s, undo)
         undo.pop_all()
     return adopted
 
 
 def _create_sidecars(
-    images: Sequence[Image], plan: Plan, mine: Claim, undo: ExitStack
+    images: Sequence[Image], plan: Plan, mine: Claim, patience_s: float, undo: ExitStack
 ) -> list[Image | Found]:
     adopted: list[Image | Found] = []
     roles = [plan.record.roles[member.slot or 0] for member in plan.members]
@@ -288,8 +304,10 @@ def _create_sidecars(
             continue
         sidecar = Sidecar(role.replica_id, plan.record, plan.map, image.identity)
         try:
-            create_sidecar(image.real_path, sidecar, mine, image.place)
-            undo.callback(Path(image.place).unlink, missing_ok=True)
+            make = partial(create_sidecar, image.real_path, sidecar, mine, image.place)
+            unmake = partial(Path(image.place).unlink, missing_ok=True)
+            ask(image.path, make, patience_s, partial(_ignoring, unmake))
+            undo.callback(unmake)
             fd = open_sidecar(image.place, read_only=False)
         except FileExistsError:
             raise _came_between(image, mine) from None
@@ -303,6 +321,10 @@ def _create_sidecars(
         where = locality(fd)
         adopted.append(replace(image, sidecar_fd=fd, sidecar=sidecar, sidecar_locality=where))
     return adopted
+
+
+def _ignoring(call: Callable[[], None], _: None) -> None:
+    call()
 
 
 def _came_between(image: Image, mine: Claim) -> UserError:

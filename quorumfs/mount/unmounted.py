@@ -4,9 +4,11 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 from quorumfs.decisions.record import Sidecar
 from quorumfs.errors import UserError
+from quorumfs.replica.answers import ask
 from quorumfs.replica.claiming import refuse_claimed
 from quorumfs.replica.devices import is_device
 from quorumfs.replica.images import Image, open_set
@@ -65,6 +67,6 @@ def refuse_to_create(path: str, size: int) -> None:
 
 def write_sidecar(path: str, sidecar: Sidecar, place: str) -> None:
     try:
-        replace_sidecar(path, sidecar, place)
+        ask(path, partial(replace_sidecar, path, sidecar, place))
     except OSError as error:
         raise UserError(f"cannot write {place}: {error.strerror}") from None

@@ -84,6 +84,17 @@ class Answer(Generic[T]):
             self._ended.set()
 
 
+def ask(
+    path: str,
+    call: Callable[[], T],
+    patience_s: float = PATIENCE_S,
+    discard: Callable[[T], None] = lambda _: None,
+) -> T:
+    """The result of one *call*, as of `ask_all`; raises its error, or `UnansweredError`."""
+    (answer,) = ask_all({path: call}, patience_s, discard)
+    return answer.result()
+
+
 def ask_all(
     calls: Mapping[str, Callable[[], T]],
     patience_s: float = PATIENCE_S,

@@ -3,16 +3,18 @@
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from quorumfs.decisions.claim import NOTICE_S, Claim, FoundClaim, Tenure, claim_state, in_the_way
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.sidecar import FormatError
 from quorumfs.errors import UserError
+from quorumfs.replica.answers import PATIENCE_S, UnansweredError, ask_all
 from quorumfs.replica.claimant import claim_of_this_mount, runs
-from quorumfs.replica.images import Image, identity_now
+from quorumfs.replica.images import Image, Unanswered, identity_now
 from quorumfs.replica.sidecarfile import read_claim, read_sidecar, sign
 
 log = logging.getLogger(__name__)
@@ -68,45 +70,92 @@ def refuse_claimed(path: str, place: str) -> None:
             raise UserError(FoundClaim(path, claim, known).in_words(f"remove {place}"))
 
 
-def claim_all(images: Iterable[Image], tenure: Tenure) -> None:
-    """Write this mount's claim to the sidecars, which are open for writing.
+def claim_all(
+    images: Iterable[Image], tenure: Tenure, patience_s: float = PATIENCE_S
+) -> list[Unanswered]:
+    """Write this mount's claim to the sidecars, which are open for writing; returns the replicas
+    that did not answer for *patience_s* seconds, to be left out.
 
     A sidecar that cannot be written is skipped; its first use will tell. Raises `UserError` if
     another mount comes between.
     """
     mine = tenure.mine
     assert mine is not None
-    images = list(images)
-    require_ours(images, tenure)  # deciding what to mount took a while
-    signed = []
-    for image in images:
-        if image.sidecar_fd is not None:
-            with suppress(OSError):
-                sign(image.sidecar_fd, mine)
-                signed.append(image)
-    require_ours(signed, tenure)
+
+    def write(_: Image, fd: int) -> None:
+        sign(fd, mine)
+
+    def check(image: Image, fd: int) -> None:
+        _require_ours(image, fd, tenure)
+
+    answering, silent = list(images), list[Unanswered]()
+    for step in (check, write, check):  # deciding what to mount took a while
+        answering, more = _each(answering, step, patience_s)
+        silent += more
+    return silent
 
 
 def require_ours(images: Iterable[Image], tenure: Tenure) -> None:
     """Raise `UserError` if a sidecar has the claim of a later mount."""
     for image in images:
-        if image.sidecar_fd is None:
-            continue
-        with suppress(OSError):
-            claim = read_claim(image.sidecar_fd)
-            if tenure.lost_to(claim):
-                raise UserError(f"{image.path} has just been taken into use by {claim}")
+        if image.sidecar_fd is not None:
+            with suppress(OSError):
+                _require_ours(image, image.sidecar_fd, tenure)
 
 
-def release_all(images: Iterable[Image], mine: Claim) -> None:
-    """Release the claim *mine* in every sidecar that still has it."""
-    for image in images:
-        if image.sidecar_fd is None:
+def _require_ours(image: Image, fd: int, tenure: Tenure) -> None:
+    claim = read_claim(fd)
+    if tenure.lost_to(claim):
+        raise UserError(f"{image.path} has just been taken into use by {claim}")
+
+
+def release_all(
+    images: Iterable[Image], mine: Claim, patience_s: float = PATIENCE_S
+) -> list[Unanswered]:
+    """Release the claim *mine* in every sidecar that still has it; as `claim_all` else."""
+
+    def release(_: Image, fd: int) -> None:
+        claim = read_claim(fd)
+        if claim is not None and claim.mount == mine.mount:
+            sign(fd, mine.release())
+
+    return _each(images, release, patience_s)[1]
+
+
+def _each(
+    images: Iterable[Image], step: Callable[[Image, int], None], patience_s: float
+) -> tuple[list[Image], list[Unanswered]]:
+    """Do *step* with each image and its sidecar, if it has one; returns those whose file systems
+    answered in time, and the others, which are closed when they answer.
+
+    A step that fails is skipped. Raises the `UserError` of a step.
+    """
+
+    def do(image: Image) -> tuple[Image, UserError | None]:
+        try:
+            if image.sidecar_fd is not None:
+                with suppress(OSError):
+                    step(image, image.sidecar_fd)
+        except UserError as refusal:
+            return image, refusal
+        return image, None
+
+    calls = {image.path: partial(do, image) for image in images}
+    answered, silent = [], []
+    for path, answer in zip(calls, ask_all(calls, patience_s, _close_late), strict=True):
+        try:
+            image, refusal = answer.result()
+        except UnansweredError as error:
+            silent.append(Unanswered(path, None, problem=error.strerror, opening=answer))
             continue
-        with suppress(OSError):
-            claim = read_claim(image.sidecar_fd)
-            if claim is not None and claim.mount == mine.mount:
-                sign(image.sidecar_fd, mine.release())
+        if refusal is not None:
+            raise refusal
+        answered.append(image)
+    return answered, silent
+
+
+def _close_late(done: tuple[Image, UserError | None]) -> None:
+    done[0].close()
 
 
 def wait_until_noticed(held: Sequence[FoundClaim]) -> None:

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
+from typing import Any
 
 from quorumfs.decisions.claim import Claim, FoundClaim, claim_state
 from quorumfs.decisions.model import Found
@@ -128,8 +129,8 @@ class Image:
 class Unanswered(Found):
     """A replica whose file system did not answer in time."""
 
-    opening: Answer[Image] | None = None
-    """The attempt, which goes on; files that it opens late are closed."""
+    opening: Answer[Any] | None = None
+    """The attempt, which goes on; when it has ended, its files are closed."""
 
 
 def open_images(

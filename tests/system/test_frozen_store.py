@@ -1,6 +1,7 @@
 """A local file system that stops answering: what the guest and an operator see of it."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from support.mounting import quorumfs
 from support.sets import MIB, Ext4, SetMount, create, same
 
 from quorumfs.control import runtime
+from quorumfs.errors import ExitCode
 
 FIFO = "read-pattern=fifo,vote-threshold=1"
 ONE = "--vote-threshold=1"
@@ -172,4 +174,41 @@ def test_umount_says_whose_last_flush_or_write_it_waits_for(device: Ext4, tmp_pa
             assert not os.path.ismount(disk.mountpoint)
         assert umount.communicate()[1] == ""
         assert umount.returncode == 0
+    assert same(images)
+
+
+def test_a_store_that_is_frozen_before_the_mount_is_left_out(device: Ext4, tmp_path: Path) -> None:
+    """Opening and reading it works: the first write is what hangs, until it is thawed (P5)."""
+    images = [device.mountpoint / "a.img", tmp_path / "b.img", tmp_path / "c.img"]
+    create(images, 4 * MIB, "--vote-threshold=2")
+    with device.frozen():
+        disk = SetMount(images, tmp_path, "replica-timeout=1s")
+        with disk:
+            disk.expected_errors = [""]
+            assert disk.replica(images[0])["state"] == "missing"
+            with disk.file.open("r+b") as file:
+                file.write(b"written without it")
+    with SetMount(images, tmp_path) as disk:
+        disk.wait_healthy()
+    assert same(images)
+
+
+def test_a_mount_that_is_given_up_keeps_no_other_store_from_the_next(
+    device: Ext4, tmp_path: Path
+) -> None:
+    """What waits for the frozen one cannot end; all else of the mount is given back."""
+    images = [device.mountpoint / "a.img", tmp_path / "b.img", tmp_path / "c.img"]
+    create(images, 4 * MIB, "--vote-threshold=2")
+    (mountpoint := tmp_path / "given up").mkdir()
+    with device.frozen():
+        waiting = quorumfs_in_background("mount", *images, mountpoint)
+        assert waiting.stderr
+        assert f"waiting for {images[0]}" in waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        waiting.communicate()
+        assert waiting.returncode == ExitCode.INTERRUPTED
+        with SetMount(images[1:], tmp_path):
+            pass
+    with SetMount(images, tmp_path) as disk:
+        disk.wait_healthy()
     assert same(images)

@@ -264,12 +264,15 @@ class SimulatedFile:
         Every write before *began* is lost at the next power cut, and until then a reader sees it.
         With *dice* some of them reached the medium, whole or in part.
         """
-        taken = self._take(began)
-        kept = [one for one in taken if one.punched is not None or one.size is not None]
-        for one in taken:
-            if one not in kept:
+        taken, kept = self._take(began), list[Unsynced]()
+        for at, one in enumerate(taken):
+            if one.punched is None and one.size is None:
                 self._land(one, [] if dice is None else self._fate(one, dice, survival=0.5))
-        # A hole, or a size, is no page: the journal keeps it for the next commit.
+            elif any(later.start < one.end and one.start < later.end for later in taken[at:][1:]):
+                self._land(one)  # before what was written there later: never over it
+            else:
+                # A hole, or a size, is no page: the journal keeps it for the next commit.
+                kept.append(one)
         self.unsynced[:0] = kept
 
     def end_seal(self, began: int) -> None:

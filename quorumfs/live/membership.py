@@ -5,19 +5,19 @@ the disk.
 import errno
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import trio
 
 from quorumfs.decisions.dirtymap import UNVERIFIED
-from quorumfs.decisions.record import RoleState
+from quorumfs.decisions.record import Role, RoleState
 from quorumfs.decisions.standing import Standing
 from quorumfs.disk.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.live.actions import Action, Request, not_cut_off
 from quorumfs.live.admission import Admission
-from quorumfs.live.names import absent, find, named
+from quorumfs.live.names import absent, find, is_called, named
 from quorumfs.live.settings import Settings
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.repairs import Repairs
@@ -65,7 +65,11 @@ class Membership:
                 if not replica.standing.is_member:
                     self._require_count(replica.slot)
                 await self._leave(replica, action, self._sidecars.enrolment.take_out)
-            await self._await_close(replica, action)
+            if not await self._await_close(replica, action):
+                raise UserError(
+                    f"{replica.path} is out, and its file system does not answer: its files are "
+                    "not closed yet"
+                )
             return self._told(replica, f"{replica.path} is offline: its files are closed, and free")
 
     async def online(self, request: Request, _: Action) -> dict[str, Any]:
@@ -114,28 +118,34 @@ class Membership:
 
     async def remove(self, request: Request, action: Action) -> dict[str, Any]:
         """Remove a replica from the set for good."""
-        removed = await self._remove(request.text("replica"), action)
-        await self._settings.replaced(removed["replica"], None)
-        return removed
+        return await self._remove(request.text("replica"), action)
 
     async def replace(self, request: Request, action: Action) -> dict[str, Any]:
         """Make an image a replica in the place of another one, which serves until then."""
         name, path = request.text("replica"), request.text("image")
-        gone = absent(self._disk, self._ledger.record, name) is not None or self._was_removed(name)
-        old = self._find(name)
-        if old is not None or not gone:
-            old = self._named(name)
+        old, record = find(self._disk, name, but=path), self._ledger.record
+        if old is not None and old.slot is not None:
             self._require_no_member(path, old)
+            role: Role | None = record.roles[old.slot]
+        elif (slot := absent(self._disk, record, name)) is not None:
+            role = record.roles[slot]
+        else:
+            role = self._removed_role(name)
+        if role is not None:
+            name = role.replica_id.hex()  # NEW may have the same file name
+        else:
+            self._named(name)
         new = await self._admission.admit(
             path,
             None if old is None else old.index + 1,
             action,
             overwrite=request.flag("overwrite"),
         )
-        await self._await_current(new, action)
-        removed = await self._remove(name, action)
-        await self._settings.replaced(removed["replica"], new.path)
-        return self._told(new, f"{new.path} holds everything. {removed['message']}")
+        while True:
+            await self._await_current(new, action)
+            with suppress(_HeirLostError):
+                removed = await self._remove(name, action, heir=new)
+                return self._told(new, f"{new.path} holds everything. {removed['message']}")
 
     def _require_no_member(self, path: str, old: Replica) -> None:
         """Raise `UserError` if *path* is current: nothing would take the place of *old*."""
@@ -177,27 +187,39 @@ class Membership:
             with trio.move_on_after(LOOK_S):
                 await self._sidecars.changed.wait()
 
-    async def _remove(self, name: str, action: Action) -> dict[str, Any]:
+    async def _remove(
+        self, name: str, action: Action, heir: Replica | None = None
+    ) -> dict[str, Any]:
+        """Remove the replica called *name*. *heir*, which is to be current, takes its place; raises
+        `_HeirLostError` if that is not so any more.
+        """
         async with self._changing:
             replica, enrolment = self._find(name), self._sidecars.enrolment
             record = self._ledger.record
             if replica is None and (slot := absent(self._disk, record, name)) is not None:
+                _require_heir(heir)
                 self._require_count(slot)
                 path = record.roles[slot].path
                 with not_cut_off():
                     await enrolment.remove_absent(slot)
-                return {"message": self._removed(path), "replica": path}
-            if replica is None and self._was_removed(name):
-                return {"message": f"{name} was removed before", "replica": name}
+                    await self._settings.replaced(path, None if heir is None else heir.path)
+                return {"message": self._removal(path), "replica": path}
+            removed = self._removed_role(name)
+            if replica is None and (heir is not None or removed is not None):
+                path = name if removed is None else removed.path
+                return {"message": f"{path} was removed before", "replica": path}
             replica = self._named(name)
             assert replica.slot is not None
             self._require_spare(replica)
             self._require_count(replica.slot)
-            await self._leave(replica, action, enrolment.remove)
-            await self._await_close(replica, action)
-            return {"message": self._removed(replica.path), "replica": replica.path}
+            await self._leave(replica, action, enrolment.remove, heir)
+            await self._settings.replaced(replica.path, None if heir is None else heir.path)
+            message = self._removal(replica.path)
+            if not await self._await_close(replica, action):
+                message += "; its file system does not answer: its files are closed when it does"
+            return {"message": message, "replica": replica.path}
 
-    def _removed(self, path: str) -> str:
+    def _removal(self, path: str) -> str:
         left = shlex.join(replica.path for replica in self._disk.replicas)
         return f"{path} was removed from the set; name these at the next mount: {left}"
 
@@ -218,9 +240,11 @@ class Membership:
         replica: Replica,
         action: Action,
         leave: Callable[[Replica], Awaitable[OSError | None]],
+        heir: Replica | None = None,
     ) -> None:
-        """Have *replica* leave as a whole. Raises `UserError`."""
+        """Have *replica* leave as a whole. Raises `UserError`; `_HeirLostError` as `_remove`."""
         async with self._at_rest(replica, action):
+            _require_heir(heir)
             self._require_spare(replica)
             try:
                 problem = await leave(replica)
@@ -255,10 +279,10 @@ class Membership:
         replica = find(self._disk, name)
         return None if replica is None or replica.slot is None else replica
 
-    def _was_removed(self, name: str) -> bool:
-        """Whether a replica with this path or id was removed."""
+    def _removed_role(self, name: str) -> Role | None:
+        """That of a replica that is called *name*, and was removed; None if there is none."""
         removed = [r for r in self._ledger.record.roles if r.state is RoleState.REMOVED]
-        return any(name in (role.path, role.replica_id.hex()) for role in removed)
+        return next((role for role in removed if is_called(role, name)), None)
 
     def _require_spare(self, replica: Replica) -> None:
         """Raise `UserError` if the set cannot do without *replica*."""
@@ -315,8 +339,8 @@ class Membership:
             with trio.move_on_after(LOOK_S):
                 await self._sidecars.changed.wait()
 
-    async def _await_close(self, replica: Replica, action: Action) -> None:
-        """Wait until the files of *replica*, which is out, are closed. Raises `UserError`."""
+    async def _await_close(self, replica: Replica, action: Action) -> bool:
+        """Wait until the files of *replica*, which is out, are closed; whether they are in time."""
         action.doing = f"closing {replica.path}"
         try:
             with trio.move_on_after(replica.timeout_s):
@@ -324,8 +348,13 @@ class Membership:
                     await self._sidecars.changed.wait()
         finally:
             replica.give_up()  # of one that is removed nobody else watches the deadlines
-        if replica.in_flight:
-            raise UserError(
-                f"{replica.path} is out, and its file system does not answer: its files are not "
-                "closed yet"
-            )
+        return not replica.in_flight
+
+
+class _HeirLostError(UserError):
+    """The replica that was to take the place of another one is not current any more."""
+
+
+def _require_heir(heir: Replica | None) -> None:
+    if heir is not None and not heir.standing.is_member:
+        raise _HeirLostError(f"{heir.path} is {heir.standing.value}: {heir.reason}")

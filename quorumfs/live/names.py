@@ -1,11 +1,21 @@
 """What an administrator calls the replicas of a mount: by path, by file name, or by id."""
 
 import os
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
-from quorumfs.decisions.record import Record
+from quorumfs.decisions.record import Record, Role
 from quorumfs.disk.disk import Disk
 from quorumfs.errors import UsageError
 from quorumfs.replica.replica import Replica
+
+
+class _HasPath(Protocol):
+    @property
+    def path(self) -> str: ...
+
+
+T = TypeVar("T", bound=_HasPath)
 
 
 def named(disk: Disk, name: str) -> Replica:
@@ -16,32 +26,49 @@ def named(disk: Disk, name: str) -> Replica:
     raise UsageError(f"{name} is no replica of this mount: its replicas are {paths}")
 
 
-def find(disk: Disk, name: str) -> Replica | None:
-    """As `named`; None if there is none. Raises `UsageError` if several are called so."""
+def find(disk: Disk, name: str, *, but: str | None = None) -> Replica | None:
+    """As `named`; None if there is none. Raises `UsageError` if several are called so.
+
+    *but*: the path of one that is not meant, unless *name* is its path.
+    """
 
     def has_id(replica: Replica) -> bool:
         replica_id = disk.metadata.report(replica).replica_id
         return replica_id is not None and replica_id.hex() == name
 
-    for matches in (
+    return _only(
+        name,
         [one for one in disk.replicas if one.path == name],
-        [one for one in disk.replicas if os.path.basename(one.path) == name],
+        [one for one in disk.replicas if os.path.basename(one.path) == name and one.path != but],
         [one for one in disk.replicas if has_id(one)],
-    ):
-        if len(matches) > 1:
-            paths = ", ".join(one.path for one in matches)
-            raise UsageError(f"{name} may be each of {paths}: give the whole path")
-        if matches:
-            return matches[0]
-    return None
+    )
 
 
 def absent(disk: Disk, record: Record, name: str) -> int | None:
-    """The slot, in the *record* of its set, of a replica with this path or id that the mount of
-    *disk* was not given; None if there is none."""
+    """The slot, in the *record* of its set, of a replica called *name* that the mount of *disk* was
+    not given; None if there is none. Raises `UsageError` if several are called so."""
     given = {one.slot for one in disk.replicas}
-    for slot in record.slots:
-        role = record.roles[slot]
-        if slot not in given and name in (role.path, role.replica_id.hex()):
-            return slot
-    return None
+    left = [record.roles[slot] for slot in record.slots if slot not in given]
+    role = _only(
+        name,
+        [one for one in left if one.path == name],
+        [one for one in left if is_called(one, name)],
+    )
+    return None if role is None else record.slot_of(role.replica_id)
+
+
+def _only(name: str, *kinds: Sequence[T]) -> T | None:
+    """The one of the first kind of matches of *name* that has any; None if none has.
+
+    Raises `UsageError` if it has several.
+    """
+    matches = next(filter(None, kinds), ())
+    if len(matches) > 1:
+        paths = ", ".join(one.path for one in matches)
+        raise UsageError(f"{name} may be each of {paths}: give the whole path")
+    return matches[0] if matches else None
+
+
+def is_called(role: Role, name: str) -> bool:
+    """Whether *name* is the path, the file name or the id of the replica with *role*."""
+    return name in (role.path, os.path.basename(role.path), role.replica_id.hex())

@@ -306,6 +306,31 @@ def test_a_good_one_is_replaced_and_serves_until_then(tmp_path: Path, images: li
     assert same([new, images[1]])
 
 
+@pytest.mark.parametrize("removed_meanwhile", [False, True])
+def test_one_with_the_same_file_name_takes_the_place(
+    tmp_path: Path, images: list[Path], removed_meanwhile: bool
+) -> None:
+    """``replace b.img /srv/new/b.img`` is what man pages show; NEW is never what is removed."""
+    (tmp_path / "new").mkdir()
+    new = tmp_path / "new" / images[1].name
+    with SetMount(images, tmp_path, f"{FIFO},resync-rate=10M") as disk:
+        with opened(disk.file, os.O_RDWR) as fd:
+            os.pwrite(fd, os.urandom(16 * MIB), 0)
+        arguments = (disk, "replace", images[1].name, new)
+        replacing = threading.Thread(target=verb, args=arguments)
+        replacing.start()
+        disk.wait_for_state(new, "resyncing")
+        if removed_meanwhile:
+            verb(disk, "remove", images[1])
+        replacing.join()
+        for _ in range(2):
+            assert paths_of(disk) == [str(images[0]), str(new)]
+            assert f"{images[1]} was removed before" in str(verb(*arguments)["message"])
+        assert "was removed before" in str(verb(disk, "remove", images[1])["message"])
+        disk.wait_healthy()
+    assert same([images[0], new])
+
+
 def test_who_is_current_already_takes_nobodys_place(tmp_path: Path, images: list[Path]) -> None:
     """Else the set would have one copy less, which nobody asked for."""
     with SetMount(images, tmp_path, FIFO) as disk:

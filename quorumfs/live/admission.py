@@ -6,7 +6,6 @@ the set cannot use.
 
 import os
 from collections.abc import Callable
-from functools import partial
 
 import trio
 
@@ -41,6 +40,7 @@ class Admission:
         self._mirror = disk.mirror
         self._ledger = sidecars.ledger
         self._enrolment = sidecars.enrolment
+        self._claims = sidecars.claims
         self._repairs = repairs
         self._changing = changing
         self._settings = settings
@@ -129,17 +129,34 @@ class Admission:
         self, path: str, sidecar: Sidecar, action: Action, *, overwrite: bool
     ) -> None:
         action.doing = f"making {path}"
-        make = partial(
-            make_files,
-            path,
-            sidecar,
-            self._ledger.record,
-            self._mountpoint,
-            self._settings.present.sidecars,
-            overwrite=overwrite,
-        )
-        # It holds up other verbs.
-        with trio.move_on_after(2 * self._mirror.search_s) as patience:
-            await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+        being_made = self._repairs.being_made
+        if path in being_made:
+            raise UserError(
+                f"an earlier command waits for the file system of {path} still: try again when "
+                "that answers"
+            )
+        record, directory = self._ledger.record, self._settings.present.sidecars
+        mine = self._claims.tenure.mine
+
+        began = False
+
+        def make() -> None:
+            nonlocal began
+            began = True
+            try:
+                make_files(
+                    path, sidecar, record, self._mountpoint, directory, mine, overwrite=overwrite
+                )
+            finally:
+                being_made.discard(path)
+
+        being_made.add(path)
+        # It holds up other verbs. A thread that is given up may make the files later.
+        try:
+            with trio.move_on_after(2 * self._mirror.search_s) as patience:
+                await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+        finally:
+            if not began:
+                being_made.discard(path)
         if patience.cancelled_caught:
             raise UserError(f"cannot make {path}: its file system does not answer")

@@ -60,17 +60,27 @@ class Membership:
             assert replica.slot is not None
             if records.is_removed(replica.slot):
                 raise UserError(f"{replica.path} is being removed: run quorumfs remove again")
+            whole, lacked = True, 0
             # An earlier attempt may have failed to have it on record (R3).
             if replica.standing is not Standing.OFFLINE or replica.slot in records.orders:
                 if not replica.standing.is_member:
                     self._require_count(replica.slot)
-                await self._leave(replica, action, self._sidecars.enrolment.take_out)
+                lacked = self._ledger.map.lacking_bytes(replica.slot)
+                whole = await self._leave(replica, action, self._sidecars.enrolment.take_out)
             if not await self._await_close(replica, action):
                 raise UserError(
                     f"{replica.path} is out, and its file system does not answer: its files are "
                     "not closed yet"
                 )
-            return self._told(replica, f"{replica.path} is offline: its files are closed, and free")
+            if not whole:
+                raise UserError(
+                    f"{replica.path} is offline, and no copy of the disk: it was not current, and "
+                    f"lacked up to {lacked} bytes. For a backup, run quorumfs online, then "
+                    "quorumfs wait --for healthy, then quorumfs offline"
+                )
+            lacks = self._ledger.map.lacking_bytes(replica.slot)
+            message = f"{replica.path} is offline: its files are closed, and free"
+            return self._told(replica, message, out_of_sync_bytes=lacks)
 
     async def online(self, request: Request, _: Action) -> dict[str, Any]:
         """Take a replica in again: it gets what was written meanwhile."""
@@ -241,11 +251,13 @@ class Membership:
         action: Action,
         leave: Callable[[Replica], Awaitable[OSError | None]],
         heir: Replica | None = None,
-    ) -> None:
-        """Have *replica* leave as a whole. Raises `UserError`; `_HeirLostError` as `_remove`."""
+    ) -> bool:
+        """Have *replica* leave; whether as a member, which is the disk at that moment. Raises
+        `UserError`; `_HeirLostError` as `_remove`."""
         async with self._at_rest(replica, action):
             _require_heir(heir)
             self._require_spare(replica)
+            whole = replica.standing.is_member
             try:
                 problem = await leave(replica)
             except OSError as error:
@@ -258,6 +270,7 @@ class Membership:
                 f"{replica.path} is out, and its sidecar could not be written "
                 f"({problem.strerror}): do not change its image"
             )
+        return whole
 
     def _told(self, replica: Replica, message: str, **more: object) -> dict[str, Any]:
         return {

@@ -5,6 +5,7 @@ import shlex
 import stat
 from contextlib import ExitStack
 
+from quorumfs.decisions.claim import Claim
 from quorumfs.decisions.record import Record, RoleState, Sidecar
 from quorumfs.decisions.sidecar import FormatError
 from quorumfs.errors import UserError
@@ -30,6 +31,7 @@ def make_files(
     record: Record,
     mountpoint: str,
     directory: str | None = None,
+    mine: Claim | None = None,
     *,
     overwrite: bool,
 ) -> None:
@@ -37,7 +39,8 @@ def make_files(
 
     What is absent is made. What is empty, a hole, or was made by the same command that then was
     killed, is taken; with *overwrite* any image of the right size is, and any device that is long
-    enough, whose sidecar is made in *directory*. In a thread: it may hang. Raises `UserError`.
+    enough, whose sidecar is made in *directory*. *mine*: the claim of this mount, which a replica
+    may have still that was removed while it hung. In a thread: it may hang. Raises `UserError`.
     """
     if inside(path, mountpoint):
         raise UserError(f"{path} is inside the mount point {mountpoint}")
@@ -47,7 +50,7 @@ def make_files(
             place = place_for(path, directory)
             if inside(place, mountpoint):
                 raise UserError(f"{place} is inside the mount point {mountpoint}")
-            refuse_claimed(path, place)
+            refuse_claimed(path, place, mine)
             if (found := _sidecar_at(path, place)) is not None:
                 _refuse_member(path, found, sidecar, record, overwrite=overwrite)
             if found is None and not overwrite:

@@ -68,6 +68,9 @@ class Rejoin:
         self._attempts = defaultdict[Replica, Backoff](partial(Backoff, *RETRY_S))
         self._looks = defaultdict[Replica, Backoff](partial(Backoff, *RETRY_S))
         """When to look again whether the files of a member are lost."""
+        self.being_made: set[str] = set()
+        """Paths of replicas whose files are being made, perhaps by a thread that was given up, and
+        changes them when its file system answers: nobody opens them before it has ended."""
         self._claimed: set[Replica] = set()
         """Replicas that another mount had open at the last attempt."""
         self._left: dict[Replica, int] = {}
@@ -95,6 +98,8 @@ class Rejoin:
         if out and replica.attached and replica not in self._present:
             replica.detach(there=True)
         if not out or replica.slot is None or replica.in_flight:
+            return False
+        if replica.path in self.being_made:
             return False
         attempts, began = self._attempts[replica], trio.current_time()
         if began < attempts.due_at or not self._ledger.members:

@@ -137,6 +137,11 @@ class Repairs:
         self._sidecars.notify()
 
     @property
+    def being_made(self) -> set[str]:
+        """The paths of replicas whose files a thread is making: none of them rejoins meanwhile."""
+        return self._rejoin.being_made
+
+    @property
     def changed(self) -> trio.Event:
         """Set when there may be something to repair, then replaced: take it anew for each wait."""
         return self._sidecars.changed

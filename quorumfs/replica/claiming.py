@@ -60,11 +60,11 @@ def claim_in(place: str) -> Claim | None:
         os.close(fd)
 
 
-def refuse_claimed(path: str, place: str) -> None:
-    """Raise `UserError` if the sidecar at *place* says that another mount has the image at *path*
-    open."""
+def refuse_claimed(path: str, place: str, mine: Claim | None = None) -> None:
+    """Raise `UserError` if the sidecar at *place* says that another mount than that with the claim
+    *mine* has the image at *path* open."""
     claim = claim_in(place)
-    if claim is not None:
+    if claim is not None and (mine is None or claim.mount != mine.mount):
         known = claim_state(claim, claim_of_this_mount(), runs)
         if not known.over:
             raise UserError(FoundClaim(path, claim, known).in_words(f"remove {place}"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from support.command import quorumfs_in_background, seconds
+from support.command import quorumfs_in_background, seconds, wait_until
 from support.mounting import quorumfs
 from support.sets import MIB, Ext4, SetMount, create, same
 
@@ -210,5 +210,42 @@ def test_a_mount_that_is_given_up_keeps_no_other_store_from_the_next(
         with SetMount(images[1:], tmp_path):
             pass
     with SetMount(images, tmp_path) as disk:
+        disk.wait_healthy()
+    assert same(images)
+
+
+def test_what_a_command_makes_after_it_was_given_up_disturbs_nobody(
+    device: Ext4, tmp_path: Path
+) -> None:
+    """A thread cannot be taken back: until it has ended nobody else uses these files."""
+    images = create([tmp_path / "a.img"], 4 * MIB, ONE)
+    new = device.mountpoint / "new.img"
+    with SetMount(images, tmp_path, f"{FIFO},replica-timeout=1s") as disk:
+        with device.frozen():
+            for word in ("does not answer", "an earlier command waits"):
+                done = quorumfs("add", disk.mountpoint, new, check=False)
+                assert done.returncode == 1
+                assert word in done.stderr
+        wait_until(lambda: (device.mountpoint / "new.img.quorumfs").exists(), "what is made late")
+        wait_until(
+            lambda: not quorumfs("add", disk.mountpoint, new, check=False).returncode, "its end"
+        )
+        disk.wait_healthy()
+    with SetMount([*images, new], tmp_path) as disk:
+        disk.wait_healthy()
+    assert same([*images, new])
+
+
+def test_one_that_was_removed_while_it_hung_is_added_again(device: Ext4, tmp_path: Path) -> None:
+    """Its sidecar has the claim of this very mount still."""
+    images = create([tmp_path / "a.img", device.mountpoint / "b.img"], 4 * MIB, ONE)
+    with SetMount(images, tmp_path, f"{FIFO},replica-timeout=1s") as disk:
+        disk.expected_errors = [""]
+        disk.wait_healthy()
+        with device.frozen():
+            disk.file.write_bytes(b"b does not get this")
+            done = quorumfs("remove", disk.mountpoint, images[1])
+            assert "its files are closed when it does" in done.stdout
+        quorumfs("add", "--overwrite", "--wait", disk.mountpoint, images[1])
         disk.wait_healthy()
     assert same(images)

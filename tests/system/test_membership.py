@@ -306,6 +306,24 @@ def test_a_good_one_is_replaced_and_serves_until_then(tmp_path: Path, images: li
     assert same([new, images[1]])
 
 
+def test_offline_says_that_a_replica_which_is_behind_is_no_backup(
+    tmp_path: Path, images: list[Path]
+) -> None:
+    """Its image is a mixture of what it was and what the disk is."""
+    with SetMount(images, tmp_path, FIFO) as disk:
+        verb(disk, "offline", images[1])
+        write(disk, b"b does not get this")
+        verb(disk, "resync", "--pause")
+        verb(disk, "online", images[1])
+        text = refusal(disk, "offline", images[1])
+        assert f"{images[1]} is offline, and no copy of the disk" in text
+        assert verb(disk, "offline", images[1])["out_of_sync_bytes"]
+        verb(disk, "resync", "--resume")
+        verb(disk, "online", images[1])
+        disk.wait_healthy()
+        assert verb(disk, "offline", images[1])["out_of_sync_bytes"] == 0
+
+
 @pytest.mark.parametrize("removed_meanwhile", [False, True])
 def test_one_with_the_same_file_name_takes_the_place(
     tmp_path: Path, images: list[Path], removed_meanwhile: bool

@@ -10,7 +10,7 @@ from quorumfs.decisions.record import Record, RoleState, Sidecar
 from quorumfs.decisions.sidecar import FormatError
 from quorumfs.errors import UserError
 from quorumfs.replica.claiming import refuse_claimed
-from quorumfs.replica.devices import backing_of, files_below, is_device
+from quorumfs.replica.devices import files_below, is_device, loop_in_use_over
 from quorumfs.replica.filesystems import close
 from quorumfs.replica.imagelock import ImageLockedError, lock_image
 from quorumfs.replica.images import inside, open_device
@@ -137,24 +137,6 @@ def _refuse_on_disk(path: str, mountpoint: str) -> None:
             raise UserError(f"{path} lies on {below}, the disk that it would be a replica of")
 
 
-def _refuse_backing(path: str, number: int) -> None:
-    """Refuse a loop device over an image in use, such as a replica."""
-    if (backing := backing_of(number)) is None:
-        return
-    try:
-        fd = os.open(backing, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
-        return  # it was removed: nobody has it by a path
-    try:
-        lock_image(fd, read_only=True)
-    except ImageLockedError:
-        raise UserError(
-            f"{path} is a loop device over {backing}, which is in use already, as a replica or else"
-        ) from None
-    finally:
-        close(fd, backing)
-
-
 def _require_usable(path: str, size: int, undo: ExitStack) -> None:
     """Have an image at *path* that may be overwritten, and is nobody else's."""
     refuse_sidecar(path)
@@ -163,7 +145,6 @@ def _require_usable(path: str, size: int, undo: ExitStack) -> None:
         return
     status = os.stat(path)
     if stat.S_ISBLK(status.st_mode):
-        _refuse_backing(path, status.st_rdev)
         open_device(path, size).close()
         return
     if not stat.S_ISREG(status.st_mode):
@@ -180,5 +161,8 @@ def _require_usable(path: str, size: int, undo: ExitStack) -> None:
         lock_image(fd, read_only=False)
     except ImageLockedError:
         raise UserError(f"{path} is in use by another program") from None
+    else:
+        if (loop := loop_in_use_over(fd, os.path.realpath(path))) is not None:
+            raise UserError(f"{path} is in use: {loop} lies on it, and is in use")
     finally:
         close(fd, path)

@@ -6,6 +6,7 @@ replicas is a list. What it may say is in one table, `KEYS`, from which quorumfs
 
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from quorumfs.options import parse_options
 DIRECTORY = "/etc/quorumfs"
 
 SUFFIX = ".conf"
+
+LONGEST = 1 << 16
+"""Bytes of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +94,24 @@ def configured(name: str) -> ConfiguredDisk:
     """The disk *name*. Raises `UsageError` that names the file, and the line if there is one."""
     path = path_of(name)
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+        return _File(path, _text_in(path)).disk(name)
     except UnicodeDecodeError:
         raise UsageError(f"{path} is no text in UTF-8") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
-    return _File(path, text).disk(name)
+
+
+def _text_in(path: str) -> str:
+    """The text of a file, which may be anything. Raises `UsageError`, `OSError` and
+    `UnicodeDecodeError`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise UsageError(f"{path} is no regular file")
+        content = file.read(LONGEST + 1)
+    if len(content) > LONGEST:
+        raise UsageError(f"{path} has more than {LONGEST} bytes")
+    return content.decode()
 
 
 def mountpoint_of(text: str) -> str:
@@ -136,7 +151,9 @@ class _File:
         self._lines = text.splitlines()
         try:
             self._content: dict[str, Any] = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except RecursionError:
+            raise UsageError(f"{path}: brackets too deep in each other") from None
+        except ValueError as error:  # a `TOMLDecodeError`, or of a number that is too long
             said, _, place = str(error).partition(" (at ")
             found = re.match(r"line (\d+)", place)
             self._refuse(int(found[1]) if found else len(self._lines) or 1, f"no TOML: {said}")

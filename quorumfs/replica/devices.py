@@ -154,14 +154,16 @@ def who_has(number: int) -> str | None:
     return None
 
 
-def loop_in_use_over(path: str) -> str | None:
-    """A loop device over the file at *path* (without symbolic links) that somebody has for himself,
-    such as a file system that is mounted; None: there is none."""
+def loop_in_use_over(fd: int, path: str) -> str | None:
+    """A loop device over the file open at *fd*, or at *path* (without symbolic links), that
+    somebody has for himself, such as a file system that is mounted; None: there is none."""
+    (file,) = files_of(fd)
     for place in Path("/sys/block").glob("loop*/loop/backing_file"):
+        device = f"/dev/{place.parent.parent.name}"
         with suppress(OSError):
-            if place.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n") != path:
+            behind = place.read_text(encoding="utf-8", errors="surrogateescape").rstrip("\n")
+            if behind != path and not _is_over(device, file):
                 continue
-            device = f"/dev/{place.parent.parent.name}"
             try:
                 os.close(os.open(device, os.O_RDONLY | os.O_CLOEXEC | os.O_EXCL))
             except OSError as error:
@@ -187,6 +189,18 @@ def files_below(number: int) -> Iterator[str]:
             yield from files_below(_number(os.path.dirname(path)))
         for one in os.listdir(f"{path}/slaves"):
             yield from files_below(_number(f"{path}/slaves/{one}"))
+
+
+def _is_over(device: str, file: tuple[int, int]) -> bool:
+    """Whether the loop *device* is over *file*; False if the device must not be opened."""
+    try:
+        fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return file in files_of(fd)
+    finally:
+        os.close(fd)
 
 
 def _attribute(number: int, attribute: str) -> str:

@@ -43,6 +43,21 @@ def lock_image(fd: int, *, read_only: bool) -> bool:
     return True
 
 
+def is_locked(file: tuple[int, int], *, read_only: bool) -> bool:
+    """Whether a lock on the *file*, with this device and inode number, excludes our use of it, for
+    which it need not be opened: that may be impossible by any path."""
+    device, inode = file
+    place = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
+    with open("/proc/locks", encoding="ascii") as locks:
+        for line in locks:
+            if place not in (words := line.split()):
+                continue
+            writes = "WRITE" in words or words[-2] == str(_PERMISSION_BASE + _WRITE)
+            if "FLOCK" not in words and (writes or not read_only):
+                return True
+    return False
+
+
 def holders(fd: int) -> list[tuple[int, str]]:
     """The other processes that hold OFD locks on the file open at *fd*.
 

@@ -33,7 +33,7 @@ from quorumfs.replica.devices import (
 from quorumfs.replica.directfile import Direct
 from quorumfs.replica.directopening import open_direct
 from quorumfs.replica.filesystems import Locality, close, is_fuse, locality, mount_instance
-from quorumfs.replica.imagelock import ImageLockedError, holders, lock_image
+from quorumfs.replica.imagelock import ImageLockedError, holders, is_locked, lock_image
 from quorumfs.replica.places import place_of_device, refuse_sidecar, require_directory
 from quorumfs.replica.sidecarfile import (
     SidecarLockedError,
@@ -448,6 +448,8 @@ def _with_sidecar(image: Image, stack: ExitStack, *, read_only: bool) -> Image:
 def _refuse_member(image: Image) -> None:
     """Refuse an image that has a sidecar, if the mount would write without it."""
     place = image.place
+    if image.device is not None and (backing := backing_of(os.fstat(image.fd).st_rdev)):
+        place = path_for(backing)
     if place and os.path.lexists(place):
         raise UserError(
             f"{image.path} is a member of a set ({place}): without its metadata it would "
@@ -516,5 +518,8 @@ def _lock(image: Image, read_only: bool) -> None:
         raise UserError(f"{image.path} is in use by {who or unseen}") from None
     except OSError as error:
         raise UserError(f"cannot lock {image.path}: {error.strerror}") from None
-    if image.device is None and (loop := loop_in_use_over(image.real_path)) is not None:
+    if image.device is None and (loop := loop_in_use_over(image.fd, image.real_path)) is not None:
         raise UserError(f"{image.path} is in use: {loop} lies on it, and is in use")
+    if any(is_locked(behind, read_only=read_only) for behind in image.files[1:]):
+        backing = backing_of(os.fstat(image.fd).st_rdev)
+        raise UserError(f"{image.path} lies on {backing}, which is in use, as a replica or else")

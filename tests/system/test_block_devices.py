@@ -347,7 +347,7 @@ def test_a_file_and_the_device_over_it_are_one_store(shelf: Shelf) -> None:
     quorumfs("create", "--source", *images[:1], *images)
     with SetMount(images, shelf.directory, shelf.options("vote-threshold=1")) as disk:
         for behind, why in (
-            (file, "is a loop device over {}, which is in use already"),
+            (file, "lies on {}, which is in use, as a replica or else"),
             (disk.file, "lies on {}, the disk that it would be a replica of"),
         ):
             device = shelf.attach(behind.name, where=behind.parent)
@@ -360,7 +360,43 @@ def test_a_file_and_the_device_over_it_are_one_store(shelf: Shelf) -> None:
             shelf.detach(device)
         device = shelf.attach(file.name)
         line = refusal("create", "--size=1M", f"--sidecars={shelf.sidecars}", "--overwrite", device)
-        assert f"{device} lies on {file}, which is a replica of a set" in line
+        assert f"{device} lies on {file}, which is in use, as a replica or else" in line
+    line = refusal("create", "--size=1M", f"--sidecars={shelf.sidecars}", "--overwrite", device)
+    assert f"{device} lies on {file}, which is a replica of a set" in line
+    line = refusal("mount", "-o", shelf.options("metadata=none"), device, shelf.directory)
+    assert f"{device} is a member of a set ({file}.quorumfs)" in line
+
+
+def test_an_image_in_use_is_known_through_a_device_whatever_its_name(shelf: Shelf) -> None:
+    """Behind a loop device it has the path that it was attached by, which may mean nothing here."""
+    image, link = shelf.directory / "a.img", shelf.directory / "link"
+    quorumfs("create", f"--size={SIZE}", image)
+    link.hardlink_to(image)
+    device, other = shelf.attach("link"), shelf.directory / "other"
+    other.mkdir()
+    with SetMount([image], shelf.directory, shelf.options("vote-threshold=1")) as disk:
+        disk.file.write_bytes(b"kept")
+        for command in (
+            ("mount", "-o", shelf.options("vote-threshold=1,metadata=none"), device, other),
+            ("mount", "-o", shelf.options("vote-threshold=1"), device, other),
+            ("create", f"--size={SIZE}", f"--sidecars={shelf.sidecars}", "--overwrite", device),
+            ("create", "--source", device, f"--sidecars={shelf.sidecars}", device, other / "new"),
+            ("add", "--overwrite", disk.mountpoint, device),
+        ):
+            assert f"{device} lies on {link}, which is in use, as a replica" in refusal(*command)
+    assert image.read_bytes()[:4] == b"kept"
+
+
+def test_a_file_is_no_second_replica_beside_the_device_over_it(shelf: Shelf) -> None:
+    device, file = shelf.attach("a"), shelf.directory / "a"
+    shelf.create(device)
+    with SetMount([device], shelf.directory, shelf.options("vote-threshold=1")) as disk:
+        link = shelf.directory / "link"
+        link.hardlink_to(file)
+        for path in (file, link):
+            line = refusal("add", "--overwrite", disk.mountpoint, path)
+            assert f"{path} is in use: {device} lies on it, and is in use" in line
+        assert len(disk.status()["replicas"]) == 1
 
 
 def test_an_image_on_a_file_system_on_the_disk_itself_is_no_replica(shelf: Shelf) -> None:

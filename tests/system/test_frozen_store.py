@@ -226,7 +226,7 @@ def test_what_a_command_makes_after_it_was_given_up_disturbs_nobody(
                 done = quorumfs("add", disk.mountpoint, new, check=False)
                 assert done.returncode == 1
                 assert word in done.stderr
-        wait_until(lambda: (device.mountpoint / "new.img.quorumfs").exists(), "what is made late")
+        wait_until((device.mountpoint / "new.img.quorumfs").exists, "what is made late")
         wait_until(
             lambda: not quorumfs("add", disk.mountpoint, new, check=False).returncode, "its end"
         )

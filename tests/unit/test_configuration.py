@@ -1,5 +1,6 @@
 """Disks that have a name: their files, sources of fstab, and the units of both."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -53,6 +54,35 @@ def test_what_cannot_be_meant_is_told_with_file_and_line(
     with pytest.raises(UsageError) as refused:
         configuration.configured("vdisk")
     assert str(refused.value).startswith(f"{path}, line {line}: {why}")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("replicas = " + "9" * 5000, "no TOML"),
+        ("replicas = " + "[" * 5000, "brackets too deep"),
+        ("#" * 100_000, "has more than 65536 bytes"),
+        (GOOD.replace("vdisk", r"\u0000"), "mountpoint: got"),
+        (GOOD.replace("/nas1", r"/\u0000"), "replicas: got"),
+    ],
+    ids=["number", "brackets", "long", "mountpoint with NUL", "replica with NUL"],
+)
+def test_a_damaged_file_takes_no_other_disk_away(directory: Path, text: str, why: str) -> None:
+    """Whatever is in it, it is refused, and named; units are generated for all others."""
+    (directory / "bad.conf").write_text(text)
+    (directory / "good.conf").write_text(GOOD)
+    os.mkfifo(directory / "fifo.conf")
+    (directory / "zero.conf").symlink_to("/dev/zero")
+    complaints: list[str] = []
+    made = [name for name, _ in units.drop_ins(complaints.append)]
+    assert [name for name in made if name.startswith("quorumfs@")] == [
+        f"quorumfs@good.service.d/{units.DROP_IN}"
+    ]
+    told = "\n".join(complaints)
+    assert why in told
+    for name in ("bad", "fifo", "zero"):
+        assert str(directory / f"{name}.conf") in told
+    assert told.count("is no regular file") == 2
 
 
 def test_a_file_that_cannot_be_read_is_named(directory: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,8 +36,8 @@ def one_of(**flags: bool) -> str | None:
 
 def act(
     mountpoint: str, verb: str, *, as_json: bool, runtime_dir: Path | None, **arguments: object
-) -> None:
-    """Have the daemon of *mountpoint* carry out *verb*, and print what it did.
+) -> Mapping[str, Any]:
+    """Have the daemon of *mountpoint* carry out *verb*, and print what it did; returns its answer.
 
     Raises `UserError`. After Ctrl-C the action goes on, and the user is told so.
     """
@@ -60,3 +60,4 @@ def act(
         print(json.dumps(answer))
     else:
         print(printable(str(answer.get("message", ""))))
+    return answer

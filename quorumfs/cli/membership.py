@@ -8,6 +8,7 @@ import click
 from quorumfs.cli.acting import act, options_of_action
 from quorumfs.cli.command import OF_A_MOUNT, Verb
 from quorumfs.cli.completion import FilePath, MountPoint, Replica
+from quorumfs.errors import ExitCode
 
 
 @click.command(
@@ -15,20 +16,26 @@ from quorumfs.cli.completion import FilePath, MountPoint, Replica
     examples=[
         ("quorumfs offline /mnt/vdisk b.img", "Before b.img is copied: a backup."),
     ],
-    exits=OF_A_MOUNT,
+    exits={
+        **OF_A_MOUNT,
+        ExitCode.FAILED: "It was refused; or it was not current: it is out, and no backup.",
+    },
     see=["online", "remove"],
 )
 @options_of_action
 @click.argument("mountpoint", type=MountPoint())
 @click.argument("replica", type=Replica())
-def offline(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: str) -> None:
+def offline(as_json: bool, runtime_dir: Path | None, mountpoint: str, replica: str) -> ExitCode:
     """Take REPLICA of the set at MOUNTPOINT out, while the disk stays in use.
 
     Its image then holds the disk as it was at that moment, as after a power cut; its files are
     closed, and any program may read them: a backup. It stays out, also at later mounts, until
     quorumfs online. Refused where too few replicas would be left.
     """
-    act(mountpoint, "offline", as_json=as_json, runtime_dir=runtime_dir, replica=named(replica))
+    answer = act(
+        mountpoint, "offline", as_json=as_json, runtime_dir=runtime_dir, replica=named(replica)
+    )
+    return ExitCode.OK if answer.get("is_copy", True) else ExitCode.FAILED
 
 
 @click.command(

@@ -97,8 +97,9 @@ def _unreadable(status: Status) -> str:
     more = f", and at {len(others)} more places (--json has them)" if others else ""
     disk = _quoted(f"{status.mountpoint}/disk.img")
     return (
-        f"{first.length} bytes at {first.offset} can be read on no replica{more}: a read there "
-        "gets an error until somebody writes there, as a guest does that restores the file; to "
+        f"{first.length} bytes at {first.offset} can be read on no replica{more} (one that was "
+        "away then may have them as they were before): a read there gets an error until somebody "
+        "writes there, as a guest does that restores the file; to "
         f"give up what it held: dd if=/dev/zero of={disk} bs={first.length} "
         f"seek={first.offset} oflag=seek_bytes count=1 conv=notrunc"
     )

@@ -20,6 +20,7 @@ from quorumfs.live.admission import Admission
 from quorumfs.live.names import absent, find, is_called, named
 from quorumfs.live.settings import Settings
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.repair.inspection import right_in_no_other
 from quorumfs.repair.repairs import Repairs
 from quorumfs.replica.replica import Replica
 
@@ -72,15 +73,15 @@ class Membership:
                     f"{replica.path} is out, and its file system does not answer: its files are "
                     "not closed yet"
                 )
-            if not whole:
-                raise UserError(
-                    f"{replica.path} is offline, and no copy of the disk: it was not current, and "
-                    f"lacked up to {lacked} bytes. For a backup, run quorumfs online, then "
-                    "quorumfs wait --for healthy, then quorumfs offline"
-                )
             lacks = self._ledger.map.lacking_bytes(replica.slot)
             message = f"{replica.path} is offline: its files are closed, and free"
-            return self._told(replica, message, out_of_sync_bytes=lacks)
+            if not whole:
+                message += (
+                    f"; it is no copy of the disk, for it was not current, and lacked up to "
+                    f"{lacked} bytes: for a backup, run quorumfs online, then quorumfs wait --for "
+                    "healthy, then quorumfs offline"
+                )
+            return self._told(replica, message, out_of_sync_bytes=lacks, is_copy=whole)
 
     async def online(self, request: Request, _: Action) -> dict[str, Any]:
         """Take a replica in again: it gets what was written meanwhile."""
@@ -300,7 +301,17 @@ class Membership:
     def _require_spare(self, replica: Replica) -> None:
         """Raise `UserError` if the set cannot do without *replica*."""
         ledger = self._ledger
-        if not replica.standing.is_member or ledger.enough_without([replica]):
+        if not replica.standing.is_member:
+            return
+        if ledger.enough_without([replica]):
+            others = [one.path for one in ledger.members if one is not replica]
+            found = right_in_no_other(self._repairs.scrub.finds, replica.path, others)
+            if found is not None:
+                raise UserError(
+                    f"{replica.path} stays in use: the last scrub found no other replica right at "
+                    f"{found.offset}: run quorumfs scrub --repair; or quorumfs scrub, if it was "
+                    "repaired since"
+                )
             return
         left = [one.path for one in ledger.members if one is not replica]
         if len(left) < ledger.least:

@@ -42,6 +42,9 @@ class Recorder:
         """Held by every writer of sidecars. Methods named ``*_locked`` require the lock."""
         self._unreadable_number = 0
         """The version number of the list of unreadable bytes."""
+        self._list_recorded = True
+        """All members hold the list of unreadable bytes as it is; false after a failure to write
+        it, which leaves a list that nobody knows on the media."""
 
     def know(self, replica: Replica, found: Found) -> None:
         """Take over the files of *replica*, both *found*."""
@@ -124,8 +127,20 @@ class Recorder:
             if len(self.ledger.agreement.unreadable) > UNREADABLE_MAX:
                 raise OSError(errno.EIO, "more places cannot be read than are remembered")
             # If this version is torn, the previous version is left.
+            self._list_recorded = False
             self._unreadable_number += 1
             await self._write_to_all_locked(self._unreadable_piece())
+            self._list_recorded = True
+
+    async def _write_list_again_locked(self) -> None:
+        """Write the list of unreadable bytes anew after a failure. A member that cannot hold it is
+        not ejected for that, but no replica joins, or is resynced, by the wrong list. Raises
+        `OSError` then."""
+        self._unreadable_number += 1
+        failed = await self.writer.put(self.ledger.members, self._unreadable_piece())
+        self._list_recorded = not failed
+        if failed and self.ledger.resyncing is not None:
+            raise voted_error(failed.values())
 
     def _unreadable_piece(self) -> tuple[int, bytes]:
         ledger, number = self.ledger, self._unreadable_number
@@ -179,6 +194,8 @@ class Recorder:
         """
         assert self.lock.locked()
         ledger = self.ledger
+        if not self._list_recorded:
+            await self._write_list_again_locked()
         identities = await identities_of(ledger.members) if clean else {}
         await self.claims.look(ledger.membership.receivers)
         self.claims.require_ours()

@@ -11,7 +11,7 @@ there, and counts as a voter; but it has nothing to lose there, and is given wha
 where these are the threshold or it was asked to repair.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -48,6 +48,20 @@ class Find:
     blame: str
     """``majority``, ``undecided`` or ``unreadable``."""
     repaired: bool
+
+
+def right_in_no_other(finds: Iterable[Find], replica: str, others: Iterable[str]) -> Find | None:
+    """A place that was left, at which all *others*, and not the *replica*, are to blame; None:
+    there is none. Replicas are given by path.
+    """
+    left, all_others = [find for find in finds if not find.repaired], set(others)
+    for find in left:
+        end = find.offset + find.length
+        at_place = (o for o in left if o.offset < end and find.offset < o.offset + o.length)
+        blamed = {one.replica for one in at_place}
+        if blamed.isdisjoint((None, replica)) and blamed >= all_others:
+            return find
+    return None
 
 
 @dataclass(slots=True)

@@ -178,6 +178,12 @@ class Scrub:
         self._unsaved = True
         self._sidecars.notify()
 
+    @property
+    def finds(self) -> list[Find]:
+        """The first places that the last scrub found, and the one under way, in this mount."""
+        under_way = [] if self.current is None else self.current.findings.finds
+        return [*self.last.finds, *under_way]
+
     # Progress
 
     @property

@@ -130,6 +130,23 @@ def test_no_false_alarm_under_full_write_load(tmp_path: Path) -> None:
         assert same(list(disk.replicas))
 
 
+def test_the_last_good_copy_of_a_place_is_not_taken_out(tmp_path: Path) -> None:
+    """P7: what a scrub found to be wrong in all others, and left, is right nowhere else."""
+    at = 8 * MIB + BLOCK
+    with filled(tmp_path, 3) as disk:
+        disk.expected_errors = ["MISMATCH_FOUND"]
+        images = list(disk.replicas)
+        rot(images[0], at)
+        assert found(scrub(disk, exit_code=1)) == {"mismatches": 1, "unrepaired": 1}
+        quorumfs("set", disk.mountpoint, "vote-threshold=1")
+        quorumfs("remove", disk.mountpoint, images[1])
+        for verb in ("remove", "offline"):
+            done = quorumfs(verb, disk.mountpoint, images[2], check=False)
+            assert done.returncode == 1
+            assert f"found no other replica right at {at}" in done.stderr
+        assert len(disk.status()["replicas"]) == 2
+
+
 def test_two_that_differ_need_the_operator_also_after_a_mount(tmp_path: Path) -> None:
     """57: with two replicas nobody is blamed, and nothing is overwritten."""
     at = 8 * MIB + BLOCK

@@ -157,8 +157,9 @@ def _of_replicas(statuses: list[tuple[str, Status]]) -> Iterator[Metric]:
 
 
 def _label(path: str) -> str:
-    """A path in UTF-8, whatever its bytes are."""
-    return path.encode(errors="backslashreplace").decode()
+    """A path in UTF-8, whatever its bytes are, that a terminal can show."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in path)
+    return "".join(shown).encode(errors="backslashreplace").decode()
 
 
 def _latency(each: list[tuple[list[str], ReplicaStatus]]) -> Metric:

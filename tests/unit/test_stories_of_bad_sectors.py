@@ -10,7 +10,7 @@ import trio
 from support.simulation.media import SECTOR
 from support.simulation.oracle import BrokenError
 from support.simulation.setup import Setup
-from support.simulation.storage import Fault
+from support.simulation.storage import Effect, Fault
 from support.simulation.story import (
     BLOCK,
     EQUALS,
@@ -353,6 +353,31 @@ async def a_bad_block_is_written_when_no_sidecar_can_be(story: Story) -> None:
     await story.ends_well()
 
 
+async def a_list_that_was_not_written_is_written_again(story: Story) -> None:
+    """Else a mount by that sidecar alone takes for readable what no replica was ever given."""
+    await _crashed_after_writes(story)
+    spoil(story, range(story.setup.replicas))
+    async with story.mounted() as guest:
+        await _flushed(guest)
+        for one in story.world.replicas:
+            one.sidecar_faults.script = lambda operation: (
+                Fault(error=errno.EIO, effect=Effect.ALL)
+                if UNREADABLE_OFFSET <= operation.offset < MAP_OFFSET
+                else None
+            )
+        with suppress(OSError):
+            await guest.write(BAD)
+            raise BrokenError("a write succeeded that the next mount would not show")
+        for one in story.world.replicas:
+            one.sidecar_faults.script = None
+        async with guest.mounted.sidecars.recorder.lock:
+            await guest.mounted.sidecars.recorder.commit_locked(clean=False)
+        story.world.kill()
+    async with story.mounted() as guest:
+        await _unreadable(guest)
+    await story.ends_well()
+
+
 async def bad_on_one_that_is_ejected_meanwhile(story: Story) -> None:
     """Whoever held a place was ejected meanwhile: that is no reason to give the place up."""
     async with story.mounted() as guest:
@@ -413,6 +438,7 @@ async def a_flush_beside_bad_sectors_after_a_crash(story: Story) -> None:
 
 STORIES = [
     (a_bad_block_is_written_when_no_sidecar_can_be, PAIR),
+    (a_list_that_was_not_written_is_written_again, PAIR),
     (bad_on_one_that_is_ejected_meanwhile, PAIR),
     *[
         (bad_on_one_that_a_rebuild_reads, setup)

@@ -154,6 +154,10 @@ class SecondOpinion:
         # The first sidecar of a replica whose addition was cut off tells nothing of the set.
         here -= {index for index, one in state.known().items() if self._is_unfinished(one)}
         here -= {index for index, one in state.known().items() if self._was_lengthened(index, one)}
+        # Closed on a medium that failed then, beside a sidecar that lies elsewhere: nothing tells
+        # its image from an older one.
+        closed = {index for index, one in state.known().items() if one.record.clean}
+        here -= {index for index in closed if not state.known()[index].identity.mtime_ns}
         usable = here - state.taken_out()
         needed = max(state.thresholds | {threshold or 0})
         sure = len(here) == count

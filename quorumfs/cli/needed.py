@@ -69,7 +69,8 @@ def already_mounted(
             raise UserError(f"{path} and {path} are the same file")
     present = [replica.path for replica in status.replicas]
     if set(present) != set(replicas):  # or they are the same by other names
-        present, replicas = ([os.path.realpath(one) for one in ones] for ones in (present, replicas))
+        present = [os.path.realpath(path) for path in present]
+        replicas = [os.path.realpath(path) for path in replicas]
     differences = [f"{path} is a replica there" for path in present if path not in replicas]
     differences += [f"{path} is no replica there" for path in replicas if path not in present]
     if not differences and options.read_pattern == "fifo" and present != list(replicas):

@@ -52,8 +52,8 @@ def metrics(disks: Iterable[Disk]) -> list[Metric]:
     disks = list(disks)
     up = GaugeMetricFamily("quorumfs_up", "Whether the daemon of a mount answers", labels=_DISK)
     for disk in disks:
-        up.add_metric([disk.mountpoint], disk.status is not None)
-    statuses = [(disk.mountpoint, disk.status) for disk in disks if disk.status is not None]
+        up.add_metric([_label(disk.mountpoint)], disk.status is not None)
+    statuses = [(_label(disk.mountpoint), disk.status) for disk in disks if disk.status is not None]
     return [up, *_of_disks(statuses), *_of_replicas(statuses)]
 
 

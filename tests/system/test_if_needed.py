@@ -174,6 +174,21 @@ def test_a_disk_is_mounted_once(images: list[Path], mountpoint: Path, tmp_path: 
     quorumfs("umount", mountpoint)
 
 
+def test_a_mount_by_other_names_is_the_same(
+    images: list[Path], mounted: Path, tmp_path: Path
+) -> None:
+    """A symbolic link leads to the same file; one replica given twice is no set of two."""
+    link = tmp_path / "link.img"
+    link.symlink_to(images[1])
+    options = ("-o", "read-pattern=fifo,vote-threshold=1")
+    nothing_to_do("mount", *options, images[0], link, mounted)
+    line = one_line(
+        quorumfs("mount", "--if-needed", *options, *images, images[1], mounted, check=False),
+        ExitCode.FAILED,
+    )
+    assert f"{images[1]} and {images[1]} are the same file" in line
+
+
 def test_a_check_of_a_mount_says_what_it_would_find(
     make_images: MakeImages, mountpoint: Path, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from quorumfs.cli.output import OutputError
 from quorumfs.control import client, mounts, server
 from quorumfs.control.advice import describe
 from quorumfs.control.human import human_bytes, human_time
+from quorumfs.control.metrics import Disk, metrics
 from quorumfs.control.status import (
     DISABLING,
     HANGS,
@@ -1164,3 +1165,16 @@ def test_a_scrub_has_a_bar_on_a_terminal() -> None:
     lines = console.file.getvalue().splitlines()
     at = next(number for number, line in enumerate(lines) if "scrub: 25 %" in line)
     assert "━" in lines[at + 1]
+
+
+def test_the_name_of_a_replica_reaches_no_terminal_raw_by_metrics() -> None:
+    """It may come from the daemon of another user."""
+    status = replace(HEALTHY, replicas=(replace(A, path="/nas/a\x1b[2J.img"), B))
+    labels = [
+        value
+        for metric in metrics([Disk("/mnt/vdisk", status)])
+        for sample in metric.samples
+        for value in sample.labels.values()
+    ]
+    assert r"/nas/a\x1b[2J.img" in labels
+    assert all(value.isprintable() for value in labels)

@@ -22,10 +22,11 @@ def end(exit_code: int) -> NoReturn:
     """End the process, all its files closed before, and its standard streams."""
     let_go_of_streams()
     threads = []
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
-            threads.append(Thread(target=_close, args=(int(name),), daemon=True))
-            threads[-1].start()
+    with suppress(OSError):  # without /proc
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) > 2:
+                threads.append(Thread(target=_close, args=(int(name),), daemon=True))
+                threads[-1].start()
     deadline = monotonic() + CLOSING_S
     for thread in threads:
         thread.join(max(0.0, deadline - monotonic()))
@@ -34,10 +35,11 @@ def end(exit_code: int) -> NoReturn:
 
 def let_go_of_streams() -> None:
     """Have nobody who reads the standard streams wait for the end of the process."""
-    null = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):
-        os.dup2(null, stream)
-    os.close(null)
+    with suppress(OSError):  # without /dev
+        null = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(null, stream)
+        os.close(null)
 
 
 def _close(fd: int) -> None:

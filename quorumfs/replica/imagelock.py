@@ -9,6 +9,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 from quorumfs.replica.ofdlock import could_lock, try_lock
 
@@ -48,13 +49,14 @@ def is_locked(file: tuple[int, int], *, read_only: bool) -> bool:
     which it need not be opened: that may be impossible by any path."""
     device, inode = file
     place = f"{os.major(device):02x}:{os.minor(device):02x}:{inode}"
-    with open("/proc/locks", encoding="ascii") as locks:
-        for line in locks:
-            if place not in (words := line.split()):
-                continue
-            writes = "WRITE" in words or words[-2] == str(_PERMISSION_BASE + _WRITE)
-            if "FLOCK" not in words and (writes or not read_only):
-                return True
+    try:
+        locks = Path("/proc/locks").read_text(encoding="ascii")
+    except OSError:
+        return False  # this /proc does not tell
+    for words in map(str.split, locks.splitlines()):
+        writes = "WRITE" in words or str(_PERMISSION_BASE + _WRITE) in words[-2:-1]
+        if place in words and "FLOCK" not in words and (writes or not read_only):
+            return True
     return False
 
 

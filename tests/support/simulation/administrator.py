@@ -23,6 +23,7 @@ from unittest import mock
 
 import trio
 
+from quorumfs.decisions.claim import Claim
 from quorumfs.decisions.record import Record, Role, RoleState, Sidecar
 from quorumfs.decisions.sidecar import FormatError
 from quorumfs.decisions.standing import Standing
@@ -491,6 +492,7 @@ class Administrator:
         record: Record,
         _: str,
         directory: str | None,
+        __: Claim | None,
         *,
         overwrite: bool,
     ) -> None:

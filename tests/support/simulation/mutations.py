@@ -910,11 +910,11 @@ def leaves_unlocked(monkeypatch: pytest.MonkeyPatch) -> None:
     """P3: a replica leaves amid the guest's writes."""
 
     @asynccontextmanager
-    async def unlocked(_: Membership) -> AsyncGenerator[None, None]:
+    async def unlocked(_: Disk) -> AsyncGenerator[None, None]:
         await trio.lowlevel.checkpoint()
         yield
 
-    monkeypatch.setattr(Membership, "_whole_disk", unlocked)
+    monkeypatch.setattr(Disk, "held", unlocked)
 
 
 def told_to_the_administrator(monkeypatch: pytest.MonkeyPatch) -> None:

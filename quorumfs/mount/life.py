@@ -90,15 +90,15 @@ def serve(plan: MountPlan, ready: Callable[[], None], *, detached: bool) -> None
             replica_set = open_replica_set(plan.replicas, plan.mountpoint, plan.options)
         claim = runtime.claim(plan.mountpoint, plan.runtime_dir)
         stack.callback(claim.give_up)
-        if not plan.options.read_only:
-            with ended_by_signals(replica_set.give_up):
-                replica_set.take_into_use(plan.options)
         fields = {"QUORUMFS_MOUNTPOINT": plan.mountpoint}
         if replica_set.plan is not None:
             fields["QUORUMFS_SET"] = replica_set.plan.record.set_id.hex()
         destination = logs.destination(
             plan.log_file, detached=detached, fallback=claim.path("log"), fields=fields
         )
+        if not plan.options.read_only:
+            with ended_by_signals(replica_set.give_up):
+                replica_set.take_into_use(plan.options)
         # Until somebody listens for them, lest a signal leaves a mount without a daemon; and
         # before there are more threads, which must never be the ones to take them.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

@@ -511,8 +511,10 @@ class Administrator:
             newcomer._refuse_member(path, found, sidecar, record, overwrite=overwrite)
         elif not overwrite and one.image.cache.allocated:
             raise UserError(f"{path} is there, and is not empty")
-        if one.image.size != record.size:
-            raise UserError(f"{path} has {one.image.size} bytes, the disk has {record.size}")
+        if (size := one.image.size) != record.size:
+            if overwrite:  # the administrator does what the message says, for the next time
+                one.image.truncate(record.size)
+            raise UserError(f"{path} has {size} bytes, the disk has {record.size}")
         try:
             self._world.create_sidecar(index, sidecar)
         except OSError as error:

@@ -148,8 +148,10 @@ class Joining:
         own, known = found.sidecar, recorder.writer.in_use[replica]
         if found.in_use is None or own is None or replica.slot is None:
             raise OSError(errno.ENODEV, found.problem or "it is not there")
-        ours = ledger.records.keys
-        same = all(one.key in ours for one in (own.record, own.prepared) if one)
+        ours, left_over = ledger.records.keys, recorder.writer.left_over[replica]
+        same = own.record.key in ours and (
+            own.prepared is None or own.prepared.key in {*ours, left_over}
+        )
         # It may be longer than before, after a growth that failed.
         same = same and found.in_use.size >= known.size
         proven = bool(found.in_use.inode) and found.in_use.inode == known.inode

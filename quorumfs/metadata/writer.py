@@ -17,6 +17,8 @@ class SidecarWriter:
     def __init__(self, records: Records) -> None:
         """As many successes as the threshold of *records* let a write go on without replicas that
         do not answer."""
+        self.left_over: dict[Replica, tuple[object, ...] | None] = {}
+        """The key of the record that an earlier mount left prepared in the sidecar as found."""
         self.in_use: dict[Replica, Identity] = {}
         """The identity of each image while the set is in use."""
         self._nameless: set[Replica] = set()
@@ -34,6 +36,8 @@ class SidecarWriter:
         (self._nameless.discard if found.image.inode else self._nameless.add)(replica)
         self._as_found.add(replica)
         self._spare_slot[replica] = spare_slot
+        left = found.sidecar.prepared if found.sidecar else None
+        self.left_over[replica] = left.key if left else None
 
     def resized(self, replica: Replica, size: int) -> None:
         """Note that the image of *replica* has *size* bytes now."""

@@ -378,6 +378,22 @@ async def a_list_that_was_not_written_is_written_again(story: Story) -> None:
     await story.ends_well()
 
 
+async def a_bad_block_is_written_before_a_loss_is_made_good(story: Story) -> None:
+    """It waits for that, as a flush does: a sync before would fail, and the write with it."""
+    await _crashed_after_writes(story)
+    spoil(story, range(story.setup.replicas))
+    async with story.mounted() as guest:
+        await _flushed(guest)
+        await guest.write(EXTENTS[1])
+        story.fail_once(0, Kind.SYNC, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await guest.mounted.disk.mirror.sync()
+        story.world.kill()
+    async with story.mounted() as guest:
+        await guest.write_surely(BAD)
+    await story.ends_well()
+
+
 async def bad_on_one_that_is_ejected_meanwhile(story: Story) -> None:
     """Whoever held a place was ejected meanwhile: that is no reason to give the place up."""
     async with story.mounted() as guest:
@@ -439,6 +455,7 @@ async def a_flush_beside_bad_sectors_after_a_crash(story: Story) -> None:
 STORIES = [
     (a_bad_block_is_written_when_no_sidecar_can_be, PAIR),
     (a_list_that_was_not_written_is_written_again, PAIR),
+    (a_bad_block_is_written_before_a_loss_is_made_good, replace(PAIR, threshold=2)),
     (bad_on_one_that_is_ejected_meanwhile, PAIR),
     *[
         (bad_on_one_that_a_rebuild_reads, setup)

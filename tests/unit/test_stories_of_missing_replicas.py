@@ -318,7 +318,37 @@ async def one_bad_place_is_read_again_and_again(story: Story) -> None:
     await story.ends_well()
 
 
+async def gone_and_back_after_a_commit_that_was_cut_off(story: Story) -> None:
+    """The only member's sidecar holds what a killed mount had prepared: it is as it was found."""
+    async with story.holding(*EXTENTS).durable().mounted() as guest:
+        story.world.detach(1)
+        await guest.write_surely(EXTENTS[0])
+        await guest.until(lambda: not guest.replica(1).attached)
+        recorder, sidecar = guest.mounted.sidecars.recorder, story.world.replicas[0].sidecar_faults
+
+        async def commit() -> None:
+            async with recorder.lock:
+                await recorder.commit_locked(clean=False)
+
+        sidecar.script = lambda one: Fault(hang=True) if one.kind is Kind.SYNC else None
+        guest.begin(commit)
+        await trio.sleep(1.0)
+        story.world.kill()
+    sidecar.script = None
+    async with story.mounted() as guest:
+        story.world.detach(0)  # before it gets another record
+        with suppress(OSError):
+            await guest.flush()
+        await guest.until(lambda: not guest.replica(0).attached)
+        story.world.attach(0)
+        await guest.until(lambda: guest.replica(0).attached)
+        await guest.read_surely(EXTENTS[1])
+        story.world.attach(1)
+    await story.ends_well()
+
+
 STORIES = [
+    (gone_and_back_after_a_commit_that_was_cut_off, replace(EQUALS, threshold=1)),
     (its_open_files_alone_show_what_was_written, EQUALS),
     (its_open_files_are_lost, EQUALS),
     (its_open_files_are_lost, replace(EQUALS, fifo=True)),

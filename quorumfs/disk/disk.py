@@ -234,7 +234,8 @@ class Disk:
         if self._repairer is not None and self.ledger.lossy(offset, length):
             # Else, should another replica lose the new data, no replica would hold both.
             await self._make_losses_good(self._repairer, offset, length)
-        if self._repairer is not None and self.ledger.unreadable.overlaps(offset, offset + length):
+        bad = self.ledger.unreadable
+        if bad and self._repairer is not None and bad.overlaps(offset, offset + length):
             # What was not readable is made durable with the write; a sync proves nothing, and may
             # fail, while other chunks wait to be made equal.
             with suppress(OSError):

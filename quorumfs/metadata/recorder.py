@@ -194,11 +194,11 @@ class Recorder:
         """
         assert self.lock.locked()
         ledger = self.ledger
-        if not self._list_recorded:
-            await self._write_list_again_locked()
         identities = await identities_of(ledger.members) if clean else {}
         await self.claims.look(ledger.membership.receivers)
         self.claims.require_ours()
+        if not self._list_recorded:
+            await self._write_list_again_locked()
         steps = ledger.records.commit(
             ledger.members,
             clean=clean,

@@ -199,4 +199,6 @@ def _be_the_daemon(serve: Callable[[Ready], None], writer: int) -> NoReturn:
                 sys.excepthook(*sys.exc_info())
             _let_go_of_streams()
             say(exit_code, why or "internal error, see above")
-    end(exit_code)
+    if not said:
+        end(exit_code)
+    os._exit(exit_code)  # the disk was closed in order, or must not answer any more

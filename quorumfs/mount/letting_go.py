@@ -19,13 +19,18 @@ CLOSING_S = 1.0
 
 
 def end(exit_code: int) -> NoReturn:
-    """End the process, all its files closed before, and its standard streams."""
+    """End the process, which serves no guest, all its files closed before.
+
+    Their numbers stay taken, by ``/dev/null``: a thread that is about to write to a file of ours
+    must not find another one, just opened, under its number.
+    """
     let_go_of_streams()
     threads = []
-    with suppress(OSError):  # without /proc
-        for name in os.listdir("/proc/self/fd"):
-            if int(name) > 2:
-                threads.append(Thread(target=_close, args=(int(name),), daemon=True))
+    with suppress(OSError):  # without /proc, or /dev
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if fd > 2 and fd != null:
+                threads.append(Thread(target=_replace, args=(null, fd), daemon=True))
                 threads[-1].start()
     deadline = monotonic() + CLOSING_S
     for thread in threads:
@@ -42,9 +47,9 @@ def let_go_of_streams() -> None:
         os.close(null)
 
 
-def _close(fd: int) -> None:
+def _replace(null: int, fd: int) -> None:
     with suppress(OSError):
-        os.close(fd)
+        os.dup2(null, fd, inheritable=False)
 
 
 @contextmanager

@@ -47,6 +47,14 @@ def spoil(story: Story, indices: Sequence[int], start: int = BAD, size: int = BL
         story.world.replicas[index].image_faults.script = script
 
 
+def fail_the_list(story: Story, fault: Fault) -> None:
+    """No sidecar can be given a list of unreadable places."""
+    for one in story.world.replicas:
+        one.sidecar_faults.script = lambda operation: (
+            fault if UNREADABLE_OFFSET <= operation.offset < MAP_OFFSET else None
+        )
+
+
 async def _unreadable(guest: Guest, at: int = BAD, size: int = BLOCK) -> None:
     with suppress(OSError):
         await guest.read(at, size)
@@ -335,12 +343,7 @@ async def a_bad_block_is_written_when_no_sidecar_can_be(story: Story) -> None:
     spoil(story, range(story.setup.replicas))
     async with story.mounted() as guest:
         await _flushed(guest)
-        for one in story.world.replicas:
-            one.sidecar_faults.script = lambda operation: (
-                Fault(error=errno.ENOSPC)
-                if UNREADABLE_OFFSET <= operation.offset < MAP_OFFSET
-                else None
-            )
+        fail_the_list(story, Fault(error=errno.ENOSPC))
         with suppress(OSError):
             await guest.write(0, EXTENT)
             raise BrokenError("a write succeeded that the next mount would not show")
@@ -359,12 +362,7 @@ async def a_list_that_was_not_written_is_written_again(story: Story) -> None:
     spoil(story, range(story.setup.replicas))
     async with story.mounted() as guest:
         await _flushed(guest)
-        for one in story.world.replicas:
-            one.sidecar_faults.script = lambda operation: (
-                Fault(error=errno.EIO, effect=Effect.ALL)
-                if UNREADABLE_OFFSET <= operation.offset < MAP_OFFSET
-                else None
-            )
+        fail_the_list(story, Fault(error=errno.EIO, effect=Effect.ALL))
         with suppress(OSError):
             await guest.write(BAD)
             raise BrokenError("a write succeeded that the next mount would not show")

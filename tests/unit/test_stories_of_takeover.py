@@ -1,5 +1,7 @@
 """Stories of a set that another host takes over, while the mount that had it goes on."""
 
+import errno
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -88,6 +90,28 @@ async def taken_over_amid_a_resync(story: Story) -> None:
     await story.ends_well()
 
 
+async def no_list_is_written_again_after_a_takeover(story: Story) -> None:
+    """A list of unreadable places that failed to be written waits for the next record; not even
+    that is written before the claim was read."""
+    async with story.mounted() as old:
+        await old.write(0)
+        recorder = old.mounted.sidecars.recorder
+        for one in story.world.replicas:
+            one.sidecar_faults.plan(Kind.WRITE, Fault(error=errno.EIO))
+        with suppress(OSError):
+            await recorder.write_unreadable()
+        sidecars = [one.sidecar for one in story.world.replicas if one.sidecar]
+        for index in range(len(sidecars)):
+            story.world.sign(index, claim())
+        held = [one.whole for one in sidecars]
+        with suppress(OSError):
+            async with recorder.lock:
+                await recorder.commit_locked(clean=False)
+        assert old.mounted.sidecars.fenced is not None
+        assert [one.whole for one in sidecars] == held
+        story.world.kill()
+
+
 async def takeover_found_by_a_commit(story: Story) -> None:
     """Before anything is on record that was decided after the set was lost."""
     async with story.mounted() as old:
@@ -109,6 +133,7 @@ async def takeover_found_by_a_commit(story: Story) -> None:
         (a_replica_in_use_elsewhere_comes_back, SETUPS[0]),
         (taken_over_amid_a_resync, SETUPS[0]),
         (taken_over_amid_a_resync, SETUPS[1]),
+        (no_list_is_written_again_after_a_takeover, SETUPS[0]),
         (takeover_found_by_a_commit, SETUPS[2]),
     ],
 )

@@ -13,7 +13,6 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from quorumfs.decisions.assembly import AssemblyRefusedError, new_record
 from quorumfs.decisions.dirtymap import (
     ALL_OUT_OF_SYNC,
     INTENT,
@@ -23,7 +22,9 @@ from quorumfs.decisions.dirtymap import (
 )
 from quorumfs.decisions.lineage import adds, parting
 from quorumfs.decisions.model import Found
+from quorumfs.decisions.newset import new_record
 from quorumfs.decisions.record import Identity, PastMount, Record, Role, RoleState, Sidecar
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.sameimage import image_changed, image_unproven
 
 

@@ -9,9 +9,10 @@ A new standing is added in these steps:
 2. What to do about it: a line in `quorumfs.control.advice.ADVICE`, which `test_standing.py` misses.
 3. Its transitions. Standings are assigned in these places alone:
 
-   * `quorumfs.decisions.assembly`: at the mount (`_judge`, `absent_member`), and when the files of
-     a replica are opened again (`judge_returned`). What the next mount is to know of the standing
-     must be in the record (`quorumfs.decisions.record.RoleState`);
+   * `quorumfs.decisions.assembly` and `survey`: at the mount (`_judge`, `absent_member`);
+   * `quorumfs.decisions.returned`: when the files of a replica are opened again
+     (`judge_returned`). What the next mount is to know of the standing must be in the record
+     (`quorumfs.decisions.record.RoleState`);
    * `quorumfs.metadata.ledger.ledger.Ledger`: the plan's standings, at first; STALE or OFFLINE in
      `eject` and `give_up_target`;
    * `quorumfs.metadata.enrolment.Enrolment`: OFFLINE when a replica is taken out or removed, STALE

@@ -26,10 +26,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
-from quorumfs.decisions.assembly import OFFLINE
 from quorumfs.decisions.dirtymap import NARROW, REPLICAS_MAX, out_of_sync
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.record import Phase, Role, RoleState, Sidecar
+from quorumfs.decisions.returned import OFFLINE
 from quorumfs.metadata.ledger.commit import Order
 from quorumfs.metadata.recorder import Recorder
 from quorumfs.metadata.writer import identities_of

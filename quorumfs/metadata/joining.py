@@ -7,10 +7,10 @@ whose file system went away and came back is *reopened*.
 import errno
 from collections.abc import Iterable
 
-from quorumfs.decisions.assembly import OFFLINE
 from quorumfs.decisions.dirtymap import INTENT
 from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.record import RoleState
+from quorumfs.decisions.returned import OFFLINE
 from quorumfs.metadata.ledger.target import Target
 from quorumfs.metadata.recorder import Recorder
 from quorumfs.replica.replica import Replica, carry_out

@@ -10,9 +10,11 @@ from enum import Enum
 
 import trio
 
-from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, refuse_too_many
+from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.model import Standing
+from quorumfs.decisions.newset import refuse_too_many
 from quorumfs.decisions.record import Record, RoleState
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.resolution import first_sidecar, record_of_copies
 from quorumfs.decisions.sectors import unreachable, whole
 from quorumfs.disk.events import EventLog

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from quorumfs.decisions.assembly import new_record, refuse_too_many
+from quorumfs.decisions.newset import new_record, refuse_too_many
 from quorumfs.decisions.record import Identity, RoleState, Sidecar
 from quorumfs.decisions.sameimage import image_changed
 from quorumfs.decisions.sectors import unreachable, whole

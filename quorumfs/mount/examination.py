@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from quorumfs.decisions.assembly import AssemblyRefusedError, assemble
+from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.claim import Claim, ClaimState, FoundClaim, claim_state, in_the_way
 from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap
 from quorumfs.decisions.model import Found, Plan
 from quorumfs.decisions.record import SUFFIX, UNKNOWN_IDENTITY, Identity, Sidecar, path_for
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.sameimage import image_changed, image_unproven, touched_after_crash
 from quorumfs.decisions.sidecar import FormatError, UnknownVersionError
 from quorumfs.errors import ExitCode, UserError

@@ -4,9 +4,9 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from quorumfs.decisions.assembly import refuse_too_many
 from quorumfs.decisions.claim import Tenure
 from quorumfs.decisions.model import Found
+from quorumfs.decisions.newset import refuse_too_many
 from quorumfs.decisions.resolution import Resolution, resolve
 from quorumfs.errors import UsageError
 from quorumfs.mount.unmounted import write_sidecar

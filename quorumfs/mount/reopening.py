@@ -8,8 +8,8 @@ from typing import Any
 
 import trio
 
-from quorumfs.decisions.assembly import judge_returned
 from quorumfs.decisions.claim import in_the_way
+from quorumfs.decisions.returned import judge_returned
 from quorumfs.decisions.sidecar import file_size
 from quorumfs.errors import UserError
 from quorumfs.metadata.sidecars import Sidecars

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from quorumfs.decisions.assembly import AssemblyRefusedError, assemble
+from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.claim import Claim, FoundClaim, Tenure
 from quorumfs.decisions.growth import longer
 from quorumfs.decisions.model import Found, Plan
 from quorumfs.decisions.patterns import Blkverify, Fastest, Fifo, Quorum, ReadPattern
 from quorumfs.decisions.record import Sidecar
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.sidecar import file_size
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import EventLog

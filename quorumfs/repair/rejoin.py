@@ -11,9 +11,9 @@ from typing import Protocol
 
 import trio
 
-from quorumfs.decisions.assembly import OFFLINE, judge_returned
 from quorumfs.decisions.dirtymap import out_of_sync
 from quorumfs.decisions.model import Found, Member, Standing
+from quorumfs.decisions.returned import OFFLINE, judge_returned
 from quorumfs.errors import UserError
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.repair.pacing import Backoff

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from quorumfs.decisions.assembly import new_record
 from quorumfs.decisions.dirtymap import DirtyMap
+from quorumfs.decisions.newset import new_record
 from quorumfs.decisions.record import UNKNOWN_IDENTITY, Sidecar
 from quorumfs.replica.sidecarfile import replace_sidecar
 from support import warm

@@ -21,9 +21,9 @@ from itertools import combinations, count
 from types import SimpleNamespace
 from typing import Any, cast
 
-from quorumfs.decisions.assembly import new_record
 from quorumfs.decisions.dirtymap import CHUNK_MIN, DirtyMap, out_of_sync
 from quorumfs.decisions.model import Found, Member, Plan, Standing
+from quorumfs.decisions.newset import new_record
 from quorumfs.decisions.record import Identity, Record, RoleState
 from quorumfs.decisions.voting import reconcile
 from quorumfs.metadata.ledger.commit import Eject, Records

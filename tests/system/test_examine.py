@@ -16,8 +16,8 @@ from support.claims import claim
 from support.faultfs import FaultFS
 from support.mounting import QUORUMFS, quorumfs
 
-from quorumfs.decisions.assembly import new_record
 from quorumfs.decisions.dirtymap import CHUNK_MIN, INTENT, UNVERIFIED, DirtyMap, out_of_sync
+from quorumfs.decisions.newset import new_record
 from quorumfs.decisions.record import (
     Identity,
     Phase,

@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 
-from quorumfs.decisions.assembly import (
-    AssemblyRefusedError,
-    assemble,
-    covers,
-    judge_returned,
-    new_record,
-)
+from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.dirtymap import (
     INTENT,
     REPLICAS_MAX,
@@ -23,8 +17,11 @@ from quorumfs.decisions.dirtymap import (
     out_of_sync,
 )
 from quorumfs.decisions.model import Found, Member, Plan, Standing
+from quorumfs.decisions.newset import new_record
 from quorumfs.decisions.record import ANCESTORS_MAX, Identity, Record, Role, RoleState, Sidecar
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.resolution import resolve
+from quorumfs.decisions.returned import covers, judge_returned
 from quorumfs.decisions.sameimage import image_changed
 from quorumfs.errors import ExitCode
 

@@ -22,10 +22,12 @@ from random import Random
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, new_record
+from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, out_of_sync
 from quorumfs.decisions.model import Found, Plan, Standing
+from quorumfs.decisions.newset import new_record
 from quorumfs.decisions.record import Identity, Record, RoleState, Sidecar
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.sameimage import image_changed
 
 CHUNK = 64 << 10

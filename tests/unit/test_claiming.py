@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from support.claims import claim
 
-from quorumfs.decisions.assembly import AssemblyRefusedError, new_record
 from quorumfs.decisions.claim import NOTICE_S, Claim
 from quorumfs.decisions.dirtymap import DirtyMap
+from quorumfs.decisions.newset import new_record
 from quorumfs.decisions.record import Sidecar, path_for
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.errors import UsageError, UserError
 from quorumfs.mount import replicaset
 from quorumfs.mount.copies import create_from

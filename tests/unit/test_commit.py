@@ -17,10 +17,12 @@ import pytest
 from support.sidecars import decode, encode
 
 from quorumfs.decisions import record as record_module
-from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, new_record
+from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.dirtymap import CHUNK_MIN, INTENT, DirtyMap
 from quorumfs.decisions.model import Found, Plan, Standing
+from quorumfs.decisions.newset import new_record
 from quorumfs.decisions.record import Identity, Phase, Sidecar
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.sidecar import (
     CHUNKS_PER_PAGE,
     MAP_OFFSET,

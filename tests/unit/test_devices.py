@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.native import gate_library
 
-from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, new_record
+from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.devices import (
     ENDS,
     FIRST_PARTITION,
@@ -30,7 +30,9 @@ from quorumfs.decisions.devices import (
 from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap
 from quorumfs.decisions.latency import Durations
 from quorumfs.decisions.model import Found, Standing
+from quorumfs.decisions.newset import new_record
 from quorumfs.decisions.record import REGIONS, Identity, Sidecar
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.sameimage import image_changed, image_unproven
 from quorumfs.errors import UserError
 from quorumfs.fastpath.native import Gate, Request, RequestKind

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from quorumfs.decisions.assembly import new_record
 from quorumfs.decisions.dirtymap import CHUNK_MIN, CHUNKS_MAX, INTENT, DirtyMap, out_of_sync
 from quorumfs.decisions.growth import LONGER, longer, wanted_size
+from quorumfs.decisions.newset import new_record
 from quorumfs.errors import UserError
 
 SIZE = 20 << 30

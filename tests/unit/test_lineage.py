@@ -5,12 +5,15 @@ from random import Random
 
 import pytest
 
-from quorumfs.decisions.assembly import AssemblyRefusedError, assemble, judge_returned, new_record
+from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.dirtymap import DirtyMap, out_of_sync
 from quorumfs.decisions.lineage import adds, parting
 from quorumfs.decisions.model import Found, Plan, Standing
+from quorumfs.decisions.newset import new_record
 from quorumfs.decisions.record import MOUNTS_MAX, Identity, PastMount, Record, RoleState, Sidecar
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.resolution import resolve
+from quorumfs.decisions.returned import judge_returned
 from quorumfs.errors import ExitCode
 
 CHUNK = 64 << 10

@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.native import gate_library
 
-from quorumfs.decisions.assembly import new_record
 from quorumfs.decisions.dirtymap import (
     CHUNK_MIN,
     EXTENT,
@@ -29,6 +28,7 @@ from quorumfs.decisions.dirtymap import (
     out_of_sync,
 )
 from quorumfs.decisions.model import Found, Member, Plan, Standing
+from quorumfs.decisions.newset import new_record
 from quorumfs.decisions.patterns import Fifo, Quorum, ReadPattern
 from quorumfs.decisions.record import RoleState
 from quorumfs.decisions.sidecar import CHUNKS_PER_PAGE

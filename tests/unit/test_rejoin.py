@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 import trio
 
-from quorumfs.decisions.assembly import new_record
 from quorumfs.decisions.model import Found, Standing
+from quorumfs.decisions.newset import new_record
 from quorumfs.decisions.record import Identity, RoleState, Sidecar
 from quorumfs.errors import UserError
 from quorumfs.metadata.sidecars import Sidecars

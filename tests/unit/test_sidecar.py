@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support.claims import claim
 from support.sidecars import decode, encode
 
-from quorumfs.decisions.assembly import AssemblyRefusedError, assemble
+from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.claim import Claim
 from quorumfs.decisions.dirtymap import INTENT, UNKNOWN, UNVERIFIED, DirtyMap, out_of_sync
 from quorumfs.decisions.model import Found
@@ -35,6 +35,7 @@ from quorumfs.decisions.record import (
     identity_of,
     path_for,
 )
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.resolution import resolve
 from quorumfs.decisions.sidecar import (
     CHUNKS_PER_PAGE,

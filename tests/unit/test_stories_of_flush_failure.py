@@ -37,9 +37,9 @@ from support.simulation.story import (
 )
 
 from quorumfs.control.status import DiskState
-from quorumfs.decisions.assembly import AssemblyRefusedError
 from quorumfs.decisions.dirtymap import UNVERIFIED
 from quorumfs.decisions.patterns import Fifo
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.sidecar import MAP_OFFSET
 from quorumfs.mount import snapshot
 from quorumfs.options import MountOptions

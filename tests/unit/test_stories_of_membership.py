@@ -11,9 +11,10 @@ from support.simulation.oracle import BrokenError
 from support.simulation.storage import Fault
 from support.simulation.story import EIO, EXTENTS, PAIR, TRIO, Guest, Script, Story, told
 
-from quorumfs.decisions.assembly import assemble, covers
+from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.record import RoleState
+from quorumfs.decisions.returned import covers
 from quorumfs.live.actions import Action, Request
 from quorumfs.live.membership import Membership
 from quorumfs.metadata.ledger.commit import Order

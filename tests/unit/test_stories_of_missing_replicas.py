@@ -27,8 +27,8 @@ from support.simulation.story import (
     told,
 )
 
-from quorumfs.decisions.assembly import AssemblyRefusedError
 from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.mount import snapshot
 from quorumfs.options import MountOptions
 from quorumfs.replica.replica import Replica

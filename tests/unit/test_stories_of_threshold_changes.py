@@ -6,7 +6,7 @@ import pytest
 from support.simulation.setup import Setup
 from support.simulation.story import BLOCK, EQUALS, EXTENTS, PAIR, TRIO, Guest, Script, Story, told
 
-from quorumfs.decisions.assembly import AssemblyRefusedError
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.replica.storage import CHANGES
 
 

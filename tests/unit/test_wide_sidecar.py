@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.sidecars import decode, encode
 
 from quorumfs.decisions import sidecar as form
-from quorumfs.decisions.assembly import AssemblyRefusedError, assemble
+from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.dirtymap import (
     CHUNKS_MAX,
     INTENT,
@@ -38,6 +38,7 @@ from quorumfs.decisions.record import (
     Sidecar,
     path_for,
 )
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.resolution import resolve
 from quorumfs.decisions.scrub import NO_SCRUB, ScrubRecord
 from quorumfs.decisions.sidecar import (

@@ -16,11 +16,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from quorumfs.decisions.assembly import OFFLINE
 from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED, out_of_sync
 from quorumfs.decisions.model import Found, Plan, Standing
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.record import Record
+from quorumfs.decisions.returned import OFFLINE
 from quorumfs.decisions.voting import voted_error
 from quorumfs.metadata.ledger.chunks import Chunks
 from quorumfs.metadata.ledger.commit import Records

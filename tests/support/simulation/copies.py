@@ -1,7 +1,7 @@
 """Stories of sets that were copied, and of replicas mounted alone: what several tests tell."""
 
-from quorumfs.decisions.assembly import AssemblyRefusedError
 from quorumfs.decisions.model import Standing
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from support.simulation.oracle import BrokenError
 from support.simulation.story import EXTENT, EXTENTS, CopiedSet, Story
 

@@ -26,12 +26,13 @@ from typing import Any
 import pytest
 import trio
 
-from quorumfs.decisions import assembly, sidecar, voting
-from quorumfs.decisions.assembly import _Assembly, _Survey
+from quorumfs.decisions import assembly, returned, sidecar, voting
+from quorumfs.decisions.assembly import _Assembly
 from quorumfs.decisions.dirtymap import INTENT
 from quorumfs.decisions.model import Found, Standing
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.record import Phase, Record
+from quorumfs.decisions.survey import Survey
 from quorumfs.decisions.voting import Outvoted
 from quorumfs.disk import earlyvote
 from quorumfs.disk.disk import Disk
@@ -571,15 +572,15 @@ def shown_before_settled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def latest_by_mtime(monkeypatch: pytest.MonkeyPatch) -> None:
     """R12: the image that was written to last, by its time, is the one that knows best."""
-    latest = _Survey._latest
+    latest = Survey._latest
 
-    def by_mtime(self: _Survey) -> Record:
+    def by_mtime(self: Survey) -> Record:
         latest(self)  # a split brain is still refused
         usable = [one for one in self.found if one.path in self.present]
         newest = max(usable, key=lambda one: one.image.mtime_ns if one.image else 0)
         return self.present[newest.path].record
 
-    monkeypatch.setattr(_Survey, "_latest", by_mtime)
+    monkeypatch.setattr(Survey, "_latest", by_mtime)
 
 
 def timeouts_by_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -654,7 +655,8 @@ def log_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def any_image_is_proven(monkeypatch: pytest.MonkeyPatch) -> None:
     """R15: an image is the one that its sidecar speaks of, wherever that lies."""
-    monkeypatch.setattr(assembly, "image_unproven", _always(False))
+    for module in (assembly, returned):
+        monkeypatch.setattr(module, "image_unproven", _always(False))
 
 
 def last_writes_are_believed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ two such sides are a split brain, which is then resolved.
 import random
 from collections.abc import Iterable, Sequence
 
-from quorumfs.decisions.assembly import AssemblyRefusedError, assemble
+from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.model import Plan, Standing
 from quorumfs.decisions.record import RoleState
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.resolution import Resolution, resolve
 from support.simulation.second_opinion import SecondOpinion
 from support.simulation.state import SetState

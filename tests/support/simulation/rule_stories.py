@@ -16,9 +16,9 @@ from itertools import cycle
 
 import trio
 
-from quorumfs.decisions.assembly import AssemblyRefusedError
 from quorumfs.decisions.dirtymap import UNVERIFIED, out_of_sync
 from quorumfs.decisions.model import Standing
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.sidecar import MAP_OFFSET
 from quorumfs.disk.watchdog import TICK_S
 from quorumfs.repair import repairs as repairs_module

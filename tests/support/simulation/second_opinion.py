@@ -9,10 +9,10 @@ from functools import reduce
 from itertools import zip_longest
 from operator import or_
 
-from quorumfs.decisions.assembly import AssemblyRefusedError
 from quorumfs.decisions.dirtymap import out_of_sync
 from quorumfs.decisions.model import Plan, Standing
 from quorumfs.decisions.record import RoleState, Sidecar
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from support.simulation.fate import Mounted
 from support.simulation.oracle import BrokenError
 from support.simulation.setup import Origin

@@ -12,8 +12,8 @@ from unittest import mock
 
 from quorumfs.decisions import dirtymap
 from quorumfs.decisions import sidecar as sidecar_module
-from quorumfs.decisions.assembly import new_record
 from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap, out_of_sync
+from quorumfs.decisions.newset import new_record
 from quorumfs.decisions.patterns import Fastest, Fifo, Quorum, ReadPattern
 from quorumfs.decisions.record import RoleState, Sidecar
 from quorumfs.disk import zeroing

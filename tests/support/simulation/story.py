@@ -10,9 +10,9 @@ from typing import Any
 
 import trio
 
-from quorumfs.decisions.assembly import AssemblyRefusedError
 from quorumfs.decisions.claim import NOTICE_S
 from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.live.actions import Action, Request
 from quorumfs.live.grow import Growth
 from quorumfs.replica.replica import Replica

@@ -23,7 +23,8 @@ import trio
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.voting import unassailable
 from quorumfs.metadata.ledger.known import Outcome
-from quorumfs.replica.replica import FanOut, Replica
+from quorumfs.replica.fanout import FanOut
+from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation
 
 GRACE_S = 0.01

@@ -14,7 +14,8 @@ from quorumfs.disk.rangelock import RangeLock
 from quorumfs.disk.readorder import ReadOrder
 from quorumfs.metadata.ledger.known import Outcome
 from quorumfs.metadata.protocol import Metadata
-from quorumfs.replica.replica import FanOut, Replica
+from quorumfs.replica.fanout import FanOut
+from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation, TruncatedError
 from quorumfs.replica.ticks import Rhythm
 

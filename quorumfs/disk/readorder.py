@@ -18,8 +18,9 @@ from quorumfs.decisions.patterns import Fastest, Fifo, Quorum, ReadPattern
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.slowness import Slow
 from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.replica.fanout import FanOut
 from quorumfs.replica.health import Sort
-from quorumfs.replica.replica import FanOut, Replica
+from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation
 
 HEDGE_MIN_S = 0.001

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.ledger.known import Outcome
-from quorumfs.replica.replica import FanOut, Replica
+from quorumfs.replica.fanout import FanOut
+from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation
 
 

@@ -12,8 +12,9 @@ from quorumfs.decisions.claim import CHECK_S, Claim, Tenure, decode_claim, encod
 from quorumfs.decisions.sidecar import CLAIM_OFFSET, PAGE
 from quorumfs.metadata.ledger.ledger import Ledger
 from quorumfs.metadata.writer import SidecarWriter
+from quorumfs.replica.fanout import FanOut, carry_out
 from quorumfs.replica.looking import look_after
-from quorumfs.replica.replica import FanOut, Replica, carry_out
+from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation
 from quorumfs.replica.ticks import Rhythm
 

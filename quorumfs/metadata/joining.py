@@ -13,7 +13,8 @@ from quorumfs.decisions.record import RoleState
 from quorumfs.decisions.returned import OFFLINE
 from quorumfs.metadata.ledger.target import Target
 from quorumfs.metadata.recorder import Recorder
-from quorumfs.replica.replica import Replica, carry_out
+from quorumfs.replica.fanout import carry_out
+from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation
 
 _UNCERTAIN_MARKS = (RoleState.CURRENT, RoleState.STALE)

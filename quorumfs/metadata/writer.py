@@ -7,7 +7,8 @@ from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import Identity, Phase, Record
 from quorumfs.decisions.sidecar import SLOT_OFFSETS, encode_further_roles, encode_slot
 from quorumfs.metadata.ledger.commit import Records
-from quorumfs.replica.replica import Replica, carry_out
+from quorumfs.replica.fanout import carry_out
+from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import FileStatus, Kind, Operation
 
 

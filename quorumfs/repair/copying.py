@@ -23,7 +23,8 @@ from quorumfs.metadata.ledger.known import Outcome
 from quorumfs.metadata.ledger.target import Target
 from quorumfs.repair.replica_io import cannot_be_read, next_data, seek
 from quorumfs.repair.work import PIECE, Work, pieces
-from quorumfs.replica.replica import Replica, carry_out
+from quorumfs.replica.fanout import carry_out
+from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation
 
 COPIES_MAX = 2

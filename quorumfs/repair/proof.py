@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from quorumfs.replica.replica import Replica, carry_out
+from quorumfs.replica.fanout import carry_out
+from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation
 
 

@@ -1,18 +1,18 @@
 """One replica: its operations in flight, and whether it answers."""
 
 import errno
-import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
 
 import trio
 
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.replicaio import Way
+from quorumfs.replica.closing import Closing
 from quorumfs.replica.fastfile import FastFile, Rest
 from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.health import Counters, Health
+from quorumfs.replica.inflight import NOBODY, InFlight, Waiter, Waiting
 from quorumfs.replica.storage import (
     CHANGES,
     FileStatus,
@@ -22,131 +22,9 @@ from quorumfs.replica.storage import (
     Value,
 )
 
-log = logging.getLogger(__name__)
-
-SYNC_PATIENCE = 4
-"""A sync may take this many times the replica timeout, because a sync waits for everything written
-before to reach the medium."""
-
-
 STUCK_S = 0.02
 """An operation of the fast path that was taken over is stuck if it takes longer (seconds). Others
 waited for a processor."""
-
-
-class _Waiting(NamedTuple):
-    fan_out: "FanOut"
-    since: float
-    """trio's clock, seconds."""
-    to_sidecar: bool
-
-
-_LEAVING_BEHIND = frozenset({Kind.WRITE, Kind.DISCARD, Kind.ZERO, Kind.SYNC})
-"""Kinds of operations for which a replica can be left behind."""
-
-
-class InFlight:
-    """The operations on one replica that have not returned."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self.waiting: dict[Operation, _Waiting] = {}
-        self.abandoned: set[Operation] = set()
-        """Operations that were given up, and may still happen."""
-        self.elsewhere: set[Operation] = set()
-        """Operations of threads that are not the replica's, given up or not."""
-        self.timeout_s = timeout_s
-        """How long an operation may take (seconds)."""
-        self.behind_max_s: float | None = None
-        """How much longer (seconds) a change may take than on others that suffice; None: until the
-        timeout."""
-
-    def __len__(self) -> int:
-        return len(self.waiting) + len(self.abandoned)
-
-    def add(self, operation: Operation, fan_out: "FanOut", *, to_sidecar: bool) -> None:
-        """Note that *operation* begins now."""
-        self.waiting[operation] = _Waiting(fan_out, trio.current_time(), to_sidecar)
-
-    def returned(self, operation: Operation) -> _Waiting | None:
-        """Note that *operation* has returned; the fan-out that waits, None if given up before."""
-        self.elsewhere.discard(operation)
-        waiting = self.waiting.pop(operation, None)
-        if waiting is None:
-            self.abandoned.discard(operation)
-        return waiting
-
-    def abandon(self, operation: Operation) -> _Waiting:
-        """Give *operation* up; the fan-out that waits."""
-        waiting = self.waiting.pop(operation)
-        self.abandoned.add(operation)
-        return waiting
-
-    def waited(self, operation: Operation, now: float) -> float:
-        """How long (seconds) *operation* has been waited for at *now*, or was until given up."""
-        waiting = self.waiting.get(operation)
-        return self.timeout_s if waiting is None else now - waiting.since
-
-    def overdue(self, now: float) -> Iterator[tuple[Operation, str]]:
-        """The operations that have waited too long at *now* (trio's clock, seconds), with reasons.
-
-        Give each up before taking the next: after the first, the rest have less time.
-        """
-        for operation, (fan_out, since, _) in list(self.waiting.items()):
-            patience_s = self.timeout_s
-            if operation.kind is Kind.SYNC:
-                patience_s *= SYNC_PATIENCE
-            if not fan_out.enough:
-                patience_s *= 2
-            if now - since >= patience_s or (self.abandoned and fan_out.enough):
-                yield operation, f"no answer to a {operation.kind.value} in {patience_s:g} s"
-
-    def pardon(self, seconds: float, now: float) -> None:
-        """Do not count *seconds* before *now* in which this process could not hear an answer."""
-        for operation, waiting in self.waiting.items():
-            # One that began after that has been waited for since then, and not since later.
-            since = min(waiting.since + seconds, now)
-            self.waiting[operation] = waiting._replace(since=since)
-
-
-class Closing:
-    """The files that a replica uses no more, with their paths, until they are closed.
-
-    A close may take long, or hang, and does not hold up the close of another file.
-    """
-
-    def __init__(self) -> None:
-        self.waiting: dict[Storage, str] = {}
-        """Files whose close has not begun."""
-        self.under_way: dict[Operation, tuple[Storage, str]] = {}
-        self._kept: dict[Storage, str] = {}
-        """Files that stay open, and locked, until `keep_none`."""
-
-    def keep(self, files: dict[Storage, str]) -> None:
-        """Leave *files* open until `keep_none`."""
-        self._kept |= files
-
-    def keep_none(self) -> None:
-        """Have the kept files closed, too."""
-        self.waiting |= self._kept
-        self._kept.clear()
-
-    def begin(self) -> Iterator[tuple[Operation, Storage]]:
-        """Begin the close of each waiting file; yields operations to submit, and their files."""
-        waiting, self.waiting = self.waiting, {}
-        for storage, path in waiting.items():
-            operation = Operation(Kind.CLOSE)
-            self.under_way[operation] = storage, path
-            yield operation, storage
-
-    def ended(self, operation: Operation, error: OSError | None) -> str:
-        """Note the outcome of a close; after EAGAIN the file waits again. Returns its path."""
-        storage, path = self.under_way.pop(operation)
-        if error is not None and error.errno == errno.EAGAIN:
-            self.waiting[storage] = path
-        elif error is not None:
-            # A sync has told what is durable, and the file is closed despite the error.
-            log.warning("closing %s: %s", path, error.strerror)
-        return path
 
 
 class Replica:
@@ -329,7 +207,7 @@ class Replica:
         if self._in_flight:
             return
         for operation, storage in self._closing.begin():
-            self._in_flight.add(operation, FanOut(0), to_sidecar=False)
+            self._in_flight.add(operation, NOBODY, to_sidecar=False)
             storage.submit(operation, self._returned)
 
     def _go_on_closing(self, returned: Operation, value: Value, error: OSError | None) -> None:
@@ -354,8 +232,8 @@ class Replica:
             return None
         return self._image.copying(source.image, offset, length)
 
-    def submit(self, operation: Operation, fan_out: "FanOut", *, to_sidecar: bool = False) -> None:
-        """Start *operation*; *fan_out* gets its outcome, perhaps before this returns.
+    def submit(self, operation: Operation, waiter: Waiter, *, to_sidecar: bool = False) -> None:
+        """Start *operation*; *waiter* gets its outcome, perhaps before this returns.
 
         Only one sync of the image may be in flight: of two, either may get the error of a lost
         page.
@@ -368,9 +246,9 @@ class Replica:
                 operation.error = OSError(errno.EIO, "another mount has it")
             else:
                 operation.error = OSError(errno.ENODEV, "it is not there")
-            fan_out.answered(operation)
+            waiter.answered(operation)
             return
-        self._in_flight.add(operation, fan_out, to_sidecar=to_sidecar)
+        self._in_flight.add(operation, waiter, to_sidecar=to_sidecar)
         storage.submit(operation, self._returned)
 
     # What is done elsewhere
@@ -383,9 +261,9 @@ class Replica:
             return None
         return image.fast_file if self._rest.over(trio.current_time()) else None
 
-    def adopt(self, operation: Operation, fan_out: "FanOut") -> None:
+    def adopt(self, operation: Operation, waiter: Waiter) -> None:
         """Take *operation* for one's own, which another thread has begun; then `returned`."""
-        self._in_flight.add(operation, fan_out, to_sidecar=False)
+        self._in_flight.add(operation, waiter, to_sidecar=False)
         self._in_flight.elsewhere.add(operation)
 
     def returned(self, operation: Operation, error: OSError | None) -> None:
@@ -402,14 +280,14 @@ class Replica:
         """Begin an operation anew that was adopted, and did nothing."""
         waiting = self._in_flight.returned(operation)
         if waiting is not None:
-            self.submit(operation, waiting.fan_out)
+            self.submit(operation, waiting.waiter)
         if self._image is None:
             self._close_detached()
 
     def hold(self) -> Callable[[OSError | None], None]:
         """Keep the image open for a read elsewhere that hangs; the result ends that."""
         operation = Operation(Kind.REREAD)
-        self.adopt(operation, FanOut(0))
+        self.adopt(operation, NOBODY)
         return partial(self.returned, operation)
 
     def _returned(self, operation: Operation, value: Value, error: OSError | None) -> None:
@@ -425,7 +303,7 @@ class Replica:
         if self._image is None:
             self._go_on_closing(operation, value, error)
 
-    def _has_outcome(self, operation: Operation, waiting: _Waiting) -> None:
+    def _has_outcome(self, operation: Operation, waiting: Waiting) -> None:
         """Report *operation*, which succeeded, failed, or was given up, to *waiting*."""
         now = trio.current_time()
         if not waiting.to_sidecar:
@@ -436,7 +314,7 @@ class Replica:
             self.settled(operation)
         if operation.error is not None:
             self.health.failed(operation, operation.error, now, to_sidecar=waiting.to_sidecar)
-        waiting.fan_out.answered(operation)
+        waiting.waiter.answered(operation)
 
     def abandon_overdue(self, now: float) -> None:
         """Answer with ETIMEDOUT operations that waited too long at *now* (trio's clock, seconds).
@@ -491,181 +369,3 @@ class Replica:
                 self._in_flight.timeout_s if patience_s is None else patience_s
             ):
                 await closed.wait()
-
-
-class FanOut:
-    """The outcomes of operations on several replicas for one request, awaited together.
-
-    Made for the path of every request: no nursery, no event, one reschedule when the last outcome
-    is in, and no scheduler turn when every replica answered at once.
-    """
-
-    __slots__ = (
-        "_eager",
-        "_failed",
-        "_impatient",
-        "_may_lag",
-        "_needed",
-        "_needed_of_all",
-        "_pending",
-        "_satisfied",
-        "_succeeded",
-        "_task",
-    )
-
-    def __init__(self, needed: int) -> None:
-        """*needed*: how many successes make the request succeed without the rest."""
-        self._needed = self._needed_of_all = needed
-        self._pending = 0
-        self._failed = self._impatient = False
-        self._succeeded = self._eager = self._satisfied = False
-        self._may_lag: list[tuple[Replica, Operation]] | None = None
-        """Operations whose replicas may be left behind; None, as for most: there are none."""
-        self._task: trio.lowlevel.Task | None = None
-
-    @property
-    def enough(self) -> bool:
-        """Whether the successes so far suffice."""
-        return self._needed <= 0
-
-    def need(self, needed: int) -> None:
-        """Have *needed* successes suffice from now on; none has come yet."""
-        self._needed = needed
-
-    def submit(self, replica: Replica, operation: Operation, *, to_sidecar: bool = False) -> None:
-        """Start *operation* on *replica*."""
-        self._pending += 1
-        operation.counts = not replica.standing.is_target
-        if replica.behind_max_s is not None and operation.kind in _LEAVING_BEHIND:
-            self._note_behind(replica, operation)
-        replica.submit(operation, self, to_sidecar=to_sidecar)
-
-    def _note_behind(self, replica: Replica, operation: Operation) -> None:
-        """Note that *replica* may be left behind, if others can do for it.
-
-        A target is waited for: else one that is busy being resynced would never become current.
-        """
-        if self._needed_of_all > 0 and operation.counts:
-            self._may_lag = self._may_lag or []
-            self._may_lag.append((replica, operation))
-
-    def answered(self, operation: Operation) -> None:
-        """Take the outcome of *operation*."""
-        self._pending -= 1
-        if operation.error is not None:
-            self._failed = True
-        else:
-            self._succeeded = True
-            self._needed -= operation.counts
-        if self._task is not None and (
-            not self._pending
-            or (self._impatient and self._failed)
-            or (self._eager and self._succeeded)
-            or (self._satisfied and self.enough)
-        ):
-            task, self._task = self._task, None
-            trio.lowlevel.reschedule(task)
-
-    def adopt(self, replica: Replica, operation: Operation) -> None:
-        """Wait for *operation* too, which another thread has begun on *replica*."""
-        self._pending += 1
-        operation.counts = not replica.standing.is_target
-        if replica.behind_max_s is not None:
-            self._note_behind(replica, operation)
-        replica.adopt(operation, self)
-
-    async def complete_or_failed(self) -> bool:
-        """Wait until all operations have outcomes, or one has failed; whether some have none."""
-        self._impatient = True
-        if not self._failed:
-            await self.complete()
-        self._impatient = False
-        return self._pending > 0
-
-    async def complete_within(self, seconds: float) -> bool:
-        """Wait *seconds* at most; whether all operations have outcomes."""
-        if self._pending:
-            with trio.move_on_after(seconds):
-                await self.complete()
-        return not self._pending
-
-    async def succeeded_or_complete(self) -> None:
-        """Wait until one operation has succeeded, or all have outcomes.
-
-        The others happen all the same; their outcomes are for their replicas alone.
-        """
-        self._eager = True
-        if not self._succeeded:
-            await self.complete()
-        self._eager = False
-
-    async def complete(self) -> None:
-        """Wait until every operation has an outcome.
-
-        Once the successes suffice, replicas that take longer than `Replica.behind_max_s` are left
-        behind: their operations are given up.
-
-        **Cancellation**: submitted operations happen anyway, unseen. Only the end of the whole
-        mount cancels requests: a disk must not be used after a request was cancelled.
-        """
-        if self._pending and self._may_lag is not None:
-            await self._leave_behind(self._may_lag)
-        elif self._pending:
-            await self._wait()
-
-    async def _leave_behind(self, may_lag: list[tuple[Replica, Operation]]) -> None:
-        self._satisfied = True
-        if not self.enough:
-            await self._wait()
-        self._satisfied = False
-        replica, operation = may_lag[0]
-        patience_s = replica.behind_max_s
-        if patience_s is not None and operation.kind is Kind.SYNC:
-            patience_s *= SYNC_PATIENCE
-        while patience_s is not None and self._waits:
-            due = trio.current_time() + patience_s
-            with trio.move_on_at(due):
-                await self._wait()
-            if trio.current_time() - due > patience_s:
-                continue  # this process was starved, and could not hear of outcomes
-            with trio.CancelScope(shield=True):  # outcomes may have come with the end of patience
-                await trio.lowlevel.checkpoint()
-            well = [
-                one
-                for one, done in may_lag
-                if one.standing.is_member and not one.owes(done) and done.error is None
-            ]
-            # One that succeeded may have been ejected meanwhile: it stands in for nobody.
-            if len(well) >= self._needed_of_all:
-                for lagging, late in may_lag:
-                    lagging.leave_behind(late, patience_s)
-            break
-        if self._waits:
-            await self._wait()
-
-    @property
-    def _waits(self) -> bool:
-        """Whether there is still an outcome to wait for."""
-        return self._pending > 0 and not (self._impatient and self._failed)
-
-    async def _wait(self) -> None:
-        """Wait until all operations have outcomes, or what else is waited for has come."""
-        self._task = trio.lowlevel.current_task()
-        await trio.lowlevel.wait_task_rescheduled(self._abort)
-
-    def _abort(self, _: object) -> trio.lowlevel.Abort:
-        self._task = None
-        return trio.lowlevel.Abort.SUCCEEDED
-
-
-async def carry_out(
-    asked: Iterable[tuple[Replica, Operation]], needed: int = 0, *, to_sidecar: bool = False
-) -> None:
-    """Have each operation done on its replica, and wait for all: each has its outcome then.
-
-    *needed* as for `FanOut`.
-    """
-    fan_out = FanOut(needed)
-    for replica, operation in asked:
-        fan_out.submit(replica, operation, to_sidecar=to_sidecar)
-    await fan_out.complete()

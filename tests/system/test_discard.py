@@ -30,8 +30,9 @@ from support.sparse import (
 )
 
 from quorumfs.replica import punching
+from quorumfs.replica.fanout import FanOut
 from quorumfs.replica.filestorage import FileStorage
-from quorumfs.replica.replica import FanOut, Replica
+from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation
 
 KIB, MIB, TIB = 1 << 10, 1 << 20, 1 << 40

@@ -10,7 +10,9 @@ from trio.testing import MockClock
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.patterns import Quorum
 from quorumfs.disk.disk import Disk
-from quorumfs.replica.replica import SYNC_PATIENCE, FanOut, Replica
+from quorumfs.replica.fanout import FanOut
+from quorumfs.replica.inflight import SYNC_PATIENCE
+from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation
 
 BEHIND_MAX_S = 0.1

@@ -65,8 +65,10 @@ from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.scrub import Scrub
 from quorumfs.repair.verify import Verification
 from quorumfs.replica import replica as replica_module
+from quorumfs.replica.fanout import FanOut
+from quorumfs.replica.inflight import InFlight
 from quorumfs.replica.lastwrites import LastWrite
-from quorumfs.replica.replica import FanOut, InFlight, Replica
+from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation, Value
 from support.simulation.media import Content
 from support.simulation.storage import DaemonKilledError, SimulatedStorage

@@ -21,7 +21,7 @@ from quorumfs.disk.reading import read_locked
 from quorumfs.disk.takeover import Taken
 from quorumfs.disk.watchdog import Watchdog
 from quorumfs.disk.zeroing import Zeroing
-from quorumfs.metadata.ledger.known import Outcome, succeeded
+from quorumfs.metadata.ledger.knowledge import Outcome, succeeded
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import FileStatus, Kind
 

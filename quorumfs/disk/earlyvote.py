@@ -22,7 +22,7 @@ import trio
 
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.voting import unassailable
-from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.knowledge import Outcome
 from quorumfs.replica.fanout import FanOut
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation

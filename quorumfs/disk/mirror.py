@@ -12,7 +12,7 @@ from quorumfs.disk.events import EventLog
 from quorumfs.disk.flushing import GroupFlush
 from quorumfs.disk.rangelock import RangeLock
 from quorumfs.disk.readorder import ReadOrder
-from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.knowledge import Outcome
 from quorumfs.metadata.protocol import Metadata
 from quorumfs.replica.fanout import FanOut
 from quorumfs.replica.replica import Replica

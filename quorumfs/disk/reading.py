@@ -20,7 +20,7 @@ from quorumfs.decisions.voting import VOTERS_MIN, middle_block
 from quorumfs.disk.earlyvote import EarlyVote
 from quorumfs.disk.mirror import Mirror
 from quorumfs.disk.readorder import Order
-from quorumfs.metadata.ledger.known import Outcome, ReadSegment, holders_of
+from quorumfs.metadata.ledger.knowledge import Outcome, ReadSegment, holders_of
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
 

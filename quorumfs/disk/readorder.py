@@ -17,7 +17,7 @@ from quorumfs.decisions.latency import Latency
 from quorumfs.decisions.patterns import Fastest, Fifo, Quorum, ReadPattern
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.slowness import Slow
-from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.knowledge import Outcome
 from quorumfs.replica.fanout import FanOut
 from quorumfs.replica.health import Sort
 from quorumfs.replica.replica import Replica

@@ -4,7 +4,7 @@ import errno
 from collections.abc import Sequence
 
 from quorumfs.disk.mirror import Mirror
-from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.knowledge import Outcome
 from quorumfs.replica.fanout import FanOut
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation

@@ -8,7 +8,7 @@ from quorumfs.decisions.latency import BOUNDS_NS
 from quorumfs.decisions.patterns import ends_early
 from quorumfs.disk.mirror import Mirror
 from quorumfs.fastpath.native import RANGES, REPLICAS, Gate, GatePlane, GateReplica, KeepsOut, Range
-from quorumfs.metadata.ledger.known import Writable
+from quorumfs.metadata.ledger.knowledge import Writable
 from quorumfs.replica.fastfile import FastFile
 from quorumfs.replica.replica import Replica
 

@@ -13,7 +13,7 @@ from quorumfs.disk.disk import Disk
 from quorumfs.errors import UsageError, UserError
 from quorumfs.live.actions import Action, Request
 from quorumfs.metadata.growing import grow
-from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.knowledge import Outcome
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.replica.lengthening import Steps
 from quorumfs.replica.replica import Replica

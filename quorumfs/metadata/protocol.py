@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from quorumfs.decisions.claim import Claim
-from quorumfs.metadata.ledger.known import Known, Outcome
+from quorumfs.metadata.ledger.knowledge import Knowledge, Outcome
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.ticks import Rhythm
 
@@ -55,7 +55,7 @@ class Metadata(Protocol):
     """Which replica holds which data of a disk, and how the set remembers it."""
 
     @property
-    def ledger(self) -> Known:
+    def ledger(self) -> Knowledge:
         """Everything known about the replicas."""
 
     async def record_options(self) -> None:

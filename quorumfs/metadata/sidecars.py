@@ -32,7 +32,7 @@ from quorumfs.metadata.claims import Claims
 from quorumfs.metadata.enrolment import Enrolment
 from quorumfs.metadata.joining import Joining
 from quorumfs.metadata.ledger.commit import Records
-from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.knowledge import Outcome
 from quorumfs.metadata.ledger.ledger import Ledger
 from quorumfs.metadata.protocol import ReplicaReport, SetReport
 from quorumfs.metadata.recorder import Recorder

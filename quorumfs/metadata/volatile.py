@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.ranges import RangeSet, least_coverage, segments
 from quorumfs.decisions.voting import BLOCK, voted_error
-from quorumfs.metadata.ledger.known import Outcome, ReadSegment, Writable, succeeded
+from quorumfs.metadata.ledger.knowledge import Outcome, ReadSegment, Writable, succeeded
 from quorumfs.metadata.protocol import ReplicaReport, SetReport
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import CHANGES, Kind, Operation

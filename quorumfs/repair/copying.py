@@ -19,9 +19,10 @@ from quorumfs.decisions.ranges import segments
 from quorumfs.decisions.voting import blocks, middle_block, vote_data
 from quorumfs.disk import holes
 from quorumfs.disk.reading import read_locked, sole_source
-from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.knowledge import Outcome
 from quorumfs.metadata.ledger.target import Target
-from quorumfs.repair.replica_io import cannot_be_read, next_data, seek
+from quorumfs.repair.badplaces import cannot_be_read
+from quorumfs.repair.dataplaces import next_data, seek
 from quorumfs.repair.work import PIECE, Work, pieces
 from quorumfs.replica.fanout import carry_out
 from quorumfs.replica.replica import Replica

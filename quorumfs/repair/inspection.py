@@ -22,9 +22,10 @@ from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.scrub import Counts
 from quorumfs.decisions.voting import BLOCK, blocks, majority, middle_block
 from quorumfs.disk.mirror import Mirror
-from quorumfs.metadata.ledger.known import holders_of
+from quorumfs.metadata.ledger.knowledge import holders_of
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.repair.replica_io import is_bad_place, repair_write
+from quorumfs.repair.badplaces import is_bad_place
+from quorumfs.repair.repairwrite import repair_write
 from quorumfs.repair.work import pieces
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind

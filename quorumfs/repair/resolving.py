@@ -15,8 +15,8 @@ import trio
 
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.voting import blocks
-from quorumfs.metadata.ledger.known import Outcome, holders_of
-from quorumfs.repair.replica_io import repair_write
+from quorumfs.metadata.ledger.knowledge import Outcome, holders_of
+from quorumfs.repair.repairwrite import repair_write
 from quorumfs.repair.scrub import Scrub
 from quorumfs.repair.verify import Verification
 from quorumfs.repair.work import Work, pieces

@@ -16,7 +16,7 @@ from quorumfs.decisions.dirtymap import UNVERIFIED
 from quorumfs.decisions.model import Found
 from quorumfs.metadata.ledger.target import Target
 from quorumfs.repair.copying import Copying
-from quorumfs.repair.replica_io import seek
+from quorumfs.repair.dataplaces import seek
 from quorumfs.repair.work import Work
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind

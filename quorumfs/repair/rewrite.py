@@ -17,7 +17,7 @@ from quorumfs.decisions.patterns import Quorum
 from quorumfs.decisions.voting import majority, middle_block
 from quorumfs.disk.mirror import Mirror
 from quorumfs.disk.reading import read_locked
-from quorumfs.metadata.ledger.known import ReadSegment, holders_of
+from quorumfs.metadata.ledger.knowledge import ReadSegment, holders_of
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
 

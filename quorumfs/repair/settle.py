@@ -16,9 +16,11 @@ from quorumfs.decisions.ranges import RangeSet, segments
 from quorumfs.decisions.voting import middle_block, reconcile, undecided
 from quorumfs.disk.holes import next_hole
 from quorumfs.disk.reading import read_locked
-from quorumfs.metadata.ledger.known import holders_of
+from quorumfs.metadata.ledger.knowledge import holders_of
+from quorumfs.repair.badplaces import cannot_be_read
+from quorumfs.repair.dataplaces import next_data
 from quorumfs.repair.pacing import Backoff
-from quorumfs.repair.replica_io import cannot_be_read, next_data, repair_write
+from quorumfs.repair.repairwrite import repair_write
 from quorumfs.repair.work import Work, pieces
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind

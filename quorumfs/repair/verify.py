@@ -13,9 +13,9 @@ import trio
 from quorumfs.decisions.dirtymap import UNVERIFIED
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.voting import blocks, majority, middle_block
-from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.knowledge import Outcome
 from quorumfs.repair.pacing import Backoff
-from quorumfs.repair.replica_io import repair_write
+from quorumfs.repair.repairwrite import repair_write
 from quorumfs.repair.work import Work, pieces
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind

@@ -17,8 +17,8 @@ import trio
 from quorumfs.disk import holes, zeroing
 from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.sidecars import Sidecars
+from quorumfs.repair.dataplaces import next_data, seek
 from quorumfs.repair.pacing import Pacer, Portion, Speed
-from quorumfs.repair.replica_io import next_data, seek
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind
 

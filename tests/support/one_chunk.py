@@ -27,7 +27,7 @@ from quorumfs.decisions.newset import new_record
 from quorumfs.decisions.record import Identity, Record, RoleState
 from quorumfs.decisions.voting import reconcile
 from quorumfs.metadata.ledger.commit import Eject, Records
-from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.knowledge import Outcome
 from quorumfs.metadata.ledger.ledger import Ledger
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Kind, Operation

@@ -69,7 +69,7 @@ PROMISES = (
             "quorumfs.disk.disk.Disk.flush",
             "quorumfs.disk.mirror.Mirror.sync",
             "quorumfs.metadata.sidecars.Sidecars.finish_flush",
-            "quorumfs.repair.replica_io.cannot_be_read",
+            "quorumfs.repair.badplaces.cannot_be_read",
         ),
         (
             "test_durability.py::test_what_was_durable_survives_a_power_cut",

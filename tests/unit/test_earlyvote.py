@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from quorumfs.decisions.patterns import Blkverify, Comparing, Quorum
 from quorumfs.decisions.voting import unassailable, vote_data
 from quorumfs.disk.earlyvote import GRACE_S
-from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.knowledge import Outcome
 from quorumfs.repair.rewrite import Rewriting
 from quorumfs.replica.storage import Kind, Operation
 

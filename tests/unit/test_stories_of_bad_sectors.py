@@ -26,7 +26,7 @@ from support.simulation.story import (
 
 from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED
 from quorumfs.decisions.sidecar import MAP_OFFSET, UNREADABLE_OFFSET
-from quorumfs.repair.replica_io import cannot_be_read
+from quorumfs.repair.badplaces import cannot_be_read
 from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 BAD = 3 * BLOCK

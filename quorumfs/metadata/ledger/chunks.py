@@ -14,7 +14,7 @@ from quorumfs.metadata.ledger.agreement import Agreement, Event
 from quorumfs.metadata.ledger.commit import Records
 from quorumfs.metadata.ledger.content import Content, bit
 from quorumfs.metadata.ledger.epochs import Epochs
-from quorumfs.metadata.ledger.known import Outcome
+from quorumfs.metadata.ledger.knowledge import Outcome
 from quorumfs.metadata.ledger.recorded import Recorded
 from quorumfs.metadata.ledger.sources import Sources
 from quorumfs.metadata.ledger.target import Targets
@@ -174,7 +174,7 @@ class Chunks:
         self.content.decided(self.content.pending)
 
     def tell_loss(self) -> bool:
-        """As `quorumfs.metadata.ledger.known.Known.tell_loss`."""
+        """As `quorumfs.metadata.ledger.knowledge.Knowledge.tell_loss`."""
         untold, self._untold_loss = self._untold_loss, False
         return untold
 

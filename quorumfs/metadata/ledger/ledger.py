@@ -25,7 +25,7 @@ from quorumfs.decisions.voting import voted_error
 from quorumfs.metadata.ledger.chunks import Chunks
 from quorumfs.metadata.ledger.commit import Records
 from quorumfs.metadata.ledger.content import bit
-from quorumfs.metadata.ledger.known import Outcome, ReadSegment, Writable
+from quorumfs.metadata.ledger.knowledge import Outcome, ReadSegment, Writable
 from quorumfs.metadata.ledger.marks import Marks
 from quorumfs.metadata.ledger.recorded import Recorded
 from quorumfs.metadata.ledger.target import Target

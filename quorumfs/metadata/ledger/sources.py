@@ -13,7 +13,7 @@ from quorumfs.decisions.ranges import RangeSet, segments
 from quorumfs.metadata.ledger.agreement import Agreement
 from quorumfs.metadata.ledger.commit import Records
 from quorumfs.metadata.ledger.content import Content, whose
-from quorumfs.metadata.ledger.known import ReadSegment
+from quorumfs.metadata.ledger.knowledge import ReadSegment
 from quorumfs.replica.replica import Replica
 
 

@@ -49,7 +49,7 @@ from quorumfs.metadata.joining import Joining
 from quorumfs.metadata.ledger import content as content_module
 from quorumfs.metadata.ledger.chunks import Chunks
 from quorumfs.metadata.ledger.commit import Order, Records
-from quorumfs.metadata.ledger.known import Outcome, Writable
+from quorumfs.metadata.ledger.knowledge import Outcome, Writable
 from quorumfs.metadata.ledger.ledger import Ledger
 from quorumfs.metadata.ledger.target import Target
 from quorumfs.metadata.recorder import Recorder

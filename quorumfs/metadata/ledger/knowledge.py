@@ -57,7 +57,7 @@ class Writable(NamedTuple):
     """Ranges (start, end; bytes) that may not be changed."""
 
 
-class Known(Protocol):
+class Knowledge(Protocol):
     """The knowledge of a disk: asked and told without waiting."""
 
     @property
@@ -152,7 +152,7 @@ class Known(Protocol):
         """
 
 
-def holders_of(ledger: Known, offset: int, length: int) -> list[Replica]:
+def holders_of(ledger: Knowledge, offset: int, length: int) -> list[Replica]:
     """The replicas that hold all of a range, as far as is known now.
 
     Check the answer of a replica against this list after the read: a flush may have shown meanwhile

@@ -158,6 +158,9 @@ class SecondOpinion:
         # its image from an older one.
         closed = {index for index, one in state.known().items() if one.record.clean}
         here -= {index for index in closed if not state.known()[index].identity.mtime_ns}
+        if state.half_resolved:  # who was not told of the resolution yet looks put back
+            latest = max((one.record for one in state.known().values()), key=lambda r: r.sequence)
+            here -= {i for i, one in state.known().items() if one.record.key != latest.key}
         usable = here - state.taken_out()
         needed = max(state.thresholds | {threshold or 0})
         sure = len(here) == count

@@ -65,17 +65,28 @@ def goal(name: str) -> Goal:
     return Goal(name, lambda status: status.state is state, operator)
 
 
+def _to_come(status: Status) -> list[ReplicaStatus]:
+    """The replicas that a resync brings up to date, or may: while resyncs are paused, a missing
+    replica is not looked for."""
+    return [
+        replica
+        for replica in status.replicas
+        if replica.coming or (status.resync_paused and replica.standing is Standing.MISSING)
+    ]
+
+
 def _until_resumed(status: Status) -> str | None:
     """Why no replica is brought up to date by itself."""
-    waiting = [replica.path for replica in status.replicas if replica.coming]
-    if not status.resync_paused or status.resync is not None or not waiting:
+    paths = [replica.path for replica in _to_come(status)]
+    if not status.resync_paused or status.resync is not None or not paths:
         return None
-    return f"resyncs are paused, and {' and '.join(waiting)} wait: quorumfs resync --resume"
+    wait = "waits" if len(paths) == 1 else "wait"
+    return f"resyncs are paused, and {' and '.join(paths)} {wait}: quorumfs resync --resume"
 
 
 RESYNCED = Goal(
     "the end of the resync",
-    lambda status: status.resync is None and not any(r.coming for r in status.replicas),
+    lambda status: status.resync is None and not _to_come(status),
     _until_resumed,
 )
 """Nothing is at work, and what can be brought up to date is."""
@@ -114,8 +125,6 @@ def _of_disk(status: Status) -> str | None:
     for replica in status.replicas:
         if (why := _of_replica(status, replica)) is not None:
             return why
-    if (why := _until_resumed(status)) is not None:
-        return why
     return describe(status)[0] if status.state is DiskState.NEEDS_OPERATOR else None
 
 
@@ -124,4 +133,4 @@ def _of_replica(status: Status, replica: ReplicaStatus) -> str | None:
     if replica.needs_operator or replica.standing is Standing.OFFLINE:
         lines = (line for line in describe(status) if line.startswith(replica.path))
         return next(lines, f"{replica.path} is {replica.state}")
-    return None
+    return _until_resumed(status) if replica in _to_come(status) else None

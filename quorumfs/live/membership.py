@@ -194,7 +194,10 @@ class Membership:
                 percent = 100 * progress.done_bytes // progress.total_bytes
                 action.doing = f"copying to {replica.path}: {percent} %"
             else:
-                action.doing = f"waiting to copy to {replica.path}: {replica.reason or 'queued'}"
+                why = replica.reason or "queued"
+                if self._repairs.resync_paused:
+                    why = "resyncs are paused: quorumfs resync --resume"
+                action.doing = f"waiting to copy to {replica.path}: {why}"
             with trio.move_on_after(LOOK_S):
                 await self._sidecars.changed.wait()
 

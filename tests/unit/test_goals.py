@@ -105,3 +105,15 @@ def test_a_resync_ends_when_nothing_can_be_brought_up_to_date_any_more() -> None
     assert RESYNCED.is_reached(with_b(Standing.MISSING))
     assert not RESYNCED.is_reached(DEGRADED)
     assert not RESYNCED.is_reached(replace(HEALTHY, resync=RESYNC))
+
+
+@pytest.mark.parametrize("wanted", [goal("healthy"), goal("current:b.img"), RESYNCED])
+@pytest.mark.parametrize("state", [Standing.STALE, Standing.MISSING])
+def test_while_resyncs_are_paused_a_person_must_let_them_go_on(
+    wanted: Goal, state: Standing
+) -> None:
+    paused = replace(with_b(state), resync_paused=True)
+    assert not wanted.is_reached(paused)
+    told = "resyncs are paused, and /nas2/b.img waits: quorumfs resync --resume"
+    assert str(hopeless(wanted, paused)) == told
+    goal("current:a.img").require_hope(paused)

@@ -23,7 +23,7 @@ from quorumfs.control import client, mounts
 from quorumfs.control.goals import CURRENT, GOALS
 from quorumfs.errors import UsageError, UserError
 from quorumfs.mount import configuration
-from quorumfs.options import OPTIONS, Option
+from quorumfs.options.table import OPTIONS, Option
 
 SHELLS = ("bash", "zsh", "fish")
 

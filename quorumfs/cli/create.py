@@ -21,7 +21,7 @@ from quorumfs.decisions.record import RoleState
 from quorumfs.errors import ExitCode, UsageError, UserError
 from quorumfs.mount.daemon import in_child_process
 from quorumfs.mount.examination import look_at_all
-from quorumfs.options import RefusedError, parse_size
+from quorumfs.options.values import RefusedError, parse_size
 
 
 @click.command(

@@ -8,7 +8,7 @@ from quorumfs.cli.acting import act, options_of_action
 from quorumfs.cli.command import OF_A_MOUNT, Verb
 from quorumfs.cli.completion import MountPoint
 from quorumfs.errors import UsageError
-from quorumfs.options import RefusedError, parse_size
+from quorumfs.options.values import RefusedError, parse_size
 
 
 @click.command(

@@ -17,7 +17,7 @@ from quorumfs.cli.mount_helper import FSTAB_ONLY, FSTAB_ONLY_BEGIN
 from quorumfs.control.mounts import FS_TYPE, SUBTYPE
 from quorumfs.errors import UserError
 from quorumfs.mount import configuration
-from quorumfs.options import option_rows
+from quorumfs.options.table import option_rows
 
 RECOVERY = "quorumfs-recovery"
 """The page of what to do when something is wrong."""

@@ -21,7 +21,8 @@ from quorumfs.decisions.sectors import unreachable
 from quorumfs.errors import ExitCode, UsageError, UserError
 from quorumfs.mount.configuration import configured, is_name, path_of
 from quorumfs.mount.daemon import in_child_process, run_detached
-from quorumfs.options import option_rows, parse_options
+from quorumfs.options.parsing import parse_options
+from quorumfs.options.table import option_rows
 
 NO_REPLICA = "Missing argument 'REPLICA...'."
 

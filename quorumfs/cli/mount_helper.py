@@ -15,7 +15,7 @@ from quorumfs.cli.output import complain
 from quorumfs.cli.umount import unmount
 from quorumfs.errors import UsageError, UserError
 from quorumfs.mount.configuration import configured, is_name, replicas_of
-from quorumfs.options import is_option, parse_options
+from quorumfs.options.parsing import is_option, parse_options
 
 DONE, USAGE, INTERRUPTED, FAILED = 0, 1, 8, 32
 """Exit codes, see mount(8)."""

@@ -10,7 +10,8 @@ import click
 from quorumfs.cli.output import printable
 from quorumfs.control import client
 from quorumfs.errors import ExitCode, UserError
-from quorumfs.options import MountOptions, option_differences, option_texts
+from quorumfs.options.table import MountOptions
+from quorumfs.options.texts import option_differences, option_texts
 
 F = TypeVar("F", bound=Callable[..., Any])
 

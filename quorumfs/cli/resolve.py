@@ -126,12 +126,12 @@ def _is_mountpoint(path: str) -> bool:
 
 def _range(text: str) -> tuple[int, int]:
     """The offset and the length (bytes) in *text*. Raises `UsageError`."""
-    from quorumfs import options  # noqa: PLC0415
+    from quorumfs.options import values  # noqa: PLC0415
 
     offset, _, length = text.partition(":")
     try:
-        return 0 if offset == "0" else options.parse_size(offset), options.parse_size(length)
-    except options.RefusedError:
+        return 0 if offset == "0" else values.parse_size(offset), values.parse_size(length)
+    except values.RefusedError:
         raise UsageError(
             f"--range: got {text!r}, allowed: OFFSET:LENGTH in bytes, or with K, M, G or T"
         ) from None

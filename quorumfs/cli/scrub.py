@@ -101,13 +101,13 @@ def scrub(
 
 def _rate(text: str) -> int:
     """Bytes a second; 0: no limit. Raises `UsageError`."""
-    from quorumfs import options  # noqa: PLC0415
+    from quorumfs.options import values  # noqa: PLC0415
 
     if text == "none":
         return 0
     try:
-        return options.parse_size(text)
-    except options.RefusedError as refused:
+        return values.parse_size(text)
+    except values.RefusedError as refused:
         raise UsageError(f"--limit: got {text!r}, allowed: none, or {refused}") from None
 
 

@@ -39,7 +39,7 @@ from quorumfs.disk.disk import Disk
 from quorumfs.fastpath.native import HANDLES
 from quorumfs.fastpath.path import FastPath
 from quorumfs.fuse import shim
-from quorumfs.options import MountOptions
+from quorumfs.options.table import MountOptions
 from quorumfs.replica.space import Space
 
 log = logging.getLogger(__name__)

@@ -11,14 +11,9 @@ from quorumfs.decisions.patterns import ReadPattern
 from quorumfs.disk.disk import Disk
 from quorumfs.errors import UsageError, UserError
 from quorumfs.live.actions import Action, Request, not_cut_off
-from quorumfs.options import (
-    MountOptions,
-    changed_options,
-    differing_fields,
-    option_of_field,
-    option_text,
-    write_mostly,
-)
+from quorumfs.options.parsing import changed_options, write_mostly
+from quorumfs.options.table import MountOptions, option_of_field
+from quorumfs.options.texts import differing_fields, option_text
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.rewrite import Rewriting
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeGuard
 
 from quorumfs.errors import UsageError
-from quorumfs.options import parse_options
+from quorumfs.options.parsing import parse_options
 
 DIRECTORY = "/etc/quorumfs"
 

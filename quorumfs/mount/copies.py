@@ -23,7 +23,7 @@ from quorumfs.mount.keeping import keep_one
 from quorumfs.mount.limits import require_file_size
 from quorumfs.mount.replicaset import open_replica_set
 from quorumfs.mount.unmounted import opened, places_of, refuse_to_create, untouched, write_sidecar
-from quorumfs.options import parse_options
+from quorumfs.options.parsing import parse_options
 from quorumfs.replica.devices import is_device, size_at
 from quorumfs.replica.images import Image
 from quorumfs.replica.newimages import PRIVATE, make_image, remove

@@ -44,7 +44,7 @@ from quorumfs.mount.limits import require_for_service
 from quorumfs.mount.mapping import picture
 from quorumfs.mount.path_watch import PathWatch
 from quorumfs.mount.replicaset import ReplicaSet, open_replica_set, read_pattern
-from quorumfs.options import MountOptions
+from quorumfs.options.table import MountOptions
 from quorumfs.replica.images import close_all
 from quorumfs.replica.space import Space
 

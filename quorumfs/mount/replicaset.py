@@ -25,7 +25,8 @@ from quorumfs.metadata.volatile import Volatile
 from quorumfs.mount.limits import require_file_size
 from quorumfs.mount.reopening import Reopener
 from quorumfs.mount.storages import image_storage, lengthen, sidecar_storage
-from quorumfs.options import MountOptions, write_mostly
+from quorumfs.options.parsing import write_mostly
+from quorumfs.options.table import MountOptions
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.rewrite import Rewriting
 from quorumfs.replica.answers import ask

@@ -42,7 +42,8 @@ from quorumfs.decisions.model import Standing
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.protocol import ReplicaReport
-from quorumfs.options import MountOptions, option_texts
+from quorumfs.options.table import MountOptions
+from quorumfs.options.texts import option_texts
 from quorumfs.repair.inspection import Find
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.scrub import Scrub

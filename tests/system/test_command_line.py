@@ -28,7 +28,7 @@ from support.command import (
 from support.mounting import QUORUMFS, Mounted, quorumfs
 
 from quorumfs.control import journald, runtime
-from quorumfs.options import OPTIONS
+from quorumfs.options.table import OPTIONS
 
 
 def daemon_of(mountpoint: Path) -> int:

@@ -20,7 +20,7 @@ from quorumfs.mount.copies import create_from
 from quorumfs.mount.creating import create_empty
 from quorumfs.mount.keeping import keep_one
 from quorumfs.mount.replicaset import ReplicaSet, open_replica_set
-from quorumfs.options import parse_options
+from quorumfs.options.parsing import parse_options
 from quorumfs.replica.claimant import claim_of_this_mount
 from quorumfs.replica.sidecarfile import create_sidecar, read_claim, sign
 

@@ -15,7 +15,7 @@ from quorumfs.cli.completion import FilePathOrName, MountPoint
 from quorumfs.cli.manual import metavar, pages
 from quorumfs.errors import ExitCode
 from quorumfs.mount import configuration
-from quorumfs.options import OPTIONS
+from quorumfs.options.table import OPTIONS
 
 CHECKOUT = Path(__file__).parents[2]
 

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quorumfs.errors import UsageError
-from quorumfs.options import OPTIONS, MountOptions, option_rows, option_text, parse_options
+from quorumfs.options.parsing import parse_options
+from quorumfs.options.table import OPTIONS, MountOptions, option_rows
+from quorumfs.options.texts import option_text
 
 
 @pytest.mark.parametrize(("replicas", "majority"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3)])

@@ -30,7 +30,7 @@ from quorumfs.mount.keeping import keep_one
 from quorumfs.mount.reopening import Reopener
 from quorumfs.mount.replicaset import open_replica_set
 from quorumfs.mount.storages import sidecar_storage
-from quorumfs.options import parse_options
+from quorumfs.options.parsing import parse_options
 from quorumfs.repair.rejoin import ForeignError, Returned
 from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.filesystems import Locality, locality

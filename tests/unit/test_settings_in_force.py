@@ -17,7 +17,8 @@ from quorumfs.errors import UsageError, UserError
 from quorumfs.live.actions import Action, Request
 from quorumfs.live.settings import FIXED, TUNED, Settings, in_force
 from quorumfs.mount.replicaset import read_pattern
-from quorumfs.options import OPTIONS, MountOptions, changed_options, option_of_field
+from quorumfs.options.parsing import changed_options
+from quorumfs.options.table import OPTIONS, MountOptions, option_of_field
 
 MOUNTED = MountOptions("quorum", 2)
 GIVEN_ONCE = "vote_threshold_given"

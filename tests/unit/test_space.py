@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from quorumfs.decisions.model import Standing
 from quorumfs.fuse.operations import DiskOperations
-from quorumfs.options import parse_options
+from quorumfs.options.parsing import parse_options
 from quorumfs.replica.filestorage import FileStorage
 from quorumfs.replica.space import LOOK_S, Space
 from quorumfs.replica.storage import Usage

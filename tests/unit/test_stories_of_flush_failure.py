@@ -42,7 +42,7 @@ from quorumfs.decisions.patterns import Fifo
 from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.sidecar import MAP_OFFSET
 from quorumfs.mount import snapshot
-from quorumfs.options import MountOptions
+from quorumfs.options.table import MountOptions
 from quorumfs.repair.repairs import CLEAR_S
 from quorumfs.replica.storage import CHANGES, Kind
 

@@ -30,7 +30,7 @@ from support.simulation.story import (
 from quorumfs.decisions.dirtymap import UNVERIFIED
 from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.mount import snapshot
-from quorumfs.options import MountOptions
+from quorumfs.options.table import MountOptions
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import CHANGES, Kind
 

@@ -31,7 +31,7 @@ from quorumfs.disk.mirror import Mirror
 from quorumfs.live.settings import Settings
 from quorumfs.metadata.sidecars import Sidecars
 from quorumfs.mount.replicaset import read_pattern
-from quorumfs.options import MountOptions
+from quorumfs.options.table import MountOptions
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import CHANGES, Kind
 

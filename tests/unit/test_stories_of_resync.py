@@ -31,7 +31,7 @@ from quorumfs.decisions.model import Standing
 from quorumfs.decisions.record import Phase
 from quorumfs.decisions.sidecar import SLOT_OFFSETS
 from quorumfs.mount import snapshot
-from quorumfs.options import MountOptions
+from quorumfs.options.table import MountOptions
 from quorumfs.repair.copying import Copying
 from quorumfs.replica.storage import CHANGES, Kind, Operation
 

@@ -17,7 +17,7 @@ from quorumfs.disk.mirror import Mirror
 from quorumfs.errors import UserError
 from quorumfs.live.settings import Settings
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.options import MountOptions
+from quorumfs.options.table import MountOptions
 from quorumfs.repair.rejoin import ForeignError, Returned
 from quorumfs.repair.repairs import Repairs
 from quorumfs.replica.replica import Replica

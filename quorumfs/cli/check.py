@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from quorumfs.cli.answers import Answer, ask_all
 from quorumfs.cli.command import Verb
 from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import printable
-from quorumfs.cli.status import Answer, ask_all
 from quorumfs.control.advice import describe
 from quorumfs.control.status import DiskState, Status
 from quorumfs.errors import ExitCode

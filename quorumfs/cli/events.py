@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from quorumfs.cli.answers import Answer
 from quorumfs.cli.command import Verb
 from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import complain, forget_stdout, printable
-from quorumfs.cli.status import Answer, plain
+from quorumfs.cli.statustext import plain
 from quorumfs.errors import ExitCode, UserError
 
 if TYPE_CHECKING:

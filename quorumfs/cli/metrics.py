@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from quorumfs.cli.answers import ask_all
 from quorumfs.cli.command import Verb
 from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import printable
-from quorumfs.cli.status import ask_all
 from quorumfs.errors import ExitCode, UsageError, UserError
 
 if TYPE_CHECKING:

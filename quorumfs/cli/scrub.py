@@ -12,7 +12,7 @@ from quorumfs.cli.acting import act, one_of, options_of_action
 from quorumfs.cli.command import OF_A_MOUNT, Verb
 from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import complain, printable
-from quorumfs.cli.status import last_scrub_line, scrub_line
+from quorumfs.cli.statustext import last_scrub_line, scrub_line
 from quorumfs.control import schema
 from quorumfs.control.human import human_bytes
 from quorumfs.control.status import LastScrub, ScrubPlace, ScrubStatus

@@ -20,15 +20,8 @@ import click
 from quorumfs.cli.command import Verb
 from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import printable
-from quorumfs.cli.status import (
-    COLOURS,
-    NARROW,
-    headline,
-    replica_row,
-    resync_line,
-    scrub_lines,
-    state_word,
-)
+from quorumfs.cli.statuspicture import COLOURS, NARROW
+from quorumfs.cli.statustext import headline, replica_row, resync_line, scrub_lines, state_word
 from quorumfs.control.advice import describe
 from quorumfs.control.diskmap import CELLS_MAX, DiskMap
 from quorumfs.control.human import human_bytes

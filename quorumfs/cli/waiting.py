@@ -15,7 +15,7 @@ from quorumfs.cli.command import Verb
 from quorumfs.cli.completion import MountPoint, State
 from quorumfs.cli.membership import named
 from quorumfs.cli.output import complain, printable
-from quorumfs.cli.status import resync_line
+from quorumfs.cli.statustext import resync_line
 from quorumfs.control.goals import CURRENT, GOALS, Goal, goal
 from quorumfs.control.status import Status
 from quorumfs.errors import ExitCode, UserError

@@ -20,7 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from quorumfs.cli.answers import Answer, View, json_schema
 from quorumfs.cli.output import OutputError
+from quorumfs.cli.statuspicture import WIDE, picture
+from quorumfs.cli.statustext import errors_line, headline, plain, scrub_line, scrub_lines
 from quorumfs.control import client, mounts, server
 from quorumfs.control.advice import describe
 from quorumfs.control.human import human_bytes, human_time
@@ -467,21 +470,21 @@ def test_whatever_stands_in_a_status_it_is_understood_or_refused(
         assert not published or re.search(r"\d\.0\b|e[+]?\d", json.dumps(content))
         return
     assert published
-    text = cli.plain(cli.Answer(MOUNTPOINT, read))
+    text = plain(Answer(MOUNTPOINT, read))
     assert text.replace("\n", "").isprintable()
     drawn(read, 100).encode("utf-8")
 
 
-VALIDATOR = jsonschema.Draft202012Validator(cli.json_schema())
+VALIDATOR = jsonschema.Draft202012Validator(json_schema())
 
 
 def test_the_published_schema_is_one_and_fits() -> None:
-    jsonschema.Draft202012Validator.check_schema(cli.json_schema())
+    jsonschema.Draft202012Validator.check_schema(json_schema())
     VALIDATOR.validate(shown(DEGRADED))
-    VALIDATOR.validate(cli.Answer("/x", None, client.NotMountedError("a")).to_json())
+    VALIDATOR.validate(Answer("/x", None, client.NotMountedError("a")).to_json())
     assert not VALIDATOR.is_valid({**shown(DEGRADED), "size": "x"})
     printed = CliRunner().invoke(cli.status, ["--json-schema"], standalone_mode=False)
-    assert json.loads(printed.output) == cli.json_schema()
+    assert json.loads(printed.output) == json_schema()
 
 
 @pytest.mark.parametrize(
@@ -687,9 +690,9 @@ def test_the_last_error_is_told_of_who_was_ejected_too() -> None:
     (line,) = describe(with_replica(replace(B, state="stale", reason="a write to it failed")))
     told = "the last write to it failed 12 s ago: No space left on device"
     assert f"(a write to it failed; {told})" in line
-    assert cli.errors_line(B) == f"/nas2/b.img: 2 write, 1 timeout; {told}"
+    assert errors_line(B) == f"/nas2/b.img: 2 write, 1 timeout; {told}"
     odd = replace(B, last_error=LastError("sidecar", "EIO", "x\n", 61))
-    assert str(cli.errors_line(odd)).endswith(
+    assert str(errors_line(odd)).endswith(
         r"the last write to its sidecar failed 1 min 01 s ago: x\n"
     )
 
@@ -838,7 +841,7 @@ def test_who_is_read_and_written_past_the_page_cache_is_told(
     ways: tuple[str | None, str | None], told: str | None
 ) -> None:
     replicas = tuple(replace(one, io=way) for one, way in zip((A, B), ways, strict=True))
-    line = cli.headline(replace(DEGRADED, replicas=replicas))
+    line = headline(replace(DEGRADED, replicas=replicas))
     assert ("direct" in line) is (told is not None)
     assert told is None or told in line
 
@@ -1002,13 +1005,13 @@ def here(mountpoint: str) -> mounts.Mount:
 
 def drawn(status: Status | client.ControlError, width: int, owner: int | None = None) -> str:
     answer = (
-        cli.Answer("/mnt/dead", None, status)
+        Answer("/mnt/dead", None, status)
         if isinstance(status, client.ControlError)
-        else cli.Answer(status.mountpoint, status, owner=owner)
+        else Answer(status.mountpoint, status, owner=owner)
     )
     console = Console(file=io.StringIO(), force_terminal=True, width=width, highlight=False)
     with console.capture() as capture:
-        console.print(cli.picture(cli.View([answer]), width))
+        console.print(picture(View([answer]), width))
     return capture.get()
 
 
@@ -1026,7 +1029,7 @@ def test_a_picture_fits_the_terminal_and_keeps_every_fact(width: int) -> None:
     for fact in ("/mnt/vdisk: degraded", "resyncing", "25 %", "31 s left", "3.0 GiB", "2 write"):
         assert fact in words
     assert "━" in text
-    assert ("12.0 KiB" in words) == (width >= cli.WIDE)
+    assert ("12.0 KiB" in words) == (width >= WIDE)
 
 
 def test_a_narrow_terminal_shows_a_path_in_one_piece() -> None:
@@ -1050,7 +1053,7 @@ def test_a_mount_that_does_not_answer_has_a_picture_too() -> None:
 
 @given(statuses)
 def test_every_status_can_be_shown(status: Status) -> None:
-    text = cli.plain(cli.Answer(MOUNTPOINT, status))
+    text = plain(Answer(MOUNTPOINT, status))
     assert "\x1b" not in text
     text.encode("utf-8")
     without_colours(drawn(status, 100)).encode("utf-8")
@@ -1124,26 +1127,26 @@ LAST = LastScrub(2, "2026-11-28T22:00:00Z", 3700, False, 4, 1, 1, 1, 3)
 def test_a_scrub_is_shown_with_what_it_found() -> None:
     found = "2 mismatches, 1 repaired, 1 undecided, 1 left as they were"
     pace = "25 %, 5.0 GiB of 20.0 GiB"
-    assert cli.scrub_line(SCRUB) == f"scrub: {pace}, 100.0 MiB/s, 2 min 34 s left; {found}"
-    assert cli.scrub_line(replace(SCRUB, paused=True)) == f"scrub: {pace}, paused; {found}"
+    assert scrub_line(SCRUB) == f"scrub: {pace}, 100.0 MiB/s, 2 min 34 s left; {found}"
+    assert scrub_line(replace(SCRUB, paused=True)) == f"scrub: {pace}, paused; {found}"
     waits = replace(SCRUB, waits="fewer than two replicas are current")
-    assert "it waits: fewer than two" in cli.scrub_line(waits)
-    assert "unknown time left" in cli.scrub_line(replace(SCRUB, eta_s=None))
+    assert "it waits: fewer than two" in scrub_line(waits)
+    assert "unknown time left" in scrub_line(replace(SCRUB, eta_s=None))
     clean = replace(SCRUB, mismatches=0, repaired=0, undecided=0, unrepaired=0)
-    assert cli.scrub_line(clean).endswith("; 0 mismatches")
+    assert scrub_line(clean).endswith("; 0 mismatches")
 
 
 def test_the_last_scrub_and_the_next_are_shown() -> None:
-    lines = cli.scrub_lines(replace(HEALTHY, last_scrub=LAST, next_scrub="2026-12-28T22:00:00Z"))
+    lines = scrub_lines(replace(HEALTHY, last_scrub=LAST, next_scrub="2026-12-28T22:00:00Z"))
     assert lines == [
         "last scrub ended 2026-11-28T22:00:00Z after 1 h 01 min: 4 mismatches, 1 unreadable, "
         "1 repaired, 1 undecided, 3 left as they were",
         "next scrub: 2026-12-28T22:00:00Z",
     ]
-    assert cli.scrub_lines(HEALTHY) == []
-    (stopped,) = cli.scrub_lines(replace(HEALTHY, last_scrub=replace(LAST, stopped=True)))
+    assert scrub_lines(HEALTHY) == []
+    (stopped,) = scrub_lines(replace(HEALTHY, last_scrub=replace(LAST, stopped=True)))
     assert stopped.startswith("last scrub was stopped")
-    text = cli.plain(cli.Answer(MOUNTPOINT, replace(HEALTHY, scrub=SCRUB, last_scrub=LAST)))
+    text = plain(Answer(MOUNTPOINT, replace(HEALTHY, scrub=SCRUB, last_scrub=LAST)))
     assert "  scrub: 25 %" in text
     assert "  last scrub ended" in text
 
@@ -1159,8 +1162,8 @@ def test_what_a_scrub_left_is_advised_on() -> None:
 
 def test_a_scrub_has_a_bar_on_a_terminal() -> None:
     console = Console(file=io.StringIO(), width=130, force_terminal=True, color_system=None)
-    view = cli.View([cli.Answer(MOUNTPOINT, replace(HEALTHY, scrub=SCRUB))])
-    console.print(cli.picture(view, 130))
+    view = View([Answer(MOUNTPOINT, replace(HEALTHY, scrub=SCRUB))])
+    console.print(picture(view, 130))
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     at = next(number for number, line in enumerate(lines) if "scrub: 25 %" in line)

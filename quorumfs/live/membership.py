@@ -243,6 +243,12 @@ class Membership:
         records, threshold = self._ledger.records, self._ledger.threshold
         slots = [one for one in self._ledger.record.slots if one != slot]
         left = sum(not records.is_offline(one) and not records.is_removed(one) for one in slots)
+        recorded = records.next_recorded_threshold(self._ledger.members)
+        if threshold <= left < recorded:
+            raise UserError(
+                f"the set would have {left} replicas in use, and vote-threshold={recorded} is on "
+                f"record until {self._ledger.least} replicas are current: wait for that"
+            )
         if left < threshold:
             raise UserError(
                 f"the set would have {left} replicas in use, and vote-threshold={threshold} needs "

@@ -21,7 +21,7 @@ from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.dirtymap import CHUNK_MIN, INTENT, DirtyMap
 from quorumfs.decisions.model import Found, Plan, Standing
 from quorumfs.decisions.newset import new_record
-from quorumfs.decisions.record import Identity, Phase, Sidecar
+from quorumfs.decisions.record import Identity, Phase, RoleState, Sidecar
 from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.sidecar import (
     CHUNKS_PER_PAGE,
@@ -32,7 +32,7 @@ from quorumfs.decisions.sidecar import (
     encode_slot,
     pages,
 )
-from quorumfs.metadata.ledger.commit import Eject, GiveUp, Records, Write
+from quorumfs.metadata.ledger.commit import Eject, GiveUp, Order, Records, Write
 from quorumfs.replica.replica import Replica
 
 SIZE = CHUNK_MIN
@@ -333,3 +333,36 @@ def goes_on(the_set: Set, members: Sequence[Holder]) -> None:
         with suppress(AssemblyRefusedError):
             assert current(the_set.assembled(there)) <= {one.slot for one in members}
     assert current(the_set.assembled(the_set.all)) == {one.slot for one in members}
+
+
+STATES = (RoleState.CURRENT, RoleState.STALE, RoleState.OFFLINE)
+REMOVED = Order(RoleState.REMOVED, at=1)
+
+
+def test_no_record_has_fewer_replicas_than_it_needs_for_a_write() -> None:
+    """Such a record is believed by nobody: the set could not be used any more."""
+    removed = kept = 0
+    numbers = itertools.count(1)
+    for states in product(STATES, repeat=3):
+        members = [slot for slot, state in enumerate(states) if state is RoleState.CURRENT]
+        holders = cast("list[Replica]", [Holder(slot, bytearray()) for slot in members])
+        out = [slot for slot in range(3) if slot not in members]
+        for before, now, then, quorum in product((1, 2, 3), (1, 2, 3), (None, 1, 2, 3), (1, 2, 3)):
+            record = new_record(
+                ["/a.img", "/b.img", "/c.img"],
+                SIZE,
+                before,
+                random_bytes=lambda size: next(numbers).to_bytes(size),
+            )
+            for slot, state in enumerate(states):
+                record = record.with_role(slot, state=state)
+            plan = Plan("any", record, now, record.new_map(), (), quorum=quorum)
+            for gone in itertools.chain.from_iterable(combinations(out, n) for n in range(3)):
+                records = Records(plan, threshold=now, identity=1)
+                records.next_threshold = then
+                records.orders = dict.fromkeys(gone, REMOVED)
+                composed = records.composed(holders, clean=False, resyncing=None)
+                assert composed.threshold <= len(composed.slots)
+                removed += len(composed.slots) == 3 - len(gone)
+                kept += len(composed.slots) > 3 - len(gone)
+    assert removed > kept > 0

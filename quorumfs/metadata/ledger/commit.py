@@ -141,6 +141,13 @@ class Records:
         roles = enumerate(self.record.roles)
         return [s for s, role in roles if role.state is RoleState.CURRENT and s not in slots]
 
+    def next_recorded_threshold(self, members: Sequence[Replica]) -> int:
+        """The threshold that the next record names if these are the *members*: too few do not
+        change it."""
+        if len(members) < self.quorum:
+            return self.record.threshold
+        return self.next_threshold or self.threshold
+
     def composed(
         self, members: Sequence[Replica], *, clean: bool, resyncing: Replica | None
     ) -> Record:
@@ -152,14 +159,12 @@ class Records:
                 record = record.with_role(slot, state=RoleState.STALE)
             record = record.minted(self._passed)
             left = []
+        threshold = self.next_recorded_threshold(members)
         if not left:
-            record = self._as_ordered(record)
+            record = self._as_ordered(record, threshold)
         self._sequence += 1
         if self._begun is None:
             self._begun = self._sequence
-        threshold = self.next_threshold or self.threshold
-        if not enough:  # too few may not change that
-            threshold = record.threshold
         record = replace(
             record, sequence=self._sequence, clean=clean, threshold=threshold, size=self.size
         )
@@ -181,9 +186,13 @@ class Records:
             record = record.with_role(slot, path=path)
         return record
 
-    def _as_ordered(self, record: Record) -> Record:
-        """*record* with all orders followed. No replica that they name is current."""
+    def _as_ordered(self, record: Record, threshold: int) -> Record:
+        """*record* with all orders followed, but for a removal that would leave fewer replicas than
+        the *threshold* that it is to name. No replica that the orders name is current."""
         for slot, order in self.orders.items():
+            removal = order.state is RoleState.REMOVED and slot in record.slots
+            if removal and len(record.slots) <= threshold:
+                continue
             role = order.role or order.applied(record.roles[slot])
             record = record.with_new_role(slot, role)
         return record

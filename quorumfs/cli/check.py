@@ -57,12 +57,12 @@ _SEVERITY = (Service.OK, Service.UNKNOWN, Service.WARNING, Service.CRITICAL)
     type=click.Choice(NOTHING),
     default="unknown",
     show_default=True,
-    help="What it is if no MOUNTPOINT is given and nothing is mounted.",
+    help="The result to report where no MOUNTPOINT is given and nothing is mounted.",
 )
 @click.option(
     "--runtime-dir",
     type=click.Path(path_type=Path, resolve_path=True),
-    help="Look there too for daemons whose mount was told so.",
+    help="Look for daemons there too: the directory that was given to mount --runtime-dir.",
 )
 @click.argument("mountpoints", type=MountPoint(), nargs=-1, metavar="[MOUNTPOINT...]")
 def check(nothing: str, runtime_dir: Path | None, mountpoints: tuple[str, ...]) -> int:

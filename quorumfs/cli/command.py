@@ -20,8 +20,8 @@ EXIT_STATUS: Mapping[int, str] = {
     ExitCode.UNUSABLE: "The disk is unusable: too few replicas are current, the daemon is gone or "
     "does not answer, or no sidecar can be read.",
     ExitCode.NEEDS_OPERATOR: "A person must decide: split brain, or replicas that differ.",
-    ExitCode.USAGE: "The command line or an option cannot be meant like this, or what it names is "
-    "not mounted.",
+    ExitCode.USAGE: "The command line is wrong (an unknown or impossible option), or what it names "
+    "is not mounted.",
     ExitCode.WOULD_CHANGE: "With --check: the command would change something.",
     ExitCode.INTERRUPTED: "The command was interrupted.",
 }

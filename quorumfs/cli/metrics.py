@@ -45,7 +45,7 @@ FILE = "quorumfs.prom"
 @click.option(
     "--runtime-dir",
     type=click.Path(path_type=Path, resolve_path=True),
-    help="Look there too for daemons whose mount was told so.",
+    help="Look for daemons there too: the directory that was given to mount --runtime-dir.",
 )
 @click.argument("mountpoints", type=MountPoint(), nargs=-1, metavar="[MOUNTPOINT...]")
 def metrics(

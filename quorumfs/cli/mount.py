@@ -62,7 +62,8 @@ NO_REPLICA = "Missing argument 'REPLICA...'."
 @click.option(
     "--log-file",
     type=click.Path(path_type=Path),
-    help="Log to this file; else to syslog, or to stderr with -f.",
+    help="Write the log to this file. Default: the journal, or syslog, or else a file in the "
+    "runtime directory; with -f: stderr.",
 )
 @click.option("--log-json", is_flag=True, help="Log one JSON object a line.")
 @click.option(

@@ -39,7 +39,7 @@ FSTAB_ONLY = {
 """Options that mean something to mount(8) or systemd alone, or nothing for one image file."""
 
 FSTAB_ONLY_BEGIN = ("x-", "X-", "comment=", "user=")
-"""What others that do begin with."""
+"""The beginnings of further options for mount(8) or systemd alone."""
 
 
 @click.command("mount-helper", hidden=True, context_settings={"ignore_unknown_options": True})

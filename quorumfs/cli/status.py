@@ -49,7 +49,7 @@ WATCH_S = 1.0
 @click.option(
     "--runtime-dir",
     type=click.Path(path_type=Path, resolve_path=True),
-    help="Look there too for daemons whose mount was told so.",
+    help="Look for daemons there too: the directory that was given to mount --runtime-dir.",
 )
 @click.option(
     "--json-schema", "only_schema", is_flag=True, help="Print the JSON Schema of one object."

@@ -56,7 +56,8 @@ END_S = 1.0
 )
 @click.option(
     "--pid",
-    help="Unmount what the daemon with this process id serves; nothing, if the id is empty.",
+    help="Unmount what the daemon with this process id serves. An empty id (as systemd may give) "
+    "does nothing.",
 )
 @options_of_change
 @click.argument("mountpoint", type=MountPoint(), required=False)

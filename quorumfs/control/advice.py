@@ -94,14 +94,13 @@ def _left_by_scrub(status: Status) -> int:
 
 def _unreadable(status: Status) -> str:
     first, *others = status.unreadable
-    more = f", and at {len(others)} more places (--json has them)" if others else ""
+    more = f", and {len(others)} more places, see --json" if others else ""
     disk = _quoted(f"{status.mountpoint}/disk.img")
     return (
         f"{first.length} bytes at {first.offset} can be read on no replica{more} (one that was "
-        "away then may have them as they were before): a read there gets an error until somebody "
-        "writes there, as a guest does that restores the file; to "
-        f"give up what it held: dd if=/dev/zero of={disk} bs={first.length} "
-        f"seek={first.offset} oflag=seek_bytes count=1 conv=notrunc"
+        "away may have them as they were before). Reads there fail until the place is written "
+        "anew: restore the file in the guest. To give up what was there: dd if=/dev/zero "
+        f"of={disk} bs={first.length} seek={first.offset} oflag=seek_bytes count=1 conv=notrunc"
     )
 
 
@@ -238,7 +237,8 @@ def _way_out(status: Status, replica: ReplicaStatus) -> str:
             )
         case Trouble.UNDURABLE.value:
             return (
-                f"it counts again where a guest writes anew; or {umount}, and copy another over it"
+                "it may have lost writes, and is trusted again where the guest writes anew; to "
+                f"replace it now, {umount}, and copy a good replica over it"
             )
         case Trouble.LOST.value:
             if not remembered:

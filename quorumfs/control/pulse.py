@@ -62,8 +62,8 @@ class Pulse(trio.abc.Instrument):
     def answers(self, call: Callable[[], None]) -> bool:
         """Whether the loop has made *call* within `ANSWER_S`.
 
-        While an earlier call waits for it nothing is asked again, nor waited for: what the loop is
-        to be heard of by, it shows when it makes that one.
+        False at once while an earlier call is still queued: the loop is stuck, and another call
+        would only wait behind that one.
         """
         if self._asked is not None and not self._asked.is_set():
             return False

@@ -254,8 +254,8 @@ class ReplicaStatus:
     last_error: LastError | None = None
     """None: none that would matter any more."""
     store: str | None = None
-    """Where the file system is mounted that what it was asked keeps busy; None: nothing does, or
-    nobody unmounts it."""
+    """The mount point of the file system that its unanswered requests keep busy; None: none does,
+    or nobody unmounts it."""
     waiting: Waiting | None = None
     """None: it has answered everything that was handed to a thread, or that was given up."""
     write_mostly: bool = False

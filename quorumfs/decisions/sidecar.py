@@ -185,7 +185,6 @@ _SEALED = PAGE - _SEAL_SIZE
 _ROLES_SEALED = _SEALED - _SEAL_SIZE
 _FEATURES_OFFSET = _ROLES_SEALED - _FEATURES.size
 _ROLES_OFFSETS = tuple(MAP_OFFSET + (1030 + 4 * slot) * PAGE for slot in range(len(SLOT_OFFSETS)))
-_ROLES_SIZE = (REPLICAS_MAX - NARROW) * _ROLE_SIZE
 _SEQUENCE_MAX = (1 << 32) - 1
 """The largest sequence of a mount's first record; commits every second reach it in a century."""
 

@@ -203,8 +203,8 @@ class EventLog:
         """These bytes can be read on none of their holders."""
         members = {"reference": self._reference, **_sectors(offset, length)}
         text = (
-            f"{length} bytes at {offset} can be read on no replica: a read there gets an error "
-            "until somebody writes there"
+            f"{length} bytes at {offset} can be read on no replica: reads there fail until "
+            "the place is written anew"
         )
         self._tell(Event("DATA_UNREADABLE", members, text, logging.ERROR))
 

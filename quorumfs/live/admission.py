@@ -99,7 +99,7 @@ class Admission:
 
     @staticmethod
     def _is_unused(replica: Replica) -> bool:
-        """Whether *replica* is neither in use, nor about to be, nor taken out by an order."""
+        """Whether *replica* may be made anew: it is missing or foreign, and not offline."""
         return not replica.standing.is_ours and replica.standing is not Standing.OFFLINE
 
     async def _renew(self, replica: Replica, slot: int, action: Action) -> None:

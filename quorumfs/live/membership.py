@@ -20,7 +20,7 @@ from quorumfs.live.admission import Admission
 from quorumfs.live.names import absent, find, is_called, named
 from quorumfs.live.settings import Settings
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.repair.inspection import right_in_no_other
+from quorumfs.repair.inspection import alone_right_at
 from quorumfs.repair.repairs import Repairs
 from quorumfs.replica.replica import Replica
 
@@ -314,12 +314,12 @@ class Membership:
             return
         if ledger.enough_without([replica]):
             others = [one.path for one in ledger.members if one is not replica]
-            found = right_in_no_other(self._repairs.scrub.finds, replica.path, others)
+            found = alone_right_at(replica.path, self._repairs.scrub.finds, others)
             if found is not None:
                 raise UserError(
-                    f"{replica.path} stays in use: the last scrub found no other replica right at "
-                    f"{found.offset}: run quorumfs scrub --repair; or quorumfs scrub, if it was "
-                    "repaired since"
+                    f"{replica.path} stays in use: by the last scrub it is the only replica with "
+                    f"good data at byte {found.offset}. Repair the others with quorumfs scrub "
+                    "--repair; if that was done, confirm it with quorumfs scrub"
                 )
             return
         left = [one.path for one in ledger.members if one is not replica]

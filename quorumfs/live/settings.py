@@ -44,8 +44,8 @@ FIXED = {
     "read_only": "replicas are opened, and locked, for reading or for writing when the disk is "
     f"mounted: {_REMOUNT}",
     "replica_io": f"images are opened for it when the disk is mounted: {_REMOUNT}",
-    "sync": f"who has disk.img open already was told otherwise: {_REMOUNT}",
-    "detect_zeroes": f"requests are sorted by it from the first one on: {_REMOUNT}",
+    "sync": f"programs that have disk.img open were told otherwise: {_REMOUNT}",
+    "detect_zeroes": f"it takes effect when the disk is mounted: {_REMOUNT}",
     "fast_path": f"its thread begins with the mount: {_REMOUNT}",
     "max_background": _KERNEL,
     "uid": _KERNEL,

@@ -139,9 +139,10 @@ def _check_together(options: MountOptions, replicas: int) -> None:
                 f"is no{name}"
             )
     if options.scrub_every_s is not None and (options.read_only or options.metadata == "none"):
+        other = "ro" if options.read_only else "metadata=none"
         raise UsageError(
-            "option scrub-every: got it with ro or metadata=none, allowed: a set with sidecars "
-            "that is mounted for writing, which remembers when it was scrubbed"
+            f"option scrub-every: got {other} too, allowed: one of them, because nothing would "
+            "remember when the last scrub ended"
         )
     if {"allow_other", "allow_root"} <= options.kernel_flags:
         raise UsageError("option allow_root: got allow_other too, allowed: one of them")

@@ -187,8 +187,8 @@ OPTIONS: Mapping[str, Option] = {
             "TIME",
             values.duration,
             "replica_timeout_s",
-            "how long to wait for a replica that others can stand in for; twice as long for one "
-            "that none can, four times for a flush (default: 8s)",
+            "how long a request waits for one replica before it goes on without it; twice as long "
+            "if too few others answer, four times as long for a flush (default: 8s)",
         ),
         Option(
             "write-ack",

@@ -51,9 +51,9 @@ class Find:
     repaired: bool
 
 
-def right_in_no_other(finds: Iterable[Find], replica: str, others: Iterable[str]) -> Find | None:
-    """A place that was left, at which all *others*, and not the *replica*, are to blame; None:
-    there is none. Replicas are given by path.
+def alone_right_at(replica: str, finds: Iterable[Find], others: Iterable[str]) -> Find | None:
+    """The first of *finds* that is not repaired, and where all *others* are wrong and *replica* is
+    right; None: there is none. Replicas are given by path.
     """
     left, all_others = [find for find in finds if not find.repaired], set(others)
     for find in left:

@@ -200,7 +200,7 @@ def test_what_cannot_be_read_is_named_with_its_place_and_what_to_do() -> None:
     places = (Place(12288, 4096), Place(40960, 8192))
     status = replace(HEALTHY, unreadable=places, state=DiskState.DEGRADED)
     (line,) = describe(status)
-    assert "4096 bytes at 12288 can be read on no replica, and at 1 more places" in line
+    assert "4096 bytes at 12288 can be read on no replica, and 1 more places" in line
     assert f"of={MOUNTPOINT}/disk.img bs=4096 seek=12288 oflag=seek_bytes count=1" in line
     assert overall_state([], vote_threshold=0, unreadable=True) is DiskState.DEGRADED
 
@@ -649,7 +649,10 @@ def test_a_current_replica_with_a_reason_gets_one_line_too() -> None:
         (Trouble.GONE, "bring its file system back, then it is used again by itself"),
         (Trouble.FULL, "make space there; the rest is done by itself"),
         (Trouble.FAILING, "look at its disk, and at the log; to go on without it, quorumfs umount"),
-        (Trouble.UNDURABLE, "it counts again where a guest writes anew"),
+        (
+            Trouble.UNDURABLE,
+            "it may have lost writes, and is trusted again where the guest writes anew",
+        ),
         (Trouble.LOST, "it is given that again by itself"),
         (Trouble.SLOW, "look at its disk, or the network to it"),
         (Trouble.ASTRAY, "put it back there if it was renamed"),

@@ -6,6 +6,9 @@ A new standing is added in these steps:
    name is False. No condition elsewhere names two standings. `tests/unit/test_standing.py` fails
    first: it holds what is promised of every row, and a promise that the new row breaks on purpose
    (such as that only a person's decision keeps a replica from being tried again) is to be changed.
+   One promise is not for the row alone to break: the ledger knows one replica that is written and
+   not read, the target of a resync. For a second one `Ledger.receivers` and `flush_receivers` and
+   `Recorder.eject` are to be extended before, else what it misses is marked nowhere.
 2. What to do about it: a line in `quorumfs.control.advice.ADVICE`, which `test_standing.py` misses.
 3. Its transitions. Standings are assigned in these places alone:
 
@@ -86,7 +89,7 @@ class Standing(Enum):
         return self.row.written
 
     @property
-    def is_target(self) -> bool:
+    def is_written_only(self) -> bool:
         """The replica gets writes, and their success does not count."""
         return self.is_written and not self.is_member
 

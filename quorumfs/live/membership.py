@@ -17,10 +17,10 @@ from quorumfs.disk.disk import Disk
 from quorumfs.errors import UserError
 from quorumfs.live.actions import Action, Request, not_cut_off
 from quorumfs.live.admission import Admission
+from quorumfs.live.leaving import require_count, require_spare
 from quorumfs.live.names import absent, find, is_called, named
 from quorumfs.live.settings import Settings
 from quorumfs.metadata.sidecars import Sidecars
-from quorumfs.repair.inspection import alone_right_at
 from quorumfs.repair.repairs import Repairs
 from quorumfs.replica.replica import Replica
 
@@ -65,7 +65,7 @@ class Membership:
             # An earlier attempt may have failed to have it on record (R3).
             if replica.standing is not Standing.OFFLINE or replica.slot in records.orders:
                 if not replica.standing.is_member:
-                    self._require_count(replica.slot)
+                    require_count(self._ledger, replica.slot)
                 lacked = self._ledger.map.lacking_bytes(replica.slot)
                 whole = await self._leave(replica, action, self._sidecars.enrolment.take_out)
             if not await self._await_close(replica, action):
@@ -212,7 +212,7 @@ class Membership:
             record = self._ledger.record
             if replica is None and (slot := absent(self._disk, record, name)) is not None:
                 _require_heir(heir)
-                self._require_count(slot)
+                require_count(self._ledger, slot)
                 path = record.roles[slot].path
                 with not_cut_off():
                     await enrolment.remove_absent(slot)
@@ -224,8 +224,8 @@ class Membership:
                 return {"message": f"{path} was removed before", "replica": path}
             replica = self._named(name)
             assert replica.slot is not None
-            self._require_spare(replica)
-            self._require_count(replica.slot)
+            require_spare(self._ledger, self._repairs, replica)
+            require_count(self._ledger, replica.slot)
             await self._leave(replica, action, enrolment.remove, heir)
             await self._settings.replaced(replica.path, None if heir is None else heir.path)
             message = self._removal(replica.path)
@@ -236,24 +236,6 @@ class Membership:
     def _removal(self, path: str) -> str:
         left = shlex.join(replica.path for replica in self._disk.replicas)
         return f"{path} was removed from the set; name these at the next mount: {left}"
-
-    def _require_count(self, slot: int) -> None:
-        """Raise `UserError` if the vote threshold needs the replica with *slot*, once all others
-        that were not taken out are current: else the set could never be used again."""
-        records, threshold = self._ledger.records, self._ledger.threshold
-        slots = [one for one in self._ledger.record.slots if one != slot]
-        left = sum(not records.is_offline(one) and not records.is_removed(one) for one in slots)
-        recorded = records.next_recorded_threshold(self._ledger.members)
-        if threshold <= left < recorded:
-            raise UserError(
-                f"the set would have {left} replicas in use, and vote-threshold={recorded} is on "
-                f"record until {self._ledger.least} replicas are current: wait for that"
-            )
-        if left < threshold:
-            raise UserError(
-                f"the set would have {left} replicas in use, and vote-threshold={threshold} needs "
-                "as many: add another one first, or lower vote-threshold"
-            )
 
     async def _leave(
         self,
@@ -266,13 +248,13 @@ class Membership:
         `UserError`; `_HeirLostError` as `_remove`."""
         async with self._at_rest(replica, action):
             _require_heir(heir)
-            self._require_spare(replica)
+            require_spare(self._ledger, self._repairs, replica)
             whole = replica.standing.is_member
             try:
                 problem = await leave(replica)
             except OSError as error:
                 if error.errno == errno.EBUSY:
-                    self._require_spare(replica)
+                    require_spare(self._ledger, self._repairs, replica)
                 raise
         self._mirror.announce_states()
         if problem is not None:
@@ -307,33 +289,6 @@ class Membership:
         removed = [r for r in self._ledger.record.roles if r.state is RoleState.REMOVED]
         return next((role for role in removed if is_called(role, name)), None)
 
-    def _require_spare(self, replica: Replica) -> None:
-        """Raise `UserError` if the set cannot do without *replica*."""
-        ledger = self._ledger
-        if not replica.standing.is_member:
-            return
-        if ledger.enough_without([replica]):
-            others = [one.path for one in ledger.members if one is not replica]
-            found = alone_right_at(replica.path, self._repairs.scrub.finds, others)
-            if found is not None:
-                raise UserError(
-                    f"{replica.path} stays in use: by the last scrub it is the only replica with "
-                    f"good data at byte {found.offset}. Repair the others with quorumfs scrub "
-                    "--repair; if that was done, confirm it with quorumfs scrub"
-                )
-            return
-        left = [one.path for one in ledger.members if one is not replica]
-        if len(left) < ledger.least:
-            raise UserError(
-                f"{replica.path} stays in use: without it {len(left)} current replicas would be "
-                f"left ({', '.join(left) or 'none'}), and vote-threshold={ledger.least} needs as "
-                "many. Bring another replica back first, or lower vote-threshold"
-            )
-        raise UserError(
-            f"{replica.path} stays in use: it alone holds some of the data; wait until the others "
-            "have been given it"
-        )
-
     @property
     def _equal(self) -> bool:
         """Whether all members hold the same, as far as that is known. What was adopted and never
@@ -347,7 +302,7 @@ class Membership:
 
         Raises `UserError` if the members cannot be made equal, and `OSError` if a flush fails.
         """
-        self._require_spare(replica)
+        require_spare(self._ledger, self._repairs, replica)
         deadline = trio.current_time() + EQUAL_S
         while True:
             with not_cut_off():

@@ -146,8 +146,8 @@ class Recorder:
         ledger, number = self.ledger, self._unreadable_number
         return encode_unreadable(ledger.agreement.unreadable, ledger.record.set_id, number)
 
-    async def write_scrub(self, record: ScrubRecord) -> None:
-        """Have the members remember what *record* says of scrubs.
+    async def write_scrub(self, record: ScrubRecord) -> dict[Replica, OSError]:
+        """Have the members remember what *record* says of scrubs; returns the errors by replica.
 
         A member that cannot is not ejected for that: nothing of the data depends on it. Raises
         `OSError` if a different mount has the set.
@@ -157,7 +157,7 @@ class Recorder:
             self.claims.require_ours()
             place = scrub_offset(self.ledger.map)
             piece = encode_scrub(record, self.ledger.record.set_id, place)
-            await self.writer.put(self.ledger.members, piece)
+            return await self.writer.put(self.ledger.members, piece)
 
     async def _write_to_all_locked(self, piece: tuple[int, bytes]) -> None:
         """Write *piece* to the sidecar of each member, ejecting members that fail."""

@@ -10,7 +10,7 @@ one before ended. The clock of the host decides when the next one is due, and no
 
 import time
 from collections.abc import Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -175,7 +175,7 @@ class Scrub:
         self._remember()
 
     def _remember(self) -> None:
-        self._unsaved = True
+        self._unsaved, self._save_at = True, 0.0
         self._sidecars.notify()
 
     @property
@@ -235,7 +235,7 @@ class Scrub:
             return False
         if self.current is None and self._is_due() and self.hindrance is None:
             self.begin(repair=self.repair_unasked)
-        if self._unsaved:
+        if self._unsaved and trio.current_time() >= self._save_at:
             await self.save()
         one = self.current
         if one is None or one.paused or self.hindrance is not None:
@@ -320,7 +320,7 @@ class Scrub:
         self._remember()
 
     async def save(self) -> None:
-        """Have the sidecars remember all this, as far as they can be written."""
+        """Have the sidecars remember all this; those that fail are tried again after `SAVE_S`."""
         self._unsaved = False
         self._save_at = trio.current_time() + SAVE_S
         self._version += 1
@@ -345,8 +345,11 @@ class Scrub:
                 counts=one.findings.counts,
                 seconds=int(one.work_s),
             )
-        with suppress(OSError):
-            await self._sidecars.recorder.write_scrub(record)
+        try:
+            failed = bool(await self._sidecars.recorder.write_scrub(record))
+        except OSError:
+            failed = True
+        self._unsaved = self._unsaved or failed
 
     async def close(self) -> None:
         """Remember how far it is; nothing is done afterwards."""

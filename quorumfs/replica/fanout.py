@@ -54,7 +54,7 @@ class FanOut:
     def submit(self, replica: Replica, operation: Operation, *, to_sidecar: bool = False) -> None:
         """Start *operation* on *replica*."""
         self._pending += 1
-        operation.counts = not replica.standing.is_target
+        operation.counts = not replica.standing.is_written_only
         if replica.behind_max_s is not None and operation.kind in _LEAVING_BEHIND:
             self._note_behind(replica, operation)
         replica.submit(operation, self, to_sidecar=to_sidecar)
@@ -88,7 +88,7 @@ class FanOut:
     def adopt(self, replica: Replica, operation: Operation) -> None:
         """Wait for *operation* too, which another thread has begun on *replica*."""
         self._pending += 1
-        operation.counts = not replica.standing.is_target
+        operation.counts = not replica.standing.is_written_only
         if replica.behind_max_s is not None:
             self._note_behind(replica, operation)
         replica.adopt(operation, self)

@@ -88,7 +88,7 @@ def test_each_column_is_a_property(standing: Standing) -> None:
         retried=standing.is_retried,
         needs_operator=standing.needs_operator,
     )
-    assert standing.is_target is (standing is Standing.RESYNCING)
+    assert standing.is_written_only is (standing is Standing.RESYNCING)
 
 
 def test_each_standing_that_is_not_current_has_an_advice() -> None:

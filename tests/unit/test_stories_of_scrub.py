@@ -13,6 +13,7 @@ from support.simulation.story import (
     BLOCK,
     CHUNK,
     DISK,
+    EIO,
     EQUALS,
     EXTENT,
     EXTENTS,
@@ -28,8 +29,10 @@ from support.simulation.story import (
 )
 
 from quorumfs.decisions.scrub import Counts
+from quorumfs.decisions.sidecar import scrub_offset
 from quorumfs.repair.inspection import Find
 from quorumfs.repair.resolving import Choice
+from quorumfs.repair.scrub import SAVE_S
 from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 
@@ -301,6 +304,34 @@ async def goes_on_after_an_unmount(story: Story) -> None:
     await goes_on_after(story, kill=False)
 
 
+async def a_pause_is_remembered_although_it_could_not_be_at_first(story: Story) -> None:
+    """No sidecar could be written when it was ordered, and then all can again."""
+    async with story.mounted() as guest:
+        for at in EXTENTS:
+            await guest.write(at, EXTENT)
+        await guest.flush()
+        scrub = guest.mounted.repairs.scrub
+        scrub.limit = EXTENT // 40
+        scrub.begin(repair=False)
+        await guest.until(lambda: scrub.done_bytes > 0)
+        place = scrub_offset(guest.mounted.sidecars.ledger.map)
+        for one in story.world.replicas:
+            one.sidecar_faults.script = lambda operation: (
+                EIO if operation.kind is Kind.WRITE and operation.offset == place else None
+            )
+        scrub.pause(paused=True)
+        await trio.sleep(5.0)
+        for one in story.world.replicas:
+            one.sidecar_faults.script = None
+        await trio.sleep(2 * SAVE_S)
+        story.world.kill()
+    async with story.mounted() as guest:
+        scrub = guest.mounted.repairs.scrub
+        require(scrub.current is not None and scrub.current.paused, True)
+        scrub.pause(paused=False)
+        await guest.until(lambda: scrub.current is None)
+
+
 async def one_is_ejected_meanwhile(story: Story) -> None:
     """The scrub survives it, the resync goes first, and nothing is taken for a mismatch."""
     async with story.mounted() as guest:
@@ -353,6 +384,7 @@ STORIES: dict[Script, Sequence[Setup]] = {
     goes_on_after_an_unmount: [TRIO],
     one_is_ejected_meanwhile: [TRIO, replace(PAIR, threshold=1)],
     what_may_differ_is_not_told: [TRIO],
+    a_pause_is_remembered_although_it_could_not_be_at_first: [PAIR],
 }
 
 

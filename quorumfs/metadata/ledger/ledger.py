@@ -58,6 +58,8 @@ class Membership:
         """The membership by the standings of *replicas* and by *records*."""
         members = tuple(one for one in replicas if one.standing.is_member)
         receivers = tuple(one for one in replicas if one.standing.is_written)
+        # `Ledger.receivers` leaves out one replica at most, and marks what that one misses.
+        assert len(receivers) <= len(members) + 1
         recorded = records.names_only(members)
         may_change = in_use and recorded and records.entered
         member_bits = sum(map(bit, members))

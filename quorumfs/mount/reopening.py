@@ -1,8 +1,9 @@
 """Files of replicas that were ejected, or are lost: opened again, in threads that may hang."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, InvalidStateError
 from contextlib import ExitStack, suppress
-from threading import Lock, Thread
+from threading import Thread
 from types import MappingProxyType
 from typing import Any
 
@@ -58,13 +59,19 @@ class Reopener:
         late = self._late.get(replica.path)
         if replica.path in self._opening or (late is not None and late.pending):
             raise UserError("its file system does not answer")
-        handover = _Handover()
+        # The result of a thread that was given up is lost, whenever it ended: and with it the
+        # descriptors, which hold the locks. So an image is handed over by a future, or closed.
+        opened = Future[Image]()
         # The disk may grow meanwhile: with the join, the sidecar does, too.
         sidecar_size = file_size(self._sidecars.ledger.map)
 
         def open_files() -> None:
             try:
-                handover.give(self._open(replica, sidecar_size))
+                image = self._open(replica, sidecar_size)
+                try:
+                    opened.set_result(image)
+                except InvalidStateError:  # nobody waits for it any more
+                    image.close()
             finally:
                 self._opening.discard(replica.path)
 
@@ -73,12 +80,12 @@ class Reopener:
             with trio.move_on_after(self._patience_s()):
                 await trio.to_thread.run_sync(open_files, abandon_on_cancel=True)
         except trio.Cancelled:
-            if (image := handover.take()) is not None:
-                self._close(image)
+            if not opened.cancel():
+                self._close(opened.result())
             raise
-        image = handover.take()
-        if image is None:
+        if opened.cancel():
             raise UserError("its file system does not answer")
+        image = opened.result()
         try:
             storage = image_storage(image, self._sidecars.ledger.map.size)
             sidecar = sidecar_storage(image, sidecar_size)
@@ -156,29 +163,3 @@ class Reopener:
 
         self._opening.add(image.path)
         Thread(target=give_back, name="close", daemon=True).start()
-
-
-class _Handover:
-    """What a thread opened goes to who waits for it, or is closed if nobody does any more.
-
-    The result of a thread that was given up is lost, whenever it ended: and with it the
-    descriptors, which hold the locks.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._image: Image | None = None
-        self._too_late = False
-
-    def give(self, image: Image) -> None:
-        """Leave *image* for who waits for it."""
-        with self._lock:
-            self._image, refused = image, self._too_late
-        if refused:
-            image.close()
-
-    def take(self) -> Image | None:
-        """Wait no longer: what was opened until now, for the caller to close."""
-        with self._lock:
-            self._too_late = True
-            return self._image

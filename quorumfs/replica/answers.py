@@ -8,7 +8,9 @@ import errno
 import logging
 import signal
 from collections.abc import Callable, Mapping
-from threading import Event, Lock, Thread
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from threading import Thread
 from time import monotonic
 from typing import Generic, TypeVar
 
@@ -38,50 +40,41 @@ class Answer(Generic[T]):
         """Start *call*; *discard* gives back a result that comes after `give_up`."""
         self._call = call
         self._discard = discard
-        self._lock = Lock()
-        self._ended = Event()
-        self._unwanted: OSError | None = None
-        self._value: list[T] = []
-        self._error: BaseException | None = None
+        self._outcome = Future[T]()
         # No interpreter waits for such a thread at its end.
-        Thread(target=self._run, name="answer", daemon=True).start()
+        self._thread = Thread(target=self._run, name="answer", daemon=True)
+        self._thread.start()
 
     @property
     def pending(self) -> bool:
         """Whether the call has not returned, or its result is still being given back."""
-        return not self._ended.is_set()
+        return self._thread.is_alive()
 
     def wait(self, timeout_s: float) -> bool:
         """Whether the call has returned, after at most *timeout_s*."""
-        return self._ended.wait(max(0.0, timeout_s))
+        self._thread.join(max(0.0, timeout_s))
+        return not self.pending
 
     def give_up(self, reason: OSError) -> None:
         """Give the call up, unless it has returned by now; `result` then raises *reason*."""
-        with self._lock:
-            if not self._value and self._error is None:
-                self._unwanted = reason
+        with suppress(InvalidStateError):
+            self._outcome.set_exception(reason)
 
     def result(self) -> T:
-        """The result of the call; raises its error, or the reason of `give_up`."""
-        with self._lock:
-            if error := self._unwanted or self._error:
-                raise error
-            return self._value[0]
+        """The result of a call that has returned; raises its error, or the reason of `give_up`."""
+        return self._outcome.result()
 
     def _run(self) -> None:
         try:
             value = self._call()
         except BaseException as error:
-            with self._lock:
-                self._error = error
-        else:
-            with self._lock:
-                if not (late := self._unwanted is not None):
-                    self._value.append(value)
-            if late:
-                self._discard(value)
-        finally:
-            self._ended.set()
+            with suppress(InvalidStateError):
+                self._outcome.set_exception(error)
+            return
+        try:
+            self._outcome.set_result(value)
+        except InvalidStateError:  # it comes too late
+            self._discard(value)
 
 
 def ask(

@@ -21,6 +21,12 @@ class UserError(Exception):
 
     exit_code = ExitCode.FAILED
 
+    def __init__(self, text: str, *, exit_code: ExitCode | None = None) -> None:
+        """*exit_code*: None: that of the class."""
+        super().__init__(text)
+        if exit_code is not None:
+            self.exit_code = exit_code
+
 
 class UsageError(UserError):
     """The command line or an option cannot be meant like this."""

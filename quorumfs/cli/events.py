@@ -13,6 +13,7 @@ from quorumfs.cli.command import Verb
 from quorumfs.cli.completion import MountPoint
 from quorumfs.cli.output import complain, forget_stdout, printable
 from quorumfs.cli.statustext import plain
+from quorumfs.control.human import time_stamp
 from quorumfs.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -90,9 +91,7 @@ def events(
 
 def event(name: str, members: dict[str, Any]) -> str:
     """An event of this command's own, as JSON."""
-    now = time.time()
-    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
-    return json.dumps({"event": name, "time": f"{seconds}.{int(now % 1 * 1000):03d}Z", **members})
+    return json.dumps({"event": name, "time": time_stamp(time.time()), **members})
 
 
 def _follow(

@@ -219,9 +219,7 @@ def _tell(mountpoint: str, runtime_dir: Path | None, patience_s: float) -> None:
         return
     first, *others = lines or describe(status)
     _warn(others)
-    unusable = UserError(f"mounted, and stays so, but {first}")
-    unusable.exit_code = ExitCode.UNUSABLE
-    raise unusable
+    raise UserError(f"mounted, and stays so, but {first}", exit_code=ExitCode.UNUSABLE)
 
 
 def _comes_soon(status: Status) -> bool:

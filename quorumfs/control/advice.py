@@ -8,11 +8,11 @@ from quorumfs.control.status import (
     HANGS,
     DiskState,
     ReplicaStatus,
-    ResyncKind,
     Status,
     Trouble,
     Waiting,
 )
+from quorumfs.decisions.model import RepairKind
 from quorumfs.decisions.standing import Standing
 
 _NO_SPACE = ("ENOSPC", "EDQUOT")
@@ -58,9 +58,9 @@ def describe(status: Status) -> list[str]:
                 if status.read_only
                 else "replicas may differ in what was last written: they are compared by themselves"
             )
-    elif status.resync.kind is ResyncKind.VERIFY:
+    elif status.resync.kind is RepairKind.VERIFY:
         lines.append("the replicas are compared for the first time; nothing to do")
-    elif status.resync.kind is ResyncKind.SETTLE:
+    elif status.resync.kind is RepairKind.SETTLE:
         lines.append(
             "the set was not closed in order, or a request failed: what may differ is made equal"
             + ("" if any(map(_advised, status.replicas)) else "; nothing to do")

@@ -405,11 +405,9 @@ class _Question:
                     f"the daemon of {self.place}{self.pid} is another version of quorumfs: it "
                     f"does not know {request['command']!r}"
                 )
-        error = ControlError(f"{self.place}: {text}")
         code = content.get("exit_code")
-        if type(code) is int and code in FAILURES:
-            error.exit_code = ExitCode(code)
-        raise error
+        known = ExitCode(code) if type(code) is int and code in FAILURES else None
+        raise ControlError(f"{self.place}: {text}", exit_code=known)
 
     def close(self) -> None:
         """Let go of the connection, and of what was received."""

@@ -29,15 +29,10 @@ class Goal:
 
     def require_hope(self, status: Status) -> None:
         """Raise `UserError`, with the exit code of the cause, if waiting is of no use."""
-        error: UserError | None = None
         if status.fenced is not None:
-            error = UserError(describe(status)[0])
-            error.exit_code = ExitCode.UNUSABLE
-        elif why := self.operator(status):
-            error = UserError(why)
-            error.exit_code = ExitCode.NEEDS_OPERATOR
-        if error is not None:
-            raise error
+            raise UserError(describe(status)[0], exit_code=ExitCode.UNUSABLE)
+        if why := self.operator(status):
+            raise UserError(why, exit_code=ExitCode.NEEDS_OPERATOR)
 
     def missed(self, status: Status) -> str:
         """What is instead, in a sentence."""

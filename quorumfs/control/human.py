@@ -1,4 +1,6 @@
-"""Numbers for a reader."""
+"""Numbers and times for a reader, or a program."""
+
+from datetime import UTC, datetime
 
 
 def human_bytes(count: int) -> str:
@@ -19,3 +21,8 @@ def human_time(seconds: int) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"
+
+
+def time_stamp(at: float, precision: str = "milliseconds") -> str:
+    """*at*, in seconds since 1970, as ISO 8601 in UTC; *precision* as for `datetime.isoformat`."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec=precision).replace("+00:00", "Z")

@@ -13,14 +13,13 @@ import logging.handlers
 import os
 import queue
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from quorumfs.control import journald, runtime
 from quorumfs.control.advice import describe
-from quorumfs.control.human import human_bytes
+from quorumfs.control.human import human_bytes, time_stamp
 from quorumfs.control.journald import JournalHandler
 from quorumfs.control.status import Status
 from quorumfs.disk.events import Event
@@ -65,8 +64,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: events with their members, other records as ``LOG``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        stamp = f"{seconds}.{int(record.msecs):03d}Z"
+        stamp = time_stamp(record.created)
         event: Event | None = getattr(record, "event", None)
         if event is not None:
             content: dict[str, Any] = {"event": event.name, "time": stamp, **event.members}

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Annotated, Any
 
 from quorumfs.control import schema
-from quorumfs.decisions.model import Standing
+from quorumfs.decisions.model import RepairKind, Standing
 from quorumfs.errors import ExitCode
 
 SCHEMA = 1
@@ -73,17 +73,6 @@ _SEVERITY = (
 def worst(exit_codes: Iterable[ExitCode]) -> ExitCode:
     """The exit code that tells most of several: of a disk that cannot be used before all others."""
     return max(exit_codes, key=_SEVERITY.index, default=ExitCode.OK)
-
-
-class ResyncKind(Enum):
-    """Why replicas are being compared or copied."""
-
-    RESYNC = "resync"
-    """A replica gets what it lacks."""
-    VERIFY = "verify"
-    """Replicas that nobody ever compared are compared."""
-    SETTLE = "settle"
-    """What was being written when the set was last used is made equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +297,7 @@ class ResyncStatus:
     rate_bytes_per_s: int
     eta_s: int | None
     """None: nobody knows."""
-    kind: ResyncKind = ResyncKind.RESYNC
+    kind: RepairKind = RepairKind.RESYNC
 
 
 @dataclass(frozen=True, slots=True)
@@ -469,7 +458,7 @@ class Status:
 
 
 def progress(
-    kind: ResyncKind,
+    kind: RepairKind,
     replica: str | None,
     *,
     done_bytes: int,

@@ -3,12 +3,13 @@
 """
 
 from dataclasses import dataclass
+from enum import Enum
 
 from quorumfs.decisions.dirtymap import DirtyMap
 from quorumfs.decisions.record import Identity, PastMount, Record, Sidecar, path_for
 from quorumfs.decisions.standing import Standing
 
-__all__ = ["Found", "Member", "Plan", "Standing"]
+__all__ = ["Found", "Member", "Plan", "RepairKind", "Standing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +110,14 @@ class Plan:
     """There was no set before, and sidecars are still to be created."""
     quorum: int = 1
     """How many current members must hold the first commit: its threshold, or the old one."""
+
+
+class RepairKind(Enum):
+    """Why replicas are being compared or copied; values are what ``status`` shows."""
+
+    RESYNC = "resync"
+    """A replica gets what it lacks."""
+    VERIFY = "verify"
+    """Replicas that nobody ever compared are compared."""
+    SETTLE = "settle"
+    """What was being written when the set was last used is made equal."""

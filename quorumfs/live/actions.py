@@ -23,7 +23,7 @@ from typing import Any
 
 import trio
 
-from quorumfs.errors import ExitCode, UsageError, UserError
+from quorumfs.errors import UsageError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,6 @@ class Actions:
             log.warning("%s: failed: %s", action.verb, outcome)
         except Exception:
             outcome = UserError("internal error, see the log of the daemon")
-            outcome.exit_code = ExitCode.FAILED
             log.exception("internal error: the action %s fails", action.verb)
         finally:
             action.outcome = outcome

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from quorumfs.decisions.model import RepairKind
 from quorumfs.errors import UsageError
 from quorumfs.live.actions import Action, Request
 from quorumfs.live.settings import Settings
@@ -35,7 +36,7 @@ class Resyncing:
         progress = repairs.progress
         if repairs.resync_paused:
             message = "resyncs are paused: --resume lets them go on"
-        elif progress is not None and progress.kind == "resync":
+        elif progress is not None and progress.kind is RepairKind.RESYNC:
             done, total = progress.done_bytes, progress.total_bytes
             message = f"resync of {progress.replica}: {done} of {total} bytes are copied"
         else:

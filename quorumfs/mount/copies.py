@@ -272,13 +272,11 @@ async def _copy(
             failure = failure or f"it could not be made durable: {error.strerror}"
         nursery.cancel_scope.cancel()
     if failure is not None:
-        refusal = UserError(
+        raise UserError(
             "the copy is not complete, the same command goes on, and so does the next mount: "
-            f"{failure}"
+            f"{failure}",
+            exit_code=ExitCode.INTERRUPTED if interrupted else None,
         )
-        if interrupted:
-            refusal.exit_code = ExitCode.INTERRUPTED
-        raise refusal
 
 
 async def _cancel_at_signal(

@@ -60,9 +60,7 @@ def run_detached(serve: Callable[[Ready], None]) -> None:
         raise UserError(f"the daemon ended unexpectedly ({_how(status)}); see the log")
     outcome = json.loads(word)
     if outcome["exit_code"] != ExitCode.OK:
-        error = UserError(outcome["message"])
-        error.exit_code = ExitCode(outcome["exit_code"])
-        raise error
+        raise UserError(outcome["message"], exit_code=ExitCode(outcome["exit_code"]))
 
 
 def _read(reader: int) -> bytes:

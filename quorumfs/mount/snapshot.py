@@ -4,14 +4,13 @@ import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from types import MappingProxyType
 
 import trio
 
 from quorumfs.control import mounts
 from quorumfs.control.advice import no_answer
-from quorumfs.control.human import human_time
+from quorumfs.control.human import human_time, time_stamp
 from quorumfs.control.pulse import Standstill
 from quorumfs.control.status import (
     HANGS,
@@ -25,7 +24,6 @@ from quorumfs.control.status import (
     LatencyStatus,
     Place,
     ReplicaStatus,
-    ResyncKind,
     ResyncStatus,
     ScrubPlace,
     ScrubStatus,
@@ -335,7 +333,7 @@ def _last_scrub(scrub: Scrub) -> LastScrub | None:
         return None
     return LastScrub(
         number=last.number,
-        ended=_in_utc(last.at),
+        ended=time_stamp(last.at, "seconds"),
         seconds=last.took,
         stopped=last.stopped,
         **asdict(last.counts),
@@ -345,16 +343,11 @@ def _last_scrub(scrub: Scrub) -> LastScrub | None:
 
 def _next_scrub(scrub: Scrub) -> str | None:
     at = scrub.next_at
-    return None if at is None or scrub.current is not None else _in_utc(at)
+    return None if at is None or scrub.current is not None else time_stamp(at, "seconds")
 
 
 def _places(finds: Sequence[Find]) -> tuple[ScrubPlace, ...]:
     return tuple(ScrubPlace(**asdict(find)) for find in finds)
-
-
-def _in_utc(seconds: float) -> str:
-    """A time since 1970, for people and programs."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _resync(repairs: Repairs | None, now: float) -> ResyncStatus | None:
@@ -362,7 +355,7 @@ def _resync(repairs: Repairs | None, now: float) -> ResyncStatus | None:
     if at is None:
         return None
     return progress(
-        ResyncKind(at.kind),
+        at.kind,
         at.replica,
         done_bytes=at.done_bytes,
         total_bytes=at.total_bytes,

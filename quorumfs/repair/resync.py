@@ -13,7 +13,7 @@ from contextlib import aclosing, suppress
 import trio
 
 from quorumfs.decisions.dirtymap import UNVERIFIED
-from quorumfs.decisions.model import Found
+from quorumfs.decisions.model import Found, RepairKind
 from quorumfs.metadata.ledger.target import Target
 from quorumfs.repair.copying import Copying
 from quorumfs.repair.dataplaces import seek
@@ -40,7 +40,9 @@ class Resync:
         sidecars = self._sidecars
         target = await sidecars.joining.start_resync(replica, found, full=full)
         self._mirror.announce_states()
-        self._work.begin("resync", replica.path, self._ledger.map.lacking_bytes(replica.slot))
+        self._work.begin(
+            RepairKind.RESYNC, replica.path, self._ledger.map.lacking_bytes(replica.slot)
+        )
         assert self._work.progress is not None
         self._mirror.events.resync_started(replica.path, self._work.progress.total_bytes)
         copied_before = replica.counters.copied_bytes

@@ -12,6 +12,7 @@ from contextlib import aclosing, suppress
 
 import trio
 
+from quorumfs.decisions.model import RepairKind
 from quorumfs.decisions.ranges import RangeSet, segments
 from quorumfs.decisions.voting import middle_block, reconcile, undecided
 from quorumfs.disk.holes import next_hole
@@ -91,7 +92,7 @@ class Settling:
         await self._sidecars.recorder.open()
         await self._surface_writeback_errors()
         total = sum(end - start for start, end in self._ledger.agreement.divergent)
-        self._work.begin("settle", None, total * self._map.chunk_size)
+        self._work.begin(RepairKind.SETTLE, None, total * self._map.chunk_size)
         runs = [range(start, end) for start, end in self._ledger.agreement.divergent]
         async with aclosing(self._work.batches(runs, self._ledger.equalized)) as batches:
             async for batch in batches:

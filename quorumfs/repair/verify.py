@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import trio
 
 from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.decisions.model import RepairKind
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.voting import blocks, majority, middle_block
 from quorumfs.metadata.ledger.knowledge import Outcome
@@ -86,7 +87,7 @@ class Verification:
         if not runs:
             return False
         total = sum(map(len, runs)) * self._map.chunk_size
-        self._work.begin("verify", None, total)
+        self._work.begin(RepairKind.VERIFY, None, total)
         async with aclosing(self._work.batches(runs, self._equal)) as batches:
             async for batch in batches:
                 await self._work.in_parallel(batch, self._verify_unit)

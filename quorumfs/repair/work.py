@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from quorumfs.decisions.model import RepairKind
 from quorumfs.disk import holes, zeroing
 from quorumfs.disk.mirror import Mirror
 from quorumfs.metadata.sidecars import Sidecars
@@ -65,8 +66,7 @@ HOLE_MAX = 1 << 19
 class Progress:
     """The progress of a repair."""
 
-    kind: str
-    """``settle``, ``resync`` or ``verify``."""
+    kind: RepairKind
     replica: str | None
     total_bytes: int
     began: float
@@ -137,7 +137,7 @@ class Work:
         """Why the repair under way is to end, in words; None: it goes on."""
         if self.stopping:
             return "unmounting"
-        resyncing = self.progress is not None and self.progress.kind == "resync"
+        resyncing = self.progress is not None and self.progress.kind is RepairKind.RESYNC
         return "the administrator paused the resync" if self._resync_paused and resyncing else None
 
     def _end_rest(self) -> None:
@@ -160,7 +160,7 @@ class Work:
         with trio.move_on_after(seconds):
             await self._stop.wait()
 
-    def begin(self, kind: str, replica: str | None, total: int) -> None:
+    def begin(self, kind: RepairKind, replica: str | None, total: int) -> None:
         """Show progress of a repair of *total* bytes, at most the disk; see `Progress`."""
         total = min(total, self.map.size)
         self.progress = Progress(kind, replica, total, trio.current_time())

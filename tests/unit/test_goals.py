@@ -9,17 +9,16 @@ from quorumfs.control.status import (
     DiskState,
     Fenced,
     ReplicaStatus,
-    ResyncKind,
     ResyncStatus,
     Status,
 )
-from quorumfs.decisions.model import Standing
+from quorumfs.decisions.model import RepairKind, Standing
 from quorumfs.errors import ExitCode, UsageError, UserError
 
 A = ReplicaStatus("/nas1/a.img", "a" * 32, "current")
 B = ReplicaStatus("/nas2/b.img", "b" * 32, "current")
 HEALTHY = Status("/mnt", 1, None, None, 1 << 20, DiskState.HEALTHY, "fifo", 1, (A, B))
-RESYNC = ResyncStatus("/nas2/b.img", 0, 1 << 20, 0, None, ResyncKind.RESYNC)
+RESYNC = ResyncStatus("/nas2/b.img", 0, 1 << 20, 0, None, RepairKind.RESYNC)
 STALE = replace(B, state="stale", out_of_sync_bytes=4096)
 DEGRADED = replace(HEALTHY, state=DiskState.DEGRADED, replicas=(A, STALE))
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quorumfs.control.status import added_up
+from quorumfs.decisions.model import RepairKind
 from quorumfs.repair.pacing import MEMORY_S, Portion, Speed
 from quorumfs.repair.work import Progress
 
@@ -76,7 +77,7 @@ def test_progress_is_at_most_all_and_never_goes_back(
     """And the time that is left is a number, or not known, also where more is copied than was
     lacking at first."""
     now, before = 100.0, 0
-    progress = Progress("resync", None, total, now)
+    progress = Progress(RepairKind.RESYNC, None, total, now)
     for spent, length in steps:
         now += spent
         progress.advance(now, length)

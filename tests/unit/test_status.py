@@ -38,7 +38,6 @@ from quorumfs.control.status import (
     LastScrub,
     Place,
     ReplicaStatus,
-    ResyncKind,
     ResyncStatus,
     ScrubPlace,
     ScrubStatus,
@@ -52,7 +51,7 @@ from quorumfs.control.status import (
 )
 from quorumfs.decisions.dirtymap import REPLICAS_MAX
 from quorumfs.decisions.growth import longer
-from quorumfs.decisions.model import Standing
+from quorumfs.decisions.model import RepairKind, Standing
 from quorumfs.errors import ExitCode
 from quorumfs.replica.storage import Kind
 
@@ -344,7 +343,7 @@ statuses = st.builds(
         counts,
         counts,
         st.none() | counts,
-        st.sampled_from(ResyncKind),
+        st.sampled_from(RepairKind),
     ),
     scrub=st.none()
     | st.builds(
@@ -589,7 +588,7 @@ def test_a_status_that_lacks_a_key_is_refused(missing: str) -> None:
 def test_progress_is_never_negative_or_more_than_all(done: int, total: int, rate: float) -> None:
     """Guests write during a resync: what is done may outgrow what was to do when it began."""
     told = progress(
-        ResyncKind.RESYNC, None, done_bytes=done, total_bytes=total, rate_bytes_per_s=rate
+        RepairKind.RESYNC, None, done_bytes=done, total_bytes=total, rate_bytes_per_s=rate
     )
     assert 0 <= told.done_bytes <= told.total_bytes
     assert told.rate_bytes_per_s >= 0
@@ -601,7 +600,7 @@ def test_progress_is_never_negative_or_more_than_all(done: int, total: int, rate
 def test_the_time_left_is_unknown_while_nothing_moves() -> None:
     def eta_s(rate: float) -> int | None:
         told = progress(
-            ResyncKind.SETTLE, None, done_bytes=1, total_bytes=101, rate_bytes_per_s=rate
+            RepairKind.SETTLE, None, done_bytes=1, total_bytes=101, rate_bytes_per_s=rate
         )
         return told.eta_s
 
@@ -660,7 +659,7 @@ def test_a_current_replica_with_a_reason_gets_one_line_too() -> None:
 )
 def test_each_trouble_of_a_current_replica_has_a_way_out(trouble: Trouble, words: str) -> None:
     """What is wrong, when it was seen last, and what to do; and a repair is no reason to wait."""
-    settling = ResyncStatus(None, 0, 1, 0, None, ResyncKind.SETTLE)
+    settling = ResyncStatus(None, 0, 1, 0, None, RepairKind.SETTLE)
     replica = replace(B, state="current", reason="the reason", trouble=trouble.value)
     line, repair = describe(replace(with_replica(replica), resync=settling))
     when = " (12 s ago)" if trouble in (Trouble.FULL, Trouble.FAILING) else ""
@@ -720,9 +719,9 @@ def test_a_differing_adoption_says_how_to_decide() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "words"),
-    [(ResyncKind.VERIFY, "for the first time"), (ResyncKind.SETTLE, "not closed in order")],
+    [(RepairKind.VERIFY, "for the first time"), (RepairKind.SETTLE, "not closed in order")],
 )
-def test_a_comparison_of_current_replicas_is_explained(kind: ResyncKind, words: str) -> None:
+def test_a_comparison_of_current_replicas_is_explained(kind: RepairKind, words: str) -> None:
     status = replace(
         HEALTHY, state=DiskState.DEGRADED, resync=ResyncStatus(None, 0, 1, 0, None, kind)
     )
@@ -761,7 +760,7 @@ def test_every_unhealthy_status_says_something(status: Status) -> None:
     if status.state in (DiskState.HEALTHY, DiskState.NO_QUORUM):
         assert bool(lines) == (status.state is DiskState.NO_QUORUM)
     elif status.state is DiskState.DEGRADED and (
-        status.resync is None or status.resync.kind is not ResyncKind.RESYNC
+        status.resync is None or status.resync.kind is not RepairKind.RESYNC
     ):
         assert lines
 

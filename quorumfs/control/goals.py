@@ -8,6 +8,7 @@ from quorumfs.control.advice import describe
 from quorumfs.control.human import human_bytes
 from quorumfs.control.status import DiskState, ReplicaStatus, Status
 from quorumfs.decisions.model import Standing
+from quorumfs.decisions.names import only
 from quorumfs.errors import ExitCode, UsageError, UserError
 
 CLEAN, CURRENT = "clean", "current:"
@@ -89,13 +90,14 @@ RESYNCED = Goal(
 
 def find(status: Status, name: str) -> ReplicaStatus:
     """The replica that the user calls *name*. Raises `UsageError`."""
-    for matches in (
+    found = only(
+        name,
         [one for one in status.replicas if one.path == name],
         [one for one in status.replicas if os.path.basename(one.path) == name],
         [one for one in status.replicas if one.replica_id == name],
-    ):
-        if len(matches) == 1:
-            return matches[0]
+    )
+    if found is not None:
+        return found
     paths = ", ".join(replica.path for replica in status.replicas)
     raise UsageError(f"{name} is not one of the replicas of {status.mountpoint}: {paths}")
 

@@ -1,21 +1,12 @@
 """What an administrator calls the replicas of a mount: by path, by file name, or by id."""
 
 import os
-from collections.abc import Sequence
-from typing import Protocol, TypeVar
 
+from quorumfs.decisions.names import only
 from quorumfs.decisions.record import Record, Role
 from quorumfs.disk.disk import Disk
 from quorumfs.errors import UsageError
 from quorumfs.replica.replica import Replica
-
-
-class _HasPath(Protocol):
-    @property
-    def path(self) -> str: ...
-
-
-T = TypeVar("T", bound=_HasPath)
 
 
 def named(disk: Disk, name: str) -> Replica:
@@ -36,7 +27,7 @@ def find(disk: Disk, name: str, *, but: str | None = None) -> Replica | None:
         replica_id = disk.metadata.report(replica).replica_id
         return replica_id is not None and replica_id.hex() == name
 
-    return _only(
+    return only(
         name,
         [one for one in disk.replicas if one.path == name],
         [one for one in disk.replicas if os.path.basename(one.path) == name and one.path != but],
@@ -49,24 +40,12 @@ def absent(disk: Disk, record: Record, name: str) -> int | None:
     not given; None if there is none. Raises `UsageError` if several are called so."""
     given = {one.slot for one in disk.replicas}
     left = [record.roles[slot] for slot in record.slots if slot not in given]
-    role = _only(
+    role = only(
         name,
         [one for one in left if one.path == name],
         [one for one in left if is_called(one, name)],
     )
     return None if role is None else record.slot_of(role.replica_id)
-
-
-def _only(name: str, *kinds: Sequence[T]) -> T | None:
-    """The one of the first kind of matches of *name* that has any; None if none has.
-
-    Raises `UsageError` if it has several.
-    """
-    matches = next(filter(None, kinds), ())
-    if len(matches) > 1:
-        paths = ", ".join(one.path for one in matches)
-        raise UsageError(f"{name} may be each of {paths}: give the whole path")
-    return matches[0] if matches else None
 
 
 def is_called(role: Role, name: str) -> bool:

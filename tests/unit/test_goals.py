@@ -67,6 +67,12 @@ def test_an_unknown_replica_is_refused_with_those_that_there_are() -> None:
         goal("current:c.img").is_reached(HEALTHY)
 
 
+def test_a_file_name_of_two_replicas_is_refused_with_both() -> None:
+    twins = replace(HEALTHY, replicas=(A, replace(A, path="/nas2/a.img", replica_id="b" * 32)))
+    with pytest.raises(UsageError, match=r"a\.img may be each of /nas1/a\.img, /nas2/a\.img"):
+        goal("current:a.img").is_reached(twins)
+
+
 def test_what_nobody_knows_is_refused_with_all_that_can_be_waited_for() -> None:
     with pytest.raises(UsageError, match=r"allowed: healthy, degraded, .*clean, current:REPLICA"):
         goal("well")

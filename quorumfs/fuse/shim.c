@@ -46,7 +46,7 @@
 #define DURABLE_WRITE (UINT64_C(1) << 63)
 #define DIRECT_WRITE (UINT64_C(1) << 62)
 
-enum request_kind { REQUEST_FALLOCATE = 0, REQUEST_LSEEK = 1 };
+enum call { CALL_FALLOCATE = 0, CALL_LSEEK = 1 };
 
 /* mode: of fallocate; whence: of lseek. The callback sees to it that the request is answered. */
 typedef void (*request_callback)(void *request, int kind, uint64_t handle, int64_t offset,
@@ -116,14 +116,14 @@ static void shim_fallocate(fuse_req_t request, fuse_ino_t inode, int mode, off_t
                            off_t length, struct fuse_file_info *file)
 {
     (void)inode;
-    callback(request, REQUEST_FALLOCATE, file->fh, offset, length, mode);
+    callback(request, CALL_FALLOCATE, file->fh, offset, length, mode);
 }
 
 static void shim_lseek(fuse_req_t request, fuse_ino_t inode, off_t offset, int whence,
                        struct fuse_file_info *file)
 {
     (void)inode;
-    callback(request, REQUEST_LSEEK, file->fh, offset, 0, whence);
+    callback(request, CALL_LSEEK, file->fh, offset, 0, whence);
 }
 
 static void shim_write_buf(fuse_req_t request, fuse_ino_t inode, struct fuse_bufvec *data,

@@ -17,6 +17,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 import trio
@@ -34,7 +35,13 @@ DIRECT_WRITE = 1 << 62
 COHERENT_KERNEL = (6, 9)
 """Before, a direct write to a file answered with direct_io leaves older pages in the cache."""
 
-_LSEEK = 1  # of enum request_kind in shim.c
+
+class Call(IntEnum):
+    """``enum call`` of shim.c: the requests that pyfuse3 does not know."""
+
+    FALLOCATE = 0
+    LSEEK = 1
+
 
 _Callback = ctypes.CFUNCTYPE(
     None,
@@ -102,7 +109,7 @@ class _Requests:
         """Called by libfuse, in the session loop's task: an exception here would be lost."""
         if self.nursery is None or self.handlers is None:
             self._reply_error(request, errno.EIO)
-        elif kind == _LSEEK:
+        elif kind == Call.LSEEK:
             seek = self.handlers.lseek(offset, mode_or_whence)
             self.nursery.start_soon(self._serve, request, seek)
         else:

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from threading import Event
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -346,14 +347,22 @@ def test_a_search_holds_up_no_seek_of_the_fast_path(tmp_path: Path, local: bool)
 def test_what_has_returned_is_told_while_more_returns(target: Path) -> None:
     """Threads go on while the thread of trio looks at what they have done."""
     operations = [Operation(Kind.WRITE, 0, 1, b"x") for _ in range(1000)]
+    told: list[Operation] = []
     interval_s = sys.getswitchinterval()
 
     async def main() -> None:
         async with opened(target, local=False) as storage:
             for operation in operations:
-                storage.submit(operation, lambda *_: None)
-            while len(storage.returned) < len(operations):
-                pass
+                storage.submit(operation, lambda done, *_: told.append(done))
+            until = monotonic() + 60.0
+            while len(seen := set(storage.returned)) < len(operations):
+                assert monotonic() < until
+            assert seen == set(operations)
+            assert not told  # that is for the loop to do, which had no turn
+            with trio.fail_after(60):
+                while len(told) < len(operations):
+                    await trio.lowlevel.checkpoint()
+            assert not storage.returned
 
     sys.setswitchinterval(1e-6)
     try:

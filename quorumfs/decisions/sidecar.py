@@ -236,6 +236,12 @@ def chunks_of(page: int) -> tuple[int, slice]:
     return plane, slice(place * CHUNKS_PER_PAGE, (place + 1) * CHUNKS_PER_PAGE)
 
 
+def slot_places(record: Record, slot: int) -> list[tuple[int, int]]:
+    """Where file slot number *slot* of a sidecar with *record* lies: offsets and lengths, bytes."""
+    further = max(0, len(record.roles) - NARROW) * _ROLE_SIZE
+    return [(SLOT_OFFSETS[slot], PAGE), *([(_ROLES_OFFSETS[slot], further)] if further else [])]
+
+
 def encode_further_roles(record: Record, slot: int) -> tuple[int, bytes] | None:
     """What belongs to file slot number *slot* besides its page: an offset (bytes), and the bytes.
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.record import Identity, Phase, Record
-from quorumfs.decisions.sidecar import SLOT_OFFSETS, encode_further_roles, encode_slot
+from quorumfs.decisions.sidecar import SLOT_OFFSETS, encode_further_roles, encode_slot, slot_places
 from quorumfs.metadata.ledger.commit import Records
 from quorumfs.replica.fanout import carry_out
 from quorumfs.replica.replica import Replica
@@ -13,7 +14,7 @@ from quorumfs.replica.storage import FileStatus, Kind, Operation
 
 
 class SidecarWriter:
-    """Writes to sidecars, never overwriting the good slot."""
+    """Writes to sidecars, never changing the good slot."""
 
     def __init__(self, records: Records) -> None:
         """As many successes as the threshold of *records* let a write go on without replicas that
@@ -25,8 +26,9 @@ class SidecarWriter:
         self._nameless: set[Replica] = set()
         """Replicas whose inode numbers change with each mount of their file system."""
         self._records = records
-        self._as_found: set[Replica] = set()
-        """Replicas whose good slot may be only in the page cache, left by a daemon that died."""
+        self._as_found: dict[Replica, Record] = {}
+        """The record of each replica whose good slot may be only in the page cache: a daemon died
+        before it synced, or its sync failed, which no later sync tells."""
         self._spare_slot: dict[Replica, int] = {}
 
     def know(self, replica: Replica, found: Found, spare_slot: int) -> None:
@@ -35,9 +37,10 @@ class SidecarWriter:
         assert found.in_use is not None
         self.in_use[replica] = found.in_use
         (self._nameless.discard if found.image.inode else self._nameless.add)(replica)
-        self._as_found.add(replica)
+        assert found.sidecar is not None
+        self._as_found[replica] = found.sidecar.record
         self._spare_slot[replica] = spare_slot
-        left = found.sidecar.prepared if found.sidecar else None
+        left = found.sidecar.prepared
         self.left_over[replica] = left.key if left else None
 
     def resized(self, replica: Replica, size: int) -> None:
@@ -55,15 +58,8 @@ class SidecarWriter:
 
         *identities*: identities of images with no more writes to come.
         """
-        # The good slot must be on the medium before the spare slot is overwritten.
-        as_found = [replica for replica in replicas if replica in self._as_found]
-        if as_found:
-            failed = await self.put(as_found, {}, kinds=(Kind.SYNC,))
-            self._as_found.difference_update(
-                replica for replica in as_found if replica not in failed
-            )
-            if failed:
-                return failed
+        if failed := await self._secure_as_found(replicas):
+            return failed
         slots, further = {}, {}
         for replica in replicas:
             spare = self._spare_slot[replica]
@@ -86,6 +82,34 @@ class SidecarWriter:
         if phase is Phase.COMMITTED:
             for replica in failed:  # only the prepared slot is sure to be whole
                 self._spare_slot[replica] = 1 - self._spare_slot[replica]
+        return failed
+
+    async def _secure_as_found(self, replicas: Sequence[Replica]) -> dict[Replica, OSError]:
+        """Have the good slots of *replicas*, as they were found, on the medium; returns the errors.
+
+        The spare slot is overwritten after that alone. What the good slot holds is written again:
+        where that is torn, the slot says on the medium what it said when it was written first.
+        """
+        failed: dict[Replica, OSError] = {}
+        as_found = [replica for replica in replicas if replica in self._as_found]
+        places = {
+            replica: slot_places(self._as_found[replica], 1 - self._spare_slot[replica])
+            for replica in as_found
+        }
+        while places:  # one place, or two, of each
+            asked = {replica: Operation(Kind.READ, *left.pop()) for replica, left in places.items()}
+            await carry_out(asked.items(), self._records.threshold, to_sidecar=True)
+            failed |= {replica: read.error for replica, read in asked.items() if read.error}
+            held = {
+                replica: (read.offset, cast("bytes", read.value))
+                for replica, read in asked.items()
+                if replica not in failed
+            }
+            failed |= await self.put(list(held), held)
+            places = {one: left for one, left in places.items() if left and one not in failed}
+        for replica in as_found:
+            if replica not in failed:
+                del self._as_found[replica]
         return failed
 
     async def put(

@@ -312,9 +312,10 @@ ORDER = (
     Rule(
         "R9",
         "The sidecar survives being cut off",
-        "A record has two slots with checksums, of which the good one is never written to. What "
-        "cannot be read of a map means that everything there may differ. A version that is not "
-        "known is refused, and not rewritten.",
+        "A record has two slots with checksums, of which the good one is never changed. As it was "
+        "found it is written once more before the other one is overwritten: it may be only in the "
+        "page cache, left there by a sync that failed. What cannot be read of a map means that "
+        "everything there may differ. A version that is not known is refused, and not rewritten.",
         "A power cut amid a record makes a set of good images unmountable, or a clean one of bad.",
         (
             "quorumfs.decisions.sidecar.decode",

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from support.simulation.oracle import BrokenError
 from support.simulation.setup import Setup
-from support.simulation.storage import Fault
+from support.simulation.storage import Effect, Fault
 from support.simulation.story import (
     BLOCK,
     CHUNK,
@@ -28,6 +28,7 @@ from support.simulation.story import (
 
 from quorumfs.decisions.dirtymap import out_of_sync
 from quorumfs.decisions.model import Standing
+from quorumfs.decisions.sidecar import SLOT_OFFSETS
 from quorumfs.replica.storage import CHANGES, Kind, Operation
 
 
@@ -483,6 +484,34 @@ async def joins_before_anybody_synced(story: Story) -> None:
     story.oracle.check_images(story.world.contents())
 
 
+async def a_record_lost_by_the_kernel_is_written_again(story: Story) -> None:
+    """A sync of a sidecar fails, and the page that is gone is still to be read. The next record
+    must not be prepared beside it: cut off there, the sidecar would say that all had prepared."""
+    first, second = story.world.replicas[:2]
+    well, torn = Fault(), Fault(error=errno.EIO, effect=Effect.PART)
+    async with story.mounted() as guest:
+        second.sidecar_faults.plan(Kind.SYNC, well, well, torn)  # as found, prepared, committed
+        await guest.write_surely(EXTENTS[0])
+        prepared: list[Operation] = []
+
+        def hang_once_prepared(operation: Operation) -> Fault | None:
+            return Fault(hang=True) if prepared and operation.kind is Kind.SYNC else None
+
+        def note(operation: Operation) -> Fault | None:
+            if operation.kind is Kind.WRITE and operation.offset == SLOT_OFFSETS[1]:
+                prepared.append(operation)
+            return None
+
+        first.sidecar_faults.script, second.sidecar_faults.script = hang_once_prepared, note
+        await guest.until(lambda: bool(prepared), every_s=0.01)
+        await trio.sleep(1.0)
+        story.world.power_cut()
+    first.sidecar_faults.script = second.sidecar_faults.script = None
+    async with story.mounted([0]) as guest:
+        await guest.write_surely(EXTENTS[1])
+    await story.ends_well()
+
+
 ONE_OF_THREE = replace(TRIO, threshold=1, fifo=True)
 STORIES = [
     (joins_before_anybody_synced, replace(TRIO, threshold=1, fifo=True)),
@@ -514,6 +543,7 @@ STORIES = [
     (outvoted_by_two_that_lost_it, TRIO),
     (killed_with_a_page_lost_and_too_few_without_it, EQUALS),
     (killed_with_a_page_lost_and_too_few_without_it, TRIO),
+    (a_record_lost_by_the_kernel_is_written_again, PAIR),
 ]
 
 

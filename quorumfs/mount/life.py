@@ -7,43 +7,33 @@ dead (ENOTCONN), because clients must not find the empty directory below it and 
 
 import ctypes
 import logging
-import math
 import os
 import signal
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import trio
 
-from quorumfs.control import logs, mounts, runtime, server
+from quorumfs.control import logs, mounts, runtime
 from quorumfs.control.hook import Hook
 from quorumfs.control.journal import Journal
 from quorumfs.control.logs import status_event
-from quorumfs.control.pulse import Pulse, Standstill
-from quorumfs.control.reporter import Reporter, Take
-from quorumfs.control.service import ServiceManager, StatusLine, status_line
+from quorumfs.control.service import ServiceManager, status_line
 from quorumfs.control.status import Status
-from quorumfs.decisions.sectors import unreachable
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import EventLog
 from quorumfs.errors import UserError
 from quorumfs.fastpath import native
 from quorumfs.fastpath.path import FastPath
-from quorumfs.fuse import session, shim
+from quorumfs.fuse import session
 from quorumfs.fuse.operations import DiskOperations
-from quorumfs.live.actions import Actions
-from quorumfs.live.settings import Settings
-from quorumfs.live.verbs import verbs
-from quorumfs.mount import snapshot
+from quorumfs.mount.console import Console
 from quorumfs.mount.letting_go import STOP_SIGNALS, ended_by_signals
 from quorumfs.mount.limits import require_for_service
-from quorumfs.mount.mapping import picture
-from quorumfs.mount.path_watch import PathWatch
-from quorumfs.mount.replicaset import ReplicaSet, open_replica_set, read_pattern
+from quorumfs.mount.replicaset import ReplicaSet, open_replica_set
 from quorumfs.options.table import MountOptions
 from quorumfs.replica.images import close_all
 from quorumfs.replica.space import Space
@@ -168,66 +158,19 @@ async def _serve(
             await nursery.start(_stop_on_signal, plan.mountpoint)
             nursery.start_soon(disk.run)
             nursery.start_soon(_return_memory, disk, fast)
-
-            path_watch = PathWatch(lambda: disk.replicas, disk.mirror.rhythm)
-            nursery.start_soon(path_watch.run)
             nursery.start_soon(space.run)
-
-            slow = _why_slow(plan.options)
-
-            def run_for_events(program: str | None) -> None:
-                hook.program = program
-
-            def keep_sidecars_in(directory: str | None) -> None:
-                replica_set.directory = directory
-
-            settings = Settings(
-                disk, repairs, plan.options, read_pattern, run_for_events, keep_sidecars_in
+            console = Console(
+                plan.mountpoint,
+                plan.options,
+                replica_set,
+                disk,
+                repairs,
+                journal=journal,
+                hook=hook,
+                manager=manager,
             )
-
-            def notes() -> tuple[str, ...]:
-                longer = replica_set.longer_than(disk.size)
-                return tuple(filter(None, (shim.missing(), slow, unreachable(disk.size), *longer)))
-
-            def take(now: float, standstill: Standstill | None) -> Status:
-                return snapshot.take(
-                    plan.mountpoint,
-                    settings.present,
-                    disk,
-                    repairs,
-                    notes(),
-                    path_watch.astray,
-                    now=now,
-                    standstill=standstill,
-                )
-
-            reporter = Reporter(take, Pulse())
-            announce = session.announce_size
-            named = verbs(disk, repairs, plan.mountpoint, settings, announce)
-            actions = Actions({**named, "set": manager.reloading(named["set"])})
-            await nursery.start(actions.run)
-            commands = {
-                "status": reporter.status,
-                "events": journal.since,
-                "map": partial(picture, disk, repairs),
-                **actions.commands(),
-            }
-            line = StatusLine(manager, reporter, lambda: journal.last)
-
-            def tick() -> None:
-                reporter.watch()
-                line.watch()
-
-            def period_s() -> float:
-                if reporter.stands_still:
-                    return server.TICK_S
-                # Whoever speaks for a loop that stands still is heard in time.
-                longest = math.inf if manager.watchdog_s is None else manager.watchdog_s / 4
-                return min(disk.mirror.rhythm.period_s(server.TICK_S), longest)
-
-            serve = partial(server.serve, refresh=reporter.refresh, tick=tick, period_s=period_s)
-            await nursery.start(serve, claim.path("sock"), commands)
-            await nursery.start(_tell_on_signal, lambda: take(trio.current_time(), None))
+            await console.start(nursery, claim.path("sock"))
+            await nursery.start(_tell_on_signal, console.take_now)
             if repairs is not None:
                 nursery.start_soon(repairs.run)
             log.info(
@@ -238,17 +181,17 @@ async def _serve(
                 disk.threshold,
             )
             replica_set.tell_log()
-            for note in notes():
+            for note in console.notes():
                 log.warning("%s", note)
-            nursery.start_soon(_say_when_serving, serving, manager, take)
+            nursery.start_soon(_say_when_serving, serving, manager, console)
             nursery.start_soon(manager.beat)
             await session.serve(operations, fast)
             manager.tell("STOPPING=1")
-            await actions.stop()
+            await console.actions.stop()
             if repairs is not None:
                 await repairs.stop()
-            with trio.move_on_after(settings.present.replica_timeout_s):
-                await path_watch.look()
+            with trio.move_on_after(console.settings.present.replica_timeout_s):
+                await console.path_watch.look()
             failure = await _close(disk)  # in the nursery, where its deadlines are watched
             nursery.cancel_scope.cancel()
     except BaseException:
@@ -270,13 +213,6 @@ def _fast_path(disk: Disk, options: MountOptions) -> FastPath | None:
         return None
     writes = not options.read_only and not options.sync
     return FastPath(disk, keep_zeros=options.detect_zeroes != "off", writes=writes)
-
-
-def _why_slow(options: MountOptions) -> str | None:
-    """Why there is no fast path, for the operator; None where there is one, or none is wanted."""
-    if native.missing is None or not options.fast_path or not shim.in_use():
-        return None  # what is missing without the shim is told already
-    return f"no fast path ({native.missing}): small requests take several times as long"
 
 
 async def _record_options(disk: Disk) -> None:
@@ -395,10 +331,12 @@ async def _return_memory(disk: Disk, fast: FastPath | None) -> None:
         seen = disk.mirror.requests
 
 
-async def _say_when_serving(ready: Callable[[], None], manager: ServiceManager, take: Take) -> None:
+async def _say_when_serving(
+    ready: Callable[[], None], manager: ServiceManager, console: Console
+) -> None:
     await trio.lowlevel.checkpoint()  # the session loop, started just before, now waits
     ready()
-    status = take(trio.current_time(), None)
+    status = console.take_now()
     await manager.tell_surely("READY=1", f"STATUS={status_line(status)}")
 
 

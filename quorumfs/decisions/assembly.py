@@ -149,6 +149,7 @@ class _Assembly:
             members=tuple(
                 members.get(one.path) or survey.absent_member(one) for one in survey.found
             ),
+            unmarked=tuple(self._unmarked(members)),
             ejected=tuple(
                 slot
                 for slot, role in enumerate(record.roles)
@@ -410,13 +411,6 @@ class _Assembly:
         everything = range(len(joined))
         for own in self._maps_of_current(members):
             joined.join(own)
-        maps = {
-            member.slot: self._survey.present[path].map
-            for path, member in members.items()
-            if member.state is Standing.CURRENT and member.slot is not None
-        }
-        for slot, chunks in marked_by_others(maps, record.new_map()):
-            joined.add(out_of_sync(slot), chunks)
         joined.remove(ALL_OUT_OF_SYNC & ~sum(map(out_of_sync, record.slots)), everything)
         for slot in record.slots:
             role = record.roles[slot]
@@ -436,6 +430,15 @@ class _Assembly:
                 own.keep_as(INTENT, out_of_sync(member.slot))
                 joined.join(own)
         return joined
+
+    def _unmarked(self, members: dict[str, Member]) -> Iterator[tuple[int, range]]:
+        """By slot: the chunks for which a current member is the last to be believed."""
+        maps = {
+            member.slot: self._survey.present[path].map
+            for path, member in current_of(members).items()
+            if member.slot is not None
+        }
+        return marked_by_others(maps, self._record.new_map())
 
     def _maps_of_current(self, members: dict[str, Member]) -> Iterator[DirtyMap]:
         """The maps of the current members; an unreadable page marks no losses of members."""

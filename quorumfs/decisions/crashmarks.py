@@ -6,13 +6,15 @@ from quorumfs.decisions.dirtymap import ALL_OUT_OF_SYNC, INTENT, UNVERIFIED, Dir
 
 
 def marked_by_others(maps: Mapping[int, DirtyMap], empty: DirtyMap) -> Iterator[tuple[int, range]]:
-    """By slot: chunks that members lack, because others alone have marks of them.
+    """By slot: chunks that others alone have marks of.
 
     *maps* are those of the members, *empty* is a map of the whole disk. A change begins when all
-    members have its mark. So one without the mark was given nothing new: or it is some seconds
-    older than the others, and lacks what they were given (R15). Where a member is known to have
-    lost something, nothing is made of that; nor where images were never compared, for a comparison
-    decides there; nor is an unreadable page a mark, or none.
+    members have its mark. So either no change had begun, and all hold the same; or one without the
+    mark is some seconds older than the others, and lacks what they were given (R15). Which of the
+    two cannot be told: where members differ, one without the mark is the last to be believed, and
+    it has its vote (P9). Where a member is known to have lost something, nothing is made of that;
+    nor where images were never compared, for a comparison decides there; nor is an unreadable page
+    a mark, or none.
     """
     marked, lost = empty, sum(map(out_of_sync, maps))
     for own in maps.values():

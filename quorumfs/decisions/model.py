@@ -95,6 +95,9 @@ class Plan:
     """The chunks that may differ, and the chunks that each replica lacks."""
     members: tuple[Member, ...]
     """One member for each path, in the order of the command line."""
+    unmarked: tuple[tuple[int, range], ...] = ()
+    """By slot: chunks for which a current replica is the last to be believed, for it alone lacks a
+    mark of them."""
     ejected: tuple[int, ...] = ()
     """Slots that are current in the record and not in this plan; the first commit says so."""
     prepared: tuple[int, ...] = ()

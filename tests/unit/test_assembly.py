@@ -116,14 +116,17 @@ def test_after_a_crash_what_any_of_them_marked_may_differ() -> None:
     assert marks(plan) == [0, INTENT, 0, UNVERIFIED]
 
 
-def test_one_without_a_mark_that_others_have_lacks_what_they_were_given() -> None:
-    """Its store may be some seconds older, and no number on record tells so (R15)."""
+def test_one_without_a_mark_that_others_have_is_the_last_to_be_believed() -> None:
+    """Its store may be some seconds older, and no number on record tells so (R15); or the marking
+    was cut off, and all hold the same."""
     dirty = next_record(first_record(2, 1), clean=False)
     plan = assemble([found(dirty, A, {0: INTENT}), found(dirty, B, {2: INTENT})])
-    assert marks(plan) == [INTENT | out_of_sync(B), 0, INTENT | out_of_sync(A), 0]
+    assert marks(plan) == [INTENT, 0, INTENT, 0]
+    assert plan.unmarked == ((A, range(2, 3)), (B, range(1)))
     lost = {2: INTENT | out_of_sync(B)}
     plan = assemble([found(dirty, A), found(dirty, B, lost)])  # B alone knows that, and has it not
     assert marks(plan) == [0, 0, INTENT | out_of_sync(B), 0]
+    assert plan.unmarked == ()
 
 
 def test_an_unreadable_map_page_means_that_all_of_it_may_differ() -> None:
@@ -159,7 +162,8 @@ def test_a_join_that_one_committed_is_valid_for_all_that_prepared_it() -> None:
     for prepared in (joined, next_record(joined)):
         plan = assemble([found(joined, A), found(before, B, {0: INTENT}, prepared=prepared)])
         assert states(plan) == ["current", "current"]
-        assert marks(plan) == [INTENT | out_of_sync(A), 0, 0, 0]
+        assert marks(plan) == [INTENT, 0, 0, 0]
+        assert plan.unmarked == ((A, range(1)),)
         assert plan.ejected == ()
 
 
@@ -841,7 +845,8 @@ def test_a_disk_that_began_to_grow_keeps_its_size_until_one_has_committed_the_la
     assert (plan.record.size, len(plan.map), states(plan)) == (SIZE, CHUNKS, ["current"] * 2)
     plan = assemble([grown(record, A, {0: INTENT}, prepared=larger), grown(larger, B)])
     assert (plan.record.size, states(plan)) == (LARGER, ["current"] * 2)
-    assert marks(plan) == [INTENT | out_of_sync(B), *[0] * 6]
+    assert marks(plan) == [INTENT, *[0] * 6]
+    assert plan.unmarked == ((B, range(1)),)
 
 
 def test_one_that_was_away_when_the_disk_grew_lacks_what_the_others_say() -> None:
@@ -1171,11 +1176,11 @@ def test_one_that_knows_nothing_of_the_seventh_goes_with_those_that_do() -> None
     plan = assemble([*reached, *ahead])
     assert plan.record == large
     assert states(plan) == ["current"] * 6
-    unmarked = INTENT | sum(map(out_of_sync, range(3)))
-    assert states_of(plan.map) == [out_of_sync(6) | unmarked * (c == 1) for c in range(CHUNKS)]
+    assert states_of(plan.map) == [out_of_sync(6) | INTENT * (c == 1) for c in range(CHUNKS)]
+    assert plan.unmarked == tuple((slot, range(1, 2)) for slot in range(3))
     plan = assemble(ahead + [found(small, slot, prepared=large) for slot in range(3)])
     assert plan.record == small
-    assert states_of(plan.map) == [0, unmarked, 0, 0]
+    assert states_of(plan.map) == [0, INTENT, 0, 0]
 
 
 def test_what_was_lacked_by_one_that_is_removed_is_forgotten() -> None:
@@ -1265,7 +1270,7 @@ def test_replicas_that_were_taken_out_are_told_where_they_are_too_many() -> None
 
 
 def test_marks_of_others_say_nothing_where_images_were_never_compared() -> None:
-    """A comparison decides there: who lacked the chunk would keep every flush from succeeding."""
+    """A comparison decides there."""
     record = replace(first_record(3, 3), clean=False)
     maps: dict[int, dict[int, int]] = {
         A: {0: INTENT, 1: INTENT | UNVERIFIED},
@@ -1273,5 +1278,4 @@ def test_marks_of_others_say_nothing_where_images_were_never_compared() -> None:
         C: {1: UNVERIFIED},
     }
     plan = assemble([found(record, slot, marks) for slot, marks in maps.items()])
-    assert plan.map.any(out_of_sync(C), range(1))
-    assert not plan.map.any(out_of_sync(C), range(1, 2))
+    assert plan.unmarked == ((C, range(1)),)

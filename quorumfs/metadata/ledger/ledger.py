@@ -121,6 +121,7 @@ class Ledger:
                     self.agreement.unreadable.add(start, end)
                 self.recorded.found(one.sidecar.map)
         self.arrange()
+        self.chunks.sources.believe_last(plan.unmarked)
         self.chunks.recall(crashed=not self.record.clean)
 
     @property

@@ -6,7 +6,7 @@ data was shown, because no read may turn back (P7): a mount that repairs *pins* 
 answered; a mount that cannot repair remembers the replica for each chunk.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap
 from quorumfs.decisions.ranges import RangeSet, segments
@@ -38,6 +38,8 @@ class Sources:
         self._repairing = repairing
         self._pin: Replica | None = None
         """The replica that answered for divergent chunks in place of the first member."""
+        self._unmarked: dict[Replica, RangeSet] = {}
+        """By replica, the chunks for which it is the last to be believed: `Plan.unmarked`."""
         self._shown: dict[Replica, RangeSet] = {}
         """By replica, the divergent chunks shown from the replica by a mount that cannot repair."""
 
@@ -47,21 +49,31 @@ class Sources:
         Yields with each part the members to believe if members differ, best first: the members
         already shown; else the members without any loss; else the RISKED members; else, while
         losses are pending, the members without an earlier loss; else all. Hung members come last,
-        a pinned source first. Otherwise the record gives the order, the same after every mount.
+        a pinned source first, a member that alone lacks a mark after the others. Otherwise the
+        record gives the order, the same after every mount.
         """
         content = self._content
-        order = sorted(content.members, key=lambda r: (r.hung, r is not self._pin, r.slot or 0))
+
+        def rank(replica: Replica, unmarked: Collection[Replica] = ()) -> tuple[object, ...]:
+            return replica.hung, replica is not self._pin, replica in unmarked, replica.slot or 0
+
+        order = sorted(content.members, key=rank)
         unbelieved = {replica: content.unbelieved(replica, chunks) for replica in order}
         lacked = {replica: content.lacked(replica, chunks) for replica in order}
         risked = {replica: content.risked(replica) for replica in order}
-        known = (unbelieved, lacked, risked, self._shown)
+        known = (unbelieved, lacked, risked, self._shown, self._unmarked)
         cuts = [places for each in known for places in each.values()]
         for start, stop, _ in segments(chunks.start, chunks.stop, cuts):
-            doubted, lacking, risking, shown = (whose(each, start, stop) for each in known)
+            doubted, lacking, risking, shown, unmarked = (
+                whose(each, start, stop) for each in known
+            )
             held = [replica for replica in order if replica not in doubted]
             sound = [replica for replica in held if replica not in risking]
             last = [replica for replica in order if replica not in lacking]
-            yield range(start, stop), shown or sound or held or last or order
+            believed = shown or sound or held or last or order
+            if unmarked:
+                believed = sorted(believed, key=lambda replica: rank(replica, unmarked))
+            yield range(start, stop), believed
 
     def read_segments(self, offset: int, length: int) -> Iterator[ReadSegment]:
         """Cut a range (bytes) where the holders, or their agreement, change."""
@@ -81,6 +93,14 @@ class Sources:
                     torn = _TORN in inside
                     yield ReadSegment(low, high - low, held_by, pinned=pinned, torn=torn)
 
+    def believe_last(self, unmarked: Iterable[tuple[int, range]]) -> None:
+        """Take over `Plan.unmarked`, of the present members."""
+        by_slot = {replica.slot: replica for replica in self._content.members}
+        for slot, chunks in unmarked:
+            if slot in by_slot:
+                places = self._unmarked.setdefault(by_slot[slot], RangeSet())
+                places.add(chunks.start, chunks.stop)
+
     def pin_source(self, replica: Replica, chunks: range) -> None:
         """Note *replica* as the source that answered a read of *chunks*, which are divergent."""
         if not self._repairing:
@@ -93,6 +113,7 @@ class Sources:
     def unpin(self) -> None:
         """Release the pinned source: no chunk is divergent any more."""
         self._pin = None
+        self._unmarked.clear()
 
     def held_only_by(self, replicas: Collection[Replica]) -> bool:
         """Whether only *replicas* hold some chunk, because all other members lost the chunk."""

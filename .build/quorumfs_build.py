@@ -43,7 +43,12 @@ class BuildShim(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         # Python's own flags turn assertions off.
-        ext.extra_compile_args = ["-fvisibility=hidden", "-UNDEBUG", "-pthread"]
+        ext.extra_compile_args = [
+            "-fvisibility=hidden",
+            "-UNDEBUG",
+            "-pthread",
+            "-D_FILE_OFFSET_BITS=64",
+        ]
         ext.extra_link_args = ["-pthread"]
         if ext.name.endswith("_shim"):
             ext.extra_compile_args += pkg_config("--cflags")

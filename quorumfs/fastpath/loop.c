@@ -20,6 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
+_Static_assert(sizeof(off_t) == 8, "images are larger than 2 GiB");
+
 #define PUBLIC __attribute__((visibility("default")))
 
 #define US INT64_C(1000)

@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 
 import trio
@@ -36,9 +37,8 @@ log = logging.getLogger(__name__)
 def fold(gate: Gate, mirror: Mirror) -> None:
     """Bring what C left behind into Python's own state, and reset it."""
     if gate.journalled:
-        chunks = set(gate.journal[: gate.journalled])
+        mirror.ledger.wrote(set(gate.journal[: gate.journalled]))
         gate.journalled = 0
-        mirror.ledger.wrote(chunks)
     if not gate.requests:
         return
     mirror.requests += gate.requests
@@ -168,18 +168,42 @@ class FastPath(trio.abc.Instrument):
     def after_io_wait(self, timeout: float) -> None:
         try:
             anything = self._library.loop_close()
-            fold(self._gate, self._mirror)
+            if self._may_serve:
+                fold(self._gate, self._mirror)
             if anything:
                 self._look_at_servers()
         except Exception:
             self._give_up()
 
     def _give_up(self) -> None:
-        """Go on without the fast path after an error of our own."""
-        self._library.loop_close()
-        self._publisher.publish_nothing()
-        self._may_serve = False
+        """Go on without the fast path after an error of our own.
+
+        Requests that C has begun are taken over all the same; where that fails, too, they fail.
+        """
         log.exception("internal error in the fast path: all requests go the long way from now on")
+        self._library.loop_close()
+        self._may_serve = False
+        with suppress(Exception):  # what broke may be this
+            fold(self._gate, self._mirror)
+        try:
+            self._look_at_servers()
+        except Exception:
+            log.exception("internal error in the fast path: what it had begun fails")
+            self._fail_servers()
+        self._publisher.publish_nothing()
+
+    def _fail_servers(self) -> None:
+        """Answer what C has begun, and nobody has taken over, with EIO."""
+        for number, server in enumerate(self._servers):
+            phase = server.phase & 0xFF
+            if phase not in (Phase.TAKEN, Phase.RETURNED, Phase.FAILED):
+                continue
+            if number not in self._taken:
+                self._library.loop_reply(server.request.unique, errno.EIO, b"", 0)
+                self._taken[number] = lambda _: None
+            if phase != Phase.TAKEN:
+                self._taken.pop(number)(as_error(server.outcome))
+                self._library.loop_release(ctypes.byref(server))
 
     # What is stuck
 

@@ -73,12 +73,14 @@ class Publisher:
         given = first = order.of(holders, pattern).first
         if ends_early(pattern):
             first = self._mirror.late_answers.asked(given, len(holders), pattern.threshold)
-        if first != list(holders[: len(given)]) and (
-            order.undecided or self._mirror.ledger.unverified(0, self._mirror.size)
-        ):
-            return 0  # where replicas differ, all are asked, in the order given
         asked = pattern.ask_now(len(first), 0)
         if asked < pattern.needed(len(first) - asked):
+            return 0
+        # Where replicas may differ the long way chooses among all holders, in the order given.
+        as_given = first[:asked] == list(holders[: pattern.ask_now(len(holders), 0)])
+        if not as_given and (
+            order.undecided or self._mirror.ledger.unverified(0, self._mirror.size)
+        ):
             return 0
         return _publish(self._gate.reader, first[:asked], to_read=True)
 

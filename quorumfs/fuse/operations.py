@@ -299,8 +299,10 @@ class DiskOperations(pyfuse3.Operations):
     async def release(self, fh: FileHandleT) -> None:
         # The time of change moves when a writer closes, not at each write: the kernel drops the
         # file's cached pages whenever it sees another time.
-        handle = self._handles.pop(fh)
-        if handle.wrote or (self._fast is not None and self._fast.forget(fh)):
+        wrote = self._handles.pop(fh).wrote
+        if self._fast is not None:
+            wrote |= self._fast.forget(fh)  # also for the next file with this number
+        if wrote:
             self._mtime_ns = time.time_ns()
             with contextlib.suppress(OSError):  # the kernel has forgotten the file
                 pyfuse3.invalidate_inode(FILE_INODE, attr_only=True)

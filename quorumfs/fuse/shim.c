@@ -96,10 +96,11 @@ PUBLIC int quorumfs_shim_in_use(void)
     return in_use;
 }
 
-/* What the kernel's requests are read from; -1 if the session was not made through here. */
+/* What the kernel's requests are read from; -1 if the session was not made through here, or goes its
+ * own way: then pyfuse3 alone may take a request. */
 PUBLIC int quorumfs_shim_session_fd(void)
 {
-    return session ? real_session_fd(session) : -1;
+    return in_use ? real_session_fd(session) : -1;
 }
 
 PUBLIC int quorumfs_shim_reply_error(void *request, int error)

@@ -5,14 +5,14 @@
  * as it is not run again: several milliseconds on a busy machine.
  */
 
-#define _FILE_OFFSET_BITS 64
-
 #include <errno.h>
 #include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+_Static_assert(sizeof(off_t) == 8, "images are larger than 2 GiB");
 
 /* What ended a copy before all was copied, besides errnos of writing. */
 enum { UNREADABLE = 0, TRUNCATED = -1 };

@@ -194,12 +194,16 @@ class FileStorage:
         """Operations that a thread has done, and that are not delivered yet."""
         return self._workers.returned
 
+    def adopted(self, operation: Operation) -> None:
+        """Note that somebody else carries out *operation* on this file."""
+        if self._written is not None and operation.kind in CHANGES:
+            self._written.note(operation.offset, operation.length)
+
     def submit(self, operation: Operation, done: Done) -> None:
         if operation.kind is Kind.SYNC and self._in_memory:
             done(operation, 0, None)  # there is no medium
             return
-        if self._written is not None and operation.kind in CHANGES:
-            self._written.note(operation.offset, operation.length)
+        self.adopted(operation)
         if self._is_cheap(operation):
             self._perform_now(operation, done)
             return

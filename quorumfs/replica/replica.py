@@ -263,6 +263,8 @@ class Replica:
 
     def adopt(self, operation: Operation, waiter: Waiter) -> None:
         """Take *operation* for one's own, which another thread has begun; then `returned`."""
+        if isinstance(self._image, FileStorage):
+            self._image.adopted(operation)
         self._in_flight.add(operation, waiter, to_sidecar=False)
         self._in_flight.elsewhere.add(operation)
 

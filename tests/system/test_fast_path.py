@@ -1,6 +1,7 @@
 """Requests served without the interpreter: what it is for, and what must not come of it."""
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from support.oracle import Oracle, Writers
 from support.programs import loop_device, run
 from support.sets import BLOCK, MIB, SetMount, create, opened, same
 
+import quorumfs as package_of_quorumfs
 from quorumfs.disk.readorder import BUDGET_MAX
 
 ONE = "--vote-threshold=1"
@@ -261,3 +264,42 @@ def test_a_read_from_a_local_device_that_hangs_costs_one_timeout(
                 disk.wait(lambda status: status["replicas"][0]["state"] == "missing", "its timeout")
             finally:
                 faulty.clear()
+
+
+def test_a_shim_that_pyfuse3_does_not_fit_takes_no_requests(tmp_path: Path) -> None:
+    """pyfuse3 was built with the headers of another libfuse: then it reads the requests itself."""
+    package = tmp_path / "quorumfs"
+    shutil.copytree(Path(package_of_quorumfs.__file__).parent, package)
+    source = package / "fuse" / "shim.c"
+    text = source.read_text()
+    assert "size != sizeof(ours)" in text
+    source.write_text(text.replace("size != sizeof(ours)", "size == sizeof(ours)"))
+    flags, libraries = (
+        subprocess.run(
+            ["pkg-config", kind, "fuse3"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for kind in ("--cflags", "--libs")
+    )
+    command = ["gcc", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread", *flags, "-o"]
+    command += [
+        str(package / "fuse" / "_shim.abi3.so"),
+        str(source),
+        "-Wl,--no-as-needed",
+        *libraries,
+    ]
+    subprocess.run(command, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    run = partial(subprocess.run, env=environment, timeout=60, check=True, cwd=tmp_path)
+    mountpoint = tmp_path / "disk"
+    mountpoint.mkdir()
+    quorumfs_ = [sys.executable, "-m", "quorumfs"]
+    run([*quorumfs_, "create", "--size", "1M", "a.img", "b.img"])
+    run([*quorumfs_, "mount", "a.img", "b.img", mountpoint])
+    try:
+        copy = ["dd", "if=/dev/urandom", f"of={mountpoint}/disk.img", "bs=4k", "count=4"]
+        run([*copy, "conv=notrunc"])
+        told = run([*quorumfs_, "status", mountpoint], stdout=subprocess.PIPE, text=True).stdout
+        assert "pyfuse3 was built for another libfuse" in told
+    finally:
+        run([*quorumfs_, "umount", mountpoint])
+    assert (tmp_path / "a.img").read_bytes() == (tmp_path / "b.img").read_bytes()

@@ -109,6 +109,10 @@ class Known:
     claims: list[tuple[int, int, bool]]
     behind: tuple[int, ...] = ()
     """Replicas that have not answered yet to votes that are over."""
+    mostly: frozenset[int] = frozenset()
+    """Replicas that are write-mostly."""
+    undecided: bool = False
+    """Some replicas are known to differ, and nothing tells which is right."""
     removed: int = 0
     """Replicas that the set had before these: so these are in later planes of the map."""
 
@@ -153,6 +157,9 @@ def make_mirror(known: Known, metadata: Sidecars | Volatile, replicas: list[Repl
     mirror.locks.claims += [Claim(*claim) for claim in known.claims]
     for index in known.behind:
         mirror.late_answers.begin(replicas[index % len(replicas)])
+    mirror.read_order.write_mostly = frozenset(f"r{index}" for index in known.mostly)
+    if known.undecided:
+        mirror.read_order.undecided.add(0, SIZE)
     return mirror
 
 
@@ -318,6 +325,8 @@ def knowns(draw: st.DrawFn) -> Known:
         joining=not draw(mostly),
         claims=[(start, min(start + length, SIZE), how) for start, length, how in claims],
         behind=draw(st.sampled_from([(), (), (), (0,), (1,), (2,), (0, 1)])),
+        mostly=draw(st.sampled_from([frozenset[int]()] * 4 + [frozenset({0}), frozenset({1, 2})])),
+        undecided=not draw(mostly),
         removed=draw(st.sampled_from([0, 0, 4, 6, 13, REPLICAS_MAX - 5])),
     )
 
@@ -451,14 +460,23 @@ def reason_to_refuse(mirror: Mirror, ledger: Ledger, request: Asked) -> bool:
     if not free or len(mirror.locks.claims) > RANGES:
         return True
     if request.reads:
-        members = ledger.members
-        asked = members[:1] if isinstance(mirror.pattern, Fifo) else members
+        members = list(ledger.members)
+        mostly = mirror.read_order.write_mostly
+        first = [one for one in members if one.path not in mostly]
+        reserve = [one for one in members if one.path in mostly]
         if isinstance(mirror.pattern, Quorum):
-            asked = mirror.late_answers.asked(members, len(members), mirror.pattern.threshold)
+            threshold = mirror.pattern.threshold
+            first = [*first, *reserve[: max(0, threshold - len(first))]] or reserve
+            asked = mirror.late_answers.asked(first, len(members), threshold)
+            all_asked = asked == members
+        else:
+            asked = (first or reserve)[:1]
+            all_asked = asked == members[:1]
         files = [one.fast_file for one in asked]
         too_few = isinstance(mirror.pattern, Quorum) and len(members) < mirror.pattern.threshold
         differ = bool(ledger.agreement or ledger.content)
-        differ |= len(asked) < len(members) > 1 and ledger.unverified(0, SIZE)
+        may_differ = mirror.read_order.undecided or ledger.unverified(0, SIZE)
+        differ |= not all_asked and bool(may_differ)
         return not members or too_few or differ or any(not (file and file.reads) for file in files)
     chunks = ledger.map.chunks(request.offset, request.length)
     page = CHUNKS_PER_PAGE
@@ -580,6 +598,21 @@ def test_c_leaves_nobody_out_where_images_were_never_compared() -> None:
         ledger.recorded.add(UNVERIFIED, range(len(ledger.map)))
 
     assert in_trio(partial(compare, known, [*MARKED, adopted], BOTH[:1])) == {False: 1}
+
+
+@pytest.mark.parametrize("undecided", [True, False])
+def test_c_asks_those_who_are_mostly_written_where_replicas_differ(undecided: bool) -> None:
+    """The long way does; with fewer voters another version may win."""
+    states, files = [Standing.CURRENT] * 5, ["fast"] * 5
+    known = replace(HEALTHY, states=states, files=files, mostly=frozenset({2, 3, 4}))
+    assert in_trio(partial(compare, known, MARKED, BOTH[:1])) == {True: 1}
+
+    def adopted(ledger: Ledger) -> None:
+        ledger.recorded.add(UNVERIFIED, range(len(ledger.map)))
+
+    happened = MARKED if undecided else [*MARKED, adopted]
+    known = replace(known, undecided=undecided)
+    assert in_trio(partial(compare, known, happened, BOTH[:1])) == {False: 1}
 
 
 def test_one_for_which_c_has_no_counters_is_left_to_python() -> None:

@@ -3,9 +3,12 @@
 import ctypes
 import errno
 import logging
+import os
+from pathlib import Path as FilePath
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import pyfuse3
 import pytest
 import trio
 from support.simulated import Bench, fails, make_bench
@@ -26,9 +29,16 @@ from quorumfs.fastpath.native import (
     library,
 )
 from quorumfs.fastpath.path import FastPath
+from quorumfs.fuse.operations import FILE_INODE, DiskOperations
+from quorumfs.options.parsing import parse_options
+from quorumfs.replica.fanout import FanOut
 from quorumfs.replica.fastfile import REST_S, FastFile
-from quorumfs.replica.replica import STUCK_S
-from quorumfs.replica.storage import Kind
+from quorumfs.replica.filestorage import FileStorage
+from quorumfs.replica.filesystems import Locality
+from quorumfs.replica.lastregions import LastRegions
+from quorumfs.replica.replica import STUCK_S, Replica
+from quorumfs.replica.space import Space
+from quorumfs.replica.storage import Kind, Operation
 
 BLOCK = 4096
 NEW = b"new!" * (BLOCK // 4)
@@ -360,6 +370,58 @@ async def test_after_an_internal_error_nothing_is_served(
     assert not path.sleeps()
 
 
+@pytest.mark.parametrize("breaks", [1, 1000])
+async def test_what_c_had_begun_is_answered_once_after_an_internal_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock, breaks: int
+) -> None:
+    """Its server is released: else C would wait for ever, and Python be rung for ever."""
+    calls, take_write = [], module.take_write
+
+    def breaking(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) <= breaks:
+            raise RuntimeError("on purpose")
+        return take_write(*arguments)
+
+    monkeypatch.setattr(module, "take_write", breaking)
+    path.writes(Phase.FAILED, 1, errno.EIO)
+    for _ in range(3):
+        path.wakes(anything=True)
+    await wait_all_tasks_blocked()
+    assert path.loop.released == [0]
+    assert path.loop.replies == [WRITTEN if breaks == 1 else (UNIQUE, errno.EIO, b"")]
+    assert not path.sleeps()
+
+
+async def test_what_has_not_returned_is_released_when_it_does(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "take_write", lambda *_: 1 / 0)
+    path.writes(Phase.TAKEN, 1)
+    assert path.loop.replies == [(UNIQUE, errno.EIO, b"")]
+    assert path.loop.released == []
+    path.returns()
+    assert (path.loop.released, len(path.loop.replies)) == ([0], 1)
+
+
+async def test_a_reader_that_has_the_number_of_a_writer_has_written_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of change moves when a writer closes: the kernel drops the file's pages then."""
+    monkeypatch.setattr(pyfuse3, "invalidate_inode", lambda *_, **__: None)
+    space = Space(lambda: path.disk.replicas, path.disk.mirror.rhythm)
+    operations = DiskOperations(path.disk, parse_options([], 3), 1, space, path.fast)
+    writer = (await operations.open(FILE_INODE, os.O_RDWR, cast("Any", None))).fh
+    await operations.write(writer, 0, NEW)
+    path.gate.wrote[writer] = 1  # and C has done so, too
+    await operations.release(writer)
+    changed = operations._mtime_ns
+    reader = (await operations.open(FILE_INODE, os.O_RDONLY, cast("Any", None))).fh
+    assert reader == writer
+    await operations.release(reader)
+    assert operations._mtime_ns == changed
+
+
 async def test_the_gate_opens_where_nothing_is_served_lest_requests_wait_for_it(
     path: Path,
 ) -> None:
@@ -408,3 +470,20 @@ async def test_a_handle_that_is_closed_is_forgotten(path: Path) -> None:
     assert not path.fast.forget(5), "its number is another one's by now"
     assert not path.fast.forget(HANDLES)
     assert not path.fast.forget(HANDLES + 5)
+
+
+async def test_what_is_adopted_is_in_the_fingerprint_of_a_device(tmp_path: FilePath) -> None:
+    """As what the replica's own threads write: an older copy must not pass for the image."""
+    image = tmp_path / "a.img"
+    image.write_bytes(bytes(BLOCK))
+    written = LastRegions()
+    storage = FileStorage(os.open(image, os.O_RDWR), BLOCK, str(image), locality=Locality.HERE)
+    storage._written = written  # as of a device
+    replica = Replica(0, str(image), storage, TIMEOUT_S)
+    operation = Operation(Kind.WRITE, 0, BLOCK, NEW)
+    fan_out = FanOut(1)
+    fan_out.adopt(replica, operation)
+    replica.returned(operation, None)
+    await fan_out.complete()
+    assert list(written) == [0]
+    await replica.close()

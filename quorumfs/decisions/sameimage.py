@@ -43,8 +43,8 @@ def touched_after_crash(found: Found) -> bool:
     """Whether somebody else touched the image after a crash: a guest was booted on it, or a backup
     put over it, with its times.
 
-    Both times are of the clock of one store. While the disk is written to, sidecars are written
-    every half minute, unless a store hangs.
+    Both times are of the clock of one store. A change of an extent without a mark writes the
+    sidecar first, and while there are marks `quorumfs.repair.repairs` writes it now and then.
     """
     assert found.sidecar is not None
     known, now = found.sidecar.identity, found.image

@@ -14,11 +14,12 @@ point, with the process or with a replica, and be done again.
 """
 
 import logging
+import time
 from contextlib import suppress
 
 import trio
 
-from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.decisions.dirtymap import INTENT, UNVERIFIED
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.ranges import RangeSet
 from quorumfs.disk.mirror import Mirror
@@ -45,6 +46,11 @@ AGAIN_S = 0.1
 
 CLEAR_S = 30.0
 """Seconds without a write (up to twice as many) after which an extent loses its `INTENT`."""
+
+TOUCH_S = 120.0
+"""How often (seconds) sidecars are written while marks are kept: a write to a
+marked extent writes none, and after a crash no image may be much later than its sidecar
+(`quorumfs.decisions.sameimage.touched_after_crash`)."""
 
 
 class Repairs:
@@ -275,11 +281,19 @@ class Repairs:
         return sorted(out, key=lacking_bytes)
 
     async def _clear_marks(self) -> None:
-        """Clear write-intent marks of extents that are idle (R5), until stopped."""
+        """Clear write-intent marks of extents that are idle (R5), until stopped. While there are
+        any, sidecars are written now and then."""
+        touched = trio.current_time(), time.time()
         while True:
             await self._work.sleep(CLEAR_S)
             if self._work.stopping:
                 return
+            # The host may have slept, or its clock been set.
+            now = trio.current_time(), time.time()
+            passed = max(abs(late - early) for early, late in zip(touched, now, strict=True))
+            if passed >= TOUCH_S and self._map.count(INTENT):
+                await self.scrub.save()
+                touched = now
             if not self._ledger.may_clear_marks:
                 continue
             with suppress(OSError):  # the next time, then

@@ -4,6 +4,7 @@ import errno
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import trio
@@ -23,7 +24,9 @@ from support.simulation.story import (
 
 from quorumfs.decisions.dirtymap import INTENT
 from quorumfs.decisions.record import Phase
+from quorumfs.decisions.sameimage import LATER_NS
 from quorumfs.decisions.sidecar import SLOT_OFFSETS
+from quorumfs.repair.repairs import CLEAR_S
 from quorumfs.replica.storage import Kind, Operation
 
 
@@ -179,7 +182,32 @@ async def two_commits_are_cut_off(story: Story) -> None:
     await story.ends_well()
 
 
+async def idle_while_marks_are_kept(story: Story) -> None:
+    """A write to a marked extent writes no sidecar. Yet after a crash no image is much later than
+    its sidecar, by which one that somebody else wrote to is known."""
+    written: list[float] = []
+
+    def note(operation: Operation) -> Fault | None:
+        if operation.kind is Kind.WRITE:
+            written.append(trio.current_time())
+        return None
+
+    async with story.mounted() as guest:
+        await guest.write_surely(0)
+        story.world.detach(1)
+        await guest.write_surely(0)  # the mark stays: it is to be known what the other lacks
+        story.world.replicas[0].sidecar_faults.script = note
+        begun = trio.current_time()
+        await trio.sleep(3600.0)
+        times = [begun, *written, trio.current_time()]
+        assert max(late - early for early, late in pairwise(times)) < LATER_NS / 10**9 - CLEAR_S
+        assert len(written) < 40
+    story.world.attach(1)
+    await story.ends_well()
+
+
 STORIES = [
+    (idle_while_marks_are_kept, PAIR),
     (killed_where_holes_were_marked_ahead, PAIR),
     (a_hole_shown_beside_one_that_is_away, EQUALS),
     (a_hole_shown_by_too_few, replace(TRIO, fifo=True)),

@@ -12,6 +12,7 @@ import trio
 
 from quorumfs.decisions.dirtymap import DirtyMap
 from quorumfs.decisions.model import Found
+from quorumfs.decisions.ranges import RangeSet
 from quorumfs.decisions.scrub import ScrubRecord, encode_scrub
 from quorumfs.decisions.sidecar import (
     MAP_OFFSET,
@@ -65,6 +66,8 @@ class Recorder:
         *to_change*: record also that this mount may change the disk. A repair changes no disk.
         """
         ledger = self.ledger
+        if not self._list_recorded:
+            await self.write_unreadable()
         if ledger.in_use and ledger.membership.recorded and not (to_change and ledger.unentered):
             return
         async with self.lock:
@@ -121,11 +124,16 @@ class Recorder:
                 raise failed[replica]
         ledger.recorded.found(given)
 
+    def require_room_for(self, offset: int, length: int) -> None:
+        """Raise `OSError` if the list of unreadable bytes has no room for a range more."""
+        wanted = RangeSet()
+        wanted.add(offset, offset + length)
+        if len(self.ledger.agreement.unreadable.union(wanted)) > UNREADABLE_MAX:
+            raise OSError(errno.EIO, "more places cannot be read than are remembered")
+
     async def write_unreadable(self) -> None:
         """Make the list of unreadable bytes durable. Raises `OSError` on failure."""
         async with self.lock:
-            if len(self.ledger.agreement.unreadable) > UNREADABLE_MAX:
-                raise OSError(errno.EIO, "more places cannot be read than are remembered")
             # If this version is torn, the previous version is left.
             self._list_recorded = False
             self._unreadable_number += 1

@@ -258,15 +258,12 @@ class Sidecars:
     async def note_unreadable(self, offset: int, length: int) -> None:
         """Record a block of the disk (bytes) as unreadable on every replica that holds it.
 
-        Raises `OSError` if the list cannot be written.
+        Raises `OSError` if the list cannot be written. Some sidecar may have taken it then, so the
+        block counts as unreadable all the same, until a write there has the list written again.
         """
-        unreadable = self.ledger.agreement.unreadable
-        unreadable.add(offset, offset + length)
-        try:
-            await self.recorder.write_unreadable()
-        except OSError:
-            unreadable.remove(offset, offset + length)
-            raise
+        self.recorder.require_room_for(offset, length)
+        self.ledger.agreement.unreadable.add(offset, offset + length)
+        await self.recorder.write_unreadable()
 
     async def written_over(self, offset: int, length: int) -> None:
         unreadable, end = self.ledger.agreement.unreadable, offset + length

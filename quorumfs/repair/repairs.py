@@ -171,6 +171,8 @@ class Repairs:
         return await self._settling.settle_and_read(offset, length)
 
     async def settle_all(self) -> None:
+        if self._ledger.agreement.cut_off:
+            await self._verification.renew()
         await self._settling.settle_all()
 
     async def verify(self, offset: int, length: int) -> None:
@@ -298,6 +300,6 @@ class Repairs:
                 continue
             with suppress(OSError):  # the next time, then
                 if self._ledger.unflushable():
-                    await self._settling.settle_all()
+                    await self.settle_all()
                 if await self._mirror.sync():
                     await self._sidecars.clear_marks(self._mirror.locks.claimed)

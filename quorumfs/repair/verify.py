@@ -116,6 +116,19 @@ class Verification:
             left_out.remove(start, end)
         return left_out
 
+    async def renew(self) -> None:
+        """Compare what a crash may have torn, and have it written anew where all hold the same.
+
+        Whatever comes of it: a flush answers for no more than that.
+        """
+        cut_off = self._ledger.agreement.cut_off
+        runs = [range(start, end) for start, end in cut_off]
+        async with aclosing(self._work.batches(runs, self._equal, urgent=True)) as batches:
+            async for batch in batches:
+                await self._work.in_parallel(batch, self._verify_unit, urgent=True)
+        for run in runs:
+            cut_off.remove(run.start, run.stop)
+
     def compare_again(self, chunks: range) -> None:
         """Compare *chunks*, as far as they are UNVERIFIED, as soon as possible: they changed."""
         for kept in (self._differing, self._unread, self._written):
@@ -228,6 +241,11 @@ class Verification:
         wrong = [replica for replica, ballot in ballots.items() if ballot != winner]
         wrong += [outcome.replica for outcome in failed]
         if not wrong:
+            # A sync that failed before a crash may have dropped what all of them show (R4).
+            if self._ledger.agreement.torn.overlaps(offset, end) and await repair_write(
+                self._mirror, self._sidecars, list(ballots), offset, versions[0], list(ballots)
+            ):
+                found.unread.add(offset, end)
             return
         differ = len(set(versions)) > 1
         # Where a write failed, some replicas may have got another's content: no real majority.

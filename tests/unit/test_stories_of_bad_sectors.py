@@ -450,7 +450,33 @@ async def a_flush_beside_bad_sectors_after_a_crash(story: Story) -> None:
     await story.ends_well()
 
 
+async def listed_on_one_sidecar_alone(story: Story) -> None:
+    """The others could not take the list. It is put right before a write there is acknowledged:
+    else the next mount would believe it."""
+    await _crashed_after_writes(story)
+    spoil(story, range(story.setup.replicas))
+    story.world.replicas[1].sidecar_faults.script = lambda operation: (
+        Fault(error=errno.EIO) if UNREADABLE_OFFSET <= operation.offset < MAP_OFFSET else None
+    )
+    async with story.mounted() as guest:
+        await guest.write_surely(8 * BLOCK)
+        with suppress(OSError):
+            await guest.read(BAD)
+        with suppress(OSError):
+            await guest.write(BAD)
+        story.world.replicas[1].sidecar_faults.script = None
+        await guest.surely(guest.flush())
+        await guest.write_surely(BAD)
+        await guest.surely(guest.flush())
+        story.world.kill()
+    async with story.mounted() as guest:
+        await guest.read_surely(BAD)
+    await story.ends_well()
+
+
 STORIES = [
+    (listed_on_one_sidecar_alone, EQUALS),
+    (listed_on_one_sidecar_alone, replace(EQUALS, fifo=True)),
     (a_bad_block_is_written_when_no_sidecar_can_be, PAIR),
     (a_list_that_was_not_written_is_written_again, PAIR),
     (a_bad_block_is_written_before_a_loss_is_made_good, replace(PAIR, threshold=2)),

@@ -286,7 +286,34 @@ async def compared_for_ever_with_one_that_is_slow(story: Story) -> None:
         raise BrokenError("a write has waited for ten minutes")
 
 
+async def equal_in_the_page_cache_alone(story: Story) -> None:
+    """A sync that failed before a crash dropped what reads still show. Before a flush succeeds, and
+    before the images count as equal there, all are given it anew (R4)."""
+    at = EXTENTS[5]
+    story.fail(0, [Kind.READ])
+    async with story.mounted() as guest:
+        await guest.write_surely(at)  # where nothing could be compared
+        for one in story.world.replicas:
+            one.sidecar_faults.plan(Kind.WRITE, Fault(hang=True))
+        story.fail_once(0, Kind.SYNC)
+        guest.begin(guest.flush)
+        await trio.sleep(1.0)
+        story.cut_off(0, 1)
+    story.mend(0)
+    async with story.mounted() as guest:
+        await guest.surely(guest.flush())
+        held = [one.image.durable.read(at, at + BLOCK) for one in story.world.replicas]
+        if len(set(held)) > 1:
+            raise BrokenError("flushed, and not on all media")
+        await guest.converged()
+        story.evict(0)
+        await guest.read_surely(at)
+    await story.ends_well()
+
+
 STORIES = [
+    (equal_in_the_page_cache_alone, replace(RAW, threshold=2)),
+    (equal_in_the_page_cache_alone, replace(RAW, threshold=2, fifo=False)),
     (settled_beside_what_only_an_operator_may_decide, replace(RAW, threshold=2)),
     (a_write_fails_ahead_of_a_verification, replace(RAW, threshold=2)),
     (compared_for_ever_with_one_that_is_slow, RAW),

@@ -74,6 +74,9 @@ class Agreement:
         """The chunks that are INHERITED."""
         self.torn = RangeSet()
         """Bytes of UNVERIFIED chunks, in whole blocks."""
+        self.cut_off = RangeSet()
+        """Chunks that a crash may have torn, until all replicas were compared there and given anew
+        what they hold alike: a sync that failed before may have dropped what reads still show."""
         self.unreadable = RangeSet()
         """Bytes of which a read gets EIO until a write replaces them. A replica copied around such
         bytes may hold anything there."""

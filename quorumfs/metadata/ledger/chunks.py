@@ -101,7 +101,8 @@ class Chunks:
 
     def unflushable(self) -> bool:
         """Whether chunks must be made equal before a flush can tell what is durable."""
-        return bool(self.agreement.inherited or self.content.lossy or self.content.risking)
+        agreement, content = self.agreement, self.content
+        return bool(agreement.inherited or agreement.cut_off or content.lossy or content.risking)
 
     def to_equalize_first(self) -> list[range]:
         """The chunks to make equal before a flush can tell what is durable."""
@@ -269,6 +270,9 @@ class Chunks:
         self._recall_marks()
         if crashed:
             self.agreement.tell(Event.CRASHED, range(len(self.map)))
+            for start, end in self.agreement.torn:
+                chunks = self.map.chunks(start, end - start)
+                self.agreement.cut_off.add(chunks.start, chunks.stop)
 
     def _recall_losses(self) -> None:
         lost = RangeSet()

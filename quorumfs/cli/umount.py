@@ -94,7 +94,7 @@ def umount(
         print(f"nothing to do: {printable(mountpoint)} is not mounted")
         return ExitCode.OK
     if check:
-        pid_there = runtime.daemon_pid(mounted.mountpoint, mounted.owner, runtime_dir)
+        pid_there = _daemon_pid(mounted, runtime_dir)
         if users := _users(mounted.mountpoint, pid_there):
             busy = f"cannot unmount {mounted.mountpoint}: it is busy; in use by {users}"
             raise UserError(busy)
@@ -106,10 +106,16 @@ def umount(
 def _served_by(pid: str, runtime_dir: Path | None) -> str | None:
     """The mount point of the daemon *pid*; None if it serves none, for it has ended, or will."""
     for mount in mounts.of_quorumfs():
-        found = runtime.daemon_pid(mount.mountpoint, mount.owner, runtime_dir)
+        found = _daemon_pid(mount, runtime_dir)
         if found is not None and str(found) == pid:
             return mount.mountpoint
     return None
+
+
+def _daemon_pid(mounted: mounts.Mount, runtime_dir: Path | None) -> int | None:
+    """The process id of the daemon that serves *mounted*, if it lives and is found."""
+    with runtime.Finder(runtime_dir) as finder:
+        return finder.daemon_pid(finder.place_of(mounted), mounted.owner)
 
 
 def unmount(mountpoint: str, runtime_dir: Path | None = None, *, wait: bool = False) -> None:
@@ -125,12 +131,13 @@ def unmount(mountpoint: str, runtime_dir: Path | None = None, *, wait: bool = Fa
             "root may unmount it"
         )
     is_ours = mounted.owner == os.geteuid()
-    pid = runtime.daemon_pid(mountpoint, mounted.owner, runtime_dir)
+    with runtime.Finder(runtime_dir) as finder:
+        found_by = finder.place_of(mounted)
+        pid = finder.daemon_pid(found_by, mounted.owner)
     # Before unmounting, so that the number cannot be that of another process by then.
     daemon = _process(pid, mounted.owner) if pid else None
-    shown_elsewhere = mounts.first_of(mounted).mountpoint != mountpoint  # by a bind mount
-    hidden = pid is None and is_ours and not shown_elsewhere and not mounts.is_dead(mountpoint)
-    watch = _Watch(mounted, runtime_dir)
+    hidden = pid is None and is_ours and not mounts.is_dead(mountpoint)
+    watch = _Watch(mounted, found_by, runtime_dir)
     watch.note_who_hangs()
     try:
         patience_s = None if is_ours else PATIENCE_S
@@ -155,6 +162,18 @@ def unmount(mountpoint: str, runtime_dir: Path | None = None, *, wait: bool = Fa
         hint = f"; in use by {named}" if named else ""
         waits = "".join(f"; {line}" for line in watch.awaited().values())
         raise UserError(f"{error}{hint}{waits}") from None
+    if daemon is not None or hidden:
+        shown_at, holders = mounts.shown_by(mounted.device)
+        if os.getpid() in holders:
+            if found_by == mountpoint:  # else a bind mount is gone, as was asked
+                click.echo(f"{printable(shown_at)} shows the same disk still", err=True)
+            return
+        if holders:
+            raise UserError(
+                f"unmounted {mountpoint} here; pid {', '.join(map(str, holders))} has the disk "
+                f"still, at {shown_at} of another namespace of mounts (a container, or a unit with "
+                "PrivateMounts): its daemon goes on until that is gone"
+            )
     if daemon is not None:
         try:
             _wait_for(daemon, pid, watch)
@@ -164,7 +183,7 @@ def unmount(mountpoint: str, runtime_dir: Path | None = None, *, wait: bool = Fa
                 f"on when it can: {error}"
             ) from None
         with runtime.Finder(runtime_dir) as finder:
-            word = finder.take_word(mountpoint, mounted.owner)
+            word = finder.take_word(found_by, mounted.owner)
         if word:
             raise UserError(f"unmounted {mountpoint}, but {word}")
     elif hidden:
@@ -202,8 +221,10 @@ class _GivenUpError(Exception):
 class _Watch:
     """Says what the end of a mount waits for."""
 
-    def __init__(self, mount: mounts.Mount, runtime_dir: Path | None) -> None:
+    def __init__(self, mount: mounts.Mount, found_by: str, runtime_dir: Path | None) -> None:
+        """*found_by*: `Finder.place_of` the mount."""
         self.mount = mount
+        self.found_by = found_by
         self.runtime_dir = runtime_dir
         self.told: set[str] = set()
         """Of which replicas it was said."""
@@ -259,7 +280,7 @@ class _Watch:
 
     def _log(self) -> str:
         with runtime.Finder(self.runtime_dir) as finder:
-            return str(finder.log_of(self.mount.mountpoint, self.mount.owner))
+            return str(finder.log_of(self.found_by, self.mount.owner))
 
 
 def _wait_for(daemon: int, pid: int | None, watch: _Watch) -> None:
@@ -274,7 +295,7 @@ def _wait_for(daemon: int, pid: int | None, watch: _Watch) -> None:
     told = False
     while not waiting.poll(mounts.PAUSE_S * 1000):
         # It let go of the mount point: at its end
-        if runtime.daemon_pid(mountpoint, owner, watch.runtime_dir) != pid:
+        if runtime.daemon_pid(watch.found_by, owner, watch.runtime_dir) != pid:
             if not waiting.poll(END_S * 1000):
                 hung = ", ".join(map(printable, watch.hung)) or "a replica"
                 click.echo(

@@ -17,6 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -156,9 +157,9 @@ def statuses(
             ) from None
         except StatusFormatError as error:
             raise question.invalid(str(error)) from None
-        if status.mountpoint != question.place:
+        if status.mountpoint != question.found_by:
             raise question.invalid("it speaks for another mount point")
-        return status
+        return replace(status, mountpoint=question.place)
 
     return _ask_all(asked, {"command": "status"}, understand, timeout_s, runtime_dir)
 
@@ -329,6 +330,7 @@ class _Question:
     def __init__(self, mount: mounts.Mount, request: bytes, finder: runtime.Finder) -> None:
         self.mount = mount
         self.place = mount.mountpoint
+        self.found_by = finder.place_of(mount)
         self._request = request
         self._finder = finder
         self._channel: socket.socket | None = None
@@ -342,7 +344,13 @@ class _Question:
         """
         if os.geteuid() not in (0, self.mount.owner):
             raise self._not_permitted()
-        for path, place in self._finder.sockets(self.place, self.mount.owner):
+        if self.found_by != self.place:
+            first = mounts.first_of(self.mount).mountpoint
+            if first != self.place:
+                raise NotMountedError(
+                    f"{self.place} is a bind mount of what is mounted at {first}: name that one"
+                )
+        for path, place in self._finder.sockets(self.found_by, self.mount.owner):
             channel = None
             try:
                 channel = _connect(place)
@@ -418,7 +426,7 @@ class _Question:
     @property
     def pid(self) -> str:
         """Words that name the daemon, if it lives."""
-        pid = self._finder.daemon_pid(self.place, self.mount.owner)
+        pid = self._finder.daemon_pid(self.found_by, self.mount.owner)
         return f" (pid {pid})" if pid else ""
 
     def invalid(self, why: str) -> "InvalidAnswerError":
@@ -429,7 +437,7 @@ class _Question:
         )
 
     def unanswered(self, timeout_s: float) -> "NoAnswerError":
-        log = self._finder.log_of(self.place, self.mount.owner)
+        log = self._finder.log_of(self.found_by, self.mount.owner)
         return NoAnswerError(
             f"the daemon of {self.place}{self.pid} does not answer within {timeout_s:g} s: it is "
             f"stopped or overloaded; see {log}"
@@ -442,12 +450,7 @@ class _Question:
         )
 
     def _without_socket(self) -> ControlError:
-        first = mounts.first_of(self.mount).mountpoint
-        if first != self.place:
-            return NotMountedError(
-                f"{self.place} is a bind mount of what is mounted at {first}: name that one"
-            )
-        pid = self._finder.daemon_pid(self.place, self.mount.owner)
+        pid = self._finder.daemon_pid(self.found_by, self.mount.owner)
         if pid is not None:
             return ProtocolError(
                 f"pid {pid} serves {self.place} without a control socket: it is another version "
@@ -460,7 +463,12 @@ class _Question:
         return self._gone()
 
     def _gone(self) -> "DaemonGoneError":
-        log = self._finder.log_of(self.place, self.mount.owner)
+        if self.mount.owner == os.geteuid() and not mounts.is_dead(self.place):
+            return DaemonGoneError(
+                f"the daemon of {self.place} is not found, and the disk answers: if mount was told "
+                "a --runtime-dir, name it here"
+            )
+        log = self._finder.log_of(self.found_by, self.mount.owner)
         return DaemonGoneError(
             f"the daemon of {self.place} is gone, and the mount dead: see {log}; quorumfs umount "
             f"{self.place} clears it, and so does mounting there again (if mount was told a "

@@ -97,9 +97,9 @@ def fs_type_of(mount_id: int) -> str | None:
     return next((mount.fs_type for number, _, mount in _table() if number == mount_id), None)
 
 
-def _table() -> Iterator[tuple[int, bytes, Mount]]:
-    """Each line of the table: number, mount point, and the rest."""
-    for line in Path("/proc/self/mountinfo").read_bytes().rstrip(b"\n").split(b"\n"):
+def _table(pid: str = "self") -> Iterator[tuple[int, bytes, Mount]]:
+    """Each line of the table that the process *pid* sees: number, mount point, and the rest."""
+    for line in Path(f"/proc/{pid}/mountinfo").read_bytes().rstrip(b"\n").split(b"\n"):
         fields, _, rest = line.partition(b" - ")
         # At single spaces: the source may be empty, and other white space is part of a path.
         number, _, device, _, path, *_ = fields.split(b" ")
@@ -109,6 +109,31 @@ def _table() -> Iterator[tuple[int, bytes, Mount]]:
         fs_type = kind.decode("ascii", "backslashreplace")
         uid = int(owner[1]) if owner else 0
         yield int(number), place, Mount(os.fsdecode(place), fs_type, uid, device.decode("ascii"))
+
+
+def shown_by(device: str) -> tuple[str, list[int]]:
+    """Where a file system is mounted: the first place seen, and processes whose namespace of mounts
+    has one, each of another; ours, if it has one, is the first. Empty if it is nowhere.
+
+    As many namespaces are looked at as `LOOK_S` is enough for; an ordinary user sees only those of
+    processes of one's own.
+    """
+    place, found, seen = "", list[int](), set[str]()
+    deadline = time.monotonic() + LOOK_S
+    for pid in ("self", *filter(str.isdigit, os.listdir("/proc"))):
+        with suppress(OSError, ValueError):  # gone meanwhile, or not ours to see
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            for _, _, mount in _table(pid):
+                if mount.device == device:
+                    place = place or mount.mountpoint
+                    found.append(os.getpid() if pid == "self" else int(pid))
+                    break
+        if time.monotonic() > deadline:
+            break
+    return place, found
 
 
 def is_dead(mountpoint: str) -> bool:

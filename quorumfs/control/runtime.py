@@ -34,6 +34,9 @@ SESSIONS = Path("/run/user")
 NOTE_MAX = 8192
 """Bytes of what a daemon notes for a reader."""
 
+PLACE_MAX = 8192
+"""Bytes of the path of a mount point, at most."""
+
 WORD_MAX = 1024
 """Bytes of the word that a daemon leaves: reserved beforehand, since it must not fail."""
 
@@ -99,6 +102,17 @@ class Claim:
         """Our file of this kind."""
         return path_for(self.mountpoint, suffix, self.home)
 
+    def note_device(self) -> None:
+        """Note by which number the kernel knows the file system, which is mounted now: its path may
+        change, by a new name of a directory above, or be one of several."""
+        mounted = mounts.mount_at(self.mountpoint)
+        if mounted is not None and mounted.device:
+            with suppress(OSError):  # then it is found by its path alone
+                self._device_file(mounted).write_bytes(os.fsencode(self.mountpoint))
+
+    def _device_file(self, mounted: mounts.Mount) -> Path:
+        return self.home / _name_of_device(mounted)
+
     def leave_word(self, text: str) -> None:
         """Leave *text* for whoever waits for this daemon to end; there is room for it."""
         content = text.encode("utf-8", "backslashreplace")[:WORD_MAX]
@@ -116,6 +130,10 @@ class Claim:
         with suppress(OSError):
             if not self.path("word").read_bytes().strip():
                 self.path("word").unlink()
+        with suppress(OSError):
+            for noted in self.home.glob("*.at"):
+                if noted.read_bytes() == os.fsencode(self.mountpoint):
+                    noted.unlink()
         self.path("pid").unlink(missing_ok=True)
         os.close(self.descriptor)
 
@@ -147,6 +165,10 @@ def claim(mountpoint: str, given: Path | None = None) -> Claim:
         except OSError as error:
             refused.append(_refusal(privately[0] if privately else SHARED, error))
     raise UserError(f"{'; '.join(refused)}; --runtime-dir names another one")
+
+
+def _name_of_device(mounted: mounts.Mount) -> str:
+    return f"{mounted.device.replace(':', '-')}.at"
 
 
 def _refusal(home: Path, error: OSError) -> str:
@@ -242,6 +264,20 @@ class Finder:
         for homes in self._homes.values():
             for _, descriptor in homes:
                 os.close(descriptor)
+
+    def place_of(self, mounted: mounts.Mount) -> str:
+        """The path by which the daemon of *mounted* is found: where it mounted first. Another one
+        may lead there now, or none."""
+        if mounted.device:
+            for _, directory in self._found(mounted.owner, "usual"):
+                with suppress(OSError):
+                    descriptor = _open_file(directory, _name_of_device(mounted), mounted.owner)
+                    try:
+                        if place := os.fsdecode(os.read(descriptor, PLACE_MAX)):
+                            return place
+                    finally:
+                        os.close(descriptor)
+        return mounted.mountpoint
 
     def sockets(self, mountpoint: str, uid: int) -> Iterator[tuple[Path, int]]:
         """The sockets of *mountpoint* that are really *uid*'s: paths, and descriptors to close.

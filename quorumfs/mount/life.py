@@ -143,6 +143,7 @@ async def _serve(
         _clear_stale_mount(plan.mountpoint)
         await _record_options(disk)
         _mount(operations, plan, fast)
+        claim.note_device()
     except BaseException:
         replica_set.give_up()
         raise

@@ -604,3 +604,37 @@ def end_daemon(mountpoint: Path) -> None:
     os.kill(pid, signal.SIGTERM)
     wait_until(lambda: not is_alive(pid), "the daemon's end")
     assert processes_of(mountpoint) == []
+
+
+def test_a_disk_is_found_wherever_its_mount_point_went(
+    make_images: MakeImages, tmp_path: Path
+) -> None:
+    """A directory above it gets another name; or a bind mount alone is left of it."""
+    (tmp_path / "above" / "disk").mkdir(parents=True)
+    images = make_images(2)
+    quorumfs("mount", *images, tmp_path / "above" / "disk")
+    (tmp_path / "above").rename(tmp_path / "renamed")
+    renamed, shown = tmp_path / "renamed" / "disk", tmp_path / "shown"
+    shown.mkdir()
+    status = json.loads(quorumfs("status", "--json", renamed).stdout)
+    assert (status["mountpoint"], status["state"]) == (str(renamed), "healthy")
+    subprocess.run(["mount", "--bind", renamed, shown], check=True)
+    quorumfs("umount", renamed)
+    assert json.loads(quorumfs("status", "--json", shown).stdout)["state"] == "healthy"
+    assert quorumfs("umount", shown).stderr == ""
+    assert "clean: closed in order" in quorumfs("examine", *images).stdout
+
+
+def test_who_has_the_disk_in_another_namespace_is_named(
+    make_images: MakeImages, mountpoint: Path
+) -> None:
+    quorumfs("mount", *make_images(2), mountpoint)
+    command = ["unshare", "-m", "--propagation", "private", "sh", "-c", "echo; exec sleep 600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as elsewhere:
+        try:
+            assert elsewhere.stdout is not None
+            elsewhere.stdout.readline()
+            line = one_line(quorumfs("umount", mountpoint, check=False), 1)
+            assert f"pid {elsewhere.pid} has the disk still" in line
+        finally:
+            elsewhere.kill()

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import click
 
-from quorumfs.cli.command import COMPLETION, Verbs
+from quorumfs.cli.command import COMPLETION, ReaderGoneError, Verbs
 from quorumfs.cli.output import (
     OutputError,
     complain,
@@ -85,14 +85,14 @@ def main() -> None:
     try:
         exit_code = quorumfs(prog_name="quorumfs", standalone_mode=False) or ExitCode.OK
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it has seen enough
+    except (BrokenPipeError, ReaderGoneError):
         forget_stdout()
         exit_code = ExitCode.OK
     except UserError as error:
         exit_code = error.exit_code
         complain(f"quorumfs: {error}")
     except click.UsageError as error:
-        exit_code, message = ExitCode.USAGE, error.format_message()
+        exit_code, message = ExitCode.USAGE, " ".join(error.format_message().split())
         if error.ctx is not None and error.ctx.command is quorumfs:
             message = f"{message} Commands: {', '.join(one.name or '' for one in quorumfs.shown())}"
         complain(f"quorumfs: {message}")

@@ -47,7 +47,8 @@ def act(
 
     def doing(text: str) -> None:
         nonlocal told
-        if text and text != told and sys.stderr is not None and sys.stderr.isatty():
+        seen = sys.stderr is not None and sys.stderr.isatty()
+        if text and text != told and (seen or text.startswith("waiting")):
             complain(text)
         told = text
 

@@ -9,10 +9,10 @@ import click
 from quorumfs.cli.answers import Answer, ask_all
 from quorumfs.cli.command import Verb
 from quorumfs.cli.completion import MountPoint
-from quorumfs.cli.output import printable
+from quorumfs.cli.output import OutputError, complain, forget_stdout, printable
 from quorumfs.control.advice import describe
 from quorumfs.control.status import DiskState, Status
-from quorumfs.errors import ExitCode
+from quorumfs.errors import ExitCode, UserError
 
 NOTHING = ("ok", "warning", "critical", "unknown")
 
@@ -70,6 +70,24 @@ def check(nothing: str, runtime_dir: Path | None, mountpoints: tuple[str, ...]) 
 
     Prints one line with performance data, then what to do.
     """
+    worst = Service.UNKNOWN
+    try:
+        worst, lines = _report(nothing, runtime_dir, mountpoints)
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:
+        forget_stdout()
+    except UserError as error:  # whoever looks at the exit code alone is told the worst
+        complain(f"quorumfs: {error}")
+        if isinstance(error, OutputError):
+            forget_stdout()
+        return max(worst, Service.UNKNOWN, key=_SEVERITY.index)
+    return worst
+
+
+def _report(
+    nothing: str, runtime_dir: Path | None, mountpoints: tuple[str, ...]
+) -> tuple[Service, list[str]]:
+    """The worst that was found, and the lines to print."""
     view = ask_all(mountpoints, runtime_dir)
     services = {answer: _service(answer) for answer in view.answers}
     default = Service.UNKNOWN if view.unasked else Service[nothing.upper()]
@@ -80,12 +98,12 @@ def check(nothing: str, runtime_dir: Path | None, mountpoints: tuple[str, ...]) 
     if view.unasked:
         summary += f"; {view.unasked} of other users not asked"
     summary = summary.replace("|", "/")  # which begins the performance data
-    print(f"QUORUMFS {worst.name}: {summary} | {_performance(view.answers)}".rstrip(" |"))
+    lines = [f"QUORUMFS {worst.name}: {summary} | {_performance(view.answers)}".rstrip(" |")]
     for answer in bad:
         status = answer.status
-        for line in [str(answer.error)] if status is None else describe(status):
-            print(printable(line))
-    return worst
+        told = [str(answer.error)] if status is None else describe(status)
+        lines += map(printable, told)
+    return worst, lines
 
 
 def _service(answer: Answer) -> Service:

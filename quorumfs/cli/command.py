@@ -1,6 +1,7 @@
 """What each command tells of itself, beside its options: the source of ``--help`` and manual."""
 
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, cast
 
@@ -99,6 +100,18 @@ class _Imported(Mapping[str, click.Command]):
         return len(self._places)
 
 
+class ReaderGoneError(Exception):
+    """Whoever read standard output has seen enough. click makes an exit of a `BrokenPipeError`."""
+
+
+@contextmanager
+def _told_to_readers() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise ReaderGoneError from None
+
+
 class Verbs(click.Group):
     """All commands, with the exit codes that they have in common.
 
@@ -115,6 +128,14 @@ class Verbs(click.Group):
         between."""
         super().__init__(*arguments, **attributes)
         self.commands = cast("MutableMapping[str, click.Command]", _Imported(places))
+
+    def make_context(self, *arguments: Any, **attributes: Any) -> click.Context:  # noqa: ANN401
+        with _told_to_readers():
+            return super().make_context(*arguments, **attributes)
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401
+        with _told_to_readers():
+            return super().invoke(ctx)
 
     def shown(self) -> list[click.Command]:
         """The commands that help shows."""

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import stat
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from quorumfs.cli.output import printable
 from quorumfs.control.human import human_bytes
 from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.decisions.quoting import joined
 from quorumfs.decisions.record import RoleState
 from quorumfs.errors import ExitCode, UsageError, UserError
 from quorumfs.mount.daemon import in_child_process
@@ -93,6 +93,9 @@ def create(
     others = list(replicas)
     if source is not None:
         others = [path for path in replicas if os.path.abspath(path) != os.path.abspath(source)]
+    for path in others:
+        if path.endswith("/"):
+            raise UsageError(f"{path} names a directory: name the image in it")
     count = len(others) + (source is not None)
     if threshold is not None and threshold > count:
         raise UsageError(f"--vote-threshold {threshold} is more than there are replicas: {count}")
@@ -166,7 +169,7 @@ class _Asked:
             raise UserError(
                 f"{', '.join(self.paths)} were taken as they are, and not found equal: mount them, "
                 "and quorumfs status tells where they differ; to have copies of the first, run: "
-                f"quorumfs resolve --keep {shlex.join([self.paths[0], *self.paths])}"
+                f"quorumfs resolve --keep {joined([self.paths[0], *self.paths])}"
             )
         differences = []
         if len(roles) == len(self.paths):

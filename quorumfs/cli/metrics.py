@@ -31,6 +31,10 @@ FILE = "quorumfs.prom"
         ),
         ("quorumfs metrics --listen 9750", "For Prometheus on this host."),
     ],
+    exits={
+        ExitCode.OK: "Done; what is not mounted, or does not answer, has quorumfs_up 0.",
+        ExitCode.USAGE: "The command line is wrong.",
+    },
     see=["check", "status"],
 )
 @click.option(
@@ -116,7 +120,8 @@ def _serve(listen: str, registry: "CollectorRegistry") -> None:
     except OSError as error:
         raise UserError(f"cannot listen at {host}:{port}: {error.strerror}") from None
     try:
-        print(f"listening at http://{host}:{port}/metrics", flush=True)
+        place = f"[{host}]" if ":" in host else host
+        print(f"listening at http://{place}:{port}/metrics", flush=True)
         signal.sigwait(stops)
         server.shutdown()
     finally:

@@ -35,11 +35,16 @@ FSTAB_ONLY = {
     *("async", "dirsync", "diratime", "nodiratime", "relatime", "norelatime"),
     *("strictatime", "nostrictatime", "lazytime", "nolazytime", "iversion", "noiversion"),
     *("mand", "nomand", "loud", "silent"),
+    "nosymfollow",
 }
 """Options that mean something to mount(8) or systemd alone, or nothing for one image file."""
 
-FSTAB_ONLY_BEGIN = ("x-", "X-", "comment=", "user=")
-"""The beginnings of further options for mount(8) or systemd alone."""
+FSTAB_ONLY_BEGIN = (
+    *("x-", "X-", "comment=", "user="),
+    # What the kernel shows of any FUSE mount, and mount(8) gives back when it is to be remounted
+    *("user_id=", "group_id=", "rootmode=", "fd=", "max_read=", "blksize="),
+)
+"""The beginnings of further options that are for mount(8), systemd or the kernel alone."""
 
 
 @click.command("mount-helper", hidden=True, context_settings={"ignore_unknown_options": True})

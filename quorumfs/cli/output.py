@@ -58,7 +58,7 @@ def complain(message: str, priority: int = ERROR) -> None:
     """One line on stderr, if anybody takes it; with *priority* where that is the journal."""
     if sys.stderr is not None:
         prefix = f"<{priority}>" if has_stderr() else ""
-        line = prefix + printable(" ".join(message.split()), sys.stderr)
+        line = prefix + printable(message, sys.stderr)
         with suppress(OSError, ValueError):
             print(line, file=sys.stderr, flush=True)
 

@@ -81,6 +81,8 @@ def _parts(answer: Answer, width: int) -> "Iterable[RenderableType]":
     yield indented(headline(status), "dim")
     for line in describe(status):
         yield indented(printable(line), colour)
+    for line in status.actions:
+        yield indented(f"under way: {printable(line)}")
     for note in status.notes:
         yield indented(f"note: {printable(note)}")
     if (resync := status.resync) is not None:

@@ -171,6 +171,7 @@ def plain(answer: Answer) -> str:
         lines.append(f"  {claim(user)}")
     lines.append(f"  {headline(status)}")
     lines += [f"  action: {printable(line)}" for line in describe(status)]
+    lines += [f"  under way: {printable(line)}" for line in status.actions]
     lines += [f"  note: {printable(note)}" for note in status.notes]
     if status.resync is not None:
         lines.append(f"  {resync_line(status.resync)}")

@@ -1,6 +1,7 @@
 """``quorumfs wait``, and what commands that wait have in common."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -82,7 +83,12 @@ def wait_for(
     with _shown() as show:
         while True:
             try:
-                status = client.status(mountpoint, runtime_dir=runtime_dir)
+                left_s = math.inf if deadline is None else max(0.1, deadline - time.monotonic())
+                status = client.status(
+                    mountpoint,
+                    timeout_s=min(client.TIMEOUT_S, left_s),
+                    runtime_dir=runtime_dir,
+                )
             except client.NoAnswerError as error:
                 if deadline is not None and time.monotonic() >= deadline:
                     raise

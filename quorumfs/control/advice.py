@@ -1,6 +1,5 @@
 """What a status means, in sentences: what happened to a disk, and what to do next."""
 
-import shlex
 from types import MappingProxyType
 
 from quorumfs.control.human import human_bytes, human_time
@@ -13,6 +12,7 @@ from quorumfs.control.status import (
     Waiting,
 )
 from quorumfs.decisions.model import RepairKind
+from quorumfs.decisions.quoting import quoted
 from quorumfs.decisions.standing import Standing
 
 _NO_SPACE = ("ENOSPC", "EDQUOT")
@@ -174,6 +174,11 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
             when = f" ({human_time(error.seconds_ago)} ago)"
         return f"{replica.path}: {replica.reason}{when}; {_way_out(status, replica)}"
     advice = "see the log" if replica.standing is None else ADVICE[replica.standing]
+    if status.resync_paused and replica.standing in (Standing.STALE, Standing.MISSING):
+        advice = (
+            "resyncs are paused: it is looked for, and brought up to date, after quorumfs resync "
+            f"--resume {_quoted(status.mountpoint)}"
+        )
     happened = f"{replica.path} is {replica.state}"
     reasons = [replica.reason] if replica.reason else []
     if error is not None:
@@ -183,7 +188,7 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
     if replica.needs_operator:
         if status.read_only:
             current = (one.path for one in status.replicas if one.current)
-            keep = next(map(shlex.quote, current), "REPLICA")
+            keep = next(map(quoted, current), "REPLICA")
             return f"{happened} and is not touched: {advice}, or {_resolve(status, keep)}"
         names = _quoted(status.mountpoint, replica.path)
         return (
@@ -271,4 +276,4 @@ def _resolve(status: Status, keep: str) -> str:
 
 def _quoted(*paths: str) -> str:
     """Paths for a shell."""
-    return " ".join(map(shlex.quote, paths))
+    return " ".join(map(quoted, paths))

@@ -247,7 +247,14 @@ def act(
     begun = ask(mountpoint, verb, timeout_s=TIMEOUT_S, runtime_dir=runtime_dir, **arguments)
     pause_s = LOOK_S[0]
     while True:
-        answer = ask(mountpoint, "action", runtime_dir=runtime_dir, action=begun.get("action"))
+        try:
+            answer = ask(mountpoint, "action", runtime_dir=runtime_dir, action=begun.get("action"))
+        except (NotMountedError, DaemonGoneError):
+            raise ControlError(
+                f"{mountpoint} was unmounted while {verb} was under way, and what that had begun "
+                "is not undone: run it again once it is mounted",
+                exit_code=ExitCode.FAILED,
+            ) from None
         if answer.get("done") is True:
             return answer
         doing(str(answer.get("doing", "")))

@@ -431,6 +431,8 @@ class Status:
     """Who has the set instead; this mount reads and writes nothing any more."""
     resync_paused: bool = False
     """No replica is resynced until the administrator lets resyncs go on."""
+    actions: tuple[str, ...] = ()
+    """Orders of an administrator that are under way: the verb, and what it does or waits for."""
     options: tuple[str, ...] = ()
     """The options in force, each as ``mount -o`` takes it; a flag that is not set is left out."""
     standstill_s: int | None = None

@@ -2,12 +2,12 @@
 
 import errno
 import os
-import shlex
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
 from quorumfs.decisions.dirtymap import out_of_sync
 from quorumfs.decisions.model import Found
+from quorumfs.decisions.quoting import joined, quoted
 from quorumfs.decisions.record import Identity, Record, Role, RoleState, Sidecar
 from quorumfs.errors import ExitCode, UserError
 
@@ -50,7 +50,7 @@ def account(one: Found, problem: str, resolve: str | None = None) -> str:
             return f"{what}: make it as long again (with lvextend or the like)"
         if one.sidecar.identity.mtime_ns:  # else its empty end would not be noticed
             size = one.sidecar.record.size
-            return f"{what}: give it its length back: truncate -s {size} {shlex.quote(one.path)}"
+            return f"{what}: give it its length back: truncate -s {size} {quoted(one.path)}"
         return f"{what}: put the whole image back"
     if problem == os.strerror(errno.ENOENT):
         return f"{what}: bring it back, or name it where it is"
@@ -59,7 +59,7 @@ def account(one: Found, problem: str, resolve: str | None = None) -> str:
 
 def resolve_command(option: str, keep: str, paths: Sequence[str]) -> str:
     """The command that makes the replicas at *paths* copies of the one at *keep*."""
-    return f"quorumfs resolve {option} {shlex.join([keep, *paths])}"
+    return f"quorumfs resolve {option} {joined([keep, *paths])}"
 
 
 def giving_up(slots: Collection[int]) -> str:

@@ -9,7 +9,6 @@ replica given up.
 """
 
 import os
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +22,7 @@ from quorumfs.decisions.dirtymap import (
 from quorumfs.decisions.lineage import adds, parting
 from quorumfs.decisions.model import Found
 from quorumfs.decisions.newset import new_record
+from quorumfs.decisions.quoting import quoted
 from quorumfs.decisions.record import Identity, PastMount, Record, Role, RoleState, Sidecar
 from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.sameimage import image_changed, image_unproven
@@ -333,7 +333,7 @@ class _Resolving:
         """Enter an image without a sidecar; returns its new slot."""
         assert one.image is not None
         if one.image.size < (size := self._parent.size):
-            command = f": truncate -s {size} {shlex.quote(one.path)}"
+            command = f": truncate -s {size} {quoted(one.path)}"
             how = " (with lvextend or the like)" if one.device else command
             raise AssemblyRefusedError(
                 "resolve",

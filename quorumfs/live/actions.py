@@ -120,6 +120,12 @@ class Actions:
         """What the control socket is to answer."""
         return {"action": self.look, **dict.fromkeys(self._verbs, self.begin)}
 
+    @property
+    def under_way(self) -> tuple[str, ...]:
+        """The actions that have not ended: the verb, and what it does or waits for."""
+        waiting = [one for one in tuple(self._actions.values()) if one.outcome is None]
+        return tuple(f"{one.verb}: {one.doing or 'waiting for its turn'}" for one in waiting)
+
     def begin(self, request: dict[str, Any]) -> dict[str, Any]:
         """Begin an action; returns its number."""
         action = Action(next(self._numbers), request["command"])

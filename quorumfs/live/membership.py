@@ -3,7 +3,6 @@ the disk.
 """
 
 import errno
-import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -11,10 +10,11 @@ from typing import Any
 import trio
 
 from quorumfs.decisions.dirtymap import UNVERIFIED
+from quorumfs.decisions.quoting import joined, quoted
 from quorumfs.decisions.record import Role, RoleState
 from quorumfs.decisions.standing import Standing
 from quorumfs.disk.disk import Disk
-from quorumfs.errors import UserError
+from quorumfs.errors import ExitCode, UserError
 from quorumfs.live.actions import Action, Request, not_cut_off
 from quorumfs.live.admission import Admission
 from quorumfs.live.leaving import require_count, require_spare
@@ -123,6 +123,8 @@ class Membership:
             message = f"{replica.path} is a replica of this set, and missing: {anew}"
         elif replica.standing.is_member:
             message = f"{replica.path} is a replica, and holds everything"
+        elif self._repairs.resync_paused:
+            message = f"{replica.path} is a replica now: it gets all data after resync --resume"
         else:
             message = f"{replica.path} is a replica now: it gets all data by a resync"
         return self._told(replica, message)
@@ -171,7 +173,7 @@ class Membership:
         if self._settings.present.blkverify:
             raise UserError(
                 "option blkverify compares two replicas: first run: quorumfs set "
-                f"{shlex.quote(self._mountpoint)} blkverify=off"
+                f"{quoted(self._mountpoint)} blkverify=off"
             )
 
     async def _await_look(self, replica: Replica, action: Action) -> None:
@@ -234,7 +236,7 @@ class Membership:
             return {"message": message, "replica": replica.path}
 
     def _removal(self, path: str) -> str:
-        left = shlex.join(replica.path for replica in self._disk.replicas)
+        left = joined(replica.path for replica in self._disk.replicas)
         return f"{path} was removed from the set; name these at the next mount: {left}"
 
     async def _leave(
@@ -319,6 +321,13 @@ class Membership:
                     if not replica.standing.is_member or self._equal:
                         yield
                         return
+            if self._repairs.undecided:
+                raise UserError(
+                    f"{replica.path} stays in use: the replicas differ, and nothing tells which is "
+                    "right: first run: quorumfs resolve --keep REPLICA "
+                    f"{quoted(self._mountpoint)}",
+                    exit_code=ExitCode.NEEDS_OPERATOR,
+                )
             if trio.current_time() >= deadline:
                 raise UserError(
                     f"{replica.path} stays in use: the replicas are not equal, see: quorumfs status"

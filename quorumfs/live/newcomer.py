@@ -1,11 +1,11 @@
 """The files of a replica to come: made, or taken over, before the set knows of it."""
 
 import os
-import shlex
 import stat
 from contextlib import ExitStack
 
 from quorumfs.decisions.claim import Claim
+from quorumfs.decisions.quoting import quoted
 from quorumfs.decisions.record import Record, RoleState, Sidecar
 from quorumfs.decisions.sidecar import FormatError
 from quorumfs.errors import UserError
@@ -154,7 +154,7 @@ def _require_usable(path: str, size: int, undo: ExitStack) -> None:
     elif status.st_size != size:
         raise UserError(
             f"{path} has {status.st_size} bytes, the disk has {size}: make it as long first: "
-            f"truncate -s {size} {shlex.quote(path)}"
+            f"truncate -s {size} {quoted(path)}"
         )
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:

@@ -39,6 +39,8 @@ class Resyncing:
         elif progress is not None and progress.kind is RepairKind.RESYNC:
             done, total = progress.done_bytes, progress.total_bytes
             message = f"resync of {progress.replica}: {done} of {total} bytes are copied"
+        elif order == "resume":
+            message = "resyncs go on"
         else:
             message = "no resync is under way"
         if limits:

@@ -1,6 +1,7 @@
 """What an operator sees of one mount and does to it: status, events, verbs, and who answers."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -88,7 +89,7 @@ class Console:
 
     def take(self, now: float, standstill: Standstill | None) -> Status:
         """The status at *now* (trio's clock, seconds); *standstill*: of trio's loop, if it does."""
-        return snapshot.take(
+        status = snapshot.take(
             self._mountpoint,
             self.settings.present,
             self._disk,
@@ -98,6 +99,7 @@ class Console:
             now=now,
             standstill=standstill,
         )
+        return replace(status, actions=self.actions.under_way)
 
     def take_now(self) -> Status:
         """The status now, asked for by a task of trio."""

@@ -1,7 +1,6 @@
 """Making a set of one image and copies of it."""
 
 import os
-import shlex
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ import trio
 from quorumfs.decisions.assembly import assemble
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.newset import refuse_too_many
+from quorumfs.decisions.quoting import quoted
 from quorumfs.decisions.record import Record, RoleState
 from quorumfs.decisions.refusal import AssemblyRefusedError
 from quorumfs.decisions.resolution import first_sidecar, record_of_copies
@@ -151,7 +151,7 @@ def _begin_copy(
         try:
             size = size_at(source)
             if why := unreachable(size):
-                command = f"truncate -s {whole(size)} {shlex.quote(source)}"
+                command = f"truncate -s {whole(size)} {quoted(source)}"
                 raise UserError(f"{source}: {why}; make it longer first: {command}")
             require_file_size(size, "the copies")
             written = [path for path in paths if _is_overwritten(path, size)]

@@ -333,6 +333,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The runtime directory of a mount at `MOUNTPOINT` that the kernel's table has."""
     mount = mounts.Mount(MOUNTPOINT, mounts.FS_TYPE, os.geteuid())
     monkeypatch.setattr(mounts, "mount_at", {MOUNTPOINT: mount}.get)
+    monkeypatch.setattr(mounts, "is_dead", lambda _: True)
     monkeypatch.setattr(runtime, "directories", lambda *_: [tmp_path / "none", tmp_path])
     return tmp_path
 
@@ -442,6 +443,15 @@ def test_a_dead_mount_is_named_with_what_to_do(home: Path, left: str) -> None:
     with pytest.raises(client.DaemonGoneError, match=f"quorumfs umount {MOUNTPOINT}") as caught:
         client.ask(MOUNTPOINT, "status")
     assert caught.value.exit_code is ExitCode.UNUSABLE
+
+
+def test_a_disk_that_answers_is_not_said_to_be_dead(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever believes that unmounts it under its guest."""
+    monkeypatch.setattr(mounts, "is_dead", lambda _: False)
+    with pytest.raises(client.DaemonGoneError, match="not found, and the disk answers"):
+        client.ask(MOUNTPOINT, "status")
 
 
 def test_the_log_of_a_daemon_that_is_gone_or_silent_is_named(home: Path) -> None:

@@ -292,6 +292,7 @@ def test_json_is_the_design_s() -> None:
             "notes": ["no libfuse shim"],
             "fenced": None,
             "resync_paused": False,
+            "actions": [],
             "options": [],
             "standstill_s": None,
         }

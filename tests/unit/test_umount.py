@@ -37,7 +37,7 @@ def umount(monkeypatch: pytest.MonkeyPatch) -> Umount:
     def run(owner: int, pid: int | None) -> BaseException | None:
         mount = mounts.Mount(MOUNTPOINT, mounts.FS_TYPE, owner)
         monkeypatch.setattr(client, "find", lambda _: mount)
-        monkeypatch.setattr(runtime, "daemon_pid", lambda *_: pid)
+        monkeypatch.setattr(runtime.Finder, "daemon_pid", lambda *_: pid)
         monkeypatch.setattr(mounts, "unmount", lambda *_, **__: None)
         return CliRunner().invoke(cli.umount, [MOUNTPOINT], standalone_mode=False).exception
 

@@ -16,7 +16,7 @@ from quorumfs.decisions.patterns import (
     Reconcile,
     ends_early,
 )
-from quorumfs.decisions.voting import VOTERS_MIN, middle_block
+from quorumfs.decisions.voting import middle_block
 from quorumfs.disk.earlyvote import EarlyVote
 from quorumfs.disk.mirror import Mirror
 from quorumfs.disk.readorder import Order
@@ -170,9 +170,10 @@ async def _read_part(
         wrong.update(lacking)
         if pinned:
             # Settling makes the replicas equal later; this read only has to give the right data.
-            answering = [outcome.replica for outcome in outcomes if not outcome.error]
-            if len(answering) < VOTERS_MIN:  # else no single replica answered for all of it
-                mirror.ledger.pin_source(answering[0], offset, length)
+            answers = [outcome for outcome in outcomes if not outcome.error]
+            held = [one.replica for one in answers if one.data == verdict.data]
+            differed = [one.replica for one in answers if one.data != verdict.data]
+            mirror.ledger.note_shown(held, differed, offset, length)
             return Reading(verdict.data, repairable=False)
         repairable = any(replica.state.answers for replica in wrong)
         return Reading(verdict.data, repairable)

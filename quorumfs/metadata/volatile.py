@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from quorumfs.decisions.model import Standing
 from quorumfs.decisions.ranges import RangeSet, least_coverage, segments
 from quorumfs.decisions.voting import BLOCK, voted_error
-from quorumfs.metadata.ledger.knowledge import Outcome, ReadSegment, Writable, succeeded
+from quorumfs.metadata.ledger.knowledge import Outcome, ReadSegment, Replicas, Writable, succeeded
 from quorumfs.metadata.protocol import ReplicaReport, SetReport
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import CHANGES, Kind, Operation
@@ -251,8 +251,8 @@ class Volatile:
     def unverified(self, offset: int, length: int) -> bool:
         return False
 
-    def pin_source(self, replica: Replica, offset: int, length: int) -> None:
-        """No source is ever pinned."""
+    def note_shown(self, by: Replicas, others: Replicas, offset: int, length: int) -> None:
+        """Nothing tells where replicas may differ."""
 
     async def truncated(self, replica: Replica) -> None:
         self.holdings[replica].miss(0, self._size)  # holes and data look alike now

@@ -300,7 +300,7 @@ class Settling:
             first = await self._settle_piece(offset, middle - offset, sources, deadline)
             second = await self._settle_piece(middle, rest, sources, deadline)
             return first[0] and second[0], first[1] | second[1]
-        self._ledger.pin_source(voters[0], offset, length)
+        self._ledger.chunks.sources.pin_source(voters[0], self._map.chunks(offset, length))
         verdict = reconcile(answers, offset)
         assert verdict.data is not None
         chunks = self._map.chunks(offset, length)

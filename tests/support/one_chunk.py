@@ -257,7 +257,7 @@ class World:
             return
         ((_, sources),) = ledger.chunks.sources.of(CHUNK)
         answers = [(r.slot or 0, bytes([self.truth_of(r).shown])) for r in sources]
-        ledger.pin_source(sources[0], *PLACE)
+        ledger.chunks.sources.pin_source(sources[0], ledger.map.chunks(*PLACE))
         data = reconcile(answers, 0).data
         assert data is not None
         self.prepare(repair=True)

@@ -137,7 +137,26 @@ async def rotten_read_only(story: Story) -> None:
     await story.ends_well()
 
 
+async def one_of_a_majority_fails_read_only(story: Story) -> None:
+    """What the majority showed is shown by the rest of it, not by the one that differed (P7)."""
+    async with story.holding(0).durable().mounted() as guest:
+        for index in (0, 2):
+            story.fail_once(index, Kind.WRITE, Fault(hang=True))
+        guest.begin(guest.write, 0)
+        await trio.sleep(1.0)
+        story.cut_off(0, 2)
+    async with mounted_read_only(story, [0, 1, 2]) as guest:
+        shown = await guest.mounted.disk.read(0, BLOCK)
+        story.fail(0, [Kind.READ])
+        if await guest.mounted.disk.read(0, BLOCK) != shown:
+            raise BrokenError("what was read has turned back")
+        story.mend(0)
+    await story.ends_well()
+
+
 STORIES = [
+    (one_of_a_majority_fails_read_only, TRIO),
+    (one_of_a_majority_fails_read_only, replace(TRIO, fifo=True)),
     (rotten_read_only, TRIO),
     (rotten_read_only, replace(TRIO, fifo=True)),
     (flushed_read_only, EQUALS),

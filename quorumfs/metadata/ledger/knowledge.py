@@ -8,6 +8,8 @@ from quorumfs.decisions.ranges import RangeSet
 from quorumfs.replica.replica import Replica
 from quorumfs.replica.storage import Operation
 
+Replicas = Sequence[Replica]
+
 
 class Outcome(NamedTuple):
     """The outcome of an operation on a replica."""
@@ -139,8 +141,9 @@ class Knowledge(Protocol):
     def unreadable(self) -> RangeSet:
         """Bytes unreadable on every replica that holds them, until written anew."""
 
-    def pin_source(self, replica: Replica, offset: int, length: int) -> None:
-        """Note *replica* as the source that answered a read of a range that may differ."""
+    def note_shown(self, by: Replicas, others: Replicas, offset: int, length: int) -> None:
+        """Note that what was just shown of a range that may differ is held *by* these, and not by
+        *others*."""
 
     def giving(
         self, replicas: Sequence[Replica], offset: int, length: int

@@ -25,7 +25,7 @@ from quorumfs.decisions.voting import voted_error
 from quorumfs.metadata.ledger.chunks import Chunks
 from quorumfs.metadata.ledger.commit import Records
 from quorumfs.metadata.ledger.content import bit
-from quorumfs.metadata.ledger.knowledge import Outcome, ReadSegment, Writable
+from quorumfs.metadata.ledger.knowledge import Outcome, ReadSegment, Replicas, Writable
 from quorumfs.metadata.ledger.marks import Marks
 from quorumfs.metadata.ledger.recorded import Recorded
 from quorumfs.metadata.ledger.target import Target
@@ -105,7 +105,6 @@ class Ledger:
         self._fenced = False
         """A different mount has the set: there are no members here."""
         self.notify = notify
-        """Called when a repair may be due."""
         for replica, member, one in zip(replicas, plan.members, found, strict=True):
             replica.slot, replica.standing, replica.reason = (
                 member.slot,
@@ -217,8 +216,8 @@ class Ledger:
             doubtful.add(*self.map.bounds_of(range(start, end)))
         return doubtful
 
-    def pin_source(self, replica: Replica, offset: int, length: int) -> None:
-        self.chunks.sources.pin_source(replica, self.map.chunks(offset, length))
+    def note_shown(self, by: Replicas, others: Replicas, offset: int, length: int) -> None:
+        self.chunks.sources.note_shown(by, others, self.map.chunks(offset, length))
 
     def unsynced(self, offset: int, length: int) -> bool:
         return self.chunks.unsynced(self.map.chunks(offset, length))

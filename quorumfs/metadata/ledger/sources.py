@@ -6,10 +6,11 @@ data was shown, because no read may turn back (P7): a mount that repairs *pins* 
 answered; a mount that cannot repair remembers the replica for each chunk.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from quorumfs.decisions.dirtymap import UNVERIFIED, DirtyMap
 from quorumfs.decisions.ranges import RangeSet, segments
+from quorumfs.decisions.voting import VOTERS_MIN
 from quorumfs.metadata.ledger.agreement import Agreement
 from quorumfs.metadata.ledger.commit import Records
 from quorumfs.metadata.ledger.content import Content, whose
@@ -41,7 +42,8 @@ class Sources:
         self._unmarked: dict[Replica, RangeSet] = {}
         """By replica, the chunks for which it is the last to be believed: `Plan.unmarked`."""
         self._shown: dict[Replica, RangeSet] = {}
-        """By replica, the divergent chunks shown from the replica by a mount that cannot repair."""
+        """By replica, the divergent chunks of which the replica holds all that was shown by a mount
+        that cannot repair."""
 
     def of(self, chunks: range) -> Iterator[tuple[range, list[Replica]]]:
         """Cut *chunks* where the choice of the members to believe changes (P7).
@@ -102,13 +104,28 @@ class Sources:
                 places.add(chunks.start, chunks.stop)
 
     def pin_source(self, replica: Replica, chunks: range) -> None:
-        """Note *replica* as the source that answered a read of *chunks*, which are divergent."""
-        if not self._repairing:
-            self._shown.setdefault(replica, RangeSet()).add(chunks.start, chunks.stop)
-            return
+        """Have *replica*, which answered for *chunks*, which are divergent, come first from now
+        on."""
         for _, sources in self.of(chunks):
             if replica is not sources[0]:
                 self._pin = replica
+
+    def note_shown(
+        self, holders: Sequence[Replica], others: Sequence[Replica], chunks: range
+    ) -> None:
+        """Note that *holders* hold what was just shown of *chunks*, which are divergent, and that
+        *others* do not. A mount that repairs pins who answered, unless a majority decided."""
+        if self._repairing:
+            if len(holders) + len(others) < VOTERS_MIN:
+                self.pin_source(holders[0], chunks)
+            return
+        for start, stop, shown in list(
+            segments(chunks.start, chunks.stop, [*self._shown.values()])
+        ):
+            for replica in holders if not shown else ():
+                self._shown.setdefault(replica, RangeSet()).add(start, stop)
+        for replica in others:
+            self._shown.setdefault(replica, RangeSet()).remove(chunks.start, chunks.stop)
 
     def unpin(self) -> None:
         """Release the pinned source: no chunk is divergent any more."""

@@ -37,10 +37,11 @@ class SidecarWriter:
         assert found.in_use is not None
         self.in_use[replica] = found.in_use
         (self._nameless.discard if found.image.inode else self._nameless.add)(replica)
-        assert found.sidecar is not None
-        self._as_found[replica] = found.sidecar.record
+        own = found.sidecar
+        assert own is not None
+        left = own.prepared
+        self._as_found[replica] = left if left and spare_slot != own.spare_slot else own.record
         self._spare_slot[replica] = spare_slot
-        left = found.sidecar.prepared
         self.left_over[replica] = left.key if left else None
 
     def resized(self, replica: Replica, size: int) -> None:

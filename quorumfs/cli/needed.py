@@ -67,7 +67,7 @@ def already_mounted(
         return False
     for path in replicas:
         if replicas.count(path) > 1:
-            raise UserError(f"{path} was given twice")
+            raise UserError(f"{path} and {path} are the same file")
     present = [replica.path for replica in status.replicas]
     if set(present) != set(replicas):  # or they are the same by other names
         present = [os.path.realpath(path) for path in present]

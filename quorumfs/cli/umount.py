@@ -34,6 +34,9 @@ AGAIN_S = 0.5
 GIVE_UP_S = 60.0
 """How long to wait for a daemon that does not go on: it gives up no request then."""
 
+HELD_S = 2.0
+"""After this long (seconds) it is asked whether another namespace of mounts has the disk."""
+
 END_S = 1.0
 """How long its end may take after that."""
 
@@ -162,18 +165,11 @@ def unmount(mountpoint: str, runtime_dir: Path | None = None, *, wait: bool = Fa
         hint = f"; in use by {named}" if named else ""
         waits = "".join(f"; {line}" for line in watch.awaited().values())
         raise UserError(f"{error}{hint}{waits}") from None
-    if daemon is not None or hidden:
-        shown_at, holders = mounts.shown_by(mounted.device)
-        if os.getpid() in holders:
-            if found_by == mountpoint:  # else a bind mount is gone, as was asked
-                click.echo(f"{printable(shown_at)} shows the same disk still", err=True)
-            return
-        if holders:
-            raise UserError(
-                f"unmounted {mountpoint} here; pid {', '.join(map(str, holders))} has the disk "
-                f"still, at {shown_at} of another namespace of mounts (a container, or a unit with "
-                "PrivateMounts): its daemon goes on until that is gone"
-            )
+    shown_at, holders = mounts.shown_by(mounted)
+    if os.getpid() in holders:
+        if found_by == mountpoint:  # else a bind mount is gone, as was asked
+            click.echo(f"{printable(shown_at)} shows the same disk still", err=True)
+        return
     if daemon is not None:
         try:
             _wait_for(daemon, pid, watch)
@@ -312,7 +308,26 @@ def _wait_for(daemon: int, pid: int | None, watch: _Watch) -> None:
                 "it is gone before they are used"
             )
         watch.look()
-        if not told and not watch.told and monotonic() - began > PATIENCE_S:
+        waited_s = monotonic() - began
+        if not told and waited_s > HELD_S and (held := _held_elsewhere(watch.mount)):
+            told = True
+            click.echo(f"waiting for {held}", err=True)
+        if not told and not watch.told and waited_s > PATIENCE_S:
+            told = True
             place = printable(mountpoint)
             click.echo(f"waiting for pid {pid} to sync the replicas of {place}", err=True)
-            told = True
+        if waited_s > GIVE_UP_S and (held := _held_elsewhere(watch.mount)):
+            raise _GivenUpError(held)
+
+
+def _held_elsewhere(mounted: mounts.Mount) -> str | None:
+    """Who shows the file system of *mounted* still in another namespace, in words; None: nobody
+    that can be seen."""
+    place, holders = mounts.shown_by(mounted)
+    if not holders:
+        return None
+    return (
+        f"{', '.join(f'pid {holder}' for holder in holders)}, which has the disk still, at "
+        f"{printable(place)} of another namespace of mounts (a container, or a unit with "
+        "PrivateMounts)"
+    )

@@ -174,7 +174,7 @@ def _advice(status: Status, replica: ReplicaStatus) -> str:
             when = f" ({human_time(error.seconds_ago)} ago)"
         return f"{replica.path}: {replica.reason}{when}; {_way_out(status, replica)}"
     advice = "see the log" if replica.standing is None else ADVICE[replica.standing]
-    if status.resync_paused and replica.standing in (Standing.STALE, Standing.MISSING):
+    if status.resync_paused and replica.standing is not None and replica.standing.is_retried:
         advice = (
             "resyncs are paused: it is looked for, and brought up to date, after quorumfs resync "
             f"--resume {_quoted(status.mountpoint)}"

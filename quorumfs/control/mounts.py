@@ -40,6 +40,8 @@ class Mount:
     """User id of who mounted a FUSE file system; 0 for others."""
     device: str = ""
     """Major and minor number of the file system, which a bind mount shows once more."""
+    source: str = ""
+    """What was mounted, as the table names it."""
 
 
 def table() -> Iterator[Mount]:
@@ -104,16 +106,20 @@ def _table(pid: str = "self") -> Iterator[tuple[int, bytes, Mount]]:
         # At single spaces: the source may be empty, and other white space is part of a path.
         number, _, device, _, path, *_ = fields.split(b" ")
         place = re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), path)
-        kind, _, options = rest.split(b" ")[:3]
+        kind, source, options = rest.split(b" ")[:3]
         owner = re.search(rb"(?:^|,)user_id=(\d+)", options)
         fs_type = kind.decode("ascii", "backslashreplace")
         uid = int(owner[1]) if owner else 0
-        yield int(number), place, Mount(os.fsdecode(place), fs_type, uid, device.decode("ascii"))
+        mounted = Mount(
+            os.fsdecode(place), fs_type, uid, device.decode("ascii"), os.fsdecode(source)
+        )
+        yield int(number), place, mounted
 
 
-def shown_by(device: str) -> tuple[str, list[int]]:
-    """Where a file system is mounted: the first place seen, and processes whose namespace of mounts
-    has one, each of another; ours, if it has one, is the first. Empty if it is nowhere.
+def shown_by(mounted: Mount) -> tuple[str, list[int]]:
+    """Where the file system of *mounted* is mounted now: the first place seen, and processes whose
+    namespace of mounts has one, each of another; ours, if it has one, is the first. Empty if it is
+    nowhere.
 
     As many namespaces are looked at as `LOOK_S` is enough for; an ordinary user sees only those of
     processes of one's own.
@@ -127,7 +133,8 @@ def shown_by(device: str) -> tuple[str, list[int]]:
                 continue
             seen.add(namespace)
             for _, _, mount in _table(pid):
-                if mount.device == device:
+                # The number may be another one's by now.
+                if (mount.device, mount.source) == (mounted.device, mounted.source):
                     place = place or mount.mountpoint
                     found.append(os.getpid() if pid == "self" else int(pid))
                     break

@@ -43,7 +43,7 @@ def create_empty(
     names = list(map(os.path.abspath, paths))
     for path in names:
         if names.count(path) > 1:
-            raise UserError(f"{path} was given twice")
+            raise UserError(f"{path} and {path} are the same file")
     places = places_of(names, directory)
     members = [path for path in names if os.path.lexists(places[path])]
     if members and not _begun_empty(names, size, directory):

@@ -208,7 +208,7 @@ def open_set(
 
     if len(set(absolute)) < len(absolute):
         twice = next(path for path in absolute if absolute.count(path) > 1)
-        raise UserError(f"{twice} was given twice")
+        raise UserError(f"{twice} and {twice} are the same file")
     answers = ask_all({path: partial(open_one, path) for path in absolute}, patience_s, Image.close)
     opened: list[Image | Found] = []
     refusals: list[UserError] = []

@@ -108,7 +108,7 @@ def test_an_error_that_nobody_takes_keeps_its_exit_code() -> None:
 def test_an_error_cannot_steer_the_terminal() -> None:
     """Whatever is named in it: a path, or what another user's daemon said."""
     done = quorumfs("status", "/\x1b[2J\udcff\nx", check=False)
-    assert one_line(done, 4) == "quorumfs: /\\x1b[2J\\udcff x is not a quorumfs mount"
+    assert one_line(done, 4) == "quorumfs: /\\x1b[2J\\udcff\\nx is not a quorumfs mount"
 
 
 @pytest.mark.parametrize(
@@ -634,7 +634,14 @@ def test_who_has_the_disk_in_another_namespace_is_named(
         try:
             assert elsewhere.stdout is not None
             elsewhere.stdout.readline()
-            line = one_line(quorumfs("umount", mountpoint, check=False), 1)
-            assert f"pid {elsewhere.pid} has the disk still" in line
+            with subprocess.Popen(
+                [*QUORUMFS, "umount", mountpoint], stderr=subprocess.PIPE, text=True
+            ) as umount:
+                assert umount.stderr is not None
+                told = umount.stderr.readline()
+                assert f"pid {elsewhere.pid}" in told
+                assert "has the disk still" in told
+                elsewhere.kill()
+                assert umount.wait(60) == 0
         finally:
             elsewhere.kill()

@@ -122,7 +122,7 @@ def test_images_that_were_only_taken_as_they_are_are_no_copies(
     [
         (["--size", "1M"], ["a.img", "new.img"], "cannot create {0}/a.img: File exists"),
         (["--size", "1M"], ["no/x.img", "y.img"], "cannot create {0}/no/x.img: No such file"),
-        (["--size", "1M"], ["y.img", "y.img"], "{0}/y.img was given twice"),
+        (["--size", "1M"], ["y.img", "y.img"], "{0}/y.img are the same file"),
         (["--source", "a.img"], ["no/x.img"], "{0}/no/x.img: No such file"),
         (["--source", "gone.img"], ["x.img"], "{0}/gone.img: No such file"),
         (["--source", "a.img"], ["linked.img"], "{0}/linked.img has other names"),
@@ -186,7 +186,7 @@ def test_a_mount_by_other_names_is_the_same(
         quorumfs("mount", "--if-needed", *options, *images, images[1], mounted, check=False),
         ExitCode.FAILED,
     )
-    assert f"{images[1]} was given twice" in line
+    assert f"{images[1]} and {images[1]} are the same file" in line
 
 
 def test_a_check_of_a_mount_says_what_it_would_find(

@@ -29,7 +29,7 @@ OLD, NEW = (letter * BLOCK for letter in (b"o", b"n"))
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[Path]:
     """Where the replicas are: each run syncs much, and waits for nothing but that."""
-    with tmpfs(tmp_path / "memory", 512 * MIB) as memory:
+    with tmpfs(tmp_path / "memory", 1024 * MIB) as memory:
         yield memory
 
 

@@ -143,7 +143,7 @@ def test_the_last_good_copy_of_a_place_is_not_taken_out(tmp_path: Path) -> None:
         for verb in ("remove", "offline"):
             done = quorumfs(verb, disk.mountpoint, images[2], check=False)
             assert done.returncode == 1
-            assert f"found no other replica right at {at}" in done.stderr
+            assert f"the only replica with good data at byte {at}" in done.stderr
         assert len(disk.status()["replicas"]) == 2
 
 

@@ -144,7 +144,7 @@ def test_umount_gives_up_a_daemon_that_stands_still(
 
     monkeypatch.setattr(umount, "monotonic", lambda: now)
     monkeypatch.setattr(client, "status", lambda *_, **__: STATUS)
-    watch = umount._Watch(mounts.Mount("/mnt", mounts.FS_TYPE, 0), None)
+    watch = umount._Watch(mounts.Mount("/mnt", mounts.FS_TYPE, 0), "/mnt", None)
     now += 1000
     watch.look()
     monkeypatch.setattr(client, "status", status)

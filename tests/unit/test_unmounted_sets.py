@@ -193,7 +193,7 @@ def test_what_is_taken_for_new_is_given_back_as_it_was(memory: Path) -> None:
 def test_two_paths_to_one_new_image_are_refused(memory: Path) -> None:
     (memory / "link").symlink_to(memory)
     for other in ("a.img", "link/a.img"):
-        with pytest.raises(UserError, match=r"was given twice|are the same file"):
+        with pytest.raises(UserError, match="are the same file"):
             create_empty([str(memory / "a.img"), str(memory / other)], SIZE, 1)
         assert os.listdir(memory) == ["link"]
 

@@ -64,6 +64,7 @@ from quorumfs.repair.inspection import Inspection, Judgement
 from quorumfs.repair.repairs import Repairs
 from quorumfs.repair.scrub import Scrub
 from quorumfs.repair.verify import Verification
+from quorumfs.replica import inflight as inflight_module
 from quorumfs.replica import replica as replica_module
 from quorumfs.replica.fanout import FanOut
 from quorumfs.replica.inflight import InFlight
@@ -593,7 +594,8 @@ def timeouts_by_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         abandon_overdue(self, time.time())
 
     clock = SimpleNamespace(**{**vars(trio), "current_time": time.time})
-    monkeypatch.setattr(replica_module, "trio", clock)
+    for module in (replica_module, inflight_module):
+        monkeypatch.setattr(module, "trio", clock)
     monkeypatch.setattr(Replica, "abandon_overdue", by_wall_clock)
 
 

@@ -66,8 +66,6 @@ class Recorder:
         *to_change*: record also that this mount may change the disk. A repair changes no disk.
         """
         ledger = self.ledger
-        if not self._list_recorded:
-            await self.write_unreadable()
         if ledger.in_use and ledger.membership.recorded and not (to_change and ledger.unentered):
             return
         async with self.lock:
@@ -130,6 +128,11 @@ class Recorder:
         wanted.add(offset, offset + length)
         if len(self.ledger.agreement.unreadable.union(wanted)) > UNREADABLE_MAX:
             raise OSError(errno.EIO, "more places cannot be read than are remembered")
+
+    async def require_list(self) -> None:
+        """Have the list of unreadable bytes on record as it is. Raises `OSError`."""
+        if not self._list_recorded:
+            await self.write_unreadable()
 
     async def write_unreadable(self) -> None:
         """Make the list of unreadable bytes durable. Raises `OSError` on failure."""

@@ -193,6 +193,7 @@ class Settling:
         # A missing replica may hold other data, so it is ejected before anything is shown, even
         # where the members need no write.
         await self._sidecars.recorder.open()
+        await self._sidecars.recorder.require_list()  # what is on it counts as settled
         await self._surface_writeback_errors(chunks)
         return await self._settle_surfaced(chunks)
 

@@ -7,7 +7,6 @@ from quorumfs.cli.answers import Answer, View
 from quorumfs.cli.output import printable
 from quorumfs.cli.statustext import (
     COLUMNS,
-    claim,
     counts_line,
     errors_line,
     headline,
@@ -16,6 +15,7 @@ from quorumfs.cli.statustext import (
     scrub_line,
     scrub_lines,
     state_word,
+    warning_of_stranger,
 )
 from quorumfs.control.advice import describe
 from quorumfs.control.status import DiskState, ReplicaStatus
@@ -77,7 +77,7 @@ def _parts(answer: Answer, width: int) -> "Iterable[RenderableType]":
     colour = COLOURS[status.state]
     yield Text.assemble((place, "bold"), ": ", (state_word(status), f"bold {colour}"))
     if (user := answer.claimed_by) is not None:
-        yield indented(claim(user))
+        yield indented(warning_of_stranger(user))
     yield indented(headline(status), "dim")
     for line in describe(status):
         yield indented(printable(line), colour)

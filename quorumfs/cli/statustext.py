@@ -25,7 +25,7 @@ COLUMNS = (
 """Of the replicas: heading, side, and whether a narrow terminal shows it too."""
 
 
-def claim(user: str) -> str:
+def warning_of_stranger(user: str) -> str:
     """What to think of the rest, where it comes from another user's daemon."""
     return f"a mount of {printable(user)}, whose daemon says all of this, and could say anything:"
 
@@ -168,7 +168,7 @@ def plain(answer: Answer) -> str:
         return f"{place}: {answer.error.problem}\n  {printable(str(answer.error))}\n"
     lines = [f"{place}: {state_word(status)}"]
     if (user := answer.claimed_by) is not None:
-        lines.append(f"  {claim(user)}")
+        lines.append(f"  {warning_of_stranger(user)}")
     lines.append(f"  {headline(status)}")
     lines += [f"  action: {printable(line)}" for line in describe(status)]
     lines += [f"  under way: {printable(line)}" for line in status.actions]

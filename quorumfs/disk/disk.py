@@ -16,7 +16,7 @@ from quorumfs.decisions.patterns import Comparing, ReadPattern
 from quorumfs.decisions.voting import BLOCK, voted_error
 from quorumfs.disk import holes
 from quorumfs.disk.mirror import Mirror
-from quorumfs.disk.rangelock import Claim
+from quorumfs.disk.rangelock import RangeClaim
 from quorumfs.disk.reading import read_locked
 from quorumfs.disk.takeover import Taken
 from quorumfs.disk.watchdog import Watchdog
@@ -264,7 +264,7 @@ class Disk:
 
     async def _conclude(
         self,
-        claim: Claim,
+        claim: RangeClaim,
         outcomes: Sequence[Outcome],
         offset: int,
         length: int,

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 import trio
 
 
-class Claim:
+class RangeClaim:
     """One holder of, or waiter for, ``[start, end)``."""
 
     __slots__ = ("blockers", "changes", "end", "exclusive", "start", "task")
@@ -30,7 +30,7 @@ class Claim:
         """Ranges of the claim that are being written to, or were since the grant."""
         self.task: trio.lowlevel.Task | None = None
 
-    def conflicts(self, other: "Claim") -> bool:
+    def conflicts(self, other: "RangeClaim") -> bool:
         return (
             self.start < other.end
             and other.start < self.end
@@ -44,17 +44,17 @@ class RangeLock:
     __slots__ = ("claims",)
 
     def __init__(self) -> None:
-        self.claims: list[Claim] = []
+        self.claims: list[RangeClaim] = []
         """All claims, granted or waiting, in order of arrival."""
 
-    async def acquire(self, start: int, end: int, *, exclusive: bool) -> Claim:
+    async def acquire(self, start: int, end: int, *, exclusive: bool) -> RangeClaim:
         """Wait until no earlier claim conflicts; the caller must release the claim returned.
 
         **Cancellation**: a waiting claim leaves the queue. A claim without conflict is granted
         at once, without a checkpoint.
         """
         assert start < end
-        claim = Claim(start, end, exclusive)
+        claim = RangeClaim(start, end, exclusive)
         claim.blockers = sum(1 for earlier in self.claims if earlier.conflicts(claim))
         self.claims.append(claim)
         if claim.blockers:
@@ -67,17 +67,17 @@ class RangeLock:
             await trio.lowlevel.wait_task_rescheduled(abort)
         return claim
 
-    def adopt(self, start: int, end: int) -> Claim:
+    def adopt(self, start: int, end: int) -> RangeClaim:
         """Claim a range exclusively that is being changed already, while no claim conflicts.
 
         The caller must release the claim returned.
         """
-        claim = Claim(start, end, True)
+        claim = RangeClaim(start, end, True)
         assert not any(earlier.conflicts(claim) for earlier in self.claims)
         self.claims.append(claim)
         return claim
 
-    def release(self, claim: Claim) -> None:
+    def release(self, claim: RangeClaim) -> None:
         """Give the range of *claim* back, or leave the queue."""
         position = self.claims.index(claim)
         del self.claims[position]

@@ -36,7 +36,7 @@ from quorumfs.decisions.voting import BLOCK
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.events import EventLog
 from quorumfs.disk.mirror import Mirror
-from quorumfs.disk.rangelock import Claim
+from quorumfs.disk.rangelock import RangeClaim
 from quorumfs.fastpath.native import RANGES, REPLICAS, Gate, Request, RequestKind
 from quorumfs.fastpath.path import fold
 from quorumfs.fastpath.publish import Publisher
@@ -154,7 +154,7 @@ def make_mirror(known: Known, metadata: Sidecars | Volatile, replicas: list[Repl
         search_s=1.0,
         events=EventLog("disk", lambda _: None),
     )
-    mirror.locks.claims += [Claim(*claim) for claim in known.claims]
+    mirror.locks.claims += [RangeClaim(*claim) for claim in known.claims]
     for index in known.behind:
         mirror.late_answers.begin(replicas[index % len(replicas)])
     mirror.read_order.write_mostly = frozenset(f"r{index}" for index in known.mostly)
@@ -455,7 +455,7 @@ def check_admitted(gate: Gate, mirror: Mirror, request: Asked, data: bytes) -> N
 
 def reason_to_refuse(mirror: Mirror, ledger: Ledger, request: Asked) -> bool:
     """Whether a request may be refused: else the fast path would be slow for nothing."""
-    wanted = Claim(request.offset, request.end, not request.reads)
+    wanted = RangeClaim(request.offset, request.end, not request.reads)
     free = not any(claim.conflicts(wanted) for claim in mirror.locks.claims)
     if not free or len(mirror.locks.claims) > RANGES:
         return True

@@ -37,7 +37,7 @@ from quorumfs.decisions.voting import Outvoted
 from quorumfs.disk import earlyvote
 from quorumfs.disk.disk import Disk
 from quorumfs.disk.mirror import Mirror
-from quorumfs.disk.rangelock import Claim, RangeLock
+from quorumfs.disk.rangelock import RangeClaim, RangeLock
 from quorumfs.fastpath.publish import Publisher
 from quorumfs.live.actions import Action
 from quorumfs.live.grow import Growth
@@ -390,17 +390,17 @@ def cleared_while_one_is_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def nothing_conflicts(monkeypatch: pytest.MonkeyPatch) -> None:
     """R6: overlapping writes are not serialised."""
-    monkeypatch.setattr(Claim, "conflicts", _always(value=False))
+    monkeypatch.setattr(RangeClaim, "conflicts", _always(value=False))
 
 
 def reads_conflict_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """R6: a vote may overlap a write."""
-    conflicts = Claim.conflicts
+    conflicts = RangeClaim.conflicts
 
-    def between_writes(self: Claim, other: Claim) -> bool:
+    def between_writes(self: RangeClaim, other: RangeClaim) -> bool:
         return self.exclusive and other.exclusive and conflicts(self, other)
 
-    monkeypatch.setattr(Claim, "conflicts", between_writes)
+    monkeypatch.setattr(RangeClaim, "conflicts", between_writes)
 
 
 def repairs_do_not_lock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -846,10 +846,10 @@ def taken_without_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """R6: a write that is taken over from the fast path locks nothing."""
     release = RangeLock.release
 
-    def unlocked(self: RangeLock, start: int, end: int) -> Claim:
-        return Claim(start, end, True)
+    def unlocked(self: RangeLock, start: int, end: int) -> RangeClaim:
+        return RangeClaim(start, end, True)
 
-    def if_locked(self: RangeLock, claim: Claim) -> None:
+    def if_locked(self: RangeLock, claim: RangeClaim) -> None:
         if claim in self.claims:
             release(self, claim)
 

@@ -1002,7 +1002,7 @@ def test_the_kernel_s_table_is_read_as_it_is_written(monkeypatch: pytest.MonkeyP
     )
     monkeypatch.setattr(Path, "read_bytes", lambda _: table)
     assert mounts.of_quorumfs() == [
-        first := mounts.Mount("/mnt/a b", "fuse.quorumfs", 7, "0:40"),
-        mounts.Mount("/mnt/c", "fuse.quorumfs", 7, "0:44"),
+        first := mounts.Mount("/mnt/a b", "fuse.quorumfs", 7, "0:40", "x"),
+        mounts.Mount("/mnt/c", "fuse.quorumfs", 7, "0:44", "x"),
     ]
     assert mounts.first_of(replace(first, mountpoint="/mnt/bind")) == first

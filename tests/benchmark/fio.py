@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ def run(disk: Path, row: Row, size: int, seconds: float) -> Outcome:
         "--randrepeat=0", "--norandommap", "--random_generator=tausworthe64",
         f"--buffer_pattern=0x{PATTERN.hex()}", *row.fio,
     ]  # fmt: skip
+    # A Ctrl-C while it is being started would leave it behind.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -46,6 +49,7 @@ def run(disk: Path, row: Row, size: int, seconds: float) -> Outcome:
         start_new_session=True,  # Ctrl-C is for us: fio would report a short run as a good one
     )
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         report, complaints = process.communicate(timeout=seconds + HANGS_S)
     except BaseException:
         process.kill()

@@ -148,6 +148,23 @@ async def rolled_back_by_seconds_and_unmounted(story: Story) -> None:
     story.oracle.check_images(story.world.contents())
 
 
+async def rolled_back_by_seconds_after_a_kill(story: Story) -> None:
+    """Nothing on record tells the one from the other, but that it has no mark of the last write."""
+    async with story.mounted() as guest:
+        await guest.write(0)
+        await guest.flush()
+        await trio.sleep(2.0)
+        snapshot = story.world.backup(0)
+        await guest.write(EXTENTS[1])
+        await guest.flush()
+        story.world.kill()
+    story.world.roll_back(0, snapshot)
+    async with story.mounted() as guest:
+        await guest.read_surely(EXTENTS[1])
+        await guest.converged()
+    await story.ends_well()
+
+
 async def a_snapshot_that_is_up_to_date(story: Story) -> None:
     """P3: one that is as it was is given nothing but what it missed."""
     async with story.holding(*EXTENTS, size=EXTENT).durable().mounted() as guest:
@@ -251,6 +268,9 @@ STORIES = [
     (rolled_back_by_seconds, PAIR),
     (rolled_back_by_seconds, TRIO),
     (rolled_back_by_seconds_and_unmounted, PAIR),
+    (rolled_back_by_seconds_after_a_kill, PAIR),
+    (rolled_back_by_seconds_after_a_kill, EQUALS),
+    (rolled_back_by_seconds_after_a_kill, TRIO),
     (a_snapshot_that_is_up_to_date, PAIR),
     (a_snapshot_that_is_up_to_date, replace(PAIR, passing=True)),
     (an_old_image_under_its_sidecar, replace(PAIR, passing=True)),

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import cast
 
+from quorumfs.decisions.voting import BLOCK
 from quorumfs.disk.mirror import Mirror
 from quorumfs.replica.reach import LEAST
 from quorumfs.replica.replica import Replica
@@ -28,7 +29,8 @@ class Zeroing:
         fails.
         """
         mirror, ledger = self._mirror, self._mirror.ledger
-        longest = max(STEP_MAX, mirror.size // STEPS)
+        # A step ends with a block: a sector is zeroed as a whole, or not at all.
+        longest = max(STEP_MAX, mirror.size // STEPS // BLOCK * BLOCK)
         stop = min(end, offset + longest)
         if stop - offset <= LEAST:
             return stop

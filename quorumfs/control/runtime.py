@@ -105,9 +105,9 @@ class Claim:
     def note_device(self) -> None:
         """Note by which number the kernel knows the file system, which is mounted now: its path may
         change, by a new name of a directory above, or be one of several."""
-        mounted = mounts.mount_at(self.mountpoint)
-        if mounted is not None and mounted.device:
-            with suppress(OSError):  # then it is found by its path alone
+        with suppress(OSError):  # then it is found by its path alone
+            mounted = mounts.mount_at(self.mountpoint)
+            if mounted is not None and mounted.device:
                 self._device_file(mounted).write_bytes(os.fsencode(self.mountpoint))
 
     def _device_file(self, mounted: mounts.Mount) -> Path:
@@ -273,10 +273,12 @@ class Finder:
                 with suppress(OSError):
                     descriptor = _open_file(directory, _name_of_device(mounted), mounted.owner)
                     try:
-                        if place := os.fsdecode(os.read(descriptor, PLACE_MAX)):
-                            return place
+                        place = os.fsdecode(os.read(descriptor, PLACE_MAX))
                     finally:
                         os.close(descriptor)
+                    # A daemon that was killed leaves its note, and another gets its number.
+                    if self.daemon_pid(place, mounted.owner) is not None:
+                        return place
         return mounted.mountpoint
 
     def sockets(self, mountpoint: str, uid: int) -> Iterator[tuple[Path, int]]:

@@ -122,12 +122,14 @@ class Verification:
         Whatever comes of it: a flush answers for no more than that.
         """
         cut_off = self._ledger.agreement.cut_off
-        runs = [range(start, end) for start, end in cut_off]
+        answered_for = list(cut_off)
+        parts = (self._map.runs_in(UNVERIFIED, range(*bounds)) for bounds in answered_for)
+        runs = [run for part in parts for run in part]  # the rest was compared meanwhile
         async with aclosing(self._work.batches(runs, self._equal, urgent=True)) as batches:
             async for batch in batches:
                 await self._work.in_parallel(batch, self._verify_unit, urgent=True)
-        for run in runs:
-            cut_off.remove(run.start, run.stop)
+        for bounds in answered_for:
+            cut_off.remove(*bounds)
 
     def compare_again(self, chunks: range) -> None:
         """Compare *chunks*, as far as they are UNVERIFIED, as soon as possible: they changed."""
@@ -242,10 +244,13 @@ class Verification:
         wrong += [outcome.replica for outcome in failed]
         if not wrong:
             # A sync that failed before a crash may have dropped what all of them show (R4).
-            if self._ledger.agreement.torn.overlaps(offset, end) and await repair_write(
-                self._mirror, self._sidecars, list(ballots), offset, versions[0], list(ballots)
-            ):
-                found.unread.add(offset, end)
+            torn = self._ledger.agreement.torn.overlaps(offset, end)
+            if torn and versions:
+                given = list(ballots)
+                if await repair_write(
+                    self._mirror, self._sidecars, given, offset, versions[0], given
+                ):
+                    found.unread.add(offset, end)
             return
         differ = len(set(versions)) > 1
         # Where a write failed, some replicas may have got another's content: no real majority.

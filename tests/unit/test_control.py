@@ -445,6 +445,20 @@ def test_a_dead_mount_is_named_with_what_to_do(home: Path, left: str) -> None:
     assert caught.value.exit_code is ExitCode.UNUSABLE
 
 
+def test_a_note_that_a_killed_daemon_left_misleads_nobody(home: Path) -> None:
+    """Its file system's number is another one's by now, which may have left no note."""
+    mount = mounts.Mount(MOUNTPOINT, mounts.FS_TYPE, os.geteuid(), "0:7")
+    (home / "0-7.at").write_text("/elsewhere")
+    with runtime.Finder() as finder:
+        assert finder.place_of(mount) == MOUNTPOINT
+    claim = runtime.claim("/elsewhere")
+    try:
+        with runtime.Finder() as finder:
+            assert finder.place_of(mount) == "/elsewhere"
+    finally:
+        claim.give_up()
+
+
 def test_a_disk_that_answers_is_not_said_to_be_dead(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
